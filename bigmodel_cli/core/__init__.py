@@ -1,0 +1,1 @@
+"""What every other package speaks: recipes, registries, shared types and errors."""

@@ -1,0 +1,74 @@
+"""Errors a person can act on: each says what is wrong, what was expected, and what to do.
+
+They are raised where the fact is known and become text in ``cli.py`` alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MAX_LINE = 200
+
+
+class BigmodelError(Exception):
+    """What is wrong; what was expected; a hint; and the exit code of the process.
+
+    Args:
+        what: the fact, with the file (and line) it was found in.
+        expected: what would have been right, or None where `what` says it.
+        hint: a command or an action that helps.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, expected: str | None = None, hint: str | None = None) -> None:
+        self.what, self.expected, self.hint = what, expected, hint
+        super().__init__(self.line)
+
+    @property
+    def line(self) -> str:
+        """One line of at most 200 printable characters."""
+        text = self.what if self.expected is None else f"{self.what}; {self.expected}"
+        text = printable(text)
+        return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
+
+
+class InputError(BigmodelError):
+    """Bad input: a flag, a recipe, a checkpoint, data, or two things that do not match."""
+
+    exit_code = 2
+
+
+class MachineError(BigmodelError):
+    """The environment: disk, memory, device, lock, network, a missing extra."""
+
+    exit_code = 3
+
+
+class DivergedError(BigmodelError):
+    """Training met a loss or a gradient that is not finite."""
+
+    exit_code = 4
+
+
+class InterruptedRun(BigmodelError):
+    """A signal asked the run to stop; a checkpoint was saved. ``signum`` gives 128 + signum."""
+
+    def __init__(self, signum: int, what: str, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.exit_code = 128 + signum
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (terminal escapes from files) shown as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause that suggests the nearest known names, or lists them when few."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "one of " + ", ".join(known) if len(known) <= 12 else f"one of {len(known)} known names"

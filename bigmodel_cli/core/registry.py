@@ -1,0 +1,171 @@
+"""Registries: adding a component is one decorated function in one file, with no list to edit.
+
+A component is a function. Its positional parameters are what the engine hands in
+(a spec, a model's parameters, ...); its keyword-only parameters, with their types
+and defaults, *are* its recipe schema: pydantic builds the check from the signature.
+
+Names are found by reading the source of the package (no import), so shell
+completion and ``bigmodel models`` need no torch, and using one model imports one
+file. ``tests/core/test_registry.py`` holds both views against each other.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from bigmodel_cli.core.errors import InputError, nearest
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the source says of a component before anything is imported."""
+
+    name: str
+    module: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component: its function, what it was registered with, and its schema."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    meta: dict[str, Any]
+
+    @functools.cached_property
+    def schema(self) -> type[BaseModel]:
+        """The recipe schema, built from the keyword-only parameters of the function."""
+        hints = typing.get_type_hints(self.function)
+        fields: dict[str, Any] = {
+            p.name: (hints[p.name], ... if p.default is p.empty else p.default)
+            for p in inspect.signature(self.function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        }
+        config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+        return create_model(self.name, __config__=config, **fields)
+
+    def options(self, raw: dict[str, Any], section: str) -> dict[str, Any]:
+        """`raw` checked, typed and completed with the defaults.
+
+        Raises:
+            pydantic.ValidationError: its locations are relative to `section`;
+                :func:`bigmodel_cli.core.resolve.explain` turns it into a line.
+        """
+        return {k: getattr(model, k) for model in [self.schema(**raw)] for k in self.schema.model_fields}
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.function(*args, **options)
+
+
+class Registry:
+    """The components of one kind.
+
+    Args:
+        kind: what a person calls one ("model").
+        variable: the name the registry is imported under, as decorators spell it.
+        package: the package whose files hold the components.
+    """
+
+    def __init__(self, kind: str, variable: str, package: str) -> None:
+        self.kind, self.variable, self.package = kind, variable, package
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str | None = None, **meta: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator. The name is the function's, with ``_`` as ``-`` only where `name` says so.
+
+        Raises:
+            ValueError: the name is taken by another function, or is not a valid name.
+        """
+
+        def add(function: Callable[..., Any]) -> Callable[..., Any]:
+            key = name or function.__name__
+            if not NAME.fullmatch(key):
+                raise ValueError(f"{self.kind} name {key!r} must match {NAME.pattern}")
+            old = self._entries.get(key)
+            if old is not None and old.function.__qualname__ != function.__qualname__:
+                raise ValueError(f"{self.kind} {key!r} is registered twice")
+            self._entries[key] = Entry(self.kind, key, function, meta)
+            return function
+
+        return add
+
+    @functools.cached_property
+    def found(self) -> dict[str, Found]:
+        """Every component by name, read from the package's source without importing it."""
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.submodule_search_locations
+        result: dict[str, Found] = {}
+        for folder in spec.submodule_search_locations:
+            for file in sorted(Path(folder).glob("*.py")):
+                source = file.read_text(encoding="utf-8")
+                if f"@{self.variable}.register" not in source:
+                    continue
+                for entry in self._scan(source, f"{self.package}.{file.stem}"):
+                    if entry.name in result:
+                        raise ValueError(f"{self.kind} {entry.name!r} is registered twice")
+                    result[entry.name] = entry
+        return result
+
+    def _scan(self, source: str, module: str) -> typing.Iterator[Found]:
+        for node in ast.parse(source).body:
+            for decorator in getattr(node, "decorator_list", ()):
+                if not isinstance(node, ast.FunctionDef) or not isinstance(decorator, ast.Call):
+                    continue
+                if ast.unparse(decorator.func) != f"{self.variable}.register":
+                    continue
+                first = decorator.args[0] if decorator.args else None
+                name = first.value if isinstance(first, ast.Constant) else node.name
+                yield Found(str(name), module, (ast.get_docstring(node) or "").partition("\n")[0])
+
+    def names(self) -> list[str]:
+        return sorted(self.found)
+
+    def get(self, name: str) -> Entry:
+        """The component called `name`.
+
+        Raises:
+            InputError: there is none; the nearest names are suggested.
+        """
+        if name not in self._entries:
+            if name not in self.found:
+                raise InputError(
+                    f"unknown {self.kind} {name!r}",
+                    nearest(name, self.found),
+                    hint=f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}",
+                )
+            importlib.import_module(self.found[name].module)
+        return self._entries[name]
+
+
+LISTINGS = {"model": "models", "data set": "data"}
+
+models = Registry("model", "models", "bigmodel_cli.models")
+data = Registry("data set", "data", "bigmodel_cli.data")
+augments = Registry("augmentation", "augments", "bigmodel_cli.data")
+tasks = Registry("task", "tasks", "bigmodel_cli.tasks")
+losses = Registry("loss", "losses", "bigmodel_cli.optim")
+optimizers = Registry("optimizer", "optimizers", "bigmodel_cli.optim")
+schedules = Registry("schedule", "schedules", "bigmodel_cli.optim")
+methods = Registry("fine-tuning method", "methods", "bigmodel_cli.adapt")
+exports = Registry("export format", "exports", "bigmodel_cli.export")
+reports = Registry("report", "reports", "bigmodel_cli.insight")
+
+__all__ = ["Entry", "Found", "Registry", "ValidationError"] + [
+    "augments", "data", "exports", "losses", "methods", "models", "optimizers", "reports", "schedules", "tasks"
+]  # fmt: skip

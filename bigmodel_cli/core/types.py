@@ -1,0 +1,142 @@
+"""The few types that tasks, models, data and the engine share.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Batch = dict[str, "Tensor"]
+"""Named tensors that share their first dimension, B. ``index`` (B,) int64 is each sample's place in its split."""
+
+
+class Spec(Protocol):
+    """What a model must know of its data to be built, and a stranger to use it: plain values only."""
+
+    kind: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Pictures of C x H x W with class names, and how they are normalised.
+
+    `mean` and `std` are per channel on the 0..1 scale, measured on the train
+    split; empty until then.
+    """
+
+    kind: ClassVar[str] = "image"
+
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def with_(self, **changes: Any) -> ImageSpec:
+        return replace(self, **changes)
+
+
+class Source(Protocol):
+    """One split of a data set. Batches are gathered by index, never item by item."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The samples at `indices` ((B,) int64, CPU), as raw as they are stored (uint8 pictures, int64 labels)."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person calls sample `index`: a file, or ``test[17]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The splits of a data set, each loaded when first asked for, and what a model must know of them.
+
+    `load` maps split names to loaders: ``train`` always, ``val`` where the data has its
+    own (else the engine carves it from train by seed), ``test`` where there is one.
+    Training never calls the test loader.
+    """
+
+    spec: Spec
+    load: Mapping[str, Callable[[], Source]]
+    fingerprint: str = ""
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """What the randomness of augmentation may depend on: (seed, epoch, index), and nothing else.
+
+    `indices` is (B,) int64 on the device of the batch.
+    """
+
+    seed: int
+    epoch: int
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A loss as a *sum* over `count` units (pictures, tokens, ratings). Only the engine divides, globally."""
+
+    total: Tensor
+    count: int | Tensor
+
+
+class Task(Protocol):
+    """What a batch means. The engine calls these and knows no task by name."""
+
+    name: str
+    spec: Any
+    unit: str
+    """What is counted: "images", "tokens", "ratings"."""
+    best: tuple[str, str]
+    """The validation metric that chooses ``best.pt``, and "max" or "min"."""
+
+    def fit_spec(self, train: Source) -> Task:
+        """The task with preprocessing statistics measured on the train split."""
+        ...
+
+    def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
+        """Raw batch on the device to model-ready batch: resize, normalise; augment where `key` is given."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """How many units the loss of `batch` sums over, known before the forward pass."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum: ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch, ``loss`` and ``count`` among them; the engine adds them over batches and ranks."""
+        ...
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the split to metrics: ``loss``, ``accuracy``, ..."""
+        ...
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Model inputs of the right shape and type (values are of no meaning), for tables, FLOPs and export."""
+        ...

@@ -1,0 +1,1 @@
+"""Data sources: one file a source, one registered function a data set."""

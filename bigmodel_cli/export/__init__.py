@@ -1,0 +1,1 @@
+"""Export formats, one file each, and the proof that compares the file with its source."""

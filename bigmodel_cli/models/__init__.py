@@ -1,0 +1,1 @@
+"""Models from zero: one file a family, one registered function a model."""

@@ -1,0 +1,1 @@
+"""What a batch means: one file a task."""
