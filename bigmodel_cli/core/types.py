@@ -129,6 +129,14 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum: ...
 
+    def adopt(self, trained: Any, data: Any) -> tuple[Any, list[str]]:
+        """The spec to fine-tune with, from the trained one and the new data's, and a line for each change."""
+        ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        """What the model says of each sample, first dimension B: what reports are made of."""
+        ...
+
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch, ``loss`` and ``count`` among them; the engine adds them over batches and ranks."""
         ...
@@ -140,3 +148,7 @@ class Task(Protocol):
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """Model inputs of the right shape and type (values are of no meaning), for tables, FLOPs and export."""
         ...
+
+
+SPECS: dict[str, type[Any]] = {ImageSpec.kind: ImageSpec}
+"""The kinds of spec a checkpoint may hold."""

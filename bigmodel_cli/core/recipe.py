@@ -1,0 +1,128 @@
+"""The typed recipe: everything that decides a run, each field documented, nothing implicit.
+
+A section is either typed here (``train``, ``placement``, ...) or a *component*: a
+``name`` and the options that the registered function of that name declares. The
+defaults below are the only place where the engine's defaults live.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bigmodel_cli.core.registry import Registry, augments, data, losses, models, optimizers, schedules
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(Section):
+    """A registered function and its options, side by side: ``{name: sgd, lr: 0.1}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(description="the registered name")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ModelSection(Component):
+    init: Literal["default", "kaiming", "xavier"] = Field(
+        "default", description="random initialisation; default is the model's own"
+    )
+
+
+class DataSection(Component):
+    dir: str | None = Field(None, description="folder of data files; default BIGMODEL_DATA, else ~/.cache/bigmodel")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of train carved off for validation, where the data has no val split"
+    )
+    split_seed: int = Field(0, description="seed of that carving; apart from train.seed so that seeds compare")
+
+
+class TrainSection(Section):
+    epochs: Positive = Field(10, description="passes over the train split")
+    batch_size: Positive = Field(128, description="samples an optimizer step, over all ranks")
+    accumulate: Positive = Field(1, description="micro-batches a step; the batch size stays what it says")
+    eval_batch_size: Positive = Field(512, description="samples a forward pass in evaluation")
+    max_steps: Positive | None = Field(None, description="stop after this many steps; the schedule ends there too")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="exponential moving average of the weights, which is then evaluated and exported"
+    )
+    patience: Positive | None = Field(None, description="stop after this many epochs without a better val metric")
+    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    save_steps: Positive | None = Field(None, description="also save last.pt every this many steps")
+    eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
+
+
+class StartSection(Section):
+    checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
+    method: str = Field("full", description="what is trained: full or freeze-backbone")
+
+
+class PlacementSection(Section):
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: CUDA, else MPS, else CPU")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: measured on this machine")
+    channels_last: bool | Literal["auto"] = Field("auto", description="memory format of pictures; auto: measured")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: CUDA only")
+    threads: Positive | None = Field(None, description="CPU threads in an operation; default all cores")
+    deterministic: bool = Field(False, description="torch's deterministic algorithms; nothing is measured")
+
+
+class Recipe(Section):
+    """One run, whole. ``bigmodel recipe schema`` prints this with every component's options."""
+
+    model: ModelSection
+    data: DataSection = DataSection(name="digits")
+    augment: Component = Component(name="none")
+    loss: Component = Component(name="cross_entropy")
+    optimizer: Component = Component(name="adamw")
+    schedule: Component = Component(name="one_cycle")
+    train: TrainSection = TrainSection()
+    start: StartSection = StartSection()
+    placement: PlacementSection = PlacementSection()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML, JSON and the checkpoint."""
+        return self.model_dump(mode="json")
+
+
+COMPONENTS: dict[str, Registry] = {
+    "model": models,
+    "data": data,
+    "augment": augments,
+    "loss": losses,
+    "optimizer": optimizers,
+    "schedule": schedules,
+}
+"""Which registry checks which section."""
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a recipe file, every registered component and option in it."""
+    root = Recipe.model_json_schema()
+    definitions = root["$defs"]
+    for section, registry in COMPONENTS.items():
+        base = type(Recipe.model_fields[section].get_default()) if section != "model" else ModelSection
+        typed = base.model_json_schema()["properties"]
+        choices = []
+        for name in registry.names():
+            own = registry.get(name).schema.model_json_schema(ref_template="#/$defs/{model}")
+            definitions.update(own.pop("$defs", {}))
+            properties = typed | own.get("properties", {}) | {"name": {"const": name}}
+            choices.append({
+                "type": "object", "title": name, "description": registry.found[name].summary,
+                "properties": properties, "required": ["name", *own.get("required", [])],
+                "additionalProperties": False,
+            })  # fmt: skip
+        root["properties"][section] = {"oneOf": choices}
+    root["required"] = []  # a flag may supply what a file leaves out
+    root["title"] = "bigmodel recipe"
+    return root

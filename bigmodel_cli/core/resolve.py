@@ -1,0 +1,141 @@
+"""Layers to a recipe: defaults <- recipe file <- flags <- --set, checked whole, every value with its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from bigmodel_cli.core.errors import InputError, nearest
+from bigmodel_cli.core.recipe import COMPONENTS, Recipe
+from bigmodel_cli.core.strict_yaml import Document, parse_scalar
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place: where they came from, and how to point at one of them."""
+
+    source: str
+    values: Mapping[str, Any]
+    lines: Mapping[Path, int] = field(default_factory=dict)
+
+    def locate(self, path: Path) -> str:
+        return f"{self.source}:{self.lines[path]}" if path in self.lines else self.source
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked recipe, and for each of its values the place it came from."""
+
+    recipe: Recipe
+    origin: Mapping[Path, str]
+
+
+def document_layer(document: Document, source: str) -> Layer:
+    return Layer(source, document.values, document.lines)
+
+
+def set_layer(assignments: Iterable[str]) -> Layer:
+    """``--set section.key=value`` as a layer.
+
+    Raises:
+        InputError: an assignment is not of that form.
+    """
+    values: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        parts = tuple(key.strip().split("."))
+        if not equals or len(parts) != 2 or not all(parts):
+            raise InputError(f"--set {text}", "expected section.key=value", "bigmodel recipe schema")
+        values.setdefault(parts[0], {})[parts[1]] = parse_scalar(raw)
+    return Layer("--set", values)
+
+
+def resolve(layers: Iterable[Layer]) -> Resolved:
+    """Merge `layers` (later ones win) into one recipe and check it whole, before any device work.
+
+    A layer that names another component drops the options that earlier layers
+    gave the old one.
+
+    Raises:
+        InputError: unknown section, component or key, or a value of the wrong type.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    origin: dict[Path, str] = {}
+    for layer in layers:
+        _check_sections(layer)
+        for section, values in layer.values.items():
+            into = merged.setdefault(section, {})
+            if "name" in values and "name" in into and values["name"] != into["name"]:
+                typed = set(Recipe.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
+                for key in [k for k in into if k not in typed]:
+                    del into[key], origin[section, key]
+            for key, value in values.items():
+                into[key] = value
+                origin[section, key] = layer.locate((section, key))
+    if "name" not in merged.get("model", {}):
+        raise InputError("no model named", "give a MODEL or a recipe that has one", "bigmodel models")
+    return Resolved(_validate(merged, origin), origin)
+
+
+def _check_sections(layer: Layer) -> None:
+    for section, values in layer.values.items():
+        known = Recipe.model_fields
+        if section not in known:
+            where = layer.locate((section,))
+            raise InputError(f"{where}: unknown section {section!r}", nearest(section, known), "bigmodel recipe schema")
+        if not isinstance(values, Mapping):
+            where = layer.locate((section,))
+            raise InputError(f"{where}: {section} is {values!r}", f"expected keys below {section}:")
+
+
+def _validate(merged: dict[str, dict[str, Any]], origin: Mapping[Path, str]) -> Recipe:
+    try:
+        recipe = Recipe(**merged)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise explain(error, origin) from None
+    checked = recipe.model_dump()
+    for section, registry in COMPONENTS.items():
+        component = getattr(recipe, section)
+        entry = _named(registry, component.name, origin.get((section, "name")))
+        typed = {k: v for k, v in checked[section].items() if k in type(component).model_fields}
+        try:
+            checked[section] = typed | entry.options(component.options, section)
+        except ValidationError as error:
+            raise explain(error, origin, section, entry.schema.model_fields) from None
+    return Recipe(**checked)
+
+
+def _named(registry: Any, name: str, where: str | None) -> Any:
+    try:
+        return registry.get(name)
+    except InputError as error:
+        if where and ":" in where:
+            raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
+        raise
+
+
+def explain(
+    error: ValidationError, origin: Mapping[Path, str], section: str | None = None, fields: Iterable[str] = ()
+) -> InputError:
+    """A pydantic error as one line: where, which key, what it is, what was expected; and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    path = tuple(str(p) for p in first["loc"])
+    path = path if section is None else (section, *path)
+    where = origin.get(path[:2], "recipe")
+    key = ".".join(path[:2])
+    if first["type"] == "extra_forbidden":
+        known = fields or getattr(Recipe.model_fields[path[0]].annotation, "model_fields", {})
+        what, expected = f"{where}: unknown key {key}", nearest(path[1], known)
+    elif first["type"] == "missing":
+        what, expected = f"{where}: {key} is missing", "it has no default"
+    else:
+        message = first["msg"][0].lower() + first["msg"][1:]
+        what, expected = f"{where}: {key} = {first['input']!r}", message.replace("input should be", "expected")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return InputError(what, expected + more, "bigmodel recipe schema")

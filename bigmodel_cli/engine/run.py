@@ -1,0 +1,163 @@
+"""A run: everything that training needs, built once by ``assemble`` and saved whole by ``state``."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import bigmodel_cli
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.types import Source, Task
+from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.placement import Placement
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run is. All of it is in the checkpoint, so a resumed run is the unbroken one."""
+
+    step: int = 0
+    epoch: int = 0
+    batch_in_epoch: int = 0
+    samples_seen: int = 0
+    best_metric: float | None = None
+    best_epoch: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What does not train: tensor names (parameters and buffers), and the modules held in eval mode."""
+
+    tensors: frozenset[str] = frozenset()
+    modules: tuple[nn.Module, ...] = ()
+
+
+@dataclass
+class Run:
+    """One training run. `emit` takes events (plain dicts); the commands decide how they look."""
+
+    recipe: Recipe
+    task: Task
+    model: nn.Module
+    ema: AveragedModel | None
+    frozen: Frozen
+    optimizer: torch.optim.Optimizer
+    factor: Callable[[int], float]
+    base_lrs: list[float]
+    batches: Batches
+    val: Source
+    total_steps: int
+    placement: Placement
+    meta: dict[str, Any]
+    notes: list[str]
+    progress: Progress = field(default_factory=Progress)
+    emit: Callable[[Event], None] = lambda event: None
+    stop: Callable[[], bool] = lambda: False
+    save: Callable[[Run, bool], None] = lambda run, best: None
+    pieces: int = 1
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The averaged model where there is one: the one that is evaluated, kept as best and exported."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def lr(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def set_lr(self) -> None:
+        """The schedule, a pure function of the step: nothing of it needs saving but the step."""
+        factor = self.factor(self.progress.step)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def train_mode(self) -> None:
+        """Train mode, except for frozen modules: frozen BatchNorm keeps its statistics too."""
+        self.model.train()
+        for module in self.frozen.modules:
+            module.eval()
+
+    def state(self) -> dict[str, Any]:
+        """The checkpoint (RELIABILITY: "The checkpoint file"), plain values and tensors only."""
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if self.placement.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.placement.device)
+        ema = None
+        if self.ema is not None:
+            ema = {**self.ema.module.state_dict(), "n_averaged": self.ema.n_averaged}
+        return {
+            "format": "bigmodel.checkpoint",
+            "version": 1,
+            "model": dict(self.model.state_dict()),
+            "model_ema": ema,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None,
+            "scaler": None,
+            "progress": asdict(self.progress),
+            "rng": rng,
+            "meta": {**self.meta, "env": environment(self.placement), "created": time.time()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        """Continue from `state`: bit-exact in the same environment, else a line for each thing that differs.
+
+        Raises:
+            InputError: the checkpoint is of another recipe.
+        """
+        self._check_same(state["meta"]["recipe"])
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            ema = dict(state["model_ema"])
+            self.ema.n_averaged.copy_(ema.pop("n_averaged"))
+            self.ema.module.load_state_dict(ema)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.placement.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.placement.device)
+        now, then = environment(self.placement), state["meta"]["env"]
+        return [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if then.get(k) != v]
+
+    def _check_same(self, saved: Mapping[str, Any]) -> None:
+        ours = self.recipe.to_dict()
+        # A resumed run may run longer, look elsewhere for its data, or save and evaluate at other times.
+        free = {("data", "dir"), ("train", "epochs"), ("train", "max_steps"), ("train", "save_steps")}
+        free |= {("train", "eval_batch_size"), ("train", "patience"), ("train", "eval_epochs")}
+        for section, values in ours.items():
+            if section == "placement":
+                continue
+            for key in values.keys() | saved.get(section, {}).keys():
+                old, new = saved.get(section, {}).get(key), values.get(key)
+                if old != new and (section, key) not in free:
+                    raise InputError(
+                        f"--resume: {section}.{key} is {new!r}, but the checkpoint was made with {old!r}",
+                        hint=f"give {old!r} again, or start a new run with --out",
+                    )
+
+
+def environment(placement: Placement) -> dict[str, Any]:
+    """What bit-exact resume depends on beside the recipe."""
+    from bigmodel_cli.engine.placement import device_name
+
+    return {
+        "bigmodel": bigmodel_cli.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(placement.device),
+        "precision": placement.precision,
+        "channels_last": placement.channels_last,
+        "compile": placement.compile,
+        "threads": placement.threads,
+    }

@@ -1,0 +1,141 @@
+"""Starting from a checkpoint: the model it describes, rebuilt by our registry, and weights that fit another task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import augments, losses, models, tasks
+from bigmodel_cli.core.types import Spec, Task
+from bigmodel_cli.engine import checkpoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint brought back to life: the model in eval mode, its task, and what it remembers."""
+
+    path: Path
+    model: nn.Module
+    task: Any
+    recipe: Recipe
+    meta: Mapping[str, Any]
+    progress: Mapping[str, Any]
+
+    @property
+    def head(self) -> str:
+        return str(models.get(self.recipe.model.name).meta["head"])
+
+
+def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights to evaluate, export or start from: the averaged ones where there are some."""
+    chosen = dict(state["model_ema"] or state["model"])
+    chosen.pop("n_averaged", None)
+    return chosen
+
+
+def load_trained(path: Path) -> Trained:
+    """Rebuild the model and task of the checkpoint at `path`, which may also be a run folder.
+
+    Raises:
+        InputError: it is damaged, foreign, or describes a model this version does not have.
+    """
+    if path.is_dir():
+        path = path / "best.pt" if (path / "best.pt").exists() else path / "last.pt"
+    state = checkpoint.load(path)
+    meta = state["meta"]
+    recipe = Recipe(**meta["recipe"])
+    task = build_task(recipe, build_spec(recipe, meta["input"]))
+    model = build_model(recipe, task.spec)
+    _load(model, weights(state), path)
+    return Trained(path, model.eval(), task, recipe, meta, state["progress"])
+
+
+def build_spec(recipe: Recipe, values: Mapping[str, Any]) -> Spec:
+    """The spec of the kind that the model's task speaks."""
+    from bigmodel_cli.core.types import SPECS
+
+    kind = values["kind"]
+    return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})  # type: ignore[no-any-return]
+
+
+def build_task(recipe: Recipe, spec: Spec) -> Task:
+    """The task that the model was registered for, with the recipe's loss and augmentation."""
+    loss = losses.get(recipe.loss.name)(**recipe.loss.options)
+    augment = augments.get(recipe.augment.name)(**recipe.augment.options)
+    entry = tasks.get(models.get(recipe.model.name).meta["task"])
+    return entry(spec, loss, augment)  # type: ignore[no-any-return]
+
+
+def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
+    """The model, randomly initialised from torch's generator as it stands."""
+    from bigmodel_cli.models.initialise import initialise
+
+    model = models.get(recipe.model.name)(spec, **recipe.model.options)
+    initialise(model, recipe.model.init)
+    return model  # type: ignore[no-any-return]
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    ours = model.state_dict()
+    missing, unexpected = ours.keys() - state.keys(), state.keys() - ours.keys()
+    if missing or unexpected:
+        example = sorted(missing or unexpected)[0]
+        counts = f"{len(missing)} tensors missing, {len(unexpected)} unexpected"
+        raise InputError(f"{path}: {counts}, e.g. {example}", "the weights must fit the architecture they name")
+    for key, tensor in state.items():
+        if tensor.shape != ours[key].shape:
+            raise InputError(f"{path}: {key} is {tuple(tensor.shape)}", f"the model's is {tuple(ours[key].shape)}")
+    model.load_state_dict(state)
+
+
+def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
+    """Copy the weights of `trained` into `model`, built for `spec`; say what was kept and what was not.
+
+    The head is kept where the class names are the same set. The first layer is
+    adapted where the number of input channels differs: filters are summed over the
+    channels for one grey channel, and repeated, divided by the count, for several,
+    so that a grey picture gives the same activations either way.
+    """
+    state = dict(weights({"model": trained.model.state_dict(), "model_ema": None}))
+    ours, notes = model.state_dict(), []
+    meta = models.get(trained.recipe.model.name).meta
+    head, first = meta["head"], meta["backbone_first"] + ".weight"
+    if set(spec.classes) == set(trained.task.spec.classes):
+        notes.append(f"head kept: the {len(spec.classes)} classes match by name")
+    else:
+        for key in [k for k in state if k.startswith(head + ".")]:
+            del state[key]
+        notes.append(
+            f"head replaced: {len(trained.task.spec.classes)} classes in the checkpoint, {len(spec.classes)} in the data"
+        )
+    if first in state and state[first].shape != ours[first].shape and state[first].dim() == 4:
+        old, new = state[first].shape[1], ours[first].shape[1]
+        summed = state[first].sum(1, keepdim=True)
+        state[first] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
+        how = "summed over" if new == 1 else "repeated over"
+        notes.append(f"{first}: filters {how} the input channels ({old} -> {new})")
+    wrong = [k for k, v in state.items() if v.shape != ours[k].shape]
+    if wrong:
+        was, now = tuple(state[wrong[0]].shape), tuple(ours[wrong[0]].shape)
+        raise InputError(f"{trained.path}: {wrong[0]} is {was}", f"the data needs {now}", "fine-tune on the same size")
+    model.load_state_dict({**ours, **state})
+    return notes
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of the model's tensors."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(flat.numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,168 @@
+"""Pictures to classes. Shapes: B batch, C channels, H height, W width, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+MAX_PIXELS = 64_000_000
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
+
+
+@tasks.register()
+def image_classification(
+    spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
+) -> ImageClassification:
+    """One class a picture."""
+    return ImageClassification(spec, loss, augment)
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """See :class:`bigmodel_cli.core.types.Task`."""
+
+    spec: ImageSpec
+    loss_per_sample: Callable[[Tensor, Tensor], Tensor]
+    augment: Callable[[Tensor, SampleKey], Tensor]
+    name = "image_classification"
+    unit = "images"
+    best = ("accuracy", "max")
+
+    @staticmethod
+    def spec_from_dict(values: Mapping[str, Any]) -> ImageSpec:
+        return ImageSpec.from_dict(values)
+
+    def fit_spec(self, train: Source) -> ImageClassification:
+        """Mean and standard deviation per channel over every pixel of the train split, on the 0..1 scale."""
+        total = square = torch.zeros(self.spec.channels, dtype=torch.float64)
+        pixels = 0
+        for part in torch.arange(len(train)).split(2048):
+            x = train.gather(part)["image"].float() / 255
+            total = total + x.sum((0, 2, 3), dtype=torch.float64)
+            square = square + x.square().sum((0, 2, 3), dtype=torch.float64)
+            pixels += x.shape[0] * x.shape[2] * x.shape[3]
+        mean = total / pixels
+        # A constant channel must not divide by zero; half a grey level is below anything a picture can show.
+        std = (square / pixels - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)
+        return replace(self, spec=self.spec.with_(mean=tuple(mean.tolist()), std=tuple(std.tolist())))
+
+    def adopt(self, trained: ImageSpec, data: ImageSpec) -> tuple[ImageSpec, list[str]]:
+        """The spec to fine-tune with: the trained input size and normalisation, the new data's channels and classes.
+
+        Returns the spec and, for the person, a line for each thing that changed.
+        """
+        notes, mean, std = [], trained.mean, trained.std
+        if trained.channels != data.channels:
+            notes.append(f"input channels {trained.channels} -> {data.channels}")
+            mean = _channels(mean, data.channels)
+            std = _channels(std, data.channels)
+        if (trained.height, trained.width) != (data.height, data.width):
+            size = f"{trained.height}x{trained.width}"
+            notes.append(f"pictures are resized from {data.height}x{data.width} to the checkpoint's {size}")
+        same = set(trained.classes) == set(data.classes)
+        classes = trained.classes if same else data.classes
+        changed = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}
+        return trained.with_(**changed), notes
+
+    def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
+        """image uint8 (B,C',H',W') -> float32 (B,C,H,W), augmented where `key` is given, resized, normalised."""
+        x = batch["image"]
+        if key is not None:
+            x = self.augment(x, key)
+        x = x.float()
+        spec = self.spec
+        if x.shape[1] != spec.channels:
+            x = _to_channels(x, spec.channels)
+        if x.shape[2:] != (spec.height, spec.width):
+            x = F.interpolate(x, (spec.height, spec.width), mode="bilinear", antialias=True)
+        if spec.mean:
+            mean = x.new_tensor(spec.mean).view(1, -1, 1, 1) * 255
+            std = x.new_tensor(spec.std).view(1, -1, 1, 1) * 255
+            x = (x - mean) / std
+        return {**batch, "image": x}
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["label"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        logits = model(batch["image"]).float()
+        return LossSum(self.loss_per_sample(logits, batch["label"]).sum(), len(logits))
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        """logits (B,K) fp32, loss (B,), label (B,) and index (B,): what reports are made of."""
+        logits = model(batch["image"]).float()
+        # Label -1 is a class the model never saw: it has no loss, and reports leave it out.
+        loss = self.loss_per_sample(logits, batch["label"].clamp(min=0))
+        return {"logits": logits, "loss": loss, "label": batch["label"], "index": batch["index"]}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        out = self.outputs(model, batch)
+        known = out["label"] >= 0
+        correct = (out["logits"].argmax(1) == out["label"]) & known
+        return {"loss": (out["loss"] * known).sum(), "correct": correct.sum(), "count": known.sum()}
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+        count = max(sums["count"], 1)
+        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
+
+    def read(self, path: Path) -> Batch:
+        """One picture file as a raw batch of one, in the model's channels.
+
+        Raises:
+            InputError: the file is not a picture we read, is too large, or is damaged.
+        """
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    size = f"{picture.width}x{picture.height}"
+                    raise InputError(f"{path}: {size} pixels", f"expected at most {MAX_PIXELS}")
+                picture.load()
+                upright = ImageOps.exif_transpose(picture)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except UnidentifiedImageError:
+            raise InputError(f"{path}: not a picture", "expected one of " + ", ".join(FORMATS)) from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: cannot decode the picture: {error}") from None
+        upright = upright.convert("L" if self.spec.channels == 1 else "RGB")
+        data = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8)
+        pixels = data.view(upright.height, upright.width, -1).permute(2, 0, 1)
+        return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
+
+    def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
+        """For each picture the `top` classes with their probabilities, likeliest first."""
+        probability = model(batch["image"]).float().softmax(1)
+        best = probability.topk(min(top, self.spec.num_classes), dim=1)
+        return [
+            [(self.spec.classes[k], p) for p, k in zip(ps, ks, strict=True)]
+            for ps, ks in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        return (torch.zeros(batch_size, self.spec.channels, self.spec.height, self.spec.width),)
+
+
+def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return (sum(values) / len(values),) * channels if values else values
+
+
+def _to_channels(x: Tensor, channels: int) -> Tensor:
+    """(B,C',H,W) -> (B,channels,H,W): grey is repeated, colour becomes luma."""
+    if x.shape[1] == 1:
+        return x.expand(-1, channels, -1, -1)
+    if x.shape[1] == 3 and channels == 1:
+        return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    raise InputError(f"pictures have {x.shape[1]} channels", f"the model takes {channels}")
