@@ -105,6 +105,14 @@ class LossSum:
     count: int | Tensor
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """What does not train: tensor names (parameters and buffers), and the modules held in eval mode."""
+
+    tensors: frozenset[str] = frozenset()
+    modules: tuple[nn.Module, ...] = ()
+
+
 class Task(Protocol):
     """What a batch means. The engine calls these and knows no task by name."""
 
@@ -129,6 +137,10 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum: ...
 
+    def for_data(self, data: Any) -> Task:
+        """The task on data of another spec: what is named (classes) is matched by name, never by position."""
+        ...
+
     def adopt(self, trained: Any, data: Any) -> tuple[Any, list[str]]:
         """The spec to fine-tune with, from the trained one and the new data's, and a line for each change."""
         ...
@@ -143,6 +155,10 @@ class Task(Protocol):
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Sums over the split to metrics: ``loss``, ``accuracy``, ..."""
+        ...
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How another program prepares an input: plain values that go along with an export."""
         ...
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:

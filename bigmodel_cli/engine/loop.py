@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 import torch
@@ -150,20 +149,3 @@ def _out_of_patience(run: Run) -> bool:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-@contextlib.contextmanager
-def unchanged(model: torch.nn.Module, names: frozenset[str]):  # type: ignore[no-untyped-def]
-    """Hold the tensors called `names` to their bytes across the block.
-
-    Raises:
-        BigmodelError: one of them changed (a bug, hence exit code 1).
-    """
-    from bigmodel_cli.core.errors import BigmodelError
-
-    before = {k: v.detach().clone() for k, v in model.state_dict().items() if k in names}
-    yield
-    after = model.state_dict()
-    changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
-    if changed:
-        raise BigmodelError(f"{len(changed)} frozen tensors changed, first {changed[0]}")

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import bigmodel_cli
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.types import Source, Task
+from bigmodel_cli.core.types import Frozen, Source, Task
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.placement import Placement
 
@@ -34,14 +34,6 @@ class Progress:
     best_epoch: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What does not train: tensor names (parameters and buffers), and the modules held in eval mode."""
-
-    tensors: frozenset[str] = frozenset()
-    modules: tuple[nn.Module, ...] = ()
 
 
 @dataclass

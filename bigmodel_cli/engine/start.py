@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, losses, models, tasks
-from bigmodel_cli.core.types import Spec, Task
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import SPECS, Spec, Task
 from bigmodel_cli.engine import checkpoint
 
 
@@ -40,29 +42,50 @@ def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return chosen
 
 
+def checkpoint_file(path: Path) -> Path:
+    """`path` itself, or the best checkpoint of the run folder it is.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_dir():
+        found = next((path / name for name in ("best.pt", "last.pt") if (path / name).exists()), None)
+        if found is None:
+            raise InputError(f"{path}: no checkpoint in this folder", "expected best.pt or last.pt")
+        return found
+    return path
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """What the checkpoint at `path` says of itself."""
+    return checkpoint.load(path)["meta"]  # type: ignore[no-any-return]
+
+
 def load_trained(path: Path) -> Trained:
     """Rebuild the model and task of the checkpoint at `path`, which may also be a run folder.
 
     Raises:
         InputError: it is damaged, foreign, or describes a model this version does not have.
     """
-    if path.is_dir():
-        path = path / "best.pt" if (path / "best.pt").exists() else path / "last.pt"
+    path = checkpoint_file(path)
     state = checkpoint.load(path)
     meta = state["meta"]
-    recipe = Recipe(**meta["recipe"])
-    task = build_task(recipe, build_spec(recipe, meta["input"]))
+    recipe = recipe_of(meta, path)
+    task = build_task(recipe, build_spec(meta["input"]))
     model = build_model(recipe, task.spec)
     _load(model, weights(state), path)
     return Trained(path, model.eval(), task, recipe, meta, state["progress"])
 
 
-def build_spec(recipe: Recipe, values: Mapping[str, Any]) -> Spec:
-    """The spec of the kind that the model's task speaks."""
-    from bigmodel_cli.core.types import SPECS
+def recipe_of(meta: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe in a checkpoint, checked like any other: a checkpoint is a stranger's word too."""
+    return resolve([Layer(str(path), meta["recipe"])]).recipe
 
+
+def build_spec(values: Mapping[str, Any]) -> Any:
+    """A spec from the plain values in a checkpoint."""
     kind = values["kind"]
-    return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})  # type: ignore[no-any-return]
+    return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})
 
 
 def build_task(recipe: Recipe, spec: Spec) -> Task:
@@ -139,3 +162,18 @@ def digest(model: nn.Module) -> str:
         total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         total.update(flat.numpy().tobytes())
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+    """Hold the tensors called `names` to their bytes across the block.
+
+    Raises:
+        BigmodelError: one of them changed (a bug, hence exit code 1).
+    """
+    before = {k: v.detach().clone() for k, v in model.state_dict().items() if k in names}
+    yield
+    after = model.state_dict()
+    changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
+    if changed:
+        raise BigmodelError(f"{len(changed)} frozen tensors changed, first {changed[0]}")

@@ -35,6 +35,8 @@ class ImageClassification:
     spec: ImageSpec
     loss_per_sample: Callable[[Tensor, Tensor], Tensor]
     augment: Callable[[Tensor, SampleKey], Tensor]
+    labels: tuple[int, ...] | None = None
+    """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
     name = "image_classification"
     unit = "images"
     best = ("accuracy", "max")
@@ -56,6 +58,13 @@ class ImageClassification:
         # A constant channel must not divide by zero; half a grey level is below anything a picture can show.
         std = (square / pixels - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)
         return replace(self, spec=self.spec.with_(mean=tuple(mean.tolist()), std=tuple(std.tolist())))
+
+    def for_data(self, data: ImageSpec) -> ImageClassification:
+        """The task on data with its own class list: labels are matched by *name*, never by position."""
+        if data.classes == self.spec.classes:
+            return replace(self, labels=None)
+        places = {name: i for i, name in enumerate(self.spec.classes)}
+        return replace(self, labels=tuple(places.get(name, -1) for name in data.classes))
 
     def adopt(self, trained: ImageSpec, data: ImageSpec) -> tuple[ImageSpec, list[str]]:
         """The spec to fine-tune with: the trained input size and normalisation, the new data's channels and classes.
@@ -90,7 +99,10 @@ class ImageClassification:
             mean = x.new_tensor(spec.mean).view(1, -1, 1, 1) * 255
             std = x.new_tensor(spec.std).view(1, -1, 1, 1) * 255
             x = (x - mean) / std
-        return {**batch, "image": x}
+        label = batch["label"]
+        if self.labels is not None:
+            label = torch.tensor(self.labels, device=label.device)[label]
+        return {**batch, "image": x, "label": label}
 
     def count(self, batch: Batch) -> int:
         return len(batch["label"])
@@ -150,6 +162,18 @@ class ImageClassification:
             [(self.spec.classes[k], p) for p, k in zip(ps, ks, strict=True)]
             for ps, ks in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How another program prepares a picture, in the order of the keys."""
+        spec = self.spec
+        return {
+            "mode": "L" if spec.channels == 1 else "RGB",
+            "resize": {"height": spec.height, "width": spec.width, "interpolation": "bilinear, antialiased"},
+            "scale": 1 / 255,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "layout": "NCHW float32",
+        }
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.spec.channels, self.spec.height, self.spec.width),)

@@ -1,0 +1,82 @@
+"""The Typer app. A BigmodelError becomes its line and exit code here, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+import bigmodel_cli
+from bigmodel_cli.commands import console, env_check, evaluate, export, listing, predict, recipe, train
+from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From zero to a shipped model: train, fine-tune, evaluate, predict and export with one engine.",
+    epilog="Start with: bigmodel train resnet18 --data digits",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"bigmodel {bigmodel_cli.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["BIGMODEL_DEBUG"] = "1"
+
+
+app.command()(train.train)
+app.command()(train.finetune)
+app.command("eval")(evaluate.evaluate)
+app.command()(predict.predict)
+app.command()(export.export)
+app.command("env-check")(env_check.env_check)
+app.command("models")(listing.models_command)
+app.command("data")(listing.data_command)
+app.command("recipes")(listing.recipes_command)
+app.add_typer(recipe.app, name="recipe")
+
+
+def main() -> None:
+    """Run the command line; every way it can end is decided here."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except BigmodelError as error:
+        _debug()
+        console.error(error)
+        _leave(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(128 + signal.SIGPIPE)
+    except Exception as error:
+        _debug()
+        console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint="bigmodel --debug ..."))
+        _leave(1)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise InterruptedRun(signum, "interrupted")
+
+
+def _debug() -> None:
+    if os.environ.get("BIGMODEL_DEBUG"):
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    raise SystemExit(code)

@@ -1,0 +1,111 @@
+"""The options that commands share, and how they become recipe layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bigmodel_cli.core.resolve import Layer
+
+
+def _complete(registry: str) -> Any:
+    """Shell completion from the names in a registry: reads source, imports no torch."""
+
+    def names(incomplete: str) -> list[str]:
+        from bigmodel_cli.core import registry as registries
+
+        return [n for n in getattr(registries, registry).names() if n.startswith(incomplete)]
+
+    return names
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A model's name, or a recipe file.", autocompletion=_complete("models")),
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
+Data = Annotated[str | None, typer.Option("--data", help="Data set.", autocompletion=_complete("data"))]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of data files.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the train split.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples an optimizer step.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+Optimizer = Annotated[
+    str | None, typer.Option("--optimizer", help="gd, sgd, adam, adamw, ...", autocompletion=_complete("optimizers"))
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option("--schedule", help="constant, step, cosine, one_cycle.", autocompletion=_complete("schedules")),
+]
+Loss = Annotated[str | None, typer.Option("--loss", help="cross_entropy, mse.", autocompletion=_complete("losses"))]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16.")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after this many optimizer steps.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/<model>-<data>-<n>]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other recipe field.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and measure everything, train nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder (its best.pt).")]
+
+FLAGS = {
+    "data": ("data", "name"),
+    "optimizer": ("optimizer", "name"),
+    "schedule": ("schedule", "name"),
+    "loss": ("loss", "name"),
+    "data_dir": ("data", "dir"),
+    "epochs": ("train", "epochs"),
+    "batch_size": ("train", "batch_size"),
+    "max_steps": ("train", "max_steps"),
+    "lr": ("optimizer", "lr"),
+    "seed": ("train", "seed"),
+    "device": ("placement", "device"),
+    "precision": ("placement", "precision"),
+}
+"""Flag -> recipe field. Names come first: another component drops the old one's options."""
+
+
+def flag_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:
+    """One layer a flag that was given, then the ``--set`` values."""
+    from bigmodel_cli.core.resolve import Layer, set_layer
+
+    layers = []
+    for flag, (section, key) in FLAGS.items():
+        value = flags.get(flag)
+        if value is not None:
+            plain = str(value) if isinstance(value, Path) else value
+            layers.append(Layer("--" + flag.replace("_", "-"), {section: {key: plain}}))
+    return [*layers, set_layer(assignments or [])]
+
+
+def base_layers(model: str | None, recipe: Path | None) -> list[Layer]:
+    """The recipe file and the model's name, either of which MODEL may be."""
+    from bigmodel_cli.core.resolve import Layer, document_layer
+    from bigmodel_cli.core.strict_yaml import read_yaml
+
+    layers = []
+    if model is not None and ("/" in model or model.endswith((".yaml", ".yml"))):
+        layers.append(document_layer(read_yaml(find_recipe(Path(model))), model))
+        model = None
+    if recipe is not None:
+        layers.append(document_layer(read_yaml(find_recipe(recipe)), str(recipe)))
+    if model is not None:
+        layers.append(Layer("MODEL", {"model": {"name": model}}))
+    return layers
+
+
+def find_recipe(path: Path) -> Path:
+    """`path` itself, or the recipe of that name that comes with bigmodel."""
+    from bigmodel_cli.commands.listing import recipes_folder
+
+    if not path.exists() and path.parts[:1] == ("recipes",):
+        bundled = recipes_folder() / Path(*path.parts[1:])
+        if bundled.exists():
+            return bundled
+    return path

@@ -1,0 +1,164 @@
+"""How a run looks while it goes: a live table on a terminal, a line an epoch elsewhere, events with --json."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bigmodel_cli.commands import console
+
+Event = dict[str, Any]
+REFRESH = 0.1  # seconds between redraws: a step may take a millisecond
+COLUMNS = ("epoch", "train loss", "val loss", "val metric", "lr", "samples/s", "ETA")
+
+
+def for_output(json: bool) -> Display:
+    """The display that fits where stdout goes."""
+    if json:
+        return JsonEvents()
+    return LiveTable() if console.is_terminal() else PlainLines()
+
+
+class Display:
+    """Takes events; a context manager, so that the terminal is whole again after an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+    def emit(self, event: Event) -> None:
+        raise TypeError("a display says how it shows an event")
+
+
+class JsonEvents(Display):
+    """Every event but single steps as one JSON object a line on stdout."""
+
+    def emit(self, event: Event) -> None:
+        if event["event"] != "step":
+            console.print_json(event)
+
+
+class PlainLines(Display):
+    """One line an epoch, for logs and CI."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+
+    def emit(self, event: Event) -> None:
+        self.clock.see(event)
+        if event["event"] == "start":
+            for line in start_lines(event):
+                console.note(line)
+        elif event["event"] == "epoch":
+            names = ("epoch", "train_loss", "val_loss", self.clock.metric, "lr", "samples/s", "eta")
+            cells = zip(names, epoch_row(event, self.clock), strict=True)
+            console.note("  ".join(f"{name} {cell}" for name, cell in cells if cell != "-"))
+        elif event["event"] == "warning":
+            console.note(f"warning: {event['message']}")
+
+
+class LiveTable(Display):
+    """The last epochs in a table, with a bar for the one that runs."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, ...]] = []
+        self.clock = Clock()
+        self.drawn = 0.0
+        self.live = Live(console=console.err, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self.live.is_started:
+            self.live.update(self._table(), refresh=True)
+            self.live.stop()
+
+    def emit(self, event: Event) -> None:
+        self.clock.see(event)
+        if event["event"] == "start":
+            for line in start_lines(event):
+                console.note(line)
+            self.live.start()
+        elif event["event"] == "epoch":
+            self.rows.append(epoch_row(event, self.clock))
+        elif event["event"] == "warning":
+            console.note(f"warning: {event['message']}")
+        if self.live.is_started and (event["event"] != "step" or time.monotonic() - self.drawn > REFRESH):
+            self.live.update(Group(self._table(), self._bar()), refresh=True)
+            self.drawn = time.monotonic()
+
+    def _table(self) -> Table:
+        room = max(console.err.height - 8, 4)
+        head = [self.clock.metric.replace("_", " ") if c == "val metric" else c for c in COLUMNS]
+        # Tall runs show their last epochs; metrics.jsonl has them all.
+        return console.table(None, head, self.rows[-room:], right=True)
+
+    def _bar(self) -> RenderableType:
+        clock = self.clock
+        bar = ProgressBar(total=max(clock.total_steps, 1), completed=clock.step, width=30)
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(bar, Text(f"step {clock.step}/{clock.total_steps}  loss {clock.loss:.4f}  ETA {clock.eta()}"))
+        return grid
+
+
+class Clock:
+    """How far a run is, and how long the rest will take at the speed seen so far."""
+
+    def __init__(self) -> None:
+        self.total_steps = self.step = self.first_step = 0
+        self.loss = float("nan")
+        self.metric = "val metric"
+        self.started = time.monotonic()
+
+    def see(self, event: Event) -> None:
+        if event["event"] == "start":
+            self.total_steps, self.step = event["total_steps"], event["step"]
+            self.metric = "val_" + event["metric"]
+            self.first_step, self.started = self.step, time.monotonic()
+        elif event["event"] == "step":
+            self.step, self.loss = event["step"], event["loss"]
+
+    def eta(self) -> str:
+        done = self.step - self.first_step
+        if not done:
+            return "-"
+        return duration((time.monotonic() - self.started) / done * (self.total_steps - self.step))
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
+    """The cells of one epoch, in the order of COLUMNS; ``*`` marks a new best."""
+    rate = next((v for k, v in event.items() if k.endswith("_per_second")), 0.0)
+    metric = event.get(clock.metric)
+    shown = "-" if metric is None else (f"{metric:.2%}" if clock.metric.endswith("accuracy") else f"{metric:.4f}")
+    loss = event.get("val_loss")
+    return (
+        str(event["epoch"]),
+        f"{event['train_loss']:.4f}",
+        "-" if loss is None else f"{loss:.4f}",
+        shown + (" *" if event.get("best") else ""),
+        f"{event['lr']:.2e}",
+        f"{rate:,.0f}",
+        clock.eta(),
+    )
+
+
+def start_lines(event: Event) -> list[str]:
+    lines = [f"{event['model']} on {event['data']}: {event['parameters']:,} parameters ({event['trainable']:,} train)"]
+    lines.append(f"{event['train_size']:,} train, {event['val_size']:,} val samples; {event['placement']}")
+    return [*lines, *event["notes"], f"run folder {event['folder']}"]

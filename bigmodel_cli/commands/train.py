@@ -1,0 +1,196 @@
+"""``bigmodel train`` and ``bigmodel finetune``: flags to layers, a recipe, a run, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigmodel_cli.commands import console
+from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.errors import InputError
+
+if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
+    from bigmodel_cli.core.resolve import Layer, Resolved
+    from bigmodel_cli.engine.session import Outcome
+
+
+def train(
+    model: opt.Model = None,
+    data: opt.Data = None,
+    recipe: opt.RecipeFile = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.LearningRate = None,
+    optimizer: opt.Optimizer = None,
+    schedule: opt.Schedule = None,
+    loss: opt.Loss = None,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    max_steps: opt.MaxSteps = None,
+    data_dir: opt.DataDir = None,
+    assignments: opt.Set = None,
+    out: opt.Out = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
+) -> None:
+    """Train a model from zero.
+
+    Examples:
+
+        bigmodel train resnet18 --data digits
+
+        bigmodel train recipes/image/mnist-cnn.yaml --epochs 3
+
+        bigmodel train --resume --out runs/resnet18-digits-1
+    """
+    flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
+    layers = opt.base_layers(model, recipe)
+    if resume and not layers:
+        layers = _saved_recipe(out)
+    layers += opt.flag_layers(flags, assignments)
+    _go(layers, out, resume, overwrite, dry_run, json)
+
+
+def finetune(
+    checkpoint: Annotated[Path, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from.")],
+    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
+    data: opt.Data = None,
+    recipe: opt.RecipeFile = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.LearningRate = None,
+    optimizer: opt.Optimizer = None,
+    schedule: opt.Schedule = None,
+    loss: opt.Loss = None,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    max_steps: opt.MaxSteps = None,
+    data_dir: opt.DataDir = None,
+    assignments: opt.Set = None,
+    out: opt.Out = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
+) -> None:
+    """Go on from a checkpoint, on its own data or on other data.
+
+    Examples:
+
+        bigmodel finetune --from runs/resnet18-digits-1/best.pt --freeze-backbone
+
+        bigmodel finetune --from ckpt.pt --data mnist --epochs 2 --lr 3e-4
+    """
+    flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
+    layers = [*_checkpoint_layers(checkpoint, freeze_backbone), *opt.base_layers(None, recipe)]
+    layers += opt.flag_layers(flags, assignments)
+    _go(layers, out, resume, overwrite, dry_run, json)
+
+
+def _checkpoint_layers(path: Path, freeze: bool) -> list[Layer]:
+    """What the checkpoint remembers (model, data, loss, augmentation), and fine-tuning's own defaults."""
+    from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.engine.start import checkpoint_file, load_meta
+
+    path = checkpoint_file(path)
+    remembered = load_meta(path)["recipe"]
+    kept: dict[str, Any] = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
+    method = "freeze-backbone" if freeze else "full"
+    start = {"start": {"checkpoint": str(path.resolve()), "method": method}}
+    # A new head starts from noise and takes a full rate; trained weights take a gentle one.
+    gentle = {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": 1e-3 if freeze else 3e-4}}
+    return [Layer(str(path), kept), Layer("finetune", gentle), Layer("--from", start)]
+
+
+def _saved_recipe(out: Path | None) -> list[Layer]:
+    from bigmodel_cli.core.resolve import document_layer
+    from bigmodel_cli.core.strict_yaml import read_yaml
+
+    if out is None:
+        raise InputError("--resume needs the run to continue", "give --out RUN", "bigmodel train --resume --out runs/...")
+    file = out / "recipe.yaml"
+    if not file.exists():
+        raise InputError(f"{out}: no run to resume", "expected its recipe.yaml", f"bigmodel train MODEL --out {out}")
+    return [document_layer(read_yaml(file), str(file))]
+
+
+def _go(layers: list[Layer], out: Path | None, resume: bool, overwrite: bool, dry_run: bool, json: bool) -> None:
+    from bigmodel_cli.core.resolve import resolve
+    from bigmodel_cli.engine.folder import RunFolder
+
+    if resume and out is None:
+        raise InputError("--resume needs the run to continue", "give its folder with --out")
+    resolved = resolve(layers)
+    recipe = resolved.recipe
+    folder = RunFolder(out, f"{recipe.model.name}-{recipe.data.name}", resume=resume, overwrite=overwrite)
+    if dry_run:
+        _dry_run(resolved, out or Path("runs"), json)
+    else:
+        _train(recipe, folder, json)
+
+
+def _train(recipe: Recipe, folder: Any, json: bool) -> None:
+    from bigmodel_cli.commands.progress import for_output
+    from bigmodel_cli.engine.session import train as run
+
+    with for_output(json) as display:
+        outcome = run(recipe, folder, display.emit)
+    _write_report(recipe, outcome)
+    if json:
+        console.print_json(outcome.to_dict())
+    else:
+        show_outcome(outcome)
+
+
+def _dry_run(resolved: Resolved, folder: Path, json: bool) -> None:
+    from bigmodel_cli.commands.preflight import preflight
+
+    preflight(resolved, folder, json)
+
+
+def _write_report(recipe: Recipe, outcome: Outcome) -> None:
+    from bigmodel_cli.core.strict_yaml import dump_yaml
+    from bigmodel_cli.insight.report import read_events, write_report
+
+    title = f"{recipe.model.name} on {recipe.data.name}"
+    events = read_events(outcome.folder / "metrics.jsonl")
+    path = outcome.folder / "report.html"
+    write_report(path, title=title, recipe_text=dump_yaml(recipe.to_dict()), events=events, final=outcome.to_dict())
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Trained and frozen tensors where something was frozen, then the result and what to do next."""
+    run = outcome.run
+    if run.frozen.tensors:
+        console.show(frozen_table(run))
+        console.say(f"{len(run.frozen.tensors)} frozen tensors checked: byte-identical")
+    metrics = ", ".join(
+        f"{k.replace('_', ' ')} {v:.2%}" if k.endswith("accuracy") else f"{k.replace('_', ' ')} {v:.4g}"
+        for k, v in outcome.metrics.items()
+    )
+    console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
+    console.say(f"best checkpoint {outcome.best}, report {outcome.folder / 'report.html'}")
+    console.say(f"next: bigmodel eval {outcome.best} --split test")
+
+
+def frozen_table(run: Any) -> Any:
+    """What trains and what does not, parameters and buffers, by the model's top-level parts."""
+    parts: dict[str, list[int]] = {}
+    trainable = {name for name, p in run.model.named_parameters() if p.requires_grad}
+    parameters = {name for name, _ in run.model.named_parameters()}
+    for name, tensor in run.model.state_dict().items():
+        counts = parts.setdefault(name.split(".")[0], [0, 0, 0, 0])
+        frozen = name in run.frozen.tensors
+        column = (0 if name in trainable else 1) if name in parameters else (3 if frozen else 2)
+        counts[column] += tensor.numel()
+    heads = ("part", "parameters trained", "parameters frozen", "buffers updated", "buffers frozen")
+    rows = [(part, *(f"{n:,}" if n else "-" for n in counts)) for part, counts in parts.items()]
+    totals = [sum(c[i] for c in parts.values()) for i in range(4)]
+    return console.table(None, heads, [*rows, ("total", *(f"{n:,}" if n else "-" for n in totals))], right=True)

@@ -1,0 +1,144 @@
+"""Recipe -> Run: the only place that builds everything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import DataSection, Recipe
+from bigmodel_cli.core.registry import data, methods, models, optimizers, schedules
+from bigmodel_cli.core.types import DataBundle, Frozen, Source, Task
+from bigmodel_cli.data.subset import carve
+from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.placement import place
+from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.start import build_model, build_spec, build_task, load_trained, transfer
+
+
+def data_root(folder: str | None) -> Path:
+    """Where data files lie: the folder named, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
+    return Path(folder or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
+
+
+def load_data(section: DataSection) -> DataBundle:
+    return data.get(section.name)(data_root(section.dir), **section.options)  # type: ignore[no-any-return]
+
+
+def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
+    """The train and val splits: the data's own val split, or one carved from train by seed."""
+    train = bundle.load["train"]()
+    if "val" in bundle.load:
+        return train, bundle.load["val"]()
+    return carve(train, section.val_fraction, section.split_seed)
+
+
+def split(bundle: DataBundle, section: DataSection, name: str) -> Source:
+    """One split by name, for evaluation.
+
+    Raises:
+        InputError: the data has no such split.
+    """
+    if name in ("train", "val"):
+        return train_and_val(bundle, section)[name == "val"]
+    if name not in bundle.load:
+        raise InputError(f"{section.name} has no {name} split", "it has train, val" + _others(bundle))
+    return bundle.load[name]()
+
+
+def _others(bundle: DataBundle) -> str:
+    return "".join(f", {k}" for k in sorted(bundle.load) if k not in ("train", "val"))
+
+
+def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
+    """Build everything that `recipe` names, on its device, ready for ``fit``.
+
+    `resumed` is the checkpoint to continue from: its preprocessing is kept, and the
+    checkpoint it once started from is not needed any more.
+
+    Raises:
+        BigmodelError: data, checkpoint or device is not there or does not fit.
+    """
+    placement = place(recipe.placement)
+    bundle = load_data(recipe.data)
+    train, val = train_and_val(bundle, recipe.data)
+    torch.manual_seed(recipe.train.seed)
+    task, model, notes = _task_and_model(recipe, bundle, train, resumed)
+    model = placement.model(model)
+    entry = models.get(recipe.model.name)
+    frozen: Frozen = methods.get(recipe.start.method)(model, entry.meta["head"])
+    optimizer = build_optimizer(recipe, model)
+    batches = Batches(train, _batch_size(recipe, train), recipe.train.seed)
+    total = recipe.train.epochs * batches.steps_per_epoch
+    total = min(total, recipe.train.max_steps or total)
+    ema = None
+    if recipe.train.ema_decay is not None:
+        averaging = get_ema_multi_avg_fn(recipe.train.ema_decay)
+        ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+    run = Run(
+        recipe=recipe,
+        task=task.for_data(bundle.spec),
+        model=model,
+        ema=ema,
+        frozen=frozen,
+        optimizer=optimizer,
+        factor=schedules.get(recipe.schedule.name)(total, **recipe.schedule.options),
+        base_lrs=[group["lr"] for group in optimizer.param_groups],
+        batches=batches,
+        val=val,
+        total_steps=total,
+        placement=placement,
+        meta=_meta(recipe, task, bundle),
+        notes=[*bundle.notes, *notes],
+    )
+    if resumed is not None:
+        run.notes += [f"resumed in another environment: {line}" for line in run.restore(resumed)]
+    return run
+
+
+def _task_and_model(
+    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None
+) -> tuple[Task, nn.Module, list[str]]:
+    if resumed is not None:
+        task = build_task(recipe, build_spec(resumed["meta"]["input"]))
+        return task, build_model(recipe, task.spec), []
+    if recipe.start.checkpoint is None:
+        task = build_task(recipe, bundle.spec).fit_spec(train)
+        return task, build_model(recipe, task.spec), []
+    trained = load_trained(Path(recipe.start.checkpoint))
+    spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
+    model = build_model(recipe, spec)
+    return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError(f"method {recipe.start.method} leaves nothing to train")
+    return optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)  # type: ignore[no-any-return]
+
+
+def _batch_size(recipe: Recipe, train: Source) -> int:
+    """The recipe's batch size, or the whole split where the optimizer is defined on it."""
+    full = optimizers.get(recipe.optimizer.name).meta.get("full_batch", False)
+    return len(train) if full else min(recipe.train.batch_size, len(train))
+
+
+def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
+    values = recipe.to_dict()
+    spec = task.spec
+    return {
+        "arch": recipe.model.name,
+        "arch_args": recipe.model.options,
+        "task": task.name,
+        "classes": list(getattr(spec, "classes", ())),
+        "input": {"kind": spec.kind, **spec.to_dict()},
+        "data": {**values["data"], "fingerprint": bundle.fingerprint},
+        "recipe": values,
+    }
