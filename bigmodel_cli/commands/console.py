@@ -1,0 +1,75 @@
+"""The one place that prints. stdout carries results only, so pipes stay clean; all else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bigmodel_cli.core.errors import BigmodelError, printable
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def is_terminal() -> bool:
+    """Whether a person watches the progress."""
+    return err.is_terminal and not err.is_dumb_terminal
+
+
+def say(text: str) -> None:
+    """A line of result on stdout. Never wrapped: a path stays one word, whatever the width."""
+    out.print(Text(text), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line for the person on stderr; control characters from files are escaped."""
+    err.print(Text(printable(text)), soft_wrap=True)
+
+
+def raw(text: str) -> None:
+    """Text as it is, on stdout."""
+    sys.stdout.write(text)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line; what is not finite is null, since JSON has no NaN."""
+    sys.stdout.write(json.dumps(_plain(value), default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> Table:
+    """A table whose first column is text and, with `right`, whose others are figures."""
+    built = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold")
+    for i, column in enumerate(columns):
+        built.add_column(column, justify="right" if right and i else "left", overflow="fold")
+    for row in rows:
+        built.add_row(*(Text(printable(cell)) for cell in row))
+    return built
+
+
+def show(renderable: RenderableType) -> None:
+    """A table or the like, on stdout."""
+    out.print(renderable)
+
+
+def error(problem: BigmodelError) -> None:
+    """The error's line, then its hint, on stderr."""
+    err.print(Text(f"error: {problem.line}", style="bold red"), soft_wrap=True)
+    if problem.hint:
+        err.print(Text(f"hint: {printable(problem.hint)}"), soft_wrap=True)

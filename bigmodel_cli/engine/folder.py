@@ -1,0 +1,169 @@
+"""A run's folder: one writer at a time, a status, a log of events; made only when there is something to put in."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine import checkpoint
+
+
+class RunFolder:
+    """The folder of one run, locked while entered.
+
+    Args:
+        out: the folder, or None for ``runs/<stem>-<n>`` with the next free n.
+        stem: what an unnamed run is called.
+        resume: the folder holds a run, which goes on.
+        overwrite: the folder may hold a run, which is replaced.
+
+    Raises:
+        InputError: it holds a run and neither `resume` nor `overwrite` is given.
+    """
+
+    def __init__(self, out: Path | None, stem: str = "run", *, resume: bool = False, overwrite: bool = False) -> None:
+        self.out, self.stem, self.resume, self.overwrite = out, stem, resume, overwrite
+        self._lock: IO[str] | None = None
+        self._events: IO[str] | None = None
+        if out is not None:
+            self.path = out
+            self._check()
+
+    def _check(self) -> None:
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file", "expected a folder for --out")
+        if self.resume and not path.is_dir():
+            raise InputError(f"{path}: no such run", "expected a run folder to resume", "bigmodel train MODEL --out ...")
+        used = path.is_dir() and any(p.name != "run.lock" for p in path.iterdir())
+        if used and not (self.resume or self.overwrite):
+            holder = self._holder()
+            if holder:
+                raise MachineError(f"{path}: another run is writing here ({holder})", hint="give another --out")
+            what = f"{path}: the folder is not empty"
+            raise InputError(what, "expected a new one", f"--resume to go on, --overwrite to replace, or --out {path}-2")
+
+    def _holder(self) -> str | None:
+        """Who holds the lock, where somebody does."""
+        try:
+            with (self.path / "run.lock").open("r") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read().strip()
+        except FileNotFoundError:
+            pass
+        return None
+
+    def __enter__(self) -> Self:
+        try:
+            if self.out is None:
+                self.path = self._next()
+            else:
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._check()  # again, now that no other run can be writing here
+            checkpoint.clean_temporary(self.path)
+            if self.overwrite and not self.resume:
+                self._clear()
+            self._events = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise MachineError(f"{self.path}: {error.strerror}", "expected a folder that can be written") from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._events is not None:
+            self._events.close()
+        if self._lock is not None:
+            self._lock.close()  # which lets the lock go
+
+    def _next(self) -> Path:
+        """Make ``runs/<stem>-<n>``: mkdir is atomic, so two runs never share one."""
+        runs = Path("runs")
+        runs.mkdir(exist_ok=True)
+        n = 1
+        while True:
+            try:
+                (runs / f"{self.stem}-{n}").mkdir()
+            except FileExistsError:
+                n += 1
+            else:
+                return runs / f"{self.stem}-{n}"
+
+    def _take_lock(self) -> None:
+        file = (self.path / "run.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            raise MachineError(
+                f"{self.path}: another run is writing here ({holder})", hint="wait for it, or give another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._lock = file
+
+    def _clear(self) -> None:
+        """Remove the files that a run makes, and nothing else that may lie here."""
+        ours = {"recipe.yaml", "metrics.jsonl", "status.json", "last.pt", "best.pt", "report.html", "crash.log"}
+        for path in self.path.iterdir():
+            if path.name in ours:
+                path.unlink()
+
+    def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
+        """How the run is: state running, done or failed, with the process's exit code."""
+        values = {"state": state, "exit_code": exit_code, "step": step, "checkpoint": checkpoint, "message": message}
+        self.write_text("status.json", json.dumps(values) + "\n")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Append one JSON object to ``metrics.jsonl``."""
+        assert self._events is not None
+        self._events.write(json.dumps(finite(event)) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the events past `step`: the resumed run writes them again."""
+        file = self.path / "metrics.jsonl"
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:  # a line cut off by a kill
+                continue
+            if event.get("event") == "epoch" and event["step"] <= step:
+                kept.append(line)
+        assert self._events is not None
+        self._events.close()
+        self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+        self._events = file.open("a", encoding="utf-8", buffering=1)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        path = self.path / name
+        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path).free
+            raise MachineError(f"{path}: {error.strerror}; {len(text)} bytes needed, {free} free") from None
+
+
+def finite(value: Any) -> Any:
+    """`value` with non-finite floats as None: JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
