@@ -1,0 +1,152 @@
+"""CIFAR-10 from its binary files or from class folders; the pickled files are refused, since a pickle runs code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.types import DataBundle, ImageSpec
+from bigmodel_cli.data.arrays import ImageArrays
+from bigmodel_cli.data.download import download
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+ARCHIVE = "cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+RECORD = 1 + 3 * 32 * 32
+MAX_BATCH = 10_000 * RECORD
+MAX_PICTURE = 1_000_000  # bytes of one picture file
+
+
+@data.register()
+def cifar10(root: Path) -> DataBundle:
+    """60,000 colour pictures in 10 classes, 32x32 (Krizhevsky 2009)."""
+    spec = ImageSpec(3, 32, 32, CLASSES)
+    for folder in (root / "cifar10", root):
+        if all((folder / split / CLASSES[0]).is_dir() for split in BATCHES):
+            pictures = functools.cache(functools.partial(_from_folders, folder))
+            return DataBundle(spec, {s: functools.partial(pictures, s) for s in BATCHES}, _listing(folder))
+    archive = root / "cifar10-images.tar.xz"
+    if archive.is_file():
+        arrays = functools.cache(lambda: _from_archive(archive))
+        load = {s: functools.partial(lambda split: arrays()[split], s) for s in BATCHES}
+        return DataBundle(spec, load, hashlib.sha256(archive.read_bytes()).hexdigest())
+    folder = _binary_folder(root)
+    binary = functools.cache(functools.partial(_from_binary, folder))
+    total = hashlib.sha256()
+    for name in BATCHES["train"]:
+        total.update((folder / name).read_bytes())
+    return DataBundle(spec, {s: functools.partial(binary, s) for s in BATCHES}, total.hexdigest())
+
+
+def _binary_folder(root: Path) -> Path:
+    for folder in (root / "cifar-10-batches-bin", root / "cifar10" / "cifar-10-batches-bin"):
+        if (folder / "test_batch.bin").is_file():
+            return folder
+    archive = next((p for p in (root / ARCHIVE, root / "cifar10" / ARCHIVE) if p.is_file()), None)
+    if archive is None and any((p / "cifar-10-batches-py").is_dir() for p in (root, root / "cifar10")):
+        raise InputError(f"{root}: only CIFAR-10's pickled files", "reading a pickle runs code", f"put {ARCHIVE} there")
+    if archive is None:
+        address = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+        archive = download([address], root / "cifar10" / ARCHIVE, md5=MD5, what="cifar10")
+    return _unpack(archive)
+
+
+def _unpack(archive: Path) -> Path:
+    """The known files of the archive, each of at most its known size; whatever else is in it stays there."""
+    folder = archive.parent / "cifar-10-batches-bin"
+    folder.mkdir(exist_ok=True)
+    wanted = {name for names in BATCHES.values() for name in names}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = Path(member.name).name
+                file = tar.extractfile(member) if member.isreg() and name in wanted else None
+                if file is not None:
+                    temporary = folder / f".{name}.tmp"
+                    temporary.write_bytes(file.read(MAX_BATCH + 1))
+                    temporary.replace(folder / name)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{archive}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
+    missing = sorted(name for name in wanted if not (folder / name).is_file())
+    if missing:
+        raise InputError(f"{archive}: {missing[0]} is not in it", "expected CIFAR-10's binary version")
+    return folder
+
+
+def _from_binary(folder: Path, split: str) -> ImageArrays:
+    parts = []
+    for name in BATCHES[split]:
+        raw = (folder / name).read_bytes()
+        if not raw or len(raw) % RECORD or len(raw) > MAX_BATCH:
+            raise InputError(f"{folder / name}: {len(raw)} bytes", f"expected a multiple of {RECORD}")
+        parts.append(torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(-1, RECORD))
+    rows = torch.cat(parts)
+    if int(rows[:, 0].max()) >= len(CLASSES):
+        raise InputError(f"{folder}: label {int(rows[:, 0].max())}", "expected 0 to 9")
+    return ImageArrays(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), split)
+
+
+def _listing(folder: Path) -> str:
+    """A fingerprint from names and sizes: reading 60,000 files to name them would take longer than to use them."""
+    total = hashlib.sha256()
+    for path in sorted((folder / "train").glob("*/*")):
+        total.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+    return total.hexdigest()
+
+
+def _from_folders(folder: Path, split: str) -> ImageArrays:
+    files = [(k, path) for k, name in enumerate(CLASSES) for path in sorted((folder / split / name).glob("[!.]*"))]
+    if not files:
+        raise InputError(f"{folder / split}: no pictures", "expected one folder a class")
+    with ThreadPoolExecutor() as pool:
+        pictures = list(pool.map(lambda item: _decode(item[1].read_bytes(), str(item[1])), files))
+    return ImageArrays(torch.stack(pictures), torch.tensor([k for k, _ in files]), split)
+
+
+def _from_archive(archive: Path) -> dict[str, ImageArrays]:
+    """Class folders read in place from a tar: nothing is unpacked."""
+    found: dict[str, list[tuple[str, int, bytes]]] = {"train": [], "test": []}
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                parts = Path(member.name).parts[-3:]
+                file = tar.extractfile(member) if member.isreg() and member.size <= MAX_PICTURE else None
+                if file is not None and len(parts) == 3 and parts[0] in found and parts[1] in CLASSES:
+                    found[parts[0]].append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{archive}: damaged or cut off ({error})") from None
+    return {split: ImageArrays(*_stack(sorted(items), archive), split) for split, items in found.items()}
+
+
+def _stack(items: list[tuple[str, int, bytes]], archive: Path) -> Iterator[Tensor]:
+    if not items:
+        raise InputError(f"{archive}: no pictures of a split", "expected train/<class>/ and test/<class>/")
+    with ThreadPoolExecutor() as pool:
+        pictures = list(pool.map(lambda item: _decode(item[2], f"{archive}:{item[0]}"), items))
+    yield torch.stack(pictures)
+    yield torch.tensor([label for _, label, _ in items])
+
+
+def _decode(raw: bytes, name: str) -> Tensor:
+    """(3,32,32) uint8 of an encoded picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as picture:
+            rgb = picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: cannot decode the picture ({type(error).__name__})") from None
+    if rgb.size != (32, 32):
+        raise InputError(f"{name}: {rgb.width}x{rgb.height}", "expected 32x32")
+    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)

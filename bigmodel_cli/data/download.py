@@ -1,0 +1,85 @@
+"""Downloads: HTTPS, a pinned checksum, a file that is whole or not there, and a quick no without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bigmodel_cli.core.errors import InputError, MachineError
+
+ATTEMPTS = 3
+PATIENCE = 8.0  # seconds without a first byte until we give up, over all mirrors and attempts
+BLOCK = 1 << 16
+
+on_progress: list[Callable[[str, int, int | None], None]] = []
+"""Listeners, called with (file name, bytes so far, bytes in all or None): the console adds its bar here."""
+
+
+def download(addresses: Sequence[str], path: Path, *, md5: str, what: str) -> Path:
+    """Fetch the first of `addresses` that answers into `path`, which appears only when its MD5 is right.
+
+    ``BIGMODEL_MIRROR`` is asked first where it is set: a folder with the same file
+    names, which may be on the local network (plain HTTP from 127.0.0.1 alone).
+
+    Raises:
+        MachineError: no address could be reached, or none gave the whole file.
+        InputError: what came does not have the checksum.
+    """
+    mirror = os.environ.get("BIGMODEL_MIRROR")
+    candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else [a for a in addresses if a.startswith("https:")]
+    started, reasons = time.monotonic(), []
+    for attempt in range(ATTEMPTS):
+        for address in candidates:
+            try:
+                return _fetch(_allowed(address), path, md5, max(PATIENCE - (time.monotonic() - started), 0.5))
+            except (OSError, urllib.error.URLError) as error:
+                reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
+            if time.monotonic() - started > PATIENCE:
+                break
+        else:
+            time.sleep(0.2 * 2**attempt)
+            continue
+        break
+    raise MachineError(
+        f"cannot download {what}: {reasons[-1] if reasons else 'no address'}",
+        hint=f"--data-dir DIR with {path.name} in it, or --data digits, which needs no network",
+    )
+
+
+def _allowed(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
+        return address
+    raise InputError(f"{address}: refused", "expected https")
+
+
+def _fetch(address: str, path: Path, md5: str, timeout: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    total = hashlib.md5(usedforsecurity=False)
+    try:
+        with urllib.request.urlopen(address, timeout=timeout) as answer, temporary.open("wb") as file:
+            length = answer.headers.get("Content-Length")
+            expected, done = int(length) if length else None, 0
+            while block := answer.read(BLOCK):
+                file.write(block)
+                total.update(block)
+                done += len(block)
+                for listener in on_progress:
+                    listener(path.name, done, expected)
+            if expected is not None and done != expected:
+                raise ConnectionError(f"cut off at {done} of {expected} bytes")
+            file.flush()
+            os.fsync(file.fileno())
+        if total.hexdigest() != md5:
+            raise InputError(f"{address}: MD5 {total.hexdigest()}", f"expected {md5}", "another mirror, or --data-dir")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

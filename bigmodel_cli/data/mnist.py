@@ -1,0 +1,111 @@
+"""MNIST and its relatives, from IDX files, raw or gzipped, downloaded where they are missing."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.types import DataBundle, ImageSpec
+from bigmodel_cli.data.arrays import ImageArrays
+from bigmodel_cli.data.download import download
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+DIGITS = tuple(str(k) for k in range(10))
+MAX_BYTES = 200_000_000  # MNIST's largest file is 47 MB; a gzip bomb stops here
+
+
+@data.register()
+def mnist(root: Path) -> DataBundle:
+    """70,000 handwritten digits, 28x28 (LeCun et al. 1998)."""
+    return _bundle(root, "mnist", "MNIST", DIGITS)
+
+
+@data.register("fashion-mnist")
+def fashion_mnist(root: Path) -> DataBundle:
+    """70,000 pictures of clothes in 10 classes, 28x28 (Xiao et al. 2017)."""
+    classes = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+    return _bundle(root, "fashion-mnist", "FashionMNIST", tuple(classes.split(",")))
+
+
+@data.register()
+def kmnist(root: Path) -> DataBundle:
+    """70,000 cursive Japanese characters in 10 classes, 28x28 (Clanuwat et al. 2018)."""
+    return _bundle(root, "kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"))
+
+
+def _bundle(root: Path, name: str, torchvision_name: str, classes: tuple[str, ...]) -> DataBundle:
+    found = {split: tuple(_locate(root, name, torchvision_name, file) for file in FILES[split]) for split in FILES}
+    total = hashlib.sha256()
+    for path in found["train"]:
+        total.update(path.read_bytes())
+
+    @functools.cache
+    def load(split: str) -> ImageArrays:
+        pictures, labels = (read_idx(path) for path in found[split])
+        if pictures.dim() != 3 or labels.dim() != 1 or len(pictures) != len(labels):
+            shapes = f"{tuple(pictures.shape)} pictures, {tuple(labels.shape)} labels"
+            raise InputError(f"{found[split][0]}: {shapes}", "expected (N, H, W) and (N,)")
+        if len(labels) and int(labels.max()) >= len(classes):
+            raise InputError(f"{found[split][1]}: label {int(labels.max())}", f"expected 0 to {len(classes) - 1}")
+        return ImageArrays(pictures[:, None], labels.long(), split)
+
+    spec = ImageSpec(1, 28, 28, classes)
+    return DataBundle(spec, {s: functools.partial(load, s) for s in FILES}, total.hexdigest())
+
+
+def _locate(root: Path, name: str, torchvision_name: str, file: str) -> Path:
+    """The file as it lies below `root`, in our folder, torchvision's, or `root` itself; else downloaded."""
+    for folder in (root / name, root / torchvision_name / "raw", root):
+        for candidate in (folder / file, folder / f"{file}.gz"):
+            if candidate.is_file():
+                return candidate
+    return _fetch(root / name / f"{file}.gz", name, torchvision_name)
+
+
+def _fetch(path: Path, name: str, torchvision_name: str) -> Path:
+    """Addresses and checksums are torchvision's."""
+    from torchvision import datasets
+
+    source = getattr(datasets, torchvision_name)
+    checksum = dict(source.resources)[path.name]
+    return download([mirror + path.name for mirror in source.mirrors], path, md5=checksum, what=name)
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 array of an IDX file, raw or gzipped.
+
+    Raises:
+        InputError: it is damaged, cut off, or of another type.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise InputError(f"{path}: not an IDX file of bytes", "expected MNIST's format")
+    dimensions = raw[3]
+    header = 4 + 4 * dimensions
+    if not 1 <= dimensions <= 4 or len(raw) < header:
+        raise InputError(f"{path}: cut off in its header")
+    shape = struct.unpack(f">{dimensions}I", raw[4:header])
+    expected = header
+    size = 1
+    for side in shape:
+        size *= side
+    expected += size
+    if len(raw) != expected:
+        raise InputError(f"{path}: {len(raw)} bytes", f"its header says {expected}")
+    return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(*shape)

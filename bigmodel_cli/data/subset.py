@@ -1,0 +1,46 @@
+"""A part of a split, and the validation part that is carved from train by seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.types import Batch, Source
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The samples of `source` at `indices`; ``index`` in a batch is the place within this subset."""
+
+    source: Source
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def gather(self, indices: Tensor) -> Batch:
+        return {**self.source.gather(self.indices[indices]), "index": indices}
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+
+def carve(source: Source, val_fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """(train, val): `val_fraction` of each class goes to val, where the source has ``labels``; else of all.
+
+    Every sample is in exactly one of the two, and the seed alone decides which.
+    """
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        labels = torch.zeros(len(source), dtype=torch.int64)
+    generator = torch.Generator().manual_seed(seed)
+    in_val = torch.zeros(len(source), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        count = round(len(members) * val_fraction)
+        in_val[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    if not in_val.any():  # a handful of samples still needs something to choose the best epoch on
+        in_val[torch.randint(len(source), (1,), generator=generator)] = True
+    return Subset(source, (~in_val).nonzero().flatten()), Subset(source, in_val.nonzero().flatten())

@@ -1,0 +1,42 @@
+"""The teaching convolutional network. Shapes: B batch, C channels, H height, W width, K classes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.models.activations import Activation
+from bigmodel_cli.models.activations import activation as act
+
+SMALLEST = 16  # two 5x5 convolutions and two poolings leave one pixel
+
+
+@models.register(task="image_classification", head="head", backbone_first="conv1")
+def cnn(spec: ImageSpec, *, activation: Activation = "relu") -> nn.Module:
+    """conv 5x5x10, pool, conv 5x5x20, pool, then 320-50-K for 28x28 pictures: (B, C, H, W) -> (B, K).
+
+    Raises:
+        InputError: pictures smaller than 16 x 16.
+    """
+    if min(spec.height, spec.width) < SMALLEST:
+        size = f"{spec.height}x{spec.width}"
+        raise InputError(f"cnn on {size} pictures", f"expected at least {SMALLEST}x{SMALLEST}", "use mlp or resnet18")
+    height, width = (((side - 4) // 2 - 4) // 2 for side in (spec.height, spec.width))
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(spec.channels, 10, 5),
+            pool1=nn.MaxPool2d(2),
+            activation1=act(activation),
+            conv2=nn.Conv2d(10, 20, 5),
+            pool2=nn.MaxPool2d(2),
+            activation2=act(activation),
+            flatten=nn.Flatten(),
+            linear1=nn.Linear(20 * height * width, 50),
+            activation3=act(activation),
+            head=nn.Linear(50, spec.num_classes),
+        )
+    )

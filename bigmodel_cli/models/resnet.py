@@ -1,0 +1,175 @@
+"""Residual networks (He et al. 2015, "Deep Residual Learning for Image Recognition").
+
+Each block learns what to *add* to its input, y = F(x) + x, so that depth never has
+to relearn the identity. State-dict keys equal torchvision's: its weights load
+strictly. Each activation module serves one call, so that quantization can observe
+it. Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.models.activations import Activation
+from bigmodel_cli.models.activations import activation as act
+
+Stem = Literal["auto", "small", "imagenet"]
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """A projection where the shapes differ (option B of the paper); None stands for the identity."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions: (B, inputs, H, W) -> (B, width, H/stride, W/stride)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, activation: Activation) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.activation1 = act(activation)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inputs, width, stride)
+        self.activation2 = act(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.activation2(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions; the stride is on the 3x3 (v1.5): (B, inputs, H, W) -> (B, 4 width, ...)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, activation: Activation) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.activation1 = act(activation)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.activation2 = act(activation)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = _shortcut(inputs, 4 * width, stride)
+        self.activation3 = act(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation1(self.bn1(self.conv1(x)))
+        y = self.activation2(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.activation3(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
+
+
+class ResNet(nn.Module):
+    """(B, C, H, W) -> (B, K)."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        channels: int,
+        num_classes: int,
+        small: bool,
+        activation: Activation,
+        zero_init_residual: bool,
+    ) -> None:
+        super().__init__()
+        if small:
+            self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.activation = act(activation)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        inputs = 64
+        for i, depth in enumerate(depths):
+            width, blocks = 64 * 2**i, []
+            for j in range(depth):
+                blocks.append(block(inputs, width, 2 if i > 0 and j == 0 else 1, activation))
+                inputs = width * block.expansion
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, num_classes)
+        self._initialise(zero_init_residual)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # Each block then starts as the identity (Goyal et al. 2017, section 5.1).
+            elif zero_init_residual and isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+            elif zero_init_residual and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.activation(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
+
+
+def _resnet(
+    spec: ImageSpec,
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: tuple[int, int, int, int],
+    stem: Stem,
+    activation: Activation,
+    zero_init_residual: bool,
+) -> ResNet:
+    """`stem` small is one 3x3 convolution, for pictures of at most 64 pixels; imagenet is 7x7/2 and a pooling."""
+    small = stem == "small" or (stem == "auto" and min(spec.height, spec.width) <= 64)
+    return ResNet(block, depths, spec.channels, spec.num_classes, small, activation, zero_init_residual)
+
+
+@models.register(task="image_classification", head="fc", backbone_first="conv1")
+def resnet18(
+    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
+) -> nn.Module:
+    """Residual network, 18 layers."""
+    return _resnet(spec, BasicBlock, (2, 2, 2, 2), stem, activation, zero_init_residual)
+
+
+@models.register(task="image_classification", head="fc", backbone_first="conv1")
+def resnet34(
+    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
+) -> nn.Module:
+    """Residual network, 34 layers."""
+    return _resnet(spec, BasicBlock, (3, 4, 6, 3), stem, activation, zero_init_residual)
+
+
+@models.register(task="image_classification", head="fc", backbone_first="conv1")
+def resnet50(
+    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
+) -> nn.Module:
+    """Residual network of bottleneck blocks, 50 layers."""
+    return _resnet(spec, Bottleneck, (3, 4, 6, 3), stem, activation, zero_init_residual)
+
+
+@models.register(task="image_classification", head="fc", backbone_first="conv1")
+def resnet101(
+    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
+) -> nn.Module:
+    """Residual network of bottleneck blocks, 101 layers."""
+    return _resnet(spec, Bottleneck, (3, 4, 23, 3), stem, activation, zero_init_residual)
+
+
+@models.register(task="image_classification", head="fc", backbone_first="conv1")
+def resnet152(
+    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
+) -> nn.Module:
+    """Residual network of bottleneck blocks, 152 layers."""
+    return _resnet(spec, Bottleneck, (3, 8, 36, 3), stem, activation, zero_init_residual)

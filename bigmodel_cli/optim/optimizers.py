@@ -1,0 +1,129 @@
+"""Optimizers: torch's own, fused where torch can. Biases and norms are never decayed.
+
+Each builder takes (name, parameter) pairs. w weights, g gradient, lr learning rate.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import optimizers
+from bigmodel_cli.optim.combined import Combined
+
+Named = list[tuple[str, nn.Parameter]]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0)]
+
+
+def groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and filters decay; biases and norm scales (one dimension) do not (He et al. 2018, "Bag of tricks")."""
+    decayed = [p for _, p in named if p.dim() > 1]
+    plain = [p for _, p in named if p.dim() <= 1]
+    both = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in both if group["params"]]
+
+
+def _fused(named: Named) -> bool:
+    """One kernel for all parameters, where torch has one for their device and type."""
+    return all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for _, p in named)
+
+
+@optimizers.register(full_batch=True)
+def gd(named: Named, *, lr: Rate = 0.1, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """Gradient descent over the whole train split a step: w <- w - lr g (Cauchy 1847)."""
+    return torch.optim.SGD(groups(named, weight_decay), lr=lr, fused=_fused(named))
+
+
+@optimizers.register()
+def sgd(
+    named: Named, *, lr: Rate = 0.1, momentum: Share = 0.0, nesterov: bool = False, weight_decay: Decay = 0.0
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent: w <- w - lr g of a batch (Robbins and Monro 1951)."""
+    if nesterov and not momentum:
+        raise InputError("optimizer.nesterov without momentum", "expected momentum > 0", "--optimizer momentum")
+    fused = _fused(named)
+    return torch.optim.SGD(
+        groups(named, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov, fused=fused
+    )
+
+
+@optimizers.register()
+def momentum(
+    named: Named, *, lr: Rate = 0.1, momentum: Share = 0.9, nesterov: bool = False, weight_decay: Decay = 0.0
+) -> torch.optim.Optimizer:
+    """SGD with momentum: v <- m v + g; w <- w - lr v (Polyak 1964; Nesterov 1983)."""
+    return sgd(named, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)  # type: ignore[no-any-return]
+
+
+@optimizers.register()
+def adam(
+    named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.0
+) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2014); its decay is added to the gradient."""
+    return torch.optim.Adam(groups(named, weight_decay), lr=lr, betas=betas, fused=_fused(named))
+
+
+@optimizers.register()
+def adamw(
+    named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.01
+) -> torch.optim.Optimizer:
+    """Adam with decoupled decay (Loshchilov and Hutter 2017)."""
+    return torch.optim.AdamW(groups(named, weight_decay), lr=lr, betas=betas, fused=_fused(named))
+
+
+@optimizers.register()
+def rmsprop(named: Named, *, lr: Rate = 1e-3, momentum: Share = 0.0, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """RMSprop (Hinton 2012)."""
+    return torch.optim.RMSprop(groups(named, weight_decay), lr=lr, momentum=momentum)
+
+
+@optimizers.register()
+def adagrad(named: Named, *, lr: Rate = 1e-2, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """Adagrad (Duchi et al. 2011)."""
+    return torch.optim.Adagrad(groups(named, weight_decay), lr=lr)
+
+
+@optimizers.register()
+def adadelta(named: Named, *, lr: Rate = 1.0, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """Adadelta (Zeiler 2012)."""
+    return torch.optim.Adadelta(groups(named, weight_decay), lr=lr)
+
+
+@optimizers.register()
+def adamax(named: Named, *, lr: Rate = 2e-3, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """Adamax (Kingma and Ba 2014)."""
+    return torch.optim.Adamax(groups(named, weight_decay), lr=lr)
+
+
+@optimizers.register()
+def nadam(named: Named, *, lr: Rate = 2e-3, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """Adam with Nesterov momentum (Dozat 2016)."""
+    return torch.optim.NAdam(groups(named, weight_decay), lr=lr)
+
+
+@optimizers.register()
+def radam(named: Named, *, lr: Rate = 1e-3, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+    """Rectified Adam (Liu et al. 2019)."""
+    return torch.optim.RAdam(groups(named, weight_decay), lr=lr)
+
+
+@optimizers.register()
+def muon(
+    named: Named, *, lr: Rate = 2e-2, momentum: Share = 0.95, adamw_lr: Rate = 1e-3, weight_decay: Decay = 0.01
+) -> torch.optim.Optimizer:
+    """Muon (Jordan 2024) on hidden matrices, AdamW on the rest: torch's Muon takes two dimensions alone."""
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"torch {torch.__version__} has no Muon", hint="--optimizer adamw")
+    matrices = [p for _, p in named[:-2] if p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [(n, p) for n, p in named if id(p) not in chosen]
+    others = adamw(rest, lr=adamw_lr, weight_decay=weight_decay)
+    if not matrices:
+        return others  # type: ignore[no-any-return]
+    return Combined([torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay), others])
