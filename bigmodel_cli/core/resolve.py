@@ -12,7 +12,7 @@ from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.recipe import COMPONENTS, Recipe
 from bigmodel_cli.core.strict_yaml import Document, parse_scalar
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Layer:
 
     source: str
     values: Mapping[str, Any]
-    lines: Mapping[Path, int] = field(default_factory=dict)
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
-    def locate(self, path: Path) -> str:
+    def locate(self, path: KeyPath) -> str:
         return f"{self.source}:{self.lines[path]}" if path in self.lines else self.source
 
 
@@ -32,7 +32,7 @@ class Resolved:
     """A checked recipe, and for each of its values the place it came from."""
 
     recipe: Recipe
-    origin: Mapping[Path, str]
+    origin: Mapping[KeyPath, str]
 
 
 def document_layer(document: Document, source: str) -> Layer:
@@ -65,7 +65,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
         InputError: unknown section, component or key, or a value of the wrong type.
     """
     merged: dict[str, dict[str, Any]] = {}
-    origin: dict[Path, str] = {}
+    origin: dict[KeyPath, str] = {}
     for layer in layers:
         _check_sections(layer)
         for section, values in layer.values.items():
@@ -93,7 +93,7 @@ def _check_sections(layer: Layer) -> None:
             raise InputError(f"{where}: {section} is {values!r}", f"expected keys below {section}:")
 
 
-def _validate(merged: dict[str, dict[str, Any]], origin: Mapping[Path, str]) -> Recipe:
+def _validate(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) -> Recipe:
     try:
         recipe = Recipe(**merged)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -120,7 +120,7 @@ def _named(registry: Any, name: str, where: str | None) -> Any:
 
 
 def explain(
-    error: ValidationError, origin: Mapping[Path, str], section: str | None = None, fields: Iterable[str] = ()
+    error: ValidationError, origin: Mapping[KeyPath, str], section: str | None = None, fields: Iterable[str] = ()
 ) -> InputError:
     """A pydantic error as one line: where, which key, what it is, what was expected; and how many more there are."""
     problems = error.errors()

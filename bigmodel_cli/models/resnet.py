@@ -18,7 +18,8 @@ from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.activations import Activation
 from bigmodel_cli.models.activations import activation as act
 
-Stem = Literal["auto", "small", "imagenet"]
+Stem = Literal["auto", "small", "strided", "imagenet"]
+"""small: 3x3, stride 1; strided: 3x3, stride 2; imagenet: 7x7, stride 2, then a pooling of stride 2."""
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
@@ -83,18 +84,18 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         channels: int,
         num_classes: int,
-        small: bool,
+        stem: Stem,
         activation: Activation,
         zero_init_residual: bool,
     ) -> None:
         super().__init__()
-        if small:
-            self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-        else:
+        if stem == "imagenet":
             self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(channels, 64, 3, 1 if stem == "small" else 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.activation = act(activation)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         inputs = 64
         for i, depth in enumerate(depths):
             width, blocks = 64 * 2**i, []
@@ -130,9 +131,11 @@ def _resnet(
     activation: Activation,
     zero_init_residual: bool,
 ) -> ResNet:
-    """`stem` small is one 3x3 convolution, for pictures of at most 64 pixels; imagenet is 7x7/2 and a pooling."""
-    small = stem == "small" or (stem == "auto" and min(spec.height, spec.width) <= 64)
-    return ResNet(block, depths, spec.channels, spec.num_classes, small, activation, zero_init_residual)
+    """`stem` auto leaves layer1 maps of at least 8 pixels a side, and never more work than that needs."""
+    if stem == "auto":
+        side = min(spec.height, spec.width)
+        stem = "small" if side < 24 else "strided" if side <= 64 else "imagenet"
+    return ResNet(block, depths, spec.channels, spec.num_classes, stem, activation, zero_init_residual)
 
 
 @models.register(task="image_classification", head="fc", backbone_first="conv1")
