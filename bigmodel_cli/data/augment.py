@@ -35,8 +35,8 @@ def _mix(x: Tensor) -> Tensor:
 def uniform(key: SampleKey, stream: int) -> Tensor:
     """(B,) float32 in [0, 1): the random number `stream` of each sample in this epoch."""
     x = _mix((key.indices.long() + 0x9E3779B9 * (stream + 1)) & MASK)
-    x = _mix((x ^ (key.epoch * 0x85EBCA6B)) & MASK)
-    x = _mix((x + key.seed * 0xC2B2AE35) & MASK)
+    x = _mix(x ^ (key.epoch * 0x85EBCA6B & MASK))
+    x = _mix((x + (key.seed * 0xC2B2AE35 & MASK)) & MASK)  # masked in Python first: a large seed is no int64
     return (x >> 8).float() / (1 << 24)
 
 
@@ -88,7 +88,9 @@ def affine(
         u = [uniform(key, stream) * 2 - 1 for stream in range(4)]
         angle, size = u[0] * math.radians(degrees), 1 + u[1] * scale
         cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
-        theta = torch.stack([cos, -sin, u[2] * 2 * translate, sin, cos, u[3] * 2 * translate], 1).view(-1, 2, 3)
+        tall = images.shape[2] / images.shape[3]  # the grid counts in half sides: without this a turn would shear
+        rows = [cos, -sin * tall, u[2] * 2 * translate, sin / tall, cos, u[3] * 2 * translate]
+        theta = torch.stack(rows, 1).view(-1, 2, 3)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images.float(), grid, align_corners=False)
 
@@ -116,7 +118,7 @@ def _crop(images: Tensor, pixels: int, key: SampleKey) -> Tensor:
     """Each picture's own window of the zero-padded picture, in one gather."""
     if not pixels:
         return images
-    b, c, h, w = images.shape
+    b, _, h, w = images.shape
     padded = F.pad(images, (pixels,) * 4)
     rows = torch.arange(h, device=images.device) + _integers(key, 0, 0, 2 * pixels)[:, None]
     columns = torch.arange(w, device=images.device) + _integers(key, 1, 0, 2 * pixels)[:, None]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data.arrays import ImageArrays
@@ -26,6 +28,8 @@ MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 RECORD = 1 + 3 * 32 * 32
 MAX_BATCH = 10_000 * RECORD
 MAX_PICTURE = 1_000_000  # bytes of one picture file
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a damaged archive raises."""
 
 
 @data.register()
@@ -51,11 +55,15 @@ def cifar10(root: Path) -> DataBundle:
 
 def _binary_folder(root: Path) -> Path:
     for folder in (root / "cifar-10-batches-bin", root / "cifar10" / "cifar-10-batches-bin"):
-        if (folder / "test_batch.bin").is_file():
+        if all((folder / name).is_file() for names in BATCHES.values() for name in names):
             return folder
     archive = next((p for p in (root / ARCHIVE, root / "cifar10" / ARCHIVE) if p.is_file()), None)
     if archive is None and any((p / "cifar-10-batches-py").is_dir() for p in (root, root / "cifar10")):
         raise InputError(f"{root}: only CIFAR-10's pickled files", "reading a pickle runs code", f"put {ARCHIVE} there")
+    for folder in (root / "cifar-10-batches-bin", root / "cifar10" / "cifar-10-batches-bin"):
+        if archive is None and folder.is_dir():
+            missing = [n for names in BATCHES.values() for n in names if not (folder / n).is_file()]
+            raise InputError(f"{folder}: {', '.join(missing)} not in it", hint=f"put {ARCHIVE} beside it")
     if archive is None:
         address = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
         archive = download([address], root / "cifar10" / ARCHIVE, md5=MD5, what="cifar10")
@@ -65,18 +73,27 @@ def _binary_folder(root: Path) -> Path:
 def _unpack(archive: Path) -> Path:
     """The known files of the archive, each of at most its known size; whatever else is in it stays there."""
     folder = archive.parent / "cifar-10-batches-bin"
-    folder.mkdir(exist_ok=True)
     wanted = {name for names in BATCHES.values() for name in names}
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot unpack {archive}: {error}", hint="--data-dir a folder you can write") from None
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                name = Path(member.name).name
+                # By its whole path: another folder's file of the same name must not take its place.
+                name = member.name.removeprefix("./").removeprefix("cifar-10-batches-bin/")
                 file = tar.extractfile(member) if member.isreg() and name in wanted else None
                 if file is not None:
+                    content = file.read(MAX_BATCH + 1)
                     temporary = folder / f".{name}.tmp"
-                    temporary.write_bytes(file.read(MAX_BATCH + 1))
-                    temporary.replace(folder / name)
-    except (tarfile.TarError, OSError, EOFError) as error:
+                    try:
+                        temporary.write_bytes(content)
+                        temporary.replace(folder / name)
+                    except OSError as error:
+                        temporary.unlink(missing_ok=True)
+                        raise MachineError(f"cannot write {folder / name}: {error.strerror}") from None
+    except DAMAGE as error:
         raise InputError(f"{archive}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
     missing = sorted(name for name in wanted if not (folder / name).is_file())
     if missing:
@@ -106,9 +123,14 @@ def _listing(folder: Path) -> str:
 
 
 def _from_folders(folder: Path, split: str) -> ImageArrays:
+    there = {path.name for path in (folder / split).iterdir() if path.is_dir() and path.name[0] != "."}
+    if there != set(CLASSES):
+        wrong = [f"no {name}" for name in CLASSES if name not in there]
+        wrong += [f"{name} is no class" for name in sorted(there - set(CLASSES))]
+        raise InputError(f"{folder / split}: {', '.join(wrong)}", "expected one folder a class")
     files = [(k, path) for k, name in enumerate(CLASSES) for path in sorted((folder / split / name).glob("[!.]*"))]
-    if not files:
-        raise InputError(f"{folder / split}: no pictures", "expected one folder a class")
+    for k in sorted(set(range(len(CLASSES))) - {k for k, _ in files}):
+        raise InputError(f"{folder / split / CLASSES[k]}: no pictures", "expected at least one a class")
     with ThreadPoolExecutor() as pool:
         pictures = list(pool.map(lambda item: _decode(item[1].read_bytes(), str(item[1])), files))
     return ImageArrays(torch.stack(pictures), torch.tensor([k for k, _ in files]), split)
@@ -124,7 +146,7 @@ def _from_archive(archive: Path) -> dict[str, ImageArrays]:
                 file = tar.extractfile(member) if member.isreg() and member.size <= MAX_PICTURE else None
                 if file is not None and len(parts) == 3 and parts[0] in found and parts[1] in CLASSES:
                     found[parts[0]].append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DAMAGE as error:
         raise InputError(f"{archive}: damaged or cut off ({error})") from None
     return {split: ImageArrays(*_stack(sorted(items), archive), split) for split, items in found.items()}
 
@@ -144,9 +166,9 @@ def _decode(raw: bytes, name: str) -> Tensor:
 
     try:
         with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as picture:
+            if picture.size != (32, 32):  # before decoding: a small file may hold a huge picture
+                raise InputError(f"{name}: {picture.width}x{picture.height}", "expected 32x32")
             rgb = picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: cannot decode the picture ({type(error).__name__})") from None
-    if rgb.size != (32, 32):
-        raise InputError(f"{name}: {rgb.width}x{rgb.height}", "expected 32x32")
     return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)

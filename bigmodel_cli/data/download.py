@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -28,17 +32,22 @@ def download(addresses: Sequence[str], path: Path, *, md5: str, what: str) -> Pa
     names, which may be on the local network (plain HTTP from 127.0.0.1 alone).
 
     Raises:
-        MachineError: no address could be reached, or none gave the whole file.
-        InputError: what came does not have the checksum.
+        MachineError: no address could be reached, none gave the whole file with its
+            checksum, or the folder cannot be written.
+        InputError: BIGMODEL_MIRROR is plain HTTP elsewhere.
     """
     mirror = os.environ.get("BIGMODEL_MIRROR")
     candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else [a for a in addresses if a.startswith("https:")]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot write {path.parent}: {error.strerror}", hint="--data-dir DIR") from None
     started, reasons = time.monotonic(), []
     for attempt in range(ATTEMPTS):
         for address in candidates:
             try:
                 return _fetch(_allowed(address), path, md5, max(PATIENCE - (time.monotonic() - started), 0.5))
-            except (OSError, urllib.error.URLError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
             if time.monotonic() - started > PATIENCE:
                 break
@@ -59,12 +68,34 @@ def _allowed(address: str) -> str:
     raise InputError(f"{address}: refused", "expected https")
 
 
-def _fetch(address: str, path: Path, md5: str, timeout: float) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _answer(address: str, seconds: float) -> Any:
+    """The open response, or OSError after `seconds`.
+
+    A thread asks: looking up a name has no timeout, and each of its addresses gets its own.
+    """
+    answers: queue.Queue[Any] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.urlopen(address, timeout=PATIENCE))
+        except (OSError, http.client.HTTPException) as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="download", daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _fetch(address: str, path: Path, md5: str, patience: float) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     total = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(address, timeout=timeout) as answer, temporary.open("wb") as file:
+        with _answer(address, patience) as answer, temporary.open("wb") as file:
             length = answer.headers.get("Content-Length")
             expected, done = int(length) if length else None, 0
             while block := answer.read(BLOCK):
@@ -78,7 +109,7 @@ def _fetch(address: str, path: Path, md5: str, timeout: float) -> Path:
             file.flush()
             os.fsync(file.fileno())
         if total.hexdigest() != md5:
-            raise InputError(f"{address}: MD5 {total.hexdigest()}", f"expected {md5}", "another mirror, or --data-dir")
+            raise ConnectionError(f"{path.name} has MD5 {total.hexdigest()}, expected {md5}")  # the next mirror's turn
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

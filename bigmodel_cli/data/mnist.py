@@ -23,6 +23,12 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 DIGITS = tuple(str(k) for k in range(10))
+MIRRORS = {
+    "mnist": ["https://ossci-datasets.s3.amazonaws.com/mnist/"],
+    "fashion-mnist": ["https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"],
+    "kmnist": ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"],
+}
+"""Over HTTPS: torchvision lists plain HTTP alone for the last two, which `download` refuses."""
 MAX_BYTES = 200_000_000  # MNIST's largest file is 47 MB; a gzip bomb stops here
 
 
@@ -57,7 +63,9 @@ def _bundle(root: Path, name: str, torchvision_name: str, classes: tuple[str, ..
         if pictures.dim() != 3 or labels.dim() != 1 or len(pictures) != len(labels):
             shapes = f"{tuple(pictures.shape)} pictures, {tuple(labels.shape)} labels"
             raise InputError(f"{found[split][0]}: {shapes}", "expected (N, H, W) and (N,)")
-        if len(labels) and int(labels.max()) >= len(classes):
+        if pictures.shape[1:] != (28, 28):
+            raise InputError(f"{found[split][0]}: pictures of {tuple(pictures.shape[1:])}", "expected 28x28")
+        if int(labels.max()) >= len(classes):
             raise InputError(f"{found[split][1]}: label {int(labels.max())}", f"expected 0 to {len(classes) - 1}")
         return ImageArrays(pictures[:, None], labels.long(), split)
 
@@ -75,12 +83,11 @@ def _locate(root: Path, name: str, torchvision_name: str, file: str) -> Path:
 
 
 def _fetch(path: Path, name: str, torchvision_name: str) -> Path:
-    """Addresses and checksums are torchvision's."""
+    """Checksums are torchvision's."""
     from torchvision import datasets
 
-    source = getattr(datasets, torchvision_name)
-    checksum = dict(source.resources)[path.name]
-    return download([mirror + path.name for mirror in source.mirrors], path, md5=checksum, what=name)
+    checksum = dict(getattr(datasets, torchvision_name).resources)[path.name]
+    return download([mirror + path.name for mirror in MIRRORS[name]], path, md5=checksum, what=name)
 
 
 def read_idx(path: Path) -> Tensor:
@@ -108,4 +115,6 @@ def read_idx(path: Path) -> Tensor:
     expected += size
     if len(raw) != expected:
         raise InputError(f"{path}: {len(raw)} bytes", f"its header says {expected}")
+    if size == 0:
+        raise InputError(f"{path}: it is empty", "expected at least one sample")
     return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(*shape)

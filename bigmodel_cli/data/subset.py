@@ -20,6 +20,12 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def labels(self) -> Tensor | None:
+        """(n,) int64, or None where the source has none: a subset is carved by class too."""
+        labels = getattr(self.source, "labels", None)
+        return None if labels is None else labels[self.indices]
+
     def gather(self, indices: Tensor) -> Batch:
         return {**self.source.gather(self.indices[indices]), "index": indices}
 

@@ -1,0 +1,112 @@
+"""``bigmodel models``, ``data`` and ``recipes``: what there is, a line each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bigmodel_cli.commands import console
+from bigmodel_cli.commands import options as opt
+
+Search = Annotated[str | None, typer.Option("--search", help="Only names that contain this.")]
+
+
+def models_command(search: Search = None, json: opt.Json = False) -> None:
+    """The models: parameters, size, one line each (for 28x28 grey pictures, 10 classes).
+
+    Examples:
+
+        bigmodel models
+
+        bigmodel models --search resnet
+    """
+    import torch
+
+    from bigmodel_cli.core.registry import models
+    from bigmodel_cli.core.types import ImageSpec
+
+    rows = []
+    for name in models.names():
+        if search and search not in name:
+            continue
+        with torch.device("meta"):
+            model = models.get(name)(ImageSpec(1, 28, 28, tuple("0123456789")))
+        parameters = sum(p.numel() for p in model.parameters())
+        rows.append({
+            "name": name, "parameters": parameters, "bytes": 4 * parameters,
+            "task": models.get(name).meta["task"], "summary": models.found[name].summary,
+        })  # fmt: skip
+    if json:
+        for row in rows:
+            console.print_json(row)
+        return
+    cells = [(r["name"], f"{r['parameters']:,}", f"{r['bytes'] / 1e6:.1f} MB", r["summary"]) for r in rows]
+    console.show(console.table(None, ("model", "parameters", "fp32", "what it is"), cells))
+
+
+def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
+    """The data sets, and which of them lie in the data folder.
+
+    Examples:
+
+        bigmodel data
+
+        bigmodel data --data-dir ~/datasets
+    """
+    from bigmodel_cli.core.registry import data
+
+    root = Path(data_dir or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
+    rows = [
+        {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
+    ]
+    if json:
+        for row in rows:
+            console.print_json(row)
+        return
+    cells = [(r["name"], "yes" if r["here"] else "downloaded when asked for", r["summary"]) for r in rows]
+    console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
+
+
+def here(name: str, root: Path) -> bool:
+    """Whether the files of data set `name` lie below `root`, without reading them."""
+    folders = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+    if name in folders:
+        places = (root / name, root / folders[name] / "raw")
+        return any((p / f"train-images-idx3-ubyte{s}").is_file() for p in places for s in ("", ".gz"))
+    if name == "cifar10":
+        files = ("cifar10-images.tar.xz", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10")
+        return any((p / f).exists() for p in (root, root / "cifar10") for f in files)
+    return name == "digits"
+
+
+def recipes_command(json: opt.Json = False) -> None:
+    """The recipes that come with bigmodel: `bigmodel train recipes/...` runs one.
+
+    Example:
+
+        bigmodel recipes
+    """
+    folder = recipes_folder()
+    rows: list[dict[str, Any]] = []
+    for file in sorted(folder.rglob("*.yaml")):
+        head = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            head.append(line.lstrip("# "))
+        rows.append({"recipe": f"recipes/{file.relative_to(folder)}", "summary": " ".join(head)})
+    if json:
+        for row in rows:
+            console.print_json(row)
+        return
+    console.show(console.table(None, ("recipe", "what it does"), [(r["recipe"], r["summary"]) for r in rows]))
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"

@@ -1,0 +1,74 @@
+"""ONNX: the format that most runtimes read. Shapes: B batch, K classes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.registry import exports
+
+
+def needed(*packages: str) -> list[Any]:
+    """The modules called `packages`.
+
+    Raises:
+        MachineError: one of them is not installed; the extra is named.
+    """
+    found = []
+    for package in packages:
+        try:
+            found.append(importlib.import_module(package))
+        except ImportError as error:
+            raise MachineError(f"--format onnx needs {package}: {error}", hint="pip install 'bigmodel[onnx]'") from None
+    return found
+
+
+def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Callable[[Tensor], Tensor]:
+    """The file at `path`, run by onnxruntime on the CPU: inputs (B,...) -> logits (B,K)."""
+    (runtime,) = needed("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+@exports.register(suffix=".onnx", run=run_onnx)
+def onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
+    """One file with a dynamic batch; class names and preprocessing are in its metadata."""
+    library, _, _ = needed("onnx", "onnxscript", "onnxruntime")
+    with _quiet():
+        program = torch.onnx.export(
+            model, example, dynamo=True, input_names=["input"], output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
+        assert program is not None
+        proto = program.model_proto
+    for key, value in carry.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    # Saved by onnx itself: torch's own save writes weights to a second file beside it.
+    library.save(proto, str(path))
+    library.checker.check_model(str(path), full_check=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports each of its stages; its errors still come as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

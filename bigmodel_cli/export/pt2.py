@@ -1,0 +1,29 @@
+"""``.pt2``: torch.export's own file, which torch loads without this project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.registry import exports
+
+CARRIED = "bigmodel.json"
+
+
+def run_pt2(path: Path, build: Callable[[], nn.Module]) -> Callable[[Tensor], Tensor]:
+    """The file at `path`, run by torch: inputs (B,...) -> logits (B,K)."""
+    module = torch.export.load(str(path)).module()
+    return lambda x: module(x)  # type: ignore[no-any-return]
+
+
+@exports.register(suffix=".pt2", run=run_pt2)
+def pt2(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
+    """The traced graph with a dynamic batch; class names and preprocessing in ``extra_files["bigmodel.json"]``."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(model, example, dynamic_shapes=shapes)
+    torch.export.save(program, str(path), extra_files={CARRIED: json.dumps(carry)})

@@ -1,0 +1,30 @@
+"""Which classes a model and a data set share, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigmodel_cli.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """`missing`: classes of the model that the data lacks; `unseen`: classes of the data that the model lacks."""
+
+    missing: list[str]
+    unseen: list[str]
+
+
+def match_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> ClassMatch:
+    """Compare by *name*: position says nothing.
+
+    Raises:
+        InputError: they have no class in common.
+    """
+    if not set(model_classes) & set(data_classes):
+        ours, theirs = ", ".join(model_classes[:3]), ", ".join(data_classes[:3])
+        raise InputError(f"no class in common: the model has {ours}, ...", f"the data {theirs}, ...", "bigmodel finetune")
+    return ClassMatch(
+        [c for c in model_classes if c not in set(data_classes)], [c for c in data_classes if c not in set(model_classes)]
+    )

@@ -1,0 +1,140 @@
+"""How good a classifier is, with intervals. Shapes: N samples, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BINS = 15
+RESAMPLES = 1000
+CHUNK = 4_000_000  # elements of a bootstrap chunk: 32 MB
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Headline figures, each class, the (K,K) confusion matrix (rows true), and the wrong predictions.
+
+    `wrong` holds (sample index, true class, predicted class, confidence), most confident first.
+    `unseen` counts samples of classes that the model does not know: they are in no figure.
+    """
+
+    headline: dict[str, Figure]
+    per_class: list[dict[str, Any]]
+    confusion: list[list[int]]
+    wrong: list[tuple[int, str, str, float]]
+    samples: int
+    unseen: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "unseen": self.unseen,
+            "headline": {k: {"value": f.value, "low": f.low, "high": f.high} for k, f in self.headline.items()},
+            "per_class": self.per_class,
+            "confusion": self.confusion,
+            "wrong_count": len(self.wrong),
+        }
+
+
+def classification_report(
+    logits: Tensor, labels: Tensor, losses: Tensor, classes: Sequence[str], seed: int = 0
+) -> ClassificationReport:
+    """`logits` (N,K), `labels` (N,) int64 (-1: a class the model never saw), `losses` (N,)."""
+    known = labels >= 0
+    index = known.nonzero().flatten()
+    logits, labels, losses = logits[known].float(), labels[known], losses[known].double()
+    k = len(classes)
+    probability = logits.softmax(1)
+    confidence, predicted = probability.max(1)
+    right = predicted == labels
+    top5 = (logits.topk(min(5, k), 1).indices == labels[:, None]).any(1)
+    confusion = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    cell = labels * k + predicted
+
+    def mean_of(values: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda weights: weights @ values.double() / weights.sum(1)
+
+    figures: dict[str, Callable[[Tensor], Tensor]] = {
+        "top1": mean_of(right),
+        "top5": mean_of(top5),
+        "loss": mean_of(losses),
+        "macro_f1": lambda weights: _macro_f1(_grouped(weights, cell, k * k).view(-1, k, k)),
+        "ece": lambda weights: _ece(weights, bins, confidence.double() - right.double()),
+    }
+    headline = _with_intervals(figures, len(labels), seed) if len(labels) else {}
+    mistakes = (~right).nonzero().flatten()
+    mistakes = mistakes[confidence[mistakes].argsort(descending=True)]
+    wrong = [
+        (int(index[i]), classes[int(labels[i])], classes[int(predicted[i])], float(confidence[i])) for i in mistakes
+    ]
+    return ClassificationReport(
+        headline, _per_class(confusion, classes), confusion.tolist(), wrong, len(labels), int((~known).sum())
+    )
+
+
+def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall and F1 of each class; None where it is 0/0."""
+    rows = []
+    for i, name in enumerate(classes):
+        hit, support, called = (int(x) for x in (confusion[i, i], confusion[i].sum(), confusion[:, i].sum()))
+        rows.append({
+            "class": name,
+            "precision": hit / called if called else None,
+            "recall": hit / support if support else None,
+            "f1": 2 * hit / (support + called) if support + called else None,
+            "support": support,
+        })  # fmt: skip
+    return rows
+
+
+def _with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, seed: int) -> dict[str, Figure]:
+    """Each figure on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979)."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.ones(1, n, dtype=torch.float64)
+    values = {name: float(figure(whole)) for name, figure in figures.items()}
+    drawn: dict[str, list[Tensor]] = {name: [] for name in figures}
+    size = max(1, min(RESAMPLES, CHUNK // n))
+    for start in range(0, RESAMPLES, size):
+        count = min(size, RESAMPLES - start)
+        picks = torch.randint(n, (count, n), generator=generator)
+        weights = torch.zeros(count, n, dtype=torch.float64).scatter_add_(1, picks, torch.ones(count, n).double())
+        for name, figure in figures.items():
+            drawn[name].append(figure(weights))
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    result = {}
+    for name, value in values.items():
+        low, high = torch.cat(drawn[name]).quantile(ends).tolist()
+        result[name] = Figure(value, low, high)
+    return result
+
+
+def _grouped(weights: Tensor, group: Tensor, count: int) -> Tensor:
+    """(R,N) weights summed by group -> (R,count)."""
+    zeros = torch.zeros(len(weights), count, dtype=weights.dtype)
+    return zeros.index_add_(1, group, weights)
+
+
+def _macro_f1(confusion: Tensor) -> Tensor:
+    """(R,K,K) -> (R,): the mean F1 of the classes that are there (true or predicted)."""
+    hit = confusion.diagonal(dim1=1, dim2=2)
+    either = confusion.sum(1) + confusion.sum(2)
+    return (2 * hit / either.clamp(min=1e-12)).sum(1) / (either > 0).sum(1)
+
+
+def _ece(weights: Tensor, bins: Tensor, gap: Tensor) -> Tensor:
+    """Expected calibration error, 15 equal bins (Guo et al. 2017): sum_b |sum of (confidence - right)| / n."""
+    return _grouped(weights * gap, bins, BINS).abs().sum(1) / weights.sum(1)
