@@ -8,7 +8,6 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -148,16 +147,15 @@ def _from_archive(archive: Path) -> dict[str, ImageArrays]:
                     found[parts[0]].append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
     except DAMAGE as error:
         raise InputError(f"{archive}: damaged or cut off ({error})") from None
-    return {split: ImageArrays(*_stack(sorted(items), archive), split) for split, items in found.items()}
+    return {split: _stack(sorted(items), archive, split) for split, items in found.items()}
 
 
-def _stack(items: list[tuple[str, int, bytes]], archive: Path) -> Iterator[Tensor]:
+def _stack(items: list[tuple[str, int, bytes]], archive: Path, split: str) -> ImageArrays:
     if not items:
-        raise InputError(f"{archive}: no pictures of a split", "expected train/<class>/ and test/<class>/")
+        raise InputError(f"{archive}: no pictures in {split}/", "expected train/<class>/ and test/<class>/")
     with ThreadPoolExecutor() as pool:
         pictures = list(pool.map(lambda item: _decode(item[2], f"{archive}:{item[0]}"), items))
-    yield torch.stack(pictures)
-    yield torch.tensor([label for _, label, _ in items])
+    return ImageArrays(torch.stack(pictures), torch.tensor([label for _, label, _ in items]), split)
 
 
 def _decode(raw: bytes, name: str) -> Tensor:
