@@ -145,7 +145,7 @@ def environment(placement: Placement) -> dict[str, Any]:
 
     return {
         "bigmodel": bigmodel_cli.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": device_name(placement.device),
         "precision": placement.precision,
