@@ -102,13 +102,19 @@ def _show(report: ClassificationReport, title: str, mistakes: list[dict[str, Any
         rows.append((name, shown[0], f"{shown[1]} .. {shown[2]}"))
     console.show(console.table(title, ("metric", "value", "95% interval"), rows, right=True))
     per_class = [
-        (c["class"], *("-" if c[k] is None else f"{c[k]:.4f}" for k in ("precision", "recall", "f1")), f"{c['support']:,}")
+        (
+            c["class"],
+            *("-" if c[k] is None else f"{c[k]:.4f}" for k in ("precision", "recall", "f1")),
+            f"{c['support']:,}",
+        )
         for c in figures["per_class"]
     ]
     console.show(console.table(None, ("class", "precision", "recall", "F1", "samples"), per_class, right=True))
     classes = [c["class"] for c in figures["per_class"]]
     if len(classes) <= 20:
-        matrix = [(c, *(str(n) if n else "·" for n in row)) for c, row in zip(classes, figures["confusion"], strict=True)]
+        matrix = [
+            (c, *(str(n) if n else "·" for n in row)) for c, row in zip(classes, figures["confusion"], strict=True)
+        ]
         console.show(console.table("rows are true, columns predicted", ("", *classes), matrix, right=True))
     if mistakes:
         wrong = [(m["name"], m["true"], m["predicted"], f"{m['confidence']:.2%}") for m in mistakes]

@@ -28,7 +28,7 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
     from bigmodel_cli.core.registry import models
     from bigmodel_cli.core.types import ImageSpec
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in models.names():
         if search and search not in name:
             continue
@@ -59,7 +59,7 @@ def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
     from bigmodel_cli.core.registry import data
 
     root = Path(data_dir or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
     ]
     if json:

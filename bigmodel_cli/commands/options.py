@@ -29,7 +29,8 @@ Model = Annotated[
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data set.", autocompletion=_complete("data"))]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of data files.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]")
+    Path | None,
+    typer.Option("--data-dir", help="Folder of data files.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the train split.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples an optimizer step.")]

@@ -61,6 +61,8 @@ def _expand(paths: list[Path]) -> list[Path]:
     """Folders become the files in them, in order; hidden files are left out."""
     files: list[Path] = []
     for path in paths:
-        inside = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")) if path.is_dir() else []
+        inside = (
+            sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")) if path.is_dir() else []
+        )
         files += inside or [path]
     return files

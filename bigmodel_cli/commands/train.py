@@ -114,7 +114,9 @@ def _saved_recipe(out: Path | None) -> list[Layer]:
     from bigmodel_cli.core.strict_yaml import read_yaml
 
     if out is None:
-        raise InputError("--resume needs the run to continue", "give --out RUN", "bigmodel train --resume --out runs/...")
+        raise InputError(
+            "--resume needs the run to continue", "give --out RUN", "bigmodel train --resume --out runs/..."
+        )
     file = out / "recipe.yaml"
     if not file.exists():
         raise InputError(f"{out}: no run to resume", "expected its recipe.yaml", f"bigmodel train MODEL --out {out}")

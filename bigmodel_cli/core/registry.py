@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from bigmodel_cli.core.errors import InputError, nearest
 
@@ -51,7 +51,7 @@ class Entry:
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """The recipe schema, built from the keyword-only parameters of the function."""
-        hints = typing.get_type_hints(self.function)
+        hints = typing.get_type_hints(self.function, include_extras=True)
         fields: dict[str, Any] = {
             p.name: (hints[p.name], ... if p.default is p.empty else p.default)
             for p in inspect.signature(self.function).parameters.values()
@@ -165,7 +165,3 @@ schedules = Registry("schedule", "schedules", "bigmodel_cli.optim")
 methods = Registry("fine-tuning method", "methods", "bigmodel_cli.adapt")
 exports = Registry("export format", "exports", "bigmodel_cli.export")
 reports = Registry("report", "reports", "bigmodel_cli.insight")
-
-__all__ = ["Entry", "Found", "Registry", "ValidationError"] + [
-    "augments", "data", "exports", "losses", "methods", "models", "optimizers", "reports", "schedules", "tasks"
-]  # fmt: skip

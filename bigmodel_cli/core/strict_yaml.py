@@ -25,7 +25,7 @@ INT = re.compile(r"[-+]?(?:0|[1-9]\d*)$")
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own name and type)
 
 
 def _resolver(tag: str, pattern: str | re.Pattern[str], first: str) -> None:
@@ -132,11 +132,12 @@ def _check_events(text: str, source: str) -> None:
     """Refuse aliases and depth while streaming, before anything is built from them."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        where = f"{source}:{event.start_mark.line + 1}"
+        where = f"{source}:{event.start_mark.line + 1 if event.start_mark else 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise InputError(f"{where}: anchors and aliases are not allowed", "write the value out")
-        if getattr(event, "tag", None):
-            raise InputError(f"{where}: tag {event.tag} is not allowed", "expected plain values")
+        tag = getattr(event, "tag", None)
+        if tag:
+            raise InputError(f"{where}: tag {tag} is not allowed", "expected plain values")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise InputError(f"{where}: nested deeper than {MAX_DEPTH}")

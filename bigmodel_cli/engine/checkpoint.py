@@ -66,7 +66,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         needed, free = _size(state), shutil.disk_usage(path.parent).free
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
-        raise MachineError(f"{path}: {reason}; about {needed} bytes needed, {free} free", hint="give another --out") from None
+        raise MachineError(
+            f"{path}: {reason}; about {needed} bytes needed, {free} free", hint="give another --out"
+        ) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -143,7 +145,7 @@ def _encode(value: Any, where: str) -> Iterator[Any]:
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         yield f"T{value.dtype}{tuple(value.shape)}".encode()
-        yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
     elif isinstance(value, dict):
         yield f"D{len(value)}".encode()
         for key in sorted(value, key=lambda k: (type(k).__name__, k)):

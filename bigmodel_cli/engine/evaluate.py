@@ -40,9 +40,7 @@ def evaluate(
     return task.summarise({k: v.item() for k, v in sums.items()})  # the one host sync of the pass
 
 
-def collect(
-    model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int
-) -> dict[str, Tensor]:
+def collect(model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int) -> dict[str, Tensor]:
     """The task's outputs for every sample of `source`, on the CPU, first dimension N."""
     parts: list[Batch] = []
     with torch.inference_mode(), placement.autocast():

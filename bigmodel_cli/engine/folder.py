@@ -42,14 +42,18 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: is a file", "expected a folder for --out")
         if self.resume and not path.is_dir():
-            raise InputError(f"{path}: no such run", "expected a run folder to resume", "bigmodel train MODEL --out ...")
+            raise InputError(
+                f"{path}: no such run", "expected a run folder to resume", "bigmodel train MODEL --out ..."
+            )
         used = path.is_dir() and any(p.name != "run.lock" for p in path.iterdir())
         if used and not (self.resume or self.overwrite):
             holder = self._holder()
             if holder:
                 raise MachineError(f"{path}: another run is writing here ({holder})", hint="give another --out")
             what = f"{path}: the folder is not empty"
-            raise InputError(what, "expected a new one", f"--resume to go on, --overwrite to replace, or --out {path}-2")
+            raise InputError(
+                what, "expected a new one", f"--resume to go on, --overwrite to replace, or --out {path}-2"
+            )
 
     def _holder(self) -> str | None:
         """Who holds the lock, where somebody does."""

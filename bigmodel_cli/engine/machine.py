@@ -64,8 +64,6 @@ def _done(future: Future[Check]) -> Check:
 
 def _python() -> Check:
     version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Check("python", "fail", version, "install Python 3.11 or newer")
     return Check("python", "pass", f"{version}, {platform.system()} {platform.machine()}")
 
 
@@ -105,9 +103,15 @@ def _cuda() -> list[Check]:
         why = "torch was built without CUDA" if torch.version.cuda is None else "no usable GPU or driver found"
         fix = "none needed for the CPU; for a GPU install its driver and the CUDA build of torch"
         return [Check("cuda", "warn", why, fix)]
-    driver = shutil.which("nvidia-smi") and subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=5
-    ).stdout.split("\n")[0]
+    driver = (
+        shutil.which("nvidia-smi")
+        and subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        ).stdout.split("\n")[0]
+    )
     value = f"{torch.version.cuda}, driver {driver or 'unknown'}, cuDNN {torch.backends.cudnn.version()}"
     found = [Check("cuda", "pass", value)]
     for i in range(torch.cuda.device_count()):

@@ -1,4 +1,7 @@
-"""Where and how a model runs: device, precision, memory format, threads. The only place that asks which device there is."""
+"""Where and how a model runs: device, precision, memory format, threads.
+
+The only place that asks which device there is.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
@@ -28,7 +31,8 @@ class Placement:
 
     def model(self, model: nn.Module) -> nn.Module:
         """`model` on the device, in the memory format."""
-        return model.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
+        model = model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload, no-any-return]
 
     def batch(self, batch: Batch) -> Batch:
         """`batch` on the device; copies from pinned memory do not wait."""
@@ -95,8 +99,7 @@ def place(section: PlacementSection) -> Placement:
     """The placement that `section` asks for, ``auto`` resolved, and torch set up for it."""
     device = choose_device(section.device)
     cuda = device.type == "cuda"
-    threads = section.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or threads or 1 if section.threads is None else section.threads
+    threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(section.deterministic)
     if cuda:
@@ -109,5 +112,6 @@ def place(section: PlacementSection) -> Placement:
     return Placement(device, precision, channels_last, compiled, threads, why)
 
 
-def on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu")
+def _cores() -> int:
+    """The cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -63,7 +63,7 @@ def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], i
     """
     example = tuple(x.to("meta") for x in task.example(1))
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     root = type(model).__name__

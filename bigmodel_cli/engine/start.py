@@ -136,7 +136,7 @@ def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
         for key in [k for k in state if k.startswith(head + ".")]:
             del state[key]
         notes.append(
-            f"head replaced: {len(trained.task.spec.classes)} classes in the checkpoint, {len(spec.classes)} in the data"
+            f"head replaced: {len(trained.task.spec.classes)} classes in the checkpoint, {len(spec.classes)} now"
         )
     if first in state and state[first].shape != ours[first].shape and state[first].dim() == 4:
         old, new = state[first].shape[1], ours[first].shape[1]

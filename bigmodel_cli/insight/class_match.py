@@ -24,7 +24,10 @@ def match_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> 
     """
     if not set(model_classes) & set(data_classes):
         ours, theirs = ", ".join(model_classes[:3]), ", ".join(data_classes[:3])
-        raise InputError(f"no class in common: the model has {ours}, ...", f"the data {theirs}, ...", "bigmodel finetune")
+        raise InputError(
+            f"no class in common: the model has {ours}, ...", f"the data {theirs}, ...", "bigmodel finetune"
+        )
     return ClassMatch(
-        [c for c in model_classes if c not in set(data_classes)], [c for c in data_classes if c not in set(model_classes)]
+        [c for c in model_classes if c not in set(data_classes)],
+        [c for c in data_classes if c not in set(model_classes)],
     )

@@ -33,7 +33,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def write_report(path: Path, *, title: str, recipe_text: str, events: list[dict[str, Any]], final: dict[str, Any]) -> None:
+def write_report(
+    path: Path, *, title: str, recipe_text: str, events: list[dict[str, Any]], final: dict[str, Any]
+) -> None:
     """Write the page whole or not at all; everything that comes from outside is escaped."""
     epochs = [e for e in events if e.get("event") == "epoch"]
     names = [k for e in epochs for k in e if k.startswith("val_") and k != "val_loss"]
@@ -90,7 +92,9 @@ def _chart(caption: str, series: Sequence[Series]) -> str:
         marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[i]}"/>')
         marks.append(f'<text x="{LEFT + 8 + 110 * i}" y="{TOP}" style="fill:{COLOURS[i]}">{escape(name)}</text>')
     label = escape(caption)
-    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+    drawing = (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+    )
     return f"<figure><figcaption>{label}</figcaption>{drawing}</figure>"
 
 

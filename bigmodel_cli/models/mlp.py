@@ -42,4 +42,3 @@ def mlp(
         width = size
     layers["head"] = nn.Linear(width, spec.num_classes)
     return nn.Sequential(layers)
-

@@ -48,9 +48,7 @@ def sgd(
     if nesterov and not momentum:
         raise InputError("optimizer.nesterov without momentum", "expected momentum > 0", "--optimizer momentum")
     fused = _fused(named)
-    return torch.optim.SGD(
-        groups(named, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov, fused=fused
-    )
+    return torch.optim.SGD(groups(named, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 @optimizers.register()
@@ -78,7 +76,9 @@ def adamw(
 
 
 @optimizers.register()
-def rmsprop(named: Named, *, lr: Rate = 1e-3, momentum: Share = 0.0, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
+def rmsprop(
+    named: Named, *, lr: Rate = 1e-3, momentum: Share = 0.0, weight_decay: Decay = 0.0
+) -> torch.optim.Optimizer:
     """RMSprop (Hinton 2012)."""
     return torch.optim.RMSprop(groups(named, weight_decay), lr=lr, momentum=momentum)
 

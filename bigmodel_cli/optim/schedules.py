@@ -56,6 +56,8 @@ def cosine(total_steps: int, *, final: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @schedules.register()
-def one_cycle(total_steps: int, *, warmup: Fraction = 0.25, start: Annotated[float, Field(gt=0, le=1)] = 0.04) -> Factor:
+def one_cycle(
+    total_steps: int, *, warmup: Fraction = 0.25, start: Annotated[float, Field(gt=0, le=1)] = 0.04
+) -> Factor:
     """Up from `start` to 1, then linearly down to 0 (Smith and Topin 2017)."""
     return _warmed(total_steps, warmup, lambda done: 1 - done, start)

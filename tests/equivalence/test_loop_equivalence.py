@@ -43,8 +43,15 @@ def trained(wanted: Any, stop_at: int | None = None, resume: Path | None = None)
 VARIANTS = {
     "sgd": {"optimizer": {"name": "momentum", "lr": 0.05}},
     "adamw": {"optimizer": {"name": "adamw", "lr": 1e-3}},
-    "adamw-ema": {"optimizer": {"name": "adamw", "lr": 1e-3}, "train": {"epochs": 2, "batch_size": 130, "ema_decay": 0.9}},
-    "sgd-batchnorm": {"model": {"name": "resnet18"}, "train": {"max_steps": 4}, "optimizer": {"name": "sgd", "lr": 0.05}},
+    "adamw-ema": {
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "train": {"epochs": 2, "batch_size": 130, "ema_decay": 0.9},
+    },
+    "sgd-batchnorm": {
+        "model": {"name": "resnet18"},
+        "train": {"max_steps": 4},
+        "optimizer": {"name": "sgd", "lr": 0.05},
+    },
 }
 
 
@@ -96,7 +103,7 @@ def test_accumulation_equals_the_whole_batch() -> None:
 
 def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {"model": {"name": "mlp", "hidden": [16], "dropout": 0.0}, "optimizer": {"name": "sgd", "lr": 0.1}}
-    whole, losses = trained(recipe(**plain))
+    _, losses = trained(recipe(**plain))
     from bigmodel_cli.tasks.image_classification import ImageClassification
 
     real = ImageClassification.loss

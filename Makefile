@@ -1,0 +1,34 @@
+# `make demo` and `make test` need nothing but Python 3.11+ with venv, and a network for pip.
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench soak clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train a ResNet on real handwritten digits, then measure it on the test split
+	$(BIN)/bigmodel train recipes/image/digits-resnet18.yaml --out runs/demo --overwrite
+	$(BIN)/bigmodel eval runs/demo --split test
+
+test: $(VENV)/.installed  ## one thread a process: the tests run side by side
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy bigmodel_cli
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in the same run
+	$(BIN)/python benchmarks/run.py
+
+soak: $(VENV)/.installed  ## the fault and fuzz figures in full
+	BIGMODEL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 3600 tests/faults tests/fuzz tests/equivalence
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
