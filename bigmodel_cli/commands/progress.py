@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.progress import DownloadColumn, Progress, TaskID
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -109,6 +110,38 @@ class LiveTable(Display):
         grid = Table.grid(padding=(0, 1))
         grid.add_row(bar, Text(f"step {clock.step}/{clock.total_steps}  loss {clock.loss:.4f}  ETA {clock.eta()}"))
         return grid
+
+
+class DownloadBar:
+    """A bar for each file that is fetched; without a terminal, a line when it begins."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(*Progress.get_default_columns(), DownloadColumn(), console=console.err)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        from bigmodel_cli.data.download import on_progress
+
+        on_progress.append(self.show)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        from bigmodel_cli.data.download import on_progress
+
+        on_progress.remove(self.show)
+        if self.bar.live.is_started:  # stopping what never started would print an empty line
+            self.bar.stop()
+
+    def show(self, name: str, done: int, total: int | None) -> None:
+        if name not in self.tasks:
+            if console.is_terminal():
+                self.bar.start()
+            else:
+                console.note(f"downloading {name}")
+            self.tasks[name] = self.bar.add_task(name, total=total)
+        self.bar.update(self.tasks[name], completed=done)
+        if done == total and all(task.finished for task in self.bar.tasks):
+            self.bar.stop()
 
 
 class Clock:

@@ -64,7 +64,10 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     Raises:
         InputError: unknown section, component or key, or a value of the wrong type.
     """
-    merged: dict[str, dict[str, Any]] = {}
+    # The defaults are a layer like any other, so that --lr alone finds its optimizer.
+    merged: dict[str, dict[str, Any]] = {
+        name: field.get_default().model_dump() for name, field in Recipe.model_fields.items() if not field.is_required()
+    }
     origin: dict[KeyPath, str] = {}
     for layer in layers:
         _check_sections(layer)
@@ -73,7 +76,8 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             if "name" in values and "name" in into and values["name"] != into["name"]:
                 typed = set(Recipe.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
                 for key in [k for k in into if k not in typed]:
-                    del into[key], origin[section, key]
+                    del into[key]
+                    origin.pop((section, key), None)
             for key, value in values.items():
                 into[key] = value
                 origin[section, key] = layer.locate((section, key))

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data.arrays import ImageArrays
@@ -23,19 +24,26 @@ def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None 
     """1,797 real 8x8 handwritten digits (Alpaydin and Kaynak 1998), embedded: works with no network."""
     pictures, labels = _read()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    train, test = [], []
+    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
     for k in range(10):
         members = order[labels[order] == k]
-        test.append(members[:TEST_PER_CLASS])
-        train.append(members[TEST_PER_CLASS:][:samples_per_class])
+        rest = members[TEST_PER_CLASS:]
+        if samples_per_class is not None and samples_per_class >= len(rest):
+            what = f"data.samples_per_class = {samples_per_class}"
+            raise InputError(what, f"digit {k} has {len(rest)} train samples, and some must be left for validation")
+        parts["test"].append(members[:TEST_PER_CLASS])
+        parts["train"].append(rest[:samples_per_class])
+        parts["val"].append(rest[len(parts["train"][k]) :])
+    # With a number asked for, train is exactly that and the rest validates; else val is carved by seed.
+    splits = ["train", "test"] if samples_per_class is None else ["train", "val", "test"]
 
-    def load(split: str, parts: list[Tensor]) -> ImageArrays:
-        chosen = torch.cat(parts).sort().values
+    def load(split: str) -> ImageArrays:
+        chosen = torch.cat(parts[split]).sort().values
         return ImageArrays(pictures[chosen], labels[chosen], split)
 
     return DataBundle(
         spec=ImageSpec(1, 8, 8, tuple(str(k) for k in range(10))),
-        load={"train": lambda: load("train", train), "test": lambda: load("test", test)},
+        load={split: functools.partial(load, split) for split in splits},
         fingerprint=hashlib.sha256(pictures.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
     )
 

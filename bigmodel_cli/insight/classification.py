@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.errors import InputError
+
 BINS = 15
 RESAMPLES = 1000
 CHUNK = 4_000_000  # elements of a bootstrap chunk: 32 MB
@@ -52,18 +54,33 @@ class ClassificationReport:
 def classification_report(
     logits: Tensor, labels: Tensor, losses: Tensor, classes: Sequence[str], seed: int = 0
 ) -> ClassificationReport:
-    """`logits` (N,K), `labels` (N,) int64 (-1: a class the model never saw), `losses` (N,)."""
+    """What the logits say of the labels; each headline figure with a 95% percentile bootstrap interval.
+
+    Args:
+        logits: (N,K) float.
+        labels: (N,) int64. -1 is a class that the model never saw: counted as `unseen`, in no figure.
+        losses: (N,) float, each sample's.
+        classes: the K names.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: a logit is NaN.
+    """
+    broken = int(logits.isnan().any(1).sum())
+    if broken:
+        raise InputError(f"the model answers NaN for {broken} of {len(logits)} samples", "expected numbers")
     known = labels >= 0
     index = known.nonzero().flatten()
     logits, labels, losses = logits[known].float(), labels[known], losses[known].double()
     k = len(classes)
     probability = logits.softmax(1)
-    confidence, predicted = probability.max(1)
+    # Of the logits: fp32 probabilities round to equal ones, and the first of those need not be the largest.
+    predicted = logits.argmax(1)
+    confidence = probability.gather(1, predicted[:, None]).flatten()
     right = predicted == labels
     top5 = (logits.topk(min(5, k), 1).indices == labels[:, None]).any(1)
     confusion = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    cell = labels * k + predicted
 
     def mean_of(values: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda weights: weights @ values.double() / weights.sum(1)
@@ -72,15 +89,14 @@ def classification_report(
         "top1": mean_of(right),
         "top5": mean_of(top5),
         "loss": mean_of(losses),
-        "macro_f1": lambda weights: _macro_f1(_grouped(weights, cell, k * k).view(-1, k, k)),
+        "macro_f1": lambda weights: _macro_f1(weights, labels, predicted, k),
         "ece": lambda weights: _ece(weights, bins, confidence.double() - right.double()),
     }
-    headline = _with_intervals(figures, len(labels), seed) if len(labels) else {}
+    headline = _with_intervals(figures, len(labels), k, seed) if len(labels) else {}
     mistakes = (~right).nonzero().flatten()
-    mistakes = mistakes[confidence[mistakes].argsort(descending=True)]
-    wrong = [
-        (int(index[i]), classes[int(labels[i])], classes[int(predicted[i])], float(confidence[i])) for i in mistakes
-    ]
+    mistakes = mistakes[confidence[mistakes].argsort(descending=True, stable=True)]
+    columns = (values[mistakes].tolist() for values in (index, labels, predicted, confidence))
+    wrong = [(i, classes[true], classes[said], sure) for i, true, said, sure in zip(*columns, strict=True)]
     return ClassificationReport(
         headline, _per_class(confusion, classes), confusion.tolist(), wrong, len(labels), int((~known).sum())
     )
@@ -101,13 +117,16 @@ def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]
     return rows
 
 
-def _with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, seed: int) -> dict[str, Figure]:
-    """Each figure on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979)."""
+def _with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, k: int, seed: int) -> dict[str, Figure]:
+    """Each figure on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979).
+
+    A chunk of R resamples takes (R,N) and (R,K) doubles; R is what keeps either near `CHUNK` elements.
+    """
     generator = torch.Generator().manual_seed(seed)
     whole = torch.ones(1, n, dtype=torch.float64)
     values = {name: float(figure(whole)) for name, figure in figures.items()}
     drawn: dict[str, list[Tensor]] = {name: [] for name in figures}
-    size = max(1, min(RESAMPLES, CHUNK // n))
+    size = max(1, min(RESAMPLES, CHUNK // max(n, k)))
     for start in range(0, RESAMPLES, size):
         count = min(size, RESAMPLES - start)
         picks = torch.randint(n, (count, n), generator=generator)
@@ -128,10 +147,11 @@ def _grouped(weights: Tensor, group: Tensor, count: int) -> Tensor:
     return zeros.index_add_(1, group, weights)
 
 
-def _macro_f1(confusion: Tensor) -> Tensor:
-    """(R,K,K) -> (R,): the mean F1 of the classes that are there (true or predicted)."""
-    hit = confusion.diagonal(dim1=1, dim2=2)
-    either = confusion.sum(1) + confusion.sum(2)
+def _macro_f1(weights: Tensor, labels: Tensor, predicted: Tensor, k: int) -> Tensor:
+    """(R,N) -> (R,): the mean F1 of the classes that are there (true or predicted)."""
+    right = (labels == predicted).nonzero().flatten()
+    hit = _grouped(weights[:, right], labels[right], k)
+    either = _grouped(weights, labels, k) + _grouped(weights, predicted, k)
     return (2 * hit / either.clamp(min=1e-12)).sum(1) / (either > 0).sum(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -23,13 +24,16 @@ Series = tuple[str, list[tuple[float, float]]]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a ``metrics.jsonl``; a last line that a kill cut off is left out."""
+    """The events of a ``metrics.jsonl``; a line that a kill cut off is left out."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # A kill may also cut within a character.
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        if isinstance(event, dict):
+            events.append(event)
     return events
 
 
@@ -54,8 +58,11 @@ def write_report(
         f"<h2>Recipe</h2><pre>{escape(recipe_text)}</pre></html>\n"
     )
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _shown(value: Any) -> str:
@@ -63,7 +70,10 @@ def _shown(value: Any) -> str:
 
 
 def _series(epochs: list[dict[str, Any]], key: str) -> Series:
-    return key.replace("_", " "), [(e["epoch"], e[key]) for e in epochs if isinstance(e.get(key), (int, float))]
+    """The finite values of `key` by epoch: a NaN has no place on an axis."""
+    values = [(e.get("epoch"), e.get(key)) for e in epochs]
+    line = [(float(x), float(y)) for x, y in values if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    return key.replace("_", " "), [p for p in line if all(map(math.isfinite, p))]
 
 
 def _chart(caption: str, series: Sequence[Series]) -> str:

@@ -25,6 +25,8 @@ def recipe(**sections: Any) -> Any:
         "augment": {"name": "shift", "pixels": 1},
         "train": {"epochs": 2, "batch_size": 130},
     }
+    if "model" in sections and sections["model"]["name"] != "mlp":
+        base["model"] = {}
     for name, values in sections.items():
         base[name] = {**base.get(name, {}), **values}
     return resolve([Layer("test", base)]).recipe

@@ -1,0 +1,138 @@
+"""The suite from end to end, in real processes: train, finetune, eval, predict, export, env-check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.engine import checkpoint
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def ok(done: Any) -> Any:
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
+    events = lines(ok(run_cli("train", "mlp", "--data", "digits", "--epochs", 12, "--out", "run", "--json")).stdout)
+    assert [e["event"] for e in events].count("epoch") == 12
+    assert events[-1]["event"] == "end" and events[-1]["val_accuracy"] > 0.85
+    assert {"recipe.yaml", "metrics.jsonl", "status.json", "last.pt", "best.pt", "report.html"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
+    # Anyone can read it without bigmodel.
+    assert "head.weight" in torch.load(tmp_path / "run/best.pt", weights_only=True)["model"]
+
+    report = lines(ok(run_cli("eval", "run", "--split", "test", "--json")).stdout)[0]
+    top1 = report["headline"]["top1"]
+    assert 0.85 < top1["low"] <= top1["value"] <= top1["high"] <= 1
+    assert sum(map(sum, report["confusion"])) == report["samples"] == 360
+    assert report["wrong"][0]["name"].startswith("test[")
+
+    from PIL import Image
+
+    from bigmodel_cli.data.digits import digits
+
+    source = digits(tmp_path).load["test"]()
+    picture = source.gather(torch.tensor([5]))
+    Image.fromarray(picture["image"][0, 0].numpy()).resize((64, 64)).save(tmp_path / "digit.png")
+    answer = lines(ok(run_cli("predict", "run", "digit.png", "--json")).stdout)[0]
+    assert answer["class"] == str(int(picture["label"]))
+    assert sum(t["probability"] for t in answer["top"]) <= 1 + 1e-6
+
+    for name in ("onnx", "pt2", "safetensors"):
+        proof = lines(ok(run_cli("export", "run", "--format", name, "--json")).stdout)[0]
+        assert proof["passed"] and proof["largest_difference"] <= 1e-4 and proof["equal_answers"] == 1
+        beside = json.loads((tmp_path / f"run/best.{name}.json").read_text())
+        assert beside["classes"] == [str(k) for k in range(10)] and beside["preprocess"]["mode"] == "L"
+    refused = run_cli("export", "run", "--format", "onnx", "--tolerance", 0, "--out", "never.onnx")
+    # Either the runtimes agree to the last bit, or nothing is left under the final name.
+    assert (refused.returncode == 0) == (tmp_path / "never.onnx").exists()
+
+
+def test_a_frozen_backbone_is_frozen(run_cli: Any, tmp_path: Path) -> None:
+    ok(run_cli("train", "resnet18", "--data", "digits", "--max-steps", 2, "--out", "base"))
+    done = ok(run_cli("finetune", "--from", "base/last.pt", "--freeze-backbone", "--max-steps", 3, "--out", "tuned"))
+    assert "head kept: the 10 classes match by name" in done.stderr
+    assert "byte-identical" in done.stdout and "buffers frozen" in done.stdout.replace("\n", " ")
+    before = checkpoint.load(tmp_path / "base/last.pt")["model"]
+    after = checkpoint.load(tmp_path / "tuned/last.pt")["model"]
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"fc.weight", "fc.bias"}
+    # The other way round: without freezing everything moves, BatchNorm statistics too.
+    ok(run_cli("finetune", "--from", "base/last.pt", "--max-steps", 2, "--out", "whole"))
+    whole = checkpoint.load(tmp_path / "whole/last.pt")["model"]
+    assert not torch.equal(before["bn1.running_mean"], whole["bn1.running_mean"])
+
+
+def test_interrupted_and_resumed_is_the_unbroken_run(run_cli: Any, tmp_path: Path) -> None:
+    """SIGTERM in the middle: 143, a checkpoint, and the same final weights after --resume."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    from conftest import environment
+
+    common = ["mlp", "--data", "digits", "--epochs", "60", "--set", "model.hidden=[512,512]", "--json"]
+    whole = lines(ok(run_cli("train", *common, "--out", "whole")).stdout)[-1]
+    command = [sys.executable, "-m", "bigmodel_cli", "train", *common, "--out", "part"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    metrics = tmp_path / "part/metrics.jsonl"
+    while not (metrics.exists() and '"epoch": 3' in metrics.read_text()):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error
+    status = json.loads((tmp_path / "part/status.json").read_text())
+    assert status["exit_code"] == 143 and 0 < status["step"] < whole["steps"]
+    resumed = lines(ok(run_cli("train", "--resume", "--out", "part", "--json")).stdout)[-1]
+    assert resumed["digest"] == whole["digest"]
+    epochs = [json.loads(x)["epoch"] for x in metrics.read_text().splitlines() if '"event": "epoch"' in x]
+    assert epochs == list(range(1, 61))
+
+
+def test_dry_run_trains_nothing(run_cli: Any, tmp_path: Path) -> None:
+    found = lines(ok(run_cli("train", "mlp", "--data", "digits", "--lr", "3e-4", "--dry-run", "--json")).stdout)[0]
+    assert found["origin"]["optimizer.lr"] == "--lr" and found["recipe"]["optimizer"]["lr"] == 3e-4
+    assert found["parameters"] == 64 * 128 + 128 + 128 * 10 + 10
+    assert found["flops"] == 2 * (64 * 128 + 128 * 10)
+    assert found["checkpoint_bytes"] > 4 * found["parameters"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mnist_by_the_book(run_cli: Any, tmp_path: Path, data_dir: Path) -> None:
+    """Real MNIST through every command, each exit code checked."""
+    ok(run_cli("train", "cnn", "--data", "mnist", "--data-dir", data_dir, "--epochs", 1, "--out", "run"))
+    report = lines(ok(run_cli("eval", "run", "--split", "test", "--json")).stdout)[0]
+    assert report["samples"] == 10_000 and report["headline"]["top1"]["value"] > 0.95
+    ok(run_cli("finetune", "--from", "run", "--freeze-backbone", "--epochs", 1, "--out", "tuned"))
+    ok(run_cli("export", "run", "--format", "onnx"))
+    checked = ok(run_cli("env-check", "--json"))
+    assert lines(checked.stdout)[0]["status"] == "pass"
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "mnist-cnn", "digits-resnet18", "mnist-resnet18"])
+def test_every_recipe_trains_two_steps(name: str, run_cli: Any, data_dir: Path) -> None:
+    recipe = f"recipes/image/{name}.yaml"
+    ok(run_cli("train", recipe, "--data-dir", data_dir, "--max-steps", 2, "--set", "data.val_fraction=0.02"))
+    ok(run_cli("recipe", "show", recipe))
+
+
+def test_the_classic_exercise_repeats_to_the_digit(run_cli: Any) -> None:
+    ends = []
+    for out in ("a", "b"):
+        run = ok(run_cli("train", "recipes/image/digits-mlp.yaml", "--out", out, "--json"))
+        ends.append(lines(run.stdout)[-1])
+    assert ends[0]["digest"] == ends[1]["digest"]
+    assert ends[0]["val_accuracy"] == ends[1]["val_accuracy"] > 0.6

@@ -1,0 +1,41 @@
+"""What every test may use: the real data, and the real command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets, or a skip that says where it is looked for."""
+    for folder in (os.environ.get("BIGMODEL_DATA"), ROOT.parent / "shared" / "data"):
+        if folder and (Path(folder) / "mnist").is_dir():
+            return Path(folder)
+    pytest.skip("no real data: set BIGMODEL_DATA to a folder with mnist/ in it")
+
+
+def environment() -> dict[str, str]:
+    plain = {k: v for k, v in os.environ.items() if k != "BIGMODEL_DATA"}
+    return {**plain, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Run:
+    """``bigmodel ...`` in ``tmp_path``; gives the finished process."""
+
+    def run(*arguments: Any, timeout: float = 200, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bigmodel_cli", *map(str, arguments)]
+        options = {"cwd": tmp_path, "env": environment(), **options}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+    return run
