@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,32 +39,22 @@ def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Callable[[Tensor], T
 
 
 @exports.register(suffix=".onnx", run=run_onnx)
-def onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """One file with a dynamic batch; class names and preprocessing are in its metadata."""
+def onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any], *, opset: int = 18) -> None:
+    """One file with a dynamic batch; class names and preprocessing are in its metadata.
+
+    Args:
+        opset: the ONNX operator set. 18 is what the exporter writes for, and older runtimes read it.
+    """
     library, _, _ = needed("onnx", "onnxscript", "onnxruntime")
-    with _quiet():
-        program = torch.onnx.export(
-            model, example, dynamo=True, input_names=["input"], output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
-        assert program is not None
-        proto = program.model_proto
+    program = torch.onnx.export(
+        model, example, dynamo=True, opset_version=opset, verbose=False, input_names=["input"], output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )  # fmt: skip
+    assert program is not None
+    proto = program.model_proto
     for key, value in carry.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     # Saved by onnx itself: torch's own save writes weights to a second file beside it.
     library.save(proto, str(path))
     library.checker.check_model(str(path), full_check=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports each of its stages; its errors still come as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,4 +27,7 @@ def pt2(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[s
     """The traced graph with a dynamic batch; class names and preprocessing in ``extra_files["bigmodel.json"]``."""
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(model, example, dynamic_shapes=shapes)
-    torch.export.save(program, str(path), extra_files={CARRIED: json.dumps(carry)})
+    # Through memory: on a full disk torch's own file writer ends the process, from a destructor.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={CARRIED: json.dumps(carry)})
+    path.write_bytes(buffer.getbuffer())

@@ -24,7 +24,11 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Callable[[Ten
 @exports.register(suffix=".safetensors", run=run_safetensors)
 def safetensors(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """The state dict; architecture, class names and preprocessing in the file's metadata as JSON."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in carry.items()}
-    save_model(model, str(path), metadata={"format": "pt", **metadata})
+    try:
+        save_model(model, str(path), metadata={**metadata, "format": "pt"})
+    except SafetensorError as error:  # a full disk comes as its own kind
+        raise OSError(str(error)) from error

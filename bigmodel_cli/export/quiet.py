@@ -1,0 +1,23 @@
+"""Tracers and exporters report their stages, and print whole graphs when they fail; ours is one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No log record, warning or print gets out; errors still come as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    hidden = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
