@@ -1,0 +1,89 @@
+"""Losses against torch's own, every optimizer on a problem with a known answer, schedules at their ends."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.registry import losses, optimizers, schedules
+from bigmodel_cli.optim.optimizers import groups
+
+
+def test_losses_are_torchs_per_sample() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.randint(4, (6,))
+    plain = losses.get("cross_entropy")()(logits, labels)
+    assert plain.shape == (6,)
+    torch.testing.assert_close(plain.mean(), F.cross_entropy(logits, labels))
+    smooth = losses.get("cross_entropy")(label_smoothing=0.1)(logits, labels)
+    by_hand = -(F.one_hot(labels, 4) * 0.9 + 0.1 / 4).mul(logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(smooth, by_hand)
+    squared = losses.get("mse")()(logits, labels)
+    torch.testing.assert_close(squared.mean(), F.mse_loss(logits, F.one_hot(labels, 4).float()))
+    torch.testing.assert_close(losses.get("mse")()(logits, F.one_hot(labels, 4).float()), squared)
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_every_optimizer_goes_downhill_and_resumes(name: str) -> None:
+    torch.manual_seed(0)
+    target = torch.randn(3, 8)
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+        options = {} if name == "muon" else {"lr": {"adadelta": 5.0, "adagrad": 0.1}.get(name, 0.02)}
+        return model, optimizers.get(name)(list(model.named_parameters()), **options)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
+        values = []
+        for _ in range(count):
+            loss = (model(torch.eye(8)).T - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(loss.item())
+        return values
+
+    model, optimizer = build()
+    whole = steps(model, optimizer, 30)
+    assert whole[-1] < 0.9 * whole[0]
+    first, half = build()
+    begun = steps(first, half, 10)
+    second, rest = build()
+    second.load_state_dict(first.state_dict())
+    rest.load_state_dict(half.state_dict())
+    assert begun + steps(second, rest, 20) == whole
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    decayed, plain = groups(list(model.named_parameters()), 0.1)
+    assert decayed["weight_decay"] == 0.1 and [p.dim() for p in decayed["params"]] == [4, 2]
+    assert plain["weight_decay"] == 0.0 and all(p.dim() == 1 for p in plain["params"])
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_a_negative_rate_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        optimizers.get(name).options({"lr": -0.1}, "optimizer")
+
+
+@pytest.mark.parametrize("name", schedules.names())
+def test_schedules_warm_up_then_never_climb(name: str) -> None:
+    factor = schedules.get(name)(100, warmup=0.2)
+    values = [factor(i) for i in range(100)]
+    assert all(a < b for a, b in pairwise(values[:20]))
+    assert values[20] == 1.0 and max(values) == 1.0 and min(values) >= 0
+    assert all(a >= b for a, b in pairwise(values[20:]))
+
+
+def test_schedule_ends() -> None:
+    assert [schedules.get("step")(100)(i) for i in (0, 50, 75)] == pytest.approx([1, 0.1, 0.01])
+    assert schedules.get("cosine")(100)(50) == pytest.approx(0.5)
+    assert schedules.get("one_cycle")(100, warmup=0.0)(99) == pytest.approx(0.01)
+    assert schedules.get("constant")(100)(99) == 1
