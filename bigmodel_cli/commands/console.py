@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +17,15 @@ from rich.text import Text
 
 from bigmodel_cli.core.errors import BigmodelError, printable
 
-out = Console(highlight=False)
+for stream in (sys.stdout, sys.stderr):
+    # A file's name may hold what the terminal's encoding has no sign for: it is shown as an escape.
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+PIPE_WIDTH = 200  # columns; in a pipe or a log a row stays a line, where 80 would fold it
+piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+
+out = Console(highlight=False, width=PIPE_WIDTH if piped else None)
 err = Console(stderr=True, highlight=False)
 
 

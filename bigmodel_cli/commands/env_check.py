@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +10,14 @@ from rich.text import Text
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.core.errors import InputError, nearest
+from bigmodel_cli.core.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.machine import Check
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gpu", "bf16", "onnx", "onnxruntime",
+         "onnxscript", "compile", "disk", "memory", "data", "network")  # fmt: skip
 
 
 def env_check(
@@ -28,16 +29,21 @@ def env_check(
 ) -> None:
     """Check this machine: a line each with pass, warn or fail and what to do. Exit code 0, or 3 on a fail.
 
+    It answers in ten seconds, but with --require compile waits for the first compile, up to two minutes.
+
     Examples:
 
         bigmodel env-check
 
         bigmodel env-check --json --require bf16,onnx
     """
-    from bigmodel_cli.engine.machine import checks
+    from bigmodel_cli.commands.listing import data_root, found_in
+    from bigmodel_cli.engine.machine import COMPILE_LIMIT, COMPILE_PATIENCE, checks
 
-    root = Path(data_dir or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
-    found = _required(checks(root, Path.cwd()), require)
+    wanted = wanted_names(require)
+    root = data_root(data_dir)
+    patience = COMPILE_PATIENCE if "compile" in wanted else COMPILE_LIMIT
+    found = required(checks(root, found_in(root), Path.cwd(), patience), wanted)
     failed = [c for c in found if c.status == "fail"]
     if json:
         status = "fail" if failed else "pass"
@@ -45,20 +51,43 @@ def env_check(
     else:
         table = console.table(None, ("", "check", "found", "what to do"), ())
         for c in found:
-            table.add_row(Text(c.status, style=STYLES[c.status]), c.name, Text(c.value), Text(c.fix or ""))
+            status_cell = Text(c.status, style=STYLES[c.status])
+            table.add_row(status_cell, c.name, Text(printable(c.value)), Text(printable(c.fix or "")))
         console.show(table)
-        console.say(f"{len(failed)} failed" if failed else "ready")
+        console.say(f"{len(failed)} failed: {', '.join(c.name for c in failed)}" if failed else "ready")
     if failed:
         raise typer.Exit(3)
 
 
-def _required(found: list[Check], require: str | None) -> list[Check]:
-    """`found`, with what is required and did not pass turned into a failure."""
+def wanted_names(require: str | None) -> list[str]:
+    """The names in ``--require``, in order.
+
+    Raises:
+        InputError: one is no check's; said before anything is tested.
+    """
+    wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
+    for name in wanted:
+        if name not in NAMES:
+            raise InputError(f"--require {name}: no such check", nearest(name, NAMES), hint="bigmodel env-check")
+    return wanted
+
+
+def required(found: list[Check], wanted: list[str]) -> list[Check]:
+    """`found`, with what is wanted and did not pass turned into a failure.
+
+    ``gpu`` means every GPU, ``network`` every mirror, ``onnx`` all that the extra installs;
+    a wanted check that this machine has no line for (cuDNN without CUDA) is a failed line.
+    """
     from dataclasses import replace
 
-    wanted = {name.strip() for name in (require or "").split(",") if name.strip()}
-    unknown = wanted - {c.name for c in found}
-    if unknown:
-        name = sorted(unknown)[0]
-        raise InputError(f"--require {name}: no such check", nearest(name, [c.name for c in found]))
-    return [replace(c, status="fail") if c.name in wanted and c.status != "pass" else c for c in found]
+    from bigmodel_cli.engine.machine import Check
+    from bigmodel_cli.engine.probes import EXTRAS
+
+    names = {member for name in wanted for member in EXTRAS.get(name, (name,))}
+    family = [c.name.split()[0] for c in found]
+    found = [
+        replace(c, status="fail") if f in names and c.status != "pass" else c
+        for c, f in zip(found, family, strict=True)
+    ]
+    absent = sorted(names - set(family))
+    return [*found, *(Check(name, "fail", "not on this machine", "see the line of cuda") for name in absent)]

@@ -23,15 +23,20 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
 
         bigmodel models --search resnet
     """
+    from bigmodel_cli.core.errors import nearest
+    from bigmodel_cli.core.registry import models
+
+    chosen = [name for name in models.names() if search is None or search.lower() in name]
+    if search and not chosen:
+        console.note(f"no model's name contains {search!r}; {nearest(search, models.names())}")
+        return
+
     import torch
 
-    from bigmodel_cli.core.registry import models
     from bigmodel_cli.core.types import ImageSpec
 
     rows: list[dict[str, Any]] = []
-    for name in models.names():
-        if search and search not in name:
-            continue
+    for name in chosen:
         with torch.device("meta"):
             model = models.get(name)(ImageSpec(1, 28, 28, tuple("0123456789")))
         parameters = sum(p.numel() for p in model.parameters())
@@ -58,7 +63,7 @@ def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
     """
     from bigmodel_cli.core.registry import data
 
-    root = Path(data_dir or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
+    root = data_root(data_dir)
     rows: list[dict[str, Any]] = [
         {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
     ]
@@ -70,14 +75,28 @@ def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
     console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
 
 
+def data_root(data_dir: Path | None) -> Path:
+    """The folder of data files: ``--data-dir``, else BIGMODEL_DATA, else ``~/.cache/bigmodel``."""
+    return Path(data_dir or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
+
+
+def found_in(root: Path) -> list[str]:
+    """The data sets whose files lie below `root`; those inside a package, as digits, are always there."""
+    from bigmodel_cli.core.registry import data
+
+    return [name for name in data.names() if here(name, root)]
+
+
 def here(name: str, root: Path) -> bool:
     """Whether the files of data set `name` lie below `root`, without reading them."""
     folders = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
     if name in folders:
+        # The four files may lie in `root` itself too, but then only their owner knows which set they are.
         places = (root / name, root / folders[name] / "raw")
-        return any((p / f"train-images-idx3-ubyte{s}").is_file() for p in places for s in ("", ".gz"))
+        files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+        return all(any((p / f"{f}-ubyte{s}").is_file() for p in places for s in ("", ".gz")) for f in files)
     if name == "cifar10":
-        files = ("cifar10-images.tar.xz", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10")
+        files = ("cifar10-images.tar.xz", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10-images")
         return any((p / f).exists() for p in (root, root / "cifar10") for f in files)
     return name == "digits"
 
