@@ -31,7 +31,8 @@ def state(seed: int = 0, size: int = 2000) -> dict[str, Any]:
         "recipe": {}, "env": {}, "created": 1.0,
     }  # fmt: skip
     return {
-        "format": "bigmodel.checkpoint", "version": 1, "model": tensors, "model_ema": None, "optimizer": {"state": {0: 1}},
+        "format": "bigmodel.checkpoint", "version": 1, "model": tensors, "model_ema": None,
+        "optimizer": {"state": {0: 1}},
         "scheduler": None, "scaler": None, "progress": {"step": 3}, "rng": {"cpu": torch.arange(9)}, "meta": meta,
     }  # fmt: skip
 

@@ -1,0 +1,41 @@
+"""Every bigmodel command in README and docs is run, in the order in which it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# A document tells of whole trainings; the test shortens each to a few steps.
+SHORT = {"train": ["--max-steps", "4"], "finetune": ["--max-steps", "4"]}
+
+
+def commands(document: Path) -> list[list[str]]:
+    found = re.findall(r"^\s*(bigmodel [a-z][^#\n]*)", document.read_text(), re.MULTILINE)
+    return [shlex.split(line)[1:] for line in found]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/from-zero.md"])
+def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(tmp_path / "digit.png")
+    found = commands(ROOT / name)
+    assert len(found) >= 8
+    for arguments in found:
+        short = [] if {"--resume", "--dry-run"} & set(arguments) else SHORT.get(arguments[0], [])
+        done = run_cli(*arguments, *short)
+        assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    text = (ROOT / "docs/from-zero.md").read_text()
+    for file in re.findall(r"`(bigmodel_cli/[a-z_/]+\.py)`", text):
+        assert (ROOT / file).exists(), file
