@@ -122,6 +122,16 @@ def test_a_perfectly_calibrated_set_has_no_calibration_error() -> None:
     assert values(sure)["ece"] > 0.1
 
 
+def test_calibration_of_a_model_that_is_wholly_sure() -> None:
+    """A confidence of exactly 1 belongs to the last bin."""
+    logits, labels, losses = sample(300, 4)
+    logits = logits * 1000
+    assert (logits.softmax(1).amax(1) == 1).sum() > 200
+    right = (logits.argmax(1) == labels).double().mean().item()
+    found = values(classification_report(logits, labels, losses, names(4)))
+    assert found["ece"] == pytest.approx(1 - right, abs=0.02) and found["ece"] > 0.1
+
+
 def test_intervals_contain_their_value_and_shrink_with_n() -> None:
     widths = []
     for n in (100, 1600):
@@ -162,18 +172,21 @@ def test_a_nan_answer_is_an_error_that_counts_them() -> None:
         classification_report(logits, labels, losses, names(3))
 
 
-def test_memory_stays_bounded_with_many_classes() -> None:
-    """1,000 classes: a (K,K) matrix a resample would be 8 GB. In a process of its own, whose peak is its own."""
+@pytest.mark.parametrize(("n", "k"), [(1000, 1000), (100_000, 2)])
+def test_memory_stays_bounded(n: int, k: int) -> None:
+    """All resamples at once: 8 GB of (K,K) matrices, or 0.8 GB a weight. In a process whose peak is its own."""
     program = """
-import resource, torch
+import resource, sys, torch
 from bigmodel_cli.insight.classification import classification_report
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-labels = torch.arange(1000)
+n, k = map(int, sys.argv[1:])
+labels = torch.arange(n) % k
 before = peak()
-classification_report(torch.randn(1000, 1000), labels, torch.ones(1000), [str(i) for i in range(1000)])
+classification_report(torch.randn(n, k), labels, torch.ones(n), [str(i) for i in range(k)])
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program, str(n), str(k)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1_000_000  # kB
 
 
