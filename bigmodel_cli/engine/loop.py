@@ -134,11 +134,14 @@ def _end_epoch(run: Run, rate: float) -> bool:
 
 
 def _is_best(run: Run, metrics: dict[str, float]) -> bool:
+    """Better by the task's metric; on a small val split, where epochs tie, the lower loss decides."""
     name, mode = run.task.best
-    value, old = metrics[name], run.progress.best_metric
-    if old is not None and (value <= old if mode == "max" else value >= old):
+    progress, value = run.progress, metrics[name]
+    sign = 1 if mode == "max" else -1
+    old = (-float("inf") if progress.best_metric is None else sign * progress.best_metric, -progress.best_loss)
+    if (sign * value, -metrics["loss"]) <= old:
         return False
-    run.progress.best_metric, run.progress.best_epoch = value, run.progress.epoch + 1
+    progress.best_metric, progress.best_loss, progress.best_epoch = value, metrics["loss"], progress.epoch + 1
     return True
 
 

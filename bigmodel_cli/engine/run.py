@@ -31,6 +31,7 @@ class Progress:
     batch_in_epoch: int = 0
     samples_seen: int = 0
     best_metric: float | None = None
+    best_loss: float = float("inf")
     best_epoch: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0

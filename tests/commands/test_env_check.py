@@ -1,0 +1,140 @@
+"""env-check on this machine, and on machines whose torch is broken, crashes, hangs, or has no compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BROKEN = {
+    "missing library": ('raise ImportError("libcudnn.so.9: cannot open shared object file")', "libcudnn.so.9"),
+    "illegal instruction": ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "crashed (SIGILL)"),
+    "leaves": ("import os; os._exit(1)", "ended"),
+    "empty message": ("raise RuntimeError", "RuntimeError"),
+}
+
+
+def shadow(folder: Path, name: str, source: str) -> dict[str, str]:
+    """An environment in which ``import name`` runs `source`."""
+    (folder / "shadow").mkdir(exist_ok=True)
+    (folder / "shadow" / f"{name}.py").write_text(source)
+    return {**os.environ, "PYTHONPATH": str(folder / "shadow"), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+
+
+def report(done: Any) -> dict[str, dict[str, Any]]:
+    return {c["name"]: c for c in json.loads(done.stdout)["checks"]}
+
+
+def test_this_machine(run_cli: Any) -> None:
+    started = time.monotonic()
+    done = run_cli("env-check", "--json")
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = report(done)
+    for name in ("python", "cpu", "torch", "torchvision", "bf16", "disk", "memory"):
+        assert found[name]["status"] in ("pass", "warn") and found[name]["value"], name
+    import torch
+
+    assert found["torch"]["value"] == torch.__version__
+    assert (found["cuda"]["status"] == "pass") == torch.cuda.is_available()
+    assert found["bf16"]["status"] == "pass"
+    for check in found.values():
+        assert check["status"] == "pass" or check["fix"], f"{check['name']}: nothing to do is named"
+    assert sum(name.startswith("network ") for name in found) >= 4
+    assert seconds < 20, "ten seconds on an idle machine"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_torch_is_a_line(name: str, run_cli: Any, tmp_path: Path) -> None:
+    source, message = BROKEN[name]
+    done = run_cli("env-check", "--json", env=shadow(tmp_path, "torch", source))
+    assert done.returncode == 3 and done.stderr == ""
+    found = report(done)
+    assert json.loads(done.stdout)["status"] == found["torch"]["status"] == found["torchvision"]["status"] == "fail"
+    assert message in found["torch"]["value"] and "pip install" in found["torch"]["fix"]
+    assert found["bf16"]["status"] == "warn"
+    assert found["disk"]["status"] in ("pass", "warn"), "what does not need torch is still tested"
+    table = run_cli("env-check", env=shadow(tmp_path, "torch", source))
+    assert table.returncode == 3 and "torch, torchvision" in table.stdout.splitlines()[-1]
+
+
+def test_a_broken_extra_is_a_warning_until_it_is_required(run_cli: Any, tmp_path: Path) -> None:
+    environment = shadow(tmp_path, "onnxruntime", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    fine = run_cli("env-check", "--json", env=environment)
+    assert fine.returncode == 0
+    assert report(fine)["onnxruntime"]["status"] == "warn" and "SIGSEGV" in report(fine)["onnxruntime"]["value"]
+    required = run_cli("env-check", "--json", "--require", "onnx", env=environment)
+    assert required.returncode == 3 and report(required)["onnxruntime"]["status"] == "fail"
+
+
+def test_what_never_answers_is_ended(run_cli: Any, tmp_path: Path) -> None:
+    source = f"import os, time, pathlib; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
+    environment = shadow(tmp_path, "onnxruntime", source + "; time.sleep(600)")
+    started = time.monotonic()
+    done = run_cli("env-check", "--json", env=environment)
+    assert done.returncode == 0 and time.monotonic() - started < 60
+    assert "no answer after" in report(done)["onnxruntime"]["value"]
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_without_a_compiler(run_cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    environment = {**os.environ, "PATH": str(tmp_path / "bin"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {k: v for k, v in environment.items() if k not in ("CC", "CXX")}
+    done = run_cli("env-check", "--json", "--require", "compile", env=environment)
+    found = report(done)["compile"]
+    assert done.returncode == 3 and found["status"] == "fail"
+    assert "failed" in found["value"] and "g++" in found["fix"]
+
+
+def test_required_and_not_here(run_cli: Any) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    done = run_cli("env-check", "--json", "--require", "cuda,cudnn,gpu")
+    failed = {name for name, c in report(done).items() if c["status"] == "fail"}
+    assert done.returncode == 3 and failed == {"cuda", "cudnn", "gpu"}
+
+
+def test_a_misspelt_requirement_is_said_at_once(run_cli: Any) -> None:
+    started = time.monotonic()
+    done = run_cli("env-check", "--require", "bf61")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --require bf61: no such check; did you mean bf16")
+    assert time.monotonic() - started < 5, "before anything is tested"
+
+
+def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "sets/MNIST/raw"
+    raw.mkdir(parents=True)
+    files = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte.gz",
+    )
+    for file in files[:-1]:
+        (raw / file).touch()
+    environment = {**shadow(tmp_path, "torch", "raise ImportError"), "BIGMODEL_DATA": str(tmp_path / "sets")}
+    assert report(run_cli("env-check", "--json", env=environment))["data"]["value"].startswith("digits in ")
+    (raw / files[-1]).touch()
+    assert report(run_cli("env-check", "--json", env=environment))["data"]["value"].startswith("digits, mnist in ")
+    gone = report(run_cli("env-check", "--json", "--data-dir", tmp_path / "none", env=environment))["data"]
+    assert gone["status"] == "warn" and "no folder" in gone["value"]
+
+
+def test_the_mirrors_are_those_of_the_data_sources() -> None:
+    from urllib.parse import urlsplit
+
+    from bigmodel_cli.data.mnist import MIRRORS
+    from bigmodel_cli.engine.machine import mirrors
+
+    assert {urlsplit(a).hostname for addresses in MIRRORS.values() for a in addresses} < set(mirrors())
+    assert "www.cs.toronto.edu" in mirrors()
