@@ -41,7 +41,7 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """A line for the person on stderr; control characters from files are escaped."""
-    err.print(Text(printable(text)), soft_wrap=True)
+    err.print(Text(printable(text)), soft_wrap=not is_terminal())
 
 
 def raw(text: str) -> None:
