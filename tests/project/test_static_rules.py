@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
@@ -64,17 +63,3 @@ def test_the_loop_fits_a_screen() -> None:
 def test_no_torch_until_it_is_needed(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
-
-
-def test_the_source_names_what_the_registries_hold() -> None:
-    """Reading the source and importing every file agree, for each registry there is."""
-    from bigmodel_cli.core import registry as registries
-
-    every = {k: v for k, v in vars(registries).items() if isinstance(v, registries.Registry)}
-    assert len(every) >= 10
-    for variable, registry in every.items():
-        assert registry.variable == variable
-        folder = ROOT / registry.package.replace(".", "/")
-        for file in sorted(folder.glob("*.py")):
-            importlib.import_module(f"{registry.package}.{file.stem}".removesuffix(".__init__"))
-        assert set(registry._entries) == set(registry.found) != set(), variable

@@ -1,0 +1,145 @@
+"""House rules that a reader of the source can check, checked over every file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "bigmodel_cli"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [str(p.relative_to(PACKAGE)) for p in FILES]
+
+FORBIDDEN_CALLS = {
+    "pickle.load", "pickle.loads", "torch.hub.load", "torch.hub.load_state_dict_from_url", "yaml.load",
+    "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "os.popen", "joblib.load", "dill.load",
+}  # fmt: skip
+FORBIDDEN_OPTIONS = {("weights_only", False), ("shell", True), ("allow_pickle", True)}
+ONLY_IN = {"torch.load": "engine/checkpoint.py", "print": "commands/console.py"}
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+
+
+def breaches(name: str, source: ast.Module) -> Iterator[str]:
+    """What `source`, taken for the file `name`, does that the house forbids."""
+    for node in ast.walk(source):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+            yield from (f"imports {m}" for m in modules if m.split(".")[0] in ("pickle", "dill", "joblib"))
+            if isinstance(node, ast.ImportFrom) and node.module == "torch":
+                yield from (f"imports torch.{a.name} by name" for a in node.names if a.name in ("load", "hub"))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.hub":
+            yield "torch.hub"
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in FORBIDDEN_CALLS:
+            yield f"line {node.lineno}: {called}"
+        if called in ONLY_IN and ONLY_IN[called] != name:
+            yield f"line {node.lineno}: {called} belongs in {ONLY_IN[called]}"
+        for option in node.keywords:
+            value = option.value.value if isinstance(option.value, ast.Constant) else None
+            if option.arg == "trust_remote_code" or (option.arg, value) in FORBIDDEN_OPTIONS:
+                yield f"line {node.lineno}: {option.arg}={ast.unparse(option.value)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_forbidden_is_called(name: str) -> None:
+    assert list(breaches(name, tree(name))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from torch import load", "import torch\ntorch.load('x')", "torch.hub.load('x', 'y')",
+        "yaml.load(text)", "eval(text)", "subprocess.run('ls', shell=True)", "f(weights_only=False)",
+        "AutoModel.from_pretrained(x, trust_remote_code=flag)", "numpy.load(p, allow_pickle=True)", "print(1)",
+    ],
+)  # fmt: skip
+def test_the_rule_can_fail(source: str) -> None:
+    assert list(breaches("models/one.py", ast.parse(source)))
+
+
+def test_one_place_loads_checkpoints() -> None:
+    calls = [
+        (name, node)
+        for name in NAMES
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert [name for name, _ in calls] == ["engine/checkpoint.py"]
+    options = {k.arg: ast.unparse(k.value) for k in calls[0][1].keywords}
+    assert options["weights_only"] == "True"
+
+
+def test_every_file_has_a_name_of_its_own() -> None:
+    leftovers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+    folders = {part for name in NAMES for part in Path(name).with_suffix("").parts}
+    assert not leftovers & folders
+
+
+def test_sizes() -> None:
+    """The aims are 300 and 50; a little over is a smell, far over is a defect."""
+    for name in NAMES:
+        assert len((PACKAGE / name).read_text().splitlines()) <= 330, name
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{name}: {node.name}"
+
+
+def test_nothing_is_unfinished() -> None:
+    words = ("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error", "XX" + "X")
+    for path in [*FILES, *ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert not [w for w in words if w in text], path
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["bigmodel_cli", "bigmodel_cli.cli", "bigmodel_cli.core.registry", "bigmodel_cli.engine.machine"],
+)
+def test_no_torch_until_it_is_needed(module: str) -> None:
+    program = f"import sys, {module}; assert sys.modules.get('{module}'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_constraints_pin_every_direct_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(r for group in project["optional-dependencies"].values() for r in group)]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines}
+    assert all("==" in line and "://" not in line and "@" not in line for line in lines)
+    for requirement in wanted:
+        name = requirement
+        for sign in "<>=![ ;":
+            name = name.partition(sign)[0]
+        assert name.lower() in pinned or name == "bigmodel", requirement
+
+
+def test_the_recipes_travel_in_the_wheel() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert build["force-include"] == {"recipes": "bigmodel_cli/recipes"}
+
+
+def test_the_source_names_what_the_registries_hold() -> None:
+    """Reading the source and importing every file agree, for each registry there is."""
+    from bigmodel_cli.core import registry as registries
+
+    every = {k: v for k, v in vars(registries).items() if isinstance(v, registries.Registry)}
+    assert len(every) >= 10
+    for variable, registry in every.items():
+        assert registry.variable == variable
+        folder = ROOT / registry.package.replace(".", "/")
+        for file in sorted(folder.glob("*.py")):
+            importlib.import_module(f"{registry.package}.{file.stem}".removesuffix(".__init__"))
+        assert set(registry._entries) == set(registry.found) != set(), variable
