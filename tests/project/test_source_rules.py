@@ -142,4 +142,4 @@ def test_the_source_names_what_the_registries_hold() -> None:
         folder = ROOT / registry.package.replace(".", "/")
         for file in sorted(folder.glob("*.py")):
             importlib.import_module(f"{registry.package}.{file.stem}".removesuffix(".__init__"))
-        assert set(registry._entries) == set(registry.found) != set(), variable
+        assert set(registry._entries) == set(registry.found), variable
