@@ -64,16 +64,16 @@ class TrainSection(Section):
 
 class StartSection(Section):
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
-    method: str = Field("full", description="what is trained: full or freeze-backbone")
+    method: str = Field("full", description="fine-tuning method: what is trained")
 
 
 class PlacementSection(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: CUDA, else MPS, else CPU")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: measured on this machine")
-    channels_last: bool | Literal["auto"] = Field("auto", description="memory format of pictures; auto: measured")
-    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: CUDA only")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
+    channels_last: bool | Literal["auto"] = Field("auto", description="memory format of pictures; auto: true")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: false")
     threads: Positive | None = Field(None, description="CPU threads in an operation; default all cores")
-    deterministic: bool = Field(False, description="torch's deterministic algorithms; nothing is measured")
+    deterministic: bool = Field(False, description="torch's deterministic algorithms")
 
 
 class Recipe(Section):

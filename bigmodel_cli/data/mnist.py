@@ -74,8 +74,11 @@ def _bundle(root: Path, name: str, torchvision_name: str, classes: tuple[str, ..
 
 
 def _locate(root: Path, name: str, torchvision_name: str, file: str) -> Path:
-    """The file as it lies below `root`, in our folder, torchvision's, or `root` itself; else downloaded."""
-    for folder in (root / name, root / torchvision_name / "raw", root):
+    """The file as it lies below `root`, in our folder or torchvision's; else downloaded.
+
+    MNIST may also lie in `root` itself; the others have the same file names and would be mistaken for it.
+    """
+    for folder in (root / name, root / torchvision_name / "raw", *([root] if name == "mnist" else [])):
         for candidate in (folder / file, folder / f"{file}.gz"):
             if candidate.is_file():
                 return candidate

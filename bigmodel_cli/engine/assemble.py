@@ -85,6 +85,7 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
         recipe=recipe,
         task=task.for_data(bundle.spec),
         model=model,
+        forward=torch.compile(model) if placement.compile else model,  # type: ignore[arg-type]
         ema=ema,
         frozen=frozen,
         optimizer=optimizer,

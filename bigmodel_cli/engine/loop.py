@@ -81,7 +81,7 @@ def _forward_backward_update(run: Run, raw: Batch) -> tuple[float, int]:
         key = SampleKey(train.seed, run.progress.epoch, micro["index"])
         micro = place.inputs(task.prepare(micro, key))
         with place.autocast():
-            loss = task.loss(run.model, micro).total
+            loss = task.loss(run.forward, micro).total
         (loss / count).backward()
         total += loss.detach()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]

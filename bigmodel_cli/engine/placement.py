@@ -64,7 +64,8 @@ class Placement:
 
     def __str__(self) -> str:
         form = ", channels-last" if self.channels_last else ""
-        return f"{device_name(self.device)}, {self.precision}{form}, {self.threads} threads ({self.why})"
+        compiled = ", compiled" if self.compile else ""
+        return f"{device_name(self.device)}, {self.precision}{form}{compiled}, {self.threads} threads ({self.why})"
 
 
 def device_name(device: torch.device) -> str:

@@ -44,6 +44,8 @@ class Run:
     recipe: Recipe
     task: Task
     model: nn.Module
+    forward: nn.Module
+    """`model`, compiled where the placement says so: what training calls. They share every tensor."""
     ema: AveragedModel | None
     frozen: Frozen
     optimizer: torch.optim.Optimizer

@@ -117,6 +117,13 @@ def test_mnist_by_the_book(run_cli: Any, tmp_path: Path, data_dir: Path) -> None
     report = lines(ok(run_cli("eval", "run", "--split", "test", "--json")).stdout)[0]
     assert report["samples"] == 10_000 and report["headline"]["top1"]["value"] > 0.95
     ok(run_cli("finetune", "--from", "run", "--freeze-backbone", "--epochs", 1, "--out", "tuned"))
+    from PIL import Image
+
+    from bigmodel_cli.data.mnist import mnist
+
+    digit = mnist(data_dir).load["test"]().gather(torch.tensor([0]))  # a clear seven
+    Image.fromarray(digit["image"][0, 0].numpy()).save(tmp_path / "seven.png")
+    assert lines(ok(run_cli("predict", "run", "seven.png", "--json")).stdout)[0]["class"] == str(int(digit["label"]))
     ok(run_cli("export", "run", "--format", "onnx"))
     checked = ok(run_cli("env-check", "--json"))
     assert lines(checked.stdout)[0]["status"] == "pass"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,13 @@ def test_every_model_saves_loads_and_answers_the_same(tmp_path: Path) -> None:
         x = torch.randn(3, 1, 8, 8)
         torch.testing.assert_close(trained.model(x), run.model.eval()(x))
         assert models.get(name).meta["head"] == trained.head
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_training_is_training() -> None:
+    runs = [run_of(placement={"compile": compiled}, train={"epochs": 1, "max_steps": 3}) for compiled in (False, True)]
+    assert runs[1].forward is not runs[1].model
+    steps = [list(run.batches.steps(0))[:3] for run in runs]
+    losses = [[train_step(run, raw)[0] for raw in raws] for run, raws in zip(runs, steps, strict=True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert set(runs[1].state()["model"]) == set(runs[0].state()["model"])

@@ -143,3 +143,9 @@ def test_the_source_names_what_the_registries_hold() -> None:
         for file in sorted(folder.glob("*.py")):
             importlib.import_module(f"{registry.package}.{file.stem}".removesuffix(".__init__"))
         assert set(registry._entries) == set(registry.found), variable
+
+
+def test_the_loop_fits_a_screen() -> None:
+    loop = ast.parse((ROOT / "bigmodel_cli/engine/loop.py").read_text())
+    fit = next(n for n in loop.body if isinstance(n, ast.FunctionDef) and n.name == "fit")
+    assert fit.end_lineno is not None and fit.end_lineno - fit.lineno < 80
