@@ -8,10 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.activations import Activation
 from bigmodel_cli.models.activations import activation as act
+
+SMALLEST = {"small": 4, "imagenet": 63}  # fewer pixels a side, and a pooling is left with nothing
 
 
 class AlexNet(nn.Module):
@@ -63,6 +66,17 @@ def alexnet(
     activation: Activation = "relu",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
 ) -> nn.Module:
-    """AlexNet; pictures of at most 64 pixels get small filters and a narrower classifier."""
-    small = stem == "small" or (stem == "auto" and min(spec.height, spec.width) <= 64)
-    return AlexNet(spec.channels, spec.num_classes, small, activation, dropout)
+    """AlexNet; pictures of at most 64 pixels get small filters and a narrower classifier.
+
+    Raises:
+        InputError: the pictures are smaller than 4 pixels a side, or than 63 with the imagenet stem.
+    """
+    side = min(spec.height, spec.width)
+    if stem == "auto":
+        stem = "small" if side <= 64 else "imagenet"
+    least = SMALLEST[stem]
+    if side < least:
+        what = f"alexnet with the {stem} stem on {spec.height}x{spec.width} pictures"
+        hint = "use mlp or resnet18" if stem == "small" else "--set model.stem=small"
+        raise InputError(what, f"expected at least {least}x{least}", hint)
+    return AlexNet(spec.channels, spec.num_classes, stem == "small", activation, dropout)

@@ -16,9 +16,15 @@ class Combined(torch.optim.Optimizer):
         self.param_groups = [group for part in parts for group in part.param_groups]
         self.defaults: dict[str, Any] = {}
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of every part, on the gradients of one call of `closure` where it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for part in self.parts:
             part.step()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:

@@ -19,13 +19,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _warmed(total_steps: int, warmup: float, after: Callable[[float], float], start: float = 0.0) -> Factor:
-    """Climb from `start` to 1 in the warm-up, then `after`(share of the rest that is done)."""
+    """Climb from `start` to 1 in the warm-up, then `after`(share of the rest that is done); past the end, its end."""
     steps = round(warmup * total_steps)
 
     def factor(step: int) -> float:
         if step < steps:
             return start + (1 - start) * (step + 1) / (steps + 1)
-        return after((step - steps) / max(total_steps - steps, 1))
+        return after(min((step - steps) / max(total_steps - steps, 1), 1.0))
 
     return factor
 
@@ -41,7 +41,7 @@ def step(
     total_steps: int,
     *,
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75),
-    gamma: Annotated[float, Field(gt=0)] = 0.1,
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1,
     warmup: Fraction = 0.0,
 ) -> Factor:
     """Times `gamma` at each milestone, given as a share of the run (He et al. 2015)."""

@@ -36,6 +36,17 @@ def test_shapes_and_head(name: str, spec: ImageSpec) -> None:
     assert model.get_submodule(entry.meta["backbone_first"]).weight is not None
 
 
+@pytest.mark.parametrize(("stem", "least"), [("auto", 4), ("small", 4), ("imagenet", 63)])
+def test_alexnet_names_the_smallest_picture(stem: str, least: int) -> None:
+    build = models.get("alexnet")
+    with torch.device("meta"):
+        for height, width in ((least, least), (least, least + 9)):
+            model = build(ImageSpec(2, height, width, ("a", "b")), stem=stem).eval()
+            assert model(torch.zeros(1, 2, height, width)).shape == (1, 2)
+    with pytest.raises(InputError, match=f"{least + 9}x{least - 1} pictures; expected at least {least}x{least}"):
+        build(ImageSpec(2, least + 9, least - 1, ("a", "b")), stem=stem)
+
+
 @pytest.mark.parametrize("name", ["perceptron", "mlp", "cnn", "alexnet", "resnet18"])
 def test_training_lowers_the_loss(name: str) -> None:
     torch.manual_seed(0)

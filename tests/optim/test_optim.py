@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import losses, optimizers, schedules
 from bigmodel_cli.optim.optimizers import groups
 
@@ -26,6 +27,21 @@ def test_losses_are_torchs_per_sample() -> None:
     squared = losses.get("mse")()(logits, labels)
     torch.testing.assert_close(squared.mean(), F.mse_loss(logits, F.one_hot(labels, 4).float()))
     torch.testing.assert_close(losses.get("mse")()(logits, F.one_hot(labels, 4).float()), squared)
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_losses_take_soft_targets(name: str) -> None:
+    torch.manual_seed(0)
+    logits, labels, share = torch.randn(6, 4), torch.randint(4, (6,)), 0.3
+    loss = losses.get(name)()
+    one_hot = F.one_hot(labels, 4).float()
+    torch.testing.assert_close(loss(logits, one_hot), loss(logits, labels))
+    mixed = share * one_hot + (1 - share) * one_hot.flip(0)
+    if name == "cross_entropy":  # linear in the target, as mixup supposes
+        expected = share * loss(logits, labels) + (1 - share) * loss(logits, labels.flip(0))
+    else:
+        expected = F.mse_loss(logits, mixed, reduction="none").mean(1)
+    torch.testing.assert_close(loss(logits, mixed), expected)
 
 
 @pytest.mark.parametrize("name", optimizers.names())
@@ -68,9 +84,37 @@ def test_norms_and_biases_do_not_decay() -> None:
 
 
 @pytest.mark.parametrize("name", optimizers.names())
-def test_a_negative_rate_is_refused(name: str) -> None:
+@pytest.mark.parametrize("field", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+def test_rates_and_decays_are_finite_and_not_negative(name: str, field: str, value: float) -> None:
+    assert optimizers.get(name).options({field: 0.1}, "optimizer")[field] == 0.1
     with pytest.raises(ValidationError):
-        optimizers.get(name).options({"lr": -0.1}, "optimizer")
+        optimizers.get(name).options({field: value}, "optimizer")
+
+
+def test_muon_takes_hidden_matrices_and_says_when_there_are_none() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(8, 6), nn.Linear(6, 3))
+    optimizer = optimizers.get("muon")(list(model.named_parameters()), lr=0.5, adamw_lr=0.01)
+    by_rate: dict[float, list[tuple[int, ...]]] = {0.5: [], 0.01: []}
+    for group in optimizer.param_groups:
+        by_rate[group["lr"]] += [tuple(p.shape) for p in group["params"]]
+    assert by_rate == {0.5: [(6, 8)], 0.01: [(2, 1, 3, 3), (3, 6), (2,), (6,), (3,)]}
+    with pytest.raises(InputError, match="no hidden matrix"):
+        optimizers.get("muon")(list(nn.Linear(4, 2).named_parameters()))
+
+
+def test_combined_steps_on_the_gradients_of_its_closure() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = optimizers.get("muon")(list(model.named_parameters()))
+
+    def closure() -> float:
+        loss = model(torch.ones(3, 4)).square().sum()
+        loss.backward()
+        return loss.item()  # type: ignore[no-any-return]
+
+    assert optimizer.step(closure) > 0
+    assert all((p != old).any() for p, old in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("name", schedules.names())
@@ -80,6 +124,7 @@ def test_schedules_warm_up_then_never_climb(name: str) -> None:
     assert all(a < b for a, b in pairwise(values[:20]))
     assert values[20] == 1.0 and max(values) == 1.0 and min(values) >= 0
     assert all(a >= b for a, b in pairwise(values[20:]))
+    assert 0 <= factor(100) == factor(150) <= values[-1]
 
 
 def test_schedule_ends() -> None:
