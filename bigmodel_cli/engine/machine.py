@@ -29,7 +29,7 @@ Status = Literal["pass", "warn", "fail"]
 COMPILE_LIMIT = 8.5  # seconds from the start; the whole command answers in ten
 COMPILE_PATIENCE = 120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
 PROBE_LIMIT = 9.0  # seconds from the start, for all that torch and the extras are asked
-IMPORT_LIMIT = 40.0  # seconds for torch alone: its first import from a cold disk is slow, and no fault
+IMPORT_LIMIT = 40.0  # seconds for torch and torchvision: a slow first import is no fault
 NETWORK_LIMIT = 2.0
 COMPILE_PROGRAM = """
 import torch
@@ -141,7 +141,7 @@ def _collect(
     """What the process reports, with each finished probe taken off `left`; and why it stopped short, or None."""
     found: list[Check] = []
     while left:
-        limit = IMPORT_LIMIT if left[0] == "torch" else PROBE_LIMIT
+        limit = IMPORT_LIMIT if left[0] in ("torch", "torchvision") else PROBE_LIMIT
         try:
             line = lines.get(timeout=max(0.2, started + limit - time.monotonic()))
         except queue.Empty:
