@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bigmodel_cli.core.errors import BigmodelError, printable
+from bigmodel_cli.core.types import finite
 
 for stream in (sys.stdout, sys.stderr):
     # A file's name may hold what the terminal's encoding has no sign for: it is shown as an escape.
@@ -51,16 +51,8 @@ def raw(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on one line; what is not finite is null, since JSON has no NaN."""
-    sys.stdout.write(json.dumps(_plain(value), default=str) + "\n")
+    sys.stdout.write(json.dumps(finite(value), default=str) + "\n")
     sys.stdout.flush()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> Table:

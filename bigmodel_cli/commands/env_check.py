@@ -37,7 +37,8 @@ def env_check(
 
         bigmodel env-check --json --require bf16,onnx
     """
-    from bigmodel_cli.commands.listing import data_root, found_in
+    from bigmodel_cli.commands.listing import found_in
+    from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.engine.machine import COMPILE_LIMIT, COMPILE_PATIENCE, checks
 
     wanted = wanted_names(require)

@@ -57,7 +57,6 @@ def evaluate(
 def _measure(
     trained: Trained, flags: dict[str, Any], assignments: list[str] | None, split: str, batch_size: int | None
 ) -> tuple[ClassificationReport, list[str], Any]:
-    from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.assemble import load_data
     from bigmodel_cli.engine.assemble import split as load_split
     from bigmodel_cli.engine.evaluate import collect
@@ -65,8 +64,7 @@ def _measure(
     from bigmodel_cli.insight.class_match import match_classes
     from bigmodel_cli.insight.classification import classification_report
 
-    saved = Layer(str(trained.path), trained.meta["recipe"])
-    recipe = resolve([saved, *opt.flag_layers(flags, assignments)]).recipe
+    recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
     bundle = load_data(recipe.data)
     match = match_classes(trained.task.spec.classes, bundle.spec.classes)  # type: ignore[attr-defined]

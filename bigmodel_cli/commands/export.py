@@ -71,11 +71,9 @@ def _real_inputs(trained: Any, samples: int, data_dir: Path | None, assignments:
     """Prepared inputs from the validation split of the data that the checkpoint remembers."""
     import torch
 
-    from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.assemble import load_data, split
 
-    saved = Layer(str(trained.path), trained.meta["recipe"])
-    recipe = resolve([saved, *opt.flag_layers({"data_dir": data_dir}, assignments)]).recipe
+    recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
     source = split(load_data(recipe.data), recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
     return [trained.task.prepare(source.gather(part))["image"] for part in chosen.split(64)]

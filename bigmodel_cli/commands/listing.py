@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +60,7 @@ def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
 
         bigmodel data --data-dir ~/datasets
     """
+    from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.core.registry import data
 
     root = data_root(data_dir)
@@ -73,11 +73,6 @@ def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
         return
     cells = [(r["name"], "yes" if r["here"] else "downloaded when asked for", r["summary"]) for r in rows]
     console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
-
-
-def data_root(data_dir: Path | None) -> Path:
-    """The folder of data files: ``--data-dir``, else BIGMODEL_DATA, else ``~/.cache/bigmodel``."""
-    return Path(data_dir or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
 
 
 def found_in(root: Path) -> list[str]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.engine.start import Trained
 
 
 def _complete(registry: str) -> Any:
@@ -83,6 +85,14 @@ def flag_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[La
             plain = str(value) if isinstance(value, Path) else value
             layers.append(Layer("--" + flag.replace("_", "-"), {section: {key: plain}}))
     return [*layers, set_layer(assignments or [])]
+
+
+def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:
+    """The recipe that a checkpoint remembers, under the flags that were given."""
+    from bigmodel_cli.core.resolve import Layer, resolve
+
+    saved = Layer(str(trained.path), trained.meta["recipe"])
+    return resolve([saved, *flag_layers(flags, assignments)]).recipe
 
 
 def base_layers(model: str | None, recipe: Path | None) -> list[Layer]:

@@ -29,13 +29,11 @@ def predict(
     """
     import torch
 
-    from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.placement import place
     from bigmodel_cli.engine.start import load_trained
 
     trained = load_trained(checkpoint)
-    saved = Layer(str(trained.path), trained.meta["recipe"])
-    recipe = resolve([saved, *opt.flag_layers({"device": device, "precision": precision}, None)]).recipe
+    recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(trained.model)
     rows = []

@@ -7,6 +7,8 @@ defaults below are the only place where the engine's defaults live.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -103,6 +105,11 @@ COMPONENTS: dict[str, Registry] = {
     "schedule": schedules,
 }
 """Which registry checks which section."""
+
+
+def data_root(folder: str | Path | None) -> Path:
+    """Where data files lie: the folder named, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
+    return Path(folder or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
 
 
 def schema() -> dict[str, Any]:

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -169,3 +170,12 @@ class Task(Protocol):
 
 SPECS: dict[str, type[Any]] = {ImageSpec.kind: ImageSpec}
 """The kinds of spec a checkpoint may hold."""
+
+
+def finite(value: Any) -> Any:
+    """`value` with non-finite floats as None: JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value

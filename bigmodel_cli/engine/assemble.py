@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.recipe import DataSection, Recipe
+from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
 from bigmodel_cli.core.registry import data, methods, models, optimizers, schedules
 from bigmodel_cli.core.types import DataBundle, Frozen, Source, Task
 from bigmodel_cli.data.subset import carve
@@ -20,11 +19,6 @@ from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.placement import place
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import build_model, build_spec, build_task, load_trained, transfer
-
-
-def data_root(folder: str | None) -> Path:
-    """Where data files lie: the folder named, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
-    return Path(folder or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
 
 
 def load_data(section: DataSection) -> DataBundle:

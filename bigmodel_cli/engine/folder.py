@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import shutil
 import socket
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.types import finite
 from bigmodel_cli.engine import checkpoint
 
 
@@ -162,12 +162,3 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
             free = shutil.disk_usage(self.path).free
             raise MachineError(f"{path}: {error.strerror}; {len(text)} bytes needed, {free} free") from None
-
-
-def finite(value: Any) -> Any:
-    """`value` with non-finite floats as None: JSON has no NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
