@@ -3,6 +3,8 @@
 A component is a function. Its positional parameters are what the engine hands in
 (a spec, a model's parameters, ...); its keyword-only parameters, with their types
 and defaults, *are* its recipe schema: pydantic builds the check from the signature.
+A family of networks is one function under several names, each registration fixing a
+positional parameter: ``@models.register("resnet20", depth=20)``.
 
 Names are found by reading the source of the package (no import), so shell
 completion and ``bigmodel models`` need no torch, and using one model imports one
@@ -69,8 +71,15 @@ class Entry:
         """
         return {k: getattr(model, k) for model in [self.schema(**raw)] for k in self.schema.model_fields}
 
+    @functools.cached_property
+    def bound(self) -> dict[str, Any]:
+        """The positional parameters that the registration fixed: one function serves several names."""
+        parameters = inspect.signature(self.function).parameters.values()
+        plain = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return {name: self.meta[name] for name in plain if name in self.meta}
+
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.function(*args, **options)
+        return self.function(*args, **self.bound, **options)
 
 
 class Registry:
@@ -134,7 +143,8 @@ class Registry:
                 yield Found(str(name), module, (ast.get_docstring(node) or "").partition("\n")[0])
 
     def names(self) -> list[str]:
-        return sorted(self.found)
+        """Every name, numbers in their order: resnet8 before resnet20."""
+        return sorted(self.found, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
 
     def get(self, name: str) -> Entry:
         """The component called `name`.

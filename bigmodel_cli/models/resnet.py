@@ -8,9 +8,10 @@ it. Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from bigmodel_cli.core.registry import models
@@ -22,11 +23,36 @@ Stem = Literal["auto", "small", "strided", "imagenet"]
 """small: 3x3, stride 1; strided: 3x3, stride 2; imagenet: 7x7, stride 2, then a pooling of stride 2."""
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     """A projection where the shapes differ (option B of the paper); None stands for the identity."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, a branch is left out for a picture with probability p.
+
+    Those that stay are divided by 1 - p, so that evaluation needs no change. (B, ...) -> (B, ...).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        keep = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.p)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"{self.p:.3f}"
+
+
+def drop_rates(drop_path: float, blocks: int) -> list[float]:
+    """The rate of each block: from near 0 at the first, linearly to `drop_path` at the last."""
+    return [drop_path * (i + 1) / blocks for i in range(blocks)]
 
 
 class BasicBlock(nn.Module):
@@ -34,19 +60,20 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, activation: Activation) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, activation: Activation, drop_path: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.activation1 = act(activation)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.drop_path = DropPath(drop_path)
+        self.downsample = projection(inputs, width, stride)
         self.activation2 = act(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.drop_path(self.bn2(self.conv2(y)))
         return self.activation2(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
 
 
@@ -55,7 +82,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, activation: Activation) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, activation: Activation, drop_path: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -65,13 +92,14 @@ class Bottleneck(nn.Module):
         self.activation2 = act(activation)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
-        self.downsample = _shortcut(inputs, 4 * width, stride)
+        self.drop_path = DropPath(drop_path)
+        self.downsample = projection(inputs, 4 * width, stride)
         self.activation3 = act(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.bn1(self.conv1(x)))
         y = self.activation2(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = self.drop_path(self.bn3(self.conv3(y)))
         return self.activation3(y + (x if self.downsample is None else self.downsample(x)))  # type: ignore[no-any-return]
 
 
@@ -87,6 +115,7 @@ class ResNet(nn.Module):
         stem: Stem,
         activation: Activation,
         zero_init_residual: bool,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if stem == "imagenet":
@@ -96,11 +125,11 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.activation = act(activation)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        inputs, stages = 64, []
+        inputs, stages, rates = 64, [], iter(drop_rates(drop_path, sum(depths)))
         for i, depth in enumerate(depths):
             width, blocks = 64 * 2**i, []
             for j in range(depth):
-                blocks.append(block(inputs, width, 2 if i > 0 and j == 0 else 1, activation))
+                blocks.append(block(inputs, width, 2 if i > 0 and j == 0 else 1, activation, next(rates)))
                 inputs = width * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -125,56 +154,29 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 
 
-def _resnet(
+TASK = {"task": "image_classification", "head": "fc", "backbone_first": "conv1"}
+
+
+@models.register("resnet18", block=BasicBlock, depths=(2, 2, 2, 2), **TASK)
+@models.register("resnet34", block=BasicBlock, depths=(3, 4, 6, 3), **TASK)
+@models.register("resnet50", block=Bottleneck, depths=(3, 4, 6, 3), **TASK)
+@models.register("resnet101", block=Bottleneck, depths=(3, 4, 23, 3), **TASK)
+@models.register("resnet152", block=Bottleneck, depths=(3, 8, 36, 3), **TASK)
+def resnet(
     spec: ImageSpec,
     block: type[BasicBlock] | type[Bottleneck],
     depths: tuple[int, int, int, int],
-    stem: Stem,
-    activation: Activation,
-    zero_init_residual: bool,
-) -> ResNet:
-    """`stem` auto leaves layer1 maps of at least 8 pixels a side, and never more work than that needs."""
+    *,
+    stem: Stem = "auto",
+    activation: Activation = "relu",
+    zero_init_residual: bool = True,
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+) -> nn.Module:
+    """Residual network of four stages; from 50 layers on, of bottleneck blocks.
+
+    `stem` auto leaves layer1 maps of at least 8 pixels a side, and never more work than that needs.
+    """
     if stem == "auto":
         side = min(spec.height, spec.width)
         stem = "small" if side < 24 else "strided" if side <= 64 else "imagenet"
-    return ResNet(block, depths, spec.channels, spec.num_classes, stem, activation, zero_init_residual)
-
-
-@models.register(task="image_classification", head="fc", backbone_first="conv1")
-def resnet18(
-    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
-) -> nn.Module:
-    """Residual network, 18 layers."""
-    return _resnet(spec, BasicBlock, (2, 2, 2, 2), stem, activation, zero_init_residual)
-
-
-@models.register(task="image_classification", head="fc", backbone_first="conv1")
-def resnet34(
-    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
-) -> nn.Module:
-    """Residual network, 34 layers."""
-    return _resnet(spec, BasicBlock, (3, 4, 6, 3), stem, activation, zero_init_residual)
-
-
-@models.register(task="image_classification", head="fc", backbone_first="conv1")
-def resnet50(
-    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
-) -> nn.Module:
-    """Residual network of bottleneck blocks, 50 layers."""
-    return _resnet(spec, Bottleneck, (3, 4, 6, 3), stem, activation, zero_init_residual)
-
-
-@models.register(task="image_classification", head="fc", backbone_first="conv1")
-def resnet101(
-    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
-) -> nn.Module:
-    """Residual network of bottleneck blocks, 101 layers."""
-    return _resnet(spec, Bottleneck, (3, 4, 23, 3), stem, activation, zero_init_residual)
-
-
-@models.register(task="image_classification", head="fc", backbone_first="conv1")
-def resnet152(
-    spec: ImageSpec, *, stem: Stem = "auto", activation: Activation = "relu", zero_init_residual: bool = True
-) -> nn.Module:
-    """Residual network of bottleneck blocks, 152 layers."""
-    return _resnet(spec, Bottleneck, (3, 8, 36, 3), stem, activation, zero_init_residual)
+    return ResNet(block, depths, spec.channels, spec.num_classes, stem, activation, zero_init_residual, drop_path)
