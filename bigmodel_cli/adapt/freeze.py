@@ -1,34 +1,167 @@
-"""What trains in fine-tuning. A method takes the model and its head's name, and returns what is frozen."""
+"""What trains and what does not, by the place of a layer in the network.
+
+A method takes a :class:`~bigmodel_cli.core.types.Start` and returns what it decided; its
+keyword-only parameters are its options in the recipe's ``start`` section. ``lr`` in a
+registration is the learning rate that ``finetune`` takes where none is given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import Field
 from torch import nn
 
+from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.types import Frozen
+from bigmodel_cli.core.types import Adapted, Frozen, Start
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@methods.register("full")
-def full(model: nn.Module, head: str) -> Frozen:
+@methods.register("full", lr=3e-4)
+def full(start: Start) -> Adapted:
     """Every parameter trains."""
-    return Frozen()
+    return Adapted()
 
 
-@methods.register("freeze-backbone")
-def freeze_backbone(model: nn.Module, head: str) -> Frozen:
-    """Only the head trains; everything below it is frozen, BatchNorm statistics and dropout included.
+@methods.register("freeze-backbone", lr=1e-3)
+def freeze_backbone(start: Start) -> Adapted:
+    """Only the head trains; everything below it is frozen, BatchNorm statistics and dropout included."""
+    return Adapted(freeze(start.model, below_head(start)))
+
+
+@methods.register("freeze-until", lr=3e-4)
+def freeze_until(start: Start, *, layer: str) -> Adapted:
+    """Everything before `layer` is frozen; it and what follows train.
+
+    Raises:
+        InputError: the model has no such layer.
+    """
+    names = [name for name, _ in start.model.named_modules() if name]
+    if layer not in names:
+        raise InputError(f"start.layer = {layer!r}: the model has no such layer", nearest(layer, names))
+    keys = list(start.model.state_dict())
+    first = next((i for i, key in enumerate(keys) if key.startswith(layer + ".")), None)
+    if first is None:
+        raise InputError(f"start.layer = {layer!r} has no parameters", "expected a layer that could train")
+    return Adapted(freeze(start.model, set(keys[:first]) & set(below_head(start))))
+
+
+@methods.register("gradual", lr=3e-4)
+def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
+    """The head trains first; the layers below thaw from the top, evenly over `share` of the epochs (ULMFiT, 2018)."""
+    layers = units(start.model, start.head)
+    stages = []
+    for thawed in range(len(layers) + 1):
+        cold = layers[: len(layers) - thawed]
+        held = [key for key in start.model.state_dict() if any(inside(key, unit) for unit in cold)]
+        stages.append((share * thawed / len(layers), frozen(start.model, held)))
+    return Adapted(stages=tuple(stages))
+
+
+@methods.register("layer-decay", lr=5e-4)
+def layer_decay(start: Start, *, decay: Share = 0.75) -> Adapted:
+    """Each layer's learning rate is `decay` times that of the one above it; the head has the full one (BEiT, 2021)."""
+    layers = units(start.model, start.head)
+    depth = {unit: len(layers) - i for i, unit in enumerate(layers)}
+    rates = {}
+    for name, _ in start.model.named_parameters():
+        unit = next((u for u in layers if inside(name, u)), None)
+        rates[name] = decay ** depth[unit] if unit is not None else 1.0
+    return Adapted(rates=rates)
+
+
+@methods.register("bitfit", lr=1e-3)
+def bitfit(start: Start) -> Adapted:
+    """Biases and the head train alone (Ben Zaken et al. 2021)."""
+    held = [key for key in below_head(start) if not key.endswith("bias")]
+    return Adapted(freeze(start.model, held))
+
+
+@methods.register("norm-only", lr=1e-3)
+def norm_only(start: Start) -> Adapted:
+    """Normalisation layers, with their statistics, and the head train alone (Frankle et al. 2020).
+
+    Raises:
+        InputError: the model has none.
+    """
+    norms = [name for name, module in start.model.named_modules() if is_norm(module)]
+    if not norms:
+        raise InputError("norm-only: the model has no normalisation layer", hint="--method bitfit")
+    held = [key for key in below_head(start) if not any(inside(key, norm) for norm in norms)]
+    return Adapted(freeze(start.model, held))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` is BatchNorm, LayerNorm, GroupNorm or one made like them."""
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+
+
+def inside(key: str, unit: str) -> bool:
+    """Whether tensor `key` belongs to `unit`, a module's name or the tensor's own."""
+    return key == unit or key.startswith(unit + ".")
+
+
+def below_head(start: Start) -> list[str]:
+    """The names of all tensors, parameters and buffers, outside the head."""
+    return [key for key in start.model.state_dict() if not inside(key, start.head)]
+
+
+def units(model: nn.Module, head: str) -> list[str]:
+    """The layers below the head, from the input up: blocks stay whole, their containers are taken apart.
+
+    A parameter that belongs to no layer (a class token) is one by itself.
+    """
+    return [unit for unit in _walk(model, "") if unit != head and not head.startswith(unit + ".")]
+
+
+def _walk(module: nn.Module, prefix: str) -> Iterator[str]:
+    for name, _ in module.named_parameters(recurse=False):
+        yield prefix + name
+    for name, child in module.named_children():
+        if _is_container(child):
+            yield from _walk(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            yield prefix + name
+
+
+def _is_container(module: nn.Module) -> bool:
+    """A sequence, or what holds a sequence of blocks anywhere inside (an encoder, a stage)."""
+    sequence = (nn.Sequential, nn.ModuleList)
+    if isinstance(module, sequence):
+        return True
+    inner = [m for m in module.modules() if isinstance(m, sequence)]
+    return any(sum(any(True for _ in block.children()) for block in m) > 1 for m in inner)
+
+
+def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
+    """Stop the tensors called `keys` from training, for the whole run.
 
     Setting ``requires_grad`` alone would let BatchNorm go on averaging, and the
     "frozen" features would drift: those modules are held in eval mode as well.
     """
-    inside = head + "."
+    held = frozen(model, keys)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(inside))
-    tensors = frozenset(name for name in model.state_dict() if not name.startswith(inside))
-    # Leaves only: a container in eval mode says nothing, and the head's own container must train.
-    modules = tuple(
-        module
-        for name, module in model.named_modules()
-        if name != head and not name.startswith(inside) and not any(True for _ in module.children())
-    )
-    return Frozen(tensors, modules)
+        if name in held.tensors:
+            parameter.requires_grad_(False)
+    return held
+
+
+def frozen(model: nn.Module, keys: Iterable[str]) -> Frozen:
+    """`keys` and the modules to hold in eval mode for them: those that own one, and what only follows such a one.
+
+    Leaves only: a container in eval mode says nothing. A dropout owns no tensor and goes
+    with the layer before it, which feeds it (with the one after it where it is the first).
+    """
+    names = frozenset(keys)
+    leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]
+    own = {n: [key for key, _ in (*m.named_parameters(n), *m.named_buffers(n))] for n, m in leaves}
+    state = next((bool(names & set(keys)) for keys in own.values() if keys), False)
+    held = []
+    for name, module in leaves:
+        state = bool(names & set(own[name])) if own[name] else state
+        if state:
+            held.append(module)
+    return Frozen(names, tuple(held))

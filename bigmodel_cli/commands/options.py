@@ -45,6 +45,10 @@ Schedule = Annotated[
     typer.Option("--schedule", help="constant, step, cosine, one_cycle.", autocompletion=_complete("schedules")),
 ]
 Loss = Annotated[str | None, typer.Option("--loss", help="cross_entropy, mse.", autocompletion=_complete("losses"))]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", help="full, freeze-backbone, lora, probe, ...", autocompletion=_complete("methods")),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16.")]

@@ -59,7 +59,9 @@ def train(
 
 def finetune(
     checkpoint: Annotated[Path, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from.")],
+    method: opt.Method = None,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
+    lora: Annotated[int | None, typer.Option("--lora", metavar="R", help="Train adapters of rank R.")] = None,
     data: opt.Data = None,
     recipe: opt.RecipeFile = None,
     epochs: opt.Epochs = None,
@@ -87,26 +89,45 @@ def finetune(
         bigmodel finetune --from runs/resnet18-digits-1/best.pt --freeze-backbone
 
         bigmodel finetune --from ckpt.pt --data mnist --epochs 2 --lr 3e-4
+
+        bigmodel finetune --from ckpt.pt --method freeze-until --set start.layer=layer4
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
-    layers = [*_checkpoint_layers(checkpoint, freeze_backbone), *opt.base_layers(None, recipe)]
+    start = _method(method, freeze_backbone, lora)
+    layers = [*_checkpoint_layers(checkpoint, start), *opt.base_layers(None, recipe)]
     layers += opt.flag_layers(flags, assignments)
     _go(layers, out, resume, overwrite, dry_run, json)
 
 
-def _checkpoint_layers(path: Path, freeze: bool) -> list[Layer]:
+def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict[str, Any]:
+    """The fine-tuning method, and its options, that the flags name.
+
+    Raises:
+        InputError: they name more than one.
+    """
+    named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--lora": rank}
+    given = [flag for flag, value in named.items() if value is not None]
+    if len(given) > 1 and (method, given) != ("lora", ["--method", "--lora"]):
+        raise InputError(" and ".join(given) + " together", "each names a fine-tuning method: expected one")
+    if rank is not None:
+        return {"method": "lora", "rank": rank}
+    return {"method": "freeze-backbone" if freeze_backbone else method or "full"}
+
+
+def _checkpoint_layers(path: Path, start: dict[str, Any]) -> list[Layer]:
     """What the checkpoint remembers (model, data, loss, augmentation), and fine-tuning's own defaults."""
+    from bigmodel_cli.core.registry import methods
     from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.engine.start import checkpoint_file, load_meta
 
     path = checkpoint_file(path)
     remembered = load_meta(path)["recipe"]
     kept: dict[str, Any] = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
-    method = "freeze-backbone" if freeze else "full"
-    start = {"start": {"checkpoint": str(path.resolve()), "method": method}}
-    # A new head starts from noise and takes a full rate; trained weights take a gentle one.
-    gentle = {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": 1e-3 if freeze else 3e-4}}
-    return [Layer(str(path), kept), Layer("finetune", gentle), Layer("--from", start)]
+    # A new head or adapter starts from noise and takes a full rate; trained weights take a gentle one.
+    lr = methods.get(start["method"]).meta["lr"]
+    gentle = {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}}
+    from_ = {"start": {"checkpoint": str(path.resolve()), **start}}
+    return [Layer(str(path), kept), Layer("finetune", gentle), Layer("--from", from_)]
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:
@@ -168,18 +189,40 @@ def _write_report(recipe: Recipe, outcome: Outcome) -> None:
 
 
 def show_outcome(outcome: Outcome) -> None:
-    """Trained and frozen tensors where something was frozen, then the result and what to do next."""
+    """What trained, where not everything did; the result, before and after; and what to do next."""
     run = outcome.run
     if run.frozen.tensors:
         console.show(frozen_table(run))
         console.say(f"{len(run.frozen.tensors)} frozen tensors checked: byte-identical")
-    metrics = ", ".join(
-        f"{k.replace('_', ' ')} {v:.2%}" if k.endswith("accuracy") else f"{k.replace('_', ' ')} {v:.4g}"
-        for k, v in outcome.metrics.items()
-    )
+    if outcome.before:
+        console.show(method_table(outcome))
+    metrics = ", ".join(f"{k.replace('_', ' ')} {figure(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
     console.say(f"best checkpoint {outcome.best}, report {outcome.folder / 'report.html'}")
     console.say(f"next: bigmodel eval {outcome.best} --split test")
+
+
+def figure(name: str, value: float) -> str:
+    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def method_table(outcome: Outcome) -> Any:
+    """What the method trained, what that changed on val, and how long it took."""
+    run = outcome.run
+    parameters = list(run.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    rows = [
+        ("method", run.recipe.start.method),
+        ("parameters trained", f"{trained:,} of {total:,} ({trained / total:.2%})"),
+        *(
+            (name.replace("_", " "), f"{figure(name, outcome.before[name])} -> {figure(name, value)}")
+            for name, value in outcome.metrics.items()
+            if name in outcome.before
+        ),
+        ("time", f"{outcome.seconds:.1f} s"),
+    ]
+    return console.table("fine-tuning", ("what", "value"), rows)
 
 
 def frozen_table(run: Any) -> Any:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bigmodel_cli.core.registry import Registry, augments, data, losses, models, optimizers, schedules
+from bigmodel_cli.core.registry import Registry, augments, data, losses, methods, models, optimizers, schedules
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -22,16 +22,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Component(Section):
-    """A registered function and its options, side by side: ``{name: sgd, lr: 0.1}``."""
+class Chosen(Section):
+    """A section whose field `key` names a registered function, with that function's options beside it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    key: ClassVar[str] = "name"
 
-    name: str = Field(description="the registered name")
+    @property
+    def chosen(self) -> str:
+        """The registered name."""
+        return str(getattr(self, self.key))
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+class Component(Chosen):
+    """A registered function and its options, side by side: ``{name: sgd, lr: 0.1}``."""
+
+    name: str = Field(description="the registered name")
 
 
 class ModelSection(Component):
@@ -64,9 +74,13 @@ class TrainSection(Section):
     eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
 
 
-class StartSection(Section):
+class StartSection(Chosen):
+    """Where training starts and how it goes on from there: ``{checkpoint: x.pt, method: lora, rank: 8}``."""
+
+    key: ClassVar[str] = "method"
+
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
-    method: str = Field("full", description="fine-tuning method: what is trained")
+    method: str = Field("full", description="fine-tuning method: what is trained, and how")
 
 
 class PlacementSection(Section):
@@ -103,8 +117,14 @@ COMPONENTS: dict[str, Registry] = {
     "loss": losses,
     "optimizer": optimizers,
     "schedule": schedules,
+    "start": methods,
 }
 """Which registry checks which section."""
+
+
+def section_type(section: str) -> type[Chosen]:
+    """The type of a section that names a component."""
+    return cast("type[Chosen]", Recipe.model_fields[section].annotation)
 
 
 def data_root(folder: str | Path | None) -> Path:
@@ -117,16 +137,16 @@ def schema() -> dict[str, Any]:
     root = Recipe.model_json_schema()
     definitions = root["$defs"]
     for section, registry in COMPONENTS.items():
-        base = type(Recipe.model_fields[section].get_default()) if section != "model" else ModelSection
+        base = section_type(section)
         typed = base.model_json_schema()["properties"]
         choices = []
         for name in registry.names():
             own = registry.get(name).schema.model_json_schema(ref_template="#/$defs/{model}")
             definitions.update(own.pop("$defs", {}))
-            properties = typed | own.get("properties", {}) | {"name": {"const": name}}
+            properties = typed | own.get("properties", {}) | {base.key: {"const": name}}
             choices.append({
                 "type": "object", "title": name, "description": registry.found[name].summary,
-                "properties": properties, "required": ["name", *own.get("required", [])],
+                "properties": properties, "required": [base.key, *own.get("required", [])],
                 "additionalProperties": False,
             })  # fmt: skip
         root["properties"][section] = {"oneOf": choices}

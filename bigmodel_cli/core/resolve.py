@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bigmodel_cli.core.errors import InputError, nearest
-from bigmodel_cli.core.recipe import COMPONENTS, Recipe
+from bigmodel_cli.core.recipe import COMPONENTS, Recipe, section_type
 from bigmodel_cli.core.strict_yaml import Document, parse_scalar
 
 KeyPath = tuple[str, ...]
@@ -73,17 +73,23 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
         _check_sections(layer)
         for section, values in layer.values.items():
             into = merged.setdefault(section, {})
-            if "name" in values and "name" in into and values["name"] != into["name"]:
-                typed = set(Recipe.model_fields[section].annotation.model_fields)  # type: ignore[union-attr]
-                for key in [k for k in into if k not in typed]:
-                    del into[key]
-                    origin.pop((section, key), None)
+            if section in COMPONENTS:
+                _drop_options(section, values, into, origin)
             for key, value in values.items():
                 into[key] = value
                 origin[section, key] = layer.locate((section, key))
     if "name" not in merged.get("model", {}):
         raise InputError("no model named", "give a MODEL or a recipe that has one", "bigmodel models")
     return Resolved(_validate(merged, origin), origin)
+
+
+def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any], origin: dict[KeyPath, str]) -> None:
+    """Where `values` names another component than `into`, take the old one's options out of `into`."""
+    kind = section_type(section)
+    if kind.key in values and kind.key in into and values[kind.key] != into[kind.key]:
+        for key in [k for k in into if k not in kind.model_fields]:
+            del into[key]
+            origin.pop((section, key), None)
 
 
 def _check_sections(layer: Layer) -> None:
@@ -105,7 +111,7 @@ def _validate(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) 
     checked = recipe.model_dump()
     for section, registry in COMPONENTS.items():
         component = getattr(recipe, section)
-        entry = _named(registry, component.name, origin.get((section, "name")))
+        entry = _named(registry, component.chosen, origin.get((section, component.key)))
         typed = {k: v for k, v in checked[section].items() if k in type(component).model_fields}
         try:
             checked[section] = typed | entry.options(component.options, section)

@@ -115,6 +115,44 @@ class Frozen:
     modules: tuple[nn.Module, ...] = ()
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning method is given.
+
+    `model` has the weights it starts from (or random ones where a run is resumed: what is needed of
+    the start must then be in the model's own tensors). `head` names its last layer. `open` brings
+    another checkpoint to life, as a teacher.
+    """
+
+    model: nn.Module
+    head: str
+    open: Callable[[str], Any]
+
+
+Solve = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "tuple[Tensor, Tensor, str]"]
+"""(train features (N,D), labels (N,), val features, labels) -> weight (K,D), bias (K,), and how it was chosen."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a fine-tuning method decided; what it does not name trains as usual."""
+
+    frozen: Frozen = Frozen()
+    stages: tuple[tuple[float, Frozen], ...] = ()
+    """(share of the epochs, what is frozen beside `frozen` from then on), in order of the share."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Factor of the learning rate by parameter name; 1 where it is not named."""
+    objective: Callable[[Any], Any] | None = None
+    """Task -> Task, with something added to the loss."""
+    solve: Solve | None = None
+    """Finds the head at once instead of step by step, on features that the frozen backbone gives."""
+
+    def stage(self, share: float) -> Frozen | None:
+        """What is frozen beside `frozen` once `share` of the epochs is done; None for a method without stages."""
+        reached = [held for begins, held in self.stages if begins <= share]
+        return reached[-1] if reached else None
+
+
 class Task(Protocol):
     """What a batch means. The engine calls these and knows no task by name."""
 

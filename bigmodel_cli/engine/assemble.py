@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
 from bigmodel_cli.core.registry import data, methods, models, optimizers, schedules
-from bigmodel_cli.core.types import DataBundle, Frozen, Source, Task
+from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.subset import carve
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.placement import place
@@ -66,8 +66,10 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
     task, model, notes = _task_and_model(recipe, bundle, train, resumed)
     model = placement.model(model)
     entry = models.get(recipe.model.name)
-    frozen: Frozen = methods.get(recipe.start.method)(model, entry.meta["head"])
-    optimizer = build_optimizer(recipe, model)
+    start = Start(model, entry.meta["head"], lambda path: load_trained(Path(path)))
+    adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
+    optimizer = build_optimizer(recipe, model, adapted.rates)
+    task = task.for_data(bundle.spec)
     batches = Batches(train, _batch_size(recipe, train), recipe.train.seed)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
@@ -77,11 +79,11 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
         ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     run = Run(
         recipe=recipe,
-        task=task.for_data(bundle.spec),
+        task=adapted.objective(task) if adapted.objective else task,
         model=model,
         forward=torch.compile(model) if placement.compile else model,  # type: ignore[arg-type]
         ema=ema,
-        frozen=frozen,
+        adapted=adapted,
         optimizer=optimizer,
         factor=schedules.get(recipe.schedule.name)(total, **recipe.schedule.options),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
@@ -112,11 +114,30 @@ def _task_and_model(
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer on what trains; `rates` are factors of the learning rate by parameter name."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise InputError(f"method {recipe.start.method} leaves nothing to train")
-    return optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)  # type: ignore[no-any-return]
+    optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
+    if rates:
+        scale_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})
+    return optimizer  # type: ignore[no-any-return]
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
+    """Cut each parameter group by factor (by ``id`` of the parameter) and scale its learning rate."""
+    parts = getattr(optimizer, "parts", [optimizer])
+    for part in parts:
+        cut = []
+        for group in part.param_groups:
+            for factor in dict.fromkeys(factors[id(p)] for p in group["params"]):
+                members = [p for p in group["params"] if factors[id(p)] == factor]
+                cut.append({**group, "params": members, "lr": group["lr"] * factor})
+        part.param_groups[:] = cut
+    optimizer.param_groups = [group for part in parts for group in part.param_groups]
 
 
 def _batch_size(recipe: Recipe, train: Source) -> int:

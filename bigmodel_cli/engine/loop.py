@@ -42,7 +42,7 @@ def fit(run: Run) -> bool:
             if progress.step == run.total_steps or run.stop():
                 break
         rate = (progress.samples_seen - first) / (time.perf_counter() - clock)
-        if run.stop() or not _end_epoch(run, rate):
+        if run.stop() or not end_epoch(run, rate):
             run.save(run, False)
             return False
     return True
@@ -105,7 +105,7 @@ def _forward_backward_update(run: Run, raw: Batch) -> tuple[float, int]:
     return loss_sum, count
 
 
-def _end_epoch(run: Run, rate: float) -> bool:
+def end_epoch(run: Run, rate: float) -> bool:
     """Evaluate, report and save. False where a signal stopped the evaluation."""
     train, progress = run.recipe.train, run.progress
     last = progress.step == run.total_steps

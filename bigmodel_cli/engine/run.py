@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import bigmodel_cli
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.types import Frozen, Source, Task
+from bigmodel_cli.core.types import Adapted, Frozen, Source, Task
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.placement import Placement
 
@@ -47,7 +47,7 @@ class Run:
     forward: nn.Module
     """`model`, compiled where the placement says so: what training calls. They share every tensor."""
     ema: AveragedModel | None
-    frozen: Frozen
+    adapted: Adapted
     optimizer: torch.optim.Optimizer
     factor: Callable[[int], float]
     base_lrs: list[float]
@@ -62,6 +62,11 @@ class Run:
     stop: Callable[[], bool] = lambda: False
     save: Callable[[Run, bool], None] = lambda run, best: None
     pieces: int = 1
+
+    @property
+    def frozen(self) -> Frozen:
+        """What does not train, from the first step to the last."""
+        return self.adapted.frozen
 
     @property
     def eval_model(self) -> nn.Module:
@@ -81,7 +86,12 @@ class Run:
     def train_mode(self) -> None:
         """Train mode, except for frozen modules: frozen BatchNorm keeps its statistics too."""
         self.model.train()
-        for module in self.frozen.modules:
+        held = self.adapted.stage(self.progress.epoch / self.recipe.train.epochs)
+        if held is not None:  # a pure function of the epoch, so that a resumed run is in the same stage
+            still = held.tensors | self.frozen.tensors
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name not in still)
+        for module in (*self.frozen.modules, *(held.modules if held else ())):
             module.eval()
 
     def state(self) -> dict[str, Any]:

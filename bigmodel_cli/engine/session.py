@@ -15,22 +15,28 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
+from bigmodel_cli.engine.evaluate import evaluate
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.loop import fit
 from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.signals import StopFlag
+from bigmodel_cli.engine.solve import solve
 from bigmodel_cli.engine.start import digest, unchanged
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run left behind. `metrics` are those of the best epoch on val."""
+    """What a finished run left behind. `metrics` are those of the best epoch on val.
+
+    `before` are those of the weights that a fine-tuning started from, under the same names.
+    """
 
     folder: Path
     run: Run
     metrics: dict[str, Any]
     seconds: float
     digest: str
+    before: dict[str, Any]
 
     @property
     def best(self) -> Path:
@@ -46,6 +52,7 @@ class Outcome:
             "digest": self.digest,
             "frozen_unchanged": len(self.run.frozen.tensors),
             "memory_peak": self.run.placement.memory_peak(),
+            **{f"{name}_before": value for name, value in self.before.items()},
             **self.metrics,
         }
 
@@ -73,15 +80,25 @@ def train(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None]) -> O
 
         run.emit, run.stop, run.save = told, lambda: stop.requested, _saver(folder)
         told(_start(run, folder))
+        before = _before(run)
         with unchanged(run.model, run.frozen.tensors):
-            through = fit(run)
+            through = solve(run) if run.adapted.solve else fit(run)
         if not through:
             _interrupted(stop, run, folder)
         best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}
-        outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, digest(run.model))
+        outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, digest(run.model), before)
         folder.event(outcome.to_dict())
         folder.status("done", 0, run.progress.step, str(outcome.best), "")
         return outcome
+
+
+def _before(run: Run) -> dict[str, Any]:
+    """Validation metrics at the start of a fine-tuning; nothing for a run from zero, or one that is resumed."""
+    if run.recipe.start.checkpoint is None or run.progress.step:
+        return {}
+    size = run.recipe.train.eval_batch_size
+    metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.stop)
+    return {f"val_{k}": v for k, v in (metrics or {}).items()}
 
 
 @contextmanager

@@ -36,8 +36,10 @@ class Trained:
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights to evaluate, export or start from: the averaged ones where there are some."""
-    chosen = dict(state["model_ema"] or state["model"])
+    """The weights to evaluate, export or start from: the averaged ones where there are some, adapters merged."""
+    from bigmodel_cli.models.low_rank import merged
+
+    chosen = merged(state["model_ema"] or state["model"])
     chosen.pop("n_averaged", None)
     return chosen
 

@@ -1,0 +1,78 @@
+"""The linear probe: the best head there is for the features that the backbone gives, found at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigmodel_cli.adapt.freeze import below_head, freeze
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import methods
+from bigmodel_cli.core.types import Adapted, Start
+
+Strength = Annotated[float, Field(gt=0)]
+
+
+@methods.register("probe", lr=1e-3)
+def probe(
+    start: Start, *, strengths: tuple[Strength, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), max_iter: int = 1000
+) -> Adapted:
+    """Logistic regression on the frozen backbone's features, solved to its optimum; the strength is chosen on val.
+
+    `strengths` are inverse regularisation strengths (scikit-learn's C). Nothing is
+    augmented, and optimizer, schedule and epochs have no meaning.
+
+    Raises:
+        InputError: the head is not one linear layer.
+    """
+    head = start.model.get_submodule(start.head)
+    if not isinstance(head, nn.Linear):
+        raise InputError(f"probe: the head is {type(head).__name__}", "expected a linear layer", "--freeze-backbone")
+    classes = head.out_features
+
+    def solve(train: Tensor, labels: Tensor, val: Tensor, val_labels: Tensor) -> tuple[Tensor, Tensor, str]:
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        # The penalty should weigh every feature alike, so features are scaled, and the scale put into the weights.
+        mean, scale = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
+        known = val_labels >= 0
+        x, x_val, y_val = ((train - mean) / scale).numpy(), ((val[known] - mean) / scale).numpy(), val_labels[known]
+        best: tuple[tuple[float, float], Tensor, Tensor, float] | None = None
+        for strength in strengths:
+            fitted = LogisticRegression(C=strength, max_iter=max_iter)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is near enough to compare
+                fitted.fit(x, labels.numpy())
+            weight, bias = _rows(fitted, classes)
+            logits = torch.from_numpy(x_val) @ weight.T + bias
+            right = (logits.argmax(1) == y_val).double().mean().item()
+            loss = nn.functional.cross_entropy(logits, y_val).item()
+            if best is None or (right, -loss) > best[0]:
+                best = ((right, -loss), weight, bias, strength)
+        assert best is not None
+        _, weight, bias, strength = best
+        weight = weight / scale
+        note = f"probe: strength {strength:g} of {len(strengths)} tried, chosen on {int(known.sum())} val samples"
+        return weight.float(), (bias - weight @ mean).float(), note
+
+    return Adapted(freeze(start.model, below_head(start)), solve=solve)
+
+
+def _rows(fitted: object, classes: int) -> tuple[Tensor, Tensor]:
+    """Weight (K,D) and bias (K,) of a fitted regression; a class that train lacks gets the lowest bias."""
+    coefficients = torch.from_numpy(fitted.coef_)  # type: ignore[attr-defined]
+    intercepts = torch.from_numpy(fitted.intercept_)  # type: ignore[attr-defined]
+    if len(coefficients) == 1:  # two classes: one row says both
+        coefficients = torch.cat([-coefficients, coefficients]) / 2
+        intercepts = torch.cat([-intercepts, intercepts]) / 2
+    weight = coefficients.new_zeros(classes, coefficients.shape[1])
+    bias = intercepts.new_full((classes,), -30.0)
+    seen = torch.from_numpy(fitted.classes_)  # type: ignore[attr-defined]
+    weight[seen], bias[seen] = coefficients, intercepts
+    return weight, bias
