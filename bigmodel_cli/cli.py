@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigmodel_cli
-from bigmodel_cli.commands import console, env_check, evaluate, export, listing, predict, recipe, train
+from bigmodel_cli.commands import checkpoint, console, env_check, evaluate, export, listing, predict, recipe, train
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("models")(listing.models_command)
 app.command("data")(listing.data_command)
 app.command("recipes")(listing.recipes_command)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 def main() -> None:

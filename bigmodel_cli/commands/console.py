@@ -35,8 +35,8 @@ def is_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """A line of result on stdout. Never wrapped: a path stays one word, whatever the width."""
-    out.print(Text(text), soft_wrap=True)
+    """A line of result on stdout. Never wrapped: a path stays one word; control characters are escaped."""
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -56,10 +56,18 @@ def print_json(value: Any) -> None:
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> Table:
-    """A table whose first column is text and, with `right`, whose others are figures."""
-    built = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold")
+    """A table whose first column is text and, with `right`, whose others are figures.
+
+    Whatever comes from a file is shown as it is written: no markup, no control characters.
+    """
+    built = Table(
+        title=None if title is None else Text(printable(title), style="bold"),
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        header_style="bold",
+    )
     for i, column in enumerate(columns):
-        built.add_column(column, justify="right" if right and i else "left", overflow="fold")
+        built.add_column(Text(printable(column)), justify="right" if right and i else "left", overflow="fold")
     for row in rows:
         built.add_row(*(Text(printable(cell)) for cell in row))
     return built

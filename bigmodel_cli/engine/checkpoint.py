@@ -8,19 +8,18 @@ One ordinary ``torch.save`` zip of tensors and plain values, so that
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 import struct
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine.contents import damaged_entry, look, open_regular, require_plain
 
 FORMAT = "bigmodel.checkpoint"
 VERSION = 1
@@ -98,22 +97,42 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, damaged, foreign, hostile, or made by a newer bigmodel.
     """
-    state = _read(path)
+    return load_with_version(path)[1]
+
+
+def load_with_version(path: Path) -> tuple[int, dict[str, Any]]:
+    """The version that the file was written in, and the checkpoint, brought up to the current one."""
+    state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"{path}: not a bigmodel checkpoint", "expected one that bigmodel train made")
+        raise InputError(
+            f"{path}: not a bigmodel checkpoint",
+            "expected one that bigmodel train made",
+            f"bigmodel checkpoint show {path}",
+        )
     version = state.get("version")
     if type(version) is not int or version < 1:
         raise InputError(f"{path}: version {version!r}", f"expected 1 to {VERSION}")
     if version > VERSION:
         raise InputError(f"{path}: made by a newer bigmodel (version {version})", f"this one reads up to {VERSION}")
-    _check_schema(path, state, SCHEMA)
-    _check_schema(path, state["meta"], META)
-    claimed = state.pop("integrity")
-    if claimed.get("algo") != "sha256" or claimed.get("digest") != digest(state):
-        raise InputError(f"{path}: damaged: its digest does not match", "restore it from a copy")
+    if version == VERSION:  # an older one is held to its own digest first, and to the schema once it is brought up
+        _check_schema(path, state, SCHEMA)
+    _check_digest(path, state)
     for step in range(version, VERSION):
-        state = MIGRATIONS[step](state)
-    return state
+        state = {**MIGRATIONS[step](state), "version": step + 1}
+    _check_schema(path, {**state, "integrity": {}}, SCHEMA)
+    _check_schema(path, state["meta"], META)
+    return version, state
+
+
+def _check_digest(path: Path, state: dict[str, Any]) -> None:
+    """Hold `state` to the digest in it, which is taken out."""
+    claimed = state.pop("integrity", None)
+    try:
+        right = isinstance(claimed, dict) and claimed == {"algo": "sha256", "digest": digest(state)}
+    except TypeError as error:
+        raise InputError(f"{path}: refused: {error}", "expected tensors and plain values") from None
+    if not right:
+        raise InputError(f"{path}: damaged: its digest does not match", "restore it from a copy")
 
 
 def fallback(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -166,38 +185,31 @@ def _encode(value: Any, where: str) -> Iterator[Any]:
         raise TypeError(f"{where}: {type(value).__name__} does not belong in a checkpoint")
 
 
-def _read(path: Path) -> Any:
-    """Bytes to values: each check comes before the step that it makes safe."""
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    _check_zip(path, raw)
-    try:
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    # A hostile pickle raises whatever it likes, and torch's own text suggests to turn safety off.
-    except Exception as error:
-        kind = type(error).__name__
-        raise InputError(f"{path}: refused: not plain tensors and values ({kind})", "expected a checkpoint") from None
+def read(path: Path) -> Any:
+    """The values of any file that torch.save or safetensors made: each check comes before the step it makes safe.
+
+    Raises:
+        InputError: it is damaged, or holds more than tensors and plain values.
+    """
+    found = look(path)
+    require_plain(found)
+    if found.kind == "safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with open_regular(path) as file:
+        _check_sums(path, file)
+        file.seek(0)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        # A hostile pickle raises whatever it likes, and torch's own text suggests to turn safety off.
+        except Exception as error:
+            what = f"{path}: refused: not plain tensors and values ({type(error).__name__})"
+            raise InputError(what, "expected a checkpoint") from None
 
 
-def _check_zip(path: Path, raw: bytes) -> None:
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            entries = archive.infolist()
-            if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
-                raise InputError(f"{path}: refused: compressed entries", "expected a file made by torch.save")
-            if len({e.filename for e in entries}) != len(entries):
-                raise InputError(f"{path}: refused: an entry stands twice")
-            if sum(e.file_size for e in entries) > len(raw):
-                raise InputError(f"{path}: refused: larger inside than outside")
-            broken = archive.testzip()
-    except InputError:
-        raise
-    except Exception:  # zipfile raises many kinds on damaged directories (struct, value, key, unicode errors)
-        raise InputError(f"{path}: not a checkpoint, or cut off", "expected a whole file made by torch.save") from None
+def _check_sums(path: Path, file: IO[bytes]) -> None:
+    broken = damaged_entry(file)
     if broken is not None:
         raise InputError(f"{path}: damaged: checksum of {broken} does not match", "restore it from a copy")
 

@@ -74,7 +74,7 @@ def test_damage_is_never_silent(kind: str, quick: int, full: int, good: Path) ->
 
 def test_negative_control_without_the_checks(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness sees silent damage when the checksum and the digest are not looked at."""
-    monkeypatch.setattr(checkpoint, "_check_zip", lambda path, raw: None)
+    monkeypatch.setattr(checkpoint, "_check_sums", lambda path, file: None)
     real = checkpoint.digest
     monkeypatch.setattr(checkpoint, "digest", lambda value: "same")
     checkpoint.save(good, state())

@@ -1,0 +1,203 @@
+"""``bigmodel checkpoint``: what a file holds, whether it is whole, and bringing it up to date. Nothing in it runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigmodel_cli.commands import console
+from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.preflight import size
+from bigmodel_cli.core.errors import InputError
+
+if TYPE_CHECKING:
+    from bigmodel_cli.engine.contents import Contents
+
+app = typer.Typer(help="Look into anyone's checkpoint, verify it, bring it up to date.", no_args_is_help=True)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run folder.")]
+SHOWN = 40  # tensors on the screen; --json lists them all
+
+
+@app.command()
+def show(file: File, json: opt.Json = False) -> None:
+    """Show what a .pt or .safetensors file holds, whoever made it, without running or loading it.
+
+    Examples:
+
+        bigmodel checkpoint show runs/resnet18-digits-1
+
+        bigmodel checkpoint show downloaded.safetensors --json
+    """
+    found = _look(file)
+    facts = describe(found)
+    if json:
+        console.print_json(facts)
+        return
+    rows = [
+        (k.replace("_", " "), _text(v)) for k, v in facts.items() if k not in ("parts", "tensors") and v is not None
+    ]
+    console.show(console.table(None, ("what", "value"), rows))
+    parts = [(p["part"], f"{p['tensors']:,}", f"{p['elements']:,}", size(p["bytes"])) for p in facts["parts"]]
+    console.show(console.table(None, ("part", "tensors", "elements", "size"), parts, right=True))
+    # The optimizer's tensors look like the model's: the screen shows the weights, the parts tell the rest.
+    weights = [t for t in facts["tensors"] if t["name"].startswith("model.")] if _ours(found) else facts["tensors"]
+    _show_tensors(weights)
+
+
+def _show_tensors(tensors: list[dict[str, Any]]) -> None:
+    cells = [(t["name"], t["dtype"], _shape(t["shape"]), size(t["bytes"])) for t in tensors[:SHOWN]]
+    console.show(console.table(None, ("tensor", "type", "shape", "size"), cells))
+    if len(tensors) > SHOWN:
+        console.note(f"and {len(tensors) - SHOWN:,} more tensors: --json lists them all")
+
+
+@app.command()
+def verify(file: File, json: opt.Json = False) -> None:
+    """Check that a file is whole, and say what can and what cannot be checked. Exit 0: whole; 2: not.
+
+    Example:
+
+        bigmodel checkpoint verify runs/resnet18-digits-1
+    """
+    from bigmodel_cli.engine import checkpoint
+
+    found = _look(file)
+    checks = [("form", "good", "one file, nothing hidden in it, every tensor within its bytes")]
+    if _ours(found):
+        checkpoint.load(found.path)
+        checks += [
+            ("checksums", "good", "CRC-32 of every entry"),
+            ("digest", "good", "SHA-256 over every value: not a bit has changed since it was saved"),
+            ("maker", "not checked", "a digest is no signature: whoever changes a file can make a new one"),
+        ]
+    else:
+        checkpoint.read(found.path)
+        sums = found.kind == "torch"
+        how = "CRC-32 of every entry" if sums else "safetensors has none: a flipped bit in a weight goes unseen"
+        checks += [
+            ("checksums", "good" if sums else "not there", how),
+            ("digest", "not there", "not a bigmodel checkpoint: compare the file's SHA-256 with its maker's"),
+        ]
+    if json:
+        console.print_json({"file": str(found.path), "whole": True, "checks": {n: s for n, s, _ in checks}})
+        return
+    console.show(console.table(str(found.path), ("check", "result", "what it means"), checks))
+
+
+@app.command()
+def migrate(
+    file: File,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write the file of the current version.")] = None,
+    json: opt.Json = False,
+) -> None:
+    """Bring a checkpoint of an older version up to date, in a new file; the old one stays.
+
+    Example:
+
+        bigmodel checkpoint migrate old.pt --out new.pt
+    """
+    from bigmodel_cli.engine import checkpoint
+    from bigmodel_cli.engine.start import checkpoint_file
+
+    path = checkpoint_file(file)
+    was, state = checkpoint.load_with_version(path)
+    changed = was != checkpoint.VERSION
+    if changed:
+        if out is None:
+            raise InputError(f"{path}: version {was}", "expected --out for the new file", f"--out {path}.new")
+        if out.exists():
+            raise InputError(f"{out}: is there already", "expected a new file", "give another --out")
+        checkpoint.save(out, state)
+    written = str(out) if changed else None
+    if json:
+        console.print_json({"file": str(path), "version": was, "current": checkpoint.VERSION, "written": written})
+    elif changed:
+        console.say(f"{path}: version {was} brought to {checkpoint.VERSION} in {out}")
+    else:
+        console.say(f"{path}: version {was} is the current one, nothing to do")
+
+
+def _look(file: Path) -> Contents:
+    from bigmodel_cli.engine.contents import look
+
+    if file.is_dir():
+        found = next((file / name for name in ("best.pt", "last.pt") if (file / name).exists()), None)
+        if found is None:
+            raise InputError(f"{file}: no checkpoint in this folder", "expected best.pt or last.pt")
+        file = found
+    return look(file)
+
+
+def _ours(found: Contents) -> bool:
+    return isinstance(found.values, dict) and found.values.get("format") == "bigmodel.checkpoint"
+
+
+def describe(found: Contents) -> dict[str, Any]:
+    """Everything that `found` says of itself, as plain values; of a foreign file, its form and its tensors."""
+    tensors: list[dict[str, Any]] = [
+        {"name": name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "elements": t.count}
+        for name, t in found.tensors()
+    ]
+    parts: dict[str, dict[str, Any]] = {}
+    nested = isinstance(found.values, dict) and any(isinstance(v, dict) for v in found.values.values())
+    for tensor in tensors:
+        name = tensor["name"].partition(".")[0] if nested else "all"
+        part = parts.setdefault(name, {"part": name, "tensors": 0, "elements": 0, "bytes": 0})
+        part["tensors"] += 1
+        part["elements"] += tensor.pop("elements")
+        part["bytes"] += tensor["bytes"]
+    facts: dict[str, Any] = {"file": str(found.path), "bytes": found.size, "container": found.kind}
+    facts |= _remembered(found.values) if _ours(found) else {"format": "foreign: bigmodel did not make it"}
+    facts |= {"metadata": found.metadata or None, "never_run": found.closed() or None}
+    return {**facts, "parts": list(parts.values()), "tensors": tensors}
+
+
+def _remembered(values: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of ours says of itself. Its file may be anybody's: nothing is taken to be there."""
+
+    def part(*path: str) -> Any:
+        value: Any = values
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    source, progress = part("meta", "input"), part("progress")
+    shape = [part("meta", "input", k) for k in ("channels", "height", "width")]
+    return {
+        "format": part("format"),
+        "version": part("version"),
+        "architecture": part("meta", "arch"),
+        "architecture_options": part("meta", "arch_args"),
+        "task": part("meta", "task"),
+        "classes": part("meta", "classes"),
+        "input": "x".join(map(str, shape)) if None not in shape else source,
+        "preprocessing": {"mean": part("meta", "input", "mean"), "std": part("meta", "input", "std")},
+        "data": part("meta", "data"),
+        "progress": progress,
+        "environment": part("meta", "env"),
+        "created": _date(part("meta", "created")),
+        "digest": part("integrity", "digest"),
+    }
+
+
+def _date(seconds: Any) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(_text(v) for v in value[:20])
+        return shown + (f" and {len(value) - 20:,} more" if len(value) > 20 else "")
+    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def _shape(sides: list[int]) -> str:
+    return "x".join(map(str, sides)) or "one number"
