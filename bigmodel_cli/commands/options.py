@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,10 @@ Model = Annotated[
     typer.Argument(metavar="[MODEL]", help="A model's name, or a recipe file.", autocompletion=_complete("models")),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
-Data = Annotated[str | None, typer.Option("--data", help="Data set.", autocompletion=_complete("data"))]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Data set, or a path to your own pictures.", autocompletion=_complete("data")),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of data files.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
@@ -87,8 +91,20 @@ def flag_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[La
         value = flags.get(flag)
         if value is not None:
             plain = str(value) if isinstance(value, Path) else value
-            layers.append(Layer("--" + flag.replace("_", "-"), {section: {key: plain}}))
+            values = own_pictures(plain) if flag == "data" else None
+            layers.append(Layer("--" + flag.replace("_", "-"), {section: values or {key: plain}}))
     return [*layers, set_layer(assignments or [])]
+
+
+def own_pictures(value: str) -> dict[str, str] | None:
+    """The data section for ``--data PATH``: a value with a separator, or what is there and is no data set's name."""
+    from bigmodel_cli.core.registry import data
+
+    path = Path(value).expanduser()
+    if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
+        return None
+    # Absolute, so that the checkpoint finds its data again from any folder.
+    return {"name": "image_folder", "path": str(path.absolute())}
 
 
 def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:
@@ -96,7 +112,13 @@ def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | 
     from bigmodel_cli.core.resolve import Layer, resolve
 
     saved = Layer(str(trained.path), trained.meta["recipe"])
-    return resolve([saved, *flag_layers(flags, assignments)]).recipe
+    layers = flag_layers(flags, assignments)
+    spec = trained.task.spec
+    if getattr(spec, "square", 0) is None:  # a model of whole pictures: another folder's come in its size, uncropped
+        for layer in layers:
+            if layer.values.get("data", {}).get("name") == "image_folder":
+                layer.values["data"].update(size=spec.height, crop=1.0, channels=spec.channels)
+    return resolve([saved, *layers]).recipe
 
 
 def base_layers(model: str | None, recipe: Path | None) -> list[Layer]:

@@ -31,6 +31,10 @@ class ImageSpec:
 
     `mean` and `std` are per channel on the 0..1 scale, measured on the train
     split; empty until then.
+
+    `square`: a picture file becomes the square in its middle, resized to this side, and
+    the model sees the middle `crop` of that; None: the whole picture, pressed into H x W.
+    `class_weights`: what the training loss of each class is multiplied with; empty: 1.
     """
 
     kind: ClassVar[str] = "image"
@@ -41,6 +45,9 @@ class ImageSpec:
     classes: tuple[str, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    square: int | None = None
+    crop: float = 1.0
+    class_weights: tuple[float, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,157 @@
+"""A picture file's bytes to pixels: the one path that data sets, ``eval`` and ``predict`` all take.
+
+It lives here because data and tasks may not import each other, and two ways of reading
+a picture would disagree. Shapes: C channels, H height, W width, S side of a square.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from bigmodel_cli.core.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""Tried on a file's first bytes, whatever its name says."""
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+})  # fmt: skip
+"""Which files of a folder are taken for pictures."""
+MAX_PIXELS = 64_000_000
+ORIENTATION = 274  # the EXIF tag
+TURNS = {
+    2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),
+    5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,)),
+}  # fmt: skip
+"""EXIF orientation -> whether (C,H,W) is transposed first, and the axes then mirrored."""
+
+
+def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Tensor:
+    """(C,H,W) uint8: the upright picture in `raw`, 1 channel (luma) or 3 (RGB), transparency laid over white.
+
+    With `side`, the centred square whose sides are the picture's shorter side, resized
+    (bilinear, antialiased) to (C,side,side). Large JPEG files are decoded at 1/2, 1/4 or 1/8
+    scale, still at least twice the square: twice as fast for 4000x3000.
+
+    Raises:
+        InputError: not a picture of a format in FORMATS, larger than MAX_PIXELS, or damaged.
+            `name` is what the message calls it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        # PIL warns of odd metadata and of large pictures: the first do no harm, the second are refused here.
+        with warnings.catch_warnings(), Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
+            warnings.simplefilter("ignore")
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {MAX_PIXELS}")
+            pixels = _pixels(picture, raw, channels, side)
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not a picture", "expected one of " + ", ".join(FORMATS)) from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{name}: too many pixels", f"expected at most {MAX_PIXELS}") from None
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file raises a dozen kinds, struct.error and KeyError among them
+        raise InputError(f"{name}: cannot decode the picture: {error or type(error).__name__}") from None
+    return pixels if side is None else _square(pixels, side)
+
+
+def picture_header(raw: bytes) -> tuple[str, int, int, str]:
+    """(format, width, height, PIL mode) without decoding; width and height as stored.
+
+    Raises:
+        Exception: of any kind that a damaged header raises.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
+            return str(picture.format), picture.width, picture.height, picture.mode
+
+
+def _pixels(picture: Image, raw: bytes, channels: int, side: int | None) -> Tensor:
+    import torch
+
+    full = picture.size
+    jpeg = picture.format == "JPEG" and picture.mode in ("RGB", "L")
+    if jpeg and side is not None:
+        picture.draft(picture.mode, (2 * side, 2 * side))  # never below twice the square: no visible difference
+    fast = _torchcodec() if jpeg and channels == 3 and picture.size == full else None
+    if fast is not None:
+        try:
+            return fast(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+        except RuntimeError:
+            pass  # PIL says what is wrong in words for people
+    picture.load()  # TIFF turns itself here, and forgets its tag
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    picture = _plain(picture, "L" if channels == 1 else "RGB")
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return _upright(flat.view(picture.height, picture.width, channels).permute(2, 0, 1), orientation)
+
+
+def _plain(picture: Image, mode: str) -> Image:
+    """`picture` in 8-bit `mode`: the high byte of 16-bit grey, and white where it is transparent."""
+    from PIL import Image
+
+    if picture.mode[0] in "IF":  # I;16 and its kin, and I, in which older PIL gives 16-bit PNG
+        picture = _high_byte(picture)
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _high_byte(picture: Image) -> Image:
+    import numpy
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range is unknown")
+    values = numpy.asarray(picture)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
+    return Image.fromarray((values >> 8).astype(numpy.uint8))
+
+
+def _upright(pixels: Tensor, orientation: Any) -> Tensor:
+    transpose, mirrored = TURNS.get(orientation, (False, ()))
+    if transpose:
+        pixels = pixels.transpose(1, 2)
+    return pixels.flip(mirrored) if mirrored else pixels
+
+
+def _square(pixels: Tensor, side: int) -> Tensor:
+    from torch.nn import functional as F
+
+    _, height, width = pixels.shape
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    pixels = pixels[:, top : top + short, left : left + short]
+    if short == side:
+        return pixels.contiguous()
+    return F.interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)[0].contiguous()
+
+
+@functools.cache
+def _torchcodec() -> Callable[[Tensor], Tensor] | None:
+    """torchcodec's JPEG decoder, or None where it is not installed or does not fit the torch in use.
+
+    It turns by EXIF itself, and gives PIL's pixels to the bit (both are libjpeg-turbo), so
+    that a model answers the same with and without it; tests/core/test_pictures.py holds them together.
+    """
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, OSError, RuntimeError):
+        return None
+    return cast("Callable[[Tensor], Tensor]", decode_jpeg)

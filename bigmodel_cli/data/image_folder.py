@@ -1,0 +1,51 @@
+"""One's own pictures: ``--data PATH`` of class folders, a table of paths and labels, or a tar of class folders."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.types import DataBundle, ImageSpec, Source
+from bigmodel_cli.data.picture_files import PictureFiles
+from bigmodel_cli.data.picture_list import Listing, list_pictures
+
+
+@data.register()
+def image_folder(
+    root: Path,
+    *,
+    path: str,
+    size: Annotated[int, Field(ge=8, le=2048)] = 224,
+    crop: Annotated[
+        float, Field(ge=0.5, le=1, description="share of the stored square's side seen in evaluation")
+    ] = 0.875,
+    channels: Literal[1, 3] = 3,
+    skip_bad: bool = False,
+    balance: Literal["none", "loss"] = "none",
+) -> DataBundle:
+    """Your own pictures: class folders, a table path,label[,split], or a tar; --data PATH names them."""
+    listing = list_pictures(Path(path).expanduser())
+    side = round(size / crop)
+
+    @functools.cache
+    def load(split: str) -> Source:
+        return PictureFiles(listing.splits[split], side, channels, split, skip_bad)
+
+    spec = ImageSpec(
+        channels, size, size, listing.classes, square=side, crop=crop, class_weights=_weights(listing, balance)
+    )
+    loaders = {split: functools.partial(load, split) for split in listing.splits}
+    return DataBundle(spec, loaders, listing.fingerprint(), listing.notes)
+
+
+def _weights(listing: Listing, balance: str) -> tuple[float, ...]:
+    """n / (K n_k): every class counts alike, and the mean over the train split stays 1."""
+    if balance == "none":
+        return ()
+    counts = torch.tensor(listing.counts("train"), dtype=torch.float64)
+    return tuple((counts.sum() / (len(counts) * counts)).tolist())

@@ -1,0 +1,246 @@
+"""Class folders, tables and tars of real files: what is read, and what each broken layout is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.data.image_folder import image_folder
+from bigmodel_cli.data.picture_list import list_pictures
+
+COLOURS = {"cat": "red", "dog": "green", "frog": "blue"}
+
+
+def put(path: Path, colour: str = "red", size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def folders(root: Path, **splits: dict[str, int]) -> Path:
+    """root/split/class/i.png with the counts given; split "" puts the classes into root."""
+    for split, classes in splits.items():
+        for name, count in classes.items():
+            (root / split.strip("_") / name).mkdir(parents=True)
+            for i in range(count):
+                put(root / split.strip("_") / name / f"{i}.png", COLOURS.get(name, "white"))
+    return root
+
+
+def bundle(path: Path, **options: Any) -> Any:
+    return image_folder(path, path=str(path), size=28, **options)
+
+
+def test_train_val_test_folders(tmp_path: Path) -> None:
+    folders(tmp_path, train={"cat": 3, "dog": 2}, val={"dog": 1, "cat": 1}, test={"dog": 2})
+    found = bundle(tmp_path)
+    assert sorted(found.load) == ["test", "train", "val"]
+    assert found.spec.classes == ("cat", "dog") and found.spec.square == 32
+    train = found.load["train"]()
+    batch = train.gather(torch.arange(len(train)))
+    assert batch["image"].shape == (5, 3, 32, 32) and batch["label"].tolist() == [0, 0, 0, 1, 1]
+    assert batch["image"][0, :, 0, 0].tolist() == [255, 0, 0] and batch["image"][4, :, 0, 0].tolist() == [0, 128, 0]
+    assert train.name(4) == "train/dog/1.png"
+    assert found.load["test"]().gather(torch.tensor([0]))["label"].tolist() == [1]
+
+
+def test_one_level_of_classes_has_no_test_split(tmp_path: Path) -> None:
+    found = bundle(folders(tmp_path, _={"cat": 4, "dog": 4}))
+    assert list(found.load) == ["train"]  # val is carved by seed; test is only where there is a folder
+
+
+def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
+    folders(tmp_path, train={"cat": 2, "dog": 2}, val={"cat": 1, "dog": 1})
+    for junk in (".ipynb_checkpoints/cat", "train/.ipynb_checkpoints", "train/__MACOSX", "train/cat/.thumbs"):
+        put(tmp_path / junk / "x.png")
+    for junk in ("train/.DS_Store", "train/cat/._0.png", "train/dog/Thumbs.db", "train/cat/notes.txt"):
+        (tmp_path / junk).write_bytes(b"junk")
+    listing = list_pictures(tmp_path)
+    assert listing.classes == ("cat", "dog") and listing.counts("train") == [2, 2]
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "val lacks a class": (lambda p: folders(p, train={"a": 1, "b": 1, "c": 1}, val={"a": 1, "b": 1}), "val has no c;"),
+    "val has another": (lambda p: folders(p, train={"a": 1, "b": 1}, val={"a": 1, "c": 1}), "no b, c not in train"),
+    "names differ in case": (lambda p: folders(p, train={"Cat": 1, "b": 1}, val={"cat": 1, "b": 1}), "no Cat, cat not"),
+    "an empty class": (lambda p: folders(p, train={"a": 1, "b": 0}, val={"a": 1, "b": 1}), "/train/b: an empty class"),
+    "only other files": (
+        lambda p: (folders(p, _={"a": 1, "b": 0}) / "b" / "readme.txt").write_text("x"),
+        "only 1 other files, as readme.txt",
+    ),
+    "no train": (lambda p: folders(p, val={"a": 1, "b": 1}), "val/ but no train/"),
+    "one class": (lambda p: folders(p, _={"a": 3}), "one class only (a)"),
+    "flat": (lambda p: [put(p / f"{i}.png") for i in range(3)], "3 pictures directly in it and no class folders"),
+    "flat train": (lambda p: [put(p / s / "0.png") for s in ("train", "val")], "train: 1 pictures directly in it"),
+    "loose pictures": (lambda p: put(folders(p, _={"a": 1, "b": 1}) / "x.png"), "1 pictures lie beside"),
+    "empty": (lambda p: p, "no class folders in it"),
+    "two vals": (lambda p: folders(p, train={"a": 1, "b": 1}, val={"a": 1}, valid={"a": 1}), "both val/ and valid/"),
+    "test has another": (lambda p: folders(p, train={"a": 1, "b": 1}, test={"c": 1}), "test has c not in train"),
+    "dangling link": (
+        lambda p: (folders(p, _={"a": 1, "b": 1}) / "a" / "link.png").symlink_to(p / "gone.png"),
+        "link.png: No such file",
+    ),
+    "not there": (lambda p: p.rmdir(), "no such folder or file"),
+}
+
+
+@pytest.mark.parametrize("layout", BROKEN)
+def test_broken_layouts_are_named(layout: str, tmp_path: Path) -> None:
+    make, words = BROKEN[layout]
+    root = tmp_path / "photos"
+    root.mkdir()
+    make(root)
+    with pytest.raises(InputError) as caught:
+        bundle(root)
+    assert words in f"{caught.value.what}; {caught.value.expected}"
+
+
+def test_the_command_says_so_and_leaves_nothing(tmp_path: Path, run_cli: Any) -> None:
+    folders(tmp_path / "photos", train={"a": 2, "b": 2}, val={"a": 1, "c": 1})
+    done = run_cli("train", "mlp", "--data", "./photos")
+    assert done.returncode == 2 and "val has no b, c not in train" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_odd_folders_that_are_fine(tmp_path: Path) -> None:
+    root = folders(tmp_path, Train={"a": 2, "b": 2}, Validation={"a": 1, "b": 1})
+    put(root / "Train" / "a" / "deeper" / "still.png")
+    put(root / "Train" / "b" / "UPPER.JPG")
+    put(root / "Train" / "b" / "naïve ☕\t.png")
+    (root / "Train" / "linked").symlink_to(root / "Train" / "a", target_is_directory=True)
+    (root / "Validation" / "linked").symlink_to(root / "Validation" / "a", target_is_directory=True)
+    (root / "annotations").mkdir()
+    listing = list_pictures(root)
+    assert listing.classes == ("a", "b", "linked") and listing.counts("train") == [3, 4, 3]
+    assert any("not used: annotations/" in note for note in listing.notes)
+
+
+def test_uneven_classes_are_told_and_can_be_weighed(tmp_path: Path) -> None:
+    folders(tmp_path, _={"cat": 9, "dog": 3})
+    assert any("9 cat, 3 dog" in note for note in bundle(tmp_path).notes)
+    weights = bundle(tmp_path, balance="loss").spec.class_weights
+    assert weights == pytest.approx((12 / 18, 12 / 6))
+    assert bundle(tmp_path).spec.class_weights == ()
+
+
+def test_a_table_of_paths(tmp_path: Path) -> None:
+    for name in ("x/1.png", "x/2.png", "y/3.png", "z 4.png"):
+        put(tmp_path / name)
+    table = tmp_path / "list.csv"
+    table.write_text('path,label,split\nx/1.png,b,train\nx/2.png,a,\ny/3.png,b,valid\n"z 4.png",a,val\n\n')
+    listing = list_pictures(table)
+    assert listing.classes == ("a", "b")
+    assert [i.name for i in listing.splits["train"]] == ["x/2.png", "x/1.png"]
+    assert [i.label for i in listing.splits["val"]] == [0, 1]
+    tabs = tmp_path / "list.tsv"
+    tabs.write_text("label\tpath\nb\tx/1.png\na\tx/2.png\n")
+    assert list_pictures(tabs).counts("train") == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ":1: columns none"),
+        ("file,klass\nx.png,a\n", ":1: columns file, klass"),
+        ("path,label\nx.png,a\nnone.png,b\n", ":3: no file none.png"),
+        ("path,label\nx.png,\n", ":2: no label"),
+        ("path,label,split\nx.png,a,dev\n", ":2: split 'dev'"),
+        ("path,label,split\nx.png,a,val\n", "no rows of split train"),
+        ("path,label\nx.png,a\n", "one class only"),
+        ("path,label\n\xff\xfe", "columns|no label|not a table"),
+    ],
+)
+def test_broken_tables_are_named(text: str, words: str, tmp_path: Path) -> None:
+    put(tmp_path / "x.png")
+    (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        list_pictures(tmp_path / "list.csv")
+    assert any(w in f"{caught.value.what}; {caught.value.expected}" for w in words.split("|"))
+
+
+def tar_of(path: Path, names: list[str], kind: str = "w") -> Path:
+    with tarfile.open(path, kind) as tar:  # type: ignore[call-overload]
+        for name in names:
+            out = io.BytesIO()
+            Image.new("RGB", (20, 20), COLOURS.get(Path(name).parent.name, "white")).save(out, "PNG")
+            member = tarfile.TarInfo(name)
+            member.size = len(out.getvalue())
+            tar.addfile(member, io.BytesIO(out.getvalue()))
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tar.xz", "w:xz")])
+@pytest.mark.parametrize("top", ["", "./", "photos/"])
+def test_a_tar_is_read_in_place(suffix: str, kind: str, top: str, tmp_path: Path) -> None:
+    names = ["train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png", "train/dog/._2.png"]
+    path = tar_of(tmp_path / f"photos{suffix}", [top + name for name in names], kind)
+    train = bundle(path).load["train"]()
+    batch = train.gather(torch.arange(2))
+    assert batch["label"].tolist() == [0, 1] and batch["image"][1, :, 0, 0].tolist() == [0, 128, 0]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing was unpacked
+
+
+def test_a_tar_of_classes_alone(tmp_path: Path) -> None:
+    assert list(bundle(tar_of(tmp_path / "p.tar", ["cat/1.png", "dog/1.png"])).load) == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["cat/1.png", "../dog/1.png"], "a member called ../dog/1.png"),
+        (["cat/1.png", "/dog/1.png"], "a member called /dog/1.png"),
+        (["cat/1.png", "loose.png"], "loose.png is in no class folder"),
+        (["val/a/1.png", "val/b/1.png", "test/a/1.png"], "no train/"),
+        ([], "no pictures in it"),
+    ],
+)
+def test_broken_tars_are_named(names: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        list_pictures(tar_of(tmp_path / "p.tar", names))
+    assert words in caught.value.line
+
+
+def test_a_cut_tar_is_named(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "p.tar.gz", ["cat/1.png", "dog/1.png"], "w:gz")
+    path.write_bytes(path.read_bytes()[:80])
+    with pytest.raises(InputError, match="damaged or cut off"):
+        list_pictures(path)
+
+
+def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> None:
+    """Train on photos of odd sizes, then ask eval (from the folder) and predict (from the files) for the same ones."""
+    root = folders(tmp_path / "photos", train={"cat": 6, "dog": 6}, val={"cat": 2, "dog": 2})
+    for i, size in enumerate([(90, 50), (50, 90), (300, 200), (33, 33)]):
+        put(root / "val" / ("cat", "dog")[i % 2] / f"{i % 2}.png", ("red", "green")[i % 2], size)
+    done = run_cli("train", "mlp", "--data", root, "--set", "data.size=24", "--epochs", 2, "--out", "r")
+    assert done.returncode == 0, done.stderr
+    probabilities = {}
+    done = run_cli("predict", "r", *sorted((root / "val").rglob("*.png")), "--json", "--top", 2)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        probabilities[Path(row["file"]).relative_to(root).as_posix()] = {
+            t["class"]: t["probability"] for t in row["top"]
+        }
+    from bigmodel_cli.engine.assemble import load_data, split
+    from bigmodel_cli.engine.start import load_trained
+
+    trained = load_trained(tmp_path / "r")
+    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    with torch.inference_mode():
+        for i in range(len(source)):
+            raw = source.gather(torch.tensor([i]))
+            seen = trained.task.prepare(raw)["image"]
+            file = root / source.name(i)
+            assert torch.equal(seen, trained.task.prepare(trained.task.read(file))["image"])
+            p = trained.model(seen).softmax(1)[0]
+            assert p[0].item() == pytest.approx(probabilities[source.name(i)]["cat"], abs=1e-6)
