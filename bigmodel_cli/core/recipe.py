@@ -65,6 +65,9 @@ class TrainSection(Section):
     eval_batch_size: Positive = Field(512, description="samples a forward pass in evaluation")
     max_steps: Positive | None = Field(None, description="stop after this many steps; the schedule ends there too")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
+    skip_nonfinite: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps in a row with a NaN or infinity to leave out before going back to the last checkpoint"
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="exponential moving average of the weights, which is then evaluated and exported"
     )
@@ -85,10 +88,12 @@ class StartSection(Chosen):
 
 class PlacementSection(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: CUDA, else MPS, else CPU")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
-    channels_last: bool | Literal["auto"] = Field("auto", description="memory format of pictures; auto: true")
-    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: false")
-    threads: Positive | None = Field(None, description="CPU threads in an operation; default all cores")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: measured in runs over 10 s, else bf16 on CUDA and fp32; a value skips all measuring"
+    )
+    channels_last: bool | Literal["auto"] = Field("auto", description="memory format; auto: measured, else true")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: measured in long runs, else off")
+    threads: Positive | None = Field(None, description="CPU threads in an operation; default measured, else all cores")
     deterministic: bool = Field(False, description="torch's deterministic algorithms")
 
 
@@ -130,6 +135,11 @@ def section_type(section: str) -> type[Chosen]:
 def data_root(folder: str | Path | None) -> Path:
     """Where data files lie: the folder named, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
     return Path(folder or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
+
+
+def cache_root() -> Path:
+    """Where what can be made again is kept: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
+    return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()
 
 
 def schema() -> dict[str, Any]:

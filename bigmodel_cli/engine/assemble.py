@@ -13,12 +13,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
 from bigmodel_cli.core.registry import data, methods, models, optimizers, schedules
-from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
+from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
 from bigmodel_cli.data.subset import carve
 from bigmodel_cli.engine.batches import Batches
-from bigmodel_cli.engine.placement import place
+from bigmodel_cli.engine.measure import measured
+from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import build_model, build_spec, build_task, load_trained, transfer
+from bigmodel_cli.engine.stopwatch import Stopwatch
 
 
 def load_data(section: DataSection) -> DataBundle:
@@ -59,7 +61,7 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
     Raises:
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
-    placement = place(recipe.placement)
+    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else None)
     bundle = load_data(recipe.data)
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
@@ -68,20 +70,23 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
     entry = models.get(recipe.model.name)
     start = Start(model, entry.meta["head"], lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
-    optimizer = build_optimizer(recipe, model, adapted.rates)
-    task = task.for_data(bundle.spec)
     batches = Batches(train, _batch_size(recipe, train), recipe.train.seed)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
+    task = task.for_data(bundle.spec)
+    task = adapted.objective(task) if adapted.objective else task
+    if resumed is None and adapted.solve is None:
+        placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
+    optimizer = build_optimizer(recipe, model, adapted.rates)
     ema = None
     if recipe.train.ema_decay is not None:
         averaging = get_ema_multi_avg_fn(recipe.train.ema_decay)
         ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     run = Run(
         recipe=recipe,
-        task=adapted.objective(task) if adapted.objective else task,
+        task=task,
         model=model,
-        forward=torch.compile(model) if placement.compile else model,  # type: ignore[arg-type]
+        forward=placement.compiled(model),
         ema=ema,
         adapted=adapted,
         optimizer=optimizer,
@@ -91,6 +96,7 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
         val=val,
         total_steps=total,
         placement=placement,
+        watch=Stopwatch(placement.wait if placement.lag else None),
         meta=_meta(recipe, task, bundle),
         notes=[*bundle.notes, *notes],
     )
@@ -112,6 +118,19 @@ def _task_and_model(
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
+
+
+def _measured(
+    recipe: Recipe, placement: Placement, model: nn.Module, frozen: Frozen, task: Task, batches: Batches, steps: int
+) -> Placement:
+    """The placement that real steps of this run found fastest."""
+    for module in frozen.modules:
+        module.eval()
+    parts = batches.order(0).tensor_split(batches.steps_per_epoch)
+    raw = batches.source.gather(parts[0].tensor_split(recipe.train.accumulate)[0])
+    values = recipe.to_dict()
+    about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
+    return measured(recipe.placement, placement, model, task, raw, steps * recipe.train.accumulate, about)
 
 
 def build_optimizer(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
 from bigmodel_cli.core.errors import DivergedError, MachineError
 from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.engine.batches import micro_batches
 from bigmodel_cli.engine.evaluate import evaluate
-from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.placement import is_out_of_memory
+from bigmodel_cli.engine.run import Run, Taken
+
+MIN_LR_SCALE = 1 / 8  # a run that was halved three times and diverges again needs a person
 
 
 def every(n: int | None, step: int) -> bool:
@@ -24,42 +28,49 @@ def fit(run: Run) -> bool:
         DivergedError: a loss or gradient is not finite; the step was not taken.
         MachineError: out of memory with one sample a micro-batch.
     """
-    train, progress = run.recipe.train, run.progress
-    while progress.step < run.total_steps and not _out_of_patience(run):
-        run.train_mode()
-        clock = time.perf_counter()
-        first = progress.samples_seen
-        for raw in run.batches.steps(progress.epoch, progress.batch_in_epoch):
-            loss, count = train_step(run, raw)
-            progress.loss_sum += loss
-            progress.loss_count += count
-            progress.step += 1
-            progress.batch_in_epoch += 1
-            progress.samples_seen += len(raw["index"])
-            run.emit({"event": "step", "step": progress.step, "epoch": progress.epoch + 1, "loss": loss / count})
-            if every(train.save_steps, progress.step):
-                run.save(run, False)
-            if progress.step == run.total_steps or run.stop():
-                break
-        rate = (progress.samples_seen - first) / (time.perf_counter() - clock)
+    while run.progress.step < run.total_steps and not _out_of_patience(run):
+        try:
+            rate = _epoch(run)
+        except RolledBack:
+            continue
         if run.stop() or not end_epoch(run, rate):
-            run.save(run, False)
+            _save(run, False)
             return False
     return True
 
 
-def train_step(run: Run, raw: Batch) -> tuple[float, int]:
-    """One optimizer step on the raw batch: the sum of the loss and the count it sums over.
+def _epoch(run: Run) -> float:
+    """The rest of the epoch, or as far as a signal lets it go; samples a second."""
+    train, progress = run.recipe.train, run.progress
+    run.train_mode()
+    clock, first = time.perf_counter(), progress.samples_seen
+    for raw in run.watch.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
+        run.taken.append(train_step(run, raw))
+        progress.step += 1
+        progress.batch_in_epoch += 1
+        progress.samples_seen += len(raw["index"])
+        settle(run, leave=run.placement.lag)
+        if every(train.save_steps, progress.step):
+            _save(run, False)
+        if progress.step == run.total_steps or run.stop():
+            break
+    settle(run)
+    return (progress.samples_seen - first) / (time.perf_counter() - clock)
+
+
+def train_step(run: Run, raw: Batch) -> Taken:
+    """One optimizer step on the raw batch, not taken where its loss or gradient is not finite.
 
     Where memory runs out, the micro-batch is halved for good and the step is done
     again with more accumulation: the effective batch stays what the recipe says.
     """
     run.set_lr()
+    run.watch.steps += 1
     while True:
         try:
             return _forward_backward_update(run, raw)
         except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             micro = len(raw["index"]) // run.pieces
             if micro <= 1:
@@ -73,36 +84,100 @@ def train_step(run: Run, raw: Batch) -> tuple[float, int]:
         run.emit({"event": "warning", "message": message})
 
 
-def _forward_backward_update(run: Run, raw: Batch) -> tuple[float, int]:
-    train, task, place = run.recipe.train, run.task, run.placement
+def _forward_backward_update(run: Run, raw: Batch) -> Taken:
+    train, task, place, watch = run.recipe.train, run.task, run.placement, run.watch
     count = task.count(raw)
+    kept = [b.clone() for b in run.model.buffers()] if train.skip_nonfinite else []
     total = torch.zeros((), device=place.device)
     for micro in micro_batches(place.batch(raw), max(run.pieces, train.accumulate)):
-        key = SampleKey(train.seed, run.progress.epoch, micro["index"])
-        micro = place.inputs(task.prepare(micro, key))
-        with place.autocast():
+        with watch("prepare"):
+            key = SampleKey(train.seed, run.progress.epoch, micro["index"])
+            micro = place.inputs(task.prepare(micro, key))
+        with watch("forward"), place.autocast():
             loss = task.loss(run.forward, micro).total
-        (loss / count).backward()
-        total += loss.detach()
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # The one host sync of a step (on CUDA it costs the launch queue, some 20 us): without it
-    # a non-finite gradient would be in the weights, and soon in the checkpoint.
-    loss_sum, finite = total.item(), bool(torch.isfinite(norm + total))
-    if not finite:
-        run.optimizer.zero_grad(set_to_none=True)
-        raise DivergedError(
-            f"step {run.progress.step + 1}: loss {loss_sum / count:g}, gradient norm {norm.item():g}",
-            "both must be finite",
-            "a lower --lr, a longer warm-up, or --set train.clip_norm=1",
-        )
-    if train.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, train.clip_norm, norm)
-    run.optimizer.step()
+        with watch("backward"):
+            (loss / count).backward()
+            total += loss.detach()
+    with watch("optimizer"):
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if train.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, train.clip_norm, norm)
+        finite = torch.isfinite(norm + total)
+        for before, now in zip(kept, run.model.buffers(), strict=False):  # BatchNorm has averaged a NaN in by now
+            now.copy_(torch.where(finite, now, before))
+        _update(run, finite)
+    return Taken(total, norm, finite, count)
+
+
+def _update(run: Run, finite: Tensor) -> None:
+    """Step where `finite` (a bool on the device) says so; without a wait where the optimizer can skip by itself."""
+    if run.placement.lag and hasattr(run.optimizer, "_step_supports_amp_scaling"):
+        # What GradScaler does: a fused kernel reads the flag on the device and leaves every tensor as it is.
+        run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        run.optimizer.step()
+        del run.optimizer.found_inf  # type: ignore[attr-defined]
+        taken = True
+    else:
+        taken = bool(finite)  # free on a CPU; on CUDA the optimizers that are not fused pay some 20 us for it
+        if taken:
+            run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    if run.ema is not None:
+    if run.ema is not None and taken:
         run.ema.update_parameters(run.model)
-    return loss_sum, count
+
+
+def settle(run: Run, leave: int = 0) -> None:
+    """Read what the steps taken gave, all but the last `leave`, which the device may still be at.
+
+    Raises:
+        DivergedError: a step was not finite.
+    """
+    while len(run.taken) > leave:
+        step = run.progress.step - len(run.taken) + 1
+        taken = run.taken.popleft()
+        loss = taken.loss.item()
+        if not taken.finite.item():
+            _not_finite(run, f"step {step}: loss {loss / taken.count:g}, gradient norm {taken.norm.item():g}")
+            continue
+        run.bad_steps = 0
+        run.progress.loss_sum += loss
+        run.progress.loss_count += taken.count
+        run.emit({"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / taken.count})
+
+
+class RolledBack(Exception):
+    """The run goes on from its last checkpoint."""
+
+
+def _not_finite(run: Run, what: str) -> None:
+    """Stop; or, where the recipe allows some bad steps in a row, count this one, and after them go back.
+
+    Going back halves the learning rate: the same steps at the same rate would end the same.
+
+    Raises:
+        DivergedError: the default; or nothing to go back to; or three times back already.
+        RolledBack: the run stands at its last checkpoint.
+    """
+    run.bad_steps += 1
+    if run.bad_steps <= run.recipe.train.skip_nonfinite:
+        run.emit({"event": "warning", "message": f"{what}: step not taken"})
+        return
+    run.taken.clear()
+    scale = run.progress.lr_scale / 2
+    if not run.recipe.train.skip_nonfinite or scale < MIN_LR_SCALE or not run.roll_back():
+        hint = "a lower --lr, a longer warm-up, or --set train.clip_norm=1"
+        raise DivergedError(what, "both must be finite", hint)
+    run.progress.lr_scale, run.bad_steps = scale, 0
+    message = f"{what}: back to step {run.progress.step}, learning rate times {scale:g} from here"
+    run.emit({"event": "warning", "message": message})
+    raise RolledBack
+
+
+def _save(run: Run, best: bool) -> None:
+    settle(run)
+    with run.watch("saving"):
+        run.save(run, best)
 
 
 def end_epoch(run: Run, rate: float) -> bool:
@@ -120,7 +195,8 @@ def end_epoch(run: Run, rate: float) -> bool:
     best = False
     if last or every(train.eval_epochs, progress.epoch + 1):
         run.emit({"event": "evaluating"})
-        metrics = evaluate(run.eval_model, run.task, run.val, run.placement, train.eval_batch_size, run.stop)
+        with run.watch("evaluation"):
+            metrics = evaluate(run.eval_model, run.task, run.val, run.placement, train.eval_batch_size, run.stop)
         if metrics is None:
             return False
         best = _is_best(run, metrics)
@@ -128,7 +204,7 @@ def end_epoch(run: Run, rate: float) -> bool:
     progress.epoch += 1
     progress.batch_in_epoch = progress.loss_count = 0
     progress.loss_sum = 0.0
-    run.save(run, best)
+    _save(run, best)
     run.emit(event)
     return True
 
@@ -148,7 +224,3 @@ def _is_best(run: Run, metrics: dict[str, float]) -> bool:
 def _out_of_patience(run: Run) -> bool:
     patience = run.recipe.train.patience
     return patience is not None and run.progress.epoch - run.progress.best_epoch >= patience
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,14 +1,18 @@
 """Where and how a model runs: device, precision, memory format, threads.
 
-The only place that asks which device there is.
+The only place that asks which device there is. ``engine/measure.py`` tries what is left open here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +20,10 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
+from bigmodel_cli.engine.small_maps import dense_small_maps
+
+CHOICES = ("precision", "channels_last", "compile", "threads", "small_maps")
+"""What may be measured, and what a run must keep to be resumed bit by bit."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,34 @@ class Placement:
     channels_last: bool
     compile: bool
     threads: int
+    small_maps: bool
     why: str
 
     def model(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, in the memory format."""
-        model = model.to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload, no-any-return]
+        """`model` on the device, in the memory format, its small convolutions as chosen: changed in place."""
+        dense_small_maps(model, self.small_maps)
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=form)  # type: ignore[call-overload, no-any-return]
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """What training calls: `model`, compiled where that was chosen. They share every tensor."""
+        return torch.compile(model) if self.compile else model  # type: ignore[return-value]
+
+    def choices(self) -> dict[str, Any]:
+        """The open settings as plain values, for checkpoints and the cache of measurements."""
+        return {k: v for k, v in asdict(self).items() if k in CHOICES}
+
+    def with_(self, **changes: Any) -> Placement:
+        return replace(self, **changes)
+
+    def use(self) -> None:
+        """Tell torch the number of threads."""
+        torch.set_num_threads(self.threads)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def batch(self, batch: Batch) -> Batch:
         """`batch` on the device; copies from pinned memory do not wait."""
@@ -54,6 +84,11 @@ class Placement:
             with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled()):
                 yield
 
+    @property
+    def lag(self) -> int:
+        """Steps whose results are read later, so that the host never waits for the device: 1 on CUDA."""
+        return int(self.device.type == "cuda")
+
     def memory_peak(self) -> int:
         """Peak memory in bytes: of the device on CUDA, of the process elsewhere."""
         if self.device.type == "cuda":
@@ -65,7 +100,8 @@ class Placement:
     def __str__(self) -> str:
         form = ", channels-last" if self.channels_last else ""
         compiled = ", compiled" if self.compile else ""
-        return f"{device_name(self.device)}, {self.precision}{form}{compiled}, {self.threads} threads ({self.why})"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{device_name(self.device)}, {self.precision}{form}{compiled}, {threads} ({self.why})"
 
 
 def device_name(device: torch.device) -> str:
@@ -96,23 +132,54 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def place(section: PlacementSection) -> Placement:
-    """The placement that `section` asks for, ``auto`` resolved, and torch set up for it."""
+def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None) -> Placement:
+    """The placement that `section` asks for, ``auto`` resolved, and torch set up for it.
+
+    `recorded` is the environment of a run that goes on: what was left to us then stays as it was.
+    """
     device = choose_device(section.device)
     cuda = device.type == "cuda"
-    threads = section.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores()
-    torch.set_num_threads(threads)
+    _keep_memory()
     torch.use_deterministic_algorithms(section.deterministic)
     if cuda:
         torch.set_float32_matmul_precision("highest" if section.deterministic else "high")  # TF32
         torch.backends.cudnn.benchmark = not section.deterministic
-    precision = section.precision if section.precision != "auto" else ("bf16" if cuda else "fp32")
-    channels_last = section.channels_last if section.channels_last != "auto" else True
-    compiled = section.compile if section.compile != "auto" else False
+    chosen = {
+        "precision": "bf16" if cuda else "fp32",
+        "channels_last": True,
+        "compile": False,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores(),
+        "small_maps": device.type == "cpu",
+    }
     why = "as asked" if section.precision != "auto" else f"default on {device.type}"
-    return Placement(device, precision, channels_last, compiled, threads, why)
+    if recorded is not None and recorded.get("device") == device_name(device):
+        chosen |= {k: recorded[k] for k in CHOICES if k in recorded}
+        why = "as the run began"
+    asked = {k: getattr(section, k, "auto") for k in CHOICES}
+    placement = Placement(device, **chosen | {k: v for k, v in asked.items() if v not in ("auto", None)}, why=why)
+    placement.use()
+    return placement
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Have glibc reuse freed blocks instead of giving each back: a CPU step frees and takes all its activations.
+
+    Measured on 2 cores, ResNet-18 on 28x28 pictures: 5,000 page faults a step without, none with.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+            mallopt = ctypes.CDLL(None).mallopt
+            trim_threshold, most_mmaps = -1, -4  # malloc.h
+            mallopt(most_mmaps, 0)
+            mallopt(trim_threshold, 2**31 - 1)
 
 
 def _cores() -> int:
     """The cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: a kind of its own on CUDA, a plain RuntimeError from the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

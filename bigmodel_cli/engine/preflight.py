@@ -86,9 +86,10 @@ def measure(run: Run, folder: Path) -> Preflight:
         table, flops = layers(build_model(run.recipe, run.task.spec), run.task)
     raw = next(run.batches.steps(0))
     run.train_mode()
-    loss, count = train_step(run, raw)
+    taken = train_step(run, raw)
+    train_loss = taken.loss.item() / taken.count
     clock = time.perf_counter()
-    train_step(run, raw)  # the first one paid for warming up
+    train_step(run, raw).loss.item()  # the first one paid for warming up
     step_seconds = time.perf_counter() - clock
     val_batch = next(in_order(run.val, run.recipe.train.eval_batch_size))
     clock = time.perf_counter()
@@ -108,7 +109,7 @@ def measure(run: Run, folder: Path) -> Preflight:
         placement=str(run.placement),
         steps=run.total_steps,
         step_seconds=step_seconds,
-        train_loss=loss / count,
+        train_loss=train_loss,
         val_seconds=val_seconds,
         val_metrics=metrics or {},
         save_seconds=save_seconds,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import bigmodel_cli
@@ -18,6 +19,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.types import Adapted, Frozen, Source, Task
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.placement import Placement
+from bigmodel_cli.engine.stopwatch import Stopwatch
 
 Event = dict[str, Any]
 
@@ -35,6 +37,18 @@ class Progress:
     best_epoch: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    lr_scale: float = 1.0
+    """Of the recipe's rate: halved each time the run went back to a checkpoint (``train.skip_nonfinite``)."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step gave, still on its device: `loss` is a sum over `count` units, `norm` the gradient's."""
+
+    loss: Tensor
+    norm: Tensor
+    finite: Tensor
+    count: int
 
 
 @dataclass
@@ -61,7 +75,14 @@ class Run:
     emit: Callable[[Event], None] = lambda event: None
     stop: Callable[[], bool] = lambda: False
     save: Callable[[Run, bool], None] = lambda run, best: None
+    roll_back: Callable[[], bool] = lambda: False
+    """Restore the last checkpoint; False where there is none."""
+    bad_steps: int = 0
+    """Steps in a row, up to now, that were not finite."""
     pieces: int = 1
+    taken: deque[Taken] = field(default_factory=deque)
+    """Steps whose results have not been read yet."""
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def frozen(self) -> Frozen:
@@ -81,7 +102,7 @@ class Run:
         """The schedule, a pure function of the step: nothing of it needs saving but the step."""
         factor = self.factor(self.progress.step)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
+            group["lr"] = base * factor * self.progress.lr_scale
 
     def train_mode(self) -> None:
         """Train mode, except for frozen modules: frozen BatchNorm keeps its statistics too."""
@@ -161,8 +182,5 @@ def environment(placement: Placement) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": device_name(placement.device),
-        "precision": placement.precision,
-        "channels_last": placement.channels_last,
-        "compile": placement.compile,
-        "threads": placement.threads,
+        **placement.choices(),
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.errors import BigmodelError, DivergedError, InterruptedRun
+from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
 from bigmodel_cli.engine import checkpoint
@@ -50,6 +50,8 @@ class Outcome:
             "seconds": self.seconds,
             "steps": self.run.progress.step,
             "digest": self.digest,
+            "time": self.run.watch.shares(),
+            "verdict": self.run.watch.verdict(),
             "frozen_unchanged": len(self.run.frozen.tensors),
             "memory_peak": self.run.placement.memory_peak(),
             **{f"{name}_before": value for name, value in self.before.items()},
@@ -79,6 +81,8 @@ def train(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None]) -> O
             emit(event)
 
         run.emit, run.stop, run.save = told, lambda: stop.requested, _saver(folder)
+        run.roll_back = lambda: _roll_back(run, folder)
+        run.watch.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
         before = _before(run)
         with unchanged(run.model, run.frozen.tensors):
@@ -139,6 +143,16 @@ def _saver(folder: RunFolder) -> Callable[[Run, bool], None]:
             checkpoint.link(last, folder.path / "best.pt")
 
     return save
+
+
+def _roll_back(run: Run, folder: RunFolder) -> bool:
+    try:
+        _, state, _ = checkpoint.fallback(folder.path)
+    except InputError:
+        return False
+    run.restore(state)
+    folder.rewind(run.progress.step)
+    return True
 
 
 def _interrupted(stop: StopFlag, run: Run, folder: RunFolder) -> None:

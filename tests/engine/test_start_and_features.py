@@ -160,7 +160,7 @@ def test_devices() -> None:
 def test_bf16_trains_too() -> None:
     run = run_of("resnet18", placement={"precision": "bf16"}, train={"epochs": 1, "max_steps": 3})
     steps = run.batches.steps(0)
-    losses = [train_step(run, next(steps))[0] for _ in range(3)]
+    losses = [train_step(run, next(steps)).loss.item() for _ in range(3)]
     assert all(torch.isfinite(torch.tensor(losses)))
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
 
@@ -180,6 +180,6 @@ def test_compiled_training_is_training() -> None:
     runs = [run_of(placement={"compile": compiled}, train={"epochs": 1, "max_steps": 3}) for compiled in (False, True)]
     assert runs[1].forward is not runs[1].model
     steps = [list(run.batches.steps(0))[:3] for run in runs]
-    losses = [[train_step(run, raw)[0] for raw in raws] for run, raws in zip(runs, steps, strict=True)]
+    losses = [[train_step(run, raw).loss.item() for raw in raws] for run, raws in zip(runs, steps, strict=True)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert set(runs[1].state()["model"]) == set(runs[0].state()["model"])

@@ -11,7 +11,7 @@ import torch
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.loop import fit, train_step
+from bigmodel_cli.engine.loop import fit, settle, train_step
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import digest
 
@@ -144,6 +144,7 @@ def test_non_finite_is_never_stepped_on(where: str, monkeypatch: pytest.MonkeyPa
         bad = lambda self, model, batch: LossSum(real(self, model, batch).total * float("nan"), 1)  # noqa: E731
         monkeypatch.setattr(ImageClassification, "loss", bad)
     with pytest.raises(DivergedError) as caught:
-        train_step(run, next(steps))
+        run.taken.append(train_step(run, next(steps)))
+        settle(run)
     assert caught.value.exit_code == 4
     assert digest(run.model) == before

@@ -1,0 +1,84 @@
+"""Convolutions over maps so small that every output sees every input: one matrix product does them.
+
+On a 2x2 map a 3x3 convolution spends more than half of its work on padding, and on a
+1x1 map eight ninths. The last stages of a ResNet on 28x28 pictures are such maps; there
+oneDNN took half of a training step on a 2-core CPU. Same weights, same state dict, the
+same sums in another order. Shapes: B batch, C input and O output channels, H, W the input map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def dense_small_maps(model: nn.Module, on: bool) -> None:
+    """Let the plain convolutions of `model` take the matrix product where it applies (or, off, no more).
+
+    The class of the module is swapped, as torch's parametrizations do: parameters,
+    names and hooks stay. Exporting and compiling see an ordinary convolution.
+    """
+    old, new = (nn.Conv2d, SmallMapConv2d) if on else (SmallMapConv2d, nn.Conv2d)
+    for module in model.modules():
+        if type(module) is old and _suits(module):
+            module.__class__ = new
+
+
+def _suits(conv: nn.Conv2d) -> bool:
+    k = conv.kernel_size[0]
+    square = conv.kernel_size == (k, k) and conv.stride[0] == conv.stride[1] and conv.padding_mode == "zeros"
+    return square and k % 2 == 1 and k > 1 and conv.padding == (k // 2,) * 2 and conv.groups == 1 == conv.dilation[0]
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with an odd square kernel and "same" padding, quick on maps of at most (k + 1)/2 a side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        most = self.kernel_size[0] // 2 + 1
+        if x.dim() != 4 or max(x.shape[2:]) > most or torch.compiler.is_compiling():
+            return super().forward(x)
+        y: Tensor = _Dense.apply(x, self.weight, self.stride[0])
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(1, -1, 1, 1)
+
+
+class _Dense(torch.autograd.Function):
+    """Written out, since slicing under autograd fills a zero gradient of the whole kernel for each slice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        b, c, h, w = x.shape
+        o, pad = weight.shape[0], weight.shape[2] // 2
+        rows, columns = (h - 1) // stride + 1, (w - 1) // stride + 1
+        # The kernel's window over the whole map, for each output place.
+        windows = [
+            (r, q, slice(pad - r * stride, pad - r * stride + h), slice(pad - q * stride, pad - q * stride + w))
+            for r in range(rows)
+            for q in range(columns)
+        ]
+        matrix = torch.empty(rows, columns, o, h, w, c, dtype=dtype, device=x.device)
+        for r, q, tall, wide in windows:
+            matrix[r, q].copy_(weight[:, :, tall, wide].permute(0, 2, 3, 1))
+        matrix = matrix.view(rows * columns * o, h * w * c)
+        flat = x.permute(0, 2, 3, 1).reshape(b, -1).to(dtype)
+        ctx.save_for_backward(flat, matrix, weight)
+        ctx.windows, ctx.shape, ctx.dtype = windows, (rows, columns, o, h, w, c), x.dtype
+        return (flat @ matrix.t()).view(b, rows, columns, o).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        flat, matrix, weight = ctx.saved_tensors
+        _, _, _, h, w, c = ctx.shape
+        grad = grads[0].permute(0, 2, 3, 1).reshape(len(flat), -1).to(matrix.dtype)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = (grad @ matrix).view(-1, h, w, c).permute(0, 3, 1, 2).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            by_place = (grad.t() @ flat).view(ctx.shape)
+            to_weight = torch.zeros_like(weight)
+            for r, q, tall, wide in ctx.windows:
+                to_weight[:, :, tall, wide] += by_place[r, q].permute(0, 3, 1, 2)
+        return to_x, to_weight, None

@@ -1,0 +1,77 @@
+"""Where the time of a run goes, and what would help."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+SAMPLED = 50  # on a GPU every so many steps are timed: knowing a part's time there means to wait for it
+STEP_PARTS = ("prepare", "forward", "backward", "optimizer")
+ADVICE = {
+    "data": "data.cache, a simpler augmentation or more cores",
+    "prepare": "a simpler augmentation",
+    "forward": "a smaller model or input, or a faster device",
+    "backward": "a smaller model or input, or a faster device",
+    "optimizer": "a larger batch",
+    "saving": "saving less often: train.save_steps, train.eval_epochs",
+    "evaluation": "evaluating less often: train.eval_epochs",
+    "start": "nothing: the run is short",
+}
+
+
+class Stopwatch:
+    """Adds up seconds by part: ``with watch("forward"): ...``. About a microsecond a part.
+
+    `wait` blocks until the device is idle; None where calls return when they are done (a CPU).
+    """
+
+    def __init__(self, wait: Callable[[], None] | None = None) -> None:
+        self.wait = wait
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps = 0
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        waits = self.wait is not None and part in STEP_PARTS
+        if waits and self.steps % SAMPLED:
+            yield
+            return
+        if waits:
+            self.wait()  # type: ignore[misc]
+        clock = time.perf_counter()
+        try:
+            yield
+        finally:
+            if waits:
+                self.wait()  # type: ignore[misc]
+            self.seconds[part] += (time.perf_counter() - clock) * (SAMPLED if waits else 1)
+
+    def waiting(self, part: str, items: Iterable[T]) -> Iterator[T]:
+        """`items`, the time until each counted as `part`."""
+        iterator = iter(items)
+        while True:
+            with self(part):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def shares(self) -> dict[str, float]:
+        """Each part's share of all that was timed, largest first."""
+        total = sum(self.seconds.values())
+        ordered = sorted(self.seconds.items(), key=lambda pair: -pair[1])
+        return {part: seconds / total for part, seconds in ordered} if total else {}
+
+    def verdict(self) -> str:
+        """One line: where the time went, and what would help most. Empty where nothing was timed."""
+        shares = self.shares()
+        if not shares:
+            return ""
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
+        computing = shares.get("forward", 0) + shares.get("backward", 0)
+        worst = next(iter(shares)) if computing < 0.5 else "backward"
+        return f"time: {parts}; what would help: {ADVICE[worst]}"

@@ -1,0 +1,103 @@
+"""Measuring changes how a run is computed, never what: same weights before, same settings when it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine import checkpoint, measure
+from bigmodel_cli.engine.assemble import assemble
+from bigmodel_cli.engine.measure import Bench
+from bigmodel_cli.engine.placement import Placement
+from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.start import digest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "placement.json"
+
+
+def assembled(resumed: dict[str, Any] | None = None, **placement: Any) -> Run:
+    values = {"model": {"name": "resnet18"}, "data": {"name": "digits"}, "placement": placement}
+    return assemble(resolve([Layer("test", values)]).recipe, resumed)
+
+
+def test_short_runs_are_not_measured(own_cache: Path) -> None:
+    values = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "train": {"epochs": 1}}
+    run = assemble(resolve([Layer("test", values)]).recipe)
+    assert "too short" in run.placement.why
+    assert not own_cache.exists()
+
+
+def test_measuring_leaves_the_run_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = assembled(precision="fp32")
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    found = assembled()
+    assert "measured" in found.placement.why
+    assert digest(found.model) == digest(plain.model)
+    assert found.model.training and all(p.grad is None for p in found.model.parameters())
+    assert torch.equal(torch.get_rng_state(), _after(plain))
+
+
+def _after(plain: Run) -> torch.Tensor:
+    """The random state that the same seed leaves without measuring."""
+    assembled(precision="fp32")
+    return torch.get_rng_state()
+
+
+def test_a_choice_is_kept_and_a_damaged_cache_is_no_error(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    first = assembled().placement
+    assert len(json.loads(own_cache.read_text())) == 1
+    monkeypatch.setattr(Bench, "trial", None)  # measuring again would fail
+    second = assembled().placement
+    assert second.choices() == first.choices()
+    assert second.why.endswith("as measured before")
+    monkeypatch.undo()
+    monkeypatch.setenv("BIGMODEL_CACHE", str(own_cache.parent))
+    for damage in ("{", "[]", '{"x": 1}'):
+        own_cache.write_text(damage)
+        assert assembled(precision="auto").placement.precision in ("fp32", "bf16")
+
+
+def test_a_fixed_precision_or_determinism_skips_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "trial", None)
+    assert assembled(precision="bf16").placement.precision == "bf16"
+    try:
+        assert assembled(deterministic=True).placement.precision == "fp32"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    real = Bench.trial
+
+    def wrong(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> measure.Trial:
+        trial = real(self, placement, limit, best)
+        if placement.precision == "bf16":  # quick, and off
+            trial.seconds, trial.loss = 0.0001, trial.loss * 1.5
+        return trial
+
+    monkeypatch.setattr(Bench, "trial", wrong)
+    placement = assembled().placement
+    assert placement.precision == "fp32"
+    assert "bf16 disagrees with fp32" in placement.why
+
+
+def test_a_resumed_run_keeps_its_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = assembled(precision="fp32", channels_last=False)
+    state = run.state()
+    state["meta"]["env"]["precision"] = "bf16"
+    state["meta"]["recipe"]["placement"]["precision"] = "auto"
+    checkpoint.save(tmp_path / "last.pt", state)
+    monkeypatch.setattr(Bench, "trial", None)
+    resumed = assembled(checkpoint.load(tmp_path / "last.pt"))
+    assert (resumed.placement.precision, resumed.placement.channels_last) == ("bf16", False)
