@@ -62,7 +62,7 @@ def look(path: Path) -> Contents:
         file.seek(0)
         if start[:4] == b"PK\x03\x04":
             return Contents(path, "torch", size, _torch(path, file, size))
-        if len(start) == 9 and start[8:] == b"{" and path.suffix != ".pt":
+        if len(start) == 9 and start[8:] == b"{":
             return _safetensors(path, size)
     if start[:1] == b"\x80" or start[:2] in (b"(d", b"ct", b"cc", b"cp"):
         raise InputError(

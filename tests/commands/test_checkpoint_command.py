@@ -50,7 +50,7 @@ def test_damage_is_found(run_cli: Any, tmp_path: Path) -> None:
 
 
 def test_text_from_a_file_is_no_command_to_the_terminal(run_cli: Any, tmp_path: Path) -> None:
-    """A tensor's name, a class and a file's name with escapes, markup and a line break are shown as written."""
+    """Names with escapes, markup and a line break are shown as they are written."""
     evil = "\x1b]0;gone\x07[bold red]x[/]\r\n\u202e"
     meta = {"arch": evil, "classes": [evil], "input": {"kind": evil}}
     torch.save({"format": "bigmodel.checkpoint", "model": {evil: torch.ones(2)}, "meta": meta}, tmp_path / "x.pt")
