@@ -58,7 +58,10 @@ def train(
 
 
 def finetune(
-    checkpoint: Annotated[Path, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from.")],
+    checkpoint: Annotated[
+        Path, typer.Option("--from", metavar="CKPT", help="Checkpoint, or anyone's .pt or .safetensors weights.")
+    ],
+    model: opt.Model = None,
     method: opt.Method = None,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
     lora: Annotated[int | None, typer.Option("--lora", metavar="R", help="Train adapters of rank R.")] = None,
@@ -91,12 +94,13 @@ def finetune(
         bigmodel finetune --from ckpt.pt --data mnist --epochs 2 --lr 3e-4
 
         bigmodel finetune --from ckpt.pt --method freeze-until --set start.layer=layer4
+
+        bigmodel finetune resnet18 --from resnet18.safetensors --data mnist
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     start = _method(method, freeze_backbone, lora)
-    layers = [*_checkpoint_layers(checkpoint, start), *opt.base_layers(None, recipe)]
-    layers += opt.flag_layers(flags, assignments)
-    _go(layers, out, resume, overwrite, dry_run, json)
+    layers = [*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]
+    _go(_start_layers(checkpoint, start, layers), out, resume, overwrite, dry_run, json)
 
 
 def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict[str, Any]:
@@ -114,20 +118,50 @@ def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict
     return {"method": "freeze-backbone" if freeze_backbone else method or "full"}
 
 
-def _checkpoint_layers(path: Path, start: dict[str, Any]) -> list[Layer]:
-    """What the checkpoint remembers (model, data, loss, augmentation), and fine-tuning's own defaults."""
+def _start_layers(path: Path, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
+    """What the checkpoint remembers (model, data, loss, augmentation), fine-tuning's own defaults, what was `given`.
+
+    Raises:
+        InputError: `given` names another model than the checkpoint's, or none where the file remembers none.
+    """
     from bigmodel_cli.core.registry import methods
-    from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.foreign import architecture, is_foreign
     from bigmodel_cli.engine.start import checkpoint_file, load_meta
 
     path = checkpoint_file(path)
-    remembered = load_meta(path)["recipe"]
-    kept: dict[str, Any] = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
+    foreign = is_foreign(path)
+    if foreign:
+        kept = {"model": architecture(path)}
+        if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
+            hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
+            raise InputError(f"{path}: weights that name no model", "expected MODEL, whose weights they are", hint)
+    else:
+        remembered = load_meta(path)["recipe"]
+        kept = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
     # A new head or adapter starts from noise and takes a full rate; trained weights take a gentle one.
     lr = methods.get(start["method"]).meta["lr"]
     gentle = {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}}
     from_ = {"start": {"checkpoint": str(path.resolve()), **start}}
-    return [Layer(str(path), kept), Layer("finetune", gentle), Layer("--from", from_)]
+    layers = [Layer(str(path), kept), Layer("finetune", gentle), Layer("--from", from_), *given]
+    if foreign:
+        return [*layers, _shaped_layer(path, layers)]
+    model = resolve(layers).recipe.model.name
+    if model != kept["model"]["name"]:
+        raise InputError(f"MODEL is {model}", f"{path} is {kept['model']['name']}", f"bigmodel finetune --from {path}")
+    return layers
+
+
+def _shaped_layer(path: Path, layers: list[Layer]) -> Layer:
+    """The model's options that nobody gave and the shapes of foreign weights decide."""
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.assemble import load_data
+    from bigmodel_cli.engine.foreign import missing_options
+
+    resolved = resolve(layers)
+    given = [key for section, key in resolved.origin if section == "model"]
+    options = missing_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
+    return Layer(str(path), {"model": options} if options else {})
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:

@@ -16,6 +16,7 @@ from bigmodel_cli.core.registry import data, methods, models, optimizers, schedu
 from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
 from bigmodel_cli.data.subset import carve
 from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.run import Run
@@ -114,7 +115,12 @@ def _task_and_model(
     if recipe.start.checkpoint is None:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         return task, build_model(recipe, task.spec), []
-    trained = load_trained(Path(recipe.start.checkpoint))
+    path = Path(recipe.start.checkpoint)
+    if is_foreign(path):
+        task = build_task(recipe, bundle.spec).fit_spec(train)
+        model = build_model(recipe, task.spec)
+        return task, model, transfer_foreign(model, path, models.get(recipe.model.name).meta)
+    trained = load_trained(path)
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)

@@ -140,18 +140,26 @@ def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
         notes.append(
             f"head replaced: {len(trained.task.spec.classes)} classes in the checkpoint, {len(spec.classes)} now"
         )
-    if first in state and state[first].shape != ours[first].shape and state[first].dim() == 4:
-        old, new = state[first].shape[1], ours[first].shape[1]
-        summed = state[first].sum(1, keepdim=True)
-        state[first] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
-        how = "summed over" if new == 1 else "repeated over"
-        notes.append(f"{first}: filters {how} the input channels ({old} -> {new})")
+    notes += fit_channels(state, ours, first)
     wrong = [k for k, v in state.items() if v.shape != ours[k].shape]
     if wrong:
         was, now = tuple(state[wrong[0]].shape), tuple(ours[wrong[0]].shape)
         raise InputError(f"{trained.path}: {wrong[0]} is {was}", f"the data needs {now}", "fine-tune on the same size")
     model.load_state_dict({**ours, **state})
     return notes
+
+
+def fit_channels(state: dict[str, Tensor], ours: Mapping[str, Tensor], first: str) -> list[str]:
+    """Adapt the filters of the tensor `first` in `state` to the input channels that `ours` has; say so."""
+    if first not in state or state[first].shape == ours[first].shape or state[first].dim() != 4:
+        return []
+    old, new = state[first].shape[1], ours[first].shape[1]
+    if old == new:
+        return []
+    summed = state[first].sum(1, keepdim=True)
+    state[first] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
+    how = "summed over" if new == 1 else "repeated over"
+    return [f"{first}: filters {how} the input channels ({old} -> {new})"]
 
 
 def digest(model: nn.Module) -> str:
