@@ -24,6 +24,12 @@ def data_dir() -> Path:
     pytest.skip("no real data: set BIGMODEL_DATA to a folder with mnist/ in it")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep decoded pictures in a folder of their own, which the commands they run inherit."""
+    os.environ["BIGMODEL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def environment() -> dict[str, str]:
     plain = {k: v for k, v in os.environ.items() if k != "BIGMODEL_DATA"}
     return {**plain, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress import DownloadColumn, Progress, TaskID
+from rich.progress import Progress, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -112,34 +113,42 @@ class LiveTable(Display):
         return grid
 
 
-class DownloadBar:
-    """A bar for each file that is fetched; without a terminal, a line when it begins."""
+class WaitBars:
+    """A bar for each file that is fetched and each split that is decoded; without a terminal, a line when it begins."""
 
     def __init__(self) -> None:
-        self.bar = Progress(*Progress.get_default_columns(), DownloadColumn(), console=console.err)
+        self.bar = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[amount]}"), console=console.err)
         self.tasks: dict[str, TaskID] = {}
+        self.heard = ExitStack()
 
     def __enter__(self) -> Self:
-        from bigmodel_cli.data.download import on_progress
+        from bigmodel_cli.data import download, picture_cache
 
-        on_progress.append(self.show)
+        download.on_progress.append(self.fetched)
+        self.heard.callback(download.on_progress.remove, self.fetched)
+        self.heard.enter_context(picture_cache.listening(self.decoded))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        from bigmodel_cli.data.download import on_progress
-
-        on_progress.remove(self.show)
+        self.heard.close()
         if self.bar.live.is_started:  # stopping what never started would print an empty line
             self.bar.stop()
 
-    def show(self, name: str, done: int, total: int | None) -> None:
-        if name not in self.tasks:
+    def fetched(self, name: str, done: int, total: int | None) -> None:
+        amount = f"{done / 1e6:.1f} MB" if total is None else f"{done / 1e6:.1f}/{total / 1e6:.1f} MB"
+        self._show(f"downloading {name}", done, total, amount)
+
+    def decoded(self, what: str, done: int, total: int) -> None:
+        self._show(what, done, total, f"{done:,}/{total:,} pictures")
+
+    def _show(self, what: str, done: int, total: int | None, amount: str) -> None:
+        if what not in self.tasks:
             if console.is_terminal():
                 self.bar.start()
             else:
-                console.note(f"downloading {name}")
-            self.tasks[name] = self.bar.add_task(name, total=total)
-        self.bar.update(self.tasks[name], completed=done)
+                console.note(what)
+            self.tasks[what] = self.bar.add_task(what, total=total, amount=amount)
+        self.bar.update(self.tasks[what], completed=done, amount=amount)
         if done == total and all(task.finished for task in self.bar.tasks):
             self.bar.stop()
 

@@ -194,10 +194,10 @@ def _go(layers: list[Layer], out: Path | None, resume: bool, overwrite: bool, dr
 
 
 def _train(recipe: Recipe, folder: Any, json: bool) -> None:
-    from bigmodel_cli.commands.progress import DownloadBar, for_output
+    from bigmodel_cli.commands.progress import WaitBars, for_output
     from bigmodel_cli.engine.session import train as run
 
-    with DownloadBar(), for_output(json) as display:
+    with WaitBars(), for_output(json) as display:
         outcome = run(recipe, folder, display.emit)
     _write_report(recipe, outcome)
     if json:

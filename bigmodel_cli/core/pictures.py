@@ -47,10 +47,9 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
     """
     from PIL import Image, UnidentifiedImageError
 
+    _quiet()
     try:
-        # PIL warns of odd metadata and of large pictures: the first do no harm, the second are refused here.
-        with warnings.catch_warnings(), Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {MAX_PIXELS}")
@@ -74,10 +73,18 @@ def picture_header(raw: bytes) -> tuple[str, int, int, str]:
     """
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-            return str(picture.format), picture.width, picture.height, picture.mode
+    _quiet()
+    with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
+        return str(picture.format), picture.width, picture.height, picture.mode
+
+
+@functools.cache
+def _quiet() -> None:
+    """PIL warns of odd metadata, which does no harm, and of large pictures, which are refused here.
+
+    Once for the process: `warnings.catch_warnings` is not safe among threads.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def _pixels(picture: Image, raw: bytes, channels: int, side: int | None) -> Tensor:

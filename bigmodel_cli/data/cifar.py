@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import lzma
 import tarfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.pictures import decode
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
+from bigmodel_cli.data import picture_cache
 from bigmodel_cli.data.arrays import ImageArrays
 from bigmodel_cli.data.download import download
 
@@ -41,8 +43,8 @@ def cifar10(root: Path) -> DataBundle:
             return DataBundle(spec, {s: functools.partial(pictures, s) for s in BATCHES}, _listing(folder))
     archive = root / "cifar10-images.tar.xz"
     if archive.is_file():
-        arrays = functools.cache(lambda: _from_archive(archive))
-        load = {s: functools.partial(lambda split: arrays()[split], s) for s in BATCHES}
+        packed = functools.cache(functools.partial(_from_archive, archive))
+        load = {s: functools.partial(packed, s) for s in BATCHES}
         return DataBundle(spec, load, hashlib.sha256(archive.read_bytes()).hexdigest())
     folder = _binary_folder(root)
     binary = functools.cache(functools.partial(_from_binary, folder))
@@ -110,7 +112,7 @@ def _from_binary(folder: Path, split: str) -> ImageArrays:
     rows = torch.cat(parts)
     if int(rows[:, 0].max()) >= len(CLASSES):
         raise InputError(f"{folder}: label {int(rows[:, 0].max())}", "expected 0 to 9")
-    return ImageArrays(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), split)
+    return _arrays(rows, split)
 
 
 def _listing(folder: Path) -> str:
@@ -130,43 +132,63 @@ def _from_folders(folder: Path, split: str) -> ImageArrays:
     files = [(k, path) for k, name in enumerate(CLASSES) for path in sorted((folder / split / name).glob("[!.]*"))]
     for k in sorted(set(range(len(CLASSES))) - {k for k, _ in files}):
         raise InputError(f"{folder / split / CLASSES[k]}: no pictures", "expected at least one a class")
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda item: _decode(item[1].read_bytes(), str(item[1])), files))
-    return ImageArrays(torch.stack(pictures), torch.tensor([k for k, _ in files]), split)
+    stats = [path.stat() for _, path in files]
+    made_from = [(str(p), k, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for (k, p), s in zip(files, stats, strict=True)]
+    picture_cache.settle(max(s.st_ctime_ns for s in stats))
+    return _decoded(made_from, lambda: [(str(path), k, path.read_bytes) for k, path in files], split)
 
 
-def _from_archive(archive: Path) -> dict[str, ImageArrays]:
+def _from_archive(archive: Path, split: str) -> ImageArrays:
     """Class folders read in place from a tar: nothing is unpacked."""
-    found: dict[str, list[tuple[str, int, bytes]]] = {"train": [], "test": []}
+    stat = archive.stat()
+    picture_cache.settle(stat.st_ctime_ns)
+    made_from = [(str(archive.absolute()), split, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)]
+    return _decoded(made_from, lambda: _members(archive, split), split)
+
+
+Packed = tuple[str, int, Callable[[], bytes]]
+"""A picture's name, its label, and what gives its encoded bytes."""
+
+
+def _members(archive: Path, split: str) -> list[Packed]:
+    found: list[tuple[str, int, bytes]] = []
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
-                parts = Path(member.name).parts[-3:]
-                file = tar.extractfile(member) if member.isreg() and member.size <= MAX_PICTURE else None
-                if file is not None and len(parts) == 3 and parts[0] in found and parts[1] in CLASSES:
-                    found[parts[0]].append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
+                parts = member.name.split("/")[-3:]
+                if len(parts) != 3 or parts[0] != split or parts[1] not in CLASSES or member.size > MAX_PICTURE:
+                    continue
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None:
+                    found.append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
     except DAMAGE as error:
         raise InputError(f"{archive}: damaged or cut off ({error})") from None
-    return {split: _stack(sorted(items), archive, split) for split, items in found.items()}
-
-
-def _stack(items: list[tuple[str, int, bytes]], archive: Path, split: str) -> ImageArrays:
-    if not items:
+    if not found:
         raise InputError(f"{archive}: no pictures in {split}/", "expected train/<class>/ and test/<class>/")
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda item: _decode(item[2], f"{archive}:{item[0]}"), items))
-    return ImageArrays(torch.stack(pictures), torch.tensor([label for _, label, _ in items]), split)
+    return [(f"{archive}:{name}", label, raw.__bytes__) for name, label, raw in sorted(found)]
 
 
-def _decode(raw: bytes, name: str) -> Tensor:
-    """(3,32,32) uint8 of an encoded picture."""
-    from PIL import Image
+def _decoded(made_from: list[tuple[Any, ...]], find: Callable[[], list[Packed]], split: str) -> ImageArrays:
+    """The split as CIFAR's own records, label first: from the cache without finding any picture, or decoded into it."""
+    items = functools.cache(find)
 
-    try:
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as picture:
-            if picture.size != (32, 32):  # before decoding: a small file may hold a huge picture
-                raise InputError(f"{name}: {picture.width}x{picture.height}", "expected 32x32")
-            rgb = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: cannot decode the picture ({type(error).__name__})") from None
-    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
+    def record(index: int) -> Tensor:
+        name, label, read = items()[index]
+        pixels = decode(read(), name, 3)
+        if pixels.shape != (3, 32, 32):
+            raise InputError(f"{name}: {pixels.shape[2]}x{pixels.shape[1]}", "expected 32x32")
+        return torch.cat([torch.tensor([label], dtype=torch.uint8), pixels.reshape(-1)])
+
+    what = f"decoding cifar10 {split}"
+    found = picture_cache.kept(made_from, (RECORD,), record)
+    found = found or picture_cache.stored(what, made_from, len(items()), (RECORD,), record)
+    if found is not None:
+        return _arrays(found.read(range(len(found.good))), split)
+    rows = torch.empty((len(items()), RECORD), dtype=torch.uint8)
+    picture_cache.for_each(what, len(rows), lambda i: rows[i].copy_(record(i)))
+    return _arrays(rows, split)
+
+
+def _arrays(rows: Tensor, split: str) -> ImageArrays:
+    """From records (N, 3073) uint8, a label and then 32x32 red, green and blue."""
+    return ImageArrays(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), split)

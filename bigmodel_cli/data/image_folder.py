@@ -26,21 +26,26 @@ def image_folder(
     ] = 0.875,
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
+    cache: Literal["auto", "off"] = "auto",
     balance: Literal["none", "loss"] = "none",
 ) -> DataBundle:
     """Your own pictures: class folders, a table path,label[,split], or a tar; --data PATH names them."""
     listing = list_pictures(Path(path).expanduser())
     side = round(size / crop)
 
+    notes = list(listing.notes)
+
     @functools.cache
     def load(split: str) -> Source:
-        return PictureFiles(listing.splits[split], side, channels, split, skip_bad)
+        files = PictureFiles(listing.splits[split], side, channels, split, skip_bad, cache)
+        notes.extend(files.notes)
+        return files
 
     spec = ImageSpec(
         channels, size, size, listing.classes, square=side, crop=crop, class_weights=_weights(listing, balance)
     )
     loaders = {split: functools.partial(load, split) for split in listing.splits}
-    return DataBundle(spec, loaders, listing.fingerprint(), listing.notes)
+    return DataBundle(spec, loaders, listing.fingerprint(), notes)
 
 
 def _weights(listing: Listing, balance: str) -> tuple[float, ...]:

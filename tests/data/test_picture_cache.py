@@ -1,0 +1,200 @@
+"""The decoded cache: never stale, never damaged, bounded, and safe when two runs fill it at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.data import picture_cache
+from bigmodel_cli.data.image_folder import image_folder
+
+N = 12
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for i in range(N):
+        file = tmp_path / "photos" / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (20 * i, 0, 0)).save(file)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
+
+
+def load(photos: Path, **options: Any) -> tuple[torch.Tensor, int]:
+    """Every picture of the split by label and name, and how many of them were decoded for it."""
+    decoded = 0
+
+    def heard(what: str, done: int, total: int) -> None:
+        nonlocal decoded
+        decoded = done
+
+    with picture_cache.listening(heard):
+        train = image_folder(photos, path=str(photos), size=14, **options).load["train"]()
+    return train.gather(torch.arange(len(train)))["image"], decoded
+
+
+def reds(pictures: torch.Tensor) -> list[int]:
+    return sorted(pictures[:, 0, 0, 0].tolist())
+
+
+def test_the_second_time_nothing_is_decoded(photos: Path, cache: Path) -> None:
+    first, decoded = load(photos)
+    assert decoded == N and len(list(cache.iterdir())) == 1
+    second, again = load(photos)
+    assert again == 0 and torch.equal(first, second)
+    plain, _ = load(photos, cache="off")
+    assert torch.equal(first, plain) and len(list(cache.iterdir())) == 1
+
+
+def test_another_size_or_channel_count_is_another_file(photos: Path, cache: Path) -> None:
+    load(photos)
+    assert load(photos, channels=1)[1] == N and load(photos, crop=1.0)[1] == N
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_changed_file_is_never_served_stale(photos: Path, cache: Path) -> None:
+    """Same name, same size, same modification time: only the kernel's change time tells."""
+    file = photos / "cat" / "0.png"
+    Image.new("RGB", (30, 20), "red").save(file, "BMP")  # whose size does not depend on what it shows
+    load(photos)
+    for red in (200, 201, 202):
+        before = file.stat()
+        Image.new("RGB", (30, 20), (red, 0, 0)).save(file, "BMP")
+        assert file.stat().st_size == before.st_size
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        pictures, decoded = load(photos)
+        assert decoded == N and reds(pictures).count(red) == 1 + (red == 200)  # dog/... has 200 too
+
+
+def test_added_and_removed_files(photos: Path, cache: Path) -> None:
+    load(photos)
+    (photos / "cat" / "0.png").rename(photos / "dog" / "moved.png")
+    assert load(photos)[1] == N
+    (photos / "dog" / "moved.png").unlink()
+    assert len(load(photos)[0]) == N - 1
+
+
+@pytest.mark.parametrize("where", ["pixels", "sums", "digest", "cut", "empty"])
+def test_damage_is_found_and_mended(where: str, photos: Path, cache: Path) -> None:
+    good, _ = load(photos)
+    file = next(cache.iterdir())
+    raw = bytearray(file.read_bytes())
+    size = 3 * 16 * 16
+    if where in ("cut", "empty"):
+        raw = raw[: len(raw) // 2] if where == "cut" else bytearray()
+    else:
+        raw[{"pixels": 5 * size + 7, "sums": N * size + 1, "digest": len(raw) - 1}[where]] ^= 1
+    file.write_bytes(raw)
+    for _ in range(2):
+        assert torch.equal(load(photos)[0], good)
+    assert load(photos)[1] == 0
+    assert file.read_bytes() != bytes(raw)
+
+
+def test_damage_is_not_mended_from_a_picture_that_has_gone(photos: Path, cache: Path) -> None:
+    train = image_folder(photos, path=str(photos), size=14).load["train"]()
+    file = next(cache.iterdir())
+    raw = bytearray(file.read_bytes())
+    raw[0] ^= 1
+    file.write_bytes(raw)
+    (photos / "cat" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"0\.png"):
+        train.gather(torch.tensor([0]))
+
+
+def test_the_oldest_goes_first(photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    for channels, crop in ((3, 0.875), (1, 0.875), (3, 1.0)):
+        before = set(cache.iterdir()) if cache.exists() else set()
+        load(photos, channels=channels, crop=crop)
+        (new,) = set(cache.iterdir()) - before
+        sizes[channels, crop] = new
+        os.utime(new, ns=(len(sizes), len(sizes)))
+    load(photos, channels=3, crop=0.875)  # used again: now the newest
+    monkeypatch.setenv("BIGMODEL_CACHE_GB", str(sum(p.stat().st_size for p in cache.iterdir()) / 1e9))
+    load(photos, channels=1, crop=1.0)
+    assert not sizes[1, 0.875].exists() and sizes[3, 0.875].exists() and sizes[3, 1.0].exists()
+
+
+def test_no_room_means_decoding_every_time_and_a_note(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = load(photos)
+    monkeypatch.setenv("BIGMODEL_CACHE_GB", "0.000001")
+    bundle = image_folder(photos, path=str(photos), size=28)
+    train = bundle.load["train"]()
+    assert "no room" in bundle.notes[0] and train.gather(torch.arange(N))["image"].shape == (N, 3, 32, 32)
+    monkeypatch.setenv("BIGMODEL_CACHE_GB", "much")
+    with pytest.raises(InputError, match="BIGMODEL_CACHE_GB=much"):
+        load(photos, channels=1)
+    monkeypatch.setenv("BIGMODEL_CACHE_GB", "1")
+    monkeypatch.setenv("BIGMODEL_CACHE", str(photos / "cat" / "0.png"))  # no folder, and none can be made there
+    assert torch.equal(load(photos)[0], expected)
+
+
+PROGRAM = """
+import sys, hashlib, torch
+from bigmodel_cli.data.image_folder import image_folder
+train = image_folder(sys.argv[1], path=sys.argv[1], size=14).load["train"]()
+print(hashlib.sha256(train.gather(torch.arange(len(train)))["image"].numpy().tobytes()).hexdigest())
+"""
+
+
+def test_runs_that_fill_it_at_once(photos: Path, cache: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(photos)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    digests = {run.communicate(timeout=120)[0] for run in runs}
+    assert [run.returncode for run in runs] == [0, 0, 0] and len(digests) == 1
+    assert len(list(cache.iterdir())) == 1  # nothing half-written is left
+
+
+def test_a_stop_while_decoding_leaves_nothing(photos: Path, cache: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with picture_cache.listening(stop), pytest.raises(KeyboardInterrupt):
+        image_folder(photos, path=str(photos), size=14).load["train"]()
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", ["auto", "off"])
+def test_the_first_undecodable_file_is_named_or_left_out(kept: str, photos: Path, cache: Path) -> None:
+    for i in range(N, 60):
+        Image.new("RGB", (30, 20), (i, i, i)).save(photos / "cat" / f"{i}.png")
+    bad = photos / "dog" / "7.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"dog/7\.png: cannot decode"):
+        pictures = image_folder(photos, path=str(photos), size=14, cache=kept).load["train"]()
+        pictures.gather(torch.arange(60))
+    bundle = image_folder(photos, path=str(photos), size=14, cache=kept, skip_bad=True)
+    train = bundle.load["train"]()
+    assert len(train) == len(train.labels) == 59
+    assert any("1 of 60 pictures cannot be decoded: dog/7.png" in note for note in bundle.notes)
+    assert "dog/7.png" not in {train.name(i) for i in range(59)}
+    assert train.gather(torch.arange(59))["label"].tolist() == train.labels.tolist()
+    for i in (1, 3, 5):
+        (photos / "dog" / f"{i}.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="at most 5%"):
+        image_folder(photos, path=str(photos), size=14, cache=kept, skip_bad=True).load["train"]()
+
+
+def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    load(photos)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
