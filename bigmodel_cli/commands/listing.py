@@ -14,7 +14,7 @@ Search = Annotated[str | None, typer.Option("--search", help="Only names that co
 
 
 def models_command(search: Search = None, json: opt.Json = False) -> None:
-    """The models: parameters, size, one line each (for 28x28 grey pictures, 10 classes).
+    """The models: parameters, size, one line each (for 28x28 grey pictures of 10 classes, or bytes of text).
 
     Examples:
 
@@ -32,12 +32,14 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
 
     import torch
 
-    from bigmodel_cli.core.types import ImageSpec
+    from bigmodel_cli.core.registry import tasks
+    from bigmodel_cli.core.types import SPECS
 
     rows: list[dict[str, Any]] = []
     for name in chosen:
         with torch.device("meta"):
-            model = models.get(name)(ImageSpec(1, 28, 28, tuple("0123456789")))
+            spec = SPECS[tasks.get(models.get(name).meta["task"]).meta["kind"]].typical()
+            model = models.get(name)(spec)
         parameters = sum(p.numel() for p in model.parameters())
         rows.append({
             "name": name, "parameters": parameters, "bytes": 4 * parameters,
@@ -93,6 +95,9 @@ def here(name: str, root: Path) -> bool:
     if name == "cifar10":
         files = ("cifar10-images.tar.xz", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10-images")
         return any((p / f).exists() for p in (root, root / "cifar10") for f in files)
+    texts = {"tinyshakespeare": "input.txt", "rt-polarity": "rt-polarity.pos", "multi30k-en-de": "train.en.gz"}
+    if name in texts:
+        return (root / name / texts[name]).is_file()
     return name == "digits"
 
 

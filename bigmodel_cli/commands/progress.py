@@ -18,7 +18,7 @@ from bigmodel_cli.commands import console
 
 Event = dict[str, Any]
 REFRESH = 0.1  # seconds between redraws: a step may take a millisecond
-COLUMNS = ("epoch", "train loss", "val loss", "val metric", "lr", "samples/s", "ETA")
+COLUMNS = ("epoch", "train loss", "val loss", "val metric", "lr", "rate", "ETA")
 
 
 def for_output(json: bool) -> Display:
@@ -61,7 +61,7 @@ class PlainLines(Display):
             for line in start_lines(event):
                 console.note(line)
         elif event["event"] == "epoch":
-            names = ("epoch", "train_loss", "val_loss", self.clock.metric, "lr", "samples/s", "eta")
+            names = ("epoch", "train_loss", "val_loss", self.clock.metric, "lr", f"{self.clock.unit}/s", "eta")
             cells = zip(names, epoch_row(event, self.clock), strict=True)
             console.note("  ".join(f"{name} {cell}" for name, cell in cells if cell != "-"))
         elif event["event"] == "warning":
@@ -101,7 +101,8 @@ class LiveTable(Display):
 
     def _table(self) -> Table:
         room = max(console.err.height - 8, 4)
-        head = [self.clock.metric.replace("_", " ") if c == "val metric" else c for c in COLUMNS]
+        named = {"val metric": self.clock.metric.replace("_", " "), "rate": f"{self.clock.unit}/s"}
+        head = [named.get(column, column) for column in COLUMNS]
         # Tall runs show their last epochs; metrics.jsonl has them all.
         return console.table(None, head, self.rows[-room:], right=True)
 
@@ -159,13 +160,13 @@ class Clock:
     def __init__(self) -> None:
         self.total_steps = self.step = self.first_step = 0
         self.loss = float("nan")
-        self.metric = "val metric"
+        self.metric, self.unit = "val metric", "samples"
         self.started = time.monotonic()
 
     def see(self, event: Event) -> None:
         if event["event"] == "start":
             self.total_steps, self.step = event["total_steps"], event["step"]
-            self.metric = "val_" + event["metric"]
+            self.metric, self.unit = "val_" + event["metric"], event["unit"]
             self.first_step, self.started = self.step, time.monotonic()
         elif event["event"] == "step":
             self.step, self.loss = event["step"], event["loss"]

@@ -64,6 +64,48 @@ class ImageSpec:
     def with_(self, **changes: Any) -> ImageSpec:
         return replace(self, **changes)
 
+    @classmethod
+    def typical(cls) -> ImageSpec:
+        """What the list of models counts parameters for."""
+        return cls(1, 28, 28, tuple("0123456789"))
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Text as token ids: the tokenizer as plain values, so that a checkpoint carries it.
+
+    `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` its tokens by id (for ``bpe`` the
+    one element is the JSON of Hugging Face's tokenizers). `context` is the most tokens a model sees at once.
+    `classes` are the labels' names where the text is classified.
+    """
+
+    kind: ClassVar[str] = "text"
+
+    tokenizer: str
+    vocabulary: tuple[str, ...]
+    context: int
+    classes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+    def with_(self, **changes: Any) -> TextSpec:
+        return replace(self, **changes)
+
+    @classmethod
+    def typical(cls) -> TextSpec:
+        """What the list of models counts parameters for: bytes, two classes."""
+        return cls("byte", (), 64, ("no", "yes"))
+
 
 class Source(Protocol):
     """One split of a data set. Batches are gathered by index, never item by item."""
@@ -213,7 +255,7 @@ class Task(Protocol):
         ...
 
 
-SPECS: dict[str, type[Any]] = {ImageSpec.kind: ImageSpec}
+SPECS: dict[str, type[Any]] = {spec.kind: spec for spec in (ImageSpec, TextSpec)}
 """The kinds of spec a checkpoint may hold."""
 
 

@@ -40,10 +40,10 @@ def fit(run: Run) -> bool:
 
 
 def _epoch(run: Run) -> float:
-    """The rest of the epoch, or as far as a signal lets it go; samples a second."""
+    """The rest of the epoch, or as far as a signal lets it go; the task's units a second."""
     train, progress = run.recipe.train, run.progress
     run.train_mode()
-    clock, first = time.perf_counter(), progress.samples_seen
+    clock, first = time.perf_counter(), progress.loss_count
     for raw in run.watch.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
         run.taken.append(train_step(run, raw))
         progress.step += 1
@@ -55,7 +55,7 @@ def _epoch(run: Run) -> float:
         if progress.step == run.total_steps or run.stop():
             break
     settle(run)
-    return (progress.samples_seen - first) / (time.perf_counter() - clock)
+    return (progress.loss_count - first) / (time.perf_counter() - clock)
 
 
 def train_step(run: Run, raw: Batch) -> Taken:

@@ -1,0 +1,27 @@
+"""Random numbers that depend on (seed, epoch, index) alone: neither order, batch, worker nor rank changes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bigmodel_cli.core.types import SampleKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASK = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit avalanche hash ("lowbias32", Wellons 2018) in int64, so that no product overflows its sign away."""
+    x = (x ^ (x >> 16)) * 0x21F0AAAD & MASK
+    x = (x ^ (x >> 15)) * 0x735A2D97 & MASK
+    return x ^ (x >> 15)
+
+
+def uniform(key: SampleKey, stream: int) -> Tensor:
+    """(B,) float32 in [0, 1): the random number `stream` of each sample in this epoch."""
+    x = _mix((key.indices.long() + 0x9E3779B9 * (stream + 1)) & MASK)
+    x = _mix(x ^ (key.epoch * 0x85EBCA6B & MASK))
+    x = _mix((x + (key.seed * 0xC2B2AE35 & MASK)) & MASK)  # masked in Python first: a large seed is no int64
+    return (x >> 8).float() / (1 << 24)

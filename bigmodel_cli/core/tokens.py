@@ -1,0 +1,200 @@
+"""Tokenizers: text to ids and back, built from the plain values in a TextSpec.
+
+- byte: the 256 bytes of UTF-8, and ``<end>``; nothing is unknown to it
+- char: the characters of the train text
+- word: lower-case words of the train text, cut at white space; the rest is ``<unk>``
+- bpe: byte pairs (Sennrich et al. 2016), trained and run by Hugging Face's tokenizers
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.types import TextSpec
+
+PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
+SPECIALS = (PAD, UNKNOWN, START, END)
+MOST_TOKENS = 1 << 20
+MOST_BYTES = 64_000_000  # of a tokenizer's JSON
+
+
+class Tokenizer(Protocol):
+    """`size` ids; `special` maps the special tokens that it has to their ids."""
+
+    size: int
+    special: dict[str, int]
+
+    def encode(self, text: str) -> Sequence[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def byte_lengths(self) -> list[int]:
+        """Bytes of UTF-8 that each id stands for; 0 for special tokens."""
+        ...
+
+    def tokens(self) -> Sequence[str]:
+        """Each id's name: equal names are the same token in another vocabulary."""
+        ...
+
+
+class Bytes:
+    size = 257
+    special: dict[str, int] = {END: 256}  # noqa: RUF012
+
+    def encode(self, text: str) -> Sequence[int]:
+        return text.encode("utf-8", "surrogatepass")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def byte_lengths(self) -> list[int]:
+        return [1] * 256 + [0]
+
+    def tokens(self) -> Sequence[str]:
+        return [f"{i:#04x}" for i in range(256)] + [END]
+
+
+class Characters:
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary, self.size = vocabulary, len(vocabulary)
+        self.ids = {token: i for i, token in enumerate(vocabulary)}
+        self.special = {s: self.ids[s] for s in SPECIALS if s in self.ids}
+
+    def encode(self, text: str) -> Sequence[int]:
+        try:
+            return [self.ids[c] for c in text]
+        except KeyError as error:
+            if UNKNOWN in self.ids:
+                return [self.ids.get(c, self.ids[UNKNOWN]) for c in text]
+            what = f"the character {error.args[0]!r} is not in the vocabulary"
+            raise InputError(what, f"expected some of the {self.size} characters the model was trained on") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join("" if self.vocabulary[i] in self.special else self.vocabulary[i] for i in ids)
+
+    def byte_lengths(self) -> list[int]:
+        return [0 if t in self.special else len(t.encode("utf-8", "surrogatepass")) for t in self.vocabulary]
+
+    def tokens(self) -> Sequence[str]:
+        return self.vocabulary
+
+
+class Words:
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary, self.size = vocabulary, len(vocabulary)
+        self.ids = {token: i for i, token in enumerate(vocabulary)}
+        self.special = {s: self.ids[s] for s in SPECIALS if s in self.ids}
+        self.known = {token: i for token, i in self.ids.items() if token not in self.special}
+
+    def encode(self, text: str) -> Sequence[int]:
+        unknown = self.special[UNKNOWN]
+        return [self.known.get(word, unknown) for word in words(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        hidden = {i for token, i in self.special.items() if token != UNKNOWN}
+        return " ".join(self.vocabulary[i] for i in ids if i not in hidden)
+
+    def byte_lengths(self) -> list[int]:
+        return [0 if t in self.special else len(t.encode()) + 1 for t in self.vocabulary]
+
+    def tokens(self) -> Sequence[str]:
+        return self.vocabulary
+
+
+class Pairs:
+    """Byte-level BPE from the JSON of Hugging Face's tokenizers."""
+
+    def __init__(self, json: str) -> None:
+        library = needed("tokenizers")
+        if len(json) > MOST_BYTES:
+            raise InputError(f"tokenizer of {len(json)} bytes", f"expected at most {MOST_BYTES}")
+        try:
+            self.inner = library.Tokenizer.from_str(json)
+            self.size = self.inner.get_vocab_size()
+            named = self.inner.get_vocab()
+        except Exception as error:  # the library raises plain Exception, whatever is wrong with the file
+            raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
+        if not 0 < self.size <= MOST_TOKENS or sorted(named.values()) != list(range(self.size)):
+            raise InputError(f"tokenizer with {self.size} tokens", "expected each id from 0 on once")
+        self.special = {s: named[s] for s in SPECIALS if s in named}
+        if "<|endoftext|>" in named:  # GPT-2's name for it
+            self.special.setdefault(END, named["<|endoftext|>"])
+        self.named = named
+
+    def encode(self, text: str) -> Sequence[int]:
+        return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        hidden = set(self.special.values())
+        return self.inner.decode([i for i in ids if i not in hidden], skip_special_tokens=False)  # type: ignore[no-any-return]
+
+    def byte_lengths(self) -> list[int]:
+        hidden = set(self.special.values())
+        # In byte-level BPE every character of a token's name stands for one byte.
+        return [0 if i in hidden else len(token) for token, i in sorted(self.named.items(), key=lambda pair: pair[1])]
+
+    def tokens(self) -> Sequence[str]:
+        return sorted(self.named, key=self.named.__getitem__)
+
+
+def needed(package: str) -> Any:
+    """The module called `package`, from the extra ``text``.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MachineError(f"this needs {package}: {error}", hint="pip install 'bigmodel[text]'") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _build(kind: str, vocabulary: tuple[str, ...]) -> Tokenizer:
+    if kind == "byte":
+        return Bytes()
+    if not vocabulary or not all(isinstance(token, str) for token in vocabulary):
+        raise InputError(f"a {kind} tokenizer without its vocabulary", "expected a list of tokens")
+    if kind == "bpe":
+        return Pairs(vocabulary[0])
+    if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MOST_TOKENS:
+        raise InputError("a token stands twice in the vocabulary", f"expected up to {MOST_TOKENS} different ones")
+    if kind == "char":
+        return Characters(vocabulary)
+    if kind == "word":
+        if not {PAD, UNKNOWN} <= set(vocabulary):
+            raise InputError("a word tokenizer without <pad> and <unk>", "expected both")
+        return Words(vocabulary)
+    raise InputError(f"unknown tokenizer {kind!r}", "one of byte, char, word, bpe")
+
+
+def tokenizer(spec: TextSpec) -> Tokenizer:
+    """The tokenizer that `spec` describes.
+
+    Raises:
+        InputError: it is not one that we know, or damaged.
+        MachineError: it is BPE, and the extra ``text`` is not installed.
+    """
+    return _build(spec.tokenizer, spec.vocabulary)
+
+
+def words(text: str) -> list[str]:
+    return text.lower().split()
+
+
+def characters_of(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[str, ...]:
+    """The vocabulary of a char tokenizer: `specials`, then the characters in code point order."""
+    return (*specials, *sorted(set().union(*texts)))
+
+
+def words_of(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
+    """The vocabulary of a word tokenizer: the special tokens, then up to `most` words seen `least` times, frequent first."""
+    counts = Counter(word for text in texts for word in words(text))
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])

@@ -1,0 +1,93 @@
+"""Text as windows of tokens. Shapes: B batch, T tokens (the context)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.tokens import characters_of, tokenizer
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+
+Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One split: `tokens` (n,), cut into windows of `context` that follow each other.
+
+    A gathered window is twice as long, so that training can start it anywhere in its
+    first half; the end of the text goes on at its beginning. ``length`` (B,) says how
+    many targets of the unshifted window are real.
+    """
+
+    tokens: Tensor
+    context: int
+    split: str
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.context)
+
+    def gather(self, indices: Tensor) -> Batch:
+        starts = indices * self.context
+        places = (starts[:, None] + torch.arange(2 * self.context)) % len(self.tokens)
+        length = (len(self.tokens) - 1 - starts).clamp(max=self.context)
+        return {"tokens": self.tokens[places], "length": length, "index": indices}
+
+    def name(self, index: int) -> str:
+        return f"{self.split}[{index * self.context}:{(index + 1) * self.context}]"
+
+
+@data.register()
+def tinyshakespeare(root: Path, *, context: Context = 64, tokenizer: Literal["char", "byte"] = "char") -> DataBundle:
+    """1.1 MB of Shakespeare's plays (Karpathy 2015); the first 90% train, the last 10% validate, as in nanoGPT."""
+    file = root / "tinyshakespeare" / "input.txt"
+    text = read_text(file)
+    spec = TextSpec(tokenizer, characters_of([text]) if tokenizer == "char" else (), context)
+    return windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
+
+
+def windows(spec: TextSpec, texts: dict[str, str]) -> DataBundle:
+    """The bundle of one text a split."""
+
+    @functools.cache
+    def load(split: str) -> Windows:
+        ids = encode(texts[split], spec)
+        if len(ids) < 2:
+            raise InputError(f"the {split} text has {len(ids)} tokens", "expected at least 2")
+        return Windows(ids, spec.context, split)
+
+    digest = hashlib.sha256("\0".join(texts.values()).encode("utf-8", "surrogatepass")).hexdigest()
+    return DataBundle(spec, {split: functools.partial(load, split) for split in texts}, digest)
+
+
+def encode(text: str, spec: TextSpec) -> Tensor:
+    """`text` as (n,) ids, in the smallest type that holds them."""
+    found = tokenizer(spec)
+    kind = torch.uint8 if found.size <= 256 else torch.int16 if found.size <= 1 << 15 else torch.int32
+    return torch.tensor(list(found.encode(text)), dtype=kind)
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file; a byte order mark goes.
+
+    Raises:
+        InputError: it is not there, or not in this encoding.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", hint="--data-dir DIR with this file in it") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", "expected a text file") from None
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} is {path.read_bytes()[error.start]:#04x}"
+        raise InputError(f"{path}: not {encoding}: {where}", "expected text in it", "--set data.encoding=latin-1") from None

@@ -1,0 +1,307 @@
+"""Decoder-only transformers (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+Shapes: B batch, T tokens, D width, H heads, G key-value heads, V vocabulary, S tokens in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.types import TextSpec
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Position = Literal["learned", "rope"]
+Norm = Literal["layer", "rms"]
+Mlp = Literal["gelu", "swiglu"]
+MOST_LOGITS = 1 << 24  # of a training chunk: 64 MB in fp32
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, so that each is computed once.
+
+    `pad` (B,) counts the fill tokens on the left of each prompt of a ragged batch; None where there are none.
+    """
+
+    capacity: int
+    pad: Tensor | None = None
+    length: int = 0
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B,G,T,D/H) keys and values of `layer`; all (B,G,S,D/H) of them up to now."""
+        if layer not in self.keys:
+            shape = (k.shape[0], k.shape[1], self.capacity, k.shape[3])
+            self.keys[layer], self.values[layer] = k.new_empty(shape), v.new_empty(shape)
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+
+
+class Attention(nn.Module):
+    """Causal self-attention; `groups` key-value heads serve `heads` queries (Ainslie et al. 2023): (B,T,D) -> (B,T,D)."""
+
+    def __init__(self, width: int, heads: int, groups: int, bias: bool, dropout: float, layer: int) -> None:
+        super().__init__()
+        self.heads, self.groups, self.dropout, self.layer = heads, groups, dropout, layer
+        self.qkv = nn.Linear(width, width + 2 * groups * (width // heads), bias)
+        self.proj = nn.Linear(width, width, bias)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        b, t, d = x.shape
+        head = d // self.heads
+        mixed = self.qkv(x).view(b, t, self.heads + 2 * self.groups, head).transpose(1, 2)
+        qk, v = mixed.split((self.heads + self.groups, self.groups), 1)
+        if turn is not None:
+            qk = rotate(qk, *turn)
+        q, k = qk.split((self.heads, self.groups), 1)
+        fresh = cache is None or cache.length == 0
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, self.dropout if self.training else 0.0,
+            is_causal=mask is None and fresh and t > 1, enable_gqa=self.groups != self.heads,
+        )  # fmt: skip
+        return self.proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021), halves paired: (B,H,T,E) with cos and sin (T,E/2) or (B,1,T,E/2)."""
+    a, b = x.chunk(2, -1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+class Mixer(nn.Module):
+    """The wide layer of a block, 4 D inside; SwiGLU's gate (Shazeer 2020) keeps that many weights: (B,T,D) -> (B,T,D)."""
+
+    def __init__(self, width: int, kind: Mlp, bias: bool) -> None:
+        super().__init__()
+        self.gated = kind == "swiglu"
+        # 8/3 D, rounded up to what vector units like.
+        inside = -(-8 * width // 3 // 32) * 32 if self.gated else 4 * width
+        self.up = nn.Linear(width, 2 * inside if self.gated else inside, bias)
+        self.down = nn.Linear(inside, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        if self.gated:
+            gate, x = x.chunk(2, -1)
+            return self.down(F.silu(gate) * x)  # type: ignore[no-any-return]
+        return self.down(F.gelu(x, approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mixer(norm(x)): norms before, as in GPT-2."""
+
+    def __init__(self, layer: int, shape: Shape) -> None:
+        super().__init__()
+        self.norm1 = shape.make_norm()
+        self.attention = Attention(shape.width, shape.heads, shape.groups, shape.bias, shape.dropout, layer)
+        self.norm2 = shape.make_norm()
+        self.mixer = Mixer(shape.width, shape.mlp, shape.bias)
+        self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.drop(self.attention(self.norm1(x), turn, mask, cache))
+        return x + self.drop(self.mixer(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every block of a model shares."""
+
+    width: int
+    heads: int
+    groups: int
+    norm: Norm
+    mlp: Mlp
+    bias: bool
+    dropout: float
+
+    def make_norm(self) -> nn.Module:
+        return RMSNorm(self.width, eps=1e-5) if self.norm == "rms" else nn.LayerNorm(self.width, bias=self.bias)
+
+
+class GPT(nn.Module):
+    """tokens (B,T) int64 -> logits (B,T,V); or with targets and a loss, each token's loss (B,T)."""
+
+    def __init__(self, vocabulary: int, context: int, layers: int, shape: Shape, position: Position, tied: bool) -> None:
+        super().__init__()
+        self.context = context
+        self.token = nn.Embedding(vocabulary, shape.width)
+        self.position = nn.Embedding(context, shape.width) if position == "learned" else None
+        self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(Block(i, shape) for i in range(layers))
+        self.norm = shape.make_norm()
+        self.head = nn.Linear(shape.width, vocabulary, bias=False)
+        if position == "rope":
+            half = shape.width // shape.heads // 2
+            angle = torch.arange(context)[:, None] / 10_000 ** (torch.arange(half) / half)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+        self._initialise(layers)
+        if tied:
+            self.head.weight = self.token.weight
+
+    def _initialise(self, layers: int) -> None:
+        """N(0, 0.02); what writes into the residual stream is scaled by 1/sqrt(2 layers) (GPT-2, section 2.3)."""
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                last = name.endswith(("proj", "down"))
+                nn.init.normal_(module.weight, std=0.02 / (2 * layers) ** 0.5 if last else 0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """With `targets` (B,T), -100 where nothing is to be learned, the result is `loss` of each token, 0 there."""
+        x = self.hidden(tokens, cache)
+        if targets is None or loss is None:
+            return self.head(x)  # type: ignore[no-any-return]
+        return self.losses(x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
+
+    def hidden(self, tokens: Tensor, cache: Cache | None) -> Tensor:
+        """The last layer's (B,T,D), normed."""
+        start, t = (cache.length if cache else 0), tokens.shape[1]
+        x, mask, turn = self.token(tokens), None, None
+        place: Tensor | slice = slice(start, start + t)
+        if cache is not None:
+            mask, place = _masks(cache, t, tokens.device)
+        if self.position is not None:
+            x = x + self.position.weight[place]
+        else:
+            cos, sin = self.get_buffer("cos")[place], self.get_buffer("sin")[place]
+            turn = (cos, sin) if cos.dim() == 2 else (cos[:, None], sin[:, None])
+        x = self.drop(x)
+        for block in self.blocks:
+            x = block(x, turn, mask, cache)
+        if cache is not None:
+            cache.length += t
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def losses(self, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """(N,) losses of (N,D); a large vocabulary in chunks, whose logits are computed again for the gradient."""
+
+        def some(x: Tensor, targets: Tensor) -> Tensor:
+            known = targets >= 0
+            return loss(self.head(x).float(), targets.clamp(min=0)) * known
+
+        rows = max(MOST_LOGITS // self.head.out_features, 1)
+        if len(x) <= rows:
+            return some(x, targets)
+        parts = zip(x.split(rows), targets.split(rows), strict=True)
+        return torch.cat([checkpoint(some, a, b, use_reentrant=False) for a, b in parts])
+
+
+def _masks(cache: Cache, t: int, device: torch.device) -> tuple[Tensor | None, Tensor | slice]:
+    """Which of S keys each of `t` queries may see, (B,1,T,S) or None for all before it, and each token's position."""
+    end = cache.length + t
+    if cache.pad is None and (cache.length == 0 or t == 1):
+        return None, slice(cache.length, end)
+    query, key = torch.arange(cache.length, end, device=device), torch.arange(end, device=device)
+    causal = key <= query[:, None]
+    if cache.pad is None:
+        return causal, slice(cache.length, end)
+    pad = cache.pad[:, None]
+    # A fill token sees itself: a row of nothing would be NaN.
+    seen = causal & ((key >= pad)[:, None] | (key == query[:, None]))
+    return seen[:, None], (query - pad).clamp(min=0)
+
+
+@models.register(task="language_modeling", head="head", backbone_first="token")
+def gpt(
+    spec: TextSpec,
+    *,
+    layers: Count = 4,
+    heads: Count = 4,
+    kv_heads: Count | None = None,
+    width: Count = 128,
+    position: Position = "learned",
+    norm: Norm = "layer",
+    mlp: Mlp = "gelu",
+    bias: bool = False,
+    tied: bool = True,
+    dropout: Share = 0.0,
+) -> nn.Module:
+    """A decoder-only transformer of any size: the defaults are nanoGPT's setting for a CPU.
+
+    Args:
+        kv_heads: keys and values are shared by groups of heads; None: each head has its own.
+        position: a learned vector a place, or rotary angles.
+        tied: the head's weight is the embedding's.
+
+    Raises:
+        InputError: the width cannot be cut into the heads, or the heads into groups.
+    """
+    groups = kv_heads or heads
+    if width % heads or heads % groups or (position == "rope" and (width // heads) % 2):
+        what = f"width {width}, heads {heads}, kv_heads {groups}"
+        raise InputError(what, "expected heads that divide the width (evenly for rope), kv_heads that divide the heads")
+    shape = Shape(width, heads, groups, norm, mlp, bias, dropout)
+    return GPT(tokenizer(spec).size, spec.context, layers, shape, position, tied)
+
+
+@models.register("gpt-nano", task="language_modeling", head="head", backbone_first="token")
+def gpt_nano(spec: TextSpec, *, position: Position = "learned", dropout: Share = 0.0) -> nn.Module:
+    """4 layers, 128 wide: nanoGPT's setting for a CPU (Karpathy 2022)."""
+    return gpt(spec, position=position, dropout=dropout)  # type: ignore[no-any-return]
+
+
+@models.register("gpt-micro", task="language_modeling", head="head", backbone_first="token")
+def gpt_micro(spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0) -> nn.Module:
+    """6 layers, 192 wide, rotary positions, RMSNorm and SwiGLU."""
+    options = {"layers": 6, "heads": 6, "width": 192, "norm": "rms", "mlp": "swiglu"}
+    return gpt(spec, **options, position=position, dropout=dropout)  # type: ignore[no-any-return, arg-type]
+
+
+@models.register("gpt-mini", task="language_modeling", head="head", backbone_first="token")
+def gpt_mini(spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0) -> nn.Module:
+    """6 layers, 384 wide, 2 key-value heads, rotary positions, RMSNorm and SwiGLU."""
+    options = {"layers": 6, "heads": 6, "kv_heads": 2, "width": 384, "norm": "rms", "mlp": "swiglu"}
+    return gpt(spec, **options, position=position, dropout=dropout)  # type: ignore[no-any-return, arg-type]
+
+
+def _gpt2(spec: TextSpec, layers: int, heads: int, width: int, dropout: float) -> nn.Module:
+    return gpt(spec, layers=layers, heads=heads, width=width, bias=True, dropout=dropout)  # type: ignore[no-any-return]
+
+
+@models.register("gpt2-124m", task="language_modeling", head="head", backbone_first="token")
+def gpt2_124m(spec: TextSpec, *, dropout: Share = 0.0) -> nn.Module:
+    """GPT-2 small: 12 layers, 768 wide."""
+    return _gpt2(spec, 12, 12, 768, dropout)
+
+
+@models.register("gpt2-350m", task="language_modeling", head="head", backbone_first="token")
+def gpt2_350m(spec: TextSpec, *, dropout: Share = 0.0) -> nn.Module:
+    """GPT-2 medium: 24 layers, 1024 wide."""
+    return _gpt2(spec, 24, 16, 1024, dropout)
+
+
+@models.register("gpt2-774m", task="language_modeling", head="head", backbone_first="token")
+def gpt2_774m(spec: TextSpec, *, dropout: Share = 0.0) -> nn.Module:
+    """GPT-2 large: 36 layers, 1280 wide."""
+    return _gpt2(spec, 36, 20, 1280, dropout)
