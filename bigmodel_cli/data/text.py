@@ -90,4 +90,6 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise InputError(f"{path}: {error.strerror}", "expected a text file") from None
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is {path.read_bytes()[error.start]:#04x}"
-        raise InputError(f"{path}: not {encoding}: {where}", "expected text in it", "--set data.encoding=latin-1") from None
+        raise InputError(
+            f"{path}: not {encoding}: {where}", "expected text in it", "--set data.encoding=latin-1"
+        ) from None

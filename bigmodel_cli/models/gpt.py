@@ -57,7 +57,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; `groups` key-value heads serve `heads` queries (Ainslie et al. 2023): (B,T,D) -> (B,T,D)."""
+    """Causal self-attention: (B,T,D) -> (B,T,D); `groups` key-value heads serve all queries (Ainslie et al. 2023)."""
 
     def __init__(self, width: int, heads: int, groups: int, bias: bool, dropout: float, layer: int) -> None:
         super().__init__()
@@ -65,7 +65,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, width + 2 * groups * (width // heads), bias)
         self.proj = nn.Linear(width, width, bias)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         b, t, d = x.shape
         head = d // self.heads
         mixed = self.qkv(x).view(b, t, self.heads + 2 * self.groups, head).transpose(1, 2)
@@ -91,7 +93,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """The wide layer of a block, 4 D inside; SwiGLU's gate (Shazeer 2020) keeps that many weights: (B,T,D) -> (B,T,D)."""
+    """The wide layer of a block: (B,T,D) -> (B,T,D), 4 D inside; SwiGLU (Shazeer 2020) has as many weights."""
 
     def __init__(self, width: int, kind: Mlp, bias: bool) -> None:
         super().__init__()
@@ -120,7 +122,9 @@ class Block(nn.Module):
         self.mixer = Mixer(shape.width, shape.mlp, shape.bias)
         self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         x = x + self.drop(self.attention(self.norm1(x), turn, mask, cache))
         return x + self.drop(self.mixer(self.norm2(x)))  # type: ignore[no-any-return]
 
@@ -144,7 +148,9 @@ class Shape:
 class GPT(nn.Module):
     """tokens (B,T) int64 -> logits (B,T,V); or with targets and a loss, each token's loss (B,T)."""
 
-    def __init__(self, vocabulary: int, context: int, layers: int, shape: Shape, position: Position, tied: bool) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, layers: int, shape: Shape, position: Position, tied: bool
+    ) -> None:
         super().__init__()
         self.context = context
         self.token = nn.Embedding(vocabulary, shape.width)
@@ -285,23 +291,11 @@ def gpt_mini(spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.
     return gpt(spec, **options, position=position, dropout=dropout)  # type: ignore[no-any-return, arg-type]
 
 
-def _gpt2(spec: TextSpec, layers: int, heads: int, width: int, dropout: float) -> nn.Module:
+@models.register("gpt2-124m", task="language_modeling", head="head", backbone_first="token", size=(12, 12, 768))
+@models.register("gpt2-350m", task="language_modeling", head="head", backbone_first="token", size=(24, 16, 1024))
+@models.register("gpt2-774m", task="language_modeling", head="head", backbone_first="token", size=(36, 20, 1280))
+@models.register("gpt2-1558m", task="language_modeling", head="head", backbone_first="token", size=(48, 25, 1600))
+def _gpt2(spec: TextSpec, size: tuple[int, int, int], *, dropout: Share = 0.0) -> nn.Module:
+    """GPT-2 of this size (Radford et al. 2019)."""
+    layers, heads, width = size
     return gpt(spec, layers=layers, heads=heads, width=width, bias=True, dropout=dropout)  # type: ignore[no-any-return]
-
-
-@models.register("gpt2-124m", task="language_modeling", head="head", backbone_first="token")
-def gpt2_124m(spec: TextSpec, *, dropout: Share = 0.0) -> nn.Module:
-    """GPT-2 small: 12 layers, 768 wide."""
-    return _gpt2(spec, 12, 12, 768, dropout)
-
-
-@models.register("gpt2-350m", task="language_modeling", head="head", backbone_first="token")
-def gpt2_350m(spec: TextSpec, *, dropout: Share = 0.0) -> nn.Module:
-    """GPT-2 medium: 24 layers, 1024 wide."""
-    return _gpt2(spec, 24, 16, 1024, dropout)
-
-
-@models.register("gpt2-774m", task="language_modeling", head="head", backbone_first="token")
-def gpt2_774m(spec: TextSpec, *, dropout: Share = 0.0) -> nn.Module:
-    """GPT-2 large: 36 layers, 1280 wide."""
-    return _gpt2(spec, 36, 20, 1280, dropout)

@@ -96,7 +96,11 @@ class LanguageModeling:
 
     def preprocessing(self) -> dict[str, Any]:
         """How another program makes ids of a text."""
-        return {"tokenizer": self.spec.tokenizer, "vocabulary": list(self.spec.vocabulary), "context": self.spec.context}
+        return {
+            "tokenizer": self.spec.tokenizer,
+            "vocabulary": list(self.spec.vocabulary),
+            "context": self.spec.context,
+        }
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.spec.context, dtype=torch.int64),)

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.registry import models, tasks
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.initialise import initialise
 
@@ -18,10 +18,11 @@ GREY = ImageSpec(1, 28, 28, tuple("0123456789"))
 COLOUR = ImageSpec(3, 32, 32, ("cat", "dog"))
 TINY = ImageSpec(1, 8, 8, tuple("abc"))
 PHOTO = ImageSpec(3, 224, 224, tuple(str(i) for i in range(1000)))
+PICTURES = [n for n in models.names() if tasks.get(models.get(n).meta["task"]).meta["kind"] == "image"]
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR, TINY], ids=["28x28", "32x32", "8x8"])
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", PICTURES)
 def test_shapes_and_head(name: str, spec: ImageSpec) -> None:
     entry = models.get(name)
     if name == "cnn" and spec is TINY:
