@@ -71,9 +71,10 @@ def _measure(
     source = load_split(bundle, recipe.data, split)
     model = placement.model(trained.model)
     size = batch_size or recipe.train.eval_batch_size
-    out = collect(model, trained.task.for_data(bundle.spec), source, placement, size)
+    free = recipe.placement.precision == "auto"
+    out, how = collect(model, trained.task.for_data(bundle.spec), source, placement, size, free)
     report = classification_report(out["logits"], out["label"], out["loss"], trained.task.spec.classes)
-    notes = list(bundle.notes)
+    notes = [*bundle.notes, *filter(None, [how])]
     if match.missing:
         notes.append(f"classes of the model that the data lacks: {', '.join(match.missing)}")
     if match.unseen:

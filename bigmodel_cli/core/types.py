@@ -209,6 +209,8 @@ class Task(Protocol):
     spec: Any
     unit: str
     """What is counted: "images", "tokens", "ratings"."""
+    inputs: tuple[str, ...]
+    """The tensors of a prepared batch that go into the model, in order."""
     best: tuple[str, str]
     """The validation metric that chooses ``best.pt``, and "max" or "min"."""
 

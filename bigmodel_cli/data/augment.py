@@ -30,7 +30,7 @@ def _integers(key: SampleKey, stream: int, low: int, high: int) -> Tensor:
     return (uniform(key, stream) * (high - low + 1)).long() + low
 
 
-@augments.register()
+@augments.register(changes=False)
 def none() -> Augment:
     """Pictures as they are."""
     return lambda images, key: images

@@ -16,6 +16,7 @@ from bigmodel_cli.core.registry import data, methods, models, optimizers, schedu
 from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
 from bigmodel_cli.data.subset import carve
 from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.placement import Placement, place
@@ -76,7 +77,8 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
     total = min(total, recipe.train.max_steps or total)
     task = task.for_data(bundle.spec)
     task = adapted.objective(task) if adapted.objective else task
-    if resumed is None and adapted.solve is None:
+    keeps, why_not = can_keep(recipe, task, model, adapted, len(train) + len(val))
+    if resumed is None and adapted.solve is None and not keeps:
         placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
     optimizer = build_optimizer(recipe, model, adapted.rates)
     ema = None
@@ -99,7 +101,8 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
         placement=placement,
         watch=Stopwatch(placement.wait if placement.lag else None),
         meta=_meta(recipe, task, bundle),
-        notes=[*bundle.notes, *notes],
+        notes=[*bundle.notes, *notes, *filter(None, [why_not])],
+        keeps_features=keeps,
     )
     if resumed is not None:
         run.notes += [f"resumed in another environment: {line}" for line in run.restore(resumed)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Source, Task
 from bigmodel_cli.engine.batches import in_order
+from bigmodel_cli.engine.inference import quickened
 from bigmodel_cli.engine.placement import Placement
 
 
@@ -17,8 +18,17 @@ def forward_pass(
 ) -> Iterator[Batch]:
     """The model-ready batches of `source`, in order, with the model in eval mode."""
     model.eval()
-    for raw in in_order(source, batch_size):
+    for raw in in_order(source, min(batch_size, room(task, placement))):
         yield placement.inputs(task.prepare(placement.batch(raw)))
+
+
+def room(task: Task, placement: Placement) -> int:
+    """Samples in a forward pass beyond which nothing gets faster, and memory is only taken.
+
+    Past the caches of a CPU: with ResNet-18 on 2 cores, 16 to 32 pictures of 224 x 224 were the fastest.
+    """
+    elements = sum(x.numel() for x in task.example(1))
+    return max(1, (1 << 22 if placement.device.type == "cpu" else 1 << 28) // elements)
 
 
 def evaluate(
@@ -40,10 +50,17 @@ def evaluate(
     return task.summarise({k: v.item() for k, v in sums.items()})  # the one host sync of the pass
 
 
-def collect(model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int) -> dict[str, Tensor]:
-    """The task's outputs for every sample of `source`, on the CPU, first dimension N."""
+def collect(
+    model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int, free: bool = False
+) -> tuple[dict[str, Tensor], str]:
+    """The task's outputs for every sample of `source`, on the CPU, first dimension N; and how they were had.
+
+    The quickest agreeing form of the model answers; `free` lets that be bf16.
+    """
+    first = source.gather(torch.arange(min(len(source), batch_size, room(task, placement))))
+    quick = quickened(model, task, placement, first, len(source), free)
     parts: list[Batch] = []
-    with torch.inference_mode(), placement.autocast():
-        for batch in forward_pass(model, task, source, placement, batch_size):
-            parts.append({k: v.cpu() for k, v in task.outputs(model, batch).items()})
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    with torch.inference_mode(), quick.placement.autocast():
+        for batch in forward_pass(quick.model, task, source, quick.placement, batch_size):
+            parts.append({k: v.cpu() for k, v in task.outputs(quick.model, batch).items()})
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, quick.note

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import bigmodel_cli
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
 from bigmodel_cli.core.types import Batch, SampleKey, Task
+from bigmodel_cli.engine.machine import cpu_flags
 from bigmodel_cli.engine.placement import CHOICES, Placement, device_name, is_out_of_memory
 
 SHORTEST = 10.0  # seconds: below this a run is over before a choice pays, and stays the same on every machine
@@ -217,15 +218,9 @@ def _chosen(placement: Placement, kept: dict[str, Any]) -> Placement:
 
 def _key(placement: Placement, raw: Batch, about: Any) -> str:
     shapes = {k: [str(v.dtype), *v.shape] for k, v in raw.items()}
-    machine = [device_name(placement.device), _processor(), os.cpu_count(), placement.choices()]
+    machine = [device_name(placement.device), cpu_flags()[0] or platform.machine(), os.cpu_count(), placement.choices()]
     facts = [machine, str(torch.__version__), bigmodel_cli.__version__, shapes, about]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def _processor() -> str:
-    from bigmodel_cli.engine.machine import cpu_flags
-
-    return cpu_flags()[0] or platform.machine()
 
 
 def _entries() -> dict[str, Any]:

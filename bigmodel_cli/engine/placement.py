@@ -20,6 +20,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
+from bigmodel_cli.engine.machine import cpu_flags
 from bigmodel_cli.engine.small_maps import dense_small_maps
 
 CHOICES = ("precision", "channels_last", "compile", "threads", "small_maps")
@@ -88,6 +89,13 @@ class Placement:
     def lag(self) -> int:
         """Steps whose results are read later, so that the host never waits for the device: 1 on CUDA."""
         return int(self.device.type == "cuda")
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bf16 products have instructions of their own here."""
+        if self.device.type == "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return self.device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags()[1])
 
     def memory_peak(self) -> int:
         """Peak memory in bytes: of the device on CUDA, of the process elsewhere."""

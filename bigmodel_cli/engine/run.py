@@ -80,6 +80,10 @@ class Run:
     bad_steps: int = 0
     """Steps in a row, up to now, that were not finite."""
     pieces: int = 1
+    keeps_features: bool = False
+    """Whether a frozen backbone runs once, and the head trains on what it said."""
+    part: str = ""
+    """The submodule that batches go into: the head where they are features of a frozen backbone; "" is all of it."""
     taken: deque[Taken] = field(default_factory=deque)
     """Steps whose results have not been read yet."""
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -92,7 +96,8 @@ class Run:
     @property
     def eval_model(self) -> nn.Module:
         """The averaged model where there is one: the one that is evaluated, kept as best and exported."""
-        return self.model if self.ema is None else self.ema.module
+        model = self.model if self.ema is None else self.ema.module
+        return model.get_submodule(self.part)
 
     @property
     def lr(self) -> float:

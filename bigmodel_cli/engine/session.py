@@ -17,6 +17,7 @@ from bigmodel_cli.data.picture_cache import listening
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.engine.evaluate import evaluate
+from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.loop import fit
 from bigmodel_cli.engine.run import Event, Run
@@ -85,9 +86,10 @@ def train(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None]) -> O
         run.roll_back = lambda: _roll_back(run, folder)
         run.watch.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
-        before = _before(run)
         with unchanged(run.model, run.frozen.tensors):
-            through = solve(run) if run.adapted.solve else fit(run)
+            through = keep_features(run)
+            before = _before(run)
+            through = through and (solve(run) if run.adapted.solve else fit(run))
         if not through:
             _interrupted(stop, run, folder)
         best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}

@@ -19,6 +19,7 @@ ADVICE = {
     "optimizer": "a larger batch",
     "saving": "saving less often: train.save_steps, train.eval_epochs",
     "evaluation": "evaluating less often: train.eval_epochs",
+    "features": "a smaller backbone, or --precision bf16",
     "start": "nothing: the run is short",
 }
 

@@ -40,6 +40,7 @@ class ImageClassification:
     name = "image_classification"
     unit = "images"
     best = ("accuracy", "max")
+    inputs = ("image",)
 
     @staticmethod
     def spec_from_dict(values: Mapping[str, Any]) -> ImageSpec:

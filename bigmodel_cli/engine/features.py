@@ -1,0 +1,127 @@
+"""What a frozen backbone says of each sample, computed once: the head then trains on that alone.
+
+Shapes: N samples, B batch, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import augments, models
+from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
+from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.evaluate import forward_pass, room
+from bigmodel_cli.engine.inference import by_rule
+from bigmodel_cli.engine.run import Run
+
+MOST = 2**30  # bytes of features held in memory
+BIG = 10_000_000  # input elements in all; less is done at once whatever the precision
+
+
+@dataclass(frozen=True)
+class Features:
+    """A split as features: `vectors` (N,D) float32 and `labels` (N,), in the order of `source`."""
+
+    source: Source
+    vectors: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, indices: Tensor) -> Batch:
+        return {"features": self.vectors[indices], "label": self.labels[indices], "index": indices}
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+class OnFeatures:
+    """A task whose batches are features: nothing to prepare, and the head is the model. All else is the task's own."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
+        return {self.task.inputs[0]: batch["features"], "label": batch["label"], "index": batch["index"]}
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        """One number a sample: how many fit in a pass is no question for a head."""
+        return (torch.zeros(batch_size, 1),)
+
+
+def head_of(recipe: Recipe) -> str:
+    return str(models.get(recipe.model.name).meta["head"])
+
+
+def can_keep(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samples: int) -> tuple[bool, str]:
+    """Whether the head can train on kept features of `samples` samples, and be the head that it would be anyway.
+
+    Where everything below the head is frozen and it is not possible all the same, the line says why.
+    """
+    head = head_of(recipe)
+    below = {key for key in model.state_dict() if not key.startswith(head + ".")}
+    if not below or not below <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
+        return False, ""
+    name, last, why = recipe.augment.name, model.get_submodule(head), ""
+    if augments.get(name).meta.get("changes", True):
+        why = f"augmentation {name} makes other pictures each time (--set augment.name=none)"
+    elif len(getattr(task, "inputs", ())) != 1:
+        why = "the model takes more than one input"
+    elif not isinstance(last, nn.Linear):
+        why = "the head is not one linear layer"
+    elif 4 * last.in_features * samples > MOST:
+        why = f"its features would take {4 * last.in_features * samples / 1e9:.1f} GB"
+    return not why, f"the backbone runs every epoch: {why}" if why else ""
+
+
+def keep_features(run: Run) -> bool:
+    """Put features in the place of samples, and the head in the place of the model. False where a signal came first."""
+    if not run.keeps_features:
+        return True
+    with run.watch("features"):
+        train, val = features(run, run.batches.source), features(run, run.val)
+    if train is None or val is None:
+        return False
+    run.batches = Batches(train, run.batches.batch_size, run.batches.seed)
+    run.val, run.task, run.part = val, OnFeatures(run.task), head_of(run.recipe)
+    run.forward = run.model.get_submodule(run.part)
+    return True
+
+
+def features(run: Run, source: Source) -> Features | None:
+    """What goes into the head for every sample of `source`; None where a signal came.
+
+    Raises:
+        InputError: the head takes something other than one vector a sample.
+    """
+    batch_size = min(run.recipe.train.eval_batch_size, room(run.task, run.placement))
+    elements = sum(x.numel() for x in run.task.example(1)) * len(source)
+    free = run.recipe.placement.precision == "auto" and elements > BIG
+    first = source.gather(torch.arange(min(len(source), batch_size)))
+    quick = by_rule(run.model, run.task, run.placement, first, free)
+    seen: list[Tensor] = []
+    labels: list[Tensor] = []
+    head = quick.model.get_submodule(head_of(run.recipe))
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().cpu()))
+    try:
+        with torch.inference_mode(), quick.placement.autocast():
+            for batch in forward_pass(quick.model, run.task, source, quick.placement, batch_size):
+                if run.stop():
+                    return None
+                run.task.outputs(quick.model, batch)
+                labels.append(batch["label"].cpu())
+    finally:
+        handle.remove()
+    if seen[0].dim() != 2:
+        raise InputError(f"the head takes {tuple(seen[0].shape)}", "expected one vector a sample", "--freeze-backbone")
+    return Features(source, torch.cat(seen).clone(), torch.cat(labels).clone())

@@ -1,0 +1,112 @@
+"""The quickest way to have a model answer: BatchNorm folded into convolutions, bf16 where the numbers agree."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.types import Batch, Task
+from bigmodel_cli.engine.placement import Placement
+from bigmodel_cli.engine.small_maps import dense_small_maps
+
+WORTH_A_LOOK = 2.0  # seconds: shorter work is done before a quicker way is found
+WORTH = 1.1  # a smaller gain is noise
+TOLERANCE = 0.02  # relative L2 difference of the outputs; bf16 keeps 8 bits, and a ResNet-18 is off by 0.007
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A model in eval mode, how to run it, and a line on what was done to it; empty where nothing was."""
+
+    model: nn.Module
+    placement: Placement
+    note: str = ""
+
+
+def quickened(model: nn.Module, task: Task, placement: Placement, raw: Batch, samples: int, free: bool) -> Quick:
+    """The quickest agreeing form of `model` for `samples` samples like those in `raw`, found by timing.
+
+    `model` is on its device and stays as it is. Folding is exact but for rounding; bf16
+    is tried where `free`, and kept where its answers on `raw` are within TOLERANCE.
+    """
+    model.eval()
+    batch = placement.inputs(task.prepare(placement.batch(raw)))
+    least, expected = _answer(model, task, placement, batch)
+    if least / len(raw["index"]) * samples < WORTH_A_LOOK:
+        return Quick(model, placement)
+    for form in _forms(model, placement, free):
+        with contextlib.suppress(RuntimeError):  # an operation without a kernel for bf16
+            _answer(form.model, task, form.placement, batch)
+            seconds, outputs = _answer(form.model, task, form.placement, batch)
+            apart = difference(outputs, expected)
+            if apart <= TOLERANCE and least / seconds >= WORTH:
+                gain = f"{least / seconds:.2g}x as fast, answers within {apart:.1g} of fp32"
+                return Quick(form.model, form.placement, f"{form.note}: {gain}")
+    return Quick(model, placement)
+
+
+def by_rule(model: nn.Module, task: Task, placement: Placement, raw: Batch, free: bool) -> Quick:
+    """As :func:`quickened`, without a clock: the same choice each time, which a run that is resumed depends on."""
+    model.eval()
+    batch = placement.inputs(task.prepare(placement.batch(raw)))
+    _, expected = _answer(model, task, placement, batch)
+    for form in _forms(model, placement, free and placement.has_bf16):
+        with contextlib.suppress(RuntimeError):
+            if difference(_answer(form.model, task, form.placement, batch)[1], expected) <= TOLERANCE:
+                return form
+    return Quick(model, placement)
+
+
+def _forms(model: nn.Module, placement: Placement, free: bool) -> Iterator[Quick]:
+    """Other forms of the model, the quickest first."""
+    folded = fold(model)
+    name = "" if folded is None else "BatchNorm folded"
+    if free and placement.precision == "fp32":
+        half = copy.deepcopy(model if folded is None else folded).to(torch.bfloat16)
+        how = placement.with_(precision="bf16")
+        yield Quick(how.model(half), how, ", ".join(filter(None, (name, "bf16"))))
+    if folded is not None:
+        yield Quick(placement.model(folded), placement, name)
+
+
+def fold(model: nn.Module) -> nn.Module | None:
+    """A copy of `model`, in eval mode, each BatchNorm folded into the convolution before it; None where it cannot be.
+
+    Tracing asks that the forward pass does not branch on values; the models here and in torchvision do not.
+    """
+    if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        return None
+    from torch.fx.experimental.optimization import fuse
+
+    plain = copy.deepcopy(model)
+    dense_small_maps(plain, False)  # their forward looks at shapes
+    try:
+        return fuse(plain, inplace=True)
+    except Exception:  # tracing fails in as many ways as there are models
+        return None
+
+
+def difference(outputs: Batch, expected: Batch) -> float:
+    """The largest relative L2 difference of the floating outputs; infinite where one is not finite."""
+    apart = 0.0
+    for key, want in expected.items():
+        if want.is_floating_point() and key != "loss":
+            got, reference = outputs[key].double(), want.double()
+            scale = reference.norm().item()
+            apart = max(apart, (got - reference).norm().item() / scale if scale else got.norm().item())
+    return apart if apart == apart else float("inf")
+
+
+def _answer(model: nn.Module, task: Task, placement: Placement, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    placement.wait()
+    clock = time.perf_counter()
+    with torch.inference_mode(), placement.autocast():
+        outputs = task.outputs(model, batch)
+    placement.wait()
+    return time.perf_counter() - clock, outputs

@@ -1,0 +1,158 @@
+"""Quicker ways to the same answers: folded BatchNorm, bf16 where it agrees, features of a frozen backbone kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine import checkpoint, inference
+from bigmodel_cli.engine.assemble import assemble, load_data, split
+from bigmodel_cli.engine.evaluate import collect, room
+from bigmodel_cli.engine.features import keep_features
+from bigmodel_cli.engine.folder import RunFolder
+from bigmodel_cli.engine.inference import difference, fold
+from bigmodel_cli.engine.loop import fit
+from bigmodel_cli.engine.placement import place
+from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.session import train
+from bigmodel_cli.engine.start import build_model, build_task, load_trained
+
+
+def recipe(**sections: Any) -> Any:
+    return resolve([Layer("test", {"data": {"name": "digits"}, **sections})]).recipe
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "run"
+    wanted = recipe(model={"name": "resnet18"}, train={"epochs": 1, "max_steps": 6})
+    train(wanted, RunFolder(folder, "x"), lambda event: None)
+    return folder / "best.pt"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+def test_folding_leaves_no_batchnorm_and_the_same_answers(name: str) -> None:
+    torch.manual_seed(0)
+    wanted = recipe(model={"name": name})
+    spec = load_data(wanted.data).spec
+    model = build_model(wanted, spec)
+    x = torch.randn(16, 1, 8, 8)
+    for _ in range(3):  # statistics that are not the identity
+        model(torch.randn(32, 1, 8, 8) * 3 + 1)
+    model.eval()
+    before = model(x)
+    folded = fold(model)
+    assert folded is not None
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(x), before)  # the original is as it was
+
+
+def test_a_model_that_cannot_be_traced_is_left_alone() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(x)) if x.sum() > 0 else x
+
+    assert fold(Branches().eval()) is None
+    assert fold(nn.Sequential(nn.Linear(1, 1))) is None
+
+
+def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(inference, "WORTH", 0.0)
+    trained = load_trained(base)
+    placement = place(trained.recipe.placement)
+    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    model = placement.model(trained.model)
+    plain, said = collect(model, trained.task, source, placement, 64)
+    quick, note = collect(model, trained.task, source, placement, 64, free=True)
+    assert said == "BatchNorm folded" or "BatchNorm folded" in said
+    assert "bf16" in note
+    assert 0 < difference(quick, plain) < inference.TOLERANCE
+    agree = (quick["logits"].argmax(1) == plain["logits"].argmax(1)).double().mean().item()
+    assert agree > 0.95
+
+
+def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(inference, "WORTH", 0.0)
+    monkeypatch.setattr(inference, "TOLERANCE", 0.0)
+    trained = load_trained(base)
+    placement = place(trained.recipe.placement)
+    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    _, note = collect(placement.model(trained.model), trained.task, source, placement, 64, free=True)
+    assert note == ""
+
+
+def test_large_pictures_are_answered_in_smaller_batches() -> None:
+    placement = place(recipe(model={"name": "mlp"}).placement)
+    wanted = recipe(model={"name": "resnet18"})
+    spec = load_data(wanted.data).spec
+    assert room(build_task(wanted, spec), placement) > 10_000
+    assert room(build_task(wanted, spec.with_(channels=3, height=224, width=224)), placement) == 27
+
+
+def finetune(base: Path, **sections: Any) -> Any:
+    values = {
+        "model": {"name": "resnet18"},
+        "start": {"checkpoint": str(base), "method": "freeze-backbone"},
+        "train": {"epochs": 3, "batch_size": 100},
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        **sections,
+    }
+    return recipe(**values)
+
+
+def test_kept_features_give_the_same_head_to_rounding(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = finetune(base)
+    kept, whole = assemble(wanted), assemble(wanted)
+    assert kept.keeps_features and keep_features(kept)
+    assert kept.part == "fc"
+    assert fit(kept) and fit(whole)
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(kept.model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+    assert kept.progress.best_metric == pytest.approx(whole.progress.best_metric, abs=0.01)
+    assert set(kept.state()["model"]) == set(whole.state()["model"])
+
+
+def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
+    def run(stop_at: int | None, resume: Path | None = None) -> Run:
+        found = assemble(finetune(base), checkpoint.load(resume) if resume else None)
+        keep_features(found)
+        found.stop = lambda: found.progress.step == stop_at
+        fit(found)
+        return found
+
+    whole, part = run(None), run(20)
+    checkpoint.save(tmp_path / "last.pt", part.state())
+    rest = run(None, tmp_path / "last.pt")
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(rest.model.state_dict()[key], value)
+
+
+def test_augmentation_and_trained_layers_forbid_it(base: Path) -> None:
+    run = assemble(finetune(base, augment={"name": "shift"}))
+    assert not run.keeps_features
+    assert any("augmentation shift" in note for note in run.notes)
+    assert keep_features(run) and run.part == ""
+    start = {"checkpoint": str(base), "method": "norm-only"}
+    assert not assemble(finetune(base, start=start)).keeps_features
+
+
+def test_the_command_trains_on_features(run_cli: Any, base: Path, tmp_path: Path) -> None:
+    done = run_cli("finetune", "--from", base, "--freeze-backbone", "--epochs", 2, "--out", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"features"' in done.stdout.splitlines()[-1]  # its share of the time
+    done = run_cli("eval", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "fc" in models.get("resnet18").meta["head"]
