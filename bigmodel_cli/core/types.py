@@ -7,14 +7,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Batch = dict[str, "Tensor"]
 """Named tensors that share their first dimension, B. ``index`` (B,) int64 is each sample's place in its split."""
+
+
+def checked(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """The dataclass `kind` from plain values of the types that its fields declare, lists as tuples.
+
+    Raises:
+        InputError: a field is missing, unknown, or of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    unknown = sorted(set(values) - {f.name for f in fields(kind)})
+    if unknown:
+        raise InputError(f"unknown input.{unknown[0]}", "expected " + ", ".join(f.name for f in fields(kind)))
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"input.{where} = {first['input']!r}", first["msg"][0].lower() + first["msg"][1:]) from None
 
 
 class Spec(Protocol):
@@ -58,8 +79,29 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        """The spec in a checkpoint, which is a stranger's word: its parts must agree with each other.
+
+        Raises:
+            InputError: they do not.
+        """
+        spec = checked(cls, values)
+        if min(spec.channels, spec.height, spec.width, spec.num_classes) < 1:
+            size = f"{spec.channels}x{spec.height}x{spec.width}, {spec.num_classes} classes"
+            raise InputError(f"input is {size}", "expected at least 1 of each")
+        if len(set(spec.classes)) != spec.num_classes:
+            raise InputError(
+                f"{spec.num_classes} classes with {len(set(spec.classes))} names", "expected one name each"
+            )
+        for name, numbers, count in (
+            ("mean", spec.mean, spec.channels),
+            ("std", spec.std, spec.channels),
+            ("class_weights", spec.class_weights, spec.num_classes),
+        ):
+            if len(numbers) not in (0, count):
+                raise InputError(f"{len(numbers)} values of {name}", f"expected {count}")
+            if not all(math.isfinite(x) and (x > 0 or name != "std") for x in numbers):
+                raise InputError(f"{name} is {list(numbers)}", "expected finite values, std above 0")
+        return spec
 
     def with_(self, **changes: Any) -> ImageSpec:
         return replace(self, **changes)

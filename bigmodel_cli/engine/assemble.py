@@ -21,7 +21,7 @@ from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.start import build_model, build_spec, build_task, load_trained, transfer
+from bigmodel_cli.engine.start import build_model, build_task, described, first_difference, load_trained, transfer
 from bigmodel_cli.engine.stopwatch import Stopwatch
 
 
@@ -105,7 +105,12 @@ def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
         keeps_features=keeps,
     )
     if resumed is not None:
-        run.notes += [f"resumed in another environment: {line}" for line in run.restore(resumed)]
+        try:
+            differences = run.restore(resumed)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            what = f"--resume: the checkpoint's state does not fit this run ({type(error).__name__}: {error})"
+            raise InputError(what, hint="restore it from a copy, or start a new run with --out") from error
+        run.notes += [f"resumed in another environment: {line}" for line in differences]
     return run
 
 
@@ -113,8 +118,9 @@ def _task_and_model(
     recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None
 ) -> tuple[Task, nn.Module, list[str]]:
     if resumed is not None:
-        task = build_task(recipe, build_spec(resumed["meta"]["input"]))
-        return task, build_model(recipe, task.spec), []
+        _check_same_data(resumed["meta"]["data"], bundle)
+        _, spec = described(resumed, "--resume")
+        return build_task(recipe, spec), build_model(recipe, spec), []
     if recipe.start.checkpoint is None:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         return task, build_model(recipe, task.spec), []
@@ -127,6 +133,25 @@ def _task_and_model(
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
+
+
+def _check_same_data(then: Mapping[str, Any], bundle: DataBundle) -> None:
+    """Hold the data to what the run was trained on so far: the names and order of classes, shapes, every byte.
+
+    Raises:
+        InputError: it has changed.
+    """
+    hint = "put the data back, or start a new run with --out"
+    was: Any = then.get("spec")
+    now = bundle.spec.to_dict() if isinstance(was, Mapping) else {}
+    for key, value in now.items():
+        if was.get(key) != value:
+            difference = first_difference(key, was.get(key), value, "checkpoint", "data")
+            raise InputError(f"--resume: {difference}", hint=hint)
+    if then.get("fingerprint") != bundle.fingerprint:
+        prints = [str(p)[:12] for p in (then.get("fingerprint"), bundle.fingerprint)]
+        what = f"--resume: the data has changed: fingerprint {prints[0]} in the checkpoint"
+        raise InputError(what, f"{prints[1]} in the data", hint)
 
 
 def _measured(
@@ -183,6 +208,6 @@ def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
         "task": task.name,
         "classes": list(getattr(spec, "classes", ())),
         "input": {"kind": spec.kind, **spec.to_dict()},
-        "data": {**values["data"], "fingerprint": bundle.fingerprint},
+        "data": {**values["data"], "fingerprint": bundle.fingerprint, "spec": bundle.spec.to_dict()},
         "recipe": values,
     }

@@ -21,7 +21,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.contents import Contents, look
+from bigmodel_cli.engine.contents import Contents, look, require_plain
 from bigmodel_cli.engine.plain_pickle import TensorRef
 from bigmodel_cli.engine.start import fit_channels
 
@@ -53,9 +53,11 @@ def is_foreign(path: Path) -> bool:
     """Whether the file at `path` is anything but a checkpoint of ours. Reads its structure alone.
 
     Raises:
-        InputError: it cannot be opened safely.
+        InputError: it is damaged, or holds more than tensors and plain values.
     """
-    values = look(path).values
+    found = look(path)
+    require_plain(found)
+    values = found.values
     return not (isinstance(values, dict) and values.get("format") == checkpoint.FORMAT)
 
 

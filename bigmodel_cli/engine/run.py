@@ -169,7 +169,8 @@ class Run:
         for section, values in ours.items():
             if section == "placement":
                 continue
-            for key in values.keys() | saved.get(section, {}).keys():
+            # The name first: another model has other options, which would say less.
+            for key in sorted(values.keys() | saved.get(section, {}).keys(), key=lambda k: (k != "name", k)):
                 old, new = saved.get(section, {}).get(key), values.get(key)
                 if old != new and (section, key) not in free:
                     raise InputError(

@@ -71,23 +71,84 @@ def load_trained(path: Path) -> Trained:
     """
     path = checkpoint_file(path)
     state = checkpoint.load(path)
+    recipe, spec = described(state, str(path))
+    task = build_task(recipe, spec)
+    model = build_model(recipe, spec)
+    model.load_state_dict(weights(state))
+    return Trained(path, model.eval(), task, recipe, state["meta"], state["progress"])
+
+
+def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
+    """The recipe and the spec in a checkpoint, held against each other and against its tensors.
+
+    A checkpoint is a stranger's word: its recipe is checked like any other, and the
+    model is built without memory first, so that a width of a billion stays a number.
+
+    Raises:
+        InputError: they do not agree, or this version has no such model.
+    """
     meta = state["meta"]
-    recipe = recipe_of(meta, path)
-    task = build_task(recipe, build_spec(meta["input"]))
-    model = build_model(recipe, task.spec)
-    _load(model, weights(state), path)
-    return Trained(path, model.eval(), task, recipe, meta, state["progress"])
+    recipe = resolve([Layer(source, meta["recipe"])]).recipe
+    options = {k: recipe.to_dict()["model"].get(k) for k in recipe.model.options}
+    said = {"architecture": (meta["arch"], recipe.model.name)}
+    said |= {k: (_plain(meta["arch_args"].get(k)), options.get(k)) for k in sorted(options.keys() | meta["arch_args"])}
+    for what, (one, other) in said.items():
+        if one != other:
+            raise InputError(f"{source}: {what} {_short(one)} in meta", f"{_short(other)} in its recipe")
+    spec = build_spec(meta["input"], source)
+    if list(getattr(spec, "classes", ())) != meta["classes"]:
+        difference = first_difference("classes", meta["classes"], list(getattr(spec, "classes", ())), "meta", "input")
+        raise InputError(f"{source}: {difference}", hint="restore it from a copy")
+    with torch.device("meta"):
+        ours = models.get(recipe.model.name)(spec, **recipe.model.options).state_dict()
+    for part in ("model", "model_ema"):
+        for key, value in (state[part] or {}).items():
+            if not isinstance(key, str) or not isinstance(value, Tensor):
+                raise InputError(f"{source}: {part} holds {key!r} of type {type(value).__name__}", "expected tensors")
+    try:
+        plain = weights(state)
+    except (KeyError, RuntimeError) as error:  # half an adapter, or one of another shape
+        raise InputError(f"{source}: an adapter that does not fit ({error})", "restore it from a copy") from None
+    _check_fit(ours, plain, source)
+    return recipe, spec
 
 
-def recipe_of(meta: Mapping[str, Any], path: Path) -> Recipe:
-    """The recipe in a checkpoint, checked like any other: a checkpoint is a stranger's word too."""
-    return resolve([Layer(str(path), meta["recipe"])]).recipe
+def first_difference(name: str, one: Any, other: Any, *whose: str) -> str:
+    """Where two values differ, both named; `whose` they are, such as "checkpoint" and "data"."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) == len(other):
+            at = next(i for i in range(len(one)) if one[i] != other[i])
+            name, one, other = f"{name}[{at}]", one[at], other[at]
+        else:
+            odd = [x for x in (*one, *other) if (x in one) != (x in other)]
+            name += f" (such as {_short(odd[0])})" if odd else ""
+            one, other = len(one), len(other)
+    return f"{name}: {_short(one)} in the {whose[0]}, {_short(other)} in the {whose[1]}"
 
 
-def build_spec(values: Mapping[str, Any]) -> Any:
-    """A spec from the plain values in a checkpoint."""
-    kind = values["kind"]
-    return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})
+def _plain(value: Any) -> Any:
+    """`value` with tuples as lists, as a recipe's plain values are."""
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def build_spec(values: Mapping[str, Any], source: str) -> Any:
+    """A spec from the plain values in the checkpoint that `source` names.
+
+    Raises:
+        InputError: they are not those of a spec.
+    """
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in SPECS:
+        raise InputError(f"{source}: input of kind {kind!r}", "expected " + " or ".join(SPECS))
+    try:
+        return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})
+    except InputError as error:
+        raise InputError(f"{source}: {error.what}", error.expected, "restore it from a copy") from None
 
 
 def build_task(recipe: Recipe, spec: Spec) -> Task:
@@ -107,17 +168,16 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    ours = model.state_dict()
+def _check_fit(ours: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:
     missing, unexpected = ours.keys() - state.keys(), state.keys() - ours.keys()
     if missing or unexpected:
         example = sorted(missing or unexpected)[0]
         counts = f"{len(missing)} tensors missing, {len(unexpected)} unexpected"
-        raise InputError(f"{path}: {counts}, e.g. {example}", "the weights must fit the architecture they name")
+        raise InputError(f"{source}: {counts}, e.g. {example}", "the weights must fit the architecture they name")
     for key, tensor in state.items():
-        if tensor.shape != ours[key].shape:
-            raise InputError(f"{path}: {key} is {tuple(tensor.shape)}", f"the model's is {tuple(ours[key].shape)}")
-    model.load_state_dict(state)
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if shape != tuple(ours[key].shape):
+            raise InputError(f"{source}: {key} is {shape}", f"the model's is {tuple(ours[key].shape)}")
 
 
 def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:

@@ -209,13 +209,15 @@ def test_a_student_that_equals_its_teacher_loses_nothing(base: Path, tmp_path: P
     # Classes go by name: a teacher with its outputs in another order says the same.
     state = checkpoint.load(base)
     order = list(reversed(range(10)))
-    state["meta"] = {**state["meta"], "input": {**state["meta"]["input"], "classes": [str(k) for k in order]}}
+    names = [str(k) for k in order]
+    state["meta"] = {**state["meta"], "classes": names, "input": {**state["meta"]["input"], "classes": names}}
     state["model"] = {k: v[order] if k.startswith("fc.") else v for k, v in state["model"].items()}
     checkpoint.save(tmp_path / "turned.pt", state)
     turned = tuning(base, "distill", teacher=str(tmp_path / "turned.pt"))
     again = turned.task.prepare(raw, SampleKey(0, 0, raw["index"]))["teacher"]
     torch.testing.assert_close(again, batch["teacher"], rtol=1e-4, atol=1e-4)
-    state["meta"] = {**state["meta"], "input": {**state["meta"]["input"], "classes": list("abcdefghij")}}
+    names = list("abcdefghij")
+    state["meta"] = {**state["meta"], "classes": names, "input": {**state["meta"]["input"], "classes": names}}
     checkpoint.save(tmp_path / "stranger.pt", state)
     with pytest.raises(InputError, match="does not know 0, 1"):
         tuning(base, "distill", teacher=str(tmp_path / "stranger.pt"))
