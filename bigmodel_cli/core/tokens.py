@@ -194,7 +194,7 @@ def characters_of(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[s
 
 
 def words_of(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
-    """The vocabulary of a word tokenizer: special tokens, then up to `most` words seen `least` times, frequent first."""
+    """The vocabulary of a word tokenizer: special tokens, then up to `most` words seen `least` times, most first."""
     counts = Counter(word for text in texts for word in words(text))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
