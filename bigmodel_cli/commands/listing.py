@@ -16,41 +16,58 @@ Search = Annotated[str | None, typer.Option("--search", help="Only names that co
 def models_command(search: Search = None, json: opt.Json = False) -> None:
     """The models: parameters, size, one line each (for 28x28 grey pictures of 10 classes, or bytes of text).
 
+    With --search those of timm and torchvision too, by name alone.
+
     Examples:
 
         bigmodel models
 
-        bigmodel models --search resnet
+        bigmodel models --search vit
     """
     from bigmodel_cli.core.errors import nearest
     from bigmodel_cli.core.registry import models
 
-    chosen = [name for name in models.names() if search is None or search.lower() in name]
-    if search and not chosen:
-        console.note(f"no model's name contains {search!r}; {nearest(search, models.names())}")
+    every = models.names() if search is None else models.matching(search.lower())
+    if not every:
+        console.note(f"no model's name contains {search!r}; {nearest(search or '', models.names())}")
         return
-
-    import torch
-
-    from bigmodel_cli.core.registry import tasks
-    from bigmodel_cli.core.types import SPECS
-
-    rows: list[dict[str, Any]] = []
-    for name in chosen:
-        with torch.device("meta"):
-            spec = SPECS[tasks.get(models.get(name).meta["task"]).meta["kind"]].typical()
-            model = models.get(name)(spec)
-        parameters = sum(p.numel() for p in model.parameters())
-        rows.append({
-            "name": name, "parameters": parameters, "bytes": 4 * parameters,
-            "task": models.get(name).meta["task"], "summary": models.found[name].summary,
-        })  # fmt: skip
+    own = [name for name in every if ":" not in name]
+    rows = [_model_row(name) for name in own]
+    for name in every[len(own) :]:
+        family = name.partition(":")[0] + ":*"
+        rows.append({"name": name, "parameters": None, "bytes": None, "summary": models.found[family].summary})
     if json:
         for row in rows:
             console.print_json(row)
         return
-    cells = [(r["name"], f"{r['parameters']:,}", f"{r['bytes'] / 1e6:.1f} MB", r["summary"]) for r in rows]
+    cells = [(r["name"], _figure(r["parameters"]), _megabytes(r["bytes"]), r["summary"]) for r in rows]
     console.show(console.table(None, ("model", "parameters", "fp32", "what it is"), cells))
+    if search is None:
+        counts = ", ".join(f"{family}:... {len(models.members(family)):,}" for family in models.families())
+        console.note(f"and {counts}: bigmodel models --search NAME")
+
+
+def _model_row(name: str) -> dict[str, Any]:
+    """A model's figures, from the model itself, built without memory."""
+    import torch
+
+    from bigmodel_cli.core.registry import models, tasks
+    from bigmodel_cli.core.types import SPECS
+
+    entry = models.get(name)
+    with torch.device("meta"):
+        model = entry(SPECS[tasks.get(entry.meta["task"]).meta["kind"]].typical())
+    parameters = sum(p.numel() for p in model.parameters())
+    task, summary = entry.meta["task"], models.found[name].summary
+    return {"name": name, "parameters": parameters, "bytes": 4 * parameters, "task": task, "summary": summary}
+
+
+def _figure(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.1f} MB"
 
 
 def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:

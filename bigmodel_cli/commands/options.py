@@ -20,7 +20,7 @@ def _complete(registry: str) -> Any:
     def names(incomplete: str) -> list[str]:
         from bigmodel_cli.core import registry as registries
 
-        return [n for n in getattr(registries, registry).names() if n.startswith(incomplete)]
+        return getattr(registries, registry).matching(incomplete, start=True)  # type: ignore[no-any-return]
 
     return names
 

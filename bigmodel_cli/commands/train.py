@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,10 +59,12 @@ def train(
 
 
 def finetune(
-    checkpoint: Annotated[
-        Path, typer.Option("--from", metavar="CKPT", help="Checkpoint, or anyone's .pt or .safetensors weights.")
-    ],
     model: opt.Model = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint, or anyone's .pt or .safetensors weights.")
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from MODEL's published weights.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
     method: opt.Method = None,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
     lora: Annotated[int | None, typer.Option("--lora", metavar="R", help="Train adapters of rank R.")] = None,
@@ -85,7 +88,7 @@ def finetune(
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Go on from a checkpoint, on its own data or on other data.
+    """Go on from a checkpoint, on its own data or on other data; or from MODEL's published weights.
 
     Examples:
 
@@ -96,11 +99,15 @@ def finetune(
         bigmodel finetune --from ckpt.pt --method freeze-until --set start.layer=layer4
 
         bigmodel finetune resnet18 --from resnet18.safetensors --data mnist
+
+        bigmodel finetune timm:resnet18 --pretrained --data cifar10 --lora 8
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     start = _method(method, freeze_backbone, lora)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
     layers = [*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]
-    _go(_start_layers(checkpoint, start, layers), out, resume, overwrite, dry_run, json)
+    _go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json)
 
 
 def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict[str, Any]:
@@ -118,13 +125,28 @@ def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict
     return {"method": "freeze-backbone" if freeze_backbone else method or "full"}
 
 
-def _start_layers(path: Path, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
+def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
     """What the checkpoint remembers (model, data, loss, augmentation), fine-tuning's own defaults, what was `given`.
 
     Raises:
-        InputError: `given` names another model than the checkpoint's, or none where the file remembers none.
+        InputError: not one start is named; `given` names another model than the checkpoint's, or
+            none where the file remembers none.
     """
     from bigmodel_cli.core.registry import methods
+    from bigmodel_cli.core.resolve import Layer
+
+    if (path is None) != pretrained:
+        what = "nothing to start from" if path is None else "--from and --pretrained together"
+        raise InputError(what, "expected --from CKPT, or MODEL --pretrained", "bigmodel finetune --help")
+    # A new head or adapter starts from noise and takes a full rate; trained weights take a gentle one.
+    lr = methods.get(start["method"]).meta["lr"]
+    gentle = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
+    if path is None:
+        return [gentle, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
+    return _checkpoint_layers(path, [gentle, Layer("--from", {"start": start})], given)
+
+
+def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.foreign import architecture, is_foreign
     from bigmodel_cli.engine.start import checkpoint_file, load_meta
@@ -139,11 +161,8 @@ def _start_layers(path: Path, start: dict[str, Any], given: list[Layer]) -> list
     else:
         remembered = load_meta(path)["recipe"]
         kept = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
-    # A new head or adapter starts from noise and takes a full rate; trained weights take a gentle one.
-    lr = methods.get(start["method"]).meta["lr"]
-    gentle = {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}}
-    from_ = {"start": {"checkpoint": str(path.resolve()), **start}}
-    layers = [Layer(str(path), kept), Layer("finetune", gentle), Layer("--from", from_), *given]
+    from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
+    layers = [Layer(str(path), kept), *defaults, from_, *given]
     if foreign:
         return [*layers, _shaped_layer(path, layers)]
     model = resolve(layers).recipe.model.name
@@ -186,7 +205,8 @@ def _go(layers: list[Layer], out: Path | None, resume: bool, overwrite: bool, dr
         raise InputError("--resume needs the run to continue", "give its folder with --out")
     resolved = resolve(layers)
     recipe = resolved.recipe
-    folder = RunFolder(out, f"{recipe.model.name}-{recipe.data.name}", resume=resume, overwrite=overwrite)
+    stem = f"{recipe.model.name}-{recipe.data.name}".replace(":", "-")
+    folder = RunFolder(out, stem, resume=resume, overwrite=overwrite)
     if dry_run:
         _dry_run(resolved, out or Path("runs"), json)
     else:

@@ -83,7 +83,13 @@ class StartSection(Chosen):
     key: ClassVar[str] = "method"
 
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
+    pretrained: bool = Field(False, description="start from the weights published for the model (timm:..., tv:...)")
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
+
+    @property
+    def trained(self) -> bool:
+        """Whether training starts from trained weights."""
+        return self.checkpoint is not None or self.pretrained
 
 
 class PlacementSection(Section):

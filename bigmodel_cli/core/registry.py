@@ -4,7 +4,8 @@ A component is a function. Its positional parameters are what the engine hands i
 (a spec, a model's parameters, ...); its keyword-only parameters, with their types
 and defaults, *are* its recipe schema: pydantic builds the check from the signature.
 A family of networks is one function under several names, each registration fixing a
-positional parameter: ``@models.register("resnet20", depth=20)``.
+positional parameter: ``@models.register("resnet20", depth=20)``. A library's models are
+one function under ``"timm:*"``, whose `members` lists the names after the colon.
 
 Names are found by reading the source of the package (no import), so shell
 completion and ``bigmodel models`` need no torch, and using one model imports one
@@ -21,7 +22,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from bigmodel_cli.core.errors import InputError, nearest
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:\*)?")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Registry:
     def __init__(self, kind: str, variable: str, package: str) -> None:
         self.kind, self.variable, self.package = kind, variable, package
         self._entries: dict[str, Entry] = {}
+        self._members: dict[str, Entry] = {}
 
     def register(self, name: str | None = None, **meta: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator. The name is the function's, with ``_`` as ``-`` only where `name` says so.
@@ -116,7 +118,7 @@ class Registry:
 
     @functools.cached_property
     def found(self) -> dict[str, Found]:
-        """Every component by name, read from the package's source without importing it."""
+        """Every component and family (``timm:*``) by name, read from the package's source without importing it."""
         spec = importlib.util.find_spec(self.package)
         assert spec is not None and spec.submodule_search_locations
         result: dict[str, Found] = {}
@@ -143,8 +145,22 @@ class Registry:
                 yield Found(str(name), module, (ast.get_docstring(node) or "").partition("\n")[0])
 
     def names(self) -> list[str]:
-        """Every name, numbers in their order: resnet8 before resnet20."""
-        return sorted(self.found, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+        """Every component's name, numbers in their order: resnet8 before resnet20."""
+        return sorted((name for name in self.found if not name.endswith(":*")), key=natural)
+
+    def families(self) -> list[str]:
+        """The prefixes of families: ``timm`` for ``timm:*``."""
+        return sorted(name.removesuffix(":*") for name in self.found if name.endswith(":*"))
+
+    def members(self, family: str) -> list[str]:
+        """The full names in a family; none where its library is not installed."""
+        names = self._entry(family + ":*").meta["members"]()
+        return sorted((f"{family}:{name}" for name in names), key=natural)
+
+    def matching(self, part: str, start: bool = False) -> list[str]:
+        """The names, those in families among them, that contain (or, with `start`, begin with) `part`."""
+        every = self.names() + [name for family in self.families() for name in self.members(family)]
+        return [name for name in every if (name.startswith(part) if start else part in name)]
 
     def get(self, name: str) -> Entry:
         """The component called `name`.
@@ -152,15 +168,39 @@ class Registry:
         Raises:
             InputError: there is none; the nearest names are suggested.
         """
+        family, colon, member = name.partition(":")
+        if colon and f"{family}:*" in self.found:
+            return self._member(family, member)
+        if name in self.found and not colon:
+            return self._entry(name)
+        elsewhere = [f"{f}:{name}" for f in self.families() if f"{f}:{name}" in self.members(f)]
+        expected = "did you mean " + " or ".join(elsewhere) + "?" if elsewhere else nearest(name, self.names())
+        raise InputError(
+            f"unknown {self.kind} {name!r}", expected, f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}"
+        )
+
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            if name not in self.found:
-                raise InputError(
-                    f"unknown {self.kind} {name!r}",
-                    nearest(name, self.found),
-                    hint=f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}",
-                )
             importlib.import_module(self.found[name].module)
         return self._entries[name]
+
+    def _member(self, family: str, member: str) -> Entry:
+        """``family:member``: the family's function with `member` fixed, and what its `describe` says of it."""
+        name = f"{family}:{member}"
+        if name not in self._members:
+            whole = self._entry(family + ":*")
+            known = whole.meta["members"]()
+            if known and member.partition(".")[0] not in known:
+                what = f"unknown {self.kind} {name!r}"
+                raise InputError(what, nearest(member, known), f"bigmodel models --search {member[:8]}")
+            meta = {**whole.meta, "member": member, **whole.meta["describe"](member)}
+            self._members[name] = replace(whole, name=name, meta=meta)
+        return self._members[name]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key in which 8 comes before 20."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
 LISTINGS = {"model": "models", "data set": "data"}

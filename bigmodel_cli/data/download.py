@@ -25,8 +25,12 @@ on_progress: list[Callable[[str, int, int | None], None]] = []
 """Listeners, called with (file name, bytes so far, bytes in all or None): the console adds its bar here."""
 
 
-def download(addresses: Sequence[str], path: Path, *, md5: str, what: str) -> Path:
-    """Fetch the first of `addresses` that answers into `path`, which appears only when its MD5 is right.
+def download(
+    addresses: Sequence[str], path: Path, *, what: str, md5: str = "", sha256: str = "", hint: str | None = None
+) -> Path:
+    """Fetch the first of `addresses` that answers into `path`, which appears only when its checksum is right.
+
+    The checksum is an MD5, or a SHA-256 or the beginning of one.
 
     ``BIGMODEL_MIRROR`` is asked first where it is set: a folder with the same file
     names, which may be on the local network (plain HTTP from 127.0.0.1 alone).
@@ -37,7 +41,7 @@ def download(addresses: Sequence[str], path: Path, *, md5: str, what: str) -> Pa
         InputError: BIGMODEL_MIRROR is plain HTTP elsewhere.
     """
     mirror = os.environ.get("BIGMODEL_MIRROR")
-    candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else [a for a in addresses if a.startswith("https:")]
+    candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else [a for a in addresses if _is_safe(a)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,7 +50,7 @@ def download(addresses: Sequence[str], path: Path, *, md5: str, what: str) -> Pa
     for attempt in range(ATTEMPTS):
         for address in candidates:
             try:
-                return _fetch(_allowed(address), path, md5, max(PATIENCE - (time.monotonic() - started), 0.5))
+                return _fetch(_allowed(address), path, md5 or sha256, max(PATIENCE - (time.monotonic() - started), 0.5))
             except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
             if time.monotonic() - started > PATIENCE:
@@ -57,18 +61,22 @@ def download(addresses: Sequence[str], path: Path, *, md5: str, what: str) -> Pa
         break
     raise MachineError(
         f"cannot download {what}: {reasons[-1] if reasons else 'no address'}",
-        hint=f"--data-dir DIR with {path.name} in it, or --data digits, which needs no network",
+        hint=hint or f"--data-dir DIR with {path.name} in it, or --data digits, which needs no network",
     )
 
 
-def _allowed(address: str) -> str:
+def _is_safe(address: str) -> bool:
     parts = urlsplit(address)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
-        return address
-    raise InputError(f"{address}: refused", "expected https")
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"))
 
 
-def _answer(address: str, seconds: float) -> Any:
+def _allowed(address: str) -> str:
+    if not _is_safe(address):
+        raise InputError(f"{address}: refused", "expected https")
+    return address
+
+
+def answer(address: str, seconds: float) -> Any:
     """The open response, or OSError after `seconds`.
 
     A thread asks: looking up a name has no timeout, and each of its addresses gets its own.
@@ -83,22 +91,23 @@ def _answer(address: str, seconds: float) -> Any:
 
     threading.Thread(target=ask, name="download", daemon=True).start()
     try:
-        answer = answers.get(timeout=seconds)
+        found = answers.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer in {seconds:.0f} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-def _fetch(address: str, path: Path, md5: str, patience: float) -> Path:
+def _fetch(address: str, path: Path, checksum: str, patience: float) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    total = hashlib.md5(usedforsecurity=False)
+    kind = "MD5" if len(checksum) == 32 else "SHA-256"
+    total = hashlib.md5(usedforsecurity=False) if kind == "MD5" else hashlib.sha256()
     try:
-        with _answer(address, patience) as answer, temporary.open("wb") as file:
-            length = answer.headers.get("Content-Length")
+        with answer(address, patience) as reply, temporary.open("wb") as file:
+            length = reply.headers.get("Content-Length")
             expected, done = int(length) if length else None, 0
-            while block := answer.read(BLOCK):
+            while block := reply.read(BLOCK):
                 file.write(block)
                 total.update(block)
                 done += len(block)
@@ -108,8 +117,10 @@ def _fetch(address: str, path: Path, md5: str, patience: float) -> Path:
                 raise ConnectionError(f"cut off at {done} of {expected} bytes")
             file.flush()
             os.fsync(file.fileno())
-        if total.hexdigest() != md5:
-            raise ConnectionError(f"{path.name} has MD5 {total.hexdigest()}, expected {md5}")  # the next mirror's turn
+        if not total.hexdigest().startswith(checksum):
+            raise ConnectionError(
+                f"{path.name} has {kind} {total.hexdigest()}, expected {checksum}"
+            )  # the next mirror's turn
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

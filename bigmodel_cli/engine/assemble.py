@@ -20,6 +20,7 @@ from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.placement import Placement, place
+from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import build_model, build_task, described, first_difference, load_trained, transfer
 from bigmodel_cli.engine.stopwatch import Stopwatch
@@ -121,15 +122,15 @@ def _task_and_model(
         _check_same_data(resumed["meta"]["data"], bundle)
         _, spec = described(resumed, "--resume")
         return build_task(recipe, spec), build_model(recipe, spec), []
-    if recipe.start.checkpoint is None:
+    if not recipe.start.trained:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         return task, build_model(recipe, task.spec), []
-    path = Path(recipe.start.checkpoint)
-    if is_foreign(path):
+    path = Path(recipe.start.checkpoint) if recipe.start.checkpoint else None
+    if path is not None and is_foreign(path):
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)
         return task, model, transfer_foreign(model, path, models.get(recipe.model.name).meta)
-    trained = load_trained(path)
+    trained = load_pretrained(recipe) if path is None else load_trained(path)
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)

@@ -107,7 +107,7 @@ def _stop_decoding(stop: StopFlag) -> None:
 
 def _before(run: Run) -> dict[str, Any]:
     """Validation metrics at the start of a fine-tuning; nothing for a run from zero, or one that is resumed."""
-    if run.recipe.start.checkpoint is None or run.progress.step:
+    if not run.recipe.start.trained or run.progress.step:
         return {}
     size = run.recipe.train.eval_batch_size
     metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.stop)

@@ -109,7 +109,7 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
         plain = weights(state)
     except (KeyError, RuntimeError) as error:  # half an adapter, or one of another shape
         raise InputError(f"{source}: an adapter that does not fit ({error})", "restore it from a copy") from None
-    _check_fit(ours, plain, source)
+    check_fit(ours, plain, source)
     return recipe, spec
 
 
@@ -168,7 +168,7 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _check_fit(ours: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:
+def check_fit(ours: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:
     missing, unexpected = ours.keys() - state.keys(), state.keys() - ours.keys()
     if missing or unexpected:
         example = sorted(missing or unexpected)[0]

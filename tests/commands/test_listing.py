@@ -37,7 +37,11 @@ def test_models_with_their_parameters(run_cli: Any) -> None:
 def test_models_as_a_table(run_cli: Any) -> None:
     done = run_cli("models", "--search", "ResNet5")
     assert done.returncode == 0 and "23,5" in done.stdout
-    assert "resnet50" in done.stdout and "resnet18" not in done.stdout and "mlp" not in done.stdout
+    assert [row.split()[0] for row in done.stdout.splitlines() if "fp32" not in row and "MB" in row] == [
+        "resnet50",
+        "resnet56",
+    ]
+    assert "timm:resnet50d" in done.stdout and "tv:resnet50" in done.stdout and "resnet18" not in done.stdout
     nothing = run_cli("models", "--search", "resnxt")
     assert nothing.returncode == 0 and nothing.stdout == "" and "did you mean resnet" in nothing.stderr
 

@@ -1,0 +1,178 @@
+"""Every image classifier of timm and torchvision, as ``timm:resnet18`` and ``tv:resnet50``.
+
+Their names are read from the libraries' source, so that listing and completing them
+imports neither. Weights are described here and fetched by ``engine/pretrained.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import ImageSpec
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+DECORATED = re.compile(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Published weights: where they lie, and the pictures they were trained on.
+
+    `repository` and `file` are those of the Hugging Face hub; or `address` is the file
+    itself, and `digest` begins its SHA-256.
+    """
+
+    spec: ImageSpec
+    repository: str
+    file: str
+    address: str = ""
+    digest: str = ""
+
+
+def _declared(library: str) -> tuple[str, ...]:
+    """The model functions in the source of ``library.models``; none where it is not installed."""
+    spec = importlib.util.find_spec(library)
+    if spec is None or not spec.submodule_search_locations:
+        return ()
+    files = sorted((Path(spec.submodule_search_locations[0]) / "models").glob("*.py"))
+    return tuple(name for file in files for name in DECORATED.findall(file.read_text(encoding="utf-8")))
+
+
+@functools.cache
+def timm_names() -> tuple[str, ...]:
+    return _declared("timm")
+
+
+@functools.cache
+def torchvision_names() -> tuple[str, ...]:
+    return _declared("torchvision")
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        what = "timm is not installed"
+        raise MachineError(what, "timm:... needs the extra timm", "pip install 'bigmodel[timm]'") from None
+    return timm
+
+
+def _configuration(member: str) -> Any:
+    """timm's description of a model: ``resnet18``, or with one of its weights' tags ``resnet18.tv_in1k``.
+
+    Raises:
+        InputError: the model has no weights of that tag.
+    """
+    _timm()
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    try:
+        found = get_pretrained_cfg(member, allow_unregistered=False)
+    except RuntimeError:
+        architecture = member.partition(".")[0]
+        tags = [name.partition(".")[2] for name in list_pretrained(architecture + ".*")]
+        raise InputError(f"timm:{member}: no such weights", f"expected one of {', '.join(tags)}") from None
+    return found
+
+
+def timm_layers(member: str) -> dict[str, Any]:
+    """The head and the first layer, and where the weights lie, as timm's own description names them."""
+    about = _configuration(member)
+    if not isinstance(about.classifier, str):
+        which = "two heads" if about.classifier else "no head"
+        raise InputError(f"timm:{member} has {which}", "expected a classifier with one", "bigmodel models --search ...")
+    first = about.first_conv if isinstance(about.first_conv, str) else about.first_conv[0]
+    found: dict[str, Any] = {"head": about.classifier, "backbone_first": first}
+    if about.hf_hub_id:
+        _, height, width = about.input_size
+        spec = ImageSpec(3, height, width, imagenet(about.num_classes), tuple(about.mean), tuple(about.std))
+        found["weights"] = Weights(spec, about.hf_hub_id, about.hf_hub_filename or "model.safetensors")
+    return found
+
+
+def imagenet(count: int) -> tuple[str, ...]:
+    """`count` class names: ImageNet's for 1000, where two pairs share a name and get a number; else ``class 0``."""
+    if count != 1000:
+        return tuple(f"class {k}" for k in range(count))
+    from torchvision.models import ResNet18_Weights
+
+    names = ResNet18_Weights.DEFAULT.meta["categories"]
+    return tuple(n if names.count(n) == 1 else f"{n} ({k})" for k, n in enumerate(names))
+
+
+@models.register("timm:*", task="image_classification", members=timm_names, describe=timm_layers)
+def timm_model(spec: ImageSpec, member: str, *, dropout: Share = 0.0, drop_path: Share = 0.0) -> Any:
+    """A model of timm (Wightman 2019)."""
+    timm, about = _timm(), _configuration(member)
+    options: dict[str, Any] = {"drop_rate": dropout}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if about.fixed_input_size:
+        options["img_size"] = (spec.height, spec.width)
+    try:
+        return timm.create_model(
+            member.partition(".")[0], num_classes=spec.num_classes, in_chans=spec.channels, **options
+        )
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        size = f"{spec.channels}x{spec.height}x{spec.width}"
+        raise InputError(
+            f"timm:{member} for {size} pictures: {str(error).splitlines()[0]}", hint="another size"
+        ) from None
+
+
+def torchvision_layers(member: str) -> dict[str, Any]:
+    """The head (the last layer) and the first convolution, found in the model itself, and torchvision's own weights."""
+    import torch
+    from torch import nn
+    from torchvision.models import get_model_weights
+
+    with torch.device("meta"):
+        model = _torchvision(member, 1000, 224)
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    heads = [name for name, m in named if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
+    published = get_model_weights(member).DEFAULT  # type: ignore[attr-defined]
+    how, file = published.transforms(), published.url.rpartition("/")[2]
+    spec = ImageSpec(3, how.crop_size[0], how.crop_size[0], imagenet(1000), tuple(how.mean), tuple(how.std))
+    digest = file.removesuffix(".pth").rpartition("-")[2]  # torch.hub's custom: the first eight hex digits
+    return {
+        "head": heads[-1],
+        "backbone_first": next(name for name, m in named if isinstance(m, nn.Conv2d)),
+        "weights": Weights(spec, "torchvision", file, published.url, digest),
+    }
+
+
+def _torchvision(member: str, num_classes: int, side: int) -> Any:
+    from torchvision.models import get_model
+
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if member in ("googlenet", "inception_v3"):  # their second outputs in training are nothing to a task
+        options |= {"aux_logits": False, "init_weights": True}
+    if member.startswith("vit_"):
+        options["image_size"] = side
+    return get_model(member, weights=None, **options)
+
+
+@models.register("tv:*", task="image_classification", members=torchvision_names, describe=torchvision_layers)
+def torchvision_model(spec: ImageSpec, member: str) -> Any:
+    """A model of torchvision."""
+    from torch import nn
+
+    side = min(spec.height, spec.width)
+    model = _torchvision(member, spec.num_classes, side)
+    if spec.channels != 3:
+        name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+        parent, _, last = name.rpartition(".")
+        shape = {k: getattr(old, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+        new = nn.Conv2d(spec.channels, old.out_channels, bias=old.bias is not None, **shape)
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        setattr(model.get_submodule(parent), last, new)
+    return model

@@ -1,0 +1,230 @@
+"""timm's and torchvision's models: names, heads, published weights from a hub of our own, every command on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from conftest import environment
+from safetensors.torch import save_file
+
+from bigmodel_cli.commands import options
+from bigmodel_cli.commands.train import _start_layers
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.assemble import assemble
+from bigmodel_cli.engine.loop import train_step
+from bigmodel_cli.engine.start import load_trained
+
+timm = pytest.importorskip("timm")
+SPEC = ImageSpec(1, 64, 64, ("cat", "dog", "cow"))
+SHORT = ["--max-steps", 1, "--batch-size", 4, "--set", "data.val_fraction=0.01"]
+
+
+def test_names_in_the_source_are_the_libraries_own() -> None:
+    assert sorted(n.removeprefix("timm:") for n in models.members("timm")) == sorted(timm.list_models())
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    assert sorted(n.removeprefix("tv:") for n in models.members("tv")) == sorted(theirs)
+
+
+def test_names_are_found_suggested_and_completed(run_cli: Any) -> None:
+    found = run_cli("models", "--search", "vit_tiny_patch16")
+    assert found.returncode == 0 and "timm:vit_tiny_patch16_224" in found.stdout and "resnet" not in found.stdout
+    for name, expected in [
+        ("timm:resnet81", "unknown model 'timm:resnet81'; did you mean resnet"),
+        ("convnext_atto", "did you mean timm:convnext_atto?"),
+        ("timm:resnet18.nowhere", "no such weights; expected one of a"),
+        ("tv:resnet81", "did you mean resnet"),
+        ("hub:resnet18", "unknown model 'hub:resnet18'"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            models.get(name)
+        assert expected in caught.value.line
+    complete = options._complete("models")
+    assert {"tv:resnet18", "tv:resnet101"} <= set(complete("tv:resnet1")) and "resnet20" in complete("res")
+
+
+def test_a_missing_library_names_its_extra() -> None:
+    program = """import sys; sys.modules["timm"] = None
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.errors import MachineError
+try: models.get("timm:resnet18")
+except MachineError as error: print(error.hint)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "pip install 'bigmodel[timm]'\n", done.stderr
+
+
+FEW = ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:swin_s3_tiny_224", "timm:vgg11",
+       "timm:efficientnet_b0", "tv:resnet18", "tv:mobilenet_v2", "tv:squeezenet1_1", "tv:vit_b_16", "tv:densenet121",
+       "tv:googlenet"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_head_and_first_layer_are_what_they_say(name: str) -> None:
+    entry = models.get(name)
+    side = 224 if "224" in name else 64
+    spec = SPEC.with_(height=side, width=side)
+    with torch.device("meta"):
+        model = entry(spec).eval()
+        assert model(torch.zeros(2, 1, side, side)).shape == (2, 3)
+    head = model.get_submodule(entry.meta["head"])
+    assert 3 in (getattr(head, "out_features", 0), getattr(head, "out_channels", 0))
+    assert model.get_submodule(entry.meta["backbone_first"]).weight.shape[1] == 1
+
+
+def test_models_that_do_not_fit_say_why() -> None:
+    with pytest.raises(InputError, match="has two heads"):
+        models.get("timm:deit_tiny_distilled_patch16_224")
+    with pytest.raises(InputError, match="timm:swin_s3_tiny_224 for 1x0x0 pictures"), torch.device("meta"):
+        models.get("timm:swin_s3_tiny_224")(SPEC.with_(height=0, width=0))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A hub on 127.0.0.1 with random weights of two models, as the real one serves them."""
+    files: dict[str, bytes] = {}
+    folder = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    for name in ("resnet18", "vit_tiny_patch16_224"):
+        repository = models.get(f"timm:{name}").meta["weights"].repository
+        save_file(timm.create_model(name).state_dict(), folder / "x.safetensors")
+        raw = (folder / "x.safetensors").read_bytes()
+        files[f"/{repository}/resolve/c0ffee/model.safetensors"] = raw
+        entry = {"rfilename": "model.safetensors", "lfs": {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}}
+        about = {"sha": "c0ffee", "siblings": [{"rfilename": "README.md"}, entry]}
+        files[f"/api/models/{repository}/revision/main?blobs=true"] = json.dumps(about).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = files.get(self.path)
+            self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", files
+    server.shutdown()
+
+
+def at_hub(address: str, tmp_path: Path, **more: str) -> dict[str, str]:
+    return {**environment(), "HF_ENDPOINT": address, "BIGMODEL_DATA": str(tmp_path), "HF_HOME": str(tmp_path), **more}
+
+
+def test_published_weights_fine_tune_evaluate_and_export(hub: Any, run_cli: Any, tmp_path: Path) -> None:
+    address, files = hub
+    env = at_hub(address, tmp_path)
+    done = run_cli("finetune", "timm:resnet18", "--pretrained", "--freeze-backbone", *SHORT, "--out", "run", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "head replaced: 1000 classes in the checkpoint, 10 now" in done.stderr
+    assert "filters summed over the input channels (3 -> 1)" in done.stderr and "byte-identical" in done.stdout
+    fetched = tmp_path / "weights/timm/resnet18.a1_in1k.safetensors"
+    assert fetched.read_bytes() == files["/timm/resnet18.a1_in1k/resolve/c0ffee/model.safetensors"]
+    trained = load_trained(tmp_path / "run")
+    original = timm.create_model("resnet18", pretrained=False, checkpoint_path=str(fetched))
+    assert torch.equal(trained.model.state_dict()["layer4.1.conv2.weight"], original.layer4[1].conv2.weight)
+    assert trained.task.spec.height == 224 and trained.task.spec.mean[0] == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+    for command in (["eval", "run", *SHORT[4:]], ["export", "run", "--format", "pt2", "--samples", 4, *SHORT[4:]]):
+        after = run_cli(*command, env=env)
+        assert after.returncode == 0, after.stderr
+    # The file is there now: no network is asked, whatever the endpoint.
+    offline = at_hub("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    again = run_cli("finetune", "timm:resnet18", "--pretrained", "--lora", 4, *SHORT, "--out", "lora", env=offline)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: Any, run_cli: Any, tmp_path: Path) -> None:
+    address, files = hub
+    path = "/timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/c0ffee/model.safetensors"
+    whole = files[path]
+    files[path] = whole[:-1] + bytes([whole[-1] ^ 1])
+    try:
+        done = run_cli("finetune", "timm:vit_tiny_patch16_224", "--pretrained", env=at_hub(address, tmp_path))
+    finally:
+        files[path] = whole
+    assert done.returncode == 3 and "SHA-256" in done.stderr and not list((tmp_path / "weights").rglob("*.*"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--offline"]], ids=["closed port", "offline"])
+def test_without_a_network_the_no_is_quick_and_says_what_to_do(
+    arguments: list[str], run_cli: Any, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = at_hub(f"http://127.0.0.1:{port}", tmp_path)
+    clock = time.monotonic()
+    done = run_cli("finetune", "timm:resnet18", "--pretrained", *arguments, env=env)
+    assert done.returncode == 3 and "resnet18.a1_in1k" in done.stderr
+    assert time.monotonic() - clock < 40  # five seconds past the imports, which a busy machine makes slow
+    assert (
+        f"put https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors at {tmp_path}" in done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "gradual", "layer-decay", "bitfit"])
+def test_a_vision_transformer_takes_every_method(
+    method: str, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/c0ffee/model.safetensors"
+    local = tmp_path / "weights/timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+    local.parent.mkdir(parents=True)
+    local.write_bytes(hub[1][path])
+    monkeypatch.setenv("BIGMODEL_DATA", str(tmp_path))
+    name = {"name": "timm:vit_tiny_patch16_224"}
+    start = {"pretrained": True, "method": method}
+    recipe = resolve([Layer("t", {"model": name, "start": start, "train": {"batch_size": 2}})]).recipe
+    run = assemble(recipe)
+    run.train_mode()
+    train_step(run, next(run.batches.steps(0)))
+    checkpoint.save(tmp_path / "x.pt", run.state())
+    x = torch.randn(1, 1, 224, 224)
+    torch.testing.assert_close(load_trained(tmp_path / "x.pt").model(x), run.model.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_no_weights_are_known_for_ours(run_cli: Any) -> None:
+    done = run_cli("finetune", "resnet20", "--pretrained")
+    assert done.returncode == 2 and "no weights are known for resnet20" in done.stderr
+    for model, path, pretrained, expected in [
+        ("timm:resnet18", Path("x.pt"), True, "--from and --pretrained together"),
+        ("timm:resnet18", None, False, "nothing to start from"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            _start_layers(path, pretrained, {"method": "full"}, [Layer("MODEL", {"model": {"name": model}})])
+
+
+def test_torchvisions_own_weights_are_found_beside_ours(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.squeezenet1_1()
+    file = models.get("tv:squeezenet1_1").meta["weights"]
+    assert file.address.startswith("https://") and len(file.digest) == 8
+    local = tmp_path / "weights/torchvision" / file.file
+    local.parent.mkdir(parents=True)
+    torch.save(theirs.state_dict(), local)
+    layer = {
+        "model": {"name": "tv:squeezenet1_1"},
+        "start": {"pretrained": True},
+        "data": {"name": "digits", "dir": str(tmp_path)},
+    }
+    run = assemble(resolve([Layer("t", layer)]).recipe)
+    assert run.task.spec.height == 224 and run.model.get_submodule("classifier.1").out_channels == 10
+    assert torch.equal(run.model.get_parameter("features.12.expand3x3.weight"), theirs.features[12].expand3x3.weight)
