@@ -10,7 +10,18 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigmodel_cli
-from bigmodel_cli.commands import checkpoint, console, env_check, evaluate, export, listing, predict, recipe, train
+from bigmodel_cli.commands import (
+    checkpoint,
+    console,
+    env_check,
+    evaluate,
+    export,
+    listing,
+    predict,
+    recipe,
+    reproduce,
+    train,
+)
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 
 app = typer.Typer(
@@ -44,6 +55,8 @@ app.command()(train.finetune)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command()(reproduce.reproduce)
+app.command("verify-resume")(reproduce.verify_resume)
 app.command("env-check")(env_check.env_check)
 app.command("models")(listing.models_command)
 app.command("data")(listing.data_command)

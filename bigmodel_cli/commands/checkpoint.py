@@ -178,6 +178,7 @@ def _remembered(values: dict[str, Any]) -> dict[str, Any]:
         "data": part("meta", "data"),
         "progress": progress,
         "environment": part("meta", "env"),
+        "origin": part("meta", "origin"),
         "created": _date(part("meta", "created")),
         "digest": part("integrity", "digest"),
     }

@@ -21,6 +21,7 @@ from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
+from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import build_model, build_task, described, first_difference, load_trained, transfer
 from bigmodel_cli.engine.stopwatch import Stopwatch
@@ -55,16 +56,19 @@ def _others(bundle: DataBundle) -> str:
     return "".join(f", {k}" for k in sorted(bundle.load) if k not in ("train", "val"))
 
 
-def assemble(recipe: Recipe, resumed: Mapping[str, Any] | None = None) -> Run:
+def assemble(
+    recipe: Recipe, resumed: Mapping[str, Any] | None = None, recorded: Mapping[str, Any] | None = None
+) -> Run:
     """Build everything that `recipe` names, on its device, ready for ``fit``.
 
     `resumed` is the checkpoint to continue from: its preprocessing is kept, and the
-    checkpoint it once started from is not needed any more.
+    checkpoint it once started from is not needed any more. `recorded` is the environment of
+    a run that is done again: what was measured for it then is not measured anew.
 
     Raises:
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
-    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else None)
+    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded)
     bundle = load_data(recipe.data)
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
@@ -211,4 +215,5 @@ def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
         "input": {"kind": spec.kind, **spec.to_dict()},
         "data": {**values["data"], "fingerprint": bundle.fingerprint, "spec": bundle.spec.to_dict()},
         "recipe": values,
+        "origin": provenance(),
     }

@@ -26,6 +26,8 @@ from bigmodel_cli.engine.small_maps import dense_small_maps
 CHOICES = ("precision", "channels_last", "compile", "threads", "small_maps")
 """What may be measured, and what a run must keep to be resumed bit by bit."""
 
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -161,7 +163,9 @@ def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None) 
     }
     why = "as asked" if section.precision != "auto" else f"default on {device.type}"
     if recorded is not None and recorded.get("device") == device_name(device):
-        chosen |= {k: recorded[k] for k in CHOICES if k in recorded}
+        # A stranger's word again: of the same type as ours, and no million threads.
+        kept = {k: recorded[k] for k in CHOICES if type(recorded.get(k)) is type(chosen[k])}
+        chosen |= kept if 0 < kept.get("threads", 1) <= MAX_THREADS else {}
         why = "as the run began"
     asked = {k: getattr(section, k, "auto") for k in CHOICES}
     placement = Placement(device, **chosen | {k: v for k, v in asked.items() if v not in ("auto", None)}, why=why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +61,10 @@ class Outcome:
         }
 
 
-def train(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None]) -> Outcome:
-    """Train `recipe` in `folder` to its end.
+def train(
+    recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None], recorded: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Train `recipe` in `folder` to its end; `recorded` is the environment of a run that is done again.
 
     A new folder is made only once everything is built: bad input leaves nothing behind.
 
@@ -71,7 +73,7 @@ def train(recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None]) -> O
         BigmodelError: it could not start, or not go on; ``status.json`` says the same.
     """
     clock = time.perf_counter()
-    with StopFlag() as stop, listening(lambda *_: _stop_decoding(stop)), _prepared(recipe, folder) as run:
+    with StopFlag() as stop, listening(lambda *_: _stop_decoding(stop)), _prepared(recipe, folder, recorded) as run:
         best: dict[str, Any] = {}
 
         def told(event: Event) -> None:
@@ -115,11 +117,11 @@ def _before(run: Run) -> dict[str, Any]:
 
 
 @contextmanager
-def _prepared(recipe: Recipe, folder: RunFolder) -> Iterator[Run]:
+def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | None) -> Iterator[Run]:
     """The run, built and holding the folder's lock; however it ends, ``status.json`` says so."""
     run: Run | None = None
     if not folder.resume:
-        run = assemble(recipe)  # before the folder exists
+        run = assemble(recipe, None, recorded)  # before the folder exists
     with folder:
         try:
             if run is None:

@@ -149,6 +149,8 @@ def build_spec(values: Mapping[str, Any], source: str) -> Any:
         return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})
     except InputError as error:
         raise InputError(f"{source}: {error.what}", error.expected, "restore it from a copy") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{source}: not a spec of kind {kind!r} ({error})", hint="restore it from a copy") from None
 
 
 def build_task(recipe: Recipe, spec: Spec) -> Task:
