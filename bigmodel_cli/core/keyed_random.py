@@ -19,9 +19,15 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
-def uniform(key: SampleKey, stream: int) -> Tensor:
-    """(B,) float32 in [0, 1): the random number `stream` of each sample in this epoch."""
-    x = _mix((key.indices.long() + 0x9E3779B9 * (stream + 1)) & MASK)
+def uniforms(key: SampleKey, *streams: int) -> Tensor:
+    """(S,B) float32 in [0, 1): the random numbers `streams` of each sample in this epoch, in one pass."""
+    first = key.indices.new_tensor([0x9E3779B9 * (stream + 1) & MASK for stream in streams]).long()
+    x = _mix((key.indices.long() + first[:, None]) & MASK)
     x = _mix(x ^ (key.epoch * 0x85EBCA6B & MASK))
     x = _mix((x + (key.seed * 0xC2B2AE35 & MASK)) & MASK)  # masked in Python first: a large seed is no int64
     return (x >> 8).float() / (1 << 24)
+
+
+def uniform(key: SampleKey, stream: int) -> Tensor:
+    """(B,) float32 in [0, 1): the random number `stream` of each sample in this epoch."""
+    return uniforms(key, stream)[0]

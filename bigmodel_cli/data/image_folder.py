@@ -30,7 +30,7 @@ def image_folder(
     balance: Literal["none", "loss"] = "none",
 ) -> DataBundle:
     """Your own pictures: class folders, a table path,label[,split], or a tar; --data PATH names them."""
-    listing = list_pictures(Path(path).expanduser())
+    listing = list_pictures(Path(path).expanduser().absolute())
     side = round(size / crop)
 
     notes = list(listing.notes)

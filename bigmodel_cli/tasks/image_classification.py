@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 @tasks.register(kind="image")
 def image_classification(
-    spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
+    spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:
     """One class a picture."""
     return ImageClassification(spec, loss, augment)
@@ -34,7 +35,8 @@ class ImageClassification:
 
     spec: ImageSpec
     loss_per_sample: Callable[[Tensor, Tensor], Tensor]
-    augment: Callable[[Tensor, SampleKey], Tensor]
+    augment: Callable[..., Tensor]
+    """See `Augment` in data/augment.py."""
     labels: tuple[int, ...] | None = None
     """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
     name = "image_classification"
@@ -97,32 +99,42 @@ class ImageClassification:
         x = batch["image"]
         spec = self.spec
         if key is not None:
-            x = self.augment(x, key)
+            x = self.augment(x, key, (spec.height, spec.width))
         if x.shape[2:] != (spec.height, spec.width) and spec.crop < 1:
             x = _middle(x, spec.crop)
-        x = x.float()
         if x.shape[1] != spec.channels:
-            x = _to_channels(x, spec.channels)
+            x = _to_channels(x.float(), spec.channels)
         if x.shape[2:] != (spec.height, spec.width):
-            x = F.interpolate(x, (spec.height, spec.width), mode="bilinear", antialias=True)
-        if spec.mean:
-            mean = x.new_tensor(spec.mean).view(1, -1, 1, 1) * 255
-            std = x.new_tensor(spec.std).view(1, -1, 1, 1) * 255
-            x = (x - mean) / std
+            x = F.interpolate(x.float(), (spec.height, spec.width), mode="bilinear", antialias=True)
         label = batch["label"]
         if self.labels is not None:
-            label = torch.tensor(self.labels, device=label.device)[label]
-        return {**batch, "image": x, "label": label}
+            label = _constant(self.labels, torch.int64, label.device)[label]
+        mixed: Batch = {}
+        mixing = getattr(self.augment, "mixing", None)
+        if key is not None and mixing is not None:
+            x, partner, share = mixing(x.float(), key)
+            mixed = {"other_label": label[partner], "share": share}
+        if spec.mean:
+            mean = _constant(spec.mean, torch.float32, x.device).view(1, -1, 1, 1) * 255
+            std = _constant(spec.std, torch.float32, x.device).view(1, -1, 1, 1) * 255
+            x = (x - mean).div_(std)  # the one pass that makes uint8 pictures float
+        return {**batch, "image": x.float(), "label": label, **mixed}
 
     def count(self, batch: Batch) -> int:
         return len(batch["label"])
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
-        each = self.loss_per_sample(logits, batch["label"])
-        if self.spec.class_weights:
-            each = each * each.new_tensor(self.spec.class_weights)[batch["label"]]
+        each = self._loss_of(logits, batch["label"])
+        if "share" in batch:  # mixed pictures (see `mixing` in data/augment_photo.py): as soft labels, exactly
+            each = torch.lerp(self._loss_of(logits, batch["other_label"]), each, batch["share"])
         return LossSum(each.sum(), len(logits))
+
+    def _loss_of(self, logits: Tensor, label: Tensor) -> Tensor:
+        each = self.loss_per_sample(logits, label)
+        if self.spec.class_weights:
+            each = each * _constant(self.spec.class_weights, torch.float32, each.device)[label]
+        return each
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         """logits (B,K) fp32, loss (B,), label (B,) and index (B,): what reports are made of."""
@@ -191,6 +203,13 @@ class ImageClassification:
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.spec.channels, self.spec.height, self.spec.width),)
+
+
+@functools.lru_cache(64)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`values` on the device: sent once, since every send to a GPU waits for it."""
+    with torch.inference_mode(False):  # or a first call in evaluation would make it useless for training
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _middle(x: Tensor, share: float) -> Tensor:

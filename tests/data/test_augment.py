@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import SampleKey
-from bigmodel_cli.data.augment import uniform
 
-NAMES = ["shift", "crop_flip", "affine", "erase"]
+NAMES = ["shift", "crop_flip", "affine", "erase", "resized_crop", "strong"]
 
 
 def pictures(n, height=12, width=10):

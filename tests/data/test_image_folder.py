@@ -244,3 +244,13 @@ def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> N
             assert torch.equal(seen, trained.task.prepare(trained.task.read(file))["image"])
             p = trained.model(seen).softmax(1)[0]
             assert p[0].item() == pytest.approx(probabilities[source.name(i)]["cat"], abs=1e-6)
+
+
+def test_the_recipe_for_photos_trains(tmp_path: Path, run_cli: Any) -> None:
+    folders(tmp_path / "photos", train={"cat": 6, "dog": 3}, val={"cat": 2, "dog": 2})
+    recipe = "recipes/image/photos-resnet18.yaml"
+    done = run_cli("train", recipe, "--set", "data.size=32", "--max-steps", 2, "--batch-size", 4, "--out", "r")
+    assert done.returncode == 0, done.stderr
+    assert "decoding train" in done.stderr and "6 cat, 3 dog" in done.stderr
+    again = run_cli("train", recipe, "--data", tmp_path / "photos", "--set", "data.size=32", "--max-steps", 1)
+    assert again.returncode == 0 and "decoding" not in again.stderr
