@@ -25,7 +25,7 @@ def preflight(resolved: Resolved, folder: Path, json: bool) -> None:
     from bigmodel_cli.engine.assemble import assemble
     from bigmodel_cli.engine.preflight import measure
 
-    run = assemble(resolved.recipe)
+    run = assemble(resolved.recipe, measure=False)
     found = measure(run, folder)
     if json:
         origin = {".".join(path): where for path, where in resolved.origin.items()}

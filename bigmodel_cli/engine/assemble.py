@@ -57,13 +57,18 @@ def _others(bundle: DataBundle) -> str:
 
 
 def assemble(
-    recipe: Recipe, resumed: Mapping[str, Any] | None = None, recorded: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    resumed: Mapping[str, Any] | None = None,
+    recorded: Mapping[str, Any] | None = None,
+    *,
+    measure: bool = True,
 ) -> Run:
     """Build everything that `recipe` names, on its device, ready for ``fit``.
 
     `resumed` is the checkpoint to continue from: its preprocessing is kept, and the
     checkpoint it once started from is not needed any more. `recorded` is the environment of
     a run that is done again: what was measured for it then is not measured anew.
+    Without `measure` the placement is the default one: for a look at a run, not for the run.
 
     Raises:
         BigmodelError: data, checkpoint or device is not there or does not fit.
@@ -83,7 +88,7 @@ def assemble(
     task = task.for_data(bundle.spec)
     task = adapted.objective(task) if adapted.objective else task
     keeps, why_not = can_keep(recipe, task, model, adapted, len(train) + len(val))
-    if resumed is None and adapted.solve is None and not keeps:
+    if measure and resumed is None and recorded is None and adapted.solve is None and not keeps:
         placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
     optimizer = build_optimizer(recipe, model, adapted.rates)
     ema = None

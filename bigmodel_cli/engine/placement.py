@@ -150,7 +150,8 @@ def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None) 
     device = choose_device(section.device)
     cuda = device.type == "cuda"
     _keep_memory()
-    torch.use_deterministic_algorithms(section.deterministic)
+    if section.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler: 1.3 s
+        torch.use_deterministic_algorithms(section.deterministic)
     if cuda:
         torch.set_float32_matmul_precision("highest" if section.deterministic else "high")  # TF32
         torch.backends.cudnn.benchmark = not section.deterministic
