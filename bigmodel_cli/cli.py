@@ -79,7 +79,8 @@ def main() -> None:
         _leave(128 + signal.SIGPIPE)
     except Exception as error:
         _debug()
-        console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint="bigmodel --debug ..."))
+        hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug ... shows it"])
+        console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint))
         _leave(1)
 
 

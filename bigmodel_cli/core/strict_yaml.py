@@ -18,7 +18,9 @@ from bigmodel_cli.core.errors import InputError
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
-FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$")
+FLOAT = re.compile(
+    r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?$|[-+]?\d+[eE][-+]?\d+$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
 INT = re.compile(r"[-+]?(?:0|[1-9]\d*)$")
 
 
@@ -123,7 +125,9 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise InputError(f"{where}: {error.problem or 'not YAML'}", hint="check the indentation and quotes") from None
+        # A problem that begins with "but" ends the sentence of its context.
+        whole = f"{error.context} {error.problem}" if (error.problem or "").startswith("but") else error.problem
+        raise InputError(f"{where}: {whole or 'not YAML'}", hint="check the indentation and quotes") from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise InputError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
 

@@ -45,6 +45,8 @@ class RunFolder:
             raise InputError(
                 f"{path}: no such run", "expected a run folder to resume", "bigmodel train MODEL --out ..."
             )
+        if self.resume and not any(path.glob("*.pt")):
+            raise InputError(f"{path}: no checkpoint to resume from", hint="start again with --overwrite")
         used = path.is_dir() and any(p.name != "run.lock" for p in path.iterdir())
         if used and not (self.resume or self.overwrite):
             holder = self._holder()

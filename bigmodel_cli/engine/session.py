@@ -140,8 +140,9 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
                 error.hint = f"last good checkpoint {last}; {error.hint}"
             folder.status("failed", error.exit_code, step, str(last) if last.exists() else None, error.line)
             raise
-        except Exception:
+        except Exception as error:
             folder.write_text("crash.log", traceback.format_exc())
+            error.add_note(f"the traceback is in {folder.path / 'crash.log'}")
             folder.status("failed", 1, run.progress.step if run else 0, None, "a bug in bigmodel: see crash.log")
             raise
 

@@ -65,7 +65,7 @@ def test_a_flag_without_a_recipe_finds_its_component() -> None:
 
 
 SCALARS: list[tuple[str, Any]] = [
-    ("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("-2", -2), ("010", 10.0), ("1:30", "1:30"), ("yes", "yes"), ("off", "off"),  # noqa: E501
+    ("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("-2", -2), ("010", "010"), ("1:30", "1:30"), ("yes", "yes"), ("off", "off"),  # noqa: E501
     ("true", True), ("null", None), ("", None), ("[64, 32]", [64, 32]), ("2020-01-01", "2020-01-01"), ("0x10", "0x10"),
     (".inf", float("inf")), ("a b", "a b"), ("1_000", "1_000"),
 ]  # fmt: skip
