@@ -13,6 +13,7 @@ import bigmodel_cli
 from bigmodel_cli.commands import (
     checkpoint,
     console,
+    data,
     env_check,
     evaluate,
     export,
@@ -59,7 +60,7 @@ app.command()(reproduce.reproduce)
 app.command("verify-resume")(reproduce.verify_resume)
 app.command("env-check")(env_check.env_check)
 app.command("models")(listing.models_command)
-app.command("data")(listing.data_command)
+app.add_typer(data.app, name="data")
 app.command("recipes")(listing.recipes_command)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -1,4 +1,4 @@
-"""``bigmodel models``, ``data`` and ``recipes``: what there is, a line each."""
+"""``bigmodel models`` and ``recipes``: what there is, a line each; ``bigmodel data`` is in data.py."""
 
 from __future__ import annotations
 
@@ -68,30 +68,6 @@ def _figure(count: int | None) -> str:
 
 def _megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.1f} MB"
-
-
-def data_command(data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
-    """The data sets, and which of them lie in the data folder.
-
-    Examples:
-
-        bigmodel data
-
-        bigmodel data --data-dir ~/datasets
-    """
-    from bigmodel_cli.core.recipe import data_root
-    from bigmodel_cli.core.registry import data
-
-    root = data_root(data_dir)
-    rows: list[dict[str, Any]] = [
-        {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
-    ]
-    if json:
-        for row in rows:
-            console.print_json(row)
-        return
-    cells = [(r["name"], "yes" if r["here"] else "downloaded when asked for", r["summary"]) for r in rows]
-    console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
 
 
 def found_in(root: Path) -> list[str]:

@@ -1,0 +1,122 @@
+"""``bigmodel data``: the data sets there are, and ``data inspect``: what one's own pictures hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigmodel_cli.commands import console
+from bigmodel_cli.commands import options as opt
+
+if TYPE_CHECKING:
+    from bigmodel_cli.insight.picture_folder import Findings
+
+MOST_CLASSES = 30  # rows of classes on a screen; --json has them all
+MOST_NAMES = 5  # files named for each problem
+
+app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback()
+def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
+    """The data sets, and which of them lie in the data folder; `inspect` looks into your own pictures.
+
+    Examples:
+
+        bigmodel data
+
+        bigmodel data --data-dir ~/datasets
+
+        bigmodel data inspect ./photos --sheet sheet.png
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from bigmodel_cli.commands.listing import here
+    from bigmodel_cli.core.recipe import data_root
+    from bigmodel_cli.core.registry import data
+
+    root = data_root(data_dir)
+    rows: list[dict[str, Any]] = [
+        {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
+    ]
+    if json:
+        for row in rows:
+            console.print_json(row)
+        return
+    own = {"image_folder": "wherever they lie"}
+    cells = [
+        (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded when asked for"), r["summary"]) for r in rows
+    ]
+    console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Class folders, a table path,label[,split], or a tar.")],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="FILE.png", help="Also draw a contact sheet.")
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Look at pictures before training on them: counts, sizes, formats, leaks between splits, damaged files.
+
+    Examples:
+
+        bigmodel data inspect ./photos
+
+        bigmodel data inspect ./photos --sheet sheet.png --json
+    """
+    from bigmodel_cli.commands.progress import WaitBars
+    from bigmodel_cli.data.picture_list import list_pictures
+    from bigmodel_cli.insight import picture_folder
+
+    listing = list_pictures(path.expanduser())
+    with WaitBars():
+        findings = picture_folder.inspect(listing)
+    if sheet is not None:
+        picture_folder.contact_sheet(listing, sheet)
+    if json:
+        console.print_json({"path": str(path), "sheet": str(sheet) if sheet else None, **findings.to_dict()})
+        return
+    _show(findings, path, sheet)
+
+
+def _show(findings: Findings, path: Path, sheet: Path | None) -> None:
+    seen = findings.to_dict()
+    splits = list(seen["pictures"])
+    rows = [(name, *(f"{counts[s]:,}" for s in splits)) for name, counts in seen["counts"].items()]
+    more = len(rows) - MOST_CLASSES
+    rows = [*rows[:MOST_CLASSES], *([(f"and {more} more classes", *("" for _ in splits))] if more > 0 else [])]
+    total = ("total", *(f"{n:,}" for n in seen["pictures"].values()))
+    console.show(console.table(None, ("class", *splits), [*rows, total], right=True))
+    side = seen["shorter_side"]
+    facts = [
+        ("formats", ", ".join(f"{k} {v:,}" for k, v in seen["formats"].items())),
+        ("colours", ", ".join(f"{k} {v:,}" for k, v in seen["modes"].items())),
+        ("shorter side", f"{side['min']} to {side['max']} pixels, median {side['median']:g}" if side else "-"),
+        ("input size", f"--set data.size={seen['suggested_size']}"),
+    ]
+    problems = [
+        ("cannot be decoded", [f"{b['name']} ({b['problem']})" for b in seen["undecodable"]]),
+        ("same picture in two splits", [" = ".join(p) for p in seen["leaks"]]),
+        ("same picture, two classes", [" = ".join(p) for p in seen["two_labels"]]),
+        ("same picture twice in a split", [" = ".join(p) for p in seen["duplicates"]]),
+        ("look alike in two splits", [" ~ ".join(p) for p in seen["near_leaks"]]),
+        ("look alike in a split", [" ~ ".join(p) for p in seen["near_duplicates"]]),
+    ]
+    for what, names in problems:
+        shown = "".join(f"\n{name}" for name in names[:MOST_NAMES]) + ("\n..." if len(names) > MOST_NAMES else "")
+        facts.append((what, f"{len(names):,}{shown}" if names else "none"))
+    console.show(console.table(None, ("what", "found"), _lines(facts)))
+    for note in seen["notes"]:
+        console.note(note)
+    if sheet is not None:
+        console.say(f"contact sheet {sheet}")
+    console.say(f"next: bigmodel train resnet18 --data {path} --set data.size={seen['suggested_size']}")
+
+
+def _lines(facts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A row a line: a cell shows line breaks as escapes, since file names may hold them."""
+    return [(what if i == 0 else "", line) for what, text in facts for i, line in enumerate(text.split("\n"))]
