@@ -21,6 +21,7 @@ from bigmodel_cli.commands import (
     predict,
     recipe,
     reproduce,
+    study,
     train,
 )
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
@@ -53,6 +54,7 @@ def options(
 
 app.command()(train.train)
 app.command()(train.finetune)
+app.command()(study.study)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)

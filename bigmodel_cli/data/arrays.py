@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from bigmodel_cli.core.types import Batch
+from bigmodel_cli.core.errors import InputError, nearest
+from bigmodel_cli.core.types import Batch, DataBundle
 
 
 @dataclass(frozen=True)
@@ -25,3 +30,45 @@ class ImageArrays:
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}]"
+
+
+def few_of_each(bundle: DataBundle, classes: tuple[str, ...], samples_per_class: int | None) -> DataBundle:
+    """`bundle` with `classes` alone, in that order, and so many train samples of each; as many others are val.
+
+    `bundle` has train and test, both :class:`ImageArrays`. Which samples are taken is the same every time.
+
+    Raises:
+        InputError: a class is not in it, stands twice, or has too few samples.
+    """
+    whole: Any = bundle.spec
+    if not classes and samples_per_class is None:
+        return bundle
+    kept = classes or whole.classes
+    for name in kept:
+        if name not in whole.classes:
+            raise InputError(f"data.classes: no class {name!r}", nearest(name, whole.classes))
+    if len(set(kept)) != len(kept) or len(kept) < 2:
+        raise InputError(f"data.classes = {list(kept)}", "expected two or more, each once")
+    places = [whole.classes.index(name) for name in kept]
+
+    @functools.cache
+    def load(split: str) -> ImageArrays:
+        source: Any = bundle.load["test" if split == "test" else "train"]()
+        chosen = [_members(source, place, samples_per_class, split) for place in places]
+        labels = torch.cat([torch.full((len(part),), k) for k, part in enumerate(chosen)])
+        return ImageArrays(source.pictures[torch.cat(chosen)], labels, split)
+
+    splits = ("train", "test") if samples_per_class is None else ("train", "val", "test")
+    loaders: dict[str, Callable[[], ImageArrays]] = {split: functools.partial(load, split) for split in splits}
+    return replace(bundle, spec=whole.with_(classes=tuple(kept)), load=loaders)
+
+
+def _members(source: Any, place: int, count: int | None, split: str) -> Tensor:
+    """The places of the samples of one class that belong to `split`."""
+    members = (source.labels == place).nonzero().flatten()
+    if count is None or split == "test":
+        return members
+    if 2 * count > len(members):
+        raise InputError(f"data.samples_per_class = {count}", f"expected at most {len(members) // 2}: as many validate")
+    shuffled = members[torch.randperm(len(members), generator=torch.Generator().manual_seed(0))]
+    return shuffled[:count] if split == "train" else shuffled[count : 2 * count]

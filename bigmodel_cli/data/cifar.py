@@ -9,9 +9,10 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -19,7 +20,7 @@ from bigmodel_cli.core.pictures import decode
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data import picture_cache
-from bigmodel_cli.data.arrays import ImageArrays
+from bigmodel_cli.data.arrays import ImageArrays, few_of_each
 from bigmodel_cli.data.download import download
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,8 +35,18 @@ DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @data.register()
-def cifar10(root: Path) -> DataBundle:
-    """60,000 colour pictures in 10 classes, 32x32 (Krizhevsky 2009)."""
+def cifar10(
+    root: Path, *, classes: tuple[str, ...] = (), samples_per_class: Annotated[int, Field(gt=0)] | None = None
+) -> DataBundle:
+    """60,000 colour pictures in 10 classes, 32x32 (Krizhevsky 2009).
+
+    `classes` are those to keep, in that order; none means all. With `samples_per_class`
+    train has exactly so many of each, and val as many others.
+    """
+    return few_of_each(_whole(root), classes, samples_per_class)
+
+
+def _whole(root: Path) -> DataBundle:
     spec = ImageSpec(3, 32, 32, CLASSES)
     for folder in (root / "cifar10", root):
         if all((folder / split / CLASSES[0]).is_dir() for split in BATCHES):

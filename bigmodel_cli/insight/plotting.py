@@ -1,0 +1,30 @@
+"""matplotlib, without a window, or the extra that brings it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.errors import MachineError
+
+
+@contextmanager
+def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 4.0)) -> Iterator[Any]:
+    """Axes to draw on, saved to `path` as a picture at the end; `size` is that of each, in inches.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        hint = "pip install 'bigmodel[plots]'"
+        raise MachineError("matplotlib is not installed", "plots need the extra plots", hint) from None
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    yield figure.subplots(rows, columns)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,57 @@
+"""What a study shows, as a picture. A figure takes the results of all runs and the file to write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.registry import figures
+from bigmodel_cli.insight.plotting import drawing
+
+Results = list[dict[str, Any]]
+
+PAPER = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}
+"""He et al. 2015, Table 6: test error of ResNets on CIFAR-10 in percent (164 epochs, with augmentation)."""
+
+
+@figures.register()
+def depth(results: Results, path: Path) -> None:
+    """Plain against residual networks by depth, as Figure 6 of He et al. 2015, with Table 6 beside it."""
+    found: dict[str, dict[int, dict[str, Any]]] = {"plain": {}, "resnet": {}}
+    for result in results:
+        kind, layers = re.fullmatch(r"([a-z]+)-?(\d+).*", result["model"]).groups()  # type: ignore[union-attr]
+        found[kind][int(layers)] = result
+    with drawing(path, 1, 3, (4.6, 3.8)) as (left, middle, right):
+        for axes, kind in ((left, "plain"), (middle, "resnet")):
+            for layers, result in sorted(found[kind].items()):
+                steps = [e["epoch"] for e in result["epochs"]]
+                axes.plot(steps, [e["train_loss"] for e in result["epochs"]], "o-", ms=3, label=f"{kind}{layers}")
+            axes.set(xlabel="epoch", ylabel="training loss", title={"plain": "plain", "resnet": "residual"}[kind])
+            axes.legend(frameon=False)
+        middle.sharey(left)
+        split = "test" if all("test_accuracy" in r for r in results) else "val"
+        for kind, style in (("plain", "s--"), ("resnet", "o-")):
+            runs = sorted(found[kind].items())
+            errors = [100 * (1 - r[f"{split}_accuracy"]) for _, r in runs]
+            right.plot([layers for layers, _ in runs], errors, style, label=f"{kind}, ours")
+        right.plot(list(PAPER), list(PAPER.values()), "k^:", ms=4, label="ResNet, paper's Table 6")
+        right.set(xlabel="layers", ylabel=f"{split} error, %", title="error by depth", ylim=(0, None))
+        right.legend(frameon=False)
+
+
+@figures.register()
+def accuracies(results: Results, path: Path) -> None:
+    """Accuracy of each run on val and, where it was measured, on test."""
+    names = [r["run"] for r in results]
+    splits = [s for s in ("val", "test") if all(f"{s}_accuracy" in r for r in results)]
+    with drawing(path, size=(7.0, 0.4 * len(names) + 1.2)) as axes:
+        for i, split in enumerate(splits):
+            places = [k + (i - (len(splits) - 1) / 2) * 0.38 for k in range(len(names))]
+            values = [100 * r[f"{split}_accuracy"] for r in results]
+            bars = axes.barh(places, values, 0.36, label=split)
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(xlabel="accuracy, %")
+        axes.legend(frameon=False, loc="lower right")

@@ -1,0 +1,103 @@
+"""Studies: several runs by one command, the picture and the table of them, and what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.types import DataBundle, ImageSpec
+from bigmodel_cli.data.arrays import ImageArrays, few_of_each
+from bigmodel_cli.engine.study import read_study, recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = """
+title: two and one
+test: true
+figure: {name: accuracies}
+base:
+  data: {name: digits}
+  train: {epochs: 2}
+runs:
+  first: {model: {name: mlp}}
+  tuned: {model: {name: mlp}, start: {checkpoint: "@first", method: probe}}
+"""
+
+
+def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(STUDY)
+    done = run_cli("study", "two.yaml", "--out", "out", "--json")
+    assert done.returncode == 0, done.stderr
+    results = [e for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "result"]
+    assert [(r["run"], r["method"]) for r in results] == [("first", "from zero"), ("tuned", "probe")]
+    assert results[1]["val_accuracy"] >= results[0]["val_accuracy"] and 0 < results[1]["test_accuracy"] <= 1
+    assert (tmp_path / "out/accuracies.png").stat().st_size > 5000
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt")}
+    again = run_cli("study", "two.yaml", "--out", "out")
+    assert again.returncode == 0 and "test accuracy" in again.stdout and "epoch" not in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt")} == stamps
+    other = run_cli("study", "two.yaml", "--out", "out", "--epochs", 3)
+    assert other.returncode == 2 and "made with train.epochs = 2, now 3" in other.stderr
+
+
+@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-pictures"])
+def test_the_studies_that_come_along_resolve(name: str) -> None:
+    study = read_study(ROOT / f"recipes/image/{name}.yaml")
+    found = recipes(study, Path("out"), [])
+    assert list(found) == list(study.runs) and study.test and study.figure is not None
+
+
+def test_what_is_no_study_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no runs in it") as caught:
+        read_study(ROOT / "recipes/image/mnist-cnn.yaml")
+    assert caught.value.hint is not None and caught.value.hint.startswith("bigmodel train")
+    (tmp_path / "x.yaml").write_text(STUDY.replace("@first", "@frist"))
+    with pytest.raises(InputError, match="run tuned: @frist; expected @ and the name of an earlier run"):
+        recipes(read_study(tmp_path / "x.yaml"), tmp_path, [])
+    (tmp_path / "y.yaml").write_text(STUDY.replace("title", "tilte"))
+    with pytest.raises(InputError, match=r"y\.yaml: title: field required; a study has title, base, runs"):
+        read_study(tmp_path / "y.yaml")
+
+
+def test_the_papers_figure_is_drawn(tmp_path: Path) -> None:
+    from bigmodel_cli.core.registry import figures
+
+    epochs = [{"epoch": k, "train_loss": 2.0 / k} for k in (1, 2)]
+    results = [
+        {"run": f"{kind}{layers}", "model": f"{kind}{layers}", "epochs": epochs, "val_accuracy": 0.5}
+        for kind in ("plain", "resnet")
+        for layers in (8, 20)
+    ]
+    figures.get("depth")(results, tmp_path / "depth.png")
+    from PIL import Image
+
+    with Image.open(tmp_path / "depth.png") as picture:
+        assert picture.width > 3 * picture.height / 2
+
+
+def test_few_of_each_class() -> None:
+    labels = torch.arange(60) % 3
+    arrays = ImageArrays(torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1), labels, "train")
+    test = ImageArrays(arrays.pictures, labels, "test")
+    whole = DataBundle(ImageSpec(1, 1, 1, ("a", "b", "c")), {"train": lambda: arrays, "test": lambda: test})
+    few = few_of_each(whole, ("c", "a"), 4)
+    assert few.spec.classes == ("c", "a") and set(few.load) == {"train", "val", "test"}  # type: ignore[attr-defined]
+    seen = {}
+    for split in ("train", "val"):
+        part: Any = few.load[split]()
+        assert part.labels.bincount().tolist() == [4, 4]
+        assert all(int(p) % 3 == (2, 0)[int(k)] for p, k in zip(part.pictures.flatten(), part.labels, strict=True))
+        seen[split] = set(part.pictures.flatten().tolist())
+    assert not seen["train"] & seen["val"] and len(few.load["test"]()) == 40
+    assert few_of_each(whole, (), None) is whole
+    for classes, count, message in [
+        (("a", "d"), None, "no class 'd'"),
+        (("a",), None, "two or more"),
+        ((), 11, "at most 10"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            few_of_each(whole, classes, count).load["train"]()
