@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bigmodel_cli.core.registry import Registry, augments, data, losses, methods, models, optimizers, schedules
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -55,7 +56,7 @@ class DataSection(Component):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of train carved off for validation, where the data has no val split"
     )
-    split_seed: int = Field(0, description="seed of that carving; apart from train.seed so that seeds compare")
+    split_seed: Seed = Field(0, description="seed of that carving; apart from train.seed so that seeds compare")
 
 
 class TrainSection(Section):
@@ -72,7 +73,7 @@ class TrainSection(Section):
         None, description="exponential moving average of the weights, which is then evaluated and exported"
     )
     patience: Positive | None = Field(None, description="stop after this many epochs without a better val metric")
-    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    seed: Seed = Field(0, description="seed of weights, order and augmentation")
     save_steps: Positive | None = Field(None, description="also save last.pt every this many steps")
     eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
 

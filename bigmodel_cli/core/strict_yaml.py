@@ -172,8 +172,11 @@ def _scalar(node: yaml.Node, source: str) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        if len(text) > 20:
-            raise InputError(f"{source}:{node.start_mark.line + 1}: {text[:24]}… is too large a number")
+        # 64 bits is what torch takes; and int() itself refuses text of thousands of digits.
+        if len(text.lstrip("-+0")) > 19 or not -(2**63) <= int(text) < 2**63:
+            raise InputError(
+                f"{source}:{node.start_mark.line + 1}: {text[:24]} is too large a number", "at most 64 bits"
+            )
         return int(text)
     if kind == "float":
         return float(text.replace(".inf", "inf").replace(".nan", "nan") if text[-1].isalpha() else text)

@@ -7,13 +7,16 @@ One ordinary ``torch.save`` zip of tensors and plain values, so that
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +28,7 @@ FORMAT = "bigmodel.checkpoint"
 VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version n to n + 1: pure functions on the whole dictionary, chained."""
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 SCHEMA: dict[str, tuple[type, ...]] = {
     "format": (str,),
@@ -45,50 +49,97 @@ META: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lambda: False) -> None:
     """Write `state` to `path`: whole and durable, or not at all, the old file untouched until then.
+
+    Once `abandoned` says so the write ends early, and leaves nothing.
 
     Raises:
         MachineError: the disk is full or cannot be written.
         TypeError: `state` holds something other than tensors and plain values.
     """
     state = {**state, "integrity": {"algo": "sha256", "digest": digest(state)}}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            torch.save(state, cast(IO[bytes], _Abandonable(file, abandoned)))
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # a full disk is either, depending on which write met it
-        temporary.unlink(missing_ok=True)
-        needed, free = _size(state), shutil.disk_usage(path.parent).free
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
-        raise MachineError(
-            f"{path}: {reason}; about {needed} bytes needed, {free} free", hint="give another --out"
-        ) from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    _replace(path, write, lambda: _size(state))
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the file that `source` is now: no second copy on the disk, and as atomic as a save."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    """Make `target` the file that `source` is now: no second copy on the disk, and as atomic as a save.
+
+    Raises:
+        MachineError: the disk is full or cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+
+    _replace(target, write, lambda: source.stat().st_size)
+
+
+def _replace(path: Path, write: Callable[[Path], None], needed: Callable[[], int]) -> None:
+    """`write` a temporary file beside `path`, which then takes its place at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
-    _sync_folder(target.parent)
+        write(temporary)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # a full disk is either, depending on which write met it
+        _remove(temporary)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
+        raise MachineError(
+            f"{path}: {reason}; about {needed()} bytes needed, {free_bytes(path.parent)} free",
+            hint="give another --out",
+        ) from None
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that led here is the one to tell
+        temporary.unlink(missing_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of `folder`; 0 where the folder itself has gone."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+class _Abandonable:
+    """A file for ``torch.save``, whose next write raises once nobody wants it any more."""
+
+    def __init__(self, file: IO[bytes], abandoned: Callable[[], bool]) -> None:
+        self.file, self.abandoned = file, abandoned
+
+    def write(self, data: Any) -> int:
+        if self.abandoned():
+            raise RuntimeError("abandoned")
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def clean_temporary(folder: Path) -> None:
-    """Remove what a killed save left behind. The caller holds the folder's lock."""
+    """Remove what a killed save left behind, and no other hidden file. The caller holds the folder's lock."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -142,7 +193,7 @@ def fallback(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
         InputError: there is none.
     """
     skipped: list[str] = []
-    for path in sorted(folder.glob("*.pt"), key=lambda p: (p.stat().st_mtime_ns, p.name == "last.pt"), reverse=True):
+    for path in sorted(folder.glob("*.pt"), key=_made, reverse=True):
         try:
             return path, load(path), skipped
         except InputError as error:
@@ -150,6 +201,19 @@ def fallback(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     if skipped:
         raise InputError(f"{folder}: no valid checkpoint; {skipped[0]}", hint="start again with --overwrite")
     raise InputError(f"{folder}: no checkpoint to resume from", hint="start again with --overwrite")
+
+
+def _made(path: Path) -> tuple[float, bool]:
+    """When the checkpoint was made by its own word, which a copied folder keeps; else when the file was written."""
+    try:
+        created = look(path).values["meta"]["created"]
+    except (InputError, MachineError, LookupError, TypeError):
+        created = None
+    try:
+        written = path.stat().st_mtime
+    except OSError:  # a link to nowhere
+        written = 0.0
+    return (created if type(created) is float else written, path.name == "last.pt")
 
 
 def digest(value: Any) -> str:
@@ -236,5 +300,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
     finally:
         os.close(descriptor)

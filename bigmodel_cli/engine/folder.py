@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -14,6 +16,9 @@ from typing import IO, Any, Self
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.types import finite
 from bigmodel_cli.engine import checkpoint
+
+LOCK_TRIES, LOCK_WAIT = 10, 0.05
+"""How often, and at what distance in seconds, the lock is tried again before the folder counts as taken."""
 
 
 class RunFolder:
@@ -33,9 +38,10 @@ class RunFolder:
         self.out, self.stem, self.resume, self.overwrite = out, stem, resume, overwrite
         self._lock: IO[str] | None = None
         self._events: IO[str] | None = None
+        self.path = Path("runs") if out is None else out
         if out is not None:
-            self.path = out
-            self._check()
+            with self._writable():
+                self._check()
 
     def _check(self) -> None:
         path = self.path
@@ -60,7 +66,7 @@ class RunFolder:
     def _holder(self) -> str | None:
         """Who holds the lock, where somebody does."""
         try:
-            with (self.path / "run.lock").open("r") as file:
+            with (self.path / "run.lock").open("r+") as file:  # NFS locks only what may be written
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -71,25 +77,38 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         try:
-            if self.out is None:
-                self.path = self._next()
-            else:
+            with self._writable():
+                if self.out is None:
+                    self.path = self._next()
                 self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            self._check()  # again, now that no other run can be writing here
-            checkpoint.clean_temporary(self.path)
-            if self.overwrite and not self.resume:
-                self._clear()
-            self._events = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise MachineError(f"{self.path}: {error.strerror}", "expected a folder that can be written") from None
+                self._take_lock()
+                self._check()  # again, now that no other run can be writing here
+                checkpoint.clean_temporary(self.path)
+                if self.overwrite and not self.resume:
+                    self._clear()
+                self._events = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        if self._events is not None:
-            self._events.close()
-        if self._lock is not None:
-            self._lock.close()  # which lets the lock go
+        self._release()
+
+    def _release(self) -> None:
+        for file in (self._events, self._lock):  # closing lets the lock go
+            if file is not None:
+                with contextlib.suppress(OSError):  # a full disk: what could not be flushed was reported when written
+                    file.close()
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        """An OSError inside, such as no permission or a full disk, as a MachineError."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise MachineError(f"{self.path}: {reason}", "expected a folder that can be written") from None
 
     def _next(self) -> Path:
         """Make ``runs/<stem>-<n>``: mkdir is atomic, so two runs never share one."""
@@ -106,19 +125,24 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         file = (self.path / "run.lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            file.close()
-            raise MachineError(
-                f"{self.path}: another run is writing here ({holder})", hint="wait for it, or give another --out"
-            ) from None
+        # Some tries: another start may hold it for a moment, only to see who else does;
+        # and a winner needs one to write its name, which the losers then tell.
+        for last in (False,) * LOCK_TRIES + (True,):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    file.seek(0)
+                    holder = file.read().strip()
+                    file.close()
+                    what = f"{self.path}: another run is writing here ({holder})"
+                    raise MachineError(what, hint="wait for it, or give another --out") from None
+                time.sleep(LOCK_WAIT)
+        self._lock = file
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        self._lock = file
 
     def _clear(self) -> None:
         """Remove the files that a run makes, and nothing else that may lie here."""
@@ -128,39 +152,57 @@ class RunFolder:
                 path.unlink()
 
     def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
-        """How the run is: state running, done or failed, with the process's exit code."""
+        """How the run is: state running, done, interrupted or failed, with the process's exit code."""
         values = {"state": state, "exit_code": exit_code, "step": step, "checkpoint": checkpoint, "message": message}
         self.write_text("status.json", json.dumps(values) + "\n")
 
     def event(self, event: dict[str, Any]) -> None:
-        """Append one JSON object to ``metrics.jsonl``."""
+        """Append one JSON object to ``metrics.jsonl``.
+
+        Raises:
+            MachineError: the disk is full.
+        """
         assert self._events is not None
-        self._events.write(json.dumps(finite(event)) + "\n")
+        line = json.dumps(finite(event)) + "\n"
+        try:
+            self._events.write(line)
+        except OSError as error:
+            raise self._full("metrics.jsonl", error, len(line)) from None
 
     def rewind(self, step: int) -> None:
         """Drop the events past `step`: the resumed run writes them again."""
         file = self.path / "metrics.jsonl"
         kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:  # a line cut off by a kill
+                if event["event"] == "epoch" and event["step"] <= step:
+                    kept.append(line)
+            except (ValueError, LookupError, TypeError):  # a line cut off by a kill, or not ours
                 continue
-            if event.get("event") == "epoch" and event["step"] <= step:
-                kept.append(line)
         assert self._events is not None
         self._events.close()
         self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
-        self._events = file.open("a", encoding="utf-8", buffering=1)
+        with self._writable():
+            self._events = file.open("a", encoding="utf-8", buffering=1)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file whole or not at all."""
+        """Write a file whole or not at all.
+
+        Raises:
+            MachineError: the disk is full.
+        """
         path = self.path / name
         temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            # A name on disk need not be UTF-8, and a traceback or a recipe may hold one.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.path).free
-            raise MachineError(f"{path}: {error.strerror}; {len(text)} bytes needed, {free} free") from None
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise self._full(name, error, len(text)) from None
+
+    def _full(self, name: str, error: OSError, needed: int) -> MachineError:
+        free = checkpoint.free_bytes(self.path)
+        return MachineError(f"{self.path / name}: {error.strerror}; {needed} bytes needed, {free} free")

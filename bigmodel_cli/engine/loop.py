@@ -204,8 +204,8 @@ def end_epoch(run: Run, rate: float) -> bool:
     progress.epoch += 1
     progress.batch_in_epoch = progress.loss_count = 0
     progress.loss_sum = 0.0
+    run.emit(event)  # first: what a resumed run finds past its checkpoint it drops, what is missing it cannot know
     _save(run, best)
-    run.emit(event)
     return True
 
 

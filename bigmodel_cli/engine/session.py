@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.signals import StopFlag
 from bigmodel_cli.engine.solve import solve
 from bigmodel_cli.engine.start import digest, unchanged
+from bigmodel_cli.engine.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,12 @@ def train(
         BigmodelError: it could not start, or not go on; ``status.json`` says the same.
     """
     clock = time.perf_counter()
-    with StopFlag() as stop, listening(lambda *_: _stop_decoding(stop)), _prepared(recipe, folder, recorded) as run:
+    with (
+        StopFlag() as stop,
+        listening(lambda *_: _stop_decoding(stop)),
+        _prepared(recipe, folder, recorded) as run,
+        Writer(folder.path) as writer,
+    ):
         best: dict[str, Any] = {}
 
         def told(event: Event) -> None:
@@ -84,16 +92,21 @@ def train(
                 best = {k: event[k] for k in event if k.startswith("val_")} | {"best_epoch": event["epoch"]}
             emit(event)
 
-        run.emit, run.stop, run.save = told, lambda: stop.requested, _saver(folder)
-        run.roll_back = lambda: _roll_back(run, folder)
+        run.emit, run.stop = told, lambda: stop.requested
+        run.save = lambda run, best: writer.save(run.state(), best)
+        run.roll_back = lambda: _roll_back(run, folder, writer)
         run.watch.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
         with unchanged(run.model, run.frozen.tensors):
             through = keep_features(run)
             before = _before(run)
+            if not run.adapted.solve:  # which has nothing to save until it is through
+                stop.gently()
             through = through and (solve(run) if run.adapted.solve else fit(run))
+        with run.watch("saving"):
+            writer.wait()
         if not through:
-            _interrupted(stop, run, folder)
+            raise _interrupted(stop, run, folder)
         best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}
         outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, digest(run.model), before)
         folder.event(outcome.to_dict())
@@ -116,7 +129,7 @@ def _before(run: Run) -> dict[str, Any]:
     return {f"val_{k}": v for k, v in (metrics or {}).items()}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | None) -> Iterator[Run]:
     """The run, built and holding the folder's lock; however it ends, ``status.json`` says so."""
     run: Run | None = None
@@ -138,26 +151,23 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
             last = folder.path / "last.pt"
             if isinstance(error, DivergedError) and last.exists():
                 error.hint = f"last good checkpoint {last}; {error.hint}"
-            folder.status("failed", error.exit_code, step, str(last) if last.exists() else None, error.line)
+            how = "interrupted" if isinstance(error, InterruptedRun) else "failed"
+            with contextlib.suppress(BigmodelError):  # on a full disk the first error is the one to tell
+                folder.status(how, error.exit_code, step, str(last) if last.exists() else None, error.line)
+            raise
+        except BrokenPipeError:  # whoever read our output has gone
+            folder.status("failed", 128 + signal.SIGPIPE, run.progress.step if run else 0, None, "output pipe closed")
             raise
         except Exception as error:
-            folder.write_text("crash.log", traceback.format_exc())
-            error.add_note(f"the traceback is in {folder.path / 'crash.log'}")
-            folder.status("failed", 1, run.progress.step if run else 0, None, "a bug in bigmodel: see crash.log")
+            with contextlib.suppress(BigmodelError):
+                folder.write_text("crash.log", traceback.format_exc())
+                error.add_note(f"the traceback is in {folder.path / 'crash.log'}")
+                folder.status("failed", 1, run.progress.step if run else 0, None, "a bug in bigmodel: see crash.log")
             raise
 
 
-def _saver(folder: RunFolder) -> Callable[[Run, bool], None]:
-    def save(run: Run, best: bool) -> None:
-        last = folder.path / "last.pt"
-        checkpoint.save(last, run.state())
-        if best:
-            checkpoint.link(last, folder.path / "best.pt")
-
-    return save
-
-
-def _roll_back(run: Run, folder: RunFolder) -> bool:
+def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
+    writer.wait()
     try:
         _, state, _ = checkpoint.fallback(folder.path)
     except InputError:
@@ -167,13 +177,12 @@ def _roll_back(run: Run, folder: RunFolder) -> bool:
     return True
 
 
-def _interrupted(stop: StopFlag, run: Run, folder: RunFolder) -> None:
-    signum = stop.signum or 0
-    step = run.progress.step
-    raise InterruptedRun(
+def _interrupted(stop: StopFlag, run: Run, folder: RunFolder) -> InterruptedRun:
+    signum, step = stop.signum or 0, run.progress.step
+    return InterruptedRun(
         signum,
         f"stopped by signal {signum} at step {step}/{run.total_steps}; saved {folder.path / 'last.pt'}",
-        hint=f"bigmodel train --resume --out {folder.path}",
+        hint=f"bigmodel train --resume --out {shlex.quote(str(folder.path))}",
     )
 
 

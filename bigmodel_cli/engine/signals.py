@@ -10,13 +10,18 @@ from typing import Any, Self
 from bigmodel_cli.core.errors import InterruptedRun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+NOTHING = "stopped before the first step: nothing to save"
 
 
 class StopFlag:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 set ``signum``; a second SIGINT stops at once."""
+    """While entered, SIGTERM, SIGINT and SIGUSR1 set ``signum``; a second SIGINT stops at once.
+
+    As long as there is nothing to save (``at_once``), each of them stops at once.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.at_once = True
         self._old: dict[signal.Signals, Any] = {}
 
     @property
@@ -31,9 +36,23 @@ class StopFlag:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # None: a handler that was not installed from Python, and cannot be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def gently(self) -> None:
+        """From here on there is something to save: a signal is a request.
+
+        Raises:
+            InterruptedRun: one came before, while something swallowed the exception.
+        """
+        self.at_once = False
+        if self.signum is not None:
+            raise InterruptedRun(self.signum, NOTHING)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum == signal.SIGINT and signum == signal.SIGINT:
-            raise InterruptedRun(signum, "interrupted twice: stopped at once, nothing more was saved")
+        twice = self.signum == signal.SIGINT and signum == signal.SIGINT
         self.signum = signum
+        if self.at_once:
+            raise InterruptedRun(signum, NOTHING)
+        if twice:
+            raise InterruptedRun(signum, "interrupted twice: stopped at once, nothing more was saved")

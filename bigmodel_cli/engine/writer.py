@@ -1,0 +1,130 @@
+"""Checkpoints are written in a thread, from a copy of the state, while training goes on.
+
+A save costs training the copy alone: the digest, the zip and the wait for the disk are
+the thread's. One save is under way at most; an error in it is raised in the training
+thread, before the next save or at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import DivergedError, InterruptedRun
+from bigmodel_cli.engine import checkpoint
+
+
+class Writer:
+    """Writes ``last.pt`` and ``best.pt`` in `folder`. Leaving it waits for the save under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._abandoned = threading.Event()
+
+    def save(self, state: dict[str, Any], best: bool) -> None:
+        """Copy `state` now, and write the copy in the thread.
+
+        Raises:
+            MachineError: the save before this one met a full disk.
+            DivergedError: its weights were not finite, and it was not written.
+        """
+        self.wait()
+        copy, arrived = copied(state)
+        # Not a daemon: Python would tear it down in the middle of a write at its end.
+        self._thread = threading.Thread(target=self._write, args=(copy, arrived, best), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was given to ``save`` is durable; raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self.wait()
+            return
+        if issubclass(kind, InterruptedRun):  # a graceful stop has waited: this one is at once
+            self._abandoned.set()
+        with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
+            self.wait()
+
+    def _write(self, state: dict[str, Any], arrived: Callable[[], None], best: bool) -> None:
+        try:
+            arrived()
+            require_finite(state)
+            checkpoint.save(self.best if best else self.last, state, self._abandoned.is_set)
+            if best:
+                # In this order, a kill in between leaves the newer of the two as the better one,
+                # and a resumed run takes the newer: best.pt is never behind what last.pt says of it.
+                checkpoint.link(self.best, self.last)
+        except BaseException as error:
+            self._error = error
+
+
+def copied(state: Any) -> tuple[Any, Callable[[], None]]:
+    """A copy of `state` on the CPU that shares no memory with it, and what to call until it is all there.
+
+    A tensor that stands twice (tied weights) stands twice in the copy too. From a CUDA
+    device the copies go to pinned memory and are ordered among its kernels: the host
+    goes on, and later steps change nothing in them.
+    """
+    seen: dict[Any, Tensor] = {}
+    devices: set[torch.device] = set()
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if key not in seen or not value.numel():
+                seen[key] = _on_cpu(value.detach())
+                if value.is_cuda:
+                    devices.add(value.device)
+            return seen[key]
+        if isinstance(value, dict):
+            return {k: copy(v) for k, v in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(copy(v) for v in value)
+        return value
+
+    result = copy(state)
+    events = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def arrived() -> None:
+        for event in events:
+            event.synchronize()
+
+    return result, arrived
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    if value.is_cuda:
+        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+    return value.clone() if value.device.type == "cpu" else value.to("cpu")
+
+
+def require_finite(state: dict[str, Any]) -> None:
+    """A step that was finite can still have thrown the weights out of range: such a state is not worth keeping.
+
+    Raises:
+        DivergedError: a weight is NaN. (An infinity may be meant: it is what masks hold.)
+    """
+    for name, tensor in [*state["model"].items(), *(state["model_ema"] or {}).items()]:
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise DivergedError(
+                f"step {state['progress']['step']}: {name} holds NaN: not saved", hint="a lower --lr or a warm-up"
+            )
