@@ -1,0 +1,171 @@
+"""A process that has torch loaded and forks the real command: a start costs a tenth of a second instead of four.
+
+The child is the whole command, `bigmodel_cli.cli.main()` on its own arguments in its own
+process group, ended the way Python ends a process. What a test breaks on purpose is named
+by a key of SABOTAGE, and is broken in that child alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from conftest import environment
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+def _in_place() -> None:
+    import torch
+
+    from bigmodel_cli.engine import checkpoint
+
+    checkpoint.save = lambda path, state, abandoned=None: torch.save(state, path)  # type: ignore[assignment]
+
+
+def _deaf() -> None:
+    from bigmodel_cli.engine.signals import StopFlag
+
+    StopFlag._handle = lambda self, signum, frame: None  # type: ignore[method-assign]
+
+
+def _no_lock() -> None:
+    import fcntl
+
+    fcntl.flock = lambda file, how: None  # type: ignore[assignment]
+
+
+SABOTAGE = {"in-place": _in_place, "deaf": _deaf, "no-lock": _no_lock}
+
+
+@dataclass
+class Child:
+    """A forked command; `out` and `err` are the files that it writes to."""
+
+    nursery: Nursery
+    pid: int
+    out: Path
+    err: Path
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send `number` to its process group, as a scheduler or Ctrl-C does."""
+        os.killpg(self.pid, number)
+
+    def running(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return state != "Z"
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal, as ``subprocess`` gives it."""
+        return int(self.nursery.ask({"wait": self.pid}))
+
+    @property
+    def error(self) -> str:
+        return self.err.read_text()
+
+
+class Nursery:
+    """Starts commands in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, *arguments: Any, sabotage: str | None = None, largest_file: int | None = None) -> Child:
+        """The command with `arguments`; no file of it may grow beyond `largest_file` bytes."""
+        self.count += 1
+        out, err = (self.folder / f"{self.count}.{kind}" for kind in ("out", "err"))
+        request = {"argv": ["bigmodel", *map(str, arguments)], "out": str(out), "err": str(err)}
+        return Child(self, self.ask({**request, "sabotage": sabotage, "largest_file": largest_file}), out, err)
+
+    def run(self, *arguments: Any, **options: Any) -> tuple[int, Child]:
+        child = self.start(*arguments, **options)
+        return child.wait(), child
+
+
+def _serve() -> None:
+    import torch
+
+    import bigmodel_cli.cli
+    import bigmodel_cli.engine.session
+    import bigmodel_cli.insight.report
+    from bigmodel_cli.core.registry import data
+
+    data.get("digits")(Path()).load["train"]()  # sklearn is slow to import too
+    weight = torch.zeros(1, requires_grad=True)
+    torch.optim.AdamW([weight])  # and so is torch's compiler, which every optimizer imports
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _child(request)
+        print(json.dumps(answer), flush=True)
+
+
+def _child(request: dict[str, Any]) -> None:
+    os.setsid()
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if request["sabotage"]:
+        SABOTAGE[request["sabotage"]]()
+    if request["largest_file"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+    sys.argv = request["argv"]
+    code = 0
+    try:
+        from bigmodel_cli.cli import main
+
+        main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 70
+    threading._shutdown()  # type: ignore[attr-defined]  # as at the end of Python: wait for threads
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
