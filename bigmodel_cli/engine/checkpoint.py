@@ -7,12 +7,8 @@ One ordinary ``torch.save`` zip of tensors and plain values, so that
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
-import re
-import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +19,12 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.contents import damaged_entry, look, open_regular, require_plain
+from bigmodel_cli.engine.durable import replace
 
 FORMAT = "bigmodel.checkpoint"
 VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From version n to n + 1: pure functions on the whole dictionary, chained."""
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 SCHEMA: dict[str, tuple[type, ...]] = {
     "format": (str,),
@@ -66,58 +62,7 @@ def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lamb
             file.flush()
             os.fsync(file.fileno())
 
-    _replace(path, write, lambda: _size(state))
-
-
-def link(source: Path, target: Path) -> None:
-    """Make `target` the file that `source` is now: no second copy on the disk, and as atomic as a save.
-
-    Raises:
-        MachineError: the disk is full or cannot be written.
-    """
-
-    def write(temporary: Path) -> None:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-
-    _replace(target, write, lambda: source.stat().st_size)
-
-
-def _replace(path: Path, write: Callable[[Path], None], needed: Callable[[], int]) -> None:
-    """`write` a temporary file beside `path`, which then takes its place at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # a full disk is either, depending on which write met it
-        _remove(temporary)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
-        raise MachineError(
-            f"{path}: {reason}; about {needed()} bytes needed, {free_bytes(path.parent)} free",
-            hint="give another --out",
-        ) from None
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _remove(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here is the one to tell
-        temporary.unlink(missing_ok=True)
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk of `folder`; 0 where the folder itself has gone."""
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
+    replace(path, write, lambda: _size(state))
 
 
 class _Abandonable:
@@ -133,13 +78,6 @@ class _Abandonable:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def clean_temporary(folder: Path) -> None:
-    """Remove what a killed save left behind, and no other hidden file. The caller holds the folder's lock."""
-    for path in folder.glob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -293,15 +231,3 @@ def _size(state: Any) -> int:
         return state.numel() * state.element_size()
     items = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
     return sum(_size(item) for item in items)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The rename itself must survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
-            raise
-    finally:
-        os.close(descriptor)

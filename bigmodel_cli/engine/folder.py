@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.types import finite
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine import durable
 
 LOCK_TRIES, LOCK_WAIT = 10, 0.05
 """How often, and at what distance in seconds, the lock is tried again before the folder counts as taken."""
@@ -83,7 +83,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
                 self._check()  # again, now that no other run can be writing here
-                checkpoint.clean_temporary(self.path)
+                durable.clean_temporary(self.path)
                 if self.overwrite and not self.resume:
                     self._clear()
                 self._events = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -167,7 +167,8 @@ class RunFolder:
         try:
             self._events.write(line)
         except OSError as error:
-            raise self._full("metrics.jsonl", error, len(line)) from None
+            what = f"{self.path / 'metrics.jsonl'}: {error.strerror}; {len(line)} bytes needed"
+            raise MachineError(f"{what}, {durable.free_bytes(self.path)} free", hint="give another --out") from None
 
     def rewind(self, step: int) -> None:
         """Drop the events past `step`: the resumed run writes them again."""
@@ -192,17 +193,6 @@ class RunFolder:
         Raises:
             MachineError: the disk is full.
         """
-        path = self.path / name
-        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-        try:
-            # A name on disk need not be UTF-8, and a traceback or a recipe may hold one.
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise self._full(name, error, len(text)) from None
-
-    def _full(self, name: str, error: OSError, needed: int) -> MachineError:
-        free = checkpoint.free_bytes(self.path)
-        return MachineError(f"{self.path / name}: {error.strerror}; {needed} bytes needed, {free} free")
+        # A name on disk need not be UTF-8, and a traceback or a recipe may hold one.
+        raw = text.encode("utf-8", errors="backslashreplace")
+        durable.replace(self.path / name, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))

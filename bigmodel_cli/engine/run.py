@@ -146,23 +146,14 @@ class Run:
 
         Raises:
             InputError: the checkpoint is of another recipe.
+            KeyError, TypeError, ValueError, RuntimeError: its state does not fit.
         """
         self._check_same(state["meta"]["recipe"])
-        try:
-            self._load(state)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # torch's kinds, for what does not fit
-            reason = str(error).strip().splitlines()[-1].strip() if str(error) else type(error).__name__
-            raise InputError(f"--resume: the checkpoint does not fit its own recipe: {reason}") from None
-        now, then = environment(self.placement), state["meta"]["env"]
-        return [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if then.get(k) != v]
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        # What the optimizer and the device add may differ between versions and machines; these may not.
         if asdict(self.progress).keys() != state["progress"].keys():
             different = asdict(self.progress).keys() ^ state["progress"].keys()
-            raise LookupError(f"progress: {', '.join(sorted(map(str, different))[:3])}")
+            raise KeyError(f"progress: {', '.join(sorted(map(str, different))[:3])}")
         if (self.ema is None) != (state["model_ema"] is None):
-            raise LookupError("model_ema")
+            raise KeyError("model_ema")
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             ema = dict(state["model_ema"])
@@ -173,6 +164,8 @@ class Run:
         torch.set_rng_state(state["rng"]["cpu"])
         if self.placement.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.placement.device)
+        now, then = environment(self.placement), state["meta"]["env"]
+        return [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if then.get(k) != v]
 
     def _check_same(self, saved: Mapping[str, Any]) -> None:
         ours = self.recipe.to_dict()

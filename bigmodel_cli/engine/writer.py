@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import DivergedError, InterruptedRun
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine import checkpoint, durable
 
 
 class Writer:
@@ -72,7 +72,7 @@ class Writer:
             if best:
                 # In this order, a kill in between leaves the newer of the two as the better one,
                 # and a resumed run takes the newer: best.pt is never behind what last.pt says of it.
-                checkpoint.link(self.best, self.last)
+                durable.link(self.best, self.last)
         except BaseException as error:
             self._error = error
 

@@ -122,7 +122,7 @@ def _serve() -> None:
 
     import bigmodel_cli.cli
     import bigmodel_cli.engine.session
-    import bigmodel_cli.insight.report
+    import bigmodel_cli.insight.report  # noqa: F401
     from bigmodel_cli.core.registry import data
 
     data.get("digits")(Path()).load["train"]()  # sklearn is slow to import too
@@ -136,7 +136,7 @@ def _serve() -> None:
             answer = os.fork()
             if answer == 0:
                 _child(request)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), flush=True)  # noqa: T201
 
 
 def _child(request: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from conftest import environment
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.durable import clean_temporary
 
 SOAK = bool(os.environ.get("BIGMODEL_SOAK"))
 HERE = Path(__file__).parents[1] / "fuzz"
@@ -57,7 +58,7 @@ def kills_that_broke(path: Path, kills: int, broken: bool) -> int:
         except InputError:
             unreadable += 1
         assert len(list(path.parent.glob(".*.tmp"))) <= 1
-        checkpoint.clean_temporary(path.parent)
+        clean_temporary(path.parent)
     return unreadable
 
 

@@ -1,0 +1,89 @@
+"""Files that are there whole or not at all, whatever kills the process, the disk or the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from bigmodel_cli.core.errors import MachineError
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the file that `source` is now: no second copy on the disk, and as atomic as a save.
+
+    Raises:
+        MachineError: the disk is full or cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+
+    replace(target, write, lambda: source.stat().st_size)
+
+
+def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], int]) -> None:
+    """`write` a temporary file beside `path`, which then takes its place at once; `needed` bytes are for the message.
+
+    Raises:
+        MachineError: the disk is full or cannot be written; no temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # a full disk is either, depending on which write met it
+        _remove(temporary)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
+        raise MachineError(
+            f"{path}: {reason}; about {needed()} bytes needed, {free_bytes(path.parent)} free",
+            hint="give another --out",
+        ) from None
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that led here is the one to tell
+        temporary.unlink(missing_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of `folder`; 0 where the folder itself has gone."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def clean_temporary(folder: Path) -> None:
+    """Remove what a killed save left behind, and no other hidden file. The caller holds the folder's lock."""
+    for path in folder.glob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself must survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(descriptor)
