@@ -17,6 +17,7 @@ from bigmodel_cli.commands import (
     env_check,
     evaluate,
     export,
+    generate,
     listing,
     predict,
     recipe,
@@ -57,6 +58,7 @@ app.command()(train.finetune)
 app.command()(study.study)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(generate.generate)
 app.command()(export.export)
 app.command()(reproduce.reproduce)
 app.command("verify-resume")(reproduce.verify_resume)

@@ -13,19 +13,23 @@ from bigmodel_cli.commands import options as opt
 
 def predict(
     checkpoint: opt.Checkpoint,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures, or folders of them.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes a picture.")] = 3,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Pictures, texts with a sample a line, or folders of them.")
+    ],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many answers a sample.")] = 3,
     device: opt.Device = None,
     precision: opt.Precision = None,
     json: opt.Json = False,
 ) -> None:
-    """Class and probability of each picture.
+    """What a checkpoint says of each picture, or of each line of a text: a class and its probability, a translation.
 
     Examples:
 
         bigmodel predict runs/resnet18-digits-1/best.pt three.png
 
         bigmodel predict ckpt.pt photos/ --top 1 --json
+
+        bigmodel predict runs/text-cnn-rt-polarity-1 reviews.txt
     """
     import torch
 
@@ -37,18 +41,17 @@ def predict(
     placement = place(recipe.placement)
     model = placement.model(trained.model)
     rows = []
-    for file in _expand(files):
-        raw = placement.batch(trained.task.read(file))
+    for name, raw in (sample for file in _expand(files) for sample in trained.task.readings(file)):
         with torch.inference_mode(), placement.autocast():
-            batch = placement.inputs(trained.task.prepare(raw))
+            batch = placement.inputs(trained.task.prepare(placement.batch(raw)))
             answer = trained.task.answers(model, batch, top)[0]
         if json:
             best = [{"class": c, "probability": p} for c, p in answer]
-            console.print_json({"file": str(file), **best[0], "top": best})
+            console.print_json({"file": name, **best[0], "top": best})
         else:
-            rows.append((str(file), answer[0][0], f"{answer[0][1]:.2%}", _rest(answer)))
+            rows.append((name, answer[0][0], f"{answer[0][1]:.2%}", _rest(answer)))
     if not json:
-        console.show(console.table(None, ("file", "class", "probability", "next"), rows))
+        console.show(console.table(None, ("sample", "answer", "probability", "next"), rows))
 
 
 def _rest(answer: list[tuple[str, float]]) -> str:

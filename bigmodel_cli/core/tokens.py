@@ -11,10 +11,13 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.types import TextSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 SPECIALS = (PAD, UNKNOWN, START, END)
@@ -194,7 +197,30 @@ def characters_of(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[s
 
 
 def words_of(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
-    """The vocabulary of a word tokenizer: special tokens, then up to `most` words seen `least` times, most first."""
+    """The words of a tokenizer: special tokens, then up to `most` words seen `least` times, frequent first."""
     counts = Counter(word for text in texts for word in words(text))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
+
+
+def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
+    """The model's id for each id of the data, by *name*; where it has none its ``<unk>``, else -1. None: they agree."""
+    if (model.tokenizer, model.vocabulary) == (data.tokenizer, data.vocabulary):
+        return None
+    known, theirs = tokenizer(model), tokenizer(data)
+    ids = {name: i for i, name in enumerate(known.tokens())}
+    if model.tokenizer != data.tokenizer or not (set(ids) - set(SPECIALS)) & set(theirs.tokens()):
+        what = f"the data is in {data.tokenizer} tokens, the model's are {model.tokenizer}"
+        raise InputError(what, "expected the same tokenizer", "--set data.tokenizer=" + model.tokenizer)
+    return tuple(ids.get(name, known.special.get(UNKNOWN, -1)) for name in theirs.tokens())
+
+
+def encode_padded(texts: Sequence[str], spec: TextSpec) -> Tensor:
+    """(B,T) int64 ids, ``<pad>`` after the shorter ones; at least one token, at most the context."""
+    import torch
+
+    known = tokenizer(spec)
+    rows = [list(known.encode(text))[: spec.context] for text in texts]
+    longest = max(1, *map(len, rows), 1)
+    pad = known.special.get(PAD, 0)
+    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])

@@ -6,13 +6,15 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
 Batch = dict[str, "Tensor"]
@@ -137,8 +139,15 @@ class TextSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        """The spec in a checkpoint, which is a stranger's word.
+
+        Raises:
+            InputError: a value is of the wrong type, or the context is not a number of tokens.
+        """
+        spec = checked(cls, values)
+        if not 1 <= spec.context <= 1 << 20:
+            raise InputError(f"input has a context of {spec.context} tokens", f"expected 1 to {1 << 20}")
+        return spec
 
     def with_(self, **changes: Any) -> TextSpec:
         return replace(self, **changes)
@@ -253,6 +262,8 @@ class Task(Protocol):
     """What is counted: "images", "tokens", "ratings"."""
     inputs: tuple[str, ...]
     """The tensors of a prepared batch that go into the model, in order."""
+    report: str
+    """Which of the registered reports ``eval`` makes of the outputs."""
     best: tuple[str, str]
     """The validation metric that chooses ``best.pt``, and "max" or "min"."""
 
@@ -288,6 +299,18 @@ class Task(Protocol):
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Sums over the split to metrics: ``loss``, ``accuracy``, ..."""
+        ...
+
+    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
+        """The samples in a file, each with its name and as a raw batch of one: what ``predict`` answers.
+
+        Raises:
+            InputError: the file cannot be read, or the task has no answers (only text that goes on).
+        """
+        ...
+
+    def answers(self, model: nn.Module, batch: Batch, top: int) -> list[list[tuple[str, float]]]:
+        """For each sample up to `top` answers with their probabilities, likeliest first."""
         ...
 
     def preprocessing(self) -> dict[str, Any]:

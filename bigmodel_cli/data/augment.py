@@ -41,7 +41,7 @@ def integers(values: Tensor, low: int, high: int) -> Tensor:
 
 @augments.register(changes=False)
 def none() -> Augment:
-    """Pictures as they are."""
+    """Samples as they are."""
     return lambda images, key, size=None: images
 
 

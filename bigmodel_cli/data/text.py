@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import characters_of, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 
@@ -74,22 +75,3 @@ def encode(text: str, spec: TextSpec) -> Tensor:
     found = tokenizer(spec)
     kind = torch.uint8 if found.size <= 256 else torch.int16 if found.size <= 1 << 15 else torch.int32
     return torch.tensor(list(found.encode(text)), dtype=kind)
-
-
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """The text of a file; a byte order mark goes.
-
-    Raises:
-        InputError: it is not there, or not in this encoding.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", hint="--data-dir DIR with this file in it") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "expected a text file") from None
-    except UnicodeDecodeError as error:
-        where = f"byte {error.start} is {path.read_bytes()[error.start]:#04x}"
-        raise InputError(
-            f"{path}: not {encoding}: {where}", "expected text in it", "--set data.encoding=latin-1"
-        ) from None

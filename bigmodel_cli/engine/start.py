@@ -156,7 +156,11 @@ def build_spec(values: Mapping[str, Any], source: str) -> Any:
 def build_task(recipe: Recipe, spec: Spec) -> Task:
     """The task that the model was registered for, with the recipe's loss and augmentation."""
     loss = losses.get(recipe.loss.name)(**recipe.loss.options)
-    augment = augments.get(recipe.augment.name)(**recipe.augment.options)
+    chosen = augments.get(recipe.augment.name)
+    if chosen.meta.get("changes", True) and chosen.meta.get("kind", "image") != spec.kind:
+        what = f"augment.name = {chosen.name}, which is not for {spec.kind}"
+        raise InputError(what, hint="bigmodel recipe schema")
+    augment = chosen(**recipe.augment.options)
     entry = tasks.get(models.get(recipe.model.name).meta["task"])
     return entry(spec, loss, augment)  # type: ignore[no-any-return]
 
@@ -195,7 +199,7 @@ def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
     meta = models.get(trained.recipe.model.name).meta
     head, first = meta["head"], meta["backbone_first"] + ".weight"
     if set(spec.classes) == set(trained.task.spec.classes):
-        notes.append(f"head kept: the {len(spec.classes)} classes match by name")
+        notes += [f"head kept: the {len(spec.classes)} classes match by name"] if spec.classes else []
     else:
         for key in [k for k in state if k.startswith(head + ".")]:
             del state[key]

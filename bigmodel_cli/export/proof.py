@@ -134,7 +134,7 @@ def _compare(
         inputs=sum(len(x) for x in inputs),
         largest_difference=largest,
         mean_difference=float(difference.mean()),
-        equal_answers=float(torch.cat(equal).double().mean()),
+        equal_answers=float(torch.cat([e.flatten() for e in equal]).double().mean()),
         tolerance=tolerance,
         bytes=file.stat().st_size,
         sha256=digest,
@@ -142,7 +142,8 @@ def _compare(
 
 
 def _differ(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Absolute differences of the logits (B,K), and whether the top-1 answers are equal (B,).
+    """Absolute differences of the logits (B,K), and whether the top-1 answers are equal (B,);
+    a language model has (B,T,K) and (B,T).
 
     Raises:
         ValueError: the shapes differ, which a subtraction might hide by broadcasting.
@@ -151,7 +152,7 @@ def _differ(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> tup
         ours, theirs = model(x), torch.as_tensor(run(x))
     if ours.shape != theirs.shape:
         raise ValueError(f"a batch of {len(x)} gives {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
-    return (ours - theirs).abs(), ours.argmax(1) == theirs.argmax(1)
+    return (ours - theirs).abs(), ours.argmax(-1) == theirs.argmax(-1)
 
 
 def _publish(temporary: Path, path: Path, beside: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def classification_report(
         "macro_f1": lambda weights: _macro_f1(weights, labels, predicted, k),
         "ece": lambda weights: _ece(weights, bins, confidence.double() - right.double()),
     }
-    headline = _with_intervals(figures, len(labels), k, seed) if len(labels) else {}
+    headline = with_intervals(figures, len(labels), k, seed) if len(labels) else {}
     mistakes = (~right).nonzero().flatten()
     mistakes = mistakes[confidence[mistakes].argsort(descending=True, stable=True)]
     columns = (values[mistakes].tolist() for values in (index, labels, predicted, confidence))
@@ -117,7 +117,7 @@ def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]
     return rows
 
 
-def _with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, k: int, seed: int) -> dict[str, Figure]:
+def with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, k: int, seed: int) -> dict[str, Figure]:
     """Each figure on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979).
 
     A chunk of R resamples takes (R,N) and (R,K) doubles; R is what keeps either near `CHUNK` elements.

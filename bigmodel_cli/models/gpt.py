@@ -190,6 +190,10 @@ class GPT(nn.Module):
             return self.head(x)  # type: ignore[no-any-return]
         return self.losses(x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
 
+    def new_cache(self, pad: Tensor | None = None) -> Cache:
+        """An empty cache for one context; `pad` (B,) counts the fill tokens on the left of each prompt."""
+        return Cache(self.context, pad)
+
     def hidden(self, tokens: Tensor, cache: Cache | None) -> Tensor:
         """The last layer's (B,T,D), normed."""
         start, t = (cache.length if cache else 0), tokens.shape[1]

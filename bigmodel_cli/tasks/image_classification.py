@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.pictures import decode
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
+from bigmodel_cli.tasks import labelled
 
 ENOUGH = 1 << 26  # pixels that mean and deviation are measured on: all of MNIST and CIFAR, a thousand photos
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
@@ -43,6 +44,7 @@ class ImageClassification:
     unit = "images"
     best = ("accuracy", "max")
     inputs = ("image",)
+    report = "classification"
 
     @staticmethod
     def spec_from_dict(values: Mapping[str, Any]) -> ImageSpec:
@@ -69,10 +71,7 @@ class ImageClassification:
 
     def for_data(self, data: ImageSpec) -> ImageClassification:
         """The task on data with its own class list: labels are matched by *name*, never by position."""
-        if data.classes == self.spec.classes:
-            return replace(self, labels=None)
-        places = {name: i for i, name in enumerate(self.spec.classes)}
-        return replace(self, labels=tuple(places.get(name, -1) for name in data.classes))
+        return replace(self, labels=labelled.places(self.spec.classes, data.classes))
 
     def adopt(self, trained: ImageSpec, data: ImageSpec) -> tuple[ImageSpec, list[str]]:
         """The spec to fine-tune with: the trained input size and normalisation, the new data's channels and classes.
@@ -137,21 +136,13 @@ class ImageClassification:
         return each
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        """logits (B,K) fp32, loss (B,), label (B,) and index (B,): what reports are made of."""
-        logits = model(batch["image"]).float()
-        # Label -1 is a class the model never saw: it has no loss, and reports leave it out.
-        loss = self.loss_per_sample(logits, batch["label"].clamp(min=0))
-        return {"logits": logits, "loss": loss, "label": batch["label"], "index": batch["index"]}
+        return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        out = self.outputs(model, batch)
-        known = out["label"] >= 0
-        correct = (out["logits"].argmax(1) == out["label"]) & known
-        return {"loss": (out["loss"] * known).sum(), "correct": correct.sum(), "count": known.sum()}
+        return labelled.sums(self.outputs(model, batch))
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        count = max(sums["count"], 1)
-        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
+        return labelled.summarise(sums)
 
     def read(self, path: Path) -> Batch:
         """One picture file as a raw batch of one, in the model's channels.
@@ -168,14 +159,12 @@ class ImageClassification:
         pixels = decode(raw, str(path), self.spec.channels, self.spec.square)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
+    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
+        yield str(path), self.read(path)
+
     def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
         """For each picture the `top` classes with their probabilities, likeliest first."""
-        probability = model(batch["image"]).float().softmax(1)
-        best = probability.topk(min(top, self.spec.num_classes), dim=1)
-        return [
-            [(self.spec.classes[k], p) for p, k in zip(ps, ks, strict=True)]
-            for ps, ks in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return labelled.likeliest(model(batch["image"]), self.spec.classes, top)
 
     def preprocessing(self) -> dict[str, Any]:
         """How another program prepares a picture, in the order of the keys."""

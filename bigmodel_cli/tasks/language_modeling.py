@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokens import END, tokenizer, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
+from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 
 NOTHING = -100  # a target from which nothing is learned
 
@@ -37,21 +40,19 @@ class LanguageModeling:
     name = "language_modeling"
     unit = "tokens"
     best = ("perplexity", "min")
+    inputs = ("tokens",)
+    report = "perplexity"
 
     def fit_spec(self, train: Source) -> LanguageModeling:
         return self
 
     def for_data(self, data: TextSpec) -> LanguageModeling:
         """The task on data with its own vocabulary: tokens are matched by *name*, never by id."""
-        if (data.tokenizer, data.vocabulary) == (self.spec.tokenizer, self.spec.vocabulary):
-            return replace(self, places=None)
-        ours = {name: i for i, name in enumerate(tokenizer(self.spec).tokens())}
-        return replace(self, places=tuple(ours.get(name, -1) for name in tokenizer(data).tokens()))
+        return replace(self, places=translated(self.spec, data))
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
         """The trained tokenizer and context stay."""
-        same = (trained.tokenizer, trained.vocabulary) == (data.tokenizer, data.vocabulary)
-        return trained, [] if same else ["tokenizer: the checkpoint's"]
+        return trained, [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """tokens (B,2T) -> tokens and targets (B,T): with a `key` from anywhere in the first half, else its start."""
@@ -78,21 +79,53 @@ class LanguageModeling:
         return LossSum(losses.sum(), losses.numel())
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        """Each window's sums, (B,): loss in nats, tokens, bytes of text."""
+        """Each window's sums, (B,): nats, tokens, bytes of text."""
         losses = model(batch["tokens"], batch["targets"], self.loss_per_token).float()
         known = batch["targets"] >= 0
         lengths = torch.tensor(tokenizer(self.spec).byte_lengths(), device=losses.device)
         size = lengths[batch["targets"].clamp(min=0)] * known
-        return {"loss": losses.sum(1), "count": known.sum(1), "bytes": size.sum(1), "index": batch["index"]}
+        return {"nats": losses.sum(1), "count": known.sum(1), "bytes": size.sum(1), "index": batch["index"]}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {k: v.double().sum() for k, v in self.outputs(model, batch).items() if k != "index"}
+        out = self.outputs(model, batch)
+        sums = {k: out[k].double().sum() for k in ("count", "bytes")}
+        return {"loss": out["nats"].double().sum(), **sums}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """loss in nats a token; perplexity exp(loss); bits a byte of UTF-8, which compares tokenizers."""
         loss = sums["loss"] / max(sums["count"], 1)
         bits = sums["loss"] / math.log(2) / max(sums["bytes"], 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits}
+
+    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
+        what = f"{path}: a language model has no answer to a text, it goes on with it"
+        raise InputError(what, hint="bigmodel generate CKPT --prompt ...")
+
+    def continuations(self, model: nn.Module, prompts: Sequence[str], **sampling: Any) -> Iterator[list[str | None]]:
+        """What comes after each prompt, a piece a step; None once its text has ended.
+
+        Raises:
+            InputError: a prompt has a character that the vocabulary lacks.
+        """
+        known = tokenizer(self.spec)
+        end = known.special.get(END)
+        ids = [list(known.encode(p)) or [end or 0] for p in prompts]
+        said: list[list[int]] = [[] for _ in ids]
+        shown, ended = [""] * len(ids), [False] * len(ids)
+        for new in next_tokens(model, ids, Sampling(**sampling)):
+            pieces: list[str | None] = []
+            for i, token in enumerate(new.tolist()):
+                ended[i] = ended[i] or token == end
+                if ended[i]:
+                    pieces.append(None)
+                    continue
+                said[i].append(token)
+                text = known.decode(said[i])
+                # Half a character is held back until its other bytes are there.
+                whole = shown[i] if text.endswith("\ufffd") else text
+                pieces.append(whole[len(shown[i]) :])
+                shown[i] = whole
+            yield pieces
 
     def preprocessing(self) -> dict[str, Any]:
         """How another program makes ids of a text."""

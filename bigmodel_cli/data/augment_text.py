@@ -1,0 +1,28 @@
+"""Augmentation of tokens; each sample's randomness depends on (seed, epoch, index) alone. Shapes: B batch, T tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.keyed_random import uniform
+from bigmodel_cli.core.registry import augments
+from bigmodel_cli.core.tokens import SPECIALS, UNKNOWN
+from bigmodel_cli.core.types import SampleKey
+
+
+@augments.register(kind="text")
+def word_dropout(*, share: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> Callable[[Tensor, SampleKey], Tensor]:
+    """Each token becomes unknown with this probability (Iyyer et al. 2015): no single word may decide."""
+
+    def apply(tokens: Tensor, key: SampleKey) -> Tensor:
+        drawn = torch.stack([uniform(key, 100 + t) for t in range(tokens.shape[1])], 1)
+        # Special tokens come first in a vocabulary, in the order of SPECIALS, and stay.
+        hidden = (drawn < share) & (tokens >= len(SPECIALS))
+        return tokens.masked_fill(hidden, SPECIALS.index(UNKNOWN))
+
+    return apply

@@ -1,0 +1,82 @@
+"""Texts with a class each. Shapes: B batch, T tokens."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.tokens import SPECIALS, characters_of, encode_padded, words_of
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+
+Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens of a text, the rest is cut off")]
+FOLDS = 10
+
+
+class LabelledTexts:
+    """One split: `texts` and `labels` (n,) int64. A batch is as long as its longest text."""
+
+    def __init__(self, texts: Sequence[str], labels: Sequence[int], spec: TextSpec, split: str) -> None:
+        self.texts, self.labels, self.split = texts, torch.tensor(labels), split
+        self.rows = [encode_padded([text], spec)[0].int() for text in texts]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def gather(self, indices: Tensor) -> Batch:
+        rows = [self.rows[i] for i in indices.tolist()]
+        # Row 0 of every vocabulary with <pad> is <pad>.
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return {"tokens": tokens, "label": self.labels[indices], "index": indices}
+
+    def name(self, index: int) -> str:
+        text = self.texts[index]
+        return f"{self.split}[{index}] {text[:60]}{'…' * (len(text) > 60)}"
+
+
+Texts = Mapping[str, tuple[list[str], list[int]]]
+
+
+def labelled(splits: Texts, classes: Sequence[str], tokens: str, context: int) -> DataBundle:
+    """The bundle of (texts, labels) by split; the vocabulary is that of the train split alone."""
+    vocabulary = {
+        "word": lambda texts: words_of(texts, least=2),
+        "char": lambda texts: characters_of(texts, SPECIALS),
+    }[tokens](splits["train"][0])
+    spec = TextSpec(tokens, vocabulary, context, tuple(classes))
+
+    @functools.cache
+    def load(split: str) -> LabelledTexts:
+        return LabelledTexts(*splits[split], spec, split)
+
+    digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest)
+
+
+@data.register("rt-polarity")
+def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Literal["word", "char"] = "word") -> DataBundle:
+    """10,662 sentences of film reviews, positive or negative (Pang and Lee 2005); every tenth line tests.
+
+    The data comes without a split. Ours: of each file, lines 0, 10, 20, ... (from 0) test,
+    lines 1, 11, 21, ... validate, the rest trains.
+    """
+    splits: dict[str, tuple[list[str], list[int]]] = {s: ([], []) for s in ("train", "val", "test")}
+    for label, name in enumerate(("neg", "pos")):
+        file = root / "rt-polarity" / f"rt-polarity.{name}"
+        lines = read_lines(file, "latin-1")  # what the files are in; as UTF-8 they do not decode
+        if len(lines) < FOLDS:
+            raise InputError(f"{file}: {len(lines)} lines", "expected 5,331")
+        for i, line in enumerate(lines):
+            texts, labels = splits[{0: "test", 1: "val"}.get(i % FOLDS, "train")]
+            texts.append(line)
+            labels.append(label)
+    return labelled(splits, ("negative", "positive"), tokenizer, context)

@@ -1,0 +1,96 @@
+"""What ``bigmodel eval`` says, by kind of task: values for programs, tables for people. Shapes: N samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bigmodel_cli.core.registry import reports
+from bigmodel_cli.core.types import Source
+from bigmodel_cli.insight.class_match import match_classes
+from bigmodel_cli.insight.classification import Figure, classification_report, with_intervals
+
+Table = tuple[str | None, Sequence[str], list[tuple[str, ...]], bool]
+"""Title, columns, rows, and whether the columns after the first are figures."""
+Outputs = Callable[[], Mapping[str, Tensor]]
+"""Runs the model over the split: the task's outputs, first dimension N."""
+MOST_CLASSES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """`values` are plain and go to ``--json``; the first of `tables` has the headline."""
+
+    values: dict[str, Any]
+    tables: list[Table]
+    notes: Sequence[str] = ()
+
+
+@reports.register()
+def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
+    """Classes matched by name: loss, accuracy, calibration, each class, confusion, the wrong ones."""
+    match = match_classes(task.spec.classes, data.classes)
+    out = outputs()
+    found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes)
+    mistakes = [
+        {"name": source.name(i), "true": t, "predicted": p, "confidence": c} for i, t, p, c in found.wrong[:wrong]
+    ]
+    figures = found.to_dict()
+    tables = [headline(found.headline, percent=("top1", "top5"))]
+    columns = ("precision", "recall", "f1")
+    per_class = [
+        (c["class"], *("-" if c[k] is None else f"{c[k]:.4f}" for k in columns), f"{c['support']:,}")
+        for c in figures["per_class"]
+    ]
+    tables.append((None, ("class", "precision", "recall", "F1", "samples"), per_class, True))
+    classes = task.spec.classes
+    if len(classes) <= MOST_CLASSES_SHOWN:
+        rows = [(c, *(str(n) if n else "·" for n in row)) for c, row in zip(classes, found.confusion, strict=True)]
+        tables.append(("rows are true, columns predicted", ("", *classes), rows, True))
+    if mistakes:
+        rows = [(m["name"], m["true"], m["predicted"], f"{m['confidence']:.2%}") for m in mistakes]
+        tables.append(("wrong, most confident first", ("sample", "true", "predicted", "confidence"), rows, False))
+    notes = []
+    if match.missing:
+        notes.append(f"classes of the model that the data lacks: {', '.join(match.missing)}")
+    if match.unseen:
+        notes.append(f"classes the model never saw, left out of the figures: {', '.join(match.unseen)}")
+    return Report({**figures, "wrong": mistakes}, tables, notes)
+
+
+@reports.register()
+def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
+    """Loss in nats a token, perplexity, bits a byte; intervals over windows of text."""
+    out = outputs()
+    nats, count, size = (out[k].double() for k in ("nats", "count", "bytes"))
+
+    def ratio(a: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda weights: weights @ a / (weights @ b).clamp(min=1)
+
+    loss = ratio(nats, count)
+    figures = {
+        "loss": loss,
+        "perplexity": lambda weights: loss(weights).clamp(max=700).exp(),
+        "bits_per_byte": ratio(nats / math.log(2), size),
+    }
+    found = with_intervals(figures, len(nats), 1, seed=0)
+    values = {"samples": len(nats), "tokens": int(count.sum()), "bytes": int(size.sum())}
+    return Report({**values, "headline": plain(found)}, [headline(found)])
+
+
+def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
+    return {k: {"value": f.value, "low": f.low, "high": f.high} for k, f in figures.items()}
+
+
+def headline(figures: Mapping[str, Figure], percent: Sequence[str] = ()) -> Table:
+    """The first table: each figure with its interval."""
+    rows: list[tuple[str, ...]] = []
+    for name, figure in figures.items():
+        form = "{:.2%}" if name in percent else "{:.4f}"
+        value, low, high = (form.format(v) for v in (figure.value, figure.low, figure.high))
+        rows.append((name, value, f"{low} .. {high}"))
+    return None, ("metric", "value", "95% interval"), rows, True

@@ -1,0 +1,60 @@
+"""Convolutions over words (Kim 2014, "Convolutional Neural Networks for Sentence Classification").
+
+Shapes: B batch, T tokens, D embedding, F filters, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.tokens import PAD, tokenizer
+from bigmodel_cli.core.types import TextSpec
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TextCnn(nn.Module):
+    """tokens (B,T) int64 -> logits (B,K). Fill tokens change nothing: the batch a text is in does not matter."""
+
+    def __init__(self, size: int, pad: int, width: int, filters: int, widths: tuple[int, ...], dropout: float, k: int):
+        super().__init__()
+        self.pad = pad
+        self.token = nn.Embedding(size, width)
+        self.drop_words = nn.Dropout(dropout / 2)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, filters, w) for w in widths)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(filters * len(widths), k)
+        nn.init.uniform_(self.token.weight, -0.25, 0.25)  # as in the paper: the variance of trained vectors
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        real = (tokens != self.pad)[..., None]
+        x = (self.drop_words(self.token(tokens)) * real).transpose(1, 2)
+        # After ReLU nothing is below zero, so a fill position at zero never wins the maximum over time.
+        found = []
+        for conv in self.convolutions:
+            w = conv.kernel_size[0]  # type: ignore[index, union-attr]
+            around = F.pad(x, ((w - 1) // 2, w // 2))
+            found.append((conv(around).relu() * real.transpose(1, 2)).amax(2))
+        return self.head(self.drop(torch.cat(found, 1)))  # type: ignore[no-any-return]
+
+
+@models.register("text-cnn", task="text_classification", head="head", backbone_first="token")
+def text_cnn(
+    spec: TextSpec,
+    *,
+    width: Count = 300,
+    filters: Count = 100,
+    windows: tuple[Count, ...] = (3, 4, 5),
+    dropout: Share = 0.5,
+) -> nn.Module:
+    """Convolutions of 3, 4 and 5 words, the maximum of each over the text (Kim 2014, CNN-rand)."""
+    known = tokenizer(spec)
+    pad = known.special.get(PAD, -1)
+    return TextCnn(known.size, pad, width, filters, windows, dropout, max(spec.num_classes, 1))

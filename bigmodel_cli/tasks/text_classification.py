@@ -1,0 +1,98 @@
+"""Texts to classes. Shapes: B batch, T tokens, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.tokens import encode_padded, translated
+from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
+from bigmodel_cli.tasks import labelled
+
+
+@tasks.register(kind="text")
+def text_classification(
+    spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
+) -> TextClassification:
+    """One class a text."""
+    return TextClassification(spec, loss, augment)
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """See :class:`bigmodel_cli.core.types.Task`."""
+
+    spec: TextSpec
+    loss_per_sample: Callable[[Tensor, Tensor], Tensor]
+    augment: Callable[[Tensor, SampleKey], Tensor]
+    labels: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    """The model's id for each id of the data; None where the vocabularies are equal."""
+    name = "text_classification"
+    unit = "texts"
+    best = ("accuracy", "max")
+    inputs = ("tokens",)
+    report = "classification"
+
+    def fit_spec(self, train: Source) -> TextClassification:
+        return self
+
+    def for_data(self, data: TextSpec) -> TextClassification:
+        """The task on data with its own classes and vocabulary: both are matched by *name*."""
+        labels = labelled.places(self.spec.classes, data.classes)
+        return replace(self, labels=labels, tokens=translated(self.spec, data))
+
+    def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
+        """The trained tokenizer and context stay; the classes are the new data's."""
+        same = set(trained.classes) == set(data.classes)
+        notes = [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+        return trained if same else trained.with_(classes=data.classes), notes
+
+    def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
+        """tokens (B,T), the fill token at the end of the shorter ones, cut to the context; augmented with a `key`."""
+        tokens, label = batch["tokens"].long()[:, : self.spec.context], batch["label"]
+        if self.tokens is not None:
+            tokens = torch.tensor(self.tokens, device=tokens.device)[tokens]
+        if self.labels is not None:
+            label = torch.tensor(self.labels, device=label.device)[label]
+        return {"tokens": tokens if key is None else self.augment(tokens, key), "label": label, "index": batch["index"]}
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["label"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        logits = model(batch["tokens"]).float()
+        return LossSum(self.loss_per_sample(logits, batch["label"]).sum(), len(logits))
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        return labelled.outputs(model(batch["tokens"]), batch, self.loss_per_sample)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return labelled.sums(self.outputs(model, batch))
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return labelled.summarise(sums)
+
+    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
+        """Each line of a text file, as a raw batch of one."""
+        for number, line in enumerate(read_lines(path), 1):
+            tokens = encode_padded([line], self.spec)
+            yield f"{path}:{number}", {"tokens": tokens, "label": torch.zeros(1).long(), "index": torch.zeros(1)}
+
+    def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
+        return labelled.likeliest(model(batch["tokens"]), self.spec.classes, top)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How another program makes ids of a text."""
+        spec = self.spec
+        return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        return (torch.ones(batch_size, self.spec.context, dtype=torch.int64),)

@@ -1,0 +1,66 @@
+"""Drawing tokens: the cache changes nothing, seeds repeat, and limits hold."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.tasks.sampling import Sampling, choose, next_tokens
+
+
+def build(**options: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = models.get("gpt")(TextSpec("byte", (), 16), layers=2, heads=2, width=16, **options).eval()
+    for parameter in model.parameters():  # untrained weights say nearly the same everywhere
+        parameter.data.mul_(8)
+    return model
+
+
+def text(
+    model: torch.nn.Module, prompts: list[list[int]], how: Sampling, n: int = 40, **options: bool
+) -> list[list[int]]:
+    with torch.inference_mode():
+        return torch.stack(list(islice(next_tokens(model, prompts, how, **options), n)), 1).tolist()
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_the_cache_changes_no_token_and_neither_does_the_batch(position: str) -> None:
+    model, prompts = build(position=position), [[1, 2, 3], list(range(9)), [7]]
+    greedy = Sampling(temperature=0)
+    together = text(model, prompts, greedy)
+    assert together == text(model, prompts, greedy, use_cache=False)
+    # Alone, the context fills at another time: equal until then.
+    assert [t[:5] for t in together] == [text(model, [p], greedy, 5)[0] for p in prompts]
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another() -> None:
+    model, prompts = build(), [[1, 2, 3], [4]]
+    a, b, c = (text(model, prompts, Sampling(seed=s)) for s in (3, 3, 4))
+    assert a == b and a != c
+    assert a[0] != a[1]
+
+
+def test_limits() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]]).repeat(500, 1)
+    generators = [torch.Generator().manual_seed(i) for i in range(500)]
+
+    def drawn(**limits: object) -> set[int]:
+        return set(choose(logits, Sampling(**limits), generators).tolist())
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {1, 2}
+    assert drawn(top_p=0.5) == {1}
+    assert drawn(top_p=0.7) == {1, 2}
+    assert drawn(temperature=0) == {1}
+    assert drawn(temperature=1e-3) == {1}
+
+
+def test_drawn_tokens_follow_the_probabilities() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0]]).repeat(20_000, 1)
+    generators = [torch.Generator().manual_seed(i) for i in range(20_000)]
+    share = choose(logits, Sampling(temperature=2.0), generators).bincount(minlength=3) / 20_000
+    torch.testing.assert_close(share, (logits[0] / 2).softmax(0), atol=0.015, rtol=0)
