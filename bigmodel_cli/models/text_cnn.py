@@ -25,7 +25,7 @@ class TextCnn(nn.Module):
 
     def __init__(self, size: int, pad: int, width: int, filters: int, widths: tuple[int, ...], dropout: float, k: int):
         super().__init__()
-        self.pad = pad
+        self.pad, self.widths = pad, widths
         self.token = nn.Embedding(size, width)
         self.drop_words = nn.Dropout(dropout / 2)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, filters, w) for w in widths)
@@ -38,8 +38,7 @@ class TextCnn(nn.Module):
         x = (self.drop_words(self.token(tokens)) * real).transpose(1, 2)
         # After ReLU nothing is below zero, so a fill position at zero never wins the maximum over time.
         found = []
-        for conv in self.convolutions:
-            w = conv.kernel_size[0]  # type: ignore[index, union-attr]
+        for conv, w in zip(self.convolutions, self.widths, strict=True):
             around = F.pad(x, ((w - 1) // 2, w // 2))
             found.append((conv(around).relu() * real.transpose(1, 2)).amax(2))
         return self.head(self.drop(torch.cat(found, 1)))  # type: ignore[no-any-return]
