@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.specs import SPECS as SPECS
+from bigmodel_cli.core.specs import ImageSpec as ImageSpec
+from bigmodel_cli.core.specs import Spec as Spec
+from bigmodel_cli.core.specs import TextSpec as TextSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,143 +22,6 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "Tensor"]
 """Named tensors that share their first dimension, B. ``index`` (B,) int64 is each sample's place in its split."""
-
-
-def checked(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """The dataclass `kind` from plain values of the types that its fields declare, lists as tuples.
-
-    Raises:
-        InputError: a field is missing, unknown, or of another type.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    unknown = sorted(set(values) - {f.name for f in fields(kind)})
-    if unknown:
-        raise InputError(f"unknown input.{unknown[0]}", "expected " + ", ".join(f.name for f in fields(kind)))
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"input.{where} = {first['input']!r}", first["msg"][0].lower() + first["msg"][1:]) from None
-
-
-class Spec(Protocol):
-    """What a model must know of its data to be built, and a stranger to use it: plain values only."""
-
-    kind: ClassVar[str]
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """Pictures of C x H x W with class names, and how they are normalised.
-
-    `mean` and `std` are per channel on the 0..1 scale, measured on the train
-    split; empty until then.
-
-    `square`: a picture file becomes the square in its middle, resized to this side, and
-    the model sees the middle `crop` of that; None: the whole picture, pressed into H x W.
-    `class_weights`: what the training loss of each class is multiplied with; empty: 1.
-    """
-
-    kind: ClassVar[str] = "image"
-
-    channels: int
-    height: int
-    width: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    square: int | None = None
-    crop: float = 1.0
-    class_weights: tuple[float, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
-        """The spec in a checkpoint, which is a stranger's word: its parts must agree with each other.
-
-        Raises:
-            InputError: they do not.
-        """
-        spec = checked(cls, values)
-        if min(spec.channels, spec.height, spec.width, spec.num_classes) < 1:
-            size = f"{spec.channels}x{spec.height}x{spec.width}, {spec.num_classes} classes"
-            raise InputError(f"input is {size}", "expected at least 1 of each")
-        if len(set(spec.classes)) != spec.num_classes:
-            raise InputError(
-                f"{spec.num_classes} classes with {len(set(spec.classes))} names", "expected one name each"
-            )
-        for name, numbers, count in (
-            ("mean", spec.mean, spec.channels),
-            ("std", spec.std, spec.channels),
-            ("class_weights", spec.class_weights, spec.num_classes),
-        ):
-            if len(numbers) not in (0, count):
-                raise InputError(f"{len(numbers)} values of {name}", f"expected {count}")
-            if not all(math.isfinite(x) and (x > 0 or name != "std") for x in numbers):
-                raise InputError(f"{name} is {list(numbers)}", "expected finite values, std above 0")
-        return spec
-
-    def with_(self, **changes: Any) -> ImageSpec:
-        return replace(self, **changes)
-
-    @classmethod
-    def typical(cls) -> ImageSpec:
-        """What the list of models counts parameters for."""
-        return cls(1, 28, 28, tuple("0123456789"))
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """Text as token ids: the tokenizer as plain values, so that a checkpoint carries it.
-
-    `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` its tokens by id (for ``bpe`` the
-    one element is the JSON of Hugging Face's tokenizers). `context` is the most tokens a model sees at once.
-    `classes` are the labels' names where the text is classified.
-    """
-
-    kind: ClassVar[str] = "text"
-
-    tokenizer: str
-    vocabulary: tuple[str, ...]
-    context: int
-    classes: tuple[str, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
-        """The spec in a checkpoint, which is a stranger's word.
-
-        Raises:
-            InputError: a value is of the wrong type, or the context is not a number of tokens.
-        """
-        spec = checked(cls, values)
-        if not 1 <= spec.context <= 1 << 20:
-            raise InputError(f"input has a context of {spec.context} tokens", f"expected 1 to {1 << 20}")
-        return spec
-
-    def with_(self, **changes: Any) -> TextSpec:
-        return replace(self, **changes)
-
-    @classmethod
-    def typical(cls) -> TextSpec:
-        """What the list of models counts parameters for: bytes, two classes."""
-        return cls("byte", (), 64, ("no", "yes"))
 
 
 class Source(Protocol):
@@ -320,10 +186,6 @@ class Task(Protocol):
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """Model inputs of the right shape and type (values are of no meaning), for tables, FLOPs and export."""
         ...
-
-
-SPECS: dict[str, type[Any]] = {spec.kind: spec for spec in (ImageSpec, TextSpec)}
-"""The kinds of spec a checkpoint may hold."""
 
 
 def finite(value: Any) -> Any:
