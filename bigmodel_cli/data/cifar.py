@@ -26,7 +26,7 @@ from bigmodel_cli.data.download import download
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 ARCHIVE = "cifar-10-binary.tar.gz"
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 RECORD = 1 + 3 * 32 * 32
 MAX_BATCH = 10_000 * RECORD
 MAX_PICTURE = 1_000_000  # bytes of one picture file
@@ -78,7 +78,7 @@ def _binary_folder(root: Path) -> Path:
             raise InputError(f"{folder}: {', '.join(missing)} not in it", hint=f"put {ARCHIVE} beside it")
     if archive is None:
         address = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-        archive = download([address], root / "cifar10" / ARCHIVE, md5=MD5, what="cifar10")
+        archive = download([address], root / "cifar10" / ARCHIVE, sha256=SHA256, what="cifar10")
     return _unpack(archive)
 
 

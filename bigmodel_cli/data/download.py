@@ -25,12 +25,8 @@ on_progress: list[Callable[[str, int, int | None], None]] = []
 """Listeners, called with (file name, bytes so far, bytes in all or None): the console adds its bar here."""
 
 
-def download(
-    addresses: Sequence[str], path: Path, *, what: str, md5: str = "", sha256: str = "", hint: str | None = None
-) -> Path:
-    """Fetch the first of `addresses` that answers into `path`, which appears only when its checksum is right.
-
-    The checksum is an MD5, or a SHA-256 or the beginning of one.
+def download(addresses: Sequence[str], path: Path, *, what: str, sha256: str, hint: str | None = None) -> Path:
+    """Fetch the first of `addresses` that answers into `path`, which appears only when its SHA-256 begins so.
 
     ``BIGMODEL_MIRROR`` is asked first where it is set: a folder with the same file
     names, which may be on the local network (plain HTTP from 127.0.0.1 alone).
@@ -50,7 +46,7 @@ def download(
     for attempt in range(ATTEMPTS):
         for address in candidates:
             try:
-                return _fetch(_allowed(address), path, md5 or sha256, max(PATIENCE - (time.monotonic() - started), 0.5))
+                return _fetch(_allowed(address), path, sha256, max(PATIENCE - (time.monotonic() - started), 0.5))
             except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
             if time.monotonic() - started > PATIENCE:
@@ -101,8 +97,7 @@ def answer(address: str, seconds: float) -> Any:
 
 def _fetch(address: str, path: Path, checksum: str, patience: float) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    kind = "MD5" if len(checksum) == 32 else "SHA-256"
-    total = hashlib.md5(usedforsecurity=False) if kind == "MD5" else hashlib.sha256()
+    total = hashlib.sha256()
     try:
         with answer(address, patience) as reply, temporary.open("wb") as file:
             length = reply.headers.get("Content-Length")
@@ -118,9 +113,8 @@ def _fetch(address: str, path: Path, checksum: str, patience: float) -> Path:
             file.flush()
             os.fsync(file.fileno())
         if not total.hexdigest().startswith(checksum):
-            raise ConnectionError(
-                f"{path.name} has {kind} {total.hexdigest()}, expected {checksum}"
-            )  # the next mirror's turn
+            # The next mirror's turn.
+            raise ConnectionError(f"{path.name} has SHA-256 {total.hexdigest()}, expected {checksum}")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

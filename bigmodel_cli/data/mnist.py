@@ -29,6 +29,26 @@ MIRRORS = {
     "kmnist": ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"],
 }
 """Over HTTPS: torchvision lists plain HTTP alone for the last two, which `download` refuses."""
+SHA256 = {
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+    "kmnist": {
+        "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+        "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+        "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+        "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+    },
+}
 MAX_BYTES = 200_000_000  # MNIST's largest file is 47 MB; a gzip bomb stops here
 
 
@@ -82,15 +102,11 @@ def _locate(root: Path, name: str, torchvision_name: str, file: str) -> Path:
         for candidate in (folder / file, folder / f"{file}.gz"):
             if candidate.is_file():
                 return candidate
-    return _fetch(root / name / f"{file}.gz", name, torchvision_name)
+    return _fetch(root / name / f"{file}.gz", name)
 
 
-def _fetch(path: Path, name: str, torchvision_name: str) -> Path:
-    """Checksums are torchvision's."""
-    from torchvision import datasets
-
-    checksum = dict(getattr(datasets, torchvision_name).resources)[path.name]
-    return download([mirror + path.name for mirror in MIRRORS[name]], path, md5=checksum, what=name)
+def _fetch(path: Path, name: str) -> Path:
+    return download([mirror + path.name for mirror in MIRRORS[name]], path, sha256=SHA256[name][path.name], what=name)
 
 
 def read_idx(path: Path) -> Tensor:

@@ -146,13 +146,13 @@ class Server:
 
 
 BODY = b"real content" * 10_000
-BODY_MD5 = hashlib.md5(BODY).hexdigest()
+BODY_SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 def fetch(url, folder, monkeypatch):
     monkeypatch.setenv("BIGMODEL_MIRROR", url)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return download(["https://unused.invalid/f.gz"], folder / "f.gz", md5=BODY_MD5, what="mnist")
+    return download(["https://unused.invalid/f.gz"], folder / "f.gz", sha256=BODY_SHA256, what="mnist")
 
 
 @pytest.mark.parametrize("script", [(BODY,), (500, BODY), (503, 500, BODY), ((BODY[:999], len(BODY)), BODY)])
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 @REAL
 def test_mnist_downloads_from_a_mirror(tmp_path, monkeypatch):
-    """The real files, recompressed here, have another MD5 than the published .gz: refused and removed."""
+    """The real files, recompressed here, have another SHA-256 than the published .gz: refused and removed."""
     site = tmp_path / "site"
     shutil.copytree(ROOT / "mnist", site)
     handler = lambda *a: http.server.SimpleHTTPRequestHandler(*a, directory=str(site))  # noqa: E731
@@ -242,7 +242,7 @@ def test_mnist_downloads_from_a_mirror(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("BIGMODEL_MIRROR", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        with pytest.raises(BigmodelError, match=r"(?i)md5"):
+        with pytest.raises(BigmodelError, match="SHA-256"):
             data.get("mnist")(tmp_path / "data")
         server.shutdown()
     assert [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == []

@@ -19,7 +19,7 @@ def commands(document: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in found]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/from-zero.md", "docs/pictures.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/from-zero.md", "docs/pictures.md", "docs/reliability.md"])
 def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
     from PIL import Image
 
