@@ -17,6 +17,7 @@ from bigmodel_cli.commands import (
     env_check,
     evaluate,
     export,
+    finetune,
     generate,
     listing,
     predict,
@@ -24,6 +25,7 @@ from bigmodel_cli.commands import (
     reproduce,
     study,
     train,
+    tune,
 )
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 
@@ -54,8 +56,9 @@ def options(
 
 
 app.command()(train.train)
-app.command()(train.finetune)
+app.command()(finetune.finetune)
 app.command()(study.study)
+app.command()(tune.tune)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(generate.generate)

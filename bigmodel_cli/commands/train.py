@@ -1,8 +1,7 @@
-"""``bigmodel train`` and ``bigmodel finetune``: flags to layers, a recipe, a run, and what came of it."""
+"""``bigmodel train``: flags to layers, a recipe, a run, and what came of it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +37,7 @@ def train(
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
+    lr_find: Annotated[bool, typer.Option("--lr-find", help="Test learning rates, and draw the test.")] = False,
     json: opt.Json = False,
 ) -> None:
     """Train a model from zero.
@@ -55,132 +55,10 @@ def train(
     if resume and not layers:
         layers = _saved_recipe(out)
     layers += opt.flag_layers(flags, assignments)
-    _go(layers, out, resume, overwrite, dry_run, json)
-
-
-def finetune(
-    model: opt.Model = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint, or anyone's .pt or .safetensors weights.")
-    ] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from MODEL's published weights.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
-    method: opt.Method = None,
-    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
-    lora: Annotated[int | None, typer.Option("--lora", metavar="R", help="Train adapters of rank R.")] = None,
-    data: opt.Data = None,
-    recipe: opt.RecipeFile = None,
-    epochs: opt.Epochs = None,
-    batch_size: opt.BatchSize = None,
-    lr: opt.LearningRate = None,
-    optimizer: opt.Optimizer = None,
-    schedule: opt.Schedule = None,
-    loss: opt.Loss = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    max_steps: opt.MaxSteps = None,
-    data_dir: opt.DataDir = None,
-    assignments: opt.Set = None,
-    out: opt.Out = None,
-    resume: opt.Resume = False,
-    overwrite: opt.Overwrite = False,
-    dry_run: opt.DryRun = False,
-    json: opt.Json = False,
-) -> None:
-    """Go on from a checkpoint, on its own data or on other data; or from MODEL's published weights.
-
-    Examples:
-
-        bigmodel finetune --from runs/resnet18-digits-1/best.pt --freeze-backbone
-
-        bigmodel finetune --from ckpt.pt --data mnist --epochs 2 --lr 3e-4
-
-        bigmodel finetune --from ckpt.pt --method freeze-until --set start.layer=layer4
-
-        bigmodel finetune resnet18 --from resnet18.safetensors --data mnist
-
-        bigmodel finetune timm:resnet18 --pretrained --data cifar10 --lora 8
-    """
-    flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
-    start = _method(method, freeze_backbone, lora)
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
-    layers = [*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]
-    _go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json)
-
-
-def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict[str, Any]:
-    """The fine-tuning method, and its options, that the flags name.
-
-    Raises:
-        InputError: they name more than one.
-    """
-    named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--lora": rank}
-    given = [flag for flag, value in named.items() if value is not None]
-    if len(given) > 1 and (method, given) != ("lora", ["--method", "--lora"]):
-        raise InputError(" and ".join(given) + " together", "each names a fine-tuning method: expected one")
-    if rank is not None:
-        return {"method": "lora", "rank": rank}
-    return {"method": "freeze-backbone" if freeze_backbone else method or "full"}
-
-
-def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
-    """What the checkpoint remembers (model, data, loss, augmentation), fine-tuning's own defaults, what was `given`.
-
-    Raises:
-        InputError: not one start is named; `given` names another model than the checkpoint's, or
-            none where the file remembers none.
-    """
-    from bigmodel_cli.core.registry import methods
-    from bigmodel_cli.core.resolve import Layer
-
-    if (path is None) != pretrained:
-        what = "nothing to start from" if path is None else "--from and --pretrained together"
-        raise InputError(what, "expected --from CKPT, or MODEL --pretrained", "bigmodel finetune --help")
-    # A new head or adapter starts from noise and takes a full rate; trained weights take a gentle one.
-    lr = methods.get(start["method"]).meta["lr"]
-    gentle = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
-    if path is None:
-        return [gentle, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
-    return _checkpoint_layers(path, [gentle, Layer("--from", {"start": start})], given)
-
-
-def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.foreign import architecture, is_foreign
-    from bigmodel_cli.engine.start import checkpoint_file, load_meta
-
-    path = checkpoint_file(path)
-    foreign = is_foreign(path)
-    if foreign:
-        kept = {"model": architecture(path)}
-        if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
-            hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
-            raise InputError(f"{path}: weights that name no model", "expected MODEL, whose weights they are", hint)
+    if lr_find:
+        _range_test(layers, out, json)
     else:
-        remembered = load_meta(path)["recipe"]
-        kept = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
-    from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
-    layers = [Layer(str(path), kept), *defaults, from_, *given]
-    if foreign:
-        return [*layers, _shaped_layer(path, layers)]
-    model = resolve(layers).recipe.model.name
-    if model != kept["model"]["name"]:
-        raise InputError(f"MODEL is {model}", f"{path} is {kept['model']['name']}", f"bigmodel finetune --from {path}")
-    return layers
-
-
-def _shaped_layer(path: Path, layers: list[Layer]) -> Layer:
-    """The model's options that nobody gave and the shapes of foreign weights decide."""
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.assemble import load_data
-    from bigmodel_cli.engine.foreign import missing_options
-
-    resolved = resolve(layers)
-    given = [key for section, key in resolved.origin if section == "model"]
-    options = missing_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
-    return Layer(str(path), {"model": options} if options else {})
+        go(layers, out, resume, overwrite, dry_run, json)
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:
@@ -197,7 +75,29 @@ def _saved_recipe(out: Path | None) -> list[Layer]:
     return [document_layer(read_yaml(file), str(file))]
 
 
-def _go(layers: list[Layer], out: Path | None, resume: bool, overwrite: bool, dry_run: bool, json: bool) -> None:
+def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
+    """``--lr-find``: a hundred steps with a climbing rate; the rate to take, and the picture."""
+    from bigmodel_cli.core.resolve import resolve
+    from bigmodel_cli.engine.lr_find import find_rate
+    from bigmodel_cli.insight.range_test import draw
+
+    recipe = resolve(layers).recipe
+    found = find_rate(recipe)
+    folder = out or Path("runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / f"lr-find-{recipe.model.name}-{recipe.data.name}.png".replace(":", "-")
+    draw(found.rates, found.losses, found.suggested, picture)
+    if json:
+        console.print_json({"suggested": found.suggested, "rates": found.rates, "losses": found.losses})
+        return
+    console.say(
+        f"the loss falls fastest at --lr {found.suggested:.2g} ({len(found.rates)} steps; {recipe.optimizer.name})"
+    )
+    console.say(f"drawn in {picture}")
+
+
+def go(layers: list[Layer], out: Path | None, resume: bool, overwrite: bool, dry_run: bool, json: bool) -> None:
+    """Resolve `layers`, then train, or with `dry_run` measure, what they say."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.folder import RunFolder
 

@@ -36,7 +36,8 @@ class Resolved:
 
 
 def document_layer(document: Document, source: str) -> Layer:
-    return Layer(source, document.values, document.lines)
+    """A recipe file as a layer; its ``search`` section speaks to ``bigmodel tune`` alone."""
+    return Layer(source, {k: v for k, v in document.values.items() if k != "search"}, document.lines)
 
 
 def set_layer(assignments: Iterable[str]) -> Layer:

@@ -21,7 +21,7 @@ from conftest import environment
 from safetensors.torch import save_file
 
 from bigmodel_cli.commands import options
-from bigmodel_cli.commands.train import _start_layers
+from bigmodel_cli.commands.finetune import _start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve

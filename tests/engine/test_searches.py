@@ -1,0 +1,101 @@
+"""Searches: fields with Optuna in several processes, learning rates by a range test, methods by a short try of each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import environment
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.strict_yaml import read_yaml
+from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.assemble import assemble
+from bigmodel_cli.engine.choose import choose
+from bigmodel_cli.engine.loop import fit
+from bigmodel_cli.engine.lr_find import find_rate, steepest
+from bigmodel_cli.engine.tune import Range, read_search
+
+RECIPE = """model: {name: mlp, hidden: [16]}
+train: {epochs: 2}
+search:
+  optimizer.lr: {low: 1e-4, high: 1e-1, log: true}
+  train.batch_size: [64, 128]
+"""
+
+
+def test_two_processes_share_one_search_and_a_third_goes_on(run_cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "bigmodel_cli", "tune", "r.yaml", "--out", "out", "--json", "--trials"]
+    both = [
+        subprocess.Popen([*command, "6"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [json.loads(line) for process in both for line in process.communicate(timeout=200)[0].splitlines()]
+    assert [process.returncode for process in both] == [0, 0]
+    numbers = [event["trial"] for event in told]
+    assert len(set(numbers)) == len(numbers) and 6 <= len(numbers) <= 7, "a trial is done once, by one of them"
+    assert len({event["optimizer.lr"] for event in told}) == len(told), "each asked for another point"
+    more = run_cli("tune", "r.yaml", "--out", "out", "--trials", len(numbers) + 1)
+    assert more.returncode == 0 and more.stderr.count("trial ") == 1 and "next: bigmodel train" in more.stdout
+    best = resolve([Layer("best", read_yaml(tmp_path / "out/best.yaml").values)]).recipe
+    values = {e["optimizer.lr"]: e["val_accuracy"] for e in told if e["state"] == "complete"}
+    assert values.get(best.optimizer.options["lr"], 1.0) >= max(values.values())
+    # The same file trains as it stands: what is searched has its ordinary value.
+    plain = run_cli("train", "r.yaml", "--max-steps", 1, "--out", "plain")
+    assert plain.returncode == 0, plain.stderr
+
+
+def test_a_search_says_what_is_wrong_with_it(run_cli: Any, tmp_path: Path) -> None:
+    found = read_search({"optimizer.lr": {"low": 0.1, "high": 1.0}, "train.epochs": {"low": 2, "high": 4}}, "r")
+    assert found == {("optimizer", "lr"): Range(low=0.1, high=1.0), ("train", "epochs"): [2, 3, 4]}
+    for values, message in [
+        (None, "no search: section"),
+        ({"lr": [1]}, "expected section.key"),
+        ({"optimizer.lr": {"low": 1.0, "high": 0.1}}, "expected low < high"),
+        ({"optimizer.lr": {"low": 0.0, "high": 0.1, "log": True}}, "expected low < high"),
+        ({"optimizer.lr": 3}, "expected a list, or low, high and log"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            read_search(values, "r.yaml")
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("optimizer.lr", "optimizer.rl"))
+    done = run_cli("tune", "r.yaml")
+    assert done.returncode == 2 and "unknown key optimizer.rl" in done.stderr and not (tmp_path / "runs").exists()
+
+
+def test_the_rate_at_which_the_loss_falls_fastest() -> None:
+    assert steepest([1, 2, 4, 8, 16, 32], [3.0, 2.9, 2.5, 1.5, 1.4, 9.0]) == 4
+    with pytest.raises(InputError, match="fell at no learning rate"):
+        steepest([1, 2, 4], [1.0, 2.0, 3.0])
+    found = find_rate(resolve([Layer("t", {"model": {"name": "mlp"}})]).recipe)
+    assert found.rates[0] == pytest.approx(1e-7) and 1e-4 < found.suggested < 1
+    assert found.losses[found.rates.index(found.suggested)] < found.losses[0]
+
+
+def test_the_range_test_is_drawn(run_cli: Any, tmp_path: Path) -> None:
+    done = run_cli("train", "mlp", "--data", "digits", "--lr-find")
+    assert done.returncode == 0 and "the loss falls fastest at --lr " in done.stdout, done.stderr
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["lr-find-mlp-digits.png"]
+
+
+def test_the_method_that_val_likes_best_is_chosen_and_the_reason_said(tmp_path: Path) -> None:
+    run = assemble(resolve([Layer("t", {"model": {"name": "mlp"}, "train": {"epochs": 4}})]).recipe)
+    assert fit(run)
+    checkpoint.save(tmp_path / "base.pt", run.state())
+    lines: list[str] = []
+
+    def recipe_of(start: dict[str, Any]) -> Any:
+        values = {"model": {"name": "mlp"}, "start": {"checkpoint": str(tmp_path / "base.pt"), **start}}
+        return resolve([Layer("t", values)]).recipe
+
+    chosen, trials = choose(recipe_of, lines.append)
+    able = {t.method: t.value for t in trials if t.value is not None}
+    assert able[chosen] == max(able.values()) and set(able) == {"probe", "lora", "full"}
+    assert any("norm-only: the model has no normalisation layer" in line or "norm-only" in line for line in lines)
+    assert lines[-1].startswith(f"chosen {chosen}: val accuracy") and all(m in lines[-1] for m in able)
