@@ -224,3 +224,21 @@ def encode_padded(texts: Sequence[str], spec: TextSpec) -> Tensor:
     longest = max(1, *map(len, rows), 1)
     pad = known.special.get(PAD, 0)
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+
+
+def train_bpe(texts: Iterable[str], size: int, specials: Sequence[str] = SPECIALS) -> str:
+    """A byte-level BPE tokenizer of `size` tokens, as the JSON that Hugging Face's tokenizers reads.
+
+    Raises:
+        MachineError: the extra ``text`` is not installed.
+    """
+    library = needed("tokenizers")
+    found = library.Tokenizer(library.models.BPE())
+    found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False
+    )
+    found.train_from_iterator(texts, trainer)
+    return found.to_str()  # type: ignore[no-any-return]

@@ -1,0 +1,88 @@
+"""Pairs of texts. Shapes: B batch, S source tokens, T target tokens."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.tokens import END, PAD, START, tokenizer, train_bpe, words_of
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+
+Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens of a text, the rest is cut off")]
+Size = Annotated[int, Field(ge=300, le=1 << 17, description="tokens of the bpe vocabulary")]
+FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
+Pairs = tuple[list[str], list[str]]
+
+
+class ParallelTexts:
+    """One split: `pairs` of sources and targets. A batch is as long as its longest text on either side."""
+
+    def __init__(self, pairs: Pairs, spec: TextSpec, split: str) -> None:
+        known, self.split, self.sources = tokenizer(spec), split, pairs[0]
+        start, end, self.pad = (known.special[s] for s in (START, END, PAD))
+        self.source = [_ids(known.encode(t), spec.context, []) for t in pairs[0]]
+        # <start> stands in front, and <end> behind what the context leaves.
+        self.target = [_ids(known.encode(t), spec.context - 1, [end], [start]) for t in pairs[1]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: Tensor) -> Batch:
+        chosen = indices.tolist()
+        sides = {"source": self.source, "target": self.target}
+        rows = {k: pad_sequence([v[i] for i in chosen], True, self.pad) for k, v in sides.items()}
+        return {**rows, "index": indices}
+
+    def name(self, index: int) -> str:
+        return f"{self.split}[{index}] {self.sources[index][:60]}"
+
+
+def _ids(ids: Sequence[int], most: int, after: list[int], before: Sequence[int] = ()) -> Tensor:
+    return torch.tensor([*before, *list(ids)[:most], *after] or [0], dtype=torch.int32)
+
+
+def parallel(splits: Mapping[str, Pairs], kind: str, size: int, context: int) -> DataBundle:
+    """The bundle of (sources, targets) by split; one vocabulary for both sides, of the train split alone."""
+    train = [*splits["train"][0], *splits["train"][1]]
+    vocabulary = (train_bpe(train, size),) if kind == "bpe" else words_of(train, least=2)
+    spec = TextSpec(kind, vocabulary, context)
+
+    @functools.cache
+    def load(split: str) -> ParallelTexts:
+        return ParallelTexts(splits[split], spec, split)
+
+    digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest)
+
+
+def read_pair(source: Path, target: Path) -> Pairs:
+    """Two files with a sentence a line.
+
+    Raises:
+        InputError: they differ in their number of lines, or are empty.
+    """
+    pair = read_lines(source), read_lines(target)
+    if len(pair[0]) != len(pair[1]) or not pair[0]:
+        raise InputError(f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected as many")
+    return pair
+
+
+@data.register("multi30k-en-de")
+def multi30k_en_de(
+    root: Path, *, context: Context = 64, tokenizer: Literal["bpe", "word"] = "bpe", vocabulary: Size = 8000
+) -> DataBundle:
+    """31,014 descriptions of pictures, English to German (Elliott et al. 2016); test is test_2016_flickr."""
+    folder = root / "multi30k-en-de"
+    splits = {split: read_pair(folder / f"{f}.en.gz", folder / f"{f}.de.gz") for split, f in FILES.items()}
+    return parallel(splits, tokenizer, vocabulary, context)

@@ -1,0 +1,141 @@
+"""The encoder-decoder of "Attention Is All You Need" (Vaswani et al. 2017), with norms before each part.
+
+Shapes: B batch, S source tokens, T target tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.tokens import END, PAD, START, tokenizer
+from bigmodel_cli.core.types import TextSpec
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Attention(nn.Module):
+    """Queries of `x` (B,T,D) over keys and values of `memory` (B,S,D): (B,T,D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.memory = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        b, t, d = x.shape
+        q = self.query(x).view(b, t, self.heads, d // self.heads).transpose(1, 2)
+        k, v = self.memory(memory).view(b, memory.shape[1], 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return self.proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+
+
+class Part(nn.Module):
+    """A layer of the encoder, or with `cross` of the decoder, which also looks at the source."""
+
+    def __init__(self, width: int, heads: int, dropout: float, cross: bool) -> None:
+        super().__init__()
+        self.norm1, self.own = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width) if cross else None
+        self.cross = Attention(width, heads) if cross else None
+        self.norm3, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, own_mask: Tensor | None, memory: Tensor | None, mask: Tensor | None) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.drop(self.own(y, y, own_mask, causal=self.cross is not None))
+        if self.norm2 is not None and self.cross is not None:
+            x = x + self.drop(self.cross(self.norm2(x), memory, mask))
+        return x + self.drop(self.down(F.relu(self.up(self.norm3(x)))))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """source (B,S) and target (B,T) int64 -> logits (B,T,V); or with labels and a loss, each token's loss (B,T)."""
+
+    def __init__(
+        self, size: int, special: dict[str, int], context: int, layers: int, heads: int, width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.pad, self.start, self.end = special[PAD], special[START], special[END]
+        self.context = context
+        self.token = nn.Embedding(size, width)
+        self.encoder = nn.ModuleList(Part(width, heads, dropout, False) for _ in range(layers))
+        self.decoder = nn.ModuleList(Part(width, heads, dropout, True) for _ in range(layers))
+        self.encoder_norm, self.decoder_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.head = nn.Linear(width, size, bias=False)
+        self.drop = nn.Dropout(dropout)
+        self.register_buffer("position", sinusoids(context + 1, width), persistent=False)
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.xavier_uniform_(p)
+        nn.init.normal_(self.token.weight, std=width**-0.5)
+        self.head.weight = self.token.weight  # section 3.4
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        labels: Tensor | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """`labels` (B,T) hold the fill token where there is nothing to learn: the loss there is 0."""
+        x = self.decode(target, *self.encode(source))
+        if labels is None or loss is None:
+            return self.head(x)  # type: ignore[no-any-return]
+        real = labels != self.pad  # the head is the costly part: fill never reaches it
+        found = loss(self.head(x[real]).float(), labels[real])
+        return torch.zeros(labels.shape, dtype=found.dtype, device=x.device).masked_scatter(real, found)
+
+    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """The memory (B,S,D), and which of it is real, (B,1,1,S)."""
+        real = source != self.pad
+        mask = (real | ~real.any(1, keepdim=True))[:, None, None]
+        x = self._embed(source)
+        for part in self.encoder:
+            x = part(x, mask, None, None)
+        return self.encoder_norm(x), mask
+
+    def decode(self, target: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """The last layer's (B,T,D)."""
+        x = self._embed(target)
+        for part in self.decoder:
+            x = part(x, None, memory, mask)
+        return self.decoder_norm(x)  # type: ignore[no-any-return]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x = self.token(tokens) * math.sqrt(self.token.embedding_dim)
+        return self.drop(x + self.get_buffer("position")[: tokens.shape[1]])  # type: ignore[no-any-return]
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """(length, width): sin and cos of place / 10000^(2i / width) (section 3.5)."""
+    angle = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    return torch.stack((angle.sin(), angle.cos()), 2).flatten(1)[:, :width]
+
+
+@models.register(task="translation", head="head", backbone_first="token")
+def transformer(
+    spec: TextSpec, *, layers: Count = 3, heads: Count = 4, width: Count = 256, dropout: Share = 0.1
+) -> nn.Module:
+    """Encoder and decoder with shared embeddings: a small "Attention Is All You Need".
+
+    Raises:
+        InputError: the heads do not divide the width, or the tokenizer lacks a special token.
+    """
+    if width % heads or width % 2:
+        raise InputError(f"width {width}, heads {heads}", "expected heads that divide an even width")
+    known = tokenizer(spec)
+    missing = [s for s in (PAD, START, END) if s not in known.special]
+    if missing:
+        raise InputError(f"a {spec.tokenizer} tokenizer without {missing[0]}", "expected word or bpe for translation")
+    return Transformer(known.size, known.special, spec.context, layers, heads, width, dropout)

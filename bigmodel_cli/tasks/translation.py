@@ -1,0 +1,119 @@
+"""Texts to texts. Shapes: B batch, S source tokens, T target tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.tokens import PAD, encode_padded, tokenizer, translated
+from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
+from bigmodel_cli.tasks.beam import beam_search
+
+BEAMS = 4
+
+
+@tasks.register(kind="text")
+def translation(
+    spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
+) -> Translation:
+    """A text for each text."""
+    return Translation(spec, loss)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """See :class:`bigmodel_cli.core.types.Task`. Raw batches hold source (B,S), and target (B,T) from start to end."""
+
+    spec: TextSpec
+    loss_per_token: Callable[[Tensor, Tensor], Tensor]
+    places: tuple[int, ...] | None = None
+    """The model's id for each id of the data; None where the vocabularies are equal."""
+    name = "translation"
+    unit = "tokens"
+    best = ("perplexity", "min")
+    inputs = ("source", "target")
+    report = "translation"
+
+    @property
+    def pad(self) -> int:
+        return tokenizer(self.spec).special[PAD]
+
+    def fit_spec(self, train: Source) -> Translation:
+        return self
+
+    def for_data(self, data: TextSpec) -> Translation:
+        return replace(self, places=translated(self.spec, data))
+
+    def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
+        return trained, [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+
+    def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
+        """source (B,S); target (B,T-1) without its last token, labels (B,T-1) without its first."""
+        source, target = batch["source"].long(), batch["target"].long()
+        if self.places is not None:
+            places = torch.tensor(self.places, device=source.device)
+            source, target = places[source], places[target]
+        return {"source": source, "target": target[:, :-1], "labels": target[:, 1:], "index": batch["index"]}
+
+    def count(self, batch: Batch) -> int:
+        return int((batch["target"][:, 1:] != self.pad).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        losses = model(batch["source"], batch["target"], batch["labels"], self.loss_per_token)
+        return LossSum(losses.sum(), (batch["labels"] != self.pad).sum())
+
+    def _nats(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        def plain(logits: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, reduction="none")
+
+        losses = model(batch["source"], batch["target"], batch["labels"], plain).float()
+        return {"nats": losses.sum(1), "count": (batch["labels"] != self.pad).sum(1)}
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+        """Each pair's nats and tokens, (B,); the answer and the reference as ids, (B, context + 1)."""
+        answer, _ = beam_search(model, batch["source"], BEAMS)
+        room, pad = self.spec.context + 1, self.pad
+        wide = {"answer": answer, "reference": batch["labels"]}
+        filled = {k: F.pad(v, (0, room - v.shape[1]), value=pad) for k, v in wide.items()}
+        return {**self._nats(model, batch), **filled, "index": batch["index"]}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        out = self._nats(model, batch)
+        return {"loss": out["nats"].double().sum(), "count": out["count"].sum()}
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """loss in nats a target token, without label smoothing; perplexity exp(loss)."""
+        loss = sums["loss"] / max(sums["count"], 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
+        """Each line of a text file, as a raw batch of one without a target."""
+        for number, line in enumerate(read_lines(path), 1):
+            nothing = torch.full((1, 2), self.pad)
+            source = encode_padded([line], self.spec)
+            yield f"{path}:{number}", {"source": source, "target": nothing, "index": torch.zeros(1)}
+
+    def answers(self, model: nn.Module, batch: Batch, top: int = 1) -> list[list[tuple[str, float]]]:
+        """The translation, with the geometric mean of its tokens' probabilities."""
+        found, score = beam_search(model, batch["source"], BEAMS)
+        known = tokenizer(self.spec)
+        pairs = zip(found.tolist(), score.exp().tolist(), strict=True)
+        return [[(known.decode(ids), probability)] for ids, probability in pairs]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How another program makes ids of a text."""
+        spec = self.spec
+        return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        shape = (batch_size, min(self.spec.context, 32))
+        return torch.ones(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.int64)
