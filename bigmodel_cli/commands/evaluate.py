@@ -64,6 +64,7 @@ def _measure(
     batch_size: int | None,
     wrong: int,
 ) -> tuple[Report, list[str]]:
+    from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import reports
     from bigmodel_cli.engine.assemble import load_data
     from bigmodel_cli.engine.assemble import split as load_split
@@ -73,7 +74,8 @@ def _measure(
     recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
     bundle = load_data(recipe.data)
-    source = load_split(bundle, recipe.data, split)
+    with WaitBars():
+        source = load_split(bundle, recipe.data, split)
     task = trained.task.for_data(bundle.spec)
     hows: list[str] = []
 

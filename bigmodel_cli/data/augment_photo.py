@@ -78,7 +78,7 @@ def strong(
 
 def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool) -> Tensor:
     """(B,C,H,W) -> (B,C,*size): each picture's own window, resized (bilinear; antialiased on a CPU), half mirrored."""
-    b, c, height, width = images.shape
+    height, width = images.shape[2:]
     size = size or (height, width)
     u = uniforms(key, 0, 1, 2, 3, 4)
     share = area + (1 - area) * u[0]
@@ -89,12 +89,7 @@ def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool)
     if images.device.type == "cpu":
         images = _windows_cpu(images, (top, left, tall, wide), size)
     else:
-        # Centre and half extent of the window, in grid_sample's coordinates from -1 to 1.
-        x, y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
-        zero = torch.zeros_like(x)
-        theta = torch.stack([wide / width, zero, x, zero, tall / height, y], 1).view(-1, 2, 3)
-        grid = F.affine_grid(theta, [b, c, *size], align_corners=False)
-        images = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        images = _windows_grid(images, (top, left, tall, wide), size)
     return mirrored(images, u[4] < 0.5) if flip else images
 
 
@@ -108,6 +103,18 @@ def _windows_cpu(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, in
         window = images[i : i + 1, :, y : y + h, x : x + w]
         out[i] = F.interpolate(window, size, mode="bilinear", antialias=True)[0]
     return out
+
+
+def _windows_grid(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """All at once, without a loop that a GPU would wait for; not antialiased, which hardly shows at these scales."""
+    top, left, tall, wide = places
+    height, width = images.shape[2:]
+    # Centre and half extent of the window, in grid_sample's coordinates from -1 to 1.
+    x, y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
+    zero = torch.zeros_like(x)
+    theta = torch.stack([wide / width, zero, x, zero, tall / height, y], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
 def coloured(images: Tensor, key: SampleKey, strength: float) -> Tensor:

@@ -22,6 +22,7 @@ from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data import picture_cache
 from bigmodel_cli.data.arrays import ImageArrays, few_of_each
 from bigmodel_cli.data.download import download
+from bigmodel_cli.data.in_parallel import for_each
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
@@ -196,7 +197,7 @@ def _decoded(made_from: list[tuple[Any, ...]], find: Callable[[], list[Packed]],
     if found is not None:
         return _arrays(found.read(range(len(found.good))), split)
     rows = torch.empty((len(items()), RECORD), dtype=torch.uint8)
-    picture_cache.for_each(what, len(rows), lambda i: rows[i].copy_(record(i)))
+    for_each(what, len(rows), lambda i: rows[i].copy_(record(i)))
     return _arrays(rows, split)
 
 

@@ -19,11 +19,9 @@ import math
 import os
 import shutil
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -31,29 +29,19 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.data.in_parallel import for_each, tell
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 VERSION = 1
 LIMIT_GB = 32.0
-TASK = 16  # pictures handed to a thread at once
-BLOCK = 1024  # pictures between two reports of progress
 TICK = 0.02  # seconds; a file system's clock is not finer than this
 STALE = 24 * 3600.0  # seconds after which a half-written file has no owner any more
 PER_PICTURE, DIGEST = 5, 32  # bytes after the pixels: a CRC-32 and a mark each, and a SHA-256 of those
 FREE = 2**30  # bytes of disk that are left alone
-Progress = Callable[[str, int, int], None]
-"""(what, done, in all), called from the thread that asked for the pictures; it may raise to stop the decoding."""
-
-_listeners: list[Progress] = []
-
-
-@contextlib.contextmanager
-def listening(listener: Progress) -> Iterator[None]:
-    """`listener` hears of decoding while the block runs."""
-    _listeners.append(listener)
-    try:
-        yield
-    finally:
-        _listeners.remove(listener)
 
 
 def cache_folder() -> Path:
@@ -147,10 +135,31 @@ def stored(
     if not _make_room(path.parent, count * (math.prod(shape) + PER_PICTURE) + DIGEST):
         return None
     try:
-        _fill(path, what, count, shape, decode, skip_bad)
+        with _alone(path, what, count):
+            if _open(path, shape, decode) is None or found is not None:  # nobody else has filled it meanwhile
+                _fill(path, what, count, shape, decode, skip_bad)
     except OSError:  # the disk filled up, or is not ours to write
         return None
     return _open(path, shape, decode)
+
+
+@contextlib.contextmanager
+def _alone(path: Path, what: str, count: int) -> Iterator[None]:
+    """One process at a time fills `path`: the ranks of one run would all decode everything.
+
+    Where the file system has no locks, each fills its own copy and the last one stays.
+    """
+    with path.with_name(f".{path.stem}.tmp").open("wb") as lock:
+        while fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+                tell(what, 0, count)
+            except OSError:
+                break
+        yield
 
 
 def _place(made_from: Sequence[object], shape: tuple[int, ...]) -> Path:
@@ -208,40 +217,6 @@ def _fill(path: Path, what: str, count: int, shape: tuple[int, ...], decode: Dec
     finally:
         os.close(handle)
         Path(temporary).unlink(missing_ok=True)
-
-
-def for_each(what: str, count: int, do: Callable[[int], object]) -> None:
-    """`do` 0 to `count` - 1 in parallel, and tell the listeners; the first failure in order is raised."""
-
-    def run(part: range) -> None:
-        for index in part:
-            do(index)
-
-    with decoders() as pool:
-        try:
-            for start in range(0, count, BLOCK):
-                stop = min(start + BLOCK, count)
-                # Several to a task: handing over one small picture takes longer than decoding it.
-                for _ in pool.map(run, (range(i, min(i + TASK, stop)) for i in range(start, stop, TASK))):
-                    pass
-                for listener in _listeners:
-                    listener(what, stop, count)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def decoders() -> ThreadPoolExecutor:
-    """A thread a core, each of which uses one core: torch would start a team of threads in every one of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    started = threading.Barrier(cores + 1)
-    pool = ThreadPoolExecutor(cores, "decode", initializer=lambda: torch.set_num_threads(1))
-    for _ in range(cores):
-        pool.submit(started.wait)
-    started.wait()
-    torch.set_num_threads(threads)  # what the workers set is also the default of threads that start later
-    return pool
 
 
 def settle(newest: int) -> None:

@@ -12,6 +12,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.pictures import decode
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data import picture_cache
+from bigmodel_cli.data.in_parallel import decoders, for_each
 from bigmodel_cli.data.picture_list import Item
 
 MAX_BAD = 0.05  # the share of a split that may be left out: beyond it something else is wrong
@@ -41,7 +42,7 @@ class PictureFiles:
         good = torch.ones(len(items), dtype=torch.bool)
         if cache == "auto":
             picture_cache.settle(max(item.stamp[1] for item in items))
-            made_from = [(str(i.file), i.size, i.stamp, i.offset) for i in items]
+            made_from = [(i.file, i.size, i.stamp, i.offset) for i in items]
             shape = (channels, side, side)
             what = f"decoding {split}"
             self._stored = picture_cache.stored(what, made_from, len(items), shape, self._decode, skip_bad)
@@ -51,8 +52,8 @@ class PictureFiles:
         if self._stored is not None:
             good = self._stored.good
         elif skip_bad:
-            picture_cache.for_each(f"checking {split}", len(items), lambda i: self._try(i, good))
-        self._pool = None if self._stored is not None else picture_cache.decoders()
+            for_each(f"checking {split}", len(items), lambda i: self._try(i, good))
+        self._pool = None if self._stored is not None else decoders()
         self._places = good.nonzero().flatten()
         self._leave_out(good)
         self.labels = torch.tensor([item.label for item in items])[self._places]
@@ -74,7 +75,7 @@ class PictureFiles:
 
     def _decode(self, place: int) -> Tensor:
         item = self.items[place]
-        name = str(item.file) if item.offset is None else f"{item.file}:{item.name}"
+        name = item.file if item.offset is None else f"{item.file}:{item.name}"
         return decode(item.read(), name, self.channels, self.side)
 
     def _try(self, place: int, good: Tensor) -> None:

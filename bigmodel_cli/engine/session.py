@@ -15,7 +15,7 @@ from typing import Any
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
-from bigmodel_cli.data.picture_cache import listening
+from bigmodel_cli.data.in_parallel import listening
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.engine.evaluate import evaluate

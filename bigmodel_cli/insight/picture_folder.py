@@ -15,7 +15,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.pictures import decode, picture_header
-from bigmodel_cli.data.picture_cache import for_each
+from bigmodel_cli.data.in_parallel import for_each
 from bigmodel_cli.data.picture_list import Item, Listing
 
 SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest: the largest that the pictures fill

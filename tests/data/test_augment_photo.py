@@ -10,7 +10,7 @@ import torch
 from bigmodel_cli.core.registry import augments, losses
 from bigmodel_cli.core.types import ImageSpec, SampleKey
 from bigmodel_cli.data.augment import windows
-from bigmodel_cli.data.augment_photo import Mixing, by_policy, coloured, cropped
+from bigmodel_cli.data.augment_photo import Mixing, _windows_cpu, _windows_grid, by_policy, coloured, cropped
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 STRONG: list[dict[str, Any]] = [
@@ -73,6 +73,18 @@ def test_windows_on_both_devices_agree() -> None:
     got = windows(padded, top, left, 5)
     for i in range(9):
         assert torch.equal(got[i], padded[i, :, top[i] : top[i] + 16, left[i] : left[i] + 16])
+
+
+def test_crops_on_a_gpu_are_those_on_a_cpu() -> None:
+    """grid_sample on the batch, which other devices use, shows the same windows to within rounding to whole pixels."""
+    y, x = torch.meshgrid(torch.linspace(0, 255, 64), torch.linspace(0, 255, 64), indexing="ij")
+    smooth = torch.stack([x, y, (x + y) / 2]).round().to(torch.uint8).expand(50, 3, 64, 64)
+    g = torch.Generator().manual_seed(0)
+    tall, wide = torch.rand(2, 50, generator=g) * 30 + 30
+    places = (torch.rand(50, generator=g) * (64 - tall), torch.rand(50, generator=g) * (64 - wide), tall, wide)
+    cpu, grid = _windows_cpu(smooth, places, (48, 48)).float(), _windows_grid(smooth, places, (48, 48))
+    assert (cpu - grid).abs().max() < 2 * 255 / 64  # two pixels of this ramp
+    assert (cpu - grid).abs().mean() < 255 / 64 / 2
 
 
 def test_colour_keeps_the_range_and_zero_strength_the_picture() -> None:

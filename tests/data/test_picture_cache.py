@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.data import picture_cache
+from bigmodel_cli.data import in_parallel
 from bigmodel_cli.data.image_folder import image_folder
 
 N = 12
@@ -42,7 +42,7 @@ def load(photos: Path, **options: Any) -> tuple[torch.Tensor, int]:
         nonlocal decoded
         decoded = done
 
-    with picture_cache.listening(heard):
+    with in_parallel.listening(heard):
         train = image_folder(photos, path=str(photos), size=14, **options).load["train"]()
     return train.gather(torch.arange(len(train)))["image"], decoded
 
@@ -53,17 +53,17 @@ def reds(pictures: torch.Tensor) -> list[int]:
 
 def test_the_second_time_nothing_is_decoded(photos: Path, cache: Path) -> None:
     first, decoded = load(photos)
-    assert decoded == N and len(list(cache.iterdir())) == 1
+    assert decoded == N and len(list(cache.glob("*.pixels"))) == 1
     second, again = load(photos)
     assert again == 0 and torch.equal(first, second)
     plain, _ = load(photos, cache="off")
-    assert torch.equal(first, plain) and len(list(cache.iterdir())) == 1
+    assert torch.equal(first, plain) and len(list(cache.glob("*.pixels"))) == 1
 
 
 def test_another_size_or_channel_count_is_another_file(photos: Path, cache: Path) -> None:
     load(photos)
     assert load(photos, channels=1)[1] == N and load(photos, crop=1.0)[1] == N
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.pixels"))) == 3
 
 
 def test_a_changed_file_is_never_served_stale(photos: Path, cache: Path) -> None:
@@ -91,7 +91,7 @@ def test_added_and_removed_files(photos: Path, cache: Path) -> None:
 @pytest.mark.parametrize("where", ["pixels", "sums", "digest", "cut", "empty"])
 def test_damage_is_found_and_mended(where: str, photos: Path, cache: Path) -> None:
     good, _ = load(photos)
-    file = next(cache.iterdir())
+    file = next(cache.glob("*.pixels"))
     raw = bytearray(file.read_bytes())
     size = 3 * 16 * 16
     if where in ("cut", "empty"):
@@ -107,7 +107,7 @@ def test_damage_is_found_and_mended(where: str, photos: Path, cache: Path) -> No
 
 def test_damage_is_not_mended_from_a_picture_that_has_gone(photos: Path, cache: Path) -> None:
     train = image_folder(photos, path=str(photos), size=14).load["train"]()
-    file = next(cache.iterdir())
+    file = next(cache.glob("*.pixels"))
     raw = bytearray(file.read_bytes())
     raw[0] ^= 1
     file.write_bytes(raw)
@@ -119,13 +119,13 @@ def test_damage_is_not_mended_from_a_picture_that_has_gone(photos: Path, cache: 
 def test_the_oldest_goes_first(photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {}
     for channels, crop in ((3, 0.875), (1, 0.875), (3, 1.0)):
-        before = set(cache.iterdir()) if cache.exists() else set()
+        before = set(cache.glob("*.pixels")) if cache.exists() else set()
         load(photos, channels=channels, crop=crop)
-        (new,) = set(cache.iterdir()) - before
+        (new,) = set(cache.glob("*.pixels")) - before
         sizes[channels, crop] = new
         os.utime(new, ns=(len(sizes), len(sizes)))
     load(photos, channels=3, crop=0.875)  # used again: now the newest
-    monkeypatch.setenv("BIGMODEL_CACHE_GB", str(sum(p.stat().st_size for p in cache.iterdir()) / 1e9))
+    monkeypatch.setenv("BIGMODEL_CACHE_GB", str(sum(p.stat().st_size for p in cache.glob("*.pixels")) / 1e9))
     load(photos, channels=1, crop=1.0)
     assert not sizes[1, 0.875].exists() and sizes[3, 0.875].exists() and sizes[3, 1.0].exists()
 
@@ -159,16 +159,29 @@ def test_runs_that_fill_it_at_once(photos: Path, cache: Path) -> None:
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     digests = {run.communicate(timeout=120)[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0, 0] and len(digests) == 1
-    assert len(list(cache.iterdir())) == 1  # nothing half-written is left
+    assert len(list(cache.glob("*.pixels"))) == 1
+    assert sum(p.stat().st_size for p in cache.glob(".*")) == 0  # the lock; nothing half-written is left
+
+
+def test_one_fills_it_and_the_others_wait(photos: Path, cache: Path) -> None:
+    program = PROGRAM.replace("import torch", "import torch, time").replace(
+        "train =", "from bigmodel_cli.data import picture_cache, picture_files\n"
+        "told = []\nreal = picture_files.decode\n"
+        "picture_files.decode = lambda *a: (time.sleep(0.2), told.append(1), real(*a))[2]\ntrain ="
+    ) + "print(len(told), file=sys.stderr)"  # fmt: skip
+    command = [sys.executable, "-c", program.replace("import sys, hashlib, torch", "import sys, hashlib, torch, time")]
+    runs = [subprocess.Popen([*command, str(photos)], stdout=-1, stderr=-1, text=True) for _ in range(3)]
+    decoded = sorted(int(run.communicate(timeout=120)[1]) for run in runs)
+    assert decoded == [0, 0, N]
 
 
 def test_a_stop_while_decoding_leaves_nothing(photos: Path, cache: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with picture_cache.listening(stop), pytest.raises(KeyboardInterrupt):
+    with in_parallel.listening(stop), pytest.raises(KeyboardInterrupt):
         image_folder(photos, path=str(photos), size=14).load["train"]()
-    assert list(cache.iterdir()) == []
+    assert sum(p.stat().st_size for p in cache.iterdir()) == 0
 
 
 @pytest.mark.parametrize("kept", ["auto", "off"])
@@ -198,3 +211,27 @@ def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None
     load(photos)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_a_signal_ends_the_decoding_before_the_first_step(tmp_path: Path) -> None:
+    import signal
+
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    for i in range(120):
+        file = tmp_path / "photos" / ("a", "b")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if i == 0:
+            Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=9)
+        os.link(tmp_path / "noise.png", file)
+    command = [sys.executable, "-m", "bigmodel_cli", "train", "mlp", "--data", "./photos", "--set", "data.size=16"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=-3, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "decoding train" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "while pictures were decoded, before step 1" in rest
+    assert not (tmp_path / "runs").exists()
