@@ -15,7 +15,6 @@ from typing import Any
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
-from bigmodel_cli.data.in_parallel import listening
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.engine.evaluate import evaluate
@@ -78,7 +77,6 @@ def train(
     clock = time.perf_counter()
     with (
         StopFlag() as stop,
-        listening(lambda *_: _stop_decoding(stop)),
         _prepared(recipe, folder, recorded) as run,
         Writer(folder.path) as writer,
     ):
@@ -112,12 +110,6 @@ def train(
         folder.event(outcome.to_dict())
         folder.status("done", 0, run.progress.step, str(outcome.best), "")
         return outcome
-
-
-def _stop_decoding(stop: StopFlag) -> None:
-    """A signal ends the decoding of the pictures too, which may take minutes before the first step."""
-    if stop.signum is not None:
-        raise InterruptedRun(stop.signum, f"stopped by signal {stop.signum} while pictures were decoded, before step 1")
 
 
 def _before(run: Run) -> dict[str, Any]:

@@ -233,5 +233,5 @@ def test_a_signal_ends_the_decoding_before_the_first_step(tmp_path: Path) -> Non
             break
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "while pictures were decoded, before step 1" in rest
+    assert process.returncode == 143 and "stopped before the first step" in rest
     assert not (tmp_path / "runs").exists()
