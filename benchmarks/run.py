@@ -1,12 +1,17 @@
-"""bigmodel against the plain script, on the same work in the same run, alternating; rewrites RESULTS.md.
+"""bigmodel's commands against what people write themselves, on the same work in the same run; rewrites RESULTS.md.
 
-Only ratios count: machines are shared and noisy. Real MNIST is read from BIGMODEL_DATA
-or ../shared/data.
+Peers and bigmodel take turns; medians of ROUNDS rounds. Only ratios count: machines are
+shared and noisy. bigmodel starts with empty caches every time. Real MNIST and CIFAR-10
+are read from BIGMODEL_DATA or ../shared/data.
+
+python benchmarks/run.py [--rounds 5] [--only NAME ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
+import json
 import os
 import platform
 import shutil
@@ -14,53 +19,225 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-import torchvision
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = 5
-WORK = {"cnn": 200, "resnet18": 20}  # model -> steps of 128 pictures
+PEERS = HERE / "peers"
+BIGMODEL = (sys.executable, "-m", "bigmodel_cli")
 
 
-def data_folder() -> Path:
-    folder = Path(os.environ.get("BIGMODEL_DATA") or HERE.parents[1] / "shared" / "data")
-    if not (folder / "mnist").is_dir():
-        sys.exit("set BIGMODEL_DATA to a folder with mnist/ in it")
-    return folder
+@dataclass
+class Measured:
+    """One command as a whole process: seconds, peak memory in MB, and the last JSON line it printed."""
+
+    seconds: float
+    memory: float
+    said: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(program: str, model: str, folder: Path) -> float:
-    command = [sys.executable, str(HERE / program), model, str(folder), str(WORK[model])]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+@dataclass(frozen=True)
+class Work:
+    """A piece of work, who does it, and what counts: images/s where `rate`, else the seconds of the whole command."""
+
+    name: str
+    asked: float
+    peers: dict[str, Callable[[], Measured]]
+    rate: bool = False
 
 
-def row(name: str, values: list[float]) -> str:
-    return f"{name} {statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+def command(*words: Any, cache: Path) -> Measured:
+    """Run one command to its end.
+
+    Raises:
+        SystemExit: it failed; a benchmark of a failure would be a lie.
+    """
+    clock = time.perf_counter()
+    environment = {**os.environ, "BIGMODEL_CACHE": str(cache), "PYTHONPATH": f"{HERE.parent}:{PEERS}"}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([str(w) for w in words], stdout=out, stderr=err, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - clock
+        out.seek(0)
+        err.seek(0)
+        if status:
+            sys.exit(f"{' '.join(map(str, words))}\n{err.read()}")
+        lines = [json.loads(line) for line in out if line.startswith("{")]
+    said: dict[str, Any] = {}
+    for line in lines:
+        said |= line
+    return Measured(seconds, usage.ru_maxrss / 1024, said)
+
+
+class Bench:
+    """The works, over data in a scratch folder."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.data = Path(os.environ.get("BIGMODEL_DATA") or HERE.parents[1] / "shared" / "data")
+        if not (self.data / "mnist").is_dir():
+            sys.exit("set BIGMODEL_DATA to a folder with mnist/ in it")
+        self.scratch, self.raw = scratch, scratch / "mnist"
+        self.raw.mkdir()
+        for file in (self.data / "mnist").glob("*.gz"):
+            with gzip.open(file) as packed, (self.raw / file.stem).open("wb") as out:
+                shutil.copyfileobj(packed, out)
+
+    def photos(self, count: int, name: str) -> Path:
+        folder = self.scratch / name
+        if not folder.exists():
+            subprocess.run(
+                [sys.executable, HERE / "photos.py", folder, str(count)], check=True, stdout=subprocess.DEVNULL
+            )
+        return folder
+
+    def bigmodel(self, *words: Any, out: str = "run") -> Measured:
+        """One bigmodel command with empty caches."""
+        shutil.rmtree(self.scratch / "cache", ignore_errors=True)
+        return self.again(*words, out=out)
+
+    def again(self, *words: Any, out: str = "") -> Measured:
+        """One bigmodel command that may use what the last one kept."""
+        where = ("--out", self.scratch / out, "--overwrite") if out else ()
+        return command(*BIGMODEL, *words, *where, "--json", cache=self.scratch / "cache")
+
+    def peer(self, program: str, *words: Any) -> Measured:
+        return command(sys.executable, PEERS / program, *words, cache=self.scratch / "cache")
+
+    def throughput(self, model: str, steps: int, options: tuple[Any, ...]) -> dict[str, Callable[[], Measured]]:
+        common = ("--data", "mnist", "--data-dir", self.data, "--optimizer", "momentum", "--lr", 0.01)
+        ours = ("train", model, *common, "--schedule", "constant", "--batch-size", 128, *options)
+        found = {
+            "plain script": lambda: self.peer("plain_mnist.py", model, self.raw, "--steps", steps),
+            "plain script, 2 workers": lambda: self.peer(
+                "plain_mnist.py", model, self.raw, "--steps", steps, "--workers", 2
+            ),
+            "bigmodel": lambda: self.bigmodel(*ours),
+        }
+        if _has("lightning"):
+            found["Lightning"] = lambda: self.peer("lightning_mnist.py", model, self.raw, "--steps", steps)
+        return found
+
+    def to_99(self) -> Measured:
+        """Train and test, both whole commands."""
+        recipe = HERE.parent / "recipes" / "image" / "mnist-resnet18-fast.yaml"
+        trained = self.bigmodel("train", recipe, "--data-dir", self.data)
+        tested = self.again("eval", self.scratch / "run", "--split", "test", "--data-dir", self.data)
+        accuracy = tested.said["headline"]["top1"]["value"]
+        if accuracy < 0.99:
+            sys.exit(f"{recipe}: {accuracy:.2%} on test, less than 99.0%")
+        memory = max(trained.memory, tested.memory)
+        return Measured(trained.seconds + tested.seconds, memory, {"accuracy": accuracy})
+
+    def backbone(self) -> Path:
+        """A ResNet-18 for 224x224, trained for a moment, for both sides to start from."""
+        if not (self.scratch / "backbone").exists():
+            folder = self.photos(250, "photos-250")
+            self.bigmodel("train", "resnet18", "--data", folder, "--max-steps", 4, "--batch-size", 32, out="backbone")
+        return self.scratch / "backbone" / "best.pt"
+
+    def works(self) -> list[Work]:
+        train = ("--epochs", 3, "--batch-size", 32, "--optimizer", "momentum", "--lr", 0.01, "--schedule", "constant")
+        crops = ("--set", "augment.name=resized_crop")
+        still = ("--set", "augment.name=none")
+        return [
+            Work("`cnn` MNIST training, batch 128", 4, self.throughput("cnn", 300, ("--epochs", 8)), rate=True),
+            Work(
+                "`resnet18` MNIST training, batch 128", 1.3,
+                self.throughput("resnet18", 40, ("--max-steps", 150, "--set", "model.stem=imagenet")), rate=True,
+            ),
+            Work("`resnet18` MNIST to 99.0% on test", 3, {
+                "plain script": lambda: self.peer("plain_mnist.py", "resnet18", self.raw, "--until", 0.99),
+                "bigmodel": self.to_99,
+            }),
+            Work("`resnet18` 224x224 training, 250 JPEG photos, 3 epochs", 3.5, {
+                "plain script": lambda: self.peer("plain_photos.py", "train", self.photos(250, "photos-250"), 3),
+                "bigmodel": lambda: self.bigmodel(
+                    "train", "resnet18", "--data", self.photos(250, "photos-250"), *train, *crops
+                ),
+            }),
+            Work("`resnet18` 224x224 eval, 1,000 JPEG photos", 4, {
+                "plain script": lambda: self.peer(
+                    "plain_photos.py", "eval", self.photos(1000, "photos-1000"), self.backbone()
+                ),
+                "bigmodel": lambda: self.bigmodel(
+                    "eval", self.backbone(), "--data", self.photos(1000, "photos-1000"), "--split", "train", out=""
+                ),
+            }),
+            Work("`finetune --freeze-backbone`, 250 JPEG photos, 10 epochs", 10, {
+                "plain script": lambda: self.peer(
+                    "plain_photos.py", "freeze", self.photos(250, "photos-250"), 10, self.backbone()
+                ),
+                "bigmodel": lambda: self.bigmodel(
+                    "finetune", "--from", self.backbone(), "--freeze-backbone",
+                    "--data", self.photos(250, "photos-250"), "--epochs", 10, *still,
+                ),
+            }),
+        ]  # fmt: skip
+
+
+def _has(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def table(work: Work, rounds: dict[str, list[Measured]]) -> list[str]:
+    """The rows of one work; ratios are against the plain script, more is better."""
+    lines = []
+    value = (lambda m: m.said.get("rate") or m.said["images_per_second"]) if work.rate else (lambda m: m.seconds)
+    medians = {who: statistics.median(map(value, runs)) for who, runs in rounds.items()}
+    base, base_memory = medians["plain script"], statistics.median(m.memory for m in rounds["plain script"])
+    for who, runs in rounds.items():
+        ratio = medians[who] / base if work.rate else base / medians[who]
+        memory = statistics.median(m.memory for m in runs)
+        shown = spread([value(m) for m in runs], 0 if work.rate else 1) + (" images/s" if work.rate else " s")
+        accuracies = [m.said["accuracy"] for m in runs if "accuracy" in m.said]
+        accuracies += [m.said["headline"]["top1"]["value"] for m in runs if "headline" in m.said]
+        note = f", accuracy {statistics.median(accuracies):.2%}" if accuracies else ""
+        asked = f" (asked {work.asked:g}x)" if who == "bigmodel" else ""
+        more = f"{memory:,.0f} MB, {memory / base_memory:.2f}x"
+        lines.append(f"| {work.name} | {who} | {shown}{note} | {ratio:.2f}x{asked} | {more} |")
+    return lines
 
 
 def main() -> None:
-    folder, lines = data_folder(), []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of the names of the works to run")
+    given = parser.parse_args()
+    # In a process of its own: a child's peak memory begins at its parent's.
+    limits = command(sys.executable, HERE / "roofline.py", cache=Path()).said
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, "
+    machine += f"torchvision {version('torchvision')}, Python {platform.python_version()}"
+    lines = [
+        "# Measured by `make bench`", "", f"{machine}.",
+        f"Median (lowest to highest) of {given.rounds} alternating rounds.",
+        "Ratios and memory are against the plain script of the same run.",
+        "", "Ceilings in the same run: " + ", ".join(f"{v:,.0f} {k}" for k, v in limits.items()) + ".",
+        "", "| work | who | measured | ratio | peak memory |", "|---|---|---|---|---|",
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        raw = Path(scratch)
-        for file in (folder / "mnist").glob("train-*.gz"):
-            with gzip.open(file) as packed, (raw / file.stem).open("wb") as out:
-                shutil.copyfileobj(packed, out)
-        for model in WORK:
-            plain, ours = [], []
-            for _ in range(ROUNDS):
-                plain.append(measure("plain.py", model, raw))
-                ours.append(measure("ours.py", model, folder))
-            ratio = statistics.median(ours) / statistics.median(plain)
-            cells = (row("", plain).strip(), row("", ours).strip())
-            lines.append(f"| `{model}` MNIST, batch 128, training images/s | {cells[0]} | {cells[1]} | {ratio:.2f}x |")
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-    machine += f"torchvision {torchvision.__version__}, Python {platform.python_version()}"
-    head = ["# Measured by `make bench`", "", f"{machine}. Median (lowest to highest) of {ROUNDS} alternating rounds."]
-    head += ["", "| work | plain script | bigmodel | ratio |", "|---|---|---|---|"]
-    (HERE / "RESULTS.md").write_text("\n".join([*head, *lines]) + "\n")
-    sys.stdout.write((HERE / "RESULTS.md").read_text())
+        for work in Bench(Path(scratch)).works():
+            if not any(part in work.name for part in given.only):
+                continue
+            rounds: dict[str, list[Measured]] = {who: [] for who in work.peers}
+            for _ in range(given.rounds):
+                for who, do in work.peers.items():
+                    rounds[who].append(do())
+            lines += table(work, rounds)
+            sys.stdout.write("\n".join(lines[-len(rounds) :]) + "\n")
+            sys.stdout.flush()
+    if given.only == [""]:
+        (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
