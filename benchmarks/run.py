@@ -26,7 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 BIGMODEL = (sys.executable, "-m", "bigmodel_cli")

@@ -61,6 +61,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other recipe field.")]
+Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; default measured.")]
+ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="Memory format; default measured.")]
+Profile = Annotated[bool | None, typer.Option("--profile", help="Write trace.json, a Chrome trace of some steps.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and measure everything, train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder (its best.pt).")]
@@ -76,8 +79,11 @@ FLAGS = {
     "max_steps": ("train", "max_steps"),
     "lr": ("optimizer", "lr"),
     "seed": ("train", "seed"),
+    "profile": ("train", "profile"),
     "device": ("placement", "device"),
     "precision": ("placement", "precision"),
+    "compile": ("placement", "compile"),
+    "channels_last": ("placement", "channels_last"),
 }
 """Flag -> recipe field. Names come first: another component drops the old one's options."""
 

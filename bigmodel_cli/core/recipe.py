@@ -75,6 +75,7 @@ class TrainSection(Section):
     patience: Positive | None = Field(None, description="stop after this many epochs without a better val metric")
     seed: Seed = Field(0, description="seed of weights, order and augmentation")
     save_steps: Positive | None = Field(None, description="also save last.pt every this many steps")
+    profile: bool = Field(False, description="write trace.json: a Chrome trace of some steps")
     eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
 
 

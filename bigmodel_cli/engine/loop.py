@@ -50,6 +50,7 @@ def _epoch(run: Run) -> float:
         progress.batch_in_epoch += 1
         progress.samples_seen += len(raw["index"])
         settle(run, leave=run.placement.lag)
+        run.tick()
         if every(train.save_steps, progress.step):
             _save(run, False)
         if progress.step == run.total_steps or run.stop():

@@ -77,6 +77,8 @@ class Run:
     save: Callable[[Run, bool], None] = lambda run, best: None
     roll_back: Callable[[], bool] = lambda: False
     """Restore the last checkpoint; False where there is none."""
+    tick: Callable[[], None] = lambda: None
+    """Called after each step."""
     bad_steps: int = 0
     """Steps in a row, up to now, that were not finite."""
     pieces: int = 1
@@ -170,7 +172,13 @@ class Run:
     def _check_same(self, saved: Mapping[str, Any]) -> None:
         ours = self.recipe.to_dict()
         # A resumed run may run longer, look elsewhere for its data, or save and evaluate at other times.
-        free = {("data", "dir"), ("train", "epochs"), ("train", "max_steps"), ("train", "save_steps")}
+        free = {
+            ("train", "profile"),
+            ("data", "dir"),
+            ("train", "epochs"),
+            ("train", "max_steps"),
+            ("train", "save_steps"),
+        }
         free |= {("train", "eval_batch_size"), ("train", "patience"), ("train", "eval_epochs")}
         for section, values in ours.items():
             if section == "placement":

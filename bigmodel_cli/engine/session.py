@@ -25,6 +25,7 @@ from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.signals import StopFlag
 from bigmodel_cli.engine.solve import solve
 from bigmodel_cli.engine.start import digest, unchanged
+from bigmodel_cli.engine.trace import traced
 from bigmodel_cli.engine.writer import Writer
 
 
@@ -100,7 +101,9 @@ def train(
             before = _before(run)
             if not run.adapted.solve:  # which has nothing to save until it is through
                 stop.gently()
-            through = through and (solve(run) if run.adapted.solve else fit(run))
+            trace = traced(run, folder.path / "trace.json") if recipe.train.profile else contextlib.nullcontext()
+            with trace:
+                through = through and (solve(run) if run.adapted.solve else fit(run))
         with run.watch("saving"):
             writer.wait()
         if not through:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 SAMPLED = 50  # on a GPU every so many steps are timed: knowing a part's time there means to wait for it
@@ -32,11 +32,17 @@ class Stopwatch:
 
     def __init__(self, wait: Callable[[], None] | None = None) -> None:
         self.wait = wait
+        self.label: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None
+        """Names a part in a trace, where one is being recorded."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = 0
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        if self.label is not None:
+            with self.label(part):
+                yield
+            return
         waits = self.wait is not None and part in STEP_PARTS
         if waits and self.steps % SAMPLED:
             yield
