@@ -32,7 +32,7 @@ Model = Annotated[
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Data set, or a path to your own pictures.", autocompletion=_complete("data")),
+    typer.Option("--data", help="Data set, or a path to your own pictures or text.", autocompletion=_complete("data")),
 ]
 DataDir = Annotated[
     Path | None,
@@ -97,20 +97,22 @@ def flag_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[La
         value = flags.get(flag)
         if value is not None:
             plain = str(value) if isinstance(value, Path) else value
-            values = own_pictures(plain) if flag == "data" else None
+            values = own_data(plain) if flag == "data" else None
             layers.append(Layer("--" + flag.replace("_", "-"), {section: values or {key: plain}}))
     return [*layers, set_layer(assignments or [])]
 
 
-def own_pictures(value: str) -> dict[str, str] | None:
+def own_data(value: str) -> dict[str, str] | None:
     """The data section for ``--data PATH``: a value with a separator, or what is there and is no data set's name."""
     from bigmodel_cli.core.registry import data
 
     path = Path(value).expanduser()
     if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
         return None
+    from bigmodel_cli.data.own_text import source_for
+
     # Absolute, so that the checkpoint finds its data again from any folder.
-    return {"name": "image_folder", "path": str(path.absolute())}
+    return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
 
 
 def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:

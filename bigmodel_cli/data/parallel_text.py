@@ -66,13 +66,13 @@ def parallel(splits: Mapping[str, Pairs], kind: str, size: int, context: int) ->
     return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest)
 
 
-def read_pair(source: Path, target: Path) -> Pairs:
+def read_pair(source: Path, target: Path, encoding: str = "utf-8") -> Pairs:
     """Two files with a sentence a line.
 
     Raises:
         InputError: they differ in their number of lines, or are empty.
     """
-    pair = read_lines(source), read_lines(target)
+    pair = read_lines(source, encoding), read_lines(target, encoding)
     if len(pair[0]) != len(pair[1]) or not pair[0]:
         raise InputError(f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected as many")
     return pair

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import characters_of, tokenizer
+from bigmodel_cli.core.tokens import END, characters_of, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 
 Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
@@ -56,17 +57,24 @@ def tinyshakespeare(root: Path, *, context: Context = 64, tokenizer: Literal["ch
     return windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
 
 
-def windows(spec: TextSpec, texts: dict[str, str]) -> DataBundle:
-    """The bundle of one text a split."""
+def windows(spec: TextSpec, texts: Mapping[str, str | Sequence[str]]) -> DataBundle:
+    """The bundle of one text a split, or of several documents that follow each other, ``<end>`` between them."""
 
     @functools.cache
     def load(split: str) -> Windows:
-        ids = encode(texts[split], spec)
+        found = texts[split]
+        if isinstance(found, str):
+            ids = encode(found, spec)
+        else:
+            end = torch.tensor([tokenizer(spec).special[END]])
+            ids = torch.cat([part for text in found for part in (encode(text, spec), end.to(encode("", spec).dtype))])
         if len(ids) < 2:
             raise InputError(f"the {split} text has {len(ids)} tokens", "expected at least 2")
         return Windows(ids, spec.context, split)
 
-    digest = hashlib.sha256("\0".join(texts.values()).encode("utf-8", "surrogatepass")).hexdigest()
+    if not all(isinstance(t, str) for t in texts.values()) and END not in tokenizer(spec).special:
+        raise InputError("a tokenizer without <end> for several documents", "expected one with <end> or <|endoftext|>")
+    digest = hashlib.sha256(repr(sorted(texts.items())).encode("utf-8", "surrogatepass")).hexdigest()
     return DataBundle(spec, {split: functools.partial(load, split) for split in texts}, digest)
 
 

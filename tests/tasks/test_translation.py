@@ -90,7 +90,7 @@ def test_bleu_is_sacrebleus_and_the_interval_holds_it(learned) -> None:
     task, model, source = learned
     with torch.inference_mode():
         out = task.outputs(model, task.prepare(source.gather(torch.arange(20))))
-    out["answer"][0] = out["answer"][1]  # something wrong, or all is 100
+        out["answer"][0] = out["answer"][1]  # something wrong, or all is 100
     report = reports.get("translation")(task, task.spec, source, lambda: out, 2)
     known = tokenizer(task.spec)
     said, wanted = ([known.decode(ids) for ids in out[k].tolist()] for k in ("answer", "reference"))

@@ -1,0 +1,113 @@
+"""One's own texts: every format gives the texts it holds, and what is wrong is named in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.tokens import tokenizer, train_bpe
+from bigmodel_cli.data.own_text import source_for
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def text_of(bundle, split: str) -> str:
+    return tokenizer(bundle.spec).decode(bundle.load[split]().tokens.tolist())
+
+
+@pytest.mark.parametrize("kind", ["byte", "char"])
+def test_a_file_is_cut_at_its_end_for_validation(tmp_path: Path, kind: str) -> None:
+    text = "Grüße, " * 50
+    bundle = data.get("text_files")(tmp_path, path=str(write(tmp_path / "a.txt", text)), tokenizer=kind, context=8)
+    assert text_of(bundle, "train") + text_of(bundle, "val") == text
+    assert len(text_of(bundle, "val")) == 35
+
+
+def test_documents_end_and_lie_in_one_split_each(tmp_path: Path) -> None:
+    rows = [{"text": f"document {i}\u2028"} for i in range(10)]
+    file = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    bundle = data.get("text_files")(tmp_path, path=str(file), context=8)
+    tokens = bundle.load["train"]().tokens
+    assert int((tokens == 256).sum()) == 9 and int((bundle.load["val"]().tokens == 256).sum()) == 1
+    assert text_of(bundle, "val") == rows[9]["text"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(3):
+        write(folder / f"{i}.txt", f"text {i}")
+    assert text_of(data.get("text_files")(tmp_path, path=str(folder)), "train") == "text 0text 1"
+
+
+def test_tables_and_lines_give_texts_and_labels(tmp_path: Path) -> None:
+    rows = [("a, good one", "yes", "train"), ("bad", "no", "train"), ("fine", "yes", "val")]
+    table = "text,label,split\n" + "".join(f'"{t}",{k},{s}\n' for t, k, s in rows)
+    lines = "\n".join(json.dumps({"text": t, "label": k, "split": s}) for t, k, s in rows)
+    for file in (write(tmp_path / "a.csv", table), write(tmp_path / "a.jsonl", lines)):
+        assert source_for(file) == "labelled_file"
+        bundle = data.get("labelled_file")(tmp_path, path=str(file))
+        assert bundle.spec.classes == ("no", "yes")
+        train = bundle.load["train"]()
+        assert train.texts == ["a, good one", "bad"] and train.labels.tolist() == [1, 0]
+        assert bundle.load["val"]().gather(torch.tensor([0]))["label"].tolist() == [1]
+
+
+def test_pairs_from_lines_and_from_two_files(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"source": f"s{i}", "target": f"t{i}"}) for i in range(10))
+    file = write(tmp_path / "a.jsonl", lines)
+    assert source_for(file) == "parallel_file"
+    two = [write(tmp_path / f"x.{e}", "".join(f"{e}{i}\n" for i in range(10))) for e in "st"]
+    for options in ({"path": str(file)}, {"path": str(two[0]), "target": str(two[1])}):
+        bundle = data.get("parallel_file")(tmp_path, tokenizer="word", **options)
+        assert (len(bundle.load["train"]()), len(bundle.load["val"]())) == (9, 1)
+        assert bundle.load["val"]().sources == ["s9"]
+    write(tmp_path / "x.t", "one\n")
+    with pytest.raises(InputError, match=r"10 lines, x\.t has 1"):
+        data.get("parallel_file")(tmp_path, path=str(two[0]), target=str(two[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9 au lait", "not utf-8: byte 3 is 0xe9"),
+        ("a.jsonl", b"", "it is empty"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"words": "a"}', "a.jsonl:1: no text in text"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:1: not JSON"),
+        ("gone.txt", None, "no such file"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        data.get("text_files")(tmp_path, path=str(tmp_path / name))
+    assert len(caught.value.line) <= 200
+
+
+def test_latin_1_where_it_is_declared(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "café au lait " * 5, "latin-1")
+    bundle = data.get("text_files")(tmp_path, path=str(file), encoding="latin-1", tokenizer="char")
+    assert "é" in bundle.spec.vocabulary
+
+
+def test_a_trained_tokenizer_gives_the_text_back_and_a_hostile_one_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    text = "the theme of the thesis, théâtre " * 20
+    file, own = write(tmp_path / "a.txt", text), write(tmp_path / "tokenizer.json", train_bpe([text], 320))
+    bundle = data.get("text_files")(tmp_path, path=str(file), tokenizer=str(own), context=8)
+    known = tokenizer(bundle.spec)
+    ids = known.encode(text)
+    assert known.decode(ids) == text and len(ids) < len(text)
+    assert sum(known.byte_lengths()[i] for i in ids) == len(text.encode())
+    for broken in ("", "{}", "[" * 10_000, '{"model": {"type": "BPE", "vocab": {"a": 7}, "merges": []}}'):
+        write(own, broken)
+        with pytest.raises(InputError, match="tokenizer"):
+            data.get("text_files")(tmp_path, path=str(file), tokenizer=str(own))
