@@ -19,6 +19,7 @@ from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
+from bigmodel_cli.engine.near import near
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
@@ -82,6 +83,7 @@ def assemble(
     entry = models.get(recipe.model.name)
     start = Start(model, entry.meta["head"], lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
+    train, val = near(train, placement), near(val, placement)
     batches = Batches(train, _batch_size(recipe, train), recipe.train.seed)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)

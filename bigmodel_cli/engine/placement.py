@@ -99,6 +99,10 @@ class Placement:
             return torch.cuda.is_bf16_supported(including_emulation=False)
         return self.device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags()[1])
 
+    def memory_free(self) -> int:
+        """Free bytes of a GPU's own memory; 0 where the device shares the host's."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+
     def memory_peak(self) -> int:
         """Peak memory in bytes: of the device on CUDA, of the process elsewhere."""
         if self.device.type == "cuda":

@@ -1,0 +1,39 @@
+"""Samples held on a device give the batches that their source gives. What a GPU copies by itself needs one to test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.core.recipe import PlacementSection
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine import near as subject
+from bigmodel_cli.engine.assemble import load_data, train_and_val
+from bigmodel_cli.engine.near import Pinned, Resident, near, resident
+from bigmodel_cli.engine.placement import Placement, place
+
+
+def split() -> Any:
+    section = resolve([Layer("test", {"model": {"name": "mlp"}, "data": {"name": "digits"}})]).recipe.data
+    return train_and_val(load_data(section), section)[0]
+
+
+def test_held_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "CHUNK", 100)
+    source = split()
+    held = resident(source, torch.device("cpu"))
+    indices = torch.tensor([5, 0, 1000, 5])
+    for key, value in source.gather(indices).items():
+        assert torch.equal(held.gather(indices)[key], value)
+    assert len(held) == len(source) and held.name(7) == source.name(7)
+
+
+def test_a_cpu_is_near_already_and_a_small_gpu_gets_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, placement = split(), place(PlacementSection())
+    if placement.device.type == "cpu":
+        assert near(source, placement) is source
+    for free, kind in ((10**9, Resident), (1000, Pinned)):
+        monkeypatch.setattr(Placement, "memory_free", lambda self, free=free: free)
+        assert type(near(source, placement)) is kind
