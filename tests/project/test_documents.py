@@ -19,7 +19,7 @@ def commands(document: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in found]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/from-zero.md", "docs/pictures.md", "docs/reliability.md"])
+@pytest.mark.parametrize("name", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -29,7 +29,7 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
         for j in range(4):
             Image.new("RGB", (90, 60), (60 * i, 60 * j, 0)).save(tmp_path / "photos" / place / f"{j}.jpg")
     found = commands(ROOT / name)
-    assert len(found) >= 6
+    assert found
     for arguments in found:
         short = [] if {"--resume", "--dry-run"} & set(arguments) else SHORT.get(arguments[0], [])
         done = run_cli(*arguments, *short)
