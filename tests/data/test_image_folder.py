@@ -254,3 +254,60 @@ def test_the_recipe_for_photos_trains(tmp_path: Path, run_cli: Any) -> None:
     assert "decoding train" in done.stderr and "6 cat, 3 dog" in done.stderr
     again = run_cli("train", recipe, "--data", tmp_path / "photos", "--set", "data.size=32", "--max-steps", 1)
     assert again.returncode == 0 and "decoding" not in again.stderr
+
+
+@pytest.mark.parametrize(("size", "crop"), [(28, 0.875), (33, 0.9), (24, 1.0)])
+def test_the_stated_preprocessing_is_what_is_done(size: int, crop: float, tmp_path: Path) -> None:
+    """Another program that follows preprocess.json with Pillow and numpy alone gets the model's input."""
+    import numpy as np
+
+    from bigmodel_cli.core.registry import augments, losses
+    from bigmodel_cli.tasks.image_classification import ImageClassification
+
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    picture = Image.fromarray(coarse, "RGBA").resize((91, 57), Image.Resampling.BICUBIC)
+    tags = Image.Exif()
+    tags[274] = 6
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        picture.save(tmp_path / "photos" / name / "x.png", exif=tags)
+    found = image_folder(tmp_path, path=str(tmp_path / "photos"), size=size, crop=crop)
+    task = ImageClassification(found.spec, losses.get("cross_entropy")(), augments.get("none")())
+    train = found.load["train"]()
+    task = task.fit_spec(train)
+    ours = task.prepare(train.gather(torch.tensor([0])))["image"][0]
+    steps = task.preprocessing()
+    assert steps["transparency"] == "over white" and steps["orientation"] == "EXIF applied"
+    upright = picture.transpose(Image.Transpose.ROTATE_270)
+    flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert(steps["mode"])
+    short = min(flat.size)
+    left, top = (flat.width - short) // 2, (flat.height - short) // 2
+    square = steps["resize_square"]
+    flat = flat.crop((left, top, left + short, top + short))
+    flat = flat.resize((square["width"], square["height"]), Image.Resampling.BILINEAR)
+    cut = (square["width"] - steps["crop"]["width"]) // 2
+    flat = flat.crop((cut, cut, cut + steps["crop"]["width"], cut + steps["crop"]["height"]))
+    assert flat.size == (size, size) and "resize" not in steps
+    theirs = np.asarray(flat, np.float32) * steps["scale"]
+    theirs = ((theirs - steps["mean"]) / steps["std"]).transpose(2, 0, 1)
+    assert np.abs(ours.numpy() - theirs).max() * min(steps["std"]) <= 1.01 / 255  # one grey level of rounding
+
+
+def test_fine_tuned_from_whole_pictures_predict_still_sees_what_eval_does(tmp_path: Path, run_cli: Any) -> None:
+    """A model of 8x8 digits, fine-tuned on photos: square, crop and size come from different places."""
+    root = folders(tmp_path / "photos", train={"cat": 6, "dog": 6}, val={"cat": 2, "dog": 2})
+    put(root / "val" / "cat" / "0.png", "red", (300, 120))
+    assert run_cli("train", "mlp", "--data", "digits", "--max-steps", 2, "--out", "d").returncode == 0
+    done = run_cli(
+        "finetune", "--from", "d", "--data", root, "--set", "data.channels=1", "--max-steps", 2, "--out", "r"
+    )
+    assert done.returncode == 0, done.stderr
+    from bigmodel_cli.engine.assemble import load_data, split
+    from bigmodel_cli.engine.start import load_trained
+
+    trained = load_trained(tmp_path / "r")
+    assert trained.task.spec.height == 8 and trained.task.spec.square == 256
+    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    for i in range(len(source)):
+        seen = trained.task.prepare(source.gather(torch.tensor([i])))["image"]
+        assert torch.equal(seen, trained.task.prepare(trained.task.read(root / source.name(i)))["image"])
