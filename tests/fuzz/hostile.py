@@ -238,12 +238,12 @@ GOOD = pickle.dumps({"model": 1}, 2)
 
 @hostile
 def deflated_bomb(path: Path, canary: Path) -> None:
-    archive(path, GOOD, {"0": bytes(300_000_000)}, zipfile.ZIP_DEFLATED)
+    archive(path, GOOD, {"0": bytes(60_000_000)}, zipfile.ZIP_DEFLATED)
 
 
 @hostile
 def lzma_bomb(path: Path, canary: Path) -> None:
-    archive(path, bytes(50_000_000), kind=zipfile.ZIP_LZMA)
+    archive(path, bytes(20_000_000), kind=zipfile.ZIP_LZMA)
 
 
 def twice(path: Path, first: str, second: str) -> None:

@@ -1,0 +1,48 @@
+"""What a file says reaches the terminal as text: no colour, no title, no line of its own making."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from bigmodel_cli.commands import console
+from bigmodel_cli.core.errors import InputError, printable
+
+EVIL = [
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "a\r\nerror: b",
+    "\u202egnp.exe",
+    "\x9b2J",
+    "[bold]x[/bold]",
+    "[/]",
+    "\udcff",
+]
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: object) -> str:
+    """What `draw` writes on both streams, as a terminal with colours would get it."""
+    buffer = io.StringIO()
+    for name in ("out", "err"):
+        monkeypatch.setattr(console, name, Console(file=buffer, width=200, color_system=None, force_terminal=False))
+    draw()  # type: ignore[operator]
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("evil", EVIL, ids=ascii)
+def test_shown_as_it_is_written(evil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = {
+        "say": lambda: console.say(evil),
+        "note": lambda: console.note(evil),
+        "error": lambda: console.error(InputError(evil, evil, evil)),
+        "cell": lambda: console.show(console.table(None, ("what",), [(evil,)])),
+        "head": lambda: console.show(console.table(None, (evil,), [("x",)])),
+        "title": lambda: console.show(console.table(evil, ("what",), [("x",)])),
+    }
+    for name, draw in ways.items():
+        text = drawn(monkeypatch, draw)
+        # A title is folded to the width of its table: blanks do not count.
+        assert "".join(printable(evil).split()) in "".join(text.split()), name
+        assert all(c.isprintable() or c == "\n" for c in text), name
