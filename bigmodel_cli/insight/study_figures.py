@@ -35,7 +35,7 @@ def depth(results: Results, path: Path) -> None:
             runs = sorted(found[kind].items())
             errors = [100 * (1 - r[f"{split}_accuracy"]) for _, r in runs]
             right.plot([layers for layers, _ in runs], errors, style, label=f"{kind}, ours")
-        right.plot(list(PAPER), list(PAPER.values()), "k^:", ms=4, label="ResNet, paper's Table 6")
+        right.plot(list(PAPER), list(PAPER.values()), "k^:", ms=4, label="resnet, the paper: 64,000 steps")
         right.set(xlabel="layers", ylabel=f"{split} error, %", title="error by depth", ylim=(0, None))
         right.legend(frameon=False)
 
@@ -54,4 +54,4 @@ def accuracies(results: Results, path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set(xlabel="accuracy, %")
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
