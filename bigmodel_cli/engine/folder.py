@@ -170,14 +170,14 @@ class RunFolder:
             what = f"{self.path / 'metrics.jsonl'}: {error.strerror}; {len(line)} bytes needed"
             raise MachineError(f"{what}, {durable.free_bytes(self.path)} free", hint="give another --out") from None
 
-    def rewind(self, step: int) -> None:
-        """Drop the events past `step`: the resumed run writes them again."""
+    def rewind(self, epochs: int) -> None:
+        """Drop the events past the first `epochs`: the resumed run writes them again."""
         file = self.path / "metrics.jsonl"
         kept = []
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 event = json.loads(line)
-                if event["event"] == "epoch" and event["step"] <= step:
+                if event["event"] == "epoch" and event["epoch"] <= epochs:
                     kept.append(line)
             except (ValueError, LookupError, TypeError):  # a line cut off by a kill, or not ours
                 continue

@@ -136,7 +136,7 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
                 _, state, skipped = checkpoint.fallback(folder.path)
                 run = assemble(recipe, state)
                 run.notes[:0] = skipped
-                folder.rewind(run.progress.step)
+                folder.rewind(run.progress.epoch)
             else:
                 folder.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
             folder.status("running", None, run.progress.step, None, "")
@@ -168,7 +168,7 @@ def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
     except InputError:
         return False
     run.restore(state)
-    folder.rewind(run.progress.step)
+    folder.rewind(run.progress.epoch)
     return True
 
 

@@ -7,6 +7,7 @@ by a key of SABOTAGE, and is broken in that child alone.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -77,27 +78,32 @@ class Child:
         return self.err.read_text()
 
 
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """One a test session: its start is the slow part. It ends when its input does."""
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
 class Nursery:
-    """Starts commands in `folder`."""
+    """Starts commands in `folder`; those that still run when it is left are killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={**environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        self.folder, self.process = folder, _server()
+        self.children: list[Child] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(30)
+        for child in self.children:
+            if child.running():
+                child.kill()
 
     def ask(self, request: dict[str, Any]) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -107,10 +113,14 @@ class Nursery:
 
     def start(self, *arguments: Any, sabotage: str | None = None, largest_file: int | None = None) -> Child:
         """The command with `arguments`; no file of it may grow beyond `largest_file` bytes."""
-        self.count += 1
-        out, err = (self.folder / f"{self.count}.{kind}" for kind in ("out", "err"))
-        request = {"argv": ["bigmodel", *map(str, arguments)], "out": str(out), "err": str(err)}
-        return Child(self, self.ask({**request, "sabotage": sabotage, "largest_file": largest_file}), out, err)
+        out, err = (self.folder / f"{len(self.children)}.{kind}" for kind in ("out", "err"))
+        for file in (out, err):
+            file.touch()
+        argv = ["bigmodel", *map(str, arguments)]
+        request = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err)}
+        pid = self.ask({**request, "sabotage": sabotage, "largest_file": largest_file})
+        self.children.append(Child(self, pid, out, err))
+        return self.children[-1]
 
     def run(self, *arguments: Any, **options: Any) -> tuple[int, Child]:
         child = self.start(*arguments, **options)
@@ -141,6 +151,7 @@ def _serve() -> None:
 
 def _child(request: dict[str, Any]) -> None:
     os.setsid()
+    os.chdir(request["cwd"])
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -1,0 +1,60 @@
+"""What the harnesses tried and what was lost, written by the harnesses themselves.
+
+Under BIGMODEL_SOAK=1 every figure that a test records goes into ``faults/results.json``,
+and ``faults/RESULTS.md`` is that file as a page. ``faults/test_results.py`` holds the two to each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+SOAK = bool(os.environ.get("BIGMODEL_SOAK"))
+HERE = Path(__file__).parent / "faults"
+HEAD = """# What was tried, and what was lost
+
+Written by the tests under `make soak`; do not edit. A *negative control* breaks the property
+on purpose, and the harness must then count losses.
+
+| what | tried | lost | note | machine |
+|---|---|---|---|---|
+"""
+
+
+def record(what: str, tried: int, lost: int, note: str = "", control: bool = False) -> None:
+    """Keep a figure of a full run; one of a quick run says too little to keep."""
+    if not SOAK:
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    row = {
+        "tried": tried,
+        "lost": lost,
+        "note": note,
+        "control": control,
+        "machine": f"{machine}, torch {torch.__version__}",
+    }
+    with (HERE / "results.json").open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        rows: dict[str, Any] = {**(json.loads(text) if text else {}), what: row}
+        rows = dict(sorted(rows.items()))
+        file.truncate(0)
+        file.write(json.dumps(rows, indent=1) + "\n")
+        file.flush()
+        (HERE / "RESULTS.md").write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: dict[str, Any]) -> str:
+    lines = []
+    for what, row in rows.items():
+        name = what + " (negative control)" * row["control"]
+        lines.append(f"| {name} | {row['tried']:,} | {row['lost']:,} | {row['note']} | {row['machine']} |")
+    return HEAD + "\n".join(lines) + "\n"
