@@ -185,7 +185,7 @@ def test_a_full_disk_keeps_the_old_file(limit: int, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", state())
     program = f"""
 import resource, signal, sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
 from test_checkpoint_files import checkpoint, state
 from bigmodel_cli.core.errors import MachineError

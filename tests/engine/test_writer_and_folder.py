@@ -1,0 +1,110 @@
+"""Saving beside training, and a run's folder under bad conditions."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
+from bigmodel_cli.core.strict_yaml import parse_scalar
+from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.folder import RunFolder
+from bigmodel_cli.engine.writer import Writer, copied
+
+
+def state(step: int) -> dict[str, Any]:
+    meta = {"arch": "", "arch_args": {}, "task": "", "classes": [], "input": {}, "data": {}, "recipe": {}, "env": {}}
+    return {
+        "format": "bigmodel.checkpoint", "version": 1, "model": {"w": torch.full((9,), float(step))},
+        "model_ema": None, "optimizer": {}, "scheduler": None, "scaler": None, "progress": {"step": step}, "rng": {},
+        "meta": {**meta, "created": float(step)},
+    }  # fmt: skip
+
+
+def test_what_is_saved_is_what_was_then(tmp_path: Path) -> None:
+    live = state(1)
+    with Writer(tmp_path) as writer:
+        writer.save(live, best=False)
+        live["model"]["w"].fill_(-1)
+        live["progress"]["step"] = -1
+    found = checkpoint.load(tmp_path / "last.pt")
+    assert found["progress"] == {"step": 1} and found["model"]["w"].eq(1).all()
+
+
+def test_a_copy_keeps_form_and_sharing() -> None:
+    base = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    copy, arrived = copied({"a": base, "b": [base.detach(), 3], "c": torch.empty(0)})
+    arrived()
+    assert torch.equal(copy["a"], base) and copy["a"].stride() == base.stride()
+    assert copy["a"].data_ptr() == copy["b"][0].data_ptr() != base.data_ptr()
+
+
+def test_the_best_is_never_behind(tmp_path: Path) -> None:
+    with Writer(tmp_path) as writer:
+        writer.save(state(1), best=True)
+        writer.save(state(2), best=False)
+    assert [checkpoint.load(tmp_path / n)["progress"]["step"] for n in ("best.pt", "last.pt")] == [1, 2]
+    assert (tmp_path / "best.pt").stat().st_nlink == 1
+
+
+def test_an_error_surfaces_before_the_next_save(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "gone")
+    writer.save(state(1), best=False)
+    with pytest.raises(MachineError, match=r"last\.pt: No such file"):
+        writer.save(state(2), best=False)
+    with pytest.raises(MachineError), Writer(tmp_path / "gone") as other:  # and at the end
+        other.save(state(1), best=False)
+    assert not [t for t in threading.enumerate() if t.name == "checkpoint"]
+
+
+def test_stopped_at_once_leaves_nothing_half(tmp_path: Path) -> None:
+    big = {**state(1), "model": {str(i): torch.randn(100_000) for i in range(40)}}
+    with pytest.raises(InterruptedRun), Writer(tmp_path) as writer:
+        writer.save(big, best=False)
+        raise InterruptedRun(2, "interrupted twice")
+    assert [p.name for p in tmp_path.iterdir()] in ([], ["last.pt"])
+
+
+def test_newest_by_its_own_word(tmp_path: Path) -> None:
+    """A copied folder keeps no times."""
+    for step, name in enumerate(("last.pt", "best.pt")):
+        checkpoint.save(tmp_path / name, state(2 - step))
+    os.utime(tmp_path / "last.pt", (1, 1))
+    assert checkpoint.fallback(tmp_path)[0].name == "last.pt"
+
+
+def test_only_our_own_temporary_files_are_removed(tmp_path: Path) -> None:
+    for name in (".last.pt.123.tmp", ".mine.tmp"):
+        (tmp_path / name).touch()
+    with RunFolder(tmp_path, overwrite=True):
+        assert {p.name for p in tmp_path.iterdir()} == {".mine.tmp", "run.lock", "metrics.jsonl"}
+
+
+def test_a_torn_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    good = '{"event": "epoch", "epoch": 1, "step": 5}'
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'\n[1]\n3\n{"event": "epoch"}\n\xff\xfe\0\n{"event": "ep')
+    (tmp_path / "last.pt").touch()
+    with RunFolder(tmp_path, resume=True) as folder:
+        folder.rewind(1)
+    assert (tmp_path / "metrics.jsonl").read_text() == good + "\n"
+
+
+def test_a_runs_that_is_a_file_and_a_name_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    with pytest.raises(MachineError, match="runs: File exists"), RunFolder(None):
+        pass
+    with pytest.raises(MachineError, match="xxx"), RunFolder(Path("x" * 300)):
+        pass
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "-9223372036854775809", "9" * 5000])
+def test_numbers_beyond_64_bits(text: str) -> None:
+    with pytest.raises(InputError, match="too large a number"):
+        parse_scalar(text)
+    assert parse_scalar("9223372036854775807") == 2**63 - 1
