@@ -107,7 +107,10 @@ def test_killed_again_and_again_ends_in_the_same_bits(tmp_path: Path) -> None:
             done += killed
             assert digest == expected
     figures.record(
-        "SIGKILL of the command, resumed to the same bits", done, 0, f"{chains} runs; every file loads after every kill"
+        "SIGKILL of the command, resumed to the same bits",
+        done,
+        0,
+        f"runs: {chains}; every file loads after every kill",
     )
 
 

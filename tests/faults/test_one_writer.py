@@ -47,8 +47,7 @@ def test_negative_control_without_the_lock(tmp_path: Path) -> None:
         for winner in winners:
             winner.kill()
             winner.wait()
-    kept = len(winners) == 1 and codes == [3] * 19
-    figures.record(
-        "simultaneous starts in one folder: no lock", 20, 20 * (not kept), f"{len(winners)} write", control=True
-    )
-    assert not kept
+    wrong = len(winners) - 1 + sum(code != 3 for code in codes)
+    note = "starts that were not turned away by name"
+    figures.record("simultaneous starts in one folder: no lock", 20, wrong, note, control=True)
+    assert wrong > 0

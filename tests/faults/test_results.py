@@ -19,6 +19,7 @@ PROMISED = {
     "checkpoint cut off": 1500,
     "full disk": 10,
     "simultaneous starts in one folder": 20,
+    "out of memory at step 3": 1,
 }
 """The least number of trials, by the name that a test records."""
 
