@@ -175,6 +175,11 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
 
 
 def check_fit(ours: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:
+    """Hold the tensors `state`, read from `source`, against a model's own, `ours`: the same names and shapes.
+
+    Raises:
+        InputError: one is missing, unexpected or of another shape.
+    """
     missing, unexpected = ours.keys() - state.keys(), state.keys() - ours.keys()
     if missing or unexpected:
         example = sorted(missing or unexpected)[0]
