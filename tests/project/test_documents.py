@@ -28,6 +28,9 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
         (tmp_path / "photos" / place).mkdir(parents=True)
         for j in range(4):
             Image.new("RGB", (90, 60), (60 * i, 60 * j, 0)).save(tmp_path / "photos" / place / f"{j}.jpg")
+    (tmp_path / "letters.txt").write_text("to be or not to be\n" * 60)
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "a fine film,good\na dull film,bad\n" * 20)
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + "a dog\tein Hund\na cat\teine Katze\n" * 20)
     found = commands(ROOT / name)
     assert found
     for arguments in found:

@@ -1,0 +1,73 @@
+"""GPT-2's published weights (Hugging Face's names, safetensors) in our model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+
+PARTS = {
+    "ln_1": "norm1", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.proj",
+    "ln_2": "norm2", "mlp.c_fc": "mixer.up", "mlp.c_proj": "mixer.down",
+}  # fmt: skip
+TURNED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""GPT-2's own code multiplies x W where a linear layer multiplies x W^T."""
+
+
+def names(layers: int) -> dict[str, tuple[str, bool]]:
+    """Hugging Face's name -> ours, and whether the matrix is turned."""
+    found = {"wte.weight": ("token.weight", False), "wpe.weight": ("position.weight", False)}
+    for end in ("weight", "bias"):
+        found[f"ln_f.{end}"] = (f"norm.{end}", False)
+        for i in range(layers):
+            for theirs, ours in PARTS.items():
+                found[f"h.{i}.{theirs}.{end}"] = (f"blocks.{i}.{ours}.{end}", theirs in TURNED and end == "weight")
+    return found
+
+
+def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict of a GPT-2's, as ``transformers`` saves it; causal masks in it are left out.
+
+    Raises:
+        InputError: tensors are missing, or there are others.
+    """
+    plain = {k.removeprefix("transformer."): v for k, v in state.items()}
+    plain = {k: v for k, v in plain.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+    plain.pop("lm_head.weight", None)  # the embedding again
+    layers = 1 + max((int(k.split(".")[1]) for k in plain if k.startswith("h.")), default=-1)
+    known = names(layers)
+    missing, unexpected = sorted(known.keys() - plain.keys()), sorted(plain.keys() - known.keys())
+    if missing or unexpected:
+        example = (missing or unexpected)[0]
+        what = f"{len(missing)} tensors missing, {len(unexpected)} unexpected, e.g. {example}"
+        raise InputError(what, "expected the weights of a GPT-2")
+    ours = {name: plain[k].t().contiguous() if turned else plain[k] for k, (name, turned) in known.items()}
+    return {**ours, "head.weight": ours["token.weight"]}
+
+
+def to_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that ``transformers.GPT2LMHeadModel`` loads; where our layers have no bias, zeros.
+
+    Raises:
+        InputError: the model is not in GPT-2's layout (rotary positions, SwiGLU, shared keys, a head of its own).
+    """
+    layers = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
+    found = {}
+    for theirs, (ours, turned) in names(layers).items():
+        tensor = state.get(ours)
+        if tensor is None and ours.endswith("bias"):
+            weight = state[ours.removesuffix("bias") + "weight"]
+            tensor = torch.zeros(weight.shape[0])
+        if tensor is None:
+            raise InputError(f"the model has no {ours}", "expected GPT-2's layout: position=learned, norm=layer")
+        found["transformer." + theirs] = tensor.t().contiguous() if turned else tensor
+    for i in range(layers):
+        width = found["transformer.wte.weight"].shape[1]
+        for part, shape in (("attn.c_attn", (width, 3 * width)), ("mlp.c_fc", (width, 4 * width))):
+            got = tuple(found[f"transformer.h.{i}.{part}.weight"].shape)
+            if got != shape:
+                raise InputError(f"block {i} has {part} of {got}", f"GPT-2's is {shape}: kv_heads=heads, mlp=gelu")
+    return found

@@ -1,0 +1,58 @@
+"""Text through the real commands: train, kill, resume, evaluate, generate, predict, export."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import Run, environment
+
+
+def test_a_language_model_from_a_file_to_a_proven_export(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 60)
+    small = ("--set", "model.width=16", "--set", "model.layers=1", "--set", "placement.precision=fp32")
+    train = ("train", "gpt", "--data", "./a.txt", "--epochs", "40", "--batch-size", "8", "--lr", "1e-2", *small)
+    train += ("--set", "data.context=16", "--set", "train.save_steps=5", "--out", "run")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bigmodel_cli", *train], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = run_cli("train", "--resume", "--out", "run", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    last = json.loads(resumed.stdout.splitlines()[-1])
+    assert last["val_perplexity"] < 20  # 257 at first
+    found = run_cli("eval", "run", "--json")
+    figures = json.loads(found.stdout)["headline"]
+    assert figures["perplexity"]["low"] <= figures["perplexity"]["value"] <= figures["perplexity"]["high"]
+    said = run_cli("generate", "run", "--prompt", "to be", "--max-tokens", "30", "--temperature", "0")
+    assert said.returncode == 0 and said.stdout.startswith("to be") and len(said.stdout) >= 30, said.stderr
+    wrong = run_cli("predict", "run", "a.txt")
+    assert wrong.returncode == 2 and "bigmodel generate" in wrong.stderr
+    proven = run_cli("export", "run", "--format", "pt2", "--samples", "4", "--json")
+    assert json.loads(proven.stdout)["passed"], proven.stderr
+
+
+def test_a_text_classifier_answers_lines_of_a_file(run_cli: Run, tmp_path: Path) -> None:
+    rows = [f"{'good fine' if i % 2 else 'bad dull'} film {i % 7},{'yes' if i % 2 else 'no'}" for i in range(80)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    trained = run_cli(
+        "train", "text-cnn", "--data", "./a.csv", "--epochs", "10", "--batch-size", "8", "--lr", "1e-2", "--out", "run",
+        "--set", "model.width=8", "--set", "model.filters=8", "--set", "placement.precision=fp32",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    (tmp_path / "lines.txt").write_text("a good film\n\nbad and dull\n")
+    answers = [json.loads(line) for line in run_cli("predict", "run", "lines.txt", "--json").stdout.splitlines()]
+    assert [a["file"] for a in answers] == ["lines.txt:1", "lines.txt:2", "lines.txt:3"]
+    assert (answers[0]["class"], answers[2]["class"]) == ("yes", "no")
+    refused = run_cli("generate", "run")
+    assert refused.returncode == 2 and "expected a language model" in refused.stderr
+    mixed = run_cli("train", "text-cnn", "--data", "./a.csv", "--set", "augment.name=shift", "--out", "other")
+    assert mixed.returncode == 2 and "not for text" in mixed.stderr
