@@ -1,0 +1,74 @@
+"""The command as a user starts it, in processes of its own, killed and started twice.
+
+The other harnesses fork it from a process that has torch loaded, which is the same
+program many times as fast; here nothing is shared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from conftest import environment
+from figures import SOAK, record
+
+KILLS = 20 if SOAK else 2
+TRAIN = ("train", "mlp", "--data", "digits", "--epochs", 6, "--set", "train.save_steps=1", "--set", "model.dropout=0.2")
+
+
+def start(folder: Path, *words: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bigmodel_cli", *map(str, words), "--out", "run"]
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.02)
+
+
+def digest(folder: Path) -> str:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return str(json.loads(lines[-1])["digest"])
+
+
+def test_killed_and_resumed_processes_end_at_the_same_weights(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole", *TRAIN)
+    assert whole.wait(200) == 0
+    resume: tuple[str, ...] = ()
+    dice, killed = random.Random(4), 0
+    for _ in range(KILLS):
+        process = start(tmp_path / "killed", *TRAIN, *resume)
+        wait_for(process, tmp_path / "killed" / "run" / "last.pt")
+        time.sleep(dice.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait(200) == -signal.SIGKILL
+        resume = ("--resume",)
+    last = start(tmp_path / "killed", *TRAIN, "--resume")
+    code, said = last.wait(200), last.stderr.read() if last.stderr else ""
+    assert code == 0, said
+    same = digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    record("SIGKILL of whole processes, resumed to the same bits", killed, 0 if same else killed)
+    assert same
+
+
+def test_a_second_process_in_the_folder_is_turned_away_until_the_first_is_gone(tmp_path: Path) -> None:
+    first = start(tmp_path, *TRAIN, "--epochs", 10_000)
+    wait_for(first, tmp_path / "run" / "last.pt")
+    second = start(tmp_path, *TRAIN, "--resume")
+    _, said = second.communicate(timeout=200)
+    assert second.returncode == 3 and str(first.pid) in said and os.uname().nodename in said
+    first.kill()
+    first.wait(200)
+    third = start(tmp_path, *TRAIN, "--resume")  # 6 epochs again
+    _, said = third.communicate(timeout=200)
+    assert third.returncode == 0, said
