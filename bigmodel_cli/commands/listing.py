@@ -14,7 +14,7 @@ Search = Annotated[str | None, typer.Option("--search", help="Only names that co
 
 
 def models_command(search: Search = None, json: opt.Json = False) -> None:
-    """The models: parameters, size, one line each (for 28x28 grey pictures of 10 classes, or bytes of text).
+    """The models: parameters, size, one line each (for 28x28 grey pictures of 10 classes, or text of 256 tokens).
 
     With --search those of timm and torchvision too, by name alone.
 

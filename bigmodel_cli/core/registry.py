@@ -171,7 +171,7 @@ class Registry:
         family, colon, member = name.partition(":")
         if colon and f"{family}:*" in self.found:
             return self._member(family, member)
-        if name in self.found and not colon:
+        if not colon and (name in self.found or name in self._entries):  # by a program of one's own
             return self._entry(name)
         elsewhere = [f"{f}:{name}" for f in self.families() if f"{f}:{name}" in self.members(f)]
         expected = "did you mean " + " or ".join(elsewhere) + "?" if elsewhere else nearest(name, self.names())

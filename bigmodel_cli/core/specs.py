@@ -143,8 +143,11 @@ class TextSpec:
 
     @classmethod
     def typical(cls) -> TextSpec:
-        """What the list of models counts parameters for: bytes, two classes."""
-        return cls("byte", (), 64, ("no", "yes"))
+        """What the list of models counts parameters for: 256 tokens, as many as bytes; two classes."""
+        from bigmodel_cli.core.tokens import SPECIALS  # which needs TextSpec
+
+        words = [f"w{i}" for i in range(256 - len(SPECIALS))]
+        return cls("word", (*SPECIALS, *words), 64, ("no", "yes"))
 
 
 SPECS: dict[str, type[Any]] = {spec.kind: spec for spec in (ImageSpec, TextSpec)}

@@ -104,7 +104,7 @@ def careless() -> Iterator[str]:
     def careless() -> Any:
         """Noise from a generator that no checkpoint knows."""
         source = random.Random(1)
-        return lambda x, key: x.float() + source.random()
+        return lambda x, key, size=None: x.float() + source.random()
 
     yield "careless"
     del augments._entries["careless"]

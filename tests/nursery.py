@@ -22,8 +22,6 @@ from typing import Any, Self
 
 from conftest import environment
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 
 def _in_place() -> None:
     import torch
@@ -94,7 +92,7 @@ class Nursery:
     """Starts commands in `folder`; those that still run when it is left are killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.process = folder, _server()
+        self.folder, self.logs, self.process = folder, folder.with_name(f"{folder.name}-logs"), _server()
         self.children: list[Child] = []
 
     def __enter__(self) -> Self:
@@ -113,11 +111,12 @@ class Nursery:
 
     def start(self, *arguments: Any, sabotage: str | None = None, largest_file: int | None = None) -> Child:
         """The command with `arguments`; no file of it may grow beyond `largest_file` bytes."""
-        out, err = (self.folder / f"{len(self.children)}.{kind}" for kind in ("out", "err"))
+        self.logs.mkdir(exist_ok=True)
+        out, err = (self.logs / f"{len(self.children)}.{kind}" for kind in ("out", "err"))
         for file in (out, err):
             file.touch()
         argv = ["bigmodel", *map(str, arguments)]
-        request = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err)}
+        request = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err), "env": environment()}
         pid = self.ask({**request, "sabotage": sabotage, "largest_file": largest_file})
         self.children.append(Child(self, pid, out, err))
         return self.children[-1]
@@ -152,6 +151,8 @@ def _serve() -> None:
 def _child(request: dict[str, Any]) -> None:
     os.setsid()
     os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
