@@ -20,7 +20,18 @@ from conftest import environment
 from figures import SOAK, record
 
 KILLS = 20 if SOAK else 2
-TRAIN = ("train", "mlp", "--data", "digits", "--epochs", 6, "--set", "train.save_steps=1", "--set", "model.dropout=0.2")
+TRAIN = (
+    "train",
+    "mlp",
+    "--data",
+    "digits",
+    "--epochs",
+    40,
+    "--set",
+    "train.save_steps=1",
+    "--set",
+    "model.dropout=0.2",
+)
 
 
 def start(folder: Path, *words: Any) -> subprocess.Popen[str]:
@@ -31,9 +42,14 @@ def start(folder: Path, *words: Any) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], path: Path) -> None:
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.02)
+def stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait_for_another(process: subprocess.Popen[str], path: Path, old: int) -> None:
+    """Until `process` has written `path` anew, or has ended."""
+    while stamp(path) == old and process.poll() is None:
+        time.sleep(0.005)
 
 
 def digest(folder: Path) -> str:
@@ -47,28 +63,30 @@ def test_killed_and_resumed_processes_end_at_the_same_weights(tmp_path: Path) ->
     resume: tuple[str, ...] = ()
     dice, killed = random.Random(4), 0
     for _ in range(KILLS):
+        last = tmp_path / "killed" / "run" / "last.pt"
+        old = stamp(last)
         process = start(tmp_path / "killed", *TRAIN, *resume)
-        wait_for(process, tmp_path / "killed" / "run" / "last.pt")
-        time.sleep(dice.uniform(0.0, 0.3))
+        wait_for_another(process, last, old)
+        time.sleep(dice.uniform(0.0, 0.05))
         process.send_signal(signal.SIGKILL)
         killed += process.wait(200) == -signal.SIGKILL
         resume = ("--resume",)
-    last = start(tmp_path / "killed", *TRAIN, "--resume")
-    code, said = last.wait(200), last.stderr.read() if last.stderr else ""
+    rest = start(tmp_path / "killed", *TRAIN, "--resume")
+    code, said = rest.wait(200), rest.stderr.read() if rest.stderr else ""
     assert code == 0, said
     same = digest(tmp_path / "killed") == digest(tmp_path / "whole")
     record("SIGKILL of whole processes, resumed to the same bits", killed, 0 if same else killed)
-    assert same
+    assert same and killed == KILLS
 
 
 def test_a_second_process_in_the_folder_is_turned_away_until_the_first_is_gone(tmp_path: Path) -> None:
     first = start(tmp_path, *TRAIN, "--epochs", 10_000)
-    wait_for(first, tmp_path / "run" / "last.pt")
+    wait_for_another(first, tmp_path / "run" / "last.pt", 0)
     second = start(tmp_path, *TRAIN, "--resume")
     _, said = second.communicate(timeout=200)
     assert second.returncode == 3 and str(first.pid) in said and os.uname().nodename in said
     first.kill()
     first.wait(200)
-    third = start(tmp_path, *TRAIN, "--resume")  # 6 epochs again
+    third = start(tmp_path, *TRAIN, "--resume")  # 40 epochs again
     _, said = third.communicate(timeout=200)
     assert third.returncode == 0, said

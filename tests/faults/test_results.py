@@ -20,6 +20,10 @@ PROMISED = {
     "full disk": 10,
     "simultaneous starts in one folder": 20,
     "out of memory at step 3": 1,
+    "SIGKILL of whole processes, resumed to the same bits": 20,
+    "hostile checkpoint": 40,
+    "mutated picture": 300,
+    "mutated recipe": 5000,
 }
 """The least number of trials, by the name that a test records."""
 

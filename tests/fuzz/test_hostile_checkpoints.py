@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import figures
 import pytest
 from conftest import environment
 from hostile import HOSTILE, SIMPLE, Calls
@@ -64,8 +65,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_there_are_more_than_forty() -> None:
+def test_there_are_more_than_forty(answers: dict[str, Any]) -> None:
     assert len(HOSTILE) >= 80
+    ran = sum(answers[name]["canary"] for name in HOSTILE)
+    figures.record("hostile checkpoint", len(HOSTILE), ran, "lost: a canary was created")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
