@@ -211,7 +211,12 @@ def table(work: Work, rounds: dict[str, list[Measured]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=[""], help="parts of the names of the works to run")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[""],
+        help="parts of the names of the works to run; RESULTS.md then has these alone",
+    )
     given = parser.parse_args()
     # In a process of its own: a child's peak memory begins at its parent's.
     limits = command(sys.executable, HERE / "roofline.py", cache=Path()).said
@@ -235,8 +240,7 @@ def main() -> None:
             lines += table(work, rounds)
             sys.stdout.write("\n".join(lines[-len(rounds) :]) + "\n")
             sys.stdout.flush()
-    if given.only == [""]:
-        (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
+    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
