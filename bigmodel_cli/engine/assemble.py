@@ -24,7 +24,15 @@ from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.start import build_model, build_task, described, first_difference, load_trained, transfer
+from bigmodel_cli.engine.start import (
+    build_model,
+    build_task,
+    described,
+    first_difference,
+    head_of,
+    load_trained,
+    transfer,
+)
 from bigmodel_cli.engine.stopwatch import Stopwatch
 
 
@@ -80,8 +88,7 @@ def assemble(
     torch.manual_seed(recipe.train.seed)
     task, model, notes = _task_and_model(recipe, bundle, train, resumed)
     model = placement.model(model)
-    entry = models.get(recipe.model.name)
-    start = Start(model, entry.meta["head"], lambda path: load_trained(Path(path)))
+    start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
     train, val = near(train, placement), near(val, placement)
     batches = Batches(train, _batch_size(recipe, train), recipe.train.seed)
@@ -173,10 +180,18 @@ def _measured(
     for module in frozen.modules:
         module.eval()
     parts = batches.order(0).tensor_split(batches.steps_per_epoch)
-    raw = batches.source.gather(parts[0].tensor_split(recipe.train.accumulate)[0])
+    first = parts[0].tensor_split(recipe.train.accumulate)[0]
     values = recipe.to_dict()
     about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
-    return measured(recipe.placement, placement, model, task, raw, steps * recipe.train.accumulate, about)
+    return measured(
+        recipe.placement,
+        placement,
+        model,
+        task,
+        lambda: batches.source.gather(first),
+        steps * recipe.train.accumulate,
+        about,
+    )
 
 
 def build_optimizer(

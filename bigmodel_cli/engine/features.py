@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import augments, models
+from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
 from bigmodel_cli.engine.batches import Batches
-from bigmodel_cli.engine.evaluate import forward_pass, room
+from bigmodel_cli.engine.evaluate import elements, forward_pass, room
 from bigmodel_cli.engine.inference import by_rule
 from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.start import head_of
 
 MOST = 2**30  # bytes of features held in memory
 BIG = 10_000_000  # input elements in all; less is done at once whatever the precision
@@ -57,10 +58,6 @@ class OnFeatures:
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """One number a sample: how many fit in a pass is no question for a head."""
         return (torch.zeros(batch_size, 1),)
-
-
-def head_of(recipe: Recipe) -> str:
-    return str(models.get(recipe.model.name).meta["head"])
 
 
 def can_keep(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samples: int) -> tuple[bool, str]:
@@ -105,8 +102,7 @@ def features(run: Run, source: Source) -> Features | None:
         InputError: the head takes something other than one vector a sample.
     """
     batch_size = min(run.recipe.train.eval_batch_size, room(run.task, run.placement))
-    elements = sum(x.numel() for x in run.task.example(1)) * len(source)
-    free = run.recipe.placement.precision == "auto" and elements > BIG
+    free = run.recipe.placement.precision == "auto" and elements(run.task) * len(source) > BIG
     first = source.gather(torch.arange(min(len(source), batch_size)))
     quick = by_rule(run.model, run.task, run.placement, first, free)
     seen: list[Tensor] = []

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import bigmodel_cli
+from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
 from bigmodel_cli.core.types import Batch, SampleKey, Task
+from bigmodel_cli.engine import durable
 from bigmodel_cli.engine.machine import cpu_flags
 from bigmodel_cli.engine.placement import CHOICES, Placement, device_name, is_out_of_memory
 
@@ -82,6 +84,13 @@ class Bench:
         placement.wait()
         return time.perf_counter() - clock, loss.detach()
 
+    def first(self, placement: Placement) -> float:
+        """Seconds of a step that nothing warmed up: an upper bound, had at the least cost."""
+        placement.use()
+        model = placement.model(self.model)
+        with _untouched(model):
+            return self.once(placement, placement.compiled(model))[0]
+
     def trial(self, placement: Placement, limit: float, best: float = math.inf) -> Trial:
         """The least of up to three timed steps, after one that warms up; a clearly slower one is not repeated."""
         placement.use()
@@ -101,22 +110,32 @@ class Bench:
 
 
 def measured(
-    section: PlacementSection, placement: Placement, model: nn.Module, task: Task, raw: Batch, steps: int, about: Any
+    section: PlacementSection,
+    placement: Placement,
+    model: nn.Module,
+    task: Task,
+    gather: Callable[[], Batch],
+    steps: int,
+    about: Any,
 ) -> Placement:
-    """The fastest placement for `steps` steps like `raw`, or `placement` where nothing is open or the run is short.
+    """The fastest placement for `steps` steps on what `gather` gives, or `placement` where none is open or it is short.
 
     `about` names the work (model, options, method); with the shapes, the machine and
     the versions it is the key under which the choice is kept.
     """
     if section.precision != "auto" or section.deterministic or placement.device.type == "mps":
         return placement
+    raw = gather()
     key = _key(placement, raw, about)
     kept = _recall(key)
     if kept is not None:
         return _chosen(placement, kept)
     bench = Bench(model, task, raw)
     with torch.random.fork_rng(devices=[placement.device] if placement.device.type == "cuda" else []):
+        short = f"default on {placement.device.type}: too short a run to measure"
         try:
+            if bench.first(placement) * steps < SHORTEST:
+                return placement.with_(why=short)
             base = bench.trial(placement, limit=MOST / 4)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -124,8 +143,7 @@ def measured(
             return placement.with_(why="not measured: a whole batch does not fit in memory")
         expected = base.seconds * steps
         if expected < SHORTEST:
-            placement.model(model)
-            return placement.with_(why=f"default on {placement.device.type}: too short a run to measure")
+            return placement.with_(why=short)
         best = _search(bench, base, section, expected)
     best.placement.use()
     line = _line(base, best, bench)
@@ -242,8 +260,7 @@ def _recall(key: str) -> dict[str, Any] | None:
 def _remember(key: str, choice: dict[str, Any]) -> None:
     entries = {**_entries(), key: choice}
     path = cache_root() / "placement.json"
-    temporary = path.with_name(f".placement.{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
+    text = json.dumps(dict(list(entries.items())[-KEPT:]), indent=1)
+    with contextlib.suppress(OSError, MachineError):  # a cache that cannot be written is only slower
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dict(list(entries.items())[-KEPT:]), indent=1), encoding="utf-8")
-        temporary.replace(path)
+        durable.replace(path, lambda draft: draft.write_text(text, encoding="utf-8"), lambda: len(text))

@@ -10,9 +10,10 @@ import time
 import torch
 from torch import nn
 
-from bigmodel_cli.engine.features import features, head_of
+from bigmodel_cli.engine.features import features
 from bigmodel_cli.engine.loop import end_epoch
 from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.start import head_of
 
 
 def solve(run: Run) -> bool:

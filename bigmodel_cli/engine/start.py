@@ -32,7 +32,12 @@ class Trained:
 
     @property
     def head(self) -> str:
-        return str(models.get(self.recipe.model.name).meta["head"])
+        return head_of(self.recipe)
+
+
+def head_of(recipe: Recipe) -> str:
+    """The name of the last layer of the recipe's model, as it was registered."""
+    return str(models.get(recipe.model.name).meta["head"])
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:

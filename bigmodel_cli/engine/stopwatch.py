@@ -39,10 +39,11 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        if self.label is not None:
-            with self.label(part):
-                yield
-            return
+        with self.label(part) if self.label is not None else contextlib.nullcontext(), self._timed(part):
+            yield
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
         waits = self.wait is not None and part in STEP_PARTS
         if waits and self.steps % SAMPLED:
             yield

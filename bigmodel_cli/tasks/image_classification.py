@@ -46,10 +46,6 @@ class ImageClassification:
     inputs = ("image",)
     report = "classification"
 
-    @staticmethod
-    def spec_from_dict(values: Mapping[str, Any]) -> ImageSpec:
-        return ImageSpec.from_dict(values)
-
     def fit_spec(self, train: Source) -> ImageClassification:
         """Mean and standard deviation per channel on the 0..1 scale, over the train split's pixels.
 
