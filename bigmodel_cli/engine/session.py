@@ -15,7 +15,7 @@ from typing import Any
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine import checkpoint, durable
 from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.engine.evaluate import evaluate
 from bigmodel_cli.engine.features import keep_features
@@ -133,7 +133,9 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
     with folder:
         try:
             if run is None:
-                _, state, skipped = checkpoint.fallback(folder.path)
+                newest, state, skipped = checkpoint.fallback(folder.path)
+                if newest.name == "best.pt" and not skipped:  # a kill came between best.pt and its link: end that save
+                    durable.link(newest, folder.path / "last.pt")
                 run = assemble(recipe, state)
                 run.notes[:0] = skipped
                 folder.rewind(run.progress.epoch)

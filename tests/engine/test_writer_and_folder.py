@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
+from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import parse_scalar
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.folder import RunFolder
+from bigmodel_cli.engine.session import train
 from bigmodel_cli.engine.writer import Writer, copied
 
 
@@ -108,3 +110,17 @@ def test_numbers_beyond_64_bits(text: str) -> None:
     with pytest.raises(InputError, match="too large a number"):
         parse_scalar(text)
     assert parse_scalar("9223372036854775807") == 2**63 - 1
+
+
+def test_a_save_cut_between_best_and_last_is_ended_by_the_resume(tmp_path: Path) -> None:
+    """A kill there leaves last.pt one save behind, which at the end of a run no later save makes good."""
+    values = {"model": {"name": "perceptron"}, "data": {"name": "digits"}, "train": {"epochs": 1}}
+    recipe = resolve([Layer("test", values)]).recipe
+    folder = tmp_path / "run"
+    train(recipe, RunFolder(folder, "x"), lambda event: None)
+    best = checkpoint.load(folder / "best.pt")
+    older = {**best, "progress": {**best["progress"], "epoch": 0, "best_epoch": 0}}
+    older["meta"] = {**best["meta"], "created": best["meta"]["created"] - 1}
+    checkpoint.save(folder / "last.pt", older)
+    train(recipe, RunFolder(folder, "x", resume=True), lambda event: None)
+    assert checkpoint.digest(checkpoint.load(folder / "last.pt")) == checkpoint.digest(best)
