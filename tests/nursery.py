@@ -7,6 +7,7 @@ by a key of SABOTAGE, and is broken in that child alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -57,7 +58,11 @@ class Child:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send `number` to its process group, as a scheduler or Ctrl-C does."""
-        os.killpg(self.pid, number)
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:  # it has no group of its own yet, or has ended in this moment
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def running(self) -> bool:
         """Whether it has not ended; a zombie has."""
