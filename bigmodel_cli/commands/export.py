@@ -76,8 +76,8 @@ def _real_inputs(trained: Any, samples: int, data_dir: Path | None, assignments:
     recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
     source = split(load_data(recipe.data), recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
-    (name,) = trained.task.inputs
-    return [trained.task.prepare(source.gather(part))[name] for part in chosen.split(64)]
+    batches = (trained.task.prepare(source.gather(part)) for part in chosen.split(64))
+    return [tuple(batch[name] for name in trained.task.inputs) for batch in batches]
 
 
 def _show(proof: Any, json: bool) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.shapes import free, names
 
 
 def needed(*packages: str) -> list[Any]:
@@ -30,25 +31,27 @@ def needed(*packages: str) -> list[Any]:
     return found
 
 
-def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Callable[[Tensor], Tensor]:
+def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Callable[..., Tensor]:
     """The file at `path`, run by onnxruntime on the CPU: inputs (B,...) -> logits (B,K)."""
     (runtime,) = needed("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    names = [given.name for given in session.get_inputs()]
+    return lambda *inputs: torch.from_numpy(
+        session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+    )
 
 
 @exports.register(suffix=".onnx", run=run_onnx)
 def onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any], *, opset: int = 18) -> None:
-    """One file with a dynamic batch; class names and preprocessing are in its metadata.
+    """One file with a dynamic batch (and length of texts); class names and preprocessing are in its metadata.
 
     Args:
         opset: the ONNX operator set. 18 is what the exporter writes for, and older runtimes read it.
     """
     library, _, _ = needed("onnx", "onnxscript", "onnxruntime")
     program = torch.onnx.export(
-        model, example, dynamo=True, opset_version=opset, verbose=False, input_names=["input"], output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        model, example, dynamo=True, opset_version=opset, verbose=False, input_names=names(model, example),
+        output_names=["logits"], dynamic_shapes=free(model, example),
     )  # fmt: skip
     assert program is not None
     proto = program.model_proto

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from bigmodel_cli.core.registry import exports
 
 
-def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Callable[[Tensor], Tensor]:
+def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Callable[..., Tensor]:
     """The architecture from `build` with the weights of the file: inputs (B,...) -> logits (B,K)."""
     from safetensors.torch import load_model
 
     model = build().eval()
     load_model(model, path)
-    return lambda x: model(x)  # type: ignore[no-any-return]
+    return lambda *inputs: model(*inputs)  # type: ignore[no-any-return]
 
 
 @exports.register(suffix=".safetensors", run=run_safetensors)

@@ -80,7 +80,7 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)
         y = F.scaled_dot_product_attention(
             q, k, v, mask, self.dropout if self.training else 0.0,
-            is_causal=mask is None and fresh and t > 1, enable_gqa=self.groups != self.heads,
+            is_causal=mask is None and fresh, enable_gqa=self.groups != self.heads,
         )  # fmt: skip
         return self.proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
 

@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, size: int, pad: int, context: int, layers: int, heads: int, width: int, dropout: float, k: int):
         super().__init__()
-        self.pad = pad
+        self.pad, self.context = pad, context
         self.token, self.position = nn.Embedding(size, width), nn.Embedding(context, width)
         self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
         self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)

@@ -1,0 +1,31 @@
+"""Which dimensions of a model's inputs are free in an exported file."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tokens(x: Tensor) -> bool:
+    """Whether `x` holds token ids (B,T): texts are of any length, pictures of one size."""
+    return x.dim() == 2 and not x.is_floating_point()
+
+
+def free(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """For ``torch.export``: every input's batch is free, and the length of tokens up to the model's context.
+
+    Each input has a length of its own: a translation is not as long as its source.
+    """
+    batch, longest = torch.export.Dim("batch", min=1), getattr(model, "context", None)
+    lengths = (torch.export.Dim(f"length{i}", min=1, max=longest) for i in range(len(example)))
+    return tuple(
+        {0: batch, 1: length} if tokens(x) else {0: batch} for x, length in zip(example, lengths, strict=False)
+    )
+
+
+def names(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
+    """Names of the inputs in the file: ``input``; several are called as the model calls them."""
+    return ["input"] if len(example) == 1 else list(inspect.signature(model.forward).parameters)[: len(example)]
