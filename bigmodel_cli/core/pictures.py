@@ -6,11 +6,12 @@ a picture would disagree. Shapes: C channels, H height, W width, S side of a squ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
 
 from bigmodel_cli.core.errors import InputError
 
@@ -28,10 +29,10 @@ SUFFIXES = frozenset({
 MAX_PIXELS = 64_000_000
 ORIENTATION = 274  # the EXIF tag
 TURNS = {
-    2: (False, (2,)), 3: (False, (1, 2)), 4: (False, (1,)),
-    5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,)),
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
 }  # fmt: skip
-"""EXIF orientation -> whether (C,H,W) is transposed first, and the axes then mirrored."""
+"""EXIF orientation -> the name of PIL's transposition that undoes it."""
 
 
 def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Tensor:
@@ -45,24 +46,43 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
         InputError: not a picture of a format in FORMATS, larger than MAX_PIXELS, or damaged.
             `name` is what the message calls it.
     """
+    with _opened(raw, name, MAX_PIXELS) as picture:
+        pixels = _pixels(picture, raw, channels, side)
+    return pixels if side is None else _square(pixels, side)
+
+
+def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, most: int = MAX_PIXELS) -> Image:
+    """As :func:`decode`, but a PIL picture, and without torch: upright, in mode L or RGB.
+
+    With `side`, a large JPEG file is decoded at a smaller scale; the square is not cut.
+    `most`: pixels; more are refused.
+    """
+    with _opened(raw, name, most) as picture:
+        if side is not None:
+            _draft(picture, side)
+        return _upright(picture, channels)
+
+
+@contextlib.contextmanager
+def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
+    """The picture in `raw`, its header read; whatever goes wrong with it inside is an InputError."""
     from PIL import Image, UnidentifiedImageError
 
     _quiet()
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {MAX_PIXELS}")
-            pixels = _pixels(picture, raw, channels, side)
+            if width * height > most:
+                raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {most}")
+            yield picture
     except UnidentifiedImageError:
         raise InputError(f"{name}: not a picture", "expected one of " + ", ".join(FORMATS)) from None
     except Image.DecompressionBombError:
-        raise InputError(f"{name}: too many pixels", f"expected at most {MAX_PIXELS}") from None
+        raise InputError(f"{name}: too many pixels", f"expected at most {most}") from None
     except InputError:
         raise
     except Exception as error:  # a damaged file raises a dozen kinds, struct.error and KeyError among them
         raise InputError(f"{name}: cannot decode the picture: {error or type(error).__name__}") from None
-    return pixels if side is None else _square(pixels, side)
 
 
 def picture_header(raw: bytes) -> tuple[str, int, int, str]:
@@ -91,20 +111,34 @@ def _pixels(picture: Image, raw: bytes, channels: int, side: int | None) -> Tens
     import torch
 
     full = picture.size
+    if side is not None:
+        _draft(picture, side)
     jpeg = picture.format == "JPEG" and picture.mode in ("RGB", "L")
-    if jpeg and side is not None:
-        picture.draft(picture.mode, (2 * side, 2 * side))  # never below twice the square: no visible difference
     fast = _torchcodec() if jpeg and channels == 3 and picture.size == full else None
     if fast is not None:
         try:
             return fast(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
         except RuntimeError:
             pass  # PIL says what is wrong in words for people
-    picture.load()  # TIFF turns itself here, and forgets its tag
-    orientation = picture.getexif().get(ORIENTATION, 1)
-    picture = _plain(picture, "L" if channels == 1 else "RGB")
+    picture = _upright(picture, channels)
     flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return _upright(flat.view(picture.height, picture.width, channels).permute(2, 0, 1), orientation)
+    return flat.view(picture.height, picture.width, channels).permute(2, 0, 1)
+
+
+def _draft(picture: Image, side: int) -> None:
+    """Have a large JPEG decoded at a smaller scale, never below twice the square: no visible difference."""
+    if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
+        picture.draft(picture.mode, (2 * side, 2 * side))
+
+
+def _upright(picture: Image, channels: int) -> Image:
+    """The pixels in mode L or RGB, turned as EXIF says."""
+    from PIL import Image
+
+    picture.load()  # TIFF turns itself here, and forgets its tag
+    turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    picture = _plain(picture, "L" if channels == 1 else "RGB")
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
 def _plain(picture: Image, mode: str) -> Image:
@@ -129,13 +163,6 @@ def _high_byte(picture: Image) -> Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
     return Image.fromarray((values >> 8).astype(numpy.uint8))
-
-
-def _upright(pixels: Tensor, orientation: Any) -> Tensor:
-    transpose, mirrored = TURNS.get(orientation, (False, ()))
-    if transpose:
-        pixels = pixels.transpose(1, 2)
-    return pixels.flip(mirrored) if mirrored else pixels
 
 
 def _square(pixels: Tensor, side: int) -> Tensor:
