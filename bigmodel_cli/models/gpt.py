@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D width, H heads, G key-value heads, V vocabulary, S 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -19,37 +19,17 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.head_loss import head_losses
+from bigmodel_cli.models.kv_cache import Cache
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Position = Literal["learned", "rope"]
 Norm = Literal["layer", "rms"]
-Mlp = Literal["gelu", "swiglu"]
-MOST_LOGITS = 1 << 24  # of a training chunk: 64 MB in fp32
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens seen so far, so that each is computed once.
-
-    `pad` (B,) counts the fill tokens on the left of each prompt of a ragged batch; None where there are none.
-    """
-
-    capacity: int
-    pad: Tensor | None = None
-    length: int = 0
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B,G,T,D/H) keys and values of `layer`; all (B,G,S,D/H) of them up to now."""
-        if layer not in self.keys:
-            shape = (k.shape[0], k.shape[1], self.capacity, k.shape[3])
-            self.keys[layer], self.values[layer] = k.new_empty(shape), v.new_empty(shape)
-        end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+Checkpointing = Annotated[
+    bool, Field(description="keep only what goes between blocks, compute the rest again for the gradient")
+]
+Mlp = Literal["gelu", "gelu-tanh", "swiglu"]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -93,13 +73,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """The wide layer of a block: (B,T,D) -> (B,T,D), 4 D inside; SwiGLU (Shazeer 2020) has as many weights."""
+    """The wide layer of a block: (B,T,D) -> (B,T,D); SwiGLU (Shazeer 2020) multiplies by a gate."""
 
-    def __init__(self, width: int, kind: Mlp, bias: bool) -> None:
+    def __init__(self, width: int, inside: int, kind: Mlp, bias: bool) -> None:
         super().__init__()
-        self.gated = kind == "swiglu"
-        # 8/3 D, rounded up to what vector units like.
-        inside = -(-8 * width // 3 // 32) * 32 if self.gated else 4 * width
+        self.gated, self.approximate = kind == "swiglu", "tanh" if kind == "gelu-tanh" else "none"
         self.up = nn.Linear(width, 2 * inside if self.gated else inside, bias)
         self.down = nn.Linear(inside, width, bias)
 
@@ -108,7 +86,7 @@ class Mixer(nn.Module):
         if self.gated:
             gate, x = x.chunk(2, -1)
             return self.down(F.silu(gate) * x)  # type: ignore[no-any-return]
-        return self.down(F.gelu(x, approximate="tanh"))  # type: ignore[no-any-return]
+        return self.down(F.gelu(x, approximate=self.approximate))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -119,7 +97,7 @@ class Block(nn.Module):
         self.norm1 = shape.make_norm()
         self.attention = Attention(shape.width, shape.heads, shape.groups, shape.bias, shape.dropout, layer)
         self.norm2 = shape.make_norm()
-        self.mixer = Mixer(shape.width, shape.mlp, shape.bias)
+        self.mixer = Mixer(shape.width, shape.inside, shape.mlp, shape.bias)
         self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
 
     def forward(
@@ -136,6 +114,7 @@ class Shape:
     width: int
     heads: int
     groups: int
+    inside: int
     norm: Norm
     mlp: Mlp
     bias: bool
@@ -149,10 +128,10 @@ class GPT(nn.Module):
     """tokens (B,T) int64 -> logits (B,T,V); or with targets and a loss, each token's loss (B,T)."""
 
     def __init__(
-        self, vocabulary: int, context: int, layers: int, shape: Shape, position: Position, tied: bool
+        self, vocabulary: int, context: int, layers: int, shape: Shape, position: Position, tied: bool, base: float
     ) -> None:
         super().__init__()
-        self.context = context
+        self.context, self.checkpointing = context, False
         self.token = nn.Embedding(vocabulary, shape.width)
         self.position = nn.Embedding(context, shape.width) if position == "learned" else None
         self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
@@ -161,7 +140,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(shape.width, vocabulary, bias=False)
         if position == "rope":
             half = shape.width // shape.heads // 2
-            angle = torch.arange(context)[:, None] / 10_000 ** (torch.arange(half) / half)
+            angle = torch.arange(context)[:, None] / base ** (torch.arange(half) / half)
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
         self._initialise(layers)
@@ -188,7 +167,7 @@ class GPT(nn.Module):
         x = self.hidden(tokens, cache)
         if targets is None or loss is None:
             return self.head(x)  # type: ignore[no-any-return]
-        return self.losses(x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
+        return head_losses(self.head, x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
 
     def new_cache(self, pad: Tensor | None = None) -> Cache:
         """An empty cache for one context; `pad` (B,) counts the fill tokens on the left of each prompt."""
@@ -200,7 +179,7 @@ class GPT(nn.Module):
         x, mask, turn = self.token(tokens), None, None
         place: Tensor | slice = slice(start, start + t)
         if cache is not None:
-            mask, place = _masks(cache, t, tokens.device)
+            mask, place = cache.masks(t, tokens.device)
         if self.position is not None:
             x = x + self.position.weight[place]
         else:
@@ -208,38 +187,13 @@ class GPT(nn.Module):
             turn = (cos, sin) if cos.dim() == 2 else (cos[:, None], sin[:, None])
         x = self.drop(x)
         for block in self.blocks:
-            x = block(x, turn, mask, cache)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, turn, mask, cache, use_reentrant=False)
+            else:
+                x = block(x, turn, mask, cache)
         if cache is not None:
             cache.length += t
         return self.norm(x)  # type: ignore[no-any-return]
-
-    def losses(self, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """(N,) losses of (N,D); a large vocabulary in chunks, whose logits are computed again for the gradient."""
-
-        def some(x: Tensor, targets: Tensor) -> Tensor:
-            known = targets >= 0
-            return loss(self.head(x).float(), targets.clamp(min=0)) * known
-
-        rows = max(MOST_LOGITS // self.head.out_features, 1)
-        if len(x) <= rows:
-            return some(x, targets)
-        parts = zip(x.split(rows), targets.split(rows), strict=True)
-        return torch.cat([checkpoint(some, a, b, use_reentrant=False) for a, b in parts])
-
-
-def _masks(cache: Cache, t: int, device: torch.device) -> tuple[Tensor | None, Tensor | slice]:
-    """Which of S keys each of `t` queries may see, (B,1,T,S) or None for all before it, and each token's position."""
-    end = cache.length + t
-    if cache.pad is None and (cache.length == 0 or t == 1):
-        return None, slice(cache.length, end)
-    query, key = torch.arange(cache.length, end, device=device), torch.arange(end, device=device)
-    causal = key <= query[:, None]
-    if cache.pad is None:
-        return causal, slice(cache.length, end)
-    pad = cache.pad[:, None]
-    # A fill token sees itself: a row of nothing would be NaN.
-    seen = causal & ((key >= pad)[:, None] | (key == query[:, None]))
-    return seen[:, None], (query - pad).clamp(min=0)
 
 
 @models.register(task="language_modeling", head="head", backbone_first="token")
@@ -250,18 +204,23 @@ def gpt(
     heads: Count = 4,
     kv_heads: Count | None = None,
     width: Count = 128,
+    inside: Count | None = None,
     position: Position = "learned",
+    rope_base: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10_000.0,
     norm: Norm = "layer",
     mlp: Mlp = "gelu",
     bias: bool = False,
     tied: bool = True,
     dropout: Share = 0.0,
+    checkpointing: Checkpointing = False,
 ) -> nn.Module:
     """A decoder-only transformer of any size: the defaults are nanoGPT's setting for a CPU.
 
     Args:
         kv_heads: keys and values are shared by groups of heads; None: each head has its own.
-        position: a learned vector a place, or rotary angles.
+        inside: width of the layer between; None: 4 D, and 8/3 D for SwiGLU, which then has as many weights.
+        position: a learned vector a place, or rotary angles, the slowest of which turns once in 2 pi `rope_base`.
+        mlp: gelu is exact, as in nanoGPT; gelu-tanh its approximation, as in GPT-2.
         tied: the head's weight is the embedding's.
 
     Raises:
@@ -271,35 +230,52 @@ def gpt(
     if width % heads or heads % groups or (position == "rope" and (width // heads) % 2):
         what = f"width {width}, heads {heads}, kv_heads {groups}"
         raise InputError(what, "expected heads that divide the width (evenly for rope), kv_heads that divide the heads")
-    shape = Shape(width, heads, groups, norm, mlp, bias, dropout)
-    return GPT(tokenizer(spec).size, spec.context, layers, shape, position, tied)
+    # 8/3 D is rounded up to what vector units like.
+    inside = inside or (-(-8 * width // 3 // 32) * 32 if mlp == "swiglu" else 4 * width)
+    shape = Shape(width, heads, groups, inside, norm, mlp, bias, dropout)
+    model = GPT(tokenizer(spec).size, spec.context, layers, shape, position, tied, rope_base)
+    model.checkpointing = checkpointing
+    return model
 
 
 @models.register("gpt-nano", task="language_modeling", head="head", backbone_first="token")
-def gpt_nano(spec: TextSpec, *, position: Position = "learned", dropout: Share = 0.0) -> nn.Module:
+def gpt_nano(
+    spec: TextSpec, *, position: Position = "learned", dropout: Share = 0.0, checkpointing: Checkpointing = False
+) -> nn.Module:
     """4 layers, 128 wide: nanoGPT's setting for a CPU (Karpathy 2022)."""
-    return gpt(spec, position=position, dropout=dropout)  # type: ignore[no-any-return]
+    return gpt(spec, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return]
 
 
 @models.register("gpt-micro", task="language_modeling", head="head", backbone_first="token")
-def gpt_micro(spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0) -> nn.Module:
+def gpt_micro(
+    spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0, checkpointing: Checkpointing = False
+) -> nn.Module:
     """6 layers, 192 wide, rotary positions, RMSNorm and SwiGLU."""
     options = {"layers": 6, "heads": 6, "width": 192, "norm": "rms", "mlp": "swiglu"}
-    return gpt(spec, **options, position=position, dropout=dropout)  # type: ignore[no-any-return, arg-type]
+    return gpt(spec, **options, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return, arg-type]
 
 
 @models.register("gpt-mini", task="language_modeling", head="head", backbone_first="token")
-def gpt_mini(spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0) -> nn.Module:
+def gpt_mini(
+    spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0, checkpointing: Checkpointing = False
+) -> nn.Module:
     """6 layers, 384 wide, 2 key-value heads, rotary positions, RMSNorm and SwiGLU."""
     options = {"layers": 6, "heads": 6, "kv_heads": 2, "width": 384, "norm": "rms", "mlp": "swiglu"}
-    return gpt(spec, **options, position=position, dropout=dropout)  # type: ignore[no-any-return, arg-type]
+    return gpt(spec, **options, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return, arg-type]
 
 
 @models.register("gpt2-124m", task="language_modeling", head="head", backbone_first="token", size=(12, 12, 768))
 @models.register("gpt2-350m", task="language_modeling", head="head", backbone_first="token", size=(24, 16, 1024))
 @models.register("gpt2-774m", task="language_modeling", head="head", backbone_first="token", size=(36, 20, 1280))
 @models.register("gpt2-1558m", task="language_modeling", head="head", backbone_first="token", size=(48, 25, 1600))
-def _gpt2(spec: TextSpec, size: tuple[int, int, int], *, dropout: Share = 0.0) -> nn.Module:
+def _gpt2(
+    spec: TextSpec,
+    size: tuple[int, int, int],
+    *,
+    dropout: Share = 0.0,
+    checkpointing: Checkpointing = False,
+) -> nn.Module:
     """GPT-2 of this size (Radford et al. 2019)."""
     layers, heads, width = size
-    return gpt(spec, layers=layers, heads=heads, width=width, bias=True, dropout=dropout)  # type: ignore[no-any-return]
+    options = {"layers": layers, "heads": heads, "width": width, "bias": True, "mlp": "gelu-tanh"}
+    return gpt(spec, **options, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return, arg-type]

@@ -13,11 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import END, PAD, START, tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.head_loss import head_losses
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -67,7 +69,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.pad, self.start, self.end = special[PAD], special[START], special[END]
-        self.context = context
+        self.context, self.checkpointing = context, False
         self.token = nn.Embedding(size, width)
         self.encoder = nn.ModuleList(Part(width, heads, dropout, False) for _ in range(layers))
         self.decoder = nn.ModuleList(Part(width, heads, dropout, True) for _ in range(layers))
@@ -93,7 +95,7 @@ class Transformer(nn.Module):
         if labels is None or loss is None:
             return self.head(x)  # type: ignore[no-any-return]
         real = labels != self.pad  # the head is the costly part: fill never reaches it
-        found = loss(self.head(x[real]).float(), labels[real])
+        found = head_losses(self.head, x[real], labels[real], loss)
         return torch.zeros(labels.shape, dtype=found.dtype, device=x.device).masked_scatter(real, found)
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,15 +104,20 @@ class Transformer(nn.Module):
         mask = (real | ~real.any(1, keepdim=True))[:, None, None]
         x = self._embed(source)
         for part in self.encoder:
-            x = part(x, mask, None, None)
+            x = self._through(part, x, mask, None, None)
         return self.encoder_norm(x), mask
 
     def decode(self, target: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """The last layer's (B,T,D)."""
         x = self._embed(target)
         for part in self.decoder:
-            x = part(x, None, memory, mask)
+            x = self._through(part, x, None, memory, mask)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
+
+    def _through(self, part: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(part, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return part(*inputs)  # type: ignore[no-any-return]
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x = self.token(tokens) * math.sqrt(self.token.embedding_dim)
@@ -125,9 +132,18 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 @models.register(task="translation", head="head", backbone_first="token")
 def transformer(
-    spec: TextSpec, *, layers: Count = 3, heads: Count = 4, width: Count = 256, dropout: Share = 0.1
+    spec: TextSpec,
+    *,
+    layers: Count = 3,
+    heads: Count = 4,
+    width: Count = 256,
+    dropout: Share = 0.1,
+    checkpointing: bool = False,
 ) -> nn.Module:
     """Encoder and decoder with shared embeddings: a small "Attention Is All You Need".
+
+    Args:
+        checkpointing: keep only what goes between layers, and compute the rest again for the gradient.
 
     Raises:
         InputError: the heads do not divide the width, or the tokenizer lacks a special token.
@@ -138,4 +154,6 @@ def transformer(
     missing = [s for s in (PAD, START, END) if s not in known.special]
     if missing:
         raise InputError(f"a {spec.tokenizer} tokenizer without {missing[0]}", "expected word or bpe for translation")
-    return Transformer(known.size, known.special, spec.context, layers, heads, width, dropout)
+    model = Transformer(known.size, known.special, spec.context, layers, heads, width, dropout)
+    model.checkpointing = checkpointing
+    return model

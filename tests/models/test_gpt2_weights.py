@@ -27,7 +27,7 @@ def theirs() -> torch.nn.Module:
 
 
 def ours(bias: bool = True, **options: object) -> torch.nn.Module:
-    return models.get("gpt")(SPEC, layers=3, heads=4, width=48, bias=bias, **options).eval()
+    return models.get("gpt")(SPEC, layers=3, heads=4, width=48, bias=bias, **{"mlp": "gelu-tanh", **options}).eval()
 
 
 def test_logits_equal_in_both_directions() -> None:
