@@ -41,19 +41,24 @@ def run_cli(tmp_path: Path) -> Iterator[Run]:
 
     It is forked from one that has torch loaded (see ``nursery.py``), which saves four seconds a
     command; with `fresh`, or with options for ``subprocess.run``, Python is started anew.
+    `variables` are added to its environment.
     """
     from nursery import Nursery
 
     with Nursery(tmp_path) as nursery:
 
         def run(
-            *arguments: Any, fresh: bool = False, timeout: float = 200, **options: Any
+            *arguments: Any,
+            fresh: bool = False,
+            timeout: float = 200,
+            variables: dict[str, Any] | None = None,
+            **options: Any,
         ) -> subprocess.CompletedProcess[str]:
             if not fresh and not options:
-                code, child = nursery.run(*arguments)
+                code, child = nursery.run(*arguments, variables=variables)
                 return subprocess.CompletedProcess(arguments, code, child.out.read_text(), child.error)
             command = [sys.executable, "-m", "bigmodel_cli", *map(str, arguments)]
-            options = {"cwd": tmp_path, "env": environment(), **options}
+            options = {"cwd": tmp_path, "env": {**environment(), **(variables or {})}, **options}
             return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
 
         yield run

@@ -114,14 +114,21 @@ class Nursery:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, *arguments: Any, sabotage: str | None = None, largest_file: int | None = None) -> Child:
-        """The command with `arguments`; no file of it may grow beyond `largest_file` bytes."""
+    def start(
+        self,
+        *arguments: Any,
+        sabotage: str | None = None,
+        largest_file: int | None = None,
+        variables: dict[str, Any] | None = None,
+    ) -> Child:
+        """The command with `arguments` and `variables`; no file of it grows beyond `largest_file` bytes."""
         self.logs.mkdir(exist_ok=True)
         out, err = (self.logs / f"{len(self.children)}.{kind}" for kind in ("out", "err"))
         for file in (out, err):
             file.touch()
         argv = ["bigmodel", *map(str, arguments)]
-        request = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err), "env": environment()}
+        request = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err)}
+        request["env"] = {**environment(), **{k: str(v) for k, v in (variables or {}).items()}}
         pid = self.ask({**request, "sabotage": sabotage, "largest_file": largest_file})
         self.children.append(Child(self, pid, out, err))
         return self.children[-1]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import environment
+from PIL import Image
 from safetensors.torch import save_file
 
 from bigmodel_cli.commands import options
@@ -33,7 +33,7 @@ from bigmodel_cli.engine.start import load_trained
 
 timm = pytest.importorskip("timm")
 SPEC = ImageSpec(1, 64, 64, ("cat", "dog", "cow"))
-SHORT = ["--max-steps", 1, "--batch-size", 4, "--set", "data.val_fraction=0.01"]
+SHORT = ["--max-steps", 1, "--batch-size", 4, "--precision", "fp32"]
 
 
 def test_names_in_the_source_are_the_libraries_own() -> None:
@@ -125,30 +125,48 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[st
     server.shutdown()
 
 
-def at_hub(address: str, tmp_path: Path, **more: str) -> dict[str, str]:
-    return {**environment(), "HF_ENDPOINT": address, "BIGMODEL_DATA": str(tmp_path), "HF_HOME": str(tmp_path), **more}
+def at_hub(address: str, tmp_path: Path) -> dict[str, Any]:
+    return {"HF_ENDPOINT": address, "BIGMODEL_DATA": tmp_path, "HF_HOME": tmp_path}
 
 
-def test_published_weights_fine_tune_evaluate_and_export(hub: Any, run_cli: Any, tmp_path: Path) -> None:
+def photos(folder: Path) -> Path:
+    """Class folders of twelve pictures."""
+    for i, name in enumerate(("cat", "cow", "dog")):
+        for split, count in (("train", 3), ("val", 1)):
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for j in range(count):
+                Image.new("RGB", (240, 200), (80 * i, 60 * j, 0)).save(folder / split / name / f"{j}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "form"), [("resnet18", "onnx"), ("vit_tiny_patch16_224", "pt2")])
+def test_published_weights_fine_tune_evaluate_and_export(
+    name: str, form: str, hub: Any, run_cli: Any, tmp_path: Path
+) -> None:
+    """By every kind of method; the weights are fetched once, and found where they lie after that."""
     address, files = hub
-    env = at_hub(address, tmp_path)
-    done = run_cli("finetune", "timm:resnet18", "--pretrained", "--freeze-backbone", *SHORT, "--out", "run", env=env)
+    model, source = f"timm:{name}", models.get(f"timm:{name}").meta["weights"]
+    start = [model, "--pretrained", "--data", photos(tmp_path / "photos"), "--data-dir", tmp_path, *SHORT]
+    grey = ["--freeze-backbone", "--set", "data.channels=1", "--out", "frozen"]
+    done = run_cli("finetune", *start, *grey, variables=at_hub(address, tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "head replaced: 1000 classes in the checkpoint, 10 now" in done.stderr
+    assert "head replaced: 1000 classes in the checkpoint, 3 now" in done.stderr
     assert "filters summed over the input channels (3 -> 1)" in done.stderr and "byte-identical" in done.stdout
-    fetched = tmp_path / "weights/timm/resnet18.a1_in1k.safetensors"
-    assert fetched.read_bytes() == files["/timm/resnet18.a1_in1k/resolve/c0ffee/model.safetensors"]
-    trained = load_trained(tmp_path / "run")
-    original = timm.create_model("resnet18", pretrained=False, checkpoint_path=str(fetched))
-    assert torch.equal(trained.model.state_dict()["layer4.1.conv2.weight"], original.layer4[1].conv2.weight)
-    assert trained.task.spec.height == 224 and trained.task.spec.mean[0] == pytest.approx((0.485 + 0.456 + 0.406) / 3)
-    for command in (["eval", "run", *SHORT[4:]], ["export", "run", "--format", "pt2", "--samples", 4, *SHORT[4:]]):
-        after = run_cli(*command, env=env)
-        assert after.returncode == 0, after.stderr
-    # The file is there now: no network is asked, whatever the endpoint.
-    offline = at_hub("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
-    again = run_cli("finetune", "timm:resnet18", "--pretrained", "--lora", 4, *SHORT, "--out", "lora", env=offline)
-    assert again.returncode == 0, again.stderr
+    fetched = tmp_path / f"weights/{source.repository}.safetensors"
+    assert fetched.read_bytes() == files[f"/{source.repository}/resolve/c0ffee/model.safetensors"]
+    original = timm.create_model(name, pretrained=False, checkpoint_path=str(fetched)).state_dict()
+    frozen = load_trained(tmp_path / "frozen")
+    same = [k for k, v in frozen.model.state_dict().items() if torch.equal(v, original[k])]
+    assert len(same) == len(original) - 3  # but for the head's two and the first layer's filters
+    assert frozen.task.spec.height == 224
+    assert frozen.task.spec.mean[0] == pytest.approx(sum(source.spec.mean) / 3)
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    for method in (["--lora", 4], ["--method", "full"]):
+        done = run_cli("finetune", *start, *method, "--out", method[-1], variables=offline)
+        assert done.returncode == 0, done.stderr
+    for command in (["eval", "4"], ["export", "4", "--format", form, "--samples", 2]):
+        done = run_cli(*command, variables=offline)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: Any, run_cli: Any, tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub: Any, run_cli: Any,
     whole = files[path]
     files[path] = whole[:-1] + bytes([whole[-1] ^ 1])
     try:
-        done = run_cli("finetune", "timm:vit_tiny_patch16_224", "--pretrained", env=at_hub(address, tmp_path))
+        done = run_cli("finetune", "timm:vit_tiny_patch16_224", "--pretrained", variables=at_hub(address, tmp_path))
     finally:
         files[path] = whole
     assert done.returncode == 3 and "SHA-256" in done.stderr and not list((tmp_path / "weights").rglob("*.*"))
@@ -172,7 +190,7 @@ def test_without_a_network_the_no_is_quick_and_says_what_to_do(
         port = free.getsockname()[1]
     env = at_hub(f"http://127.0.0.1:{port}", tmp_path)
     clock = time.monotonic()
-    done = run_cli("finetune", "timm:resnet18", "--pretrained", *arguments, env=env)
+    done = run_cli("finetune", "timm:resnet18", "--pretrained", *arguments, variables=env)
     assert done.returncode == 3 and "resnet18.a1_in1k" in done.stderr
     assert time.monotonic() - clock < 40  # five seconds past the imports, which a busy machine makes slow
     assert (
@@ -193,7 +211,7 @@ def test_a_vision_transformer_takes_every_method(
     name = {"name": "timm:vit_tiny_patch16_224"}
     start = {"pretrained": True, "method": method}
     recipe = resolve([Layer("t", {"model": name, "start": start, "train": {"batch_size": 2}})]).recipe
-    run = assemble(recipe)
+    run = assemble(recipe, measure=False)
     run.train_mode()
     train_step(run, next(run.batches.steps(0)))
     checkpoint.save(tmp_path / "x.pt", run.state())
@@ -225,6 +243,6 @@ def test_torchvisions_own_weights_are_found_beside_ours(tmp_path: Path) -> None:
         "start": {"pretrained": True},
         "data": {"name": "digits", "dir": str(tmp_path)},
     }
-    run = assemble(resolve([Layer("t", layer)]).recipe)
+    run = assemble(resolve([Layer("t", layer)]).recipe, measure=False)
     assert run.task.spec.height == 224 and run.model.get_submodule("classifier.1").out_channels == 10
     assert torch.equal(run.model.get_parameter("features.12.expand3x3.weight"), theirs.features[12].expand3x3.weight)
