@@ -33,7 +33,9 @@ def probe(
         raise InputError(f"probe: the head is {type(head).__name__}", "expected a linear layer", "--freeze-backbone")
     classes = head.out_features
 
-    def solve(train: Tensor, labels: Tensor, val: Tensor, val_labels: Tensor) -> tuple[Tensor, Tensor, str]:
+    def solve(
+        train: Tensor, labels: Tensor, weights: Tensor, val: Tensor, val_labels: Tensor
+    ) -> tuple[Tensor, Tensor, str]:
         import warnings
 
         from sklearn.exceptions import ConvergenceWarning
@@ -48,7 +50,7 @@ def probe(
             fitted = LogisticRegression(C=strength, max_iter=max_iter)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is near enough to compare
-                fitted.fit(x, labels.numpy())
+                fitted.fit(x, labels.numpy(), weights.numpy())
             weight, bias = _rows(fitted, classes)
             logits = torch.from_numpy(x_val) @ weight.T + bias
             right = (logits.argmax(1) == y_val).double().mean().item()

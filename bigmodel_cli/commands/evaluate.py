@@ -74,9 +74,9 @@ def _measure(
     recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
     bundle = load_data(recipe.data)
+    task = trained.task.for_data(bundle.spec)  # before any picture is decoded: the classes may not fit
     with WaitBars():
         source = load_split(bundle, recipe.data, split)
-    task = trained.task.for_data(bundle.spec)
     hows: list[str] = []
 
     def outputs() -> dict[str, Tensor]:

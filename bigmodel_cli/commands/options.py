@@ -53,6 +53,9 @@ Method = Annotated[
     str | None,
     typer.Option("--method", help="full, freeze-backbone, lora, probe, ...", autocompletion=_complete("methods")),
 ]
+Balance = Annotated[
+    str | None, typer.Option("--balance", help="Uneven classes: none, loss (weighed) or sampling (drawn evenly).")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16.")]
@@ -78,6 +81,7 @@ FLAGS = {
     "batch_size": ("train", "batch_size"),
     "max_steps": ("train", "max_steps"),
     "lr": ("optimizer", "lr"),
+    "balance": ("train", "balance"),
     "seed": ("train", "seed"),
     "profile": ("train", "profile"),
     "device": ("placement", "device"),

@@ -27,6 +27,7 @@ def train(
     optimizer: opt.Optimizer = None,
     schedule: opt.Schedule = None,
     loss: opt.Loss = None,
+    balance: opt.Balance = None,
     seed: opt.Seed = None,
     device: opt.Device = None,
     precision: opt.Precision = None,

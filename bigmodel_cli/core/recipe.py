@@ -72,6 +72,9 @@ class TrainSection(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="exponential moving average of the weights, which is then evaluated and exported"
     )
+    balance: Literal["none", "loss", "sampling"] = Field(
+        "none", description="uneven classes: weigh each one's training loss, or draw each equally often"
+    )
     patience: Positive | None = Field(None, description="stop after this many epochs without a better val metric")
     seed: Seed = Field(0, description="seed of weights, order and augmentation")
     save_steps: Positive | None = Field(None, description="also save last.pt every this many steps")

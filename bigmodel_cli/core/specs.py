@@ -46,7 +46,6 @@ class ImageSpec:
 
     `square`: a picture file becomes the square in its middle, resized to this side, and
     the model sees the middle `crop` of that; None: the whole picture, pressed into H x W.
-    `class_weights`: what the training loss of each class is multiplied with; empty: 1.
     """
 
     kind: ClassVar[str] = "image"
@@ -59,7 +58,6 @@ class ImageSpec:
     std: tuple[float, ...] = ()
     square: int | None = None
     crop: float = 1.0
-    class_weights: tuple[float, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -86,7 +84,6 @@ class ImageSpec:
         for name, numbers, count in (
             ("mean", spec.mean, spec.channels),
             ("std", spec.std, spec.channels),
-            ("class_weights", spec.class_weights, spec.num_classes),
         ):
             if len(numbers) not in (0, count):
                 raise InputError(f"{len(numbers)} values of {name}", f"expected {count}")

@@ -95,8 +95,9 @@ class Start:
     open: Callable[[str], Any]
 
 
-Solve = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "tuple[Tensor, Tensor, str]"]
-"""(train features (N,D), labels (N,), val features, labels) -> weight (K,D), bias (K,), and how it was chosen."""
+Solve = Callable[["Tensor", "Tensor", "Tensor", "Tensor", "Tensor"], "tuple[Tensor, Tensor, str]"]
+"""(train features (N,D), labels (N,), their weights (N,), val features, val labels) -> weight (K,D), bias (K,), and
+how it was chosen."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec, Source
 from bigmodel_cli.data.picture_files import PictureFiles
-from bigmodel_cli.data.picture_list import Listing, list_pictures
+from bigmodel_cli.data.picture_list import list_pictures
 
 
 @data.register()
@@ -27,7 +26,6 @@ def image_folder(
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
     cache: Literal["auto", "off"] = "auto",
-    balance: Literal["none", "loss"] = "none",
 ) -> DataBundle:
     """Your own pictures: class folders, a table path,label[,split], or a tar; --data PATH names them."""
     listing = list_pictures(Path(path).expanduser().absolute())
@@ -41,16 +39,6 @@ def image_folder(
         notes.extend(files.notes)
         return files
 
-    spec = ImageSpec(
-        channels, size, size, listing.classes, square=side, crop=crop, class_weights=_weights(listing, balance)
-    )
+    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop)
     loaders = {split: functools.partial(load, split) for split in listing.splits}
     return DataBundle(spec, loaders, listing.fingerprint(), notes)
-
-
-def _weights(listing: Listing, balance: str) -> tuple[float, ...]:
-    """n / (K n_k): every class counts alike, and the mean over the train split stays 1."""
-    if balance == "none":
-        return ()
-    counts = torch.tensor(listing.counts("train"), dtype=torch.float64)
-    return tuple((counts.sum() / (len(counts) * counts)).tolist())

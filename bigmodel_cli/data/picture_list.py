@@ -192,21 +192,11 @@ def _assemble(where: str, found: Mapping[str, Mapping[str, list[Item]]], notes: 
         for k, name in enumerate(classes):
             for item in members.get(name, ()):
                 item.label = k
-    listing = Listing(classes, splits, tuple(notes or ()))
-    return Listing(classes, splits, (*listing.notes, *_imbalance(listing)))
+    return Listing(classes, splits, tuple(notes or ()))
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _imbalance(listing: Listing) -> list[str]:
-    counts = listing.counts("train")
-    low, high = min(counts), max(counts)
-    if high < 2 * low:
-        return []
-    few, many = listing.classes[counts.index(low)], listing.classes[counts.index(high)]
-    return [f"classes are uneven: {high} {many}, {low} {few}; --set data.balance=loss weighs them equally"]
 
 
 def _from_table(path: Path) -> Listing:

@@ -34,6 +34,7 @@ from bigmodel_cli.engine.start import (
     transfer,
 )
 from bigmodel_cli.engine.stopwatch import Stopwatch
+from bigmodel_cli.engine.weighted import labels_of, told, weighted
 
 
 def load_data(section: DataSection) -> DataBundle:
@@ -90,11 +91,16 @@ def assemble(
     model = placement.model(model)
     start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
+    how = recipe.train.balance
+    labels = labels_of(train, how) if how != "none" else None
+    notes += told(train, getattr(bundle.spec, "classes", ()), how)
     train, val = near(train, placement), near(val, placement)
-    batches = Batches(train, _batch_size(recipe, train), recipe.train.seed)
+    even = labels if how == "sampling" else None
+    batches = Batches(train, _batch_size(recipe, train), recipe.train.seed, even)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
     task = task.for_data(bundle.spec)
+    task = weighted(task, labels) if labels is not None and how == "loss" else task
     task = adapted.objective(task) if adapted.objective else task
     keeps, why_not = can_keep(recipe, task, model, adapted, len(train) + len(val))
     if measure and resumed is None and recorded is None and adapted.solve is None and not keeps:
@@ -188,7 +194,7 @@ def _measured(
         placement,
         model,
         task,
-        lambda: batches.source.gather(first),
+        lambda: batches.drawn.gather(first),
         steps * recipe.train.accumulate,
         about,
     )

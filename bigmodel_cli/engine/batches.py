@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.data.balance import Repeated, balanced_order
 
 
 @dataclass(frozen=True)
@@ -19,25 +20,36 @@ class Batches:
     An epoch is cut into ceil(n / batch_size) *nearly equal* steps, so every sample is
     seen exactly once an epoch and no step is tiny (a last step of one picture would
     break BatchNorm and weigh that picture like a whole batch).
+
+    With `even`, the labels (n,) of the split, an epoch is as long but gives each class as many
+    places: see :func:`bigmodel_cli.data.balance.balanced_order`.
     """
 
     source: Source
     batch_size: int
     seed: int
+    even: Tensor | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
+    @property
+    def drawn(self) -> Source:
+        """What the indices of :meth:`order` mean: `source`, or where classes are evened out its samples repeated."""
+        return self.source if self.even is None else Repeated(self.source)
+
     def order(self, epoch: int) -> Tensor:
         """(n,) int64: the sample order of `epoch`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if self.even is not None:
+            return balanced_order(self.even, generator)
         return torch.randperm(len(self.source), generator=generator)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The raw batches of `epoch` from step `start` on; the next is gathered while this one trains."""
         parts = self.order(epoch).tensor_split(self.steps_per_epoch)[start:]
-        return _ahead(self.source, parts)
+        return _ahead(self.drawn, parts)
 
 
 def in_order(source: Source, batch_size: int) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ Shapes: N samples, B batch, D features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
-from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.evaluate import elements, forward_pass, room
 from bigmodel_cli.engine.inference import by_rule
 from bigmodel_cli.engine.run import Run
@@ -89,7 +88,7 @@ def keep_features(run: Run) -> bool:
         train, val = features(run, run.batches.source), features(run, run.val)
     if train is None or val is None:
         return False
-    run.batches = Batches(train, run.batches.batch_size, run.batches.seed)
+    run.batches = replace(run.batches, source=train)
     run.val, run.task, run.part = val, OnFeatures(run.task), head_of(run.recipe)
     run.forward = run.model.get_submodule(run.part)
     return True

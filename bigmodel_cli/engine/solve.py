@@ -10,6 +10,7 @@ import time
 import torch
 from torch import nn
 
+from bigmodel_cli.data.balance import class_weights
 from bigmodel_cli.engine.features import features
 from bigmodel_cli.engine.loop import end_epoch
 from bigmodel_cli.engine.run import Run
@@ -25,7 +26,9 @@ def solve(run: Run) -> bool:
     train, val = features(run, run.batches.source), features(run, run.val)
     if train is None or val is None:
         return False
-    weight, bias, note = run.adapted.solve(train.vectors, train.labels, val.vectors, val.labels)
+    even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum
+    weights = class_weights(train.labels, head.out_features)[train.labels] if even else torch.ones(len(train))
+    weight, bias, note = run.adapted.solve(train.vectors, train.labels, weights, val.vectors, val.labels)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

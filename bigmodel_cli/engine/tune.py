@@ -79,10 +79,10 @@ def tune(
         direction="maximize" if mode == "max" else "minimize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
     )
-    # Each process asks from another seed, and a resumed one does not ask the same again.
-    study.sampler = optuna.samplers.TPESampler(seed=first.train.seed + len(study.get_trials()))
 
     def objective(trial: Any) -> float:
+        # A seed a trial: two processes that ask at the same moment, and one started again, get other answers.
+        study.sampler = optuna.samplers.TPESampler(seed=first.train.seed + trial.number)
         chosen = {name: _suggest(trial, name, space) for name, space in search.items()}
         recipe = resolve([*layers, _layer(chosen)]).recipe
         run = assemble(recipe)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bigmodel_cli.core.errors import InputError
-
 
 @dataclass(frozen=True)
 class ClassMatch:
@@ -17,16 +15,7 @@ class ClassMatch:
 
 
 def match_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> ClassMatch:
-    """Compare by *name*: position says nothing.
-
-    Raises:
-        InputError: they have no class in common.
-    """
-    if not set(model_classes) & set(data_classes):
-        ours, theirs = ", ".join(model_classes[:3]), ", ".join(data_classes[:3])
-        raise InputError(
-            f"no class in common: the model has {ours}, ...", f"the data {theirs}, ...", "bigmodel finetune"
-        )
+    """Compare by *name*: position says nothing."""
     return ClassMatch(
         [c for c in model_classes if c not in set(data_classes)],
         [c for c in data_classes if c not in set(model_classes)],

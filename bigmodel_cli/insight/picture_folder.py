@@ -15,6 +15,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.pictures import decode, picture_header
+from bigmodel_cli.data.balance import uneven
 from bigmodel_cli.data.in_parallel import for_each
 from bigmodel_cli.data.picture_list import Item, Listing
 
@@ -86,7 +87,7 @@ class Findings:
             "near_leaks": _pairs(self.near, across=True),
             "near_duplicates": _pairs(self.near, across=False),
             "suggested_size": self.size,
-            "notes": list(listing.notes),
+            "notes": [*listing.notes, *filter(None, [uneven(listing.counts("train"), listing.classes)])],
         }
 
 

@@ -84,8 +84,7 @@ class ImageClassification:
             notes.append(f"pictures are resized from {data.height}x{data.width} to the checkpoint's {size}")
         same = set(trained.classes) == set(data.classes)
         classes = trained.classes if same else data.classes
-        weights = tuple(data.class_weights[data.classes.index(name)] for name in classes) if data.class_weights else ()
-        changed = {"channels": data.channels, "classes": classes, "mean": mean, "std": std, "class_weights": weights}
+        changed: dict[str, Any] = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}
         changed |= {"square": data.square, "crop": data.crop}  # predict must read files as this training did
         return trained.with_(**changed), notes
 
@@ -121,16 +120,10 @@ class ImageClassification:
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
-        each = self._loss_of(logits, batch["label"])
+        each = self.loss_per_sample(logits, batch["label"])
         if "share" in batch:  # mixed pictures (see `mixing` in data/augment_photo.py): as soft labels, exactly
-            each = torch.lerp(self._loss_of(logits, batch["other_label"]), each, batch["share"])
+            each = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), each, batch["share"])
         return LossSum(each.sum(), len(logits))
-
-    def _loss_of(self, logits: Tensor, label: Tensor) -> Tensor:
-        each = self.loss_per_sample(logits, label)
-        if self.spec.class_weights:
-            each = each * _constant(self.spec.class_weights, torch.float32, each.device)[label]
-        return each
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample)

@@ -6,13 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch
 
 
 def places(model_classes: Sequence[str], data_classes: Sequence[str]) -> tuple[int, ...] | None:
-    """The model's label for each label of the data, matched by *name*; -1: no such class; None: they agree."""
+    """The model's label for each label of the data, matched by *name*; -1: no such class; None: they agree.
+
+    Raises:
+        InputError: they have no class in common.
+    """
     if tuple(model_classes) == tuple(data_classes):
         return None
+    if not set(model_classes) & set(data_classes):
+        ours, theirs = ", ".join(model_classes[:3]), ", ".join(data_classes[:3])
+        raise InputError(
+            f"no class in common: the model has {ours}, ...", f"the data {theirs}, ...", "bigmodel finetune"
+        )
     known = {name: i for i, name in enumerate(model_classes)}
     return tuple(known.get(name, -1) for name in data_classes)
 

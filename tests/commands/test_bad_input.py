@@ -101,6 +101,6 @@ def test_the_same_flags_as_ever(run_cli: Any) -> None:
 
     shown = set(re.findall(r"--[a-z-]+", run_cli("train", "--help").stdout.split("Options")[1]))
     expected = """--data --recipe --epochs --batch-size --lr --optimizer --schedule --loss --seed --device --precision
-    --max-steps --data-dir --set --out --resume --overwrite --dry-run --lr-find --json --help
+    --balance --max-steps --data-dir --set --out --resume --overwrite --dry-run --lr-find --json --help
     --compile --channels-last --profile"""
     assert shown == set(expected.split())

@@ -11,6 +11,7 @@ from bigmodel_cli.core.registry import augments, losses
 from bigmodel_cli.core.types import ImageSpec, SampleKey
 from bigmodel_cli.data.augment import windows
 from bigmodel_cli.data.augment_photo import Mixing, _windows_cpu, _windows_grid, by_policy, coloured, cropped
+from bigmodel_cli.engine.weighted import Weighted
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 STRONG: list[dict[str, Any]] = [
@@ -137,7 +138,7 @@ def test_the_loss_of_mixed_pictures_is_that_of_soft_labels() -> None:
 
 
 def test_class_weights_weigh_training_and_leave_evaluation_alone() -> None:
-    job = task(None, class_weights=(2.0, 1.0, 0.5))
+    job = Weighted(task(None), torch.tensor([2.0, 1.0, 0.5]))
     batch = {"image": torch.rand(6, 3, 28, 28), "label": torch.arange(6) % 3, "index": torch.arange(6)}
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 28 * 28, 3))
     each = torch.nn.functional.cross_entropy(model(batch["image"]), batch["label"], reduction="none")

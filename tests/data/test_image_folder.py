@@ -124,14 +124,6 @@ def test_more_odd_folders_that_are_fine(tmp_path: Path) -> None:
     assert any("not used: annotations/" in note for note in listing.notes)
 
 
-def test_uneven_classes_are_told_and_can_be_weighed(tmp_path: Path) -> None:
-    folders(tmp_path, _={"cat": 9, "dog": 3})
-    assert any("9 cat, 3 dog" in note for note in bundle(tmp_path).notes)
-    weights = bundle(tmp_path, balance="loss").spec.class_weights
-    assert weights == pytest.approx((12 / 18, 12 / 6))
-    assert bundle(tmp_path).spec.class_weights == ()
-
-
 def test_a_table_of_paths(tmp_path: Path) -> None:
     for name in ("x/1.png", "x/2.png", "y/3.png", "z 4.png"):
         put(tmp_path / name)

@@ -78,13 +78,13 @@ def _torn(path: Path) -> bool:
 
 
 def test_sigkill_while_saving_never_breaks_the_checkpoint(tmp_path: Path) -> None:
-    tried, hit, lost = kills(tmp_path, 200 if figures.SOAK else 30, 80 if figures.SOAK else 10)
+    tried, hit, lost = kills(tmp_path, 200 if figures.SOAK else 15, 80 if figures.SOAK else 5)
     figures.record("SIGKILL while saving", tried, lost, f"{hit} of them during a save")
     assert lost == 0
 
 
 def test_negative_control_saving_in_place_breaks_it(tmp_path: Path) -> None:
-    tried, hit, lost = kills(tmp_path, 40 if figures.SOAK else 8, 30 if figures.SOAK else 5, broken=True)
+    tried, hit, lost = kills(tmp_path, 40 if figures.SOAK else 5, 30 if figures.SOAK else 3, broken=True)
     figures.record("SIGKILL while saving: in place", tried, lost, f"{hit} of them during a save", control=True)
     assert lost > 0
 

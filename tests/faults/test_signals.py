@@ -16,12 +16,13 @@ from bigmodel_cli.engine import checkpoint
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 # Evaluation one sample at a time takes about as long as training here, so that signals meet it too.
-OPTIONS = ["mlp", "--data", "digits", "--precision", "fp32", "--epochs", "40", "--set", "train.eval_batch_size=1"]
+EPOCHS = "40" if figures.SOAK else "16"
+OPTIONS = ["mlp", "--data", "digits", "--precision", "fp32", "--epochs", EPOCHS, "--set", "train.eval_batch_size=1"]
 
 
 def test_signals_to_the_group(tmp_path: Path) -> None:
     rng, met, slowest = random.Random(7), {"start-up": 0, "training": 0, "evaluation": 0}, 0.0
-    goal = 50 if figures.SOAK else 9
+    goal = 50 if figures.SOAK else 6
     with Nursery(tmp_path) as nursery:
         clock = time.monotonic()
         code, child = nursery.run("train", *OPTIONS, "--out", "whole", "--json")
