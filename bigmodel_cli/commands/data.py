@@ -1,4 +1,4 @@
-"""``bigmodel data``: the data sets there are, and ``data inspect``: what one's own pictures hold."""
+"""``bigmodel data``: the data sets there are, and ``data inspect``: what one's own pictures or shards hold."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.tokenize import tokenize
 
 if TYPE_CHECKING:
     from bigmodel_cli.insight.picture_folder import Findings
 
+OWN = ("image_folder", "text_files", "labelled_file", "parallel_file", "chat_file", "preference_file", "token_shards")
 MOST_CLASSES = 30  # rows of classes on a screen; --json has them all
 MOST_NAMES = 5  # files named for each problem
 
 app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+app.command()(tokenize)
 
 
 @app.callback()
 def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
-    """The data sets, and which of them lie in the data folder; `inspect` looks into your own pictures.
+    """The data sets, and which of them lie in the data folder; `inspect` looks into your own pictures or shards.
+
+    `tokenize` makes token shards of a large text.
 
     Examples:
 
@@ -45,7 +50,7 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
         for row in rows:
             console.print_json(row)
         return
-    own = {"image_folder": "wherever they lie"}
+    own = dict.fromkeys(OWN, "wherever they lie")
     cells = [
         (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded when asked for"), r["summary"]) for r in rows
     ]

@@ -73,7 +73,7 @@ def _measure(
 
     recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
-    bundle = load_data(recipe.data)
+    bundle = load_data(recipe.data, trained.task.spec)
     task = trained.task.for_data(bundle.spec)  # before any picture is decoded: the classes may not fit
     with WaitBars():
         source = load_split(bundle, recipe.data, split)

@@ -74,7 +74,7 @@ def _real_inputs(trained: Any, samples: int, data_dir: Path | None, assignments:
     from bigmodel_cli.engine.assemble import load_data, split
 
     recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
-    source = split(load_data(recipe.data), recipe.data, "val")
+    source = split(load_data(recipe.data, trained.task.spec), recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
     batches = (trained.task.prepare(source.gather(part)) for part in chosen.split(64))
     return [tuple(batch[name] for name in trained.task.inputs) for batch in batches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,22 +65,38 @@ def finetune(
 
         bigmodel finetune --from ckpt.pt --method auto
 
+        bigmodel finetune --from ckpt.pt --data chat.jsonl
+
+        bigmodel finetune --from ckpt.pt --data pairs-of-answers.jsonl --lora 8
+
         bigmodel finetune resnet18 --from resnet18.safetensors --data mnist
 
         bigmodel finetune timm:resnet18 --pretrained --data cifar10 --lora 8
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
-    start = _method(method, freeze_backbone, lora)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
     layers = [*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]
+    start = _method(method, freeze_backbone, lora, lambda: _usual(layers, checkpoint))
     if method == "auto":
         start = _chosen(checkpoint, pretrained, layers)
     go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json)
 
 
-def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict[str, Any]:
-    """The fine-tuning method, and its options, that the flags name.
+def _usual(layers: list[Layer], checkpoint: Path | None) -> str:
+    """The method that the data is for, as pairs of answers are for dpo; else full."""
+    from bigmodel_cli.core.registry import data
+    from bigmodel_cli.engine.foreign import is_foreign
+    from bigmodel_cli.engine.start import checkpoint_file, load_meta
+
+    named = [layer.values["data"]["name"] for layer in layers if "name" in layer.values.get("data", {})]
+    if not named and checkpoint is not None and not is_foreign(path := checkpoint_file(checkpoint)):
+        named = [load_meta(path)["recipe"]["data"]["name"]]
+    return str(data.get(named[-1]).meta.get("method", "full")) if named else "full"
+
+
+def _method(method: str | None, freeze_backbone: bool, rank: int | None, usual: Callable[[], str]) -> dict[str, Any]:
+    """The fine-tuning method, and its options, that the flags name; the usual one where they name none.
 
     Raises:
         InputError: they name more than one.
@@ -89,8 +106,11 @@ def _method(method: str | None, freeze_backbone: bool, rank: int | None) -> dict
     if len(given) > 1 and (method, given) != ("lora", ["--method", "--lora"]):
         raise InputError(" and ".join(given) + " together", "each names a fine-tuning method: expected one")
     if rank is not None:
-        return {"method": "lora", "rank": rank}
-    return {"method": "freeze-backbone" if freeze_backbone else method or "full"}
+        from bigmodel_cli.core.registry import methods
+
+        takes_rank = method is None and "rank" in methods.get(usual()).schema.model_fields
+        return {"method": usual() if takes_rank else "lora", "rank": rank}
+    return {"method": "freeze-backbone" if freeze_backbone else method or usual()}
 
 
 def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def generate(
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Only among the k likeliest.")] = None,
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Only among the likeliest of this sum.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a user's turn, and is answered.")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="With --chat: what the system says first.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it comes (one prompt).")] = False,
     device: opt.Device = None,
@@ -35,6 +37,8 @@ def generate(
         bigmodel generate runs/gpt-nano-tinyshakespeare-1 --prompt "ROMEO:"
 
         bigmodel generate ckpt.pt --prompt "To be" --temperature 0.7 --top-k 40 --stream
+
+        bigmodel generate ckpt.pt --chat --prompt "Who are you?"
     """
     import torch
 
@@ -51,11 +55,13 @@ def generate(
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(trained.model)
-    clock, texts, tokens = time.perf_counter(), list(prompts), 0
+    asked = [_turns(prompt, system) for prompt in prompts] if chat or system is not None else list(prompts)
+    texts = [""] * len(prompts) if chat or system is not None else list(prompts)
+    clock, tokens = time.perf_counter(), 0
     with torch.inference_mode(), placement.autocast():
-        parts = trained.task.continuations(model, prompts, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        parts = trained.task.continuations(model, asked, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         if stream:
-            console.raw(prompts[0])
+            console.raw(texts[0])
         for new in islice(parts, max_tokens):
             tokens += sum(piece is not None for piece in new)
             texts = [text + (piece or "") for text, piece in zip(texts, new, strict=True)]
@@ -73,3 +79,9 @@ def generate(
         console.raw("\n")
     if not json:
         console.note(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} a second")
+
+
+def _turns(prompt: str, system: str | None) -> list[dict[str, str]]:
+    """The conversation that a user's turn begins."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": prompt}]

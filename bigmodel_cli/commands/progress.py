@@ -142,6 +142,9 @@ class WaitBars:
     def decoded(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, f"{done:,}/{total:,} pictures")
 
+    def read(self, what: str, done: int, total: int) -> None:
+        self._show(what, done, total, f"{done / 1e6:.1f}/{total / 1e6:.1f} MB")
+
     def _show(self, what: str, done: int, total: int | None, amount: str) -> None:
         if what not in self.tasks:
             if console.is_terminal():
@@ -150,7 +153,7 @@ class WaitBars:
                 console.note(what)
             self.tasks[what] = self.bar.add_task(what, total=total, amount=amount)
         self.bar.update(self.tasks[what], completed=done, amount=amount)
-        if done == total and all(task.finished for task in self.bar.tasks):
+        if self.bar.live.is_started and done == total and all(task.finished for task in self.bar.tasks):
             self.bar.stop()
 
 

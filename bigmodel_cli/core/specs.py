@@ -106,7 +106,8 @@ class TextSpec:
 
     `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` its tokens by id (for ``bpe`` the
     one element is the JSON of Hugging Face's tokenizers). `context` is the most tokens a model sees at once.
-    `classes` are the labels' names where the text is classified.
+    `classes` are the labels' names where the text is classified. `chat` is what stands before a turn of each
+    role of :mod:`bigmodel_cli.core.chat`, where the model was trained on conversations.
     """
 
     kind: ClassVar[str] = "text"
@@ -115,13 +116,15 @@ class TextSpec:
     vocabulary: tuple[str, ...]
     context: int
     classes: tuple[str, ...] = ()
+    chat: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values if self.chat else {k: v for k, v in values.items() if k != "chat"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
@@ -133,6 +136,8 @@ class TextSpec:
         spec = checked(cls, values)
         if not 1 <= spec.context <= 1 << 20:
             raise InputError(f"input has a context of {spec.context} tokens", f"expected 1 to {1 << 20}")
+        if len(spec.chat) not in (0, 3) or not all(0 < len(part) <= 100 for part in spec.chat):
+            raise InputError(f"input has a chat template of {len(spec.chat)} parts", "expected 3, one a role")
         return spec
 
     def with_(self, **changes: Any) -> TextSpec:

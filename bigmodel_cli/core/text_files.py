@@ -1,43 +1,142 @@
-"""Reading text: encodings declared, or UTF-8; a file that is not what it says is named."""
+"""Reading text: the encoding declared, or found with a note; a file that is not what it says is named."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 
 MOST_BYTES = 4_000_000_000
+BLOCK = 1 << 20
+AUTO = "auto"
+MOST_FOREIGN = 0.3  # share of bytes above 127 beyond which a text is in no Latin alphabet
+MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
+NO_FILE = "--data-dir DIR, the folder of data files"
 
 
-def read_text(path: Path, encoding: str = "utf-8") -> str:
+def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> str:
     """The text of a file, gzipped where its name ends in ``.gz``; a byte order mark goes, newlines become ``\\n``.
 
+    With the encoding "auto" it is found (see :func:`find_encoding`), and a guess is told in `notes`.
+
     Raises:
-        InputError: it is not there, damaged, or not in this encoding.
+        InputError: it is not there, damaged, not in this encoding, or holds a NUL, as no text does.
     """
+    raw = b"".join(read_blocks(path))
+    if encoding == AUTO:
+        encoding, note = find_encoding(path, [raw])
+        if note and notes is not None:
+            notes.append(note)
+    text = decode(raw, encoding, path)
+    if "\0" in text:
+        raise InputError(f"{path}: character {text.index(chr(0))} is NUL", "expected text", ENCODING_HINT)
+    return text
+
+
+ENCODING_HINT = "--set data.encoding=latin-1, utf-16, ... where it is that, or save it as UTF-8"
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a block at a time, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        InputError: it is not there, damaged, or larger than `MOST_BYTES`.
+    """
+    total = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+            while block := file.read(BLOCK):
+                total += len(block)
+                if total > MOST_BYTES:
+                    what = f"{path}: more than {MOST_BYTES} bytes"
+                    raise InputError(what, "expected a text that fits in memory", "bigmodel data tokenize FILE")
+                yield block
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file", hint="--data-dir DIR, the folder of data files") from None
-    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: no such file", hint=NO_FILE) from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name with a NUL in it
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
-    if len(raw) > MOST_BYTES:
-        raise InputError(f"{path}: more than {MOST_BYTES} bytes", "expected a text that fits in memory")
+
+
+def decode(raw: bytes, encoding: str, path: Path, offset: int = 0) -> str:
+    """`raw`, which begins at byte `offset` of `path`, as text.
+
+    Raises:
+        InputError: it is not in this encoding, or there is no such encoding.
+    """
     try:
-        text = raw.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    except UnicodeDecodeError as error:
-        what = f"{path}: not {encoding}: byte {error.start} is {raw[error.start]:#04x}"
-        raise InputError(what, "expected text", "--set data.encoding=latin-1 where it is that") from None
-    except LookupError:
+        text = raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") and not offset else encoding)
+    except UnicodeError as error:
+        at = getattr(error, "start", 0)
+        what = f"{path}: not {encoding}: byte {offset + at} is {raw[at]:#04x}"
+        raise InputError(what, "expected text", ENCODING_HINT) from None
+    except (LookupError, ValueError):  # ValueError: a NUL in the name
         raise InputError(f"unknown encoding {encoding!r}", "one of utf-8, latin-1, cp1252, utf-16, ...") from None
+    if not isinstance(text, str):
+        raise InputError(f"{encoding!r} is no encoding of text", "one of utf-8, latin-1, cp1252, utf-16, ...")
     return text.replace("\r\n", "\n")
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a text file, split at newlines alone: Unicode's other separators stay in their line."""
-    lines = read_text(path, encoding).split("\n")
+def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
+    """The encoding of a file's bytes, and a note where it is a guess.
+
+    A byte order mark says it; else UTF-8 where it decodes, which hardly any other text does by chance. Bytes
+    that are NUL in every second place are UTF-16. What is left is taken for Windows-1252, or Latin-1 where
+    that has no such characters, as long as most of it is ASCII: other alphabets cannot be told apart safely.
+
+    Raises:
+        InputError: none of these.
+    """
+    head, total, foreign, bad, value = b"", 0, 0, -1, 0
+    nuls, undefined = [0, 0], False
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for block in blocks:
+        head = head or block[:4]
+        if bad < 0:
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                bad, value = total - pending + error.start, error.object[error.start]
+        if 0 in block:
+            for parity in (0, 1):
+                nuls[parity] += block[(parity - total) % 2 :: 2].count(0)
+        if not block.isascii():
+            foreign += len(block) - len(block.translate(None, bytes(range(128, 256))))
+            undefined = undefined or len(block.translate(None, NOT_CP1252)) < len(block)
+        total += len(block)
+    marked = next((name for mark, name in MARKS if head.startswith(mark)), None)
+    if marked:
+        return marked, ""
+    if total % 2 == 0 and sum(nuls) > 0.3 * total and min(nuls) < max(nuls) / 4:
+        guess = "utf-16-le" if nuls[1] > nuls[0] else "utf-16-be"
+        return guess, f"{path}: NUL in every second byte: read as {guess}"
+    if sum(nuls):
+        raise InputError(f"{path}: {sum(nuls)} of its {total} bytes are NUL", "expected text", ENCODING_HINT)
+    if bad < 0 and not decoder.getstate()[0]:
+        return "utf-8", ""
+    if bad < 0:
+        cut = decoder.getstate()[0]
+        bad, value = total - len(cut), cut[0]
+    if foreign > MOST_FOREIGN * total:
+        what = f"{path}: not utf-8: byte {bad} is {value:#04x}, and {foreign / total:.0%} of it is not ASCII"
+        raise InputError(what, "expected its encoding to be named", "--set data.encoding=gb18030, koi8-r, ...")
+    guess = "latin-1" if undefined else "cp1252"
+    return guess, f"{path}: not UTF-8 (byte {bad} is {value:#04x}), read as {guess}; data.encoding names another"
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of `text`, split at newlines alone: Unicode's other separators stay in their line."""
+    lines = text.split("\n")
     return lines[:-1] if lines and not lines[-1] else lines
+
+
+def read_lines(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> list[str]:
+    """The lines of a text file, as :func:`read_text` reads it."""
+    return split_lines(read_text(path, encoding, notes))

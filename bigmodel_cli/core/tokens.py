@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from json import dumps
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.tokenizer_files import MOST_TOKENS, checked_tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 SPECIALS = (PAD, UNKNOWN, START, END)
-MOST_TOKENS = 1 << 20
-MOST_BYTES = 64_000_000  # of a tokenizer's JSON
 
 
 class Tokenizer(Protocol):
@@ -113,13 +113,17 @@ class Pairs:
 
     def __init__(self, json: str) -> None:
         library = needed("tokenizers")
-        if len(json) > MOST_BYTES:
-            raise InputError(f"tokenizer of {len(json)} bytes", f"expected at most {MOST_BYTES}")
+        values = checked_tokenizer(json)
         try:
-            self.inner = library.Tokenizer.from_str(json)
+            self.inner = library.Tokenizer.from_str(dumps(values))
+            self.inner.encode_special_tokens = True  # a text that spells <end> does not end there
+            self.inner.encode("A probe: 12 caf\u00e9\n")
             self.size = self.inner.get_vocab_size()
             named = self.inner.get_vocab()
-        except Exception as error:  # the library raises plain Exception, whatever is wrong with the file
+        # The library raises plain Exception, whatever is wrong with the file, and a panic is not even one.
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
             raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
         if not 0 < self.size <= MOST_TOKENS or sorted(named.values()) != list(range(self.size)):
             raise InputError(f"tokenizer with {self.size} tokens", "expected each id from 0 on once")
@@ -142,6 +146,13 @@ class Pairs:
 
     def tokens(self) -> Sequence[str]:
         return sorted(self.named, key=self.named.__getitem__)
+
+
+def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
+    """The ids of each text; faster than one by one where the library does it."""
+    if isinstance(known, Pairs):
+        return [found.ids for found in known.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return [known.encode(text) for text in texts]
 
 
 def needed(package: str) -> Any:

@@ -113,6 +113,8 @@ class Adapted:
     """Task -> Task, with something added to the loss."""
     solve: Solve | None = None
     """Finds the head at once instead of step by step, on features that the frozen backbone gives."""
+    once: Callable[[nn.Module, Batch], Batch] | None = None
+    """(model as it starts, prepared batch) -> tensors (B,...) that lie beside each sample from then on."""
 
     def stage(self, share: float) -> Frozen | None:
         """What is frozen beside `frozen` once `share` of the epochs is done; None for a method without stages."""

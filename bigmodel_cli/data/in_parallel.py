@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 TASK = 16  # pictures handed to a thread at once
 AHEAD = 128  # tasks that wait for a thread
 REPORT = 0.1  # seconds between two reports of progress
@@ -73,6 +71,8 @@ def _in_turn(pool: ThreadPoolExecutor, run: Callable[[range], None], count: int)
 
 def decoders() -> ThreadPoolExecutor:
     """A thread a core, each of which uses one core: torch would start a team of threads in every one of them."""
+    import torch  # which nothing else here needs, and who only listens does not wait for
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     started = threading.Barrier(cores + 1)

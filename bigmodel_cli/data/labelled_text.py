@@ -46,7 +46,7 @@ class LabelledTexts:
 Texts = Mapping[str, tuple[list[str], list[int]]]
 
 
-def labelled(splits: Texts, classes: Sequence[str], tokens: str, context: int) -> DataBundle:
+def labelled(splits: Texts, classes: Sequence[str], tokens: str, context: int, notes: Sequence[str] = ()) -> DataBundle:
     """The bundle of (texts, labels) by split; the vocabulary is that of the train split alone."""
     vocabulary = {
         "word": lambda texts: words_of(texts, least=2),
@@ -59,7 +59,7 @@ def labelled(splits: Texts, classes: Sequence[str], tokens: str, context: int) -
         return LabelledTexts(*splits[split], spec, split)
 
     digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
-    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest)
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
 
 
 @data.register("rt-polarity")
@@ -72,6 +72,9 @@ def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Literal["word",
     splits: dict[str, tuple[list[str], list[int]]] = {s: ([], []) for s in ("train", "val", "test")}
     for label, name in enumerate(("neg", "pos")):
         file = root / "rt-polarity" / f"rt-polarity.{name}"
+        if not file.is_file():  # no address of these two files has a published checksum
+            hint = "unpack rt-polaritydata.tar.gz of https://www.cs.cornell.edu/people/pabo/movie-review-data/ there"
+            raise InputError(f"{file}: no such file", "it is not downloaded", hint)
         lines = read_lines(file, "latin-1")  # what the files are in; as UTF-8 they do not decode
         if len(lines) < FOLDS:
             raise InputError(f"{file}: {len(lines)} lines", "expected 5,331")

@@ -18,10 +18,20 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import END, PAD, START, tokenizer, train_bpe, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.download import download
 
 Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens of a text, the rest is cut off")]
 Size = Annotated[int, Field(ge=300, le=1 << 17, description="tokens of the bpe vocabulary")]
 FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
+MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+MULTI30K_SHA256 = {
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+}
 Pairs = tuple[list[str], list[str]]
 
 
@@ -52,7 +62,7 @@ def _ids(ids: Sequence[int], most: int, after: list[int], before: Sequence[int] 
     return torch.tensor([*before, *list(ids)[:most], *after] or [0], dtype=torch.int32)
 
 
-def parallel(splits: Mapping[str, Pairs], kind: str, size: int, context: int) -> DataBundle:
+def parallel(splits: Mapping[str, Pairs], kind: str, size: int, context: int, notes: Sequence[str] = ()) -> DataBundle:
     """The bundle of (sources, targets) by split; one vocabulary for both sides, of the train split alone."""
     train = [*splits["train"][0], *splits["train"][1]]
     vocabulary = (train_bpe(train, size),) if kind == "bpe" else words_of(train, least=2)
@@ -63,16 +73,16 @@ def parallel(splits: Mapping[str, Pairs], kind: str, size: int, context: int) ->
         return ParallelTexts(splits[split], spec, split)
 
     digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
-    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest)
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
 
 
-def read_pair(source: Path, target: Path, encoding: str = "utf-8") -> Pairs:
+def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> Pairs:
     """Two files with a sentence a line.
 
     Raises:
         InputError: they differ in their number of lines, or are empty.
     """
-    pair = read_lines(source, encoding), read_lines(target, encoding)
+    pair = read_lines(source, encoding, notes), read_lines(target, encoding, notes)
     if len(pair[0]) != len(pair[1]) or not pair[0]:
         raise InputError(f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected as many")
     return pair
@@ -84,5 +94,8 @@ def multi30k_en_de(
 ) -> DataBundle:
     """31,014 descriptions of pictures, English to German (Elliott et al. 2016); test is test_2016_flickr."""
     folder = root / "multi30k-en-de"
+    for file, checksum in MULTI30K_SHA256.items():
+        if not (folder / file).is_file():
+            download([MULTI30K + file], folder / file, sha256=checksum, what="multi30k-en-de")
     splits = {split: read_pair(folder / f"{f}.en.gz", folder / f"{f}.de.gz") for split, f in FILES.items()}
     return parallel(splits, tokenizer, vocabulary, context)

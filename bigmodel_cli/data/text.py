@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -18,8 +18,25 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import END, characters_of, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.download import download
 
 Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
+Separate = Annotated[bool, Field(description="the first token of a document is not predicted from the one before it")]
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/"
+    "data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class Tokens(Protocol):
+    """A long row of ids, in memory or in files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        """The ids at `places` (B,T) int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,11 +46,16 @@ class Windows:
     A gathered window is twice as long, so that training can start it anywhere in its
     first half; the end of the text goes on at its beginning. ``length`` (B,) says how
     many targets of the unshifted window are real.
+
+    Where not every token is to be learned, ``learn`` (B,2T) bool says which: those that `learned` (n,) names, or,
+    with `end`, all but those that follow the token of that id, which ends a document.
     """
 
-    tokens: Tensor
+    tokens: Tokens
     context: int
     split: str
+    end: int | None = None
+    learned: Tokens | None = None
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.context)
@@ -42,7 +64,12 @@ class Windows:
         starts = indices * self.context
         places = (starts[:, None] + torch.arange(2 * self.context)) % len(self.tokens)
         length = (len(self.tokens) - 1 - starts).clamp(max=self.context)
-        return {"tokens": self.tokens[places], "length": length, "index": indices}
+        batch = {"tokens": self.tokens[places], "length": length, "index": indices}
+        if self.learned is not None:
+            batch["learn"] = self.learned[places]
+        elif self.end is not None:
+            batch["learn"] = torch.nn.functional.pad(batch["tokens"][:, :-1] != self.end, (1, 0), value=True)
+        return batch
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index * self.context}:{(index + 1) * self.context}]"
@@ -52,13 +79,21 @@ class Windows:
 def tinyshakespeare(root: Path, *, context: Context = 64, tokenizer: Literal["char", "byte"] = "char") -> DataBundle:
     """1.1 MB of Shakespeare's plays (Karpathy 2015); the first 90% train, the last 10% validate, as in nanoGPT."""
     file = root / "tinyshakespeare" / "input.txt"
+    if not file.is_file():
+        download([SHAKESPEARE], file, sha256=SHAKESPEARE_SHA256, what="tinyshakespeare")
     text = read_text(file)
     spec = TextSpec(tokenizer, characters_of([text]) if tokenizer == "char" else (), context)
     return windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
 
 
-def windows(spec: TextSpec, texts: Mapping[str, str | Sequence[str]]) -> DataBundle:
-    """The bundle of one text a split, or of several documents that follow each other, ``<end>`` between them."""
+def windows(
+    spec: TextSpec, texts: Mapping[str, str | Sequence[str]], notes: Sequence[str] = (), separate: bool = False
+) -> DataBundle:
+    """The bundle of one text a split, or of several documents that follow each other, ``<end>`` after each.
+
+    With `separate` the first token of a document is not learned: nothing before it says what it is.
+    """
+    end = tokenizer(spec).special.get(END)
 
     @functools.cache
     def load(split: str) -> Windows:
@@ -66,16 +101,16 @@ def windows(spec: TextSpec, texts: Mapping[str, str | Sequence[str]]) -> DataBun
         if isinstance(found, str):
             ids = encode(found, spec)
         else:
-            end = torch.tensor([tokenizer(spec).special[END]])
-            ids = torch.cat([part for text in found for part in (encode(text, spec), end.to(encode("", spec).dtype))])
+            ends = torch.tensor([end], dtype=encode("", spec).dtype)
+            ids = torch.cat([part for text in found for part in (encode(text, spec), ends)])
         if len(ids) < 2:
             raise InputError(f"the {split} text has {len(ids)} tokens", "expected at least 2")
-        return Windows(ids, spec.context, split)
+        return Windows(ids, spec.context, split, end if separate else None)
 
-    if not all(isinstance(t, str) for t in texts.values()) and END not in tokenizer(spec).special:
+    if end is None and not all(isinstance(t, str) for t in texts.values()):
         raise InputError("a tokenizer without <end> for several documents", "expected one with <end> or <|endoftext|>")
     digest = hashlib.sha256(repr(sorted(texts.items())).encode("utf-8", "surrogatepass")).hexdigest()
-    return DataBundle(spec, {split: functools.partial(load, split) for split in texts}, digest)
+    return DataBundle(spec, {split: functools.partial(load, split) for split in texts}, digest, notes)
 
 
 def encode(text: str, spec: TextSpec) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
 from bigmodel_cli.core.registry import data, methods, models, optimizers, schedules
-from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
+from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Spec, Start, Task
 from bigmodel_cli.data.subset import carve
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.features import can_keep
@@ -25,6 +26,7 @@ from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import (
+    Trained,
     build_model,
     build_task,
     described,
@@ -37,8 +39,14 @@ from bigmodel_cli.engine.stopwatch import Stopwatch
 from bigmodel_cli.engine.weighted import labels_of, told, weighted
 
 
-def load_data(section: DataSection) -> DataBundle:
-    return data.get(section.name)(data_root(section.dir), **section.options)  # type: ignore[no-any-return]
+def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
+    """The data that `section` names; `like` is the spec of the checkpoint that is gone on from, for those who ask.
+
+    Text is then cut into the checkpoint's tokens.
+    """
+    entry = data.get(section.name)
+    known = {"like": like} if "like" in inspect.signature(entry.function).parameters else {}
+    return entry(data_root(section.dir), **known, **section.options)  # type: ignore[no-any-return]
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
@@ -84,10 +92,12 @@ def assemble(
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
     placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded)
-    bundle = load_data(recipe.data)
+    trained = None if resumed else _start(recipe)
+    like = described(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
+    bundle = load_data(recipe.data, like)
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
-    task, model, notes = _task_and_model(recipe, bundle, train, resumed)
+    task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
     model = placement.model(model)
     start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
@@ -139,8 +149,18 @@ def assemble(
     return run
 
 
+def _start(recipe: Recipe) -> Trained | None:
+    """The trained model that the recipe starts from; None for random weights, and for foreign ones."""
+    if not recipe.start.trained:
+        return None
+    if recipe.start.checkpoint is None:
+        return load_pretrained(recipe)
+    path = Path(recipe.start.checkpoint)
+    return None if is_foreign(path) else load_trained(path)
+
+
 def _task_and_model(
-    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None
+    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: Trained | None
 ) -> tuple[Task, nn.Module, list[str]]:
     if resumed is not None:
         _check_same_data(resumed["meta"]["data"], bundle)
@@ -149,12 +169,11 @@ def _task_and_model(
     if not recipe.start.trained:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         return task, build_model(recipe, task.spec), []
-    path = Path(recipe.start.checkpoint) if recipe.start.checkpoint else None
-    if path is not None and is_foreign(path):
+    if trained is None:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)
+        path = Path(str(recipe.start.checkpoint))
         return task, model, transfer_foreign(model, path, models.get(recipe.model.name).meta)
-    trained = load_pretrained(recipe) if path is None else load_trained(path)
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)

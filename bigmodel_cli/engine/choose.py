@@ -11,6 +11,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.loop import fit
+from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.solve import solve
 
 CANDIDATES = ("probe", "norm-only", "lora", "full")
@@ -59,6 +60,7 @@ def _try(method: str, recipe: Recipe) -> Trial:
     try:
         run = assemble(recipe.model_copy(update={"train": short}))
         keep_features(run)
+        say_once(run)
         if run.adapted.solve:
             solve(run)
         else:

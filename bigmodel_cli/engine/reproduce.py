@@ -63,12 +63,12 @@ def record(folder: Path, data_dir: Path | None) -> Record:
         hint = f"bigmodel train --resume --out {folder}"
         raise InputError(f"{folder}: the run is {state}", "expected one that is done", hint)
     saved = checkpoint.load(folder / "last.pt")
-    recipe, _ = described(saved, str(folder / "last.pt"))
+    recipe, spec = described(saved, str(folder / "last.pt"))
     if data_dir is not None:
         recipe = resolve(
             [Layer("record", recipe.to_dict()), Layer("--data-dir", {"data": {"dir": str(data_dir)}})]
         ).recipe
-    then, now = saved["meta"]["data"].get("fingerprint"), load_data(recipe.data).fingerprint
+    then, now = saved["meta"]["data"].get("fingerprint"), load_data(recipe.data, spec).fingerprint
     if then != now:
         raise InputError(f"{folder}: trained on data {str(then)[:16]}", f"the data now is {now[:16]}", "--data-dir DIR")
     return Record(folder, recipe, saved)

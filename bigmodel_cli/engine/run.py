@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 import bigmodel_cli
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.types import Adapted, Frozen, Source, Task
+from bigmodel_cli.core.types import Adapted, Batch, Frozen, Source, Task
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.placement import Placement
 from bigmodel_cli.engine.stopwatch import Stopwatch
@@ -84,6 +84,8 @@ class Run:
     pieces: int = 1
     keeps_features: bool = False
     """Whether a frozen backbone runs once, and the head trains on what it said."""
+    said: dict[str, Batch] = field(default_factory=dict)
+    """By split, what the start said of each sample (``adapted.once``)."""
     part: str = ""
     """The submodule that batches go into: the head where they are features of a frozen backbone; "" is all of it."""
     taken: deque[Taken] = field(default_factory=deque)
@@ -140,6 +142,7 @@ class Run:
             "scaler": None,
             "progress": asdict(self.progress),
             "rng": rng,
+            **({"said": self.said} if self.said else {}),
             "meta": {**self.meta, "env": environment(self.placement), "created": time.time()},
         }
 
@@ -156,6 +159,8 @@ class Run:
             raise KeyError(f"progress: {', '.join(sorted(map(str, different))[:3])}")
         if (self.ema is None) != (state["model_ema"] is None):
             raise KeyError("model_ema")
+        if self.adapted.once is not None:
+            self.said = {split: {k: v.float() for k, v in said.items()} for split, said in state["said"].items()}
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             ema = dict(state["model_ema"])

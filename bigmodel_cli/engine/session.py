@@ -22,6 +22,7 @@ from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.loop import fit
 from bigmodel_cli.engine.run import Event, Run
+from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.signals import StopFlag
 from bigmodel_cli.engine.solve import solve
 from bigmodel_cli.engine.start import digest, unchanged
@@ -97,7 +98,7 @@ def train(
         run.watch.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
         with unchanged(run.model, run.frozen.tensors):
-            through = keep_features(run)
+            through = keep_features(run) and say_once(run)
             before = _before(run)
             if not run.adapted.solve:  # which has nothing to save until it is through
                 stop.gently()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bigmodel_cli.core.chat import Message, spoken
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
@@ -52,28 +53,41 @@ class LanguageModeling:
         return replace(self, places=translated(self.spec, data))
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
-        """The trained tokenizer and context stay."""
-        return trained, [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+        """The trained tokenizer and context stay; the chat template is the new data's where it has one."""
+        notes = [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+        return trained.with_(chat=data.chat or trained.chat), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """tokens (B,2T) -> tokens and targets (B,T): with a `key` from anywhere in the first half, else its start."""
+        """tokens and targets (B,T) of a window (B,2T) from anywhere in its first half with a `key`, else of its start.
+
+        A batch without ``length`` holds rows (B,T+1) that begin where they begin. ``learn``, of the shape of the
+        tokens, is False where a token is no target: in a prompt, in what fills a row up.
+        """
         raw, context = batch["tokens"].long(), self.spec.context
         if self.places is not None:
             raw = torch.tensor(self.places, device=raw.device)[raw]
-        if key is None:
-            window = raw[:, : context + 1]
-            late = torch.arange(context, device=raw.device) >= batch["length"][:, None]
-            targets = window[:, 1:].masked_fill(late, NOTHING)
-        else:
-            # Windows shift by a new offset each epoch: every start is met, as if windows were drawn at random.
-            offset = (uniform(key, 0) * context).long()
-            window = raw.gather(1, offset[:, None] + torch.arange(context + 1, device=raw.device))
-            targets = window[:, 1:]
+        window, learn, length = raw, batch.get("learn"), batch.get("length")
+        if length is not None:
+            context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's
+            places = torch.arange(context + 1, device=raw.device).expand(len(raw), -1)
+            if key is not None:
+                # Windows shift by a new offset each epoch: every start is met, as if windows were drawn at random.
+                places = places + (uniform(key, 0) * context).long()[:, None]
+            window = raw.gather(1, places)
+            learn = learn if learn is None else learn.gather(1, places)
+        targets = window[:, 1 : context + 1]
+        if length is not None and key is None:
+            late = torch.arange(context, device=raw.device) >= length[:, None]
+            targets = targets.masked_fill(late, NOTHING)
+        if learn is not None:
+            targets = targets.masked_fill(~learn[:, 1 : context + 1], NOTHING)
         targets = targets.masked_fill(targets < 0, NOTHING)
-        return {"tokens": window[:, :-1].clamp(min=0), "targets": targets, "index": batch["index"]}
+        return {"tokens": window[:, :-1][:, :context].clamp(min=0), "targets": targets, "index": batch["index"]}
 
     def count(self, batch: Batch) -> int:
-        return len(batch["index"]) * self.spec.context
+        if "length" in batch:
+            return len(batch["index"]) * min(self.spec.context, batch["tokens"].shape[1] // 2)
+        return max(1, int(batch["learn"][:, 1 : self.spec.context + 1].sum()))
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         losses = model(batch["tokens"], batch["targets"], self.loss_per_token)
@@ -102,15 +116,34 @@ class LanguageModeling:
         what = f"{path}: a language model has no answer to a text, it goes on with it"
         raise InputError(what, hint="bigmodel generate CKPT --prompt ...")
 
-    def continuations(self, model: nn.Module, prompts: Sequence[str], **sampling: Any) -> Iterator[list[str | None]]:
+    def prompt(self, text: str | Sequence[Message]) -> list[int]:
+        """The tokens of a text to go on with; of a conversation, those after which the assistant's answer comes.
+
+        Raises:
+            InputError: a character is not in the vocabulary, or the model was not trained on conversations.
+        """
+        known = tokenizer(self.spec)
+        if isinstance(text, str):
+            return list(known.encode(text)) or [known.special.get(END, 0)]
+        if not self.spec.chat:
+            what = "the model was not trained on conversations"
+            raise InputError(what, "expected a chat template in its checkpoint", "--prompt without --chat")
+        try:
+            return spoken(text, self.spec.chat, known, answer=True)[0]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def continuations(
+        self, model: nn.Module, prompts: Sequence[str | Sequence[Message]], **sampling: Any
+    ) -> Iterator[list[str | None]]:
         """What comes after each prompt, a piece a step; None once its text has ended.
 
         Raises:
-            InputError: a prompt has a character that the vocabulary lacks.
+            InputError: see :meth:`prompt`.
         """
         known = tokenizer(self.spec)
         end = known.special.get(END)
-        ids = [list(known.encode(p)) or [end or 0] for p in prompts]
+        ids = [self.prompt(p) for p in prompts]
         said: list[list[int]] = [[] for _ in ids]
         shown, ended = [""] * len(ids), [False] * len(ids)
         for new in next_tokens(model, ids, Sampling(**sampling)):
@@ -134,6 +167,7 @@ class LanguageModeling:
             "tokenizer": self.spec.tokenizer,
             "vocabulary": list(self.spec.vocabulary),
             "context": self.spec.context,
+            **({"chat": list(self.spec.chat)} if self.spec.chat else {}),
         }
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:

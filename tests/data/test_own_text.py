@@ -75,10 +75,12 @@ def test_pairs_from_lines_and_from_two_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"caf\xe9 au lait", "not utf-8: byte 3 is 0xe9"),
+        ("a.txt", b"caf\xe9 \0 au lait", "1 of its 14 bytes are NUL"),
+        ("a.txt", b"\xcf\xf0\xe8\xe2\xe5\xf2", "not utf-8: byte 0 is 0xcf, and 100% of it is not ASCII"),
+        ("a.txt", b"", "it is empty"),
         ("a.jsonl", b"", "it is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"words": "a"}', "a.jsonl:1: no text in text"),
+        ("a.jsonl", b'{"words": "a"}', "a.jsonl:1: no 'text'"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:1: not JSON"),
         ("gone.txt", None, "no such file"),

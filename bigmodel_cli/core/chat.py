@@ -1,0 +1,76 @@
+"""Conversations as text: what stands before each turn, where it ends, and what of it is learned.
+
+A turn of the system or the user is its role's prefix, the content and a newline; one of the
+assistant is its prefix, the content and the tokenizer's ``<end>`` (a newline where it has none).
+Each piece is made tokens by itself, so that training and a prompt cut a conversation alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bigmodel_cli.core.json_lines import is_text
+
+if TYPE_CHECKING:
+    from bigmodel_cli.core.tokens import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+PREFIXES = ("<|system|>\n", "<|user|>\n", "<|assistant|>\n")
+Message = Mapping[str, str]
+Marked = tuple[list[int], list[bool]]
+"""Tokens, and for each whether it is learned."""
+
+
+def is_conversation(value: Any) -> str | None:
+    """What is wrong with a list of messages; None where it is one that has an answer in it."""
+    wrong = is_messages(value)
+    if wrong is None and not any(message["role"] == "assistant" for message in value):
+        wrong = "have no turn of the assistant, from which alone is learned"
+    return wrong
+
+
+def is_messages(value: Any) -> str | None:
+    """What is wrong with a list of ``{"role": ..., "content": ...}``, or None."""
+    if not isinstance(value, list) or not value:
+        return "are no list of messages, expected some"
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            return f"[{i}] lacks role or content"
+        if message["role"] not in ROLES:
+            return f"[{i}] has role {str(message['role'])[:40]!r}, expected one of {', '.join(ROLES)}"
+        wrong = is_text(message["content"]) if isinstance(message["content"], str) else "is no text"
+        if wrong:
+            return f"[{i}]: content {wrong}"
+    return None
+
+
+def spoken(messages: Sequence[Message], prefixes: Sequence[str], known: Tokenizer, answer: bool = False) -> Marked:
+    """The tokens of a conversation; with `answer`, those after which the assistant's next turn comes.
+
+    Raises:
+        ValueError: a content holds a prefix, and so would speak for another role.
+        InputError: the vocabulary lacks one of its characters.
+    """
+    from bigmodel_cli.core.tokens import END
+
+    ids: list[int] = []
+    learned: list[bool] = []
+
+    def add(part: Sequence[int], learn: bool) -> None:
+        ids.extend(part)
+        learned.extend([learn] * len(part))
+
+    newline = known.encode("\n")
+    end = [known.special[END]] if END in known.special else newline
+    for message in messages:
+        content, answers = message["content"], message["role"] == "assistant"
+        for prefix in prefixes:
+            if prefix.strip() in content:
+                raise ValueError(f"the content of a message holds {prefix.strip()!r}, which begins a turn")
+        add(known.encode(prefixes[ROLES.index(message["role"])]), False)
+        add(known.encode(content), answers)
+        add(end if answers else newline, answers)
+    if answer:
+        add(known.encode(prefixes[-1]), False)
+    return ids, learned

@@ -1,0 +1,166 @@
+"""A ``tokenizer.json`` from anyone, looked at before the library that runs it sees it.
+
+The library is written in a safe language and runs no code from the file, but a file can still
+ask for a padding of a billion tokens, for a text that doubles thirty times, or for a regular
+expression that never ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.json_lines import no_number, once
+
+MOST_BYTES = 64_000_000
+MOST_TOKENS = 1 << 20
+MOST_PARTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
+MOST_PATTERN = 2_000  # characters of a regular expression
+MOST_GROWTH = 64  # times that normalizers may make a text longer
+MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
+PARTS = {
+    "normalizer": (
+        "Sequence", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "BertNormalizer", "Strip",
+        "Replace", "Prepend", "ByteLevel", "Precompiled",
+    ),
+    "pre_tokenizer": (
+        "Sequence", "ByteLevel", "Whitespace", "WhitespaceSplit", "Digits", "Punctuation", "Metaspace", "Split",
+        "BertPreTokenizer", "UnicodeScripts", "CharDelimiterSplit",
+    ),
+    "post_processor": ("Sequence", "ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing"),
+    "decoder": (
+        "Sequence", "ByteLevel", "WordPiece", "Metaspace", "BPEDecoder", "ByteFallback", "Fuse", "Strip", "Replace",
+        "CTC",
+    ),
+}  # fmt: skip
+EXPECTED = "expected the JSON of Hugging Face's tokenizers"
+
+
+def checked_tokenizer(text: str) -> dict[str, Any]:
+    """The values in the JSON `text` of a tokenizer, without what changes the length of a text (padding, truncation).
+
+    Raises:
+        InputError: it is not the JSON of a tokenizer, or asks for more than one needs.
+    """
+    if len(text) > MOST_BYTES:
+        raise InputError(f"tokenizer of {len(text)} bytes", f"expected at most {MOST_BYTES}")
+    try:
+        values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not a tokenizer: {error}", EXPECTED) from None
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise InputError("not a tokenizer: it has no model", EXPECTED)
+    _check_model(values["model"])
+    _check_added(values.get("added_tokens") or [])
+    count, growth = 0, 1.0
+    for kind, names in PARTS.items():
+        for part in _parts(values.get(kind), kind):
+            count += 1
+            if part.get("type") not in names:
+                raise InputError(f"tokenizer: {kind} {part.get('type')!r}", "expected one of " + ", ".join(names[:6]))
+            if count > MOST_PARTS:
+                raise InputError(f"tokenizer with more than {MOST_PARTS} parts", "expected fewer")
+            growth *= _growth(part) if kind == "normalizer" else 1
+            _check_pattern(part.get("pattern"))
+    if growth > MOST_GROWTH:
+        raise InputError("tokenizer whose normalizer makes texts longer without end", f"at most {MOST_GROWTH} times")
+    return {**values, "padding": None, "truncation": None}
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """A vocabulary of text to ids from 0 on, each once; or, for Unigram, of pairs of text and score."""
+    kind = model.get("type", "BPE")
+    if kind not in MODELS:
+        raise InputError(f"tokenizer: model {kind!r}", "expected one of " + ", ".join(MODELS))
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, list if kind == "Unigram" else dict) or not 0 < len(vocabulary) <= MOST_TOKENS:
+        size = len(vocabulary) if isinstance(vocabulary, (list, dict)) else "no"
+        raise InputError(f"tokenizer with a vocabulary of {size} tokens", f"expected 1 to {MOST_TOKENS}")
+    if isinstance(vocabulary, list):
+        good = all(
+            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+            and isinstance(pair[1], (int, float)) and math.isfinite(pair[1]) for pair in vocabulary
+        )  # fmt: skip
+    else:
+        good = all(type(i) is int and 0 <= i < 2 * MOST_TOKENS for i in vocabulary.values())
+    if not good:
+        raise InputError("tokenizer with a broken vocabulary", "expected text to ids, or to finite scores")
+    merges = model.get("merges", [])
+    if not isinstance(merges, list) or len(merges) > 2 * MOST_TOKENS:
+        raise InputError("tokenizer whose merges are no list", f"expected at most {2 * MOST_TOKENS} pairs")
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
+            raise InputError(f"tokenizer: merge {str(merge)[:40]!r}", "expected two tokens")
+
+
+def _check_added(tokens: Any) -> None:
+    if not isinstance(tokens, list) or len(tokens) > MOST_TOKENS:
+        raise InputError("tokenizer whose added_tokens are no list", EXPECTED)
+    for token in tokens:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
+            raise InputError(f"tokenizer: added token {str(token)[:40]!r}", "expected its content and id")
+        if type(token.get("id")) is not int or not 0 <= token["id"] < 2 * MOST_TOKENS:
+            raise InputError(f"tokenizer: added token {token['content'][:40]!r} has id {str(token.get('id'))[:20]}")
+
+
+def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
+    """`part` and, where it is a sequence, what is in it."""
+    if part is None:
+        return
+    if not isinstance(part, dict):
+        raise InputError(f"tokenizer: {kind} {str(part)[:40]!r}", "expected an object with its type")
+    yield part
+    inner = [part[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part]
+    for listed in inner:
+        if not isinstance(listed, list):
+            raise InputError(f"tokenizer: {kind} whose parts are no list", EXPECTED)
+        for one in listed:
+            yield from _parts(one, kind)
+
+
+def _growth(part: dict[str, Any]) -> float:
+    """How many times longer a normalizer may make a text."""
+    content = part.get("content", part.get("prepend", ""))
+    if part["type"] not in ("Replace", "Prepend") or not isinstance(content, str):
+        return 1.0
+    pattern = part.get("pattern")
+    found = pattern.get("String") if isinstance(pattern, dict) else None
+    return max(1.0, len(content.encode("utf-8", "replace")) / max(len(found) if isinstance(found, str) else 1, 1))
+
+
+def _check_pattern(pattern: Any) -> None:
+    """Refuse regular expressions that can take for ever: repetition within repetition, and references back."""
+    expression = pattern.get("Regex") if isinstance(pattern, dict) else None
+    if expression is None:
+        return
+    if not isinstance(expression, str) or len(expression) > MOST_PATTERN:
+        raise InputError("tokenizer with an absurd regular expression", f"expected at most {MOST_PATTERN} characters")
+    if re.search(r"\\[1-9kg]|\{\d{4,}|,\d{4,}\}", expression) or _repeats_repetition(expression):
+        raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take for ever")
+
+
+def _repeats_repetition(expression: str) -> bool:
+    """Whether a group that repeats without end holds something that does too, or a choice: ``(a+)+``, ``(a|a)*``."""
+    plain = re.sub(r"\\.", "x", expression, flags=re.DOTALL)
+    plain = re.sub(r"\[\^?\]?(?:\[:\^?\w+:\]|[^\]])*\]", "x", plain)
+    endless = re.compile(r"[*+]|\{\d*,\}")
+    stack, inside = [], False  # for each open group, whether what is around it repeats something already
+    i = 0
+    while i < len(plain):
+        if plain[i] == "(":
+            stack.append(inside)
+            inside = False
+        elif plain[i] == ")" and stack:
+            repeats = inside
+            inside = stack.pop() or repeats
+            if repeats and endless.match(plain, i + 1):
+                return True
+        elif (stack and plain[i] == "|") or endless.match(plain, i):
+            inside = True
+        i += 1
+    return False
