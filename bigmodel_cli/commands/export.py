@@ -1,91 +1,172 @@
-"""``bigmodel export``: a file that another program runs, proven to answer like its source."""
+"""``bigmodel export``: a folder that another program runs, proven to answer like its source."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 
+if TYPE_CHECKING:
+    from bigmodel_cli.engine.start import Trained
+    from bigmodel_cli.export.proof import Proof, Subject
+
 
 def _formats(incomplete: str) -> list[str]:
     from bigmodel_cli.core.registry import exports
 
-    return [n for n in exports.names() if n.startswith(incomplete)]
+    return exports.matching(incomplete, start=True)
 
 
 def export(
     checkpoint: opt.Checkpoint,
     format_name: Annotated[
-        str, typer.Option("--format", help="onnx, pt2 or safetensors.", autocompletion=_formats)
+        str, typer.Option("--format", help="onnx, pt2, safetensors, ...", autocompletion=_formats)
     ] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", help="File to write.  [default: beside CKPT]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.  [default: CKPT's name and format]")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Real inputs to compare on.")] = 256,
-    tolerance: Annotated[float, typer.Option("--tolerance", min=0, help="Largest difference of logits.")] = 1e-4,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="Largest difference of logits.  [default: the format's]")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="How long both are timed at each batch size.")
+    ] = 1.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export in --out.")] = False,
     data_dir: opt.DataDir = None,
-    assignments: opt.Set = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Format options (export.opset=20); recipe fields."),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Export a checkpoint and prove it: both run on the same real inputs and must agree.
 
-    The class names and the preprocessing go along, in the file and in a JSON beside it.
+    A folder: the model, its class names and preprocessing, an example that runs it alone, a model card, the proof.
 
     Examples:
 
         bigmodel export runs/resnet18-digits-1/best.pt --format onnx
 
-        bigmodel export ckpt.pt --format pt2 --out model.pt2
+        bigmodel export ckpt.pt --format pt2 --out shipped
     """
     from bigmodel_cli.core.registry import exports
-    from bigmodel_cli.engine.start import build_model, load_trained
-    from bigmodel_cli.export.proof import export_and_prove
+    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.export.proof import prove
+    from bigmodel_cli.export.publish import check_target
 
     entry = exports.get(format_name)
+    own, assignments = _split(assignments)
+    options = _options(entry, own)
     trained = load_trained(checkpoint)
-    path = out or trained.path.with_suffix(entry.meta["suffix"])
-    spec = trained.task.spec
-    carry = {
-        "arch": trained.recipe.model.name,
-        "arch_args": trained.recipe.model.options,
-        "classes": list(spec.classes),
-        "preprocess": trained.task.preprocessing(),
-    }
-    proof = export_and_prove(
+    path = out or trained.path.with_name(f"{trained.path.stem}-{format_name}")
+    check_target(path, overwrite)  # before the work
+    proof = prove(
+        subject(trained, samples, data_dir, assignments),
         format_name,
-        trained.model,
-        _real_inputs(trained, samples, data_dir, assignments),
         path,
-        carry,
-        build=lambda: build_model(trained.recipe, spec),
+        options=options,
         tolerance=tolerance,
+        overwrite=overwrite,
+        seconds=seconds,
     )
-    _show(proof, json)
+    if json:
+        console.print_json(proof.to_dict())
+    else:
+        show(proof)
     if not proof.passed:
         raise typer.Exit(1)
 
 
-def _real_inputs(trained: Any, samples: int, data_dir: Path | None, assignments: list[str] | None) -> list[Any]:
-    """Prepared inputs from the validation split of the data that the checkpoint remembers."""
+def _split(assignments: list[str] | None) -> tuple[list[str], list[str]]:
+    """``--set export.KEY=VALUE``, and what is for the recipe."""
+    given = assignments or []
+    own = [a for a in given if a.strip().startswith("export.")]
+    return own, [a for a in given if a not in own]
+
+
+def _options(entry: Any, assignments: list[str]) -> dict[str, Any]:
+    """The format's options, checked by its signature.
+
+    Raises:
+        InputError: it has no such option, or the value is none for it.
+    """
+    from pydantic import ValidationError
+
+    from bigmodel_cli.core.resolve import explain, set_layer
+
+    values = dict(set_layer(assignments).values.get("export", {}))
+    origin: dict[tuple[str, ...], str] = {("export", key): "--set" for key in values}
+    try:
+        return entry.options(values, "export")  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise explain(error, origin, "export", entry.schema.model_fields) from None
+
+
+def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: list[str] | None) -> Subject:
+    """The checkpoint as what an export is made of, with inputs from the validation split that it remembers."""
     import torch
 
     from bigmodel_cli.engine.assemble import load_data, split
+    from bigmodel_cli.engine.start import digest
+    from bigmodel_cli.export.proof import Subject
 
     recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
-    source = split(load_data(recipe.data, trained.task.spec), recipe.data, "val")
+    bundle = load_data(recipe.data, trained.task.spec)
+    source = split(bundle, recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
-    batches = (trained.task.prepare(source.gather(part)) for part in chosen.split(64))
-    return [tuple(batch[name] for name in trained.task.inputs) for batch in batches]
+    spec = trained.task.spec
+    model = trained.model.cpu().float().eval()
+    about = {
+        "arch": trained.recipe.model.name,
+        "arch_args": {k: v for k, v in trained.recipe.to_dict()["model"].items() if k in trained.recipe.model.options},
+        "task": trained.task.name,
+        "input": {"kind": spec.kind, **spec.to_dict()},
+        "recipe": trained.recipe.to_dict(),
+        "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)},
+        "checkpoint": {"file": trained.path.name, "SHA-256 of its tensors": digest(model)},
+    }
+    raw = [source.gather(part) for part in chosen.split(64)]
+    return Subject(model, trained.task.for_data(bundle.spec), raw, about)
 
 
-def _show(proof: Any, json: bool) -> None:
+def show(proof: Proof) -> None:
+    """The proof as a table of two columns: the checkpoint, and its export."""
     values = proof.to_dict()
-    if json:
-        console.print_json(values)
-        return
-    rows = [(k.replace("_", " "), f"{v:.3g}" if isinstance(v, float) else str(v)) for k, v in values.items()]
-    console.show(console.table("proof", ("what", "value"), rows))
+    console.show(console.table(f"{proof.format}, on {proof.inputs} validation samples", *_table(values), right=True))
+    limit = f"at most {proof.tolerance:g}"
+    console.say(
+        f"largest difference of a logit {proof.largest_difference:.2g} ({limit}), mean {proof.mean_difference:.2g}; "
+        f"equal answers {proof.equal_answers:.2%}"
+    )
     if not proof.passed:
+        for line in proof.failed:
+            console.note(line)
         console.note("the export does not answer like the checkpoint: nothing was written under its final name")
+        return
+    if proof.example:
+        console.say(f"example.py ran alone and answered alike: {proof.example['answer']}")
+    console.say(f"written: {proof.path}")
+
+
+def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows = []
+    for name, ours in values["metrics"]["checkpoint"].items():
+        theirs = values["metrics"]["export"][name]
+        form = "{:.2%}" if name == "accuracy" else "{:.4g}"
+        rows.append((name, *(_figure(form, f) for f in (ours, theirs))))
+    rows.append(("size", *(f"{values['size'][w] / 1e6:.2f} MB" for w in ("checkpoint", "export"))))
+    speed = values["speed"]
+    for size in speed["checkpoint"]:
+        both = [speed[w][size] for w in ("checkpoint", "export")]
+        rows.append((f"batch {size}: p50", *(f"{b['p50_ms']:.2f} ms" for b in both)))
+        rows.append((f"batch {size}: p95", *(f"{b['p95_ms']:.2f} ms" for b in both)))
+        rows.append((f"batch {size}: a second", *(f"{b['per_second']:,.0f}" for b in both)))
+    return ("", "checkpoint", "export"), rows
+
+
+def _figure(form: str, figure: dict[str, Any]) -> str:
+    value, low, high = ("?" if figure[k] is None else form.format(figure[k]) for k in ("value", "low", "high"))
+    return f"{value} ({low} .. {high})"

@@ -24,6 +24,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -54,11 +55,13 @@ class Entry:
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """The recipe schema, built from the keyword-only parameters of the function."""
-        hints = typing.get_type_hints(self.function, include_extras=True)
+        parameters = inspect.signature(self.function).parameters.values()
+        own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        # Of these alone: the types of the others may be imported for the type checker only.
+        declared = SimpleNamespace(__annotations__={name: p.annotation for name, p in own.items()})
+        hints = typing.get_type_hints(declared, self.function.__globals__, include_extras=True)  # type: ignore[attr-defined]
         fields: dict[str, Any] = {
-            p.name: (hints[p.name], ... if p.default is p.empty else p.default)
-            for p in inspect.signature(self.function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
+            name: (hints[name], ... if p.default is p.empty else p.default) for name, p in own.items()
         }
         config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
         return create_model(self.name, __config__=config, **fields)

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import exports
-from bigmodel_cli.export.shapes import free, names
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.runtime import Runtime, needed, threads
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RUNTIME = Runtime(
+    needs=("onnxruntime",),
+    imports="import onnxruntime",
+    run="""\
+session = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
+logits = session.run(None, {session.get_inputs()[0].name: x})[0]""",
+)
 
 
-def needed(*packages: str) -> list[Any]:
-    """The modules called `packages`.
-
-    Raises:
-        MachineError: one of them is not installed; the extra is named.
-    """
-    found = []
-    for package in packages:
-        try:
-            found.append(importlib.import_module(package))
-        except ImportError as error:
-            raise MachineError(f"--format onnx needs {package}: {error}", hint="pip install 'bigmodel[onnx]'") from None
-    return found
-
-
-def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Callable[..., Tensor]:
-    """The file at `path`, run by onnxruntime on the CPU: inputs (B,...) -> logits (B,K)."""
-    (runtime,) = needed("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Run:
+    """The file at `path`, run by onnxruntime on the CPU."""
+    (runtime,) = needed("onnx", "onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
-    return lambda *inputs: torch.from_numpy(
-        session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
-    )
+    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
-@exports.register(suffix=".onnx", run=run_onnx)
-def onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any], *, opset: int = 18) -> None:
-    """One file with a dynamic batch (and length of texts); class names and preprocessing are in its metadata.
+@exports.register(suffix=".onnx", run=run_onnx, runtime=RUNTIME)
+def onnx(
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    carry: dict[str, Any],
+    *,
+    opset: Annotated[int, Field(ge=18)] = 18,
+) -> None:
+    """One file with a dynamic batch (and length of texts), for onnxruntime and most others.
+
+    Class names and preprocessing are in its metadata.
 
     Args:
         opset: the ONNX operator set. 18 is what the exporter writes for, and older runtimes read it.
     """
-    library, _, _ = needed("onnx", "onnxscript", "onnxruntime")
+    library, _, _ = needed("onnx", "onnx", "onnxscript", "onnxruntime")
+    import torch
+
+    from bigmodel_cli.export.shapes import free, names
+
     program = torch.onnx.export(
-        model, example, dynamo=True, opset_version=opset, verbose=False, input_names=names(model, example),
-        output_names=["logits"], dynamic_shapes=free(model, example),
+        model, example, dynamo=True, opset_version=opset, verbose=False, external_data=False,
+        input_names=names(model, example), output_names=["logits"], dynamic_shapes=free(model, example),
     )  # fmt: skip
     assert program is not None
     proto = program.model_proto

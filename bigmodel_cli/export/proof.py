@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
-from bigmodel_cli.core.registry import exports
+import bigmodel_cli
+from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.registry import Entry, exports
+from bigmodel_cli.core.types import Batch, finite
+from bigmodel_cli.export import folder as layout
+from bigmodel_cli.export.card import model_card
+from bigmodel_cli.export.compare import Differences, compared, figures
+from bigmodel_cli.export.example import example_script, run_example
+from bigmodel_cli.export.folder import first_line
+from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
 from bigmodel_cli.export.quiet import quiet
-from bigmodel_cli.export.shapes import tokens
 
-SIZES = (1, 3)
-"""Batch sizes that are tried beside those of the inputs: one that was baked into the file fails here."""
-DESCRIPTION = "bigmodel.json"  # in an exported folder; of a file it stands beside it
-Inputs = tuple[Tensor, ...]
-"""What the model takes, in its order, first dimension B."""
+if TYPE_CHECKING:
+    pass
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit for a format that computes in fp32."""
+
+Write = Callable[[nn.Module, tuple[Tensor, ...], Path, dict[str, Any]], object]
+"""Writes a model, traced on an example, to a path; the dictionary may go along (see `Subject.carry`)."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, and what an export of it is compared on.
+
+    Args:
+        model: on the CPU, fp32, in eval mode.
+        task: what a batch means.
+        raw: validation samples as the data gives them, with labels.
+        about: plain values of export.json: arch, arch_args, task, input, recipe, checkpoint.
+    """
+
+    model: nn.Module
+    task: Any
+    raw: Sequence[Batch]
+    about: Mapping[str, Any]
+
+    @cached_property
+    def prepared(self) -> list[Batch]:
+        return [self.task.prepare(batch) for batch in self.raw]
+
+    @property
+    def inputs(self) -> list[tuple[Tensor, ...]]:
+        return [tuple(b[name].contiguous() for name in self.task.inputs) for b in self.prepared]
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two samples: a batch of one would be taken for a constant by the tracers."""
+        return tuple(x[:1].repeat(2, *(1,) * (x.dim() - 1)) for x in self.inputs[0])
+
+    def carry(self) -> dict[str, Any]:
+        """What may go along inside the file, where its format has room."""
+        described = {key: self.about[key] for key in ("arch", "arch_args")}
+        return {**described, "classes": list(self.task.spec.classes), "preprocess": self.task.preprocessing()}
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the comparison of the file with its source found, on `inputs` real inputs.
+    """What the comparison of an export with its source found, on `inputs` real inputs.
 
-    `largest_difference` is over every logit of every batch, the extra batch sizes
-    included; the mean and the share of equal top-1 answers count each input once.
+    Args:
+        largest_difference: over every logit of every batch, extra batch sizes included.
+        equal_answers: the share of inputs whose top-1 answers are equal.
+        metrics: of the checkpoint and of the export, each figure with its 95% interval.
+        speed: by name and batch size, with the threads that both had.
+        size: bytes of the checkpoint's weights, and of the export's files.
+        files: SHA-256 of each file of the model.
+        example: what ``example.py`` said, where it answers; None where it is not for this kind of input.
     """
 
     passed: bool
@@ -42,198 +92,144 @@ class Proof:
     mean_difference: float
     equal_answers: float
     tolerance: float
-    bytes: int
-    sha256: str
+    metrics: Mapping[str, Any]
+    speed: Mapping[str, Any]
+    size: Mapping[str, int]
+    files: Mapping[str, str]
+    write_seconds: float
+    example: Mapping[str, Any] | None = None
+    failed: Sequence[str] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return finite(asdict(self))  # type: ignore[no-any-return]
 
 
-def export_and_prove(
+def prove(
+    subject: Subject,
     format_name: str,
-    model: nn.Module,
-    batches: Iterable[Tensor | Inputs],
-    path: Path,
-    carry: dict[str, Any],
-    build: Callable[[], nn.Module],
-    tolerance: float = 1e-4,
+    out: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    seconds: float = 1.0,
+    write: Write | None = None,
 ) -> Proof:
-    """Write `model` to `path` in a format, and compare both on `batches` of prepared inputs (B,...).
+    """Write `subject` to the folder `out` in a format, and compare both on its real inputs.
 
-    The file (or folder, where the format is one) gets its final name, and a JSON beside it, only when no
-    logit differs by more than `tolerance`; otherwise what was there before stays as it was. `model`
-    itself is moved to the CPU, to fp32 and to eval mode.
+    The folder gets its final name only when no logit differs by more than `tolerance`
+    and its example answers alike; otherwise what was there before stays as it was.
+
+    Args:
+        tolerance: the largest difference of a logit; None: the format's own, 1e-4 for fp32.
+        overwrite: an export that is there is replaced.
+        seconds: how long both are timed at each batch size.
+        write: writes the model's file instead of the format, which then only runs it.
 
     Raises:
-        InputError: there are no inputs, the folder is not there, or the model cannot be written in this format.
-        MachineError: the format needs an extra that is not installed, or the file cannot be written.
-        BigmodelError: the file was written but does not run.
+        InputError: there are no inputs, `out` cannot be taken, or the model cannot be written in this format.
+        MachineError: the format needs an extra that is not installed, or the folder cannot be written.
+        BigmodelError: the model was written but does not run.
     """
     entry = exports.get(format_name)
-    folder = entry.meta.get("folder", False)
-    whole = [x if isinstance(x, tuple) else (x,) for x in batches]
-    inputs = [tuple(x.cpu().contiguous() for x in batch) for batch in whole if len(batch[0])]
-    if not inputs:
+    if not any(len(batch["index"]) for batch in subject.raw):
         raise InputError("no inputs to compare the export on", "expected at least one")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder", "expected one for --out")
-    if path.is_dir() and not (folder and (path / DESCRIPTION).is_file()):
-        raise InputError(f"{path}: a folder", f"expected the name of a {'new folder' if folder else 'file'}")
-    # The suffix stays: some loaders choose by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    model = model.cpu().float().eval()
-    try:
-        # Two samples: a batch of one would be taken for a constant by the tracers.
-        example = tuple(x[:1].repeat(2, *(1,) * (x.dim() - 1)) for x in inputs[0])
-        _write(entry, model, example, temporary, carry, path)
-        proof = _compare(entry.meta["run"], build, model, inputs, temporary, path, format_name, tolerance)
+    check_target(out, overwrite)
+    tolerance = entry.meta.get("tolerance", TOLERANCE) if tolerance is None else tolerance
+    options = dict(options or {})
+    write = write or (lambda model, example, path, carry: entry(model, example, path, carry, **options))
+    with draft(out) as new:
+        seconds_written = _write(entry, write, subject, new, out)
+        _describe(entry, subject, new, out, options)
+        proof = _proven(entry, subject, new, out, tolerance, seconds, seconds_written)
         if proof.passed:
-            (_publish_folder if folder else _publish)(
-                temporary, path, {**carry, "file": path.name, "proof": proof.to_dict()}
-            )
+            _text(new / layout.PROOF, _json(proof.to_dict()), out)
+            _text(new / layout.CARD, model_card(layout.read_folder(new)), out)
+            publish(new, out)
         return proof
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
 
 
-def _write(
-    entry: Any, model: nn.Module, example: tuple[Tensor, ...], file: Path, carry: dict[str, Any], path: Path
-) -> None:
+def _write(entry: Entry, write: Write, subject: Subject, new: Path, out: Path) -> float:
+    """The seconds it took."""
+    clock = time.perf_counter()
     try:
         with torch.no_grad(), quiet():
-            entry(model, example, file, carry)
+            write(subject.model, subject.example(), new / (layout.MODEL + entry.meta["suffix"]), subject.carry())
     except OSError as error:
-        raise MachineError(
-            f"{path}: cannot write: {error.strerror or error}; {shutil.disk_usage(path.parent).free} bytes free",
-            hint="give another --out",
-        ) from error
+        raise unwritten(out, error) from error
     except (RuntimeError, ValueError) as error:  # the tracers' and serialisers' own errors are kinds of these
-        raise InputError(
-            f"the model cannot be written as {entry.name}: {_first_line(error)}", hint="another --format"
-        ) from error
+        what = f"the model cannot be written as {entry.name}: {first_line(error)}"
+        raise InputError(what, hint="another --format") from error
+    return time.perf_counter() - clock
 
 
-def _compare(
-    open_file: Callable[[Path, Callable[[], nn.Module]], Callable[..., Tensor]],
-    build: Callable[[], nn.Module],
-    model: nn.Module,
-    inputs: list[Inputs],
-    file: Path,
-    path: Path,
-    format_name: str,
-    tolerance: float,
+def _describe(entry: Entry, subject: Subject, new: Path, out: Path, options: Mapping[str, Any]) -> None:
+    """The folder's other files, all but the proof and what tells of it."""
+    about = {
+        "format": entry.name,
+        "options": options,
+        "with_preprocessing": False,
+        **subject.about,
+        "made_by": f"bigmodel {bigmodel_cli.__version__}, torch {torch.__version__}",
+    }
+    preprocess = subject.task.preprocessing()
+    _text(new / layout.LABELS, _json(list(subject.task.spec.classes)), out)
+    _text(new / layout.PREPROCESS, _json(preprocess), out)
+    _text(new / layout.EXPORT, _json(about), out)
+    _text(new / layout.PROOF, "{}\n", out)
+    script = example_script(entry, subject.task.spec.kind, preprocess)
+    if script is not None:
+        _text(new / layout.EXAMPLE, script, out)
+
+
+def _proven(
+    entry: Entry, subject: Subject, new: Path, out: Path, tolerance: float, seconds: float, written: float
 ) -> Proof:
+    file = new / (layout.MODEL + entry.meta["suffix"])
+    run = layout.opened(entry, file, layout.read_folder(new).build)
+    given = [tuple(x.numpy() for x in inputs) for inputs in subject.inputs]
     try:
-        run = open_file(file, build)
-        differences, equal = zip(*(_differ(run, model, x) for x in inputs), strict=True)
-        extra = [_differ(run, model, x)[0] for x in _others(inputs[0])]
+        found = compared(subject.model, run, subject.task, subject.prepared, given)
+        speed = speeds({"checkpoint": (subject.model, subject.inputs[0]), "export": (run, given[0])}, seconds)
     except BigmodelError:
         raise
     except Exception as error:  # runtimes raise kinds of their own, some of them straight from Exception
-        raise BigmodelError(f"{path}: the {format_name} file does not run: {_first_line(error)}") from error
-    difference = torch.cat([d.flatten() for d in differences])
-    largest = float(torch.cat([difference, *(d.flatten() for d in extra)]).max())
+        raise BigmodelError(f"{out}: the {entry.name} file does not run: {first_line(error)}") from error
+    failed = []
+    if not found.largest <= tolerance:  # a NaN is not
+        failed.append(f"a logit differs by {found.largest:.3g}, more than {tolerance:g}")
+    example = None if failed else run_example(entry, subject, new, run)
+    failed += [] if example is None else example.pop("failed")
+    weights = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
     return Proof(
-        passed=largest <= tolerance,  # a NaN is not
-        path=str(path),
-        format=format_name,
-        inputs=sum(len(x[0]) for x in inputs),
-        largest_difference=largest,
-        mean_difference=float(difference.mean()),
-        equal_answers=float(torch.cat([e.flatten() for e in equal]).double().mean()),
+        passed=not failed,
+        path=str(out),
+        format=entry.name,
+        inputs=found.inputs,
+        largest_difference=found.largest,
+        mean_difference=found.mean,
+        equal_answers=found.equal_answers,
         tolerance=tolerance,
-        bytes=sum(f.stat().st_size for f in _files(file)),
-        sha256=_digest(file),
+        metrics=_metrics(subject.task, found),
+        speed=speed,
+        size={"checkpoint": weights, "export": sum(f.stat().st_size for f in layout.model_files(new))},
+        files=layout.digests(new, layout.model_files(new)),
+        write_seconds=written,
+        example=example,
+        failed=failed,
     )
 
 
-def _others(inputs: Inputs) -> list[Inputs]:
-    """Other batch sizes, and of tokens (B,T) another length: what was baked into the file fails on one of them."""
-    sizes = [tuple(x[:size] for x in inputs) for size in SIZES]
-    shorter = tuple(x[:, : max(x.shape[1] // 2, 1)] if tokens(x) else x for x in inputs)
-    return [*sizes, shorter] if any(tokens(x) for x in inputs) else sizes
+def _metrics(task: Any, found: Differences) -> dict[str, Any]:
+    return {"checkpoint": figures(task, found.ours), "export": figures(task, found.theirs)}
 
 
-def _files(path: Path) -> list[Path]:
-    """`path` itself, or the files in that folder."""
-    return sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of its files."""
-    whole = hashlib.sha256()
-    for file in _files(path):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if file == path:
-            return digest
-        whole.update(f"{file.relative_to(path)} {digest}\n".encode())
-    return whole.hexdigest()
-
-
-def _differ(run: Callable[..., Tensor], model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor]:
-    """Absolute differences of the logits (B,K), and whether the top-1 answers are equal (B,);
-    a language model has (B,T,K) and (B,T).
-
-    Raises:
-        ValueError: the shapes differ, which a subtraction might hide by broadcasting.
-    """
-    with torch.inference_mode():
-        ours, theirs = model(*x), torch.as_tensor(run(*x))
-    if ours.shape != theirs.shape:
-        raise ValueError(f"a batch of {len(x[0])} gives {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
-    return (ours - theirs).abs(), ours.argmax(-1) == theirs.argmax(-1)
-
-
-def _publish(temporary: Path, path: Path, beside: dict[str, Any]) -> None:
-    """Give the file its final name, and write its JSON: each whole and durable, or the old one stays.
-
-    Raises:
-        MachineError: the disk is full or cannot be written.
-    """
-    description = path.with_name(path.name + ".json")
-    draft = description.with_name(f".{description.name}.{os.getpid()}.tmp")
+def _text(file: Path, text: str, out: Path) -> None:
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(beside, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(draft, temporary)  # safetensors writes files that only their owner may read
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-        draft.replace(description)
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise MachineError(f"{path}: cannot write: {error.strerror or error}", hint="give another --out") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _publish_folder(temporary: Path, path: Path, beside: dict[str, Any]) -> None:
-    """Give the folder its final name, its description in it; an export that was there makes room first.
-
-    Raises:
-        MachineError: the disk is full or cannot be written.
-    """
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        (temporary / DESCRIPTION).write_text(json.dumps(beside, indent=2) + "\n", encoding="utf-8")
-        for file in _files(temporary):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise MachineError(f"{path}: cannot write: {error.strerror or error}", hint="give another --out") from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _first_line(error: Exception) -> str:
-    """Of what began it: exporters wrap the reason in pages of advice."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise unwritten(out, error) from error

@@ -6,29 +6,42 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
-from bigmodel_cli.export.shapes import free
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.runtime import Runtime, by_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CARRIED = "bigmodel.json"
+RUNTIME = Runtime(
+    needs=("torch",),
+    imports="import torch",
+    run="""\
+model = torch.export.load(str(here / "model.pt2")).module()
+logits = model(torch.from_numpy(x)).detach().numpy()""",
+)
 
 
-def run_pt2(path: Path, build: Callable[[], nn.Module]) -> Callable[..., Tensor]:
-    """The file at `path`, run by torch: inputs (B,...) -> logits (B,K)."""
-    module = torch.export.load(str(path)).module()
-    return lambda *inputs: module(*inputs)  # type: ignore[no-any-return]
+def run_pt2(path: Path, build: Callable[[], nn.Module]) -> Run:
+    """The file at `path`, run by torch."""
+    import torch
+
+    return by_torch(torch.export.load(str(path)).module())
 
 
-@exports.register(suffix=".pt2", run=run_pt2)
+@exports.register(suffix=".pt2", run=run_pt2, runtime=RUNTIME)
 def pt2(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """The traced graph with a dynamic batch (and length of texts).
+    """The traced graph with a dynamic batch (and length of texts), for torch itself.
 
     Class names and preprocessing are in ``extra_files["bigmodel.json"]``.
     """
+    import torch
+
+    from bigmodel_cli.export.shapes import free
+
     program = torch.export.export(model, example, dynamic_shapes=free(model, example))
     # Through memory: on a full disk torch's own file writer ends the process, from a destructor.
     buffer = io.BytesIO()

@@ -5,25 +5,51 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.runtime import Runtime, by_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RUNTIME = Runtime(
+    needs=("safetensors",),
+    imports="from safetensors.numpy import load_file",
+    # Weights cannot answer without the code of their architecture: the example shows what there is.
+    run="""\
+tensors = load_file(here / "model.safetensors")
+for name, tensor in tensors.items():
+    print(f"{name:<48} {tensor.dtype} {tensor.shape}")""",
+    answers=False,
+)
 
 
-def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Callable[..., Tensor]:
-    """The architecture from `build` with the weights of the file: inputs (B,...) -> logits (B,K)."""
+def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
+    """The architecture from `build` with the weights of the file.
+
+    Raises:
+        RuntimeError: they do not fit it.
+    """
+    import torch
+    from safetensors import safe_open
     from safetensors.torch import load_model
 
+    with torch.device("meta"):  # a width of a billion, in a stranger's JSON, stays a number
+        wanted = sum(p.numel() for p in build().parameters())
+    with safe_open(path, "pt") as file:
+        held = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
+    if wanted > held:
+        raise RuntimeError(f"{held} numbers in the file, {wanted} in the architecture that {path.parent} names")
     model = build().eval()
     load_model(model, path)
-    return lambda *inputs: model(*inputs)  # type: ignore[no-any-return]
+    return by_torch(model)
 
 
-@exports.register(suffix=".safetensors", run=run_safetensors)
+@exports.register(suffix=".safetensors", run=run_safetensors, runtime=RUNTIME)
 def safetensors(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """The state dict; architecture, class names and preprocessing in the file's metadata as JSON."""
+    """The weights alone; architecture, class names and preprocessing as JSON in its metadata and beside it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_model
 

@@ -26,8 +26,8 @@ def test_0_done_and_the_promised_file_is_there(run_cli: Any, tmp_path: Path) -> 
     done = run_cli(*TRAIN, "--max-steps", 2)
     assert done.returncode == 0 and status(tmp_path / "run")["exit_code"] == 0
     assert Path(tmp_path, status(tmp_path / "run")["checkpoint"]).is_file()
-    assert run_cli("export", "run", "--format", "safetensors", "--out", "x.safetensors").returncode == 0
-    assert (tmp_path / "x.safetensors").is_file()
+    assert run_cli("export", "run", "--format", "safetensors", "--out", "x").returncode == 0
+    assert (tmp_path / "x/model.safetensors").is_file()
     # Once it is done, to go on is no error.
     assert run_cli(*TRAIN, "--max-steps", 2, "--resume").returncode == 0
 

@@ -50,13 +50,18 @@ def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
     assert sum(t["probability"] for t in answer["top"]) <= 1 + 1e-6
 
     for name in ("onnx", "pt2", "safetensors"):
-        proof = lines(ok(run_cli("export", "run", "--format", name, "--json")).stdout)[0]
+        proof = lines(ok(run_cli("export", "run", "--format", name, "--json", "--seconds", 0)).stdout)[0]
         assert proof["passed"] and proof["largest_difference"] <= 1e-4 and proof["equal_answers"] == 1
-        beside = json.loads((tmp_path / f"run/best.{name}.json").read_text())
-        assert beside["classes"] == [str(k) for k in range(10)] and beside["preprocess"]["mode"] == "L"
-    refused = run_cli("export", "run", "--format", "onnx", "--tolerance", 0, "--out", "never.onnx")
+        folder = tmp_path / f"run/best-{name}"
+        assert json.loads((folder / "labels.json").read_text()) == [str(k) for k in range(10)]
+        assert json.loads((folder / "preprocess.json").read_text())["mode"] == "L"
+        said = proof["example"]["answer"]
+        assert said in "0123456789" or name == "safetensors"
+    again = run_cli("export", "run", "--format", "onnx")
+    assert again.returncode == 2 and "there is an export already" in again.stderr and "--overwrite" in again.stderr
+    refused = run_cli("export", "run", "--format", "onnx", "--tolerance", 0, "--out", "never")
     # Either the runtimes agree to the last bit, or nothing is left under the final name.
-    assert (refused.returncode == 0) == (tmp_path / "never.onnx").exists()
+    assert refused.returncode in (0, 1) and (refused.returncode == 0) == (tmp_path / "never").exists()
 
 
 def test_a_frozen_backbone_is_frozen(run_cli: Any, tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ def test_the_command(run_cli: Any, tmp_path: Path) -> None:
 
 def test_an_export_of_ours_names_its_model(run_cli: Any, tmp_path: Path) -> None:
     assert run_cli("train", "mlp", "--set", "model.hidden=[9]", "--max-steps", 1, "--out", "run").returncode == 0
-    assert run_cli("export", "run", "--format", "safetensors", "--out", "w.safetensors").returncode == 0
-    assert architecture(tmp_path / "w.safetensors")["hidden"] == [9]
-    done = run_cli("finetune", "--from", "w.safetensors", "--max-steps", 1, "--json")
+    assert run_cli("export", "run", "--format", "safetensors", "--out", "w").returncode == 0
+    assert architecture(tmp_path / "w/model.safetensors")["hidden"] == [9]
+    done = run_cli("finetune", "--from", "w/model.safetensors", "--max-steps", 1, "--json")
     start = json.loads(done.stdout.splitlines()[0])
     assert start["model"] == "mlp" and any("0 missing, 0 unexpected" in note for note in start["notes"])

@@ -2,104 +2,82 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from subjects import CLASSES, PICTURES, TEXTS, pictures, subject, suffix
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import exports
-from bigmodel_cli.export import onnx as onnx_format
-from bigmodel_cli.export.proof import Proof, export_and_prove
+from bigmodel_cli.export import proof as proving
+from bigmodel_cli.export import runtime
+from bigmodel_cli.export.folder import read_folder
+from bigmodel_cli.export.proof import Proof, Subject, prove
 
-FORMATS = exports.names()
-CARRY: dict[str, Any] = {
-    "arch": "tiny",
-    "arch_args": {"width": 8},
-    "classes": ["null", "één", "<two>", "3", "4"],
-    "preprocess": {"mode": "RGB", "mean": [0.5, 0.25, 0.125], "std": [0.1, 0.2, 0.3], "layout": "NCHW float32"},
-}
+QUICK = ["onnx", "pt2", "safetensors"]
+"""Written in a second; what they share is tried on these."""
+FILES = {"labels.json", "preprocess.json", "export.json", "proof.json", "example.py", "MODEL_CARD.md"}
 
 
-def tiny() -> nn.Module:
-    """Two convolutions with BatchNorm and dropout: in train mode its answers would differ."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5),
-        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def no_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process each; test_export_example.py is about them."""
+    monkeypatch.setattr(proving, "run_example", lambda *_: None)
 
 
-def trained(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model whose BatchNorm statistics are not the initial ones, left in train mode."""
-    torch.manual_seed(1)
-    model = build().train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(16, 3, 32, 32) * 2 + 1)
-    return model
+def made(name: str, folder: Path, what: Subject | None = None, **more: Any) -> Proof:
+    return prove(what or subject(), name, folder / "out", **{"seconds": 0, **more})
 
 
-def prove(name: str, path: Path, build: Callable[[], nn.Module] = tiny, sizes: tuple[int, ...] = (7, 4)) -> Proof:
-    torch.manual_seed(2)
-    batches = [torch.randn(n, 3, 32, 32) for n in sizes]
-    return export_and_prove(name, trained(build), batches, path, CARRY, build)
+def test_every_format_is_known_here() -> None:
+    assert set(QUICK) <= set(exports.names())
 
 
-def suffix(name: str) -> str:
-    return exports.get(name).meta["suffix"]
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("build", [tiny, lambda: resnet18(num_classes=5)], ids=["tiny", "resnet18"])
-def test_a_real_network_passes(name: str, build: Callable[[], nn.Module], tmp_path: Path) -> None:
-    path = tmp_path / f"model{suffix(name)}"
-    proof = prove(name, path, build)
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("arch", ["cnn", "resnet8"])
+def test_a_real_network_passes(name: str, arch: str, tmp_path: Path) -> None:
+    proof = made(name, tmp_path, subject(arch))
     assert proof.passed and proof.inputs == 11 and proof.equal_answers == 1
     assert 0 <= proof.mean_difference <= proof.largest_difference <= 1e-4
-    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".json"]
-    assert path.stat().st_size == proof.bytes
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES | {"model" + suffix(name)}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_any_batch_size_runs_from_the_file(name: str, size: int, tmp_path: Path) -> None:
-    path = tmp_path / f"model{suffix(name)}"
-    assert prove(name, path, sizes=(2,)).passed
-    x = torch.randn(size, 3, 32, 32)
-    with torch.inference_mode():
-        logits = exports.get(name).meta["run"](path, tiny)(x)
-        torch.testing.assert_close(torch.as_tensor(logits), trained(tiny).eval()(x), atol=1e-4, rtol=0)
+@pytest.mark.parametrize("name", QUICK)
+def test_any_batch_size_runs_from_the_folder(name: str, tmp_path: Path) -> None:
+    what = subject(sizes=(2,))
+    assert made(name, tmp_path, what).passed
+    run = read_folder(tmp_path / "out").open()
+    for size in (1, 3, 7):
+        x = what.task.prepare(pictures(PICTURES, (size,))[0])["image"]
+        with torch.inference_mode():
+            torch.testing.assert_close(torch.from_numpy(run(x.numpy())), what.model(x), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("layout", ["channels_last", "bfloat16", "one_input"])
-def test_what_a_checkpoint_may_bring_along(name: str, layout: str, tmp_path: Path) -> None:
-    model, x = trained(tiny), torch.randn(6, 3, 32, 32)
-    if layout == "channels_last":
-        model = model.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
-    elif layout == "bfloat16":
-        model = model.bfloat16()
-    else:
-        x = x[:1]
-    assert export_and_prove(name, model, [x], tmp_path / f"model{suffix(name)}", CARRY, tiny).passed
+@pytest.mark.parametrize("name", QUICK)
+def test_channels_last_weights(name: str, tmp_path: Path) -> None:
+    what = subject()
+    what.model.to(memory_format=torch.channels_last)
+    assert made(name, tmp_path, what).passed
 
 
 def test_onnx_carries_classes_and_preprocessing_in_one_valid_file(tmp_path: Path) -> None:
     library = pytest.importorskip("onnx")
-    prove("onnx", tmp_path / "model.onnx")
-    model = library.load(str(tmp_path / "model.onnx"), load_external_data=False)
+    what = subject()
+    made("onnx", tmp_path, what)
+    model = library.load(str(tmp_path / "out/model.onnx"), load_external_data=False)
     library.checker.check_model(model, full_check=True)
     props = {p.key: p.value for p in model.metadata_props}
-    assert props["arch"] == "tiny" and json.loads(props["classes"]) == CARRY["classes"]
-    assert json.loads(props["preprocess"]) == CARRY["preprocess"]
+    assert props["arch"] == "cnn" and tuple(json.loads(props["classes"])) == CLASSES
+    assert json.loads(props["preprocess"]) == what.task.preprocessing()
     assert not [t for t in model.graph.initializer if t.data_location == library.TensorProto.EXTERNAL]
     (given,), (answer,) = model.graph.input, model.graph.output
     assert (given.name, answer.name) == ("input", "logits")
@@ -107,36 +85,45 @@ def test_onnx_carries_classes_and_preprocessing_in_one_valid_file(tmp_path: Path
     assert [o.version for o in model.opset_import if o.domain == ""] == [18]
 
 
+def test_the_opset_is_chosen(tmp_path: Path) -> None:
+    library = pytest.importorskip("onnx")
+    assert made("onnx", tmp_path, options={"opset": 20}).passed
+    model = library.load(str(tmp_path / "out/model.onnx"))
+    assert [o.version for o in model.opset_import if o.domain == ""] == [20]
+    assert read_folder(tmp_path / "out").about["options"] == {"opset": 20}
+
+
 def test_pt2_carries_them_and_needs_torch_alone(tmp_path: Path) -> None:
-    prove("pt2", tmp_path / "model.pt2")
+    made("pt2", tmp_path)
     program = """
 import json, sys, torch
 extra = {"bigmodel.json": ""}
 model = torch.export.load(sys.argv[1], extra_files=extra).module()
-print(json.dumps([tuple(model(torch.zeros(4, 3, 32, 32)).shape), json.loads(extra["bigmodel.json"])]))
+print(json.dumps([tuple(model(torch.zeros(4, 3, 32, 32)).shape), json.loads(extra["bigmodel.json"])["classes"]]))
 assert not [m for m in sys.modules if m.startswith("bigmodel")]
 """
     command = [sys.executable, "-c", program, "model.pt2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [[4, 5], CARRY]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[4, 5], list(CLASSES)]
 
 
 def test_safetensors_carries_them_and_holds_the_very_weights(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    prove("safetensors", tmp_path / "model.safetensors")
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+    what = subject()
+    made("safetensors", tmp_path, what)
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    assert metadata["format"] == "pt" and metadata["arch"] == "tiny"
-    assert json.loads(metadata["classes"]) == CARRY["classes"]
-    expected = trained(tiny).state_dict()
+    assert metadata["format"] == "pt" and metadata["arch"] == "cnn"
+    assert tuple(json.loads(metadata["classes"])) == CLASSES
+    expected = what.model.state_dict()
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], v) for k, v in expected.items())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", QUICK)
 def test_nothing_is_printed(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    prove(name, tmp_path / f"model{suffix(name)}")
+    made(name, tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -145,9 +132,10 @@ class Branching(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(3, 5)
+        self.layer = nn.Linear(3 * 32 * 32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
         return self.layer(x) if x.sum() > 0 else self.layer(-x)
 
 
@@ -156,7 +144,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=f"cannot be written as {name}: .*data-dependent") as caught:
-        export_and_prove(name, Branching(), [torch.randn(4, 3)], tmp_path / f"m{suffix(name)}", CARRY, Branching)
+        made(name, tmp_path, subject(model=Branching()))
     assert "\n" not in caught.value.line and list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -165,9 +153,62 @@ def test_a_model_that_cannot_be_traced_is_one_line(
 def test_a_missing_extra_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # what Python does for a module that is not there
     with pytest.raises(MachineError, match=f"needs {package}") as caught:
-        prove("onnx", tmp_path / "model.onnx")
+        made("onnx", tmp_path)
     assert caught.value.hint == "pip install 'bigmodel[onnx]'" and list(tmp_path.iterdir()) == []
 
 
 def test_needed_gives_the_modules() -> None:
-    assert [m.__name__ for m in onnx_format.needed("json", "logging")] == ["json", "logging"]
+    assert [m.__name__ for m in runtime.needed("onnx", "json", "logging")] == ["json", "logging"]
+
+
+def test_a_folder_is_opened_without_torch(tmp_path: Path) -> None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("needs onnxruntime")
+    what = subject()
+    made("onnx", tmp_path, what)
+    program = """
+import sys, numpy
+sys.modules["torch"] = None
+from pathlib import Path
+from bigmodel_cli.export.folder import read_folder
+folder = read_folder(Path("out"))
+print(folder.labels[1], folder.spec.height, folder.open()(numpy.zeros((2, 3, 32, 32), numpy.float32)).shape)
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["één", "32", "(2,", "5)"], done.stderr
+
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("onnx", "transformer", {"layers": 1, "width": 16}),
+    ("pt2", "gpt", {"layers": 1, "width": 32, "position": "rope", "norm": "rms", "mlp": "swiglu", "kv_heads": 2}),
+    ("pt2", "text-encoder", {"layers": 1, "width": 16}),
+    ("pt2", "text-cnn", {"width": 8, "filters": 4}),
+]
+
+
+def texts(arch: str) -> list[dict[str, Tensor]]:
+    torch.manual_seed(0)
+    tokens = torch.randint(4, 256, (5, 20))
+    tokens[2, 9:] = 0  # fill
+    index = torch.arange(5)
+    if arch == "transformer":
+        return [{"source": tokens, "target": torch.randint(4, 256, (5, 13)), "index": index}]
+    if arch == "gpt":
+        return [{"tokens": torch.randint(4, 256, (5, 129)), "length": torch.tensor([64, 9, 3, 64, 1]), "index": index}]
+    return [{"tokens": tokens, "label": torch.arange(5) % 2, "index": index}]
+
+
+@pytest.mark.parametrize(("name", "arch", "options"), CASES)
+def test_a_text_model_takes_texts_of_any_length(name: str, arch: str, options: dict[str, Any], tmp_path: Path) -> None:
+    what = subject(arch, TEXTS, raw=texts(arch), **options)
+    proof = made(name, tmp_path, what)
+    assert proof.passed and proof.inputs == 5
+    assert proof.metrics["export"]["loss"]["value"] == pytest.approx(proof.metrics["checkpoint"]["loss"]["value"])
+    run = read_folder(tmp_path / "out").open()
+    for length in (1, 64):  # one token, and the whole context
+        inputs = tuple(torch.randint(4, 256, (2, length)) for _ in what.task.inputs)
+        with torch.inference_mode():
+            expected = what.model(*inputs)
+        torch.testing.assert_close(torch.from_numpy(run(*(x.numpy() for x in inputs))), expected, atol=1e-4, rtol=0)

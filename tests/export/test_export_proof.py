@@ -13,62 +13,63 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from subjects import SMALL, subject
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
-from bigmodel_cli.export.proof import Proof, export_and_prove
+from bigmodel_cli.export.folder import Run, read_folder
+from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.proof import Proof, Subject, prove
 
-FORMATS = exports.names()
-CARRY = {"arch": "line", "classes": ["a", "b", "c"]}
-Runner = Callable[[Tensor], Tensor]
-
-
-def line() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+FORMATS = ["onnx", "pt2", "safetensors"]
+Array = np.ndarray
 
 
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return line()
+@pytest.fixture(autouse=True)
+def no_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process each; test_export_example.py is about them."""
+    monkeypatch.setattr(proving, "run_example", lambda *_: None)
 
 
-def inputs(count: int = 10) -> list[Tensor]:
-    return list(torch.randn(count, 4, generator=torch.Generator().manual_seed(1)).split(4))
+def line(sizes: tuple[int, ...] = (4, 4, 2)) -> Subject:
+    return subject("perceptron", SMALL, sizes)
 
 
-def prove(name: str, path: Path, **changes: Any) -> Proof:
-    given = {"model": model(), "batches": inputs(), "carry": CARRY, "build": line}
-    return export_and_prove(name, path=path, **{**given, **changes})
+def made(name: str, out: Path, what: Subject | None = None, **more: Any) -> Proof:
+    return prove(what or line(), name, out, **{"seconds": 0, **more})
 
 
-def sabotage(monkeypatch: pytest.MonkeyPatch, name: str, spoil: Callable[[Tensor], Tensor]) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, name: str, spoil: Callable[[Array], Array]) -> None:
     """The file's answers go through `spoil`."""
     entry = exports.get(name)
     honest = entry.meta["run"]
 
-    def run(path: Path, build: Callable[[], nn.Module]) -> Runner:
+    def run(path: Path, build: Any) -> Run:
         answer = honest(path, build)
-        return lambda x: spoil(torch.as_tensor(answer(x)))
+        return lambda *inputs: spoil(np.array(answer(*inputs)))
 
     monkeypatch.setitem(exports._entries, name, dataclasses.replace(entry, meta={**entry.meta, "run": run}))
 
 
-def shifted_first(y: Tensor) -> Tensor:
-    y = y.clone()
+def shifted_first(y: Array) -> Array:
     y[0, 0] += 0.01
     return y
 
 
-def wrong_when_alone(y: Tensor) -> Tensor:
+def wrong_when_alone(y: Array) -> Array:
     return y + 1 if len(y) == 1 else y
 
 
-def lost(y: Tensor) -> Tensor:
-    return torch.full_like(y, float("nan"))
+def lost(y: Array) -> Array:
+    return np.full_like(y, np.nan)
 
 
 CASES = [(name, shifted_first) for name in FORMATS]
@@ -77,125 +78,220 @@ CASES += [("safetensors", wrong_when_alone), ("safetensors", lost)]
 
 @pytest.mark.parametrize(("name", "spoil"), CASES)
 def test_a_file_that_answers_otherwise_fails_and_the_old_one_stays(
-    name: str, spoil: Callable[[Tensor], Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, spoil: Callable[[Array], Array], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / f"model{exports.get(name).meta['suffix']}"
+    out = tmp_path / "out"
     sabotage(monkeypatch, name, spoil)
-    assert not prove(name, path).passed
+    found = made(name, out)
+    assert not found.passed and "a logit differs by" in found.failed[0]
     assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.undo()
-    assert prove(name, path).passed
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert len(before) == 2
+    monkeypatch.setitem(exports._entries, name, dataclasses.replace(exports.get(name), meta=ORIGINAL[name]))
+    assert made(name, out).passed
+    before = contents(tmp_path)
+    assert len(before) == 7
     sabotage(monkeypatch, name, spoil)
-    assert not prove(name, path).passed
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert not made(name, out, overwrite=True).passed
+    assert contents(tmp_path) == before
+
+
+ORIGINAL = {name: exports.get(name).meta for name in FORMATS}
+
+
+def test_an_example_that_answers_otherwise_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "run_example", lambda *_: {"answer": "b", "failed": ["example.py is off"]})
+    found = made("safetensors", tmp_path / "out")
+    assert not found.passed and found.failed == ["example.py is off"] and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_that_does_not_run_or_gives_another_shape(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "model"
     sabotage(monkeypatch, name, lambda y: y[:, :1])  # a subtraction alone would broadcast it
     with pytest.raises(BigmodelError, match=r"does not run: a batch of 4 gives \(4, 1\), expected \(4, 3\)") as caught:
-        prove(name, path)
+        made(name, tmp_path / "out")
     assert caught.value.exit_code == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_the_figures_are_those_of_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def swap(y: Tensor) -> Tensor:
+    def swap(y: Array) -> Array:
         """The answer of the first input of each batch is another class; by 8 in two of its three logits."""
         best, other = int(y[0].argmax()), int(y[0].argmin())
-        y = y.clone()
         y[0, best] -= 8
         y[0, other] += 8
         return y
 
+    what = line()  # 10 inputs in batches of 4, 4 and 2
+    with torch.inference_mode():
+        for batch, prepared in zip(what.raw, what.prepared, strict=True):
+            batch["label"] = prepared["label"] = what.model(prepared["image"]).argmax(1)  # the checkpoint is right
     sabotage(monkeypatch, "safetensors", swap)
-    found = prove("safetensors", tmp_path / "m.safetensors")  # 10 inputs in batches of 4, 4 and 2
+    found = made("safetensors", tmp_path / "m", what)
     assert not found.passed and found.inputs == 10
     assert found.largest_difference == pytest.approx(8, rel=1e-5)
     assert found.mean_difference == pytest.approx(3 * 2 * 8 / 30, rel=1e-5)
     assert found.equal_answers == pytest.approx(0.7)
+    ours, theirs = (found.metrics[w]["accuracy"] for w in ("checkpoint", "export"))
+    assert ours == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert theirs["value"] == pytest.approx(0.7) and 0.3 <= theirs["low"] <= 0.6 <= 0.8 <= theirs["high"] <= 1
 
 
 @pytest.mark.parametrize(("tolerance", "passes"), [(0.02, True), (0.005, False)])
 def test_the_tolerance_decides(tolerance: float, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage(monkeypatch, "safetensors", shifted_first)
-    path = tmp_path / "m.safetensors"
-    found = prove("safetensors", path, tolerance=tolerance)
-    assert found.passed == path.exists() == passes
+    found = made("safetensors", tmp_path / "m", tolerance=tolerance)
+    assert found.passed == (tmp_path / "m").exists() == passes
     assert found.largest_difference == pytest.approx(0.01, rel=1e-3) and found.tolerance == tolerance
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_json_beside_describes_the_file(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.bin"
-    found = prove(name, path)
-    beside = json.loads((tmp_path / "model.bin.json").read_text())
-    assert beside == {**CARRY, "file": "model.bin", "proof": found.to_dict()}
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+def test_the_folder_describes_the_model(name: str, tmp_path: Path) -> None:
+    found = made(name, tmp_path / "out")
+    folder = read_folder(tmp_path / "out")
+    assert folder.about["format"] == name and folder.labels == ("a", "b", "c") and folder.spec == SMALL
+    assert folder.preprocess == line().task.preprocessing() and folder.proof == json.loads(json.dumps(found.to_dict()))
+    assert found.files == {folder.model.name: hashlib.sha256(folder.model.read_bytes()).hexdigest()}
+    assert found.size["export"] == folder.model.stat().st_size and found.size["checkpoint"] == 4 * (4 * 3 + 3)
+    card = (tmp_path / "out/MODEL_CARD.md").read_text()
+    for part in ("perceptron", "| accuracy |", "## Limits", "2 x 2 pixels, grey", folder.digest, '"a", "b", "c"'):
+        assert part in card, part
     # What one account exports another may read, as the umask says.
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "model.bin.json").stat().st_mode)
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1
 
 
-def test_inputs_that_cannot_prove_anything(tmp_path: Path) -> None:
+def test_speed_is_of_both_at_two_batch_sizes(tmp_path: Path) -> None:
+    speed = made("safetensors", tmp_path / "out").speed
+    assert speed["threads"] == torch.get_num_threads()
+    for who in ("checkpoint", "export"):
+        assert set(speed[who]) == {"1", "32"}
+        for size, figures in speed[who].items():
+            assert 0 < figures["p50_ms"] <= figures["p95_ms"] and figures["calls"] >= 5
+            assert figures["per_second"] == pytest.approx(int(size) / figures["p50_ms"] * 1e3)
+
+
+def test_what_is_timed_is_called_with_whole_batches() -> None:
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    ways = {w: ((lambda x, w=w: seen[w].append(len(x))), [torch.zeros(5, 2)]) for w in seen}
+    speeds(ways, 0)
+    assert seen["a"] == seen["b"] and set(seen["a"]) == {1, 32} and len(seen["a"]) == 2 * (2 + 5)
+
+
+def test_a_changed_file_is_not_opened(tmp_path: Path) -> None:
+    made("safetensors", tmp_path / "out")
+    file = tmp_path / "out/model.safetensors"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(InputError, match="not the file that was proven"):
+        read_folder(tmp_path / "out").open()
+    file.unlink()
+    with pytest.raises(InputError, match="not there"):
+        read_folder(tmp_path / "out").open()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("export.json", "{", "export.json: cannot be read"),
+        ("export.json", "[]", "expected an object"),
+        ("export.json", '{"format": "onnx"}', "damaged: no arch"),
+        ("labels.json", '{"0": "a"}', "expected a list of names"),
+        ("proof.json", "[" * 100_000, "proof.json: cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(file: str, text: str, said: str, tmp_path: Path) -> None:
+    made("safetensors", tmp_path / "out")
+    (tmp_path / "out" / file).write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_folder(tmp_path / "out")
+
+
+def test_an_architecture_of_a_stranger_stays_a_number(tmp_path: Path) -> None:
+    made("safetensors", tmp_path / "out", subject("mlp", SMALL, hidden=[4]))
+    about = json.loads((tmp_path / "out/export.json").read_text())
+    about["arch_args"]["hidden"] = [10**6, 10**6]
+    (tmp_path / "out/export.json").write_text(json.dumps(about))
+    with pytest.raises(BigmodelError, match=r"does not load: .* in the architecture"):
+        read_folder(tmp_path / "out").open()
+
+
+def test_where_nothing_may_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no inputs"):
-        prove("safetensors", tmp_path / "m.safetensors", batches=[])
-    with pytest.raises(InputError, match="no inputs"):
-        prove("safetensors", tmp_path / "m.safetensors", batches=[torch.zeros(0, 4)])
+        made("safetensors", tmp_path / "out", dataclasses.replace(line(), raw=[]))
     with pytest.raises(InputError, match="nowhere: no such folder"):
-        prove("safetensors", tmp_path / "nowhere" / "m.safetensors")
-    with pytest.raises(InputError, match="a folder"):
-        prove("safetensors", tmp_path)
+        made("safetensors", tmp_path / "nowhere" / "out")
     with pytest.raises(InputError, match="did you mean onnx"):
-        prove("onxx", tmp_path / "m.onnx")
+        made("onxx", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.txt").write_text("mine")
+    for name in ("file", "home"):
+        with pytest.raises(InputError):
+            made("safetensors", tmp_path / name, overwrite=True)
+    assert contents(tmp_path) == {"file": b"mine", "home/thesis.txt": b"mine"}
 
 
-def test_the_batch_sizes_tried_are_the_inputs_and_one_and_three(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    sabotage(monkeypatch, "safetensors", lambda y: seen.append(len(y)) or y)  # type: ignore[func-returns-value]
-    assert prove("safetensors", tmp_path / "m.safetensors").passed
-    assert sorted(seen) == [1, 2, 3, 4, 4]
+def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    made("pt2", tmp_path / "out")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="there is an export already"):
+        made("safetensors", tmp_path / "out")
+    assert contents(tmp_path) == before
+    assert made("safetensors", tmp_path / "out", overwrite=True).passed
+    assert {p.name for p in tmp_path.iterdir()} == {"out"} and not (tmp_path / "out/model.pt2").exists()
+
+
+def test_what_a_killed_export_left_is_mended(tmp_path: Path) -> None:
+    """Killed between the two renames: the old export has lost its name, the new one has none yet."""
+    made("safetensors", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (tmp_path / "out").rename(tmp_path / f".out.{process.pid}.old")
+    (tmp_path / f".out.{process.pid}.new").mkdir()
+    (tmp_path / f".mine.{process.pid}.new").write_text("a file of somebody's")
+    made("pt2", tmp_path / "other")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "other", f".mine.{process.pid}.new"}
+    assert contents(tmp_path / "out") == before
 
 
 def test_interrupted_while_comparing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(proving, "_compare", interrupted)
+    monkeypatch.setattr(proving, "compared", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prove("safetensors", tmp_path / "m.safetensors")
+        made("safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_full_disk_is_exit_3_and_the_old_export_stays(name: str, tmp_path: Path) -> None:
-    """In a process whose files may not grow past 100 kB, as on a full disk; the model is 1 MB."""
+    """In a process whose files may not grow past 10 kB, as on a full disk; the model is 100 kB."""
     program = """
-import resource, signal, sys, torch
+import resource, signal, sys
 from pathlib import Path
+from subjects import subject
 from bigmodel_cli.core.errors import BigmodelError
-from bigmodel_cli.export.proof import export_and_prove
+from bigmodel_cli.export.proof import prove
+what = subject()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-build = lambda: torch.nn.Linear(500, 500)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    export_and_prove(sys.argv[1], build(), [torch.randn(4, 500)], Path("model.bin"), {}, build)
+    prove(what, sys.argv[1], Path("out"), seconds=0, overwrite=True)
 except BigmodelError as error:
     print(error.line)
     sys.exit(error.exit_code)
 """
-    (tmp_path / "model.bin").write_text("old")
+    made("safetensors", tmp_path / "out")
+    before = contents(tmp_path)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", program, name], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
-    assert done.stdout.startswith("model.bin: cannot write: ") and done.stderr == ""
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model.bin", "old")]
+    assert done.stdout.startswith("out: cannot write: ") and done.stderr == ""
+    assert contents(tmp_path) == before

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A document tells of whole trainings; the test shortens each to a few small steps.
 SHORT = {name: ["--max-steps", "2", "--batch-size", "32"] for name in ("train", "finetune")}
+SHORT["export"] = ["--seconds", "0", "--samples", "8"]
 NO_COMPILING = {"TORCHDYNAMO_DISABLE": "1"}  # env-check's own tests do compile, which takes seconds
 
 

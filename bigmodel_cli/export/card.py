@@ -1,0 +1,87 @@
+"""MODEL_CARD.md: what a person must know of a model before using it (Mitchell et al. 2019)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.export.folder import ExportFolder
+
+MOST_CLASSES = 50
+KINDS = {"image_classification": "image-classification", "text_classification": "text-classification",
+         "language_modeling": "text-generation", "translation": "translation"}  # fmt: skip
+
+
+def model_card(folder: ExportFolder) -> str:
+    """Markdown with the front matter that model hubs read; every figure is from the folder's own files."""
+    return "\n".join([*_front(folder), *_about(folder), *_figures(folder), *_limits(folder), *_recipe(folder)]) + "\n"
+
+
+def _front(folder: ExportFolder) -> Iterator[str]:
+    about = folder.about
+    yield from ("---", "library_name: bigmodel", f"pipeline_tag: {KINDS.get(about['task'], about['task'])}")
+    yield from ("tags:", f"- {about['format']}", f"- {json.dumps(about['arch'])}", "---", "")
+
+
+def _about(folder: ExportFolder) -> Iterator[str]:
+    about, data = folder.about, folder.about["recipe"]["data"]
+    yield from (f"# {about['arch']} on {data['name']}", "")
+    yield f"A model for {about['task'].replace('_', ' ')}, exported as {about['format']} by {about['made_by']}."
+    if (folder.path / "example.py").exists():
+        yield "`example.py` runs it; `preprocess.json` says how its input is prepared."
+    yield from ("", "## Data", "", f"- data set: {data['name']}")
+    if data.get("path"):
+        yield f"- from: {Path(data['path']).name}"
+    yield from (f"- {name}: {value}" for name, value in about.get("data", {}).items())
+    yield from (f"- {len(folder.labels)} classes: {_some(folder.labels)}",) if folder.labels else ()
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(json.dumps(label, ensure_ascii=False) for label in labels[:MOST_CLASSES])
+    return shown + (", ... (labels.json has all)" if len(labels) > MOST_CLASSES else "")
+
+
+def _figures(folder: ExportFolder) -> Iterator[str]:
+    proof = folder.proof
+    yield from ("", "## Figures", "", f"On {proof['inputs']} samples of the validation split, with 95% intervals:", "")
+    yield from ("| metric | checkpoint | this export |", "|---|---|---|")
+    for name, ours in proof["metrics"]["checkpoint"].items():
+        yield f"| {name} | {interval(ours)} | {interval(proof['metrics']['export'][name])} |"
+    yield from (
+        "",
+        f"Largest difference of a logit {proof['largest_difference']:.2g}, at most {proof['tolerance']:g} was allowed; "
+        f"equal answers {proof['equal_answers']:.2%}. `proof.json` has the speed and the size too.",
+    )
+
+
+def interval(figure: Mapping[str, float | None]) -> str:
+    value, low, high = ("?" if figure[k] is None else f"{figure[k]:.4f}" for k in ("value", "low", "high"))
+    return f"{value} ({low} .. {high})"
+
+
+def _limits(folder: ExportFolder) -> Iterator[str]:
+    spec = folder.about["input"]
+    yield from ("", "## Limits", "")
+    yield "- It knows its classes alone: anything else gets one of them too, perhaps with a high probability."
+    yield "- The figures hold for data like the validation split. The test split was not read for them."
+    if spec["kind"] == "image":
+        channels = "grey" if spec["channels"] == 1 else "colour"
+        yield f"- It sees {spec['height']} x {spec['width']} pixels, {channels}; finer detail is lost."
+    if folder.about["format"] in ("aoti", "torchscript", "pt2"):
+        yield "- The file is a program: run it only where you trust who made it."
+
+
+def _recipe(folder: ExportFolder) -> Iterator[str]:
+    import yaml
+
+    recipe = {k: dict(v) for k, v in folder.about["recipe"].items()}
+    for key in ("dir", "path"):  # another machine's folders are nobody's business
+        if recipe["data"].get(key):
+            recipe["data"][key] = Path(recipe["data"][key]).name
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    yield from ("", "## Recipe", "", "```yaml", text.rstrip(), "```", "", "## Digests", "")
+    checkpoint: Mapping[str, Any] = folder.about.get("checkpoint", {})
+    yield from (f"- checkpoint {name}: `{value}`" for name, value in checkpoint.items())
+    yield from (f"- SHA-256 of {name}: `{value}`" for name, value in folder.proof["files"].items())

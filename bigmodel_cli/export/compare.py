@@ -1,0 +1,131 @@
+"""How an export's answers differ from its source's. Shapes: B batch, K classes; a language model has (B,T,K)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.types import Batch
+from bigmodel_cli.export.folder import Run
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+SIZES = (1, 3)
+"""Batch sizes that are tried beside those of the inputs."""
+RESAMPLES = 1000
+
+Sums = dict[str, float]
+"""A sample's, as the task's `evaluate` gives them."""
+
+
+@dataclass
+class Differences:
+    """Absolute differences of the logits.
+
+    `largest` is over every logit of every batch, the extra batch sizes included; the
+    mean and the share of equal top-1 answers count each input once.
+    """
+
+    inputs: int = 0
+    largest: float = 0.0
+    ours: list[Sums] = field(default_factory=list)
+    theirs: list[Sums] = field(default_factory=list)
+    _sum: float = 0.0
+    _logits: int = 0
+    _equal: int = 0
+    _answers: int = 0
+
+    @property
+    def mean(self) -> float:
+        return self._sum / max(self._logits, 1)
+
+    @property
+    def equal_answers(self) -> float:
+        return self._equal / max(self._answers, 1)
+
+    def add(self, ours: Tensor, theirs: Tensor, once: bool) -> None:
+        """Two answers to the same batch.
+
+        Raises:
+            ValueError: the shapes differ, which a subtraction might hide by broadcasting.
+        """
+        if ours.shape != theirs.shape:
+            raise ValueError(f"a batch of {len(ours)} gives {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
+        apart = (ours - theirs).abs()
+        most = float(apart.max())
+        self.largest = max(self.largest, most) if most == most and self.largest == self.largest else float("nan")
+        if once:
+            same = ours.argmax(-1) == theirs.argmax(-1)
+            self.inputs += len(ours)
+            self._sum += float(apart.double().sum())
+            self._logits += apart.numel()
+            self._equal += int(same.sum())
+            self._answers += same.numel()
+
+
+def compared(
+    model: nn.Module, run: Run, task: Any, prepared: Sequence[Batch], given: Sequence[tuple[ndarray, ...]]
+) -> Differences:
+    """`model` on the `prepared` batches beside the export on what is `given` it for each: the same, or raw pixels."""
+    found = Differences()
+    with torch.inference_mode():
+        for batch, arrays in zip(prepared, given, strict=True):
+            ours = model(*(batch[name] for name in task.inputs)).float()
+            theirs = torch.from_numpy(run(*arrays)).float()
+            found.add(ours, theirs, once=True)
+            found.ours += _sums(task, ours, batch)
+            found.theirs += _sums(task, theirs, batch)
+        first = tuple(prepared[0][name] for name in task.inputs)
+        for few, arrays in zip(_others(first), _others(given[0]), strict=True):
+            found.add(model(*few).float(), torch.from_numpy(run(*arrays)).float(), once=False)
+    return found
+
+
+def _others(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Other batch sizes, and of tokens (B,T) another length: what was baked into the file fails on one of them."""
+    found = [tuple(x[:size] for x in inputs) for size in SIZES]
+    if any(x.ndim == 2 for x in inputs):
+        found.append(tuple(x[:, : max(x.shape[1] // 2, 1)] if x.ndim == 2 else x for x in inputs))
+    return found
+
+
+def _sums(task: Any, logits: Tensor, batch: Batch) -> list[Sums]:
+    """Each sample's sums, from the logits that are there already."""
+    samples = [({k: v[i : i + 1] for k, v in batch.items()}, logits[i : i + 1]) for i in range(len(logits))]
+    return [{k: float(v) for k, v in task.evaluate(Answered(one), part).items()} for part, one in samples]
+
+
+def figures(task: Any, sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
+    """The task's metrics, each with its 95% percentile bootstrap interval over samples (Efron 1979)."""
+
+    def metrics(chosen: Sequence[Sums]) -> Mapping[str, float]:
+        return task.summarise({k: sum(s[k] for s in chosen) for k in sums[0]})  # type: ignore[no-any-return]
+
+    draw = random.Random(0)
+    drawn = [metrics(draw.choices(sums, k=len(sums))) for _ in range(RESAMPLES)]
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    found = {}
+    for name, value in metrics(sums).items():
+        low, high = torch.tensor([d[name] for d in drawn], dtype=torch.float64).quantile(ends).tolist()
+        found[name] = {"value": value, "low": low, "high": high}
+    return found
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Stands in for a model that has answered already; with targets and a loss, as a language model is called."""
+
+    logits: Tensor
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        if not callable(loss := arguments[-1]) or isinstance(loss, Tensor):
+            return self.logits
+        targets = arguments[-2]
+        flat = targets.flatten()
+        return (loss(self.logits.flatten(0, -2), flat.clamp(min=0)) * (flat >= 0)).view(targets.shape)

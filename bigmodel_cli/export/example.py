@@ -1,0 +1,165 @@
+"""``example.py``: about thirty lines that run an export on one picture, with the runtime of its format alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.registry import Entry
+from bigmodel_cli.export import folder as layout
+from bigmodel_cli.export.folder import Run
+
+if TYPE_CHECKING:
+    from bigmodel_cli.export.proof import Subject
+
+LIMIT = 300  # seconds
+APART = 1e-3  # of a probability: the picture is resized by Pillow here, by torch in training
+HEAD = '''\
+"""What this model says of a picture: python example.py PICTURE. Needs {needs}."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+here = Path(__file__).resolve().parent
+labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
+steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
+'''
+RESIZE = """
+
+def resized(x, size):  # (height, width, channels) float32: bilinear, antialiased
+    shape = size["width"], size["height"]
+    planes = [Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) for plane in np.moveaxis(x, -1, 0)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+"""
+READ = """\
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if picture.has_transparency_data:
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+picture = picture.convert(steps["mode"])
+"""
+PIXELS = "x = np.asarray(picture, np.float32).reshape(picture.height, picture.width, -1)\n"
+SQUARE = """\
+side = min(x.shape[:2])  # the square in the middle
+top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
+x = np.round(resized(x[top : top + side, left : left + side], steps["resize_square"]))
+"""
+CROP = """\
+crop = steps["crop"]
+top, left = (x.shape[0] - crop["height"]) // 2, (x.shape[1] - crop["width"]) // 2
+x = x[top : top + crop["height"], left : left + crop["width"]]
+"""
+NORMALISE = """\
+x = (x * steps["scale"] - np.array(steps["mean"])) / np.array(steps["std"])
+x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
+"""
+CONTENTS = '''\
+"""What this folder holds: python example.py. Needs {needs}."""
+
+from pathlib import Path
+
+{imports}
+
+here = Path(__file__).resolve().parent
+{run}
+'''
+ANSWER = """
+probability = np.exp(logits[0] - logits[0].max())
+probability /= probability.sum()
+for k in probability.argsort()[::-1][:5]:
+    print(f"{probability[k]:8.4%}  {labels[k]}")
+"""
+
+
+def example_script(entry: Entry, kind: str, preprocess: Mapping[str, Any]) -> str | None:
+    """The program for a format and a kind of input; None where there is none for it."""
+    own = entry.meta.get("runtime")
+    if own is None or (kind != "image" and own.answers):
+        return None
+    packages = [p for p in own.needs if p not in ("numpy", "pillow")]
+    if not own.answers:
+        return CONTENTS.format(needs=", ".join(own.needs), imports=own.imports, run=own.run)
+    parts = [HEAD.format(needs=", ".join([*packages, "numpy and pillow"]), imports=own.imports)]
+    if {"resize", "resize_square"} & set(preprocess):
+        parts.append(RESIZE)
+    parts += [READ, PIXELS]
+    parts += [SQUARE] if "resize_square" in preprocess else []
+    parts += [CROP] if "crop" in preprocess else []
+    parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
+    return "".join([*parts, NORMALISE, "\n", own.run, "\n", ANSWER])
+
+
+def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
+    """Run the folder's example on a real picture, away from bigmodel (and torch, where the runtime needs none).
+
+    Returns its first answer and what it should have been; ``failed`` has a line where they differ.
+    None where there is no example.
+    """
+    if not (folder / layout.EXAMPLE).exists():
+        return None
+    own = entry.meta["runtime"]
+    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
+        arguments = [_picture(subject, Path(place))] if own.answers else []
+        done = _alone(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
+        if not own.answers:
+            return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
+        batch = subject.task.prepare(subject.task.read(Path(arguments[0])))
+        logits = torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))
+    return _held(done.stdout, logits[0].double().softmax(0), subject.task.spec.classes)
+
+
+def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The lines ``12.3456%  class`` against the probabilities that were expected."""
+    said = [line.strip().split("  ", 1) for line in text.splitlines()]
+    failed = []
+    for percent, name in said:
+        apart = abs(float(percent.rstrip("%")) / 100 - float(expected[classes.index(name)]))
+        if apart > APART:
+            failed.append(f"example.py is off by {apart:.2g} in the probability of {name}")
+    return {"answer": said[0][1], "probability": said[0][0], "failed": failed[:1]}
+
+
+def _picture(subject: Subject, place: Path) -> str:
+    """A real picture of the data as a file; larger, and not of the model's shape, so that it must be prepared."""
+    from PIL import Image
+
+    pixels = subject.raw[0]["image"][0].permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture = picture.resize((picture.width * 3 // 2 + 1, picture.height * 2), Image.Resampling.BICUBIC)
+    picture.save(place / "sample.png")
+    return str(place / "sample.png")
+
+
+def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> subprocess.CompletedProcess[str]:
+    """Python runs `script` where bigmodel cannot be imported, nor torch unless `torch_too`."""
+    hidden = ["bigmodel_cli"] + ([] if torch_too else ["torch"])
+    program = (
+        f"import runpy, sys\nsys.modules.update(dict.fromkeys({json.dumps(hidden)}))\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-P", "-c", program, str(script.resolve()), *arguments]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    try:
+        return subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        raise MachineError(f"example.py did not end in {LIMIT} s", hint="try again on a quieter machine") from None
