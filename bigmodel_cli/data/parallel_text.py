@@ -48,6 +48,11 @@ class ParallelTexts:
     def __len__(self) -> int:
         return len(self.source)
 
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """(n,) tokens of each pair, the source's and the target's: batches are made of pairs that are alike."""
+        return torch.tensor([len(a) + len(b) for a, b in zip(self.source, self.target, strict=True)])
+
     def gather(self, indices: Tensor) -> Batch:
         chosen = indices.tolist()
         sides = {"source": self.source, "target": self.target}

@@ -12,6 +12,8 @@ from torch import Tensor
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.data.balance import Repeated, balanced_order
 
+POOL = 50  # steps: enough for equal lengths, too few for an epoch to be in order
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -40,11 +42,22 @@ class Batches:
         return self.source if self.even is None else Repeated(self.source)
 
     def order(self, epoch: int) -> Tensor:
-        """(n,) int64: the sample order of `epoch`."""
+        """(n,) int64: the sample order of `epoch`; where the source has ``lengths``, those of a step are alike."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.even is not None:
             return balanced_order(self.even, generator)
-        return torch.randperm(len(self.source), generator=generator)
+        order = torch.randperm(len(self.source), generator=generator)
+        lengths: Tensor | None = getattr(self.source, "lengths", None)
+        return order if lengths is None else self._alike(order, lengths, generator)
+
+    def _alike(self, order: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+        """`order` sorted by length within pools of POOL steps, so that little of a batch is fill; the steps mixed."""
+        pools = order.split(POOL * self.batch_size)
+        steps = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
+        parts = steps.tensor_split(self.steps_per_epoch)
+        longer = len(steps) % self.steps_per_epoch  # these come first in a split, and must again
+        mixed = [int(i) for i in torch.randperm(len(parts), generator=generator)]
+        return torch.cat([parts[i] for i in sorted(mixed, key=lambda i: i >= longer)])
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The raw batches of `epoch` from step `start` on; the next is gathered while this one trains."""

@@ -40,6 +40,10 @@ class Pinned:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def lengths(self) -> Tensor | None:
+        return getattr(self.source, "lengths", None)
+
     def gather(self, indices: Tensor) -> Batch:
         return {k: v.pin_memory() for k, v in self.source.gather(indices).items()}
 

@@ -45,12 +45,12 @@ class Attention(nn.Module):
 class Part(nn.Module):
     """A layer of the encoder, or with `cross` of the decoder, which also looks at the source."""
 
-    def __init__(self, width: int, heads: int, dropout: float, cross: bool) -> None:
+    def __init__(self, width: int, heads: int, inside: int, dropout: float, cross: bool) -> None:
         super().__init__()
         self.norm1, self.own = nn.LayerNorm(width), Attention(width, heads)
         self.norm2 = nn.LayerNorm(width) if cross else None
         self.cross = Attention(width, heads) if cross else None
-        self.norm3, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm3, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, inside), nn.Linear(inside, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, own_mask: Tensor | None, memory: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -65,14 +65,22 @@ class Transformer(nn.Module):
     """source (B,S) and target (B,T) int64 -> logits (B,T,V); or with labels and a loss, each token's loss (B,T)."""
 
     def __init__(
-        self, size: int, special: dict[str, int], context: int, layers: int, heads: int, width: int, dropout: float
+        self,
+        size: int,
+        special: dict[str, int],
+        context: int,
+        layers: int,
+        heads: int,
+        width: int,
+        inside: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.pad, self.start, self.end = special[PAD], special[START], special[END]
         self.context, self.checkpointing = context, False
         self.token = nn.Embedding(size, width)
-        self.encoder = nn.ModuleList(Part(width, heads, dropout, False) for _ in range(layers))
-        self.decoder = nn.ModuleList(Part(width, heads, dropout, True) for _ in range(layers))
+        self.encoder = nn.ModuleList(Part(width, heads, inside, dropout, False) for _ in range(layers))
+        self.decoder = nn.ModuleList(Part(width, heads, inside, dropout, True) for _ in range(layers))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.head = nn.Linear(width, size, bias=False)
         self.drop = nn.Dropout(dropout)
@@ -137,12 +145,14 @@ def transformer(
     layers: Count = 3,
     heads: Count = 4,
     width: Count = 256,
+    inside: Count | None = None,
     dropout: Share = 0.1,
     checkpointing: bool = False,
 ) -> nn.Module:
     """Encoder and decoder with shared embeddings: a small "Attention Is All You Need".
 
     Args:
+        inside: width of the layer between the two of a feed-forward part; None: 4 widths.
         checkpointing: keep only what goes between layers, and compute the rest again for the gradient.
 
     Raises:
@@ -154,6 +164,6 @@ def transformer(
     missing = [s for s in (PAD, START, END) if s not in known.special]
     if missing:
         raise InputError(f"a {spec.tokenizer} tokenizer without {missing[0]}", "expected word or bpe for translation")
-    model = Transformer(known.size, known.special, spec.context, layers, heads, width, dropout)
+    model = Transformer(known.size, known.special, spec.context, layers, heads, width, inside or 4 * width, dropout)
     model.checkpointing = checkpointing
     return model
