@@ -23,7 +23,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.contents import Contents, look, require_plain
 from bigmodel_cli.engine.plain_pickle import TensorRef
-from bigmodel_cli.engine.start import fit_channels
+from bigmodel_cli.engine.start import check_fit, fit_channels
 
 CONTAINERS = (
     "model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net", "network",
@@ -176,6 +176,9 @@ def transfer_foreign(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> l
     """
     where, theirs = find_weights(checkpoint.read(path), Tensor)
     ours = model.state_dict()
+    translated = meta["translate"](theirs) if "translate" in meta else None
+    if translated is not None:
+        return _load_translated(model, translated, path)
     found = match(theirs, ours, meta["head"])
     parameters = {name for name, _ in model.named_parameters()}
     # A part left at random would spoil the start without a word. Counters of batches may be missing.
@@ -191,3 +194,24 @@ def transfer_foreign(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> l
     model.load_state_dict({**ours, **state})
     inside = f" in {where!r}" if where else ""
     return [f"started from {path.name}{inside}: {found}; the head is new", *notes]
+
+
+def _load_translated(model: nn.Module, state: dict[str, Tensor], path: Path) -> list[str]:
+    """Load weights of a published layout whole, the head too: a vocabulary is no list of classes.
+
+    Raises:
+        InputError: they are those of another size.
+    """
+    ours, notes = model.state_dict(), []
+    for name, tensor in state.items():
+        # A table of positions that is longer than our context has what we need in its first rows.
+        if name.startswith("position.") and name in ours and len(tensor) > len(ours[name]):
+            notes.append(f"{name}: the first {len(ours[name])} of {len(tensor)}; data.context takes more")
+            state[name] = tensor[: len(ours[name])]
+    vocabulary = state["token.weight"].shape[0], ours["token.weight"].shape[0]
+    if vocabulary[0] != vocabulary[1]:
+        what = f"{path}: {vocabulary[0]} tokens, the tokenizer has {vocabulary[1]}"
+        raise InputError(what, "expected its own", "--set data.tokenizer=PATH of its tokenizer.json, or gpt2")
+    check_fit(ours, state, str(path))
+    model.load_state_dict(state)
+    return [f"started from {path.name}: all {len(state)} tensors", *notes]

@@ -5,9 +5,10 @@ Shapes: B batch, T tokens, D width, H heads, G key-value heads, V vocabulary, S 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,11 +22,18 @@ from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.head_loss import head_losses
 from bigmodel_cli.models.kv_cache import Cache
+from bigmodel_cli.models.published_weights import published
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Position = Literal["learned", "rope"]
 Norm = Literal["layer", "rms"]
+LANGUAGE_MODEL: dict[str, Any] = {
+    "task": "language_modeling",
+    "head": "head",
+    "backbone_first": "token",
+    "translate": published,
+}
 Checkpointing = Annotated[
     bool, Field(description="keep only what goes between blocks, compute the rest again for the gradient")
 ]
@@ -116,12 +124,14 @@ class Shape:
     groups: int
     inside: int
     norm: Norm
+    eps: float
     mlp: Mlp
     bias: bool
     dropout: float
 
     def make_norm(self) -> nn.Module:
-        return RMSNorm(self.width, eps=1e-5) if self.norm == "rms" else nn.LayerNorm(self.width, bias=self.bias)
+        kind = RMSNorm if self.norm == "rms" else functools.partial(nn.LayerNorm, bias=self.bias)
+        return kind(self.width, eps=self.eps)
 
 
 class GPT(nn.Module):
@@ -196,7 +206,7 @@ class GPT(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-@models.register(task="language_modeling", head="head", backbone_first="token")
+@models.register(**LANGUAGE_MODEL)
 def gpt(
     spec: TextSpec,
     *,
@@ -208,6 +218,7 @@ def gpt(
     position: Position = "learned",
     rope_base: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10_000.0,
     norm: Norm = "layer",
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5,
     mlp: Mlp = "gelu",
     bias: bool = False,
     tied: bool = True,
@@ -232,13 +243,13 @@ def gpt(
         raise InputError(what, "expected heads that divide the width (evenly for rope), kv_heads that divide the heads")
     # 8/3 D is rounded up to what vector units like.
     inside = inside or (-(-8 * width // 3 // 32) * 32 if mlp == "swiglu" else 4 * width)
-    shape = Shape(width, heads, groups, inside, norm, mlp, bias, dropout)
+    shape = Shape(width, heads, groups, inside, norm, norm_eps, mlp, bias, dropout)
     model = GPT(tokenizer(spec).size, spec.context, layers, shape, position, tied, rope_base)
     model.checkpointing = checkpointing
     return model
 
 
-@models.register("gpt-nano", task="language_modeling", head="head", backbone_first="token")
+@models.register("gpt-nano", **LANGUAGE_MODEL)
 def gpt_nano(
     spec: TextSpec, *, position: Position = "learned", dropout: Share = 0.0, checkpointing: Checkpointing = False
 ) -> nn.Module:
@@ -246,7 +257,7 @@ def gpt_nano(
     return gpt(spec, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return]
 
 
-@models.register("gpt-micro", task="language_modeling", head="head", backbone_first="token")
+@models.register("gpt-micro", **LANGUAGE_MODEL)
 def gpt_micro(
     spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0, checkpointing: Checkpointing = False
 ) -> nn.Module:
@@ -255,7 +266,7 @@ def gpt_micro(
     return gpt(spec, **options, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return, arg-type]
 
 
-@models.register("gpt-mini", task="language_modeling", head="head", backbone_first="token")
+@models.register("gpt-mini", **LANGUAGE_MODEL)
 def gpt_mini(
     spec: TextSpec, *, position: Position = "rope", dropout: Share = 0.0, checkpointing: Checkpointing = False
 ) -> nn.Module:
@@ -264,10 +275,10 @@ def gpt_mini(
     return gpt(spec, **options, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return, arg-type]
 
 
-@models.register("gpt2-124m", task="language_modeling", head="head", backbone_first="token", size=(12, 12, 768))
-@models.register("gpt2-350m", task="language_modeling", head="head", backbone_first="token", size=(24, 16, 1024))
-@models.register("gpt2-774m", task="language_modeling", head="head", backbone_first="token", size=(36, 20, 1280))
-@models.register("gpt2-1558m", task="language_modeling", head="head", backbone_first="token", size=(48, 25, 1600))
+@models.register("gpt2-124m", **LANGUAGE_MODEL, size=(12, 12, 768))
+@models.register("gpt2-350m", **LANGUAGE_MODEL, size=(24, 16, 1024))
+@models.register("gpt2-774m", **LANGUAGE_MODEL, size=(36, 20, 1280))
+@models.register("gpt2-1558m", **LANGUAGE_MODEL, size=(48, 25, 1600))
 def _gpt2(
     spec: TextSpec,
     size: tuple[int, int, int],

@@ -28,6 +28,10 @@ def names(layers: int) -> dict[str, tuple[str, bool]]:
     return found
 
 
+def is_gpt2(state: Mapping[str, Tensor]) -> bool:
+    return any(prefix + "h.0.attn.c_attn.weight" in state for prefix in ("", "transformer."))
+
+
 def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict of a GPT-2's, as ``transformers`` saves it; causal masks in it are left out.
 
@@ -36,7 +40,7 @@ def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     plain = {k.removeprefix("transformer."): v for k, v in state.items()}
     plain = {k: v for k, v in plain.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    plain.pop("lm_head.weight", None)  # the embedding again
+    head = plain.pop("lm_head.weight", None)  # the embedding again, unless the model has one of its own
     layers = 1 + max((int(k.split(".")[1]) for k in plain if k.startswith("h.")), default=-1)
     known = names(layers)
     missing, unexpected = sorted(known.keys() - plain.keys()), sorted(plain.keys() - known.keys())
@@ -45,17 +49,17 @@ def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         what = f"{len(missing)} tensors missing, {len(unexpected)} unexpected, e.g. {example}"
         raise InputError(what, "expected the weights of a GPT-2")
     ours = {name: plain[k].t().contiguous() if turned else plain[k] for k, (name, turned) in known.items()}
-    return {**ours, "head.weight": ours["token.weight"]}
+    return {**ours, "head.weight": ours["token.weight"] if head is None else head}
 
 
 def to_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that ``transformers.GPT2LMHeadModel`` loads; where our layers have no bias, zeros.
 
     Raises:
-        InputError: the model is not in GPT-2's layout (rotary positions, SwiGLU, shared keys, a head of its own).
+        InputError: the model is not in GPT-2's layout (rotary positions, SwiGLU, shared keys).
     """
     layers = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
-    found = {}
+    found = {"lm_head.weight": state["head.weight"]}
     for theirs, (ours, turned) in names(layers).items():
         tensor = state.get(ours)
         if tensor is None and ours.endswith("bias"):

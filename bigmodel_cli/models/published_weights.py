@@ -1,0 +1,19 @@
+"""Published weights of decoder-only models: which layout a file is in."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bigmodel_cli.models.gpt2_weights import from_gpt2, is_gpt2
+from bigmodel_cli.models.llama_weights import from_llama, is_llama
+
+
+def published(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Our state dict of weights in GPT-2's or Llama's layout; None where they are in neither.
+
+    Raises:
+        InputError: they are in one of them, but not whole.
+    """
+    if is_gpt2(state):
+        return from_gpt2(state)
+    return from_llama(state) if is_llama(state) else None
