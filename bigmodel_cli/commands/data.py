@@ -59,7 +59,7 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Class folders, a table path,label[,split], or a tar.")],
+    path: Annotated[str, typer.Argument(help="Class folders, a table, a tar, shards, or hf:NAME: as --data.")],
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE.png", help="Also draw a contact sheet.")
     ] = None,
@@ -77,7 +77,7 @@ def inspect(
     from bigmodel_cli.data.picture_list import list_pictures
     from bigmodel_cli.insight import picture_folder
 
-    listing = list_pictures(path.expanduser())
+    listing = list_pictures(path)
     with WaitBars():
         findings = picture_folder.inspect(listing)
     if sheet is not None:
@@ -88,7 +88,7 @@ def inspect(
     _show(findings, path, sheet)
 
 
-def _show(findings: Findings, path: Path, sheet: Path | None) -> None:
+def _show(findings: Findings, path: str, sheet: Path | None) -> None:
     seen = findings.to_dict()
     splits = list(seen["pictures"])
     rows = [(name, *(f"{counts[s]:,}" for s in splits)) for name, counts in seen["counts"].items()]

@@ -110,7 +110,11 @@ def own_data(value: str) -> dict[str, str] | None:
     """The data section for ``--data PATH``: a value with a separator, or what is there and is no data set's name."""
     from bigmodel_cli.core.registry import data
 
+    if value.startswith("hf:"):
+        return {"name": "image_folder", "path": value}
     path = Path(value).expanduser()
+    if value.endswith(".tar") and any(sign in value for sign in "{*"):  # shards by a pattern
+        return {"name": "image_folder", "path": str(path.absolute())}
     if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
         return None
     from bigmodel_cli.data.own_text import source_for

@@ -1,4 +1,4 @@
-"""One's own pictures: ``--data PATH`` of class folders, a table of paths and labels, or a tar of class folders."""
+"""One's own pictures: ``--data PATH``, of class folders or whatever else ``list_pictures`` knows."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ def image_folder(
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
     cache: Literal["auto", "off"] = "auto",
+    image_column: str | None = None,
+    label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
 ) -> DataBundle:
-    """Your own pictures: class folders, a table path,label[,split], or a tar; --data PATH names them."""
-    listing = list_pictures(Path(path).expanduser().absolute())
+    """Your own pictures, --data PATH: class folders, a table, a tar, WebDataset shards, Hugging Face data sets."""
+    listing = list_pictures(path, image_column, label_column)
     side = round(size / crop)
 
     notes = list(listing.notes)

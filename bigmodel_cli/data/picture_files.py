@@ -13,7 +13,7 @@ from bigmodel_cli.core.pictures import decode
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data import picture_cache
 from bigmodel_cli.data.in_parallel import decoders, for_each
-from bigmodel_cli.data.picture_list import Item
+from bigmodel_cli.data.picture_listing import Item
 
 MAX_BAD = 0.05  # the share of a split that may be left out: beyond it something else is wrong
 
@@ -75,8 +75,7 @@ class PictureFiles:
 
     def _decode(self, place: int) -> Tensor:
         item = self.items[place]
-        name = item.file if item.offset is None else f"{item.file}:{item.name}"
-        return decode(item.read(), name, self.channels, self.side)
+        return decode(item.read(), item.place, self.channels, self.side)
 
     def _try(self, place: int, good: Tensor) -> None:
         try:

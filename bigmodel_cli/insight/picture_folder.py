@@ -17,7 +17,7 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.pictures import decode, picture_header
 from bigmodel_cli.data.balance import uneven
 from bigmodel_cli.data.in_parallel import for_each
-from bigmodel_cli.data.picture_list import Item, Listing
+from bigmodel_cli.data.picture_listing import Item, Listing
 
 SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest: the largest that the pictures fill
 TINY = 32  # side of the square that pictures are compared at
