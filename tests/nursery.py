@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +46,95 @@ def _no_lock() -> None:
     fcntl.flock = lambda file, how: None  # type: ignore[assignment]
 
 
-SABOTAGE = {"in-place": _in_place, "deaf": _deaf, "no-lock": _no_lock}
+class Forked:
+    """What the agent takes for a ``Popen``: a fork that runs the command, four seconds sooner than a fresh Python."""
+
+    def __init__(self, args: Any, env: dict[str, str], **options: Any) -> None:
+        self.args, self.returncode = args, None
+        self.pid = os.fork()
+        if self.pid == 0:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            from bigmodel_cli.engine.ranks import die_with_launcher
+
+            os.setsid()
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv = ["bigmodel", *args[3:]]
+            die_with_launcher()
+            _run_and_leave()
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if end is not None and time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+
+def _forked_ranks() -> None:
+    """Ranks that the launcher starts are forks too."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    SubprocessHandler._popen = lambda self, args, env: Forked(args, env)  # type: ignore[assignment, return-value]
+
+
+def _at_step(wanted: int, act: Callable[[], None]) -> None:
+    """Have rank 1 `act` before it trains step `wanted`."""
+    from bigmodel_cli.engine import loop
+
+    _forked_ranks()
+    real = loop.train_step
+
+    def train_step(run: Any, raw: Any) -> Any:
+        if os.environ.get("RANK") == "1" and run.progress.step == wanted - 1:
+            act()
+        return real(run, raw)
+
+    loop.train_step = train_step
+
+
+def _rank_1_fails() -> None:
+    from bigmodel_cli.core.errors import MachineError
+
+    def fail() -> None:
+        raise MachineError("the sky fell", hint="look up")
+
+    _at_step(3, fail)
+
+
+def _rank_1_hangs() -> None:
+    _at_step(3, lambda: time.sleep(1000))
+
+
+def _rank_1_is_killed_once() -> None:
+    """In the first start of the ranks alone."""
+
+    def die() -> None:
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _at_step(16, die)
+
+
+SABOTAGE = {
+    "forked-ranks": _forked_ranks,
+    "rank-1-fails": _rank_1_fails,
+    "rank-1-hangs": _rank_1_hangs,
+    "rank-1-is-killed-once": _rank_1_is_killed_once,
+    "in-place": _in_place,
+    "deaf": _deaf,
+    "no-lock": _no_lock,
+}
 
 
 @dataclass
@@ -127,7 +217,7 @@ class Nursery:
         for file in (out, err):
             file.touch()
         argv = ["bigmodel", *map(str, arguments)]
-        request = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err)}
+        request: dict[str, Any] = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err)}
         request["env"] = {**environment(), **{k: str(v) for k, v in (variables or {}).items()}}
         pid = self.ask({**request, "sabotage": sabotage, "largest_file": largest_file})
         self.children.append(Child(self, pid, out, err))
@@ -142,6 +232,7 @@ def _serve() -> None:
     import torch
 
     import bigmodel_cli.cli
+    import bigmodel_cli.engine.launcher
     import bigmodel_cli.engine.session
     import bigmodel_cli.insight.report  # noqa: F401
     from bigmodel_cli.core.registry import data
@@ -173,6 +264,11 @@ def _child(request: dict[str, Any]) -> None:
     if request["largest_file"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     sys.argv = request["argv"]
+    _run_and_leave()
+
+
+def _run_and_leave() -> None:
+    """The command, and the end that Python would give it."""
     code = 0
     try:
         from bigmodel_cli.cli import main

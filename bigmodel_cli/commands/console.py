@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -37,11 +37,6 @@ def is_terminal() -> bool:
 def say(text: str) -> None:
     """A line of result on stdout. Never wrapped: a path stays one word; control characters are escaped."""
     out.print(Text(printable(text)), soft_wrap=True)
-
-
-def note(text: str) -> None:
-    """A line for the person on stderr; control characters from files are escaped."""
-    err.print(Text(printable(text)), soft_wrap=not is_terminal())
 
 
 def raw(text: str) -> None:
@@ -78,8 +73,36 @@ def show(renderable: RenderableType) -> None:
     out.print(renderable)
 
 
+class Voice:
+    """How this process speaks, where it is one of several: rank 0 as ever, the others through their errors alone."""
+
+    prefix = ""
+    tells: Callable[[str], bool] = staticmethod(lambda line: True)
+    """Asked with an error's line whether it is this process that tells it; rank 0 asks when it has told it."""
+    first = True
+
+
+def speak_as(rank: int, tells: Callable[[str], bool]) -> None:
+    """From here on speak as rank `rank` of several."""
+    Voice.tells, Voice.first = staticmethod(tells), rank == 0  # type: ignore[assignment]
+    if rank:
+        Voice.prefix = f"rank {rank}: "
+        out.quiet = True
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # until the process ends
+
+
+def note(text: str) -> None:
+    """A line for the person on stderr; control characters from files are escaped."""
+    if Voice.first:
+        err.print(Text(printable(text)), soft_wrap=not is_terminal())
+
+
 def error(problem: BigmodelError) -> None:
     """The error's line, then its hint, on stderr."""
-    err.print(Text(f"error: {problem.line}", style="bold red"), soft_wrap=True)
+    if not Voice.first and not Voice.tells(problem.line):
+        return
+    err.print(Text(f"error: {Voice.prefix}{problem.line}", style="bold red"), soft_wrap=True)
     if problem.hint:
         err.print(Text(f"hint: {printable(problem.hint)}"), soft_wrap=True)
+    if Voice.first:
+        Voice.tells(problem.line)

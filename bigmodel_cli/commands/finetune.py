@@ -11,6 +11,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.commands.train import go
 from bigmodel_cli.core.errors import InputError
 
@@ -52,6 +53,11 @@ def finetune(
     profile: opt.Profile = None,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
+    nproc: opt.Nproc = None,
+    nnodes: opt.Nnodes = None,
+    rdzv: opt.Rdzv = None,
+    max_restarts: opt.MaxRestarts = 0,
+    timeout: opt.Timeout = None,
 ) -> None:
     """Go on from a checkpoint, on its own data or on other data; or from MODEL's published weights.
 
@@ -78,9 +84,12 @@ def finetune(
         os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
     layers = [*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]
     start = _method(method, freeze_backbone, lora, lambda: _usual(layers, checkpoint))
+    launch = Launch(nproc, nnodes, rdzv, max_restarts)
     if method == "auto":
+        if launch.wanted:
+            raise InputError("--method auto tries in one process", hint="without --nproc; then --method NAME --nproc N")
         start = _chosen(checkpoint, pretrained, layers)
-    go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json)
+    go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json, launch)
 
 
 def _usual(layers: list[Layer], checkpoint: Path | None) -> str:

@@ -71,6 +71,18 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and measure every
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder (its best.pt).")]
 
+Nproc = Annotated[
+    str | None, typer.Option("--nproc", metavar="auto|N", help="Processes on this host; auto: one a GPU, else a core.")
+]
+Nnodes = Annotated[
+    str | None, typer.Option("--nnodes", metavar="N|A:B", help="Hosts: N, or from A up to B as they come and go.")
+]
+Rdzv = Annotated[str | None, typer.Option("--rdzv", metavar="HOST:PORT", help="Where the hosts meet: one of them.")]
+MaxRestarts = Annotated[int, typer.Option("--max-restarts", min=0, help="Starts again from the last checkpoint.")]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", help="Seconds after which a process without an answer is lost.")
+]
+
 FLAGS = {
     "data": ("data", "name"),
     "optimizer": ("optimizer", "name"),
@@ -84,6 +96,7 @@ FLAGS = {
     "balance": ("train", "balance"),
     "seed": ("train", "seed"),
     "profile": ("train", "profile"),
+    "timeout": ("parallel", "timeout"),
     "device": ("placement", "device"),
     "precision": ("placement", "precision"),
     "compile": ("placement", "compile"),

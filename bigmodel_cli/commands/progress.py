@@ -41,6 +41,13 @@ class Display:
         raise TypeError("a display says how it shows an event")
 
 
+class Silence(Display):
+    """Nothing: rank 0 shows what all ranks do."""
+
+    def emit(self, event: Event) -> None:
+        pass
+
+
 class JsonEvents(Display):
     """Every event but single steps as one JSON object a line on stdout."""
 

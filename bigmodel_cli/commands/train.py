@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,15 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer, Resolved
+    from bigmodel_cli.engine.folder import RunFolder
+    from bigmodel_cli.engine.parallel import Group
+    from bigmodel_cli.engine.ranks import Ranks
     from bigmodel_cli.engine.session import Outcome
 
 
@@ -43,6 +48,11 @@ def train(
     dry_run: opt.DryRun = False,
     lr_find: Annotated[bool, typer.Option("--lr-find", help="Test learning rates, and draw the test.")] = False,
     json: opt.Json = False,
+    nproc: opt.Nproc = None,
+    nnodes: opt.Nnodes = None,
+    rdzv: opt.Rdzv = None,
+    max_restarts: opt.MaxRestarts = 0,
+    timeout: opt.Timeout = None,
 ) -> None:
     """Train a model from zero.
 
@@ -53,6 +63,8 @@ def train(
         bigmodel train recipes/image/mnist-cnn.yaml --epochs 3
 
         bigmodel train --resume --out runs/resnet18-digits-1
+
+        bigmodel train resnet18 --data digits --nproc auto
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     layers = opt.base_layers(model, recipe)
@@ -62,7 +74,8 @@ def train(
     if lr_find:
         _range_test(layers, out, json)
     else:
-        go(layers, out, resume, overwrite, dry_run, json)
+        launch = Launch(nproc, nnodes, rdzv, max_restarts)
+        go(layers, out, resume, overwrite, dry_run, json, launch)
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:
@@ -100,29 +113,71 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
     console.say(f"drawn in {picture}")
 
 
-def go(layers: list[Layer], out: Path | None, resume: bool, overwrite: bool, dry_run: bool, json: bool) -> None:
-    """Resolve `layers`, then train, or with `dry_run` measure, what they say."""
+def go(
+    layers: list[Layer],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    json: bool,
+    launch: Launch = Launch(),
+) -> None:
+    """Resolve `layers`, then train, or with `dry_run` measure, what they say; here or in several processes."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.folder import RunFolder
+    from bigmodel_cli.engine.ranks import ranks
 
     if resume and out is None:
         raise InputError("--resume needs the run to continue", "give its folder with --out")
     resolved = resolve(layers)
     recipe = resolved.recipe
     stem = f"{recipe.model.name}-{recipe.data.name}".replace(":", "-")
-    folder = RunFolder(out, stem, resume=resume, overwrite=overwrite)
+    if launch.wanted:
+        launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        return
+    here = ranks()
     if dry_run:
+        RunFolder(out, stem, resume=resume, overwrite=overwrite)
         _dry_run(resolved, out or Path("runs"), json)
+    elif here.world > 1:
+        _take_part(here, recipe, out, stem, resume, overwrite, json)
     else:
-        _train(recipe, folder, json)
+        jobs = [here.job] if here.job else []
+        _train(recipe, RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs), json)
 
 
-def _train(recipe: Recipe, folder: Any, json: bool) -> None:
-    from bigmodel_cli.commands.progress import WaitBars, for_output
+def _take_part(
+    here: Ranks, recipe: Recipe, out: Path | None, stem: str, resume: bool, overwrite: bool, json: bool
+) -> None:
+    """Train as one of several processes."""
+    from bigmodel_cli.engine.folder import Followed, RunFolder
+    from bigmodel_cli.engine.parallel import join, leave, losses_told
+    from bigmodel_cli.engine.placement import backend
+
+    group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
+    console.speak_as(here.rank, group.last_words)
+    with losses_told():
+        jobs = sorted(set(group.gather(here.job)))
+        if group.leads:
+            folder = RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs)
+            group.share((str(folder.path), folder.resume))
+        else:
+            path, resumes = group.share(None)
+            folder = Followed(Path(path), resume=resumes)
+    _train(recipe, folder, json, group)
+    leave()
+
+
+def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
+    from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
+    from bigmodel_cli.engine.parallel import ALONE
     from bigmodel_cli.engine.session import train as run
 
-    with WaitBars(), for_output(json) as display:
-        outcome = run(recipe, folder, display.emit)
+    group = group or ALONE
+    with WaitBars() if group.leads else nullcontext(), for_output(json) if group.leads else Silence() as display:
+        outcome = run(recipe, folder, display.emit, group=group)
+    if not group.leads:
+        return
     _write_report(recipe, outcome)
     if json:
         console.print_json(outcome.to_dict())

@@ -108,6 +108,18 @@ class PlacementSection(Section):
     deterministic: bool = Field(False, description="torch's deterministic algorithms")
 
 
+class ParallelSection(Section):
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="of several processes; auto: ddp where weights, gradients and optimizer fit, else fsdp"
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        600, description="seconds without an answer after which another process counts as lost"
+    )
+    sync_batchnorm: bool = Field(False, description="BatchNorm over the batch of all ranks (CUDA)")
+    unused: bool = Field(False, description="ddp: some parameters take no part in some steps")
+    scale_lr: bool = Field(False, description="train.batch_size is that of one rank: batch and rate times their number")
+
+
 class Recipe(Section):
     """One run, whole. ``bigmodel recipe schema`` prints this with every component's options."""
 
@@ -120,6 +132,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     start: StartSection = StartSection()
     placement: PlacementSection = PlacementSection()
+    parallel: ParallelSection = ParallelSection()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML, JSON and the checkpoint."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bigmodel_cli.core.errors import InputError
@@ -21,10 +21,11 @@ from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.near import near
+from bigmodel_cli.engine.parallel import ALONE, Group, parallel_for
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
-from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.run import Run, rank_seed
 from bigmodel_cli.engine.start import (
     Trained,
     build_model,
@@ -80,6 +81,7 @@ def assemble(
     recorded: Mapping[str, Any] | None = None,
     *,
     measure: bool = True,
+    group: Group = ALONE,
 ) -> Run:
     """Build everything that `recipe` names, on its device, ready for ``fit``.
 
@@ -87,11 +89,12 @@ def assemble(
     checkpoint it once started from is not needed any more. `recorded` is the environment of
     a run that is done again: what was measured for it then is not measured anew.
     Without `measure` the placement is the default one: for a look at a run, not for the run.
+    Every process of `group` calls this, for its share of the run.
 
     Raises:
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
-    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded)
+    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
     trained = None if resumed else _start(recipe)
     like = described(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
     bundle = load_data(recipe.data, like)
@@ -106,15 +109,22 @@ def assemble(
     notes += told(train, getattr(bundle.spec, "classes", ()), how)
     train, val = near(train, placement), near(val, placement)
     even = labels if how == "sampling" else None
-    batches = Batches(train, _batch_size(recipe, train), recipe.train.seed, even)
+    batches = _batches(recipe, train, even, group)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
     task = task.for_data(bundle.spec)
     task = weighted(task, labels) if labels is not None and how == "loss" else task
     task = adapted.objective(task) if adapted.objective else task
     keeps, why_not = can_keep(recipe, task, model, adapted, len(train) + len(val))
+    if group.world > 1 and adapted.solve:
+        raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
+    keeps = keeps and group.world == 1
     if measure and resumed is None and recorded is None and adapted.solve is None and not keeps:
-        placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
+        if group.leads:  # alone, the others wait: what it finds holds for all
+            placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
+        placement = _agreed(placement, model, group)
+    parallel = parallel_for(group, recipe.parallel, unused=bool(adapted.stages))
+    forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
     ema = None
     if recipe.train.ema_decay is not None:
@@ -124,12 +134,12 @@ def assemble(
         recipe=recipe,
         task=task,
         model=model,
-        forward=placement.compiled(model),
+        forward=forward,
         ema=ema,
         adapted=adapted,
         optimizer=optimizer,
         factor=schedules.get(recipe.schedule.name)(total, **recipe.schedule.options),
-        base_lrs=[group["lr"] for group in optimizer.param_groups],
+        base_lrs=[g["lr"] * (group.world if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups],
         batches=batches,
         val=val,
         total_steps=total,
@@ -138,15 +148,22 @@ def assemble(
         meta=_meta(recipe, task, bundle),
         notes=[*bundle.notes, *notes, *filter(None, [why_not])],
         keeps_features=keeps,
+        parallel=parallel,
     )
+    if not group.leads:
+        torch.manual_seed(rank_seed(recipe.train.seed, group.rank))
     if resumed is not None:
-        try:
-            differences = run.restore(resumed)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            what = f"--resume: the checkpoint's state does not fit this run ({type(error).__name__}: {error})"
-            raise InputError(what, hint="restore it from a copy, or start a new run with --out") from error
-        run.notes += [f"resumed in another environment: {line}" for line in differences]
+        _restore(run, resumed)
     return run
+
+
+def _restore(run: Run, state: Mapping[str, Any]) -> None:
+    try:
+        differences = run.restore(state)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        what = f"--resume: the checkpoint's state does not fit this run ({type(error).__name__}: {error})"
+        raise InputError(what, hint="restore it from a copy, or start a new run with --out") from error
+    run.notes += [f"resumed in another environment: {line}" for line in differences]
 
 
 def _start(recipe: Recipe) -> Trained | None:
@@ -205,7 +222,7 @@ def _measured(
     for module in frozen.modules:
         module.eval()
     parts = batches.order(0).tensor_split(batches.steps_per_epoch)
-    first = parts[0].tensor_split(recipe.train.accumulate)[0]
+    first = parts[0].tensor_split(batches.shards)[0].tensor_split(recipe.train.accumulate)[0]
     values = recipe.to_dict()
     about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
     return measured(
@@ -245,10 +262,38 @@ def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) 
     optimizer.param_groups = [group for part in parts for group in part.param_groups]
 
 
-def _batch_size(recipe: Recipe, train: Source) -> int:
-    """The recipe's batch size, or the whole split where the optimizer is defined on it."""
+def _batches(recipe: Recipe, train: Source, even: Tensor | None, group: Group) -> Batches:
+    """This rank's share of the train split.
+
+    Raises:
+        InputError: a step has fewer samples than there are ranks.
+    """
+    batches = Batches(train, _batch_size(recipe, train, group), recipe.train.seed, even, group.rank, group.world)
+    least = batches.size(batches.steps_per_epoch - 1)
+    if least < group.world:
+        expected = f"expected at least one for each of {group.world} processes"
+        raise InputError(f"{least} samples in a step", expected, "a larger --batch-size")
+    return batches
+
+
+def _agreed(placement: Placement, model: nn.Module, group: Group) -> Placement:
+    """Rank 0's choices, on every rank."""
+    if group.world == 1:
+        return placement
+    placement = placement.with_(**group.share({**placement.choices(), "why": placement.why}))
+    placement.use()
+    placement.model(model)
+    return placement
+
+
+def _batch_size(recipe: Recipe, train: Source, group: Group) -> int:
+    """The recipe's batch size over all ranks, or the whole split where the optimizer is defined on it."""
     full = optimizers.get(recipe.optimizer.name).meta.get("full_batch", False)
-    return len(train) if full else min(recipe.train.batch_size, len(train))
+    return (
+        len(train)
+        if full
+        else min(recipe.train.batch_size * (group.world if recipe.parallel.scale_lr else 1), len(train))
+    )
 
 
 def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:

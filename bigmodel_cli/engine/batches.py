@@ -31,6 +31,9 @@ class Batches:
     batch_size: int
     seed: int
     even: Tensor | None = None
+    shard: int = 0
+    shards: int = 1
+    """Of each step this process takes the part `shard` of `shards` nearly equal ones: the step is the same in all."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,18 +62,28 @@ class Batches:
         mixed = [int(i) for i in torch.randperm(len(parts), generator=generator)]
         return torch.cat([parts[i] for i in sorted(mixed, key=lambda i: i >= longer)])
 
+    def size(self, step: int) -> int:
+        """Samples in step `step` of an epoch, over all shards."""
+        whole, more = divmod(len(self.source), self.steps_per_epoch)
+        return whole + (step < more)
+
     def steps(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The raw batches of `epoch` from step `start` on; the next is gathered while this one trains."""
         parts = self.order(epoch).tensor_split(self.steps_per_epoch)[start:]
-        return _ahead(self.drawn, parts)
+        return gathered(self.drawn, [part.tensor_split(self.shards)[self.shard] for part in parts])
 
 
 def in_order(source: Source, batch_size: int) -> Iterator[Batch]:
     """The whole split once, in its own order: for evaluation."""
-    return _ahead(source, torch.arange(len(source)).split(batch_size))
+    return gathered(source, torch.arange(len(source)).split(batch_size))
 
 
-def _ahead(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Batch]:
+def shares(samples: int, batch_size: int, shard: int, shards: int) -> list[Tensor]:
+    """One shard's batches of a split in its own order: each sample in one shard, as many batches in all, some empty."""
+    return [part.tensor_split(shards)[shard] for part in torch.arange(samples).split(batch_size * shards)]
+
+
+def gathered(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Batch]:
     """Gather in a thread, one batch ahead (torch's indexing and picture decoders release the GIL)."""
     with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
         pending = None
@@ -83,13 +96,13 @@ def _ahead(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator
             yield pending.result()
 
 
-def micro_batches(batch: Batch, pieces: int) -> Iterator[Batch]:
-    """`batch` cut into at most `pieces` nearly equal micro-batches."""
+def micro_batches(batch: Batch, pieces: int) -> Iterator[tuple[Batch, bool]]:
+    """`batch` cut into at most `pieces` nearly equal micro-batches, and whether each is the last."""
     size = len(next(iter(batch.values())))
     pieces = min(pieces, size)
     if pieces == 1:
-        yield batch
+        yield batch, True
         return
     cut = {k: v.tensor_split(pieces) for k, v in batch.items()}
     for i in range(pieces):
-        yield {k: v[i] for k, v in cut.items()}
+        yield {k: v[i] for k, v in cut.items()}, i == pieces - 1

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Source, Task
-from bigmodel_cli.engine.batches import in_order
+from bigmodel_cli.engine.batches import gathered, in_order, shares
 from bigmodel_cli.engine.inference import quickened
+from bigmodel_cli.engine.parallel import ALONE, Group
 from bigmodel_cli.engine.placement import Placement
 
 
@@ -20,6 +21,20 @@ def forward_pass(
     model.eval()
     for raw in in_order(source, min(batch_size, room(task, placement))):
         yield placement.inputs(task.prepare(placement.batch(raw)))
+
+
+def _shared_pass(
+    model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int, group: Group
+) -> Iterator[tuple[Batch, bool]]:
+    """This rank's batches of `source`, and whether each counts: where none is left for it, the first sample stands in.
+
+    A sharded model needs every rank in every pass.
+    """
+    model.eval()
+    parts = shares(len(source), min(batch_size, room(task, placement)), group.rank, group.world)
+    stand_in = torch.zeros(1, dtype=torch.int64)
+    for part, raw in zip(parts, gathered(source, [p if len(p) else stand_in for p in parts]), strict=True):
+        yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))
 
 
 def elements(task: Task) -> int:
@@ -42,16 +57,22 @@ def evaluate(
     placement: Placement,
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
+    group: Group = ALONE,
 ) -> dict[str, float] | None:
-    """Metrics of `model` over the whole of `source`; None where `stop` asked to end before it was through."""
+    """Metrics of `model` over the whole of `source`; None where `stop` asked to end before it was through.
+
+    Each rank of `group` takes its share; all of them get the same metrics.
+    """
     sums: dict[str, Tensor] = {}
     with torch.inference_mode(), placement.autocast():
-        for batch in forward_pass(model, task, source, placement, batch_size):
+        for batch, counts in _shared_pass(model, task, source, placement, batch_size, group):
             if stop():
                 return None
             for key, value in task.evaluate(model, batch).items():
-                sums[key] = sums[key] + value if key in sums else value.double()
-    return task.summarise({k: v.item() for k, v in sums.items()})  # the one host sync of the pass
+                value = value.double() if counts else torch.zeros_like(value, dtype=torch.float64)
+                sums[key] = sums[key] + value if key in sums else value
+    totals = group.totals([v.item() for v in sums.values()])  # the one host sync of the pass
+    return task.summarise(dict(zip(sums, totals, strict=True)))
 
 
 def collect(

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -29,19 +29,40 @@ class RunFolder:
         stem: what an unnamed run is called.
         resume: the folder holds a run, which goes on.
         overwrite: the folder may hold a run, which is replaced.
+        jobs: what the job that comes to write here is called: its own run in the folder goes on by itself.
 
     Raises:
         InputError: it holds a run and neither `resume` nor `overwrite` is given.
     """
 
-    def __init__(self, out: Path | None, stem: str = "run", *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path | None,
+        stem: str = "run",
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        jobs: Sequence[str] = (),
+    ) -> None:
         self.out, self.stem, self.resume, self.overwrite = out, stem, resume, overwrite
+        self.jobs = list(jobs)
+        self.path = Path("runs") if out is None else out
+        if out is not None and self._same_job():
+            self.resume = any(out.glob("*.pt"))
+            self.overwrite = not self.resume
         self._lock: IO[str] | None = None
         self._events: IO[str] | None = None
-        self.path = Path("runs") if out is None else out
         if out is not None:
             with self._writable():
                 self._check()
+
+    def _same_job(self) -> bool:
+        """Whether the job that writes here was started again, by its launcher or scheduler."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            return bool(self.jobs) and not set(self.jobs).isdisjoint(status.get("jobs", ()))
+        except (OSError, ValueError, AttributeError, TypeError):
+            return False
 
     def _check(self) -> None:
         path = self.path
@@ -110,6 +131,11 @@ class RunFolder:
             reason = error.strerror or str(error)
             raise MachineError(f"{self.path}: {reason}", "expected a folder that can be written") from None
 
+    def make(self) -> Path:
+        """The next free ``runs/<stem>-<n>``, made."""
+        with self._writable():
+            return self._next()
+
     def _next(self) -> Path:
         """Make ``runs/<stem>-<n>``: mkdir is atomic, so two runs never share one."""
         runs = Path("runs")
@@ -153,7 +179,10 @@ class RunFolder:
 
     def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
         """How the run is: state running, done, interrupted or failed, with the process's exit code."""
-        values = {"state": state, "exit_code": exit_code, "step": step, "checkpoint": checkpoint, "message": message}
+        values: dict[str, Any] = {"state": state, "exit_code": exit_code, "step": step}
+        values |= {"checkpoint": checkpoint, "message": message}
+        if self.jobs:
+            values["jobs"] = self.jobs
         self.write_text("status.json", json.dumps(values) + "\n")
 
     def event(self, event: dict[str, Any]) -> None:
@@ -196,3 +225,28 @@ class RunFolder:
         # A name on disk need not be UTF-8, and a traceback or a recipe may hold one.
         raw = text.encode("utf-8", errors="backslashreplace")
         durable.replace(self.path / name, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))
+
+
+class Followed(RunFolder):
+    """The same folder as the processes see it that write nothing there: rank 0 alone does."""
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path, self.resume = path, resume
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+    def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
+        pass
+
+    def event(self, event: dict[str, Any]) -> None:
+        pass
+
+    def rewind(self, epochs: int) -> None:
+        pass
+
+    def write_text(self, name: str, text: str) -> None:
+        pass

@@ -47,8 +47,8 @@ def _epoch(run: Run) -> float:
     for raw in run.watch.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
         run.taken.append(train_step(run, raw))
         progress.step += 1
+        progress.samples_seen += run.batches.size(progress.batch_in_epoch)
         progress.batch_in_epoch += 1
-        progress.samples_seen += len(raw["index"])
         settle(run, leave=run.placement.lag)
         run.tick()
         if every(train.save_steps, progress.step):
@@ -60,55 +60,70 @@ def _epoch(run: Run) -> float:
 
 
 def train_step(run: Run, raw: Batch) -> Taken:
-    """One optimizer step on the raw batch, not taken where its loss or gradient is not finite.
+    """One optimizer step on this rank's part of the batch, not taken where the loss or gradient is not finite.
 
     Where memory runs out, the micro-batch is halved for good and the step is done
     again with more accumulation: the effective batch stays what the recipe says.
     """
     run.set_lr()
     run.watch.steps += 1
-    while True:
-        try:
-            return _forward_backward_update(run, raw)
-        except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
-            if not is_out_of_memory(error):
-                raise
-            micro = len(raw["index"]) // run.pieces
-            if micro <= 1:
-                hint = "a smaller model, --precision bf16, or a machine with more memory"
-                raise MachineError("out of memory at micro-batch 1", hint=hint) from None
-        run.pieces *= 2
-        run.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        size = -(-len(raw["index"]) // run.pieces)
-        message = f"out of memory: micro-batch {size} x {run.pieces} accumulated; the batch stays {len(raw['index'])}"
-        run.emit({"event": "warning", "message": message})
-
-
-def _forward_backward_update(run: Run, raw: Batch) -> Taken:
-    train, task, place, watch = run.recipe.train, run.task, run.placement, run.watch
-    count = task.count(raw)
-    kept = [b.clone() for b in run.model.buffers()] if train.skip_nonfinite else []
-    total = torch.zeros((), device=place.device)
-    for micro in micro_batches(place.batch(raw), max(run.pieces, train.accumulate)):
-        with watch("prepare"):
-            key = SampleKey(train.seed, run.progress.epoch, micro["index"])
-            micro = place.inputs(task.prepare(micro, key))
-        with watch("forward"), place.autocast():
-            loss = task.loss(run.forward, micro).total
-        with watch("backward"):
-            (loss / count).backward()
-            total += loss.detach()
-    with watch("optimizer"):
+    kept = [b.clone() for b in run.model.buffers()] if run.recipe.train.skip_nonfinite else []
+    count = int(run.parallel.total(run.task.count(raw)))
+    while (total := _gradients(run, raw, count)) is None:
+        _halve(run)
+    with run.watch("optimizer"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if train.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, train.clip_norm, norm)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = run.parallel.whole(torch.nn.utils.get_total_norm(grads))
+        if run.recipe.train.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, run.recipe.train.clip_norm, norm)
         finite = torch.isfinite(norm + total)
         for before, now in zip(kept, run.model.buffers(), strict=False):  # BatchNorm has averaged a NaN in by now
             now.copy_(torch.where(finite, now, before))
         _update(run, finite)
     return Taken(total, norm, finite, count)
+
+
+def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
+    """Leave the mean gradient over `count` units of all ranks; the sum of their losses. None: memory ran out."""
+    train, task, place, watch = run.recipe.train, run.task, run.placement, run.watch
+    total = torch.zeros((), device=place.device)
+    pieces = run.parallel.pieces(max(run.pieces, train.accumulate), run.batches.size(run.progress.batch_in_epoch))
+    short = False
+    try:
+        for micro, last in micro_batches(place.batch(raw), pieces):
+            with watch("prepare"):
+                key = SampleKey(train.seed, run.progress.epoch, micro["index"])
+                micro = place.inputs(task.prepare(micro, key))
+            with run.parallel.syncing(last):
+                with watch("forward"), place.autocast():
+                    loss = task.loss(run.forward, micro).total
+                with watch("backward"):
+                    (loss * run.parallel.averaged / count).backward()
+                    total += loss.detach()
+    except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
+        if not is_out_of_memory(error):
+            raise
+        short = True
+    return None if run.parallel.out_of_memory(short) else run.parallel.summed(total)
+
+
+def _halve(run: Run) -> None:
+    """Twice as many micro-batches from here on.
+
+    Raises:
+        MachineError: there is one sample in each.
+    """
+    size = run.batches.size(run.progress.batch_in_epoch)
+    if size // run.batches.shards // run.pieces <= 1:
+        hint = "a smaller model, --precision bf16, or a machine with more memory"
+        raise MachineError("out of memory at micro-batch 1", hint=hint)
+    run.pieces *= 2
+    run.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    micro = -(-size // run.batches.shards // run.pieces)
+    message = f"out of memory: micro-batch {micro} x {run.pieces} accumulated; the batch stays {size}"
+    run.emit({"event": "warning", "message": message})
 
 
 def _update(run: Run, finite: Tensor) -> None:
@@ -197,7 +212,10 @@ def end_epoch(run: Run, rate: float) -> bool:
     if last or every(train.eval_epochs, progress.epoch + 1):
         run.emit({"event": "evaluating"})
         with run.watch("evaluation"):
-            metrics = evaluate(run.eval_model, run.task, run.val, run.placement, train.eval_batch_size, run.stop)
+            run.parallel.average_buffers(run)
+            metrics = evaluate(
+                run.eval_model, run.task, run.val, run.placement, train.eval_batch_size, run.stop, run.parallel.group
+            )
         if metrics is None:
             return False
         best = _is_best(run, metrics)

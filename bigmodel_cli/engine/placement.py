@@ -21,6 +21,7 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.machine import cpu_flags
+from bigmodel_cli.engine.ranks import ONE, Ranks
 from bigmodel_cli.engine.small_maps import dense_small_maps
 
 CHOICES = ("precision", "channels_last", "compile", "threads", "small_maps")
@@ -118,16 +119,29 @@ class Placement:
         return f"{device_name(self.device)}, {self.precision}{form}{compiled}, {threads} ({self.why})"
 
 
+def devices_here() -> int:
+    """How many processes this host has a device for: one a GPU, else one a core."""
+    return torch.cuda.device_count() or _cores()
+
+
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; ``auto`` is CUDA, else MPS, else CPU.
+def backend(name: str = "auto") -> str:
+    """How processes on the device called `name` talk: over NCCL between GPUs, over gloo between hosts' memories."""
+    cuda = torch.cuda.is_available() and name.partition(":")[0] in ("auto", "cuda")
+    return "cpu:gloo,cuda:nccl" if cuda else "gloo"
+
+
+def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device called `name`; ``auto`` is CUDA, else MPS, else CPU. Each process of a host has its own GPU.
 
     Raises:
         MachineError: that device is not here.
     """
+    if local_rank and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -146,12 +160,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None) -> Placement:
+def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None, ranks: Ranks = ONE) -> Placement:
     """The placement that `section` asks for, ``auto`` resolved, and torch set up for it.
 
     `recorded` is the environment of a run that goes on: what was left to us then stays as it was.
     """
-    device = choose_device(section.device)
+    device = choose_device(section.device, ranks.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     cuda = device.type == "cuda"
     _keep_memory()
     if section.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler: 1.3 s
@@ -163,7 +179,7 @@ def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None) 
         "precision": "bf16" if cuda else "fp32",
         "channels_last": True,
         "compile": False,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or max(_cores() // ranks.local_world, 1),
         "small_maps": device.type == "cpu",
     }
     why = "as asked" if section.precision != "auto" else f"default on {device.type}"

@@ -18,6 +18,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.types import Adapted, Batch, Frozen, Source, Task
 from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.parallel import Parallel
 from bigmodel_cli.engine.placement import Placement
 from bigmodel_cli.engine.stopwatch import Stopwatch
 
@@ -91,6 +92,8 @@ class Run:
     taken: deque[Taken] = field(default_factory=deque)
     """Steps whose results have not been read yet."""
     watch: Stopwatch = field(default_factory=Stopwatch)
+    parallel: Parallel = field(default_factory=Parallel)
+    """Over which processes this run is spread."""
 
     @property
     def frozen(self) -> Frozen:
@@ -125,10 +128,11 @@ class Run:
             module.eval()
 
     def state(self) -> dict[str, Any]:
-        """The checkpoint (RELIABILITY: "The checkpoint file"), plain values and tensors only."""
-        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if self.placement.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.placement.device)
+        """The checkpoint (RELIABILITY: "The checkpoint file"), plain values and tensors only. Every rank calls it."""
+        self.parallel.average_buffers(self)
+        rng: dict[str, Any] = self.random_state()
+        if self.parallel.group.world > 1:
+            rng["ranks"] = self.parallel.group.gather(rng)
         ema = None
         if self.ema is not None:
             ema = {**self.ema.module.state_dict(), "n_averaged": self.ema.n_averaged}
@@ -143,8 +147,17 @@ class Run:
             "progress": asdict(self.progress),
             "rng": rng,
             **({"said": self.said} if self.said else {}),
-            "meta": {**self.meta, "env": environment(self.placement), "created": time.time()},
+            "meta": {**self.meta, "env": self.environment(), "created": time.time()},
         }
+
+    def random_state(self) -> dict[str, Any]:
+        rng = {"cpu": torch.get_rng_state()}
+        if self.placement.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.placement.device)
+        return rng
+
+    def environment(self) -> dict[str, Any]:
+        return {**environment(self.placement), "world": self.parallel.group.world}
 
     def restore(self, state: Mapping[str, Any]) -> list[str]:
         """Continue from `state`: bit-exact in the same environment, else a line for each thing that differs.
@@ -168,11 +181,21 @@ class Run:
             self.ema.module.load_state_dict(ema)
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.placement.device.type == "cuda" and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.placement.device)
-        now, then = environment(self.placement), state["meta"]["env"]
+        self._restore_random_state(state["rng"])
+        now, then = self.environment(), {"world": 1, **state["meta"]["env"]}
         return [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if then.get(k) != v]
+
+    def _restore_random_state(self, rng: Mapping[str, Any]) -> None:
+        """This rank's own where the job is as large as it was; else rank 0 goes on, and the others begin anew."""
+        group = self.parallel.group
+        parts = rng.get("ranks", [rng])
+        if len(parts) != group.world and not group.leads:
+            torch.manual_seed(rank_seed(self.recipe.train.seed + self.progress.step, group.rank))
+            return
+        mine = parts[group.rank]
+        torch.set_rng_state(mine["cpu"])
+        if self.placement.device.type == "cuda" and "cuda" in mine:
+            torch.cuda.set_rng_state(mine["cuda"], self.placement.device)
 
     def _check_same(self, saved: Mapping[str, Any]) -> None:
         ours = self.recipe.to_dict()
@@ -186,16 +209,23 @@ class Run:
         }
         free |= {("train", "eval_batch_size"), ("train", "patience"), ("train", "eval_epochs")}
         for section, values in ours.items():
-            if section == "placement":
+            if section in ("placement", "parallel"):
                 continue
+            typed = Recipe.model_fields[section].get_default()
             # The name first: another model has other options, which would say less.
             for key in sorted(values.keys() | saved.get(section, {}).keys(), key=lambda k: (k != "name", k)):
-                old, new = saved.get(section, {}).get(key), values.get(key)
+                # What the recipe did not know of when the checkpoint was made was as it is by default.
+                old, new = saved.get(section, {}).get(key, getattr(typed, key, None)), values.get(key)
                 if old != new and (section, key) not in free:
                     raise InputError(
                         f"--resume: {section}.{key} is {new!r}, but the checkpoint was made with {old!r}",
                         hint=f"give {old!r} again, or start a new run with --out",
                     )
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """The seed of what each rank draws for itself (dropout); the recipe's own on rank 0."""
+    return seed + 1_000_003 * rank
 
 
 def environment(placement: Placement) -> dict[str, Any]:

@@ -8,14 +8,13 @@ Shapes: N samples, B batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch, Source
-from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.evaluate import forward_pass
 from bigmodel_cli.engine.run import Run
 
@@ -52,7 +51,7 @@ def say_once(run: Run) -> bool:
             return False
         run.said = {split: said for split, said in found.items() if said}
     train, val = _beside(run.batches.source, run.said, "train"), _beside(run.val, run.said, "val")
-    run.batches, run.val = Batches(train, run.batches.batch_size, run.batches.seed), val
+    run.batches, run.val = replace(run.batches, source=train), val
     return True
 
 

@@ -21,6 +21,7 @@ from bigmodel_cli.engine.evaluate import evaluate
 from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.loop import fit
+from bigmodel_cli.engine.parallel import ALONE, Group, losses_told
 from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.signals import StopFlag
@@ -66,11 +67,16 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, folder: RunFolder, emit: Callable[[Event], None], recorded: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    folder: RunFolder,
+    emit: Callable[[Event], None],
+    recorded: Mapping[str, Any] | None = None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Train `recipe` in `folder` to its end; `recorded` is the environment of a run that is done again.
 
     A new folder is made only once everything is built: bad input leaves nothing behind.
+    Every process of `group` calls this; rank 0's `folder` is the one that is written.
 
     Raises:
         InterruptedRun: a signal came; everything is saved.
@@ -79,7 +85,8 @@ def train(
     clock = time.perf_counter()
     with (
         StopFlag() as stop,
-        _prepared(recipe, folder, recorded) as run,
+        losses_told(),
+        _prepared(recipe, folder, recorded, group) as run,
         Writer(folder.path) as writer,
     ):
         best: dict[str, Any] = {}
@@ -92,8 +99,13 @@ def train(
                 best = {k: event[k] for k in event if k.startswith("val_")} | {"best_epoch": event["epoch"]}
             emit(event)
 
-        run.emit, run.stop = told, lambda: stop.requested
-        run.save = lambda run, best: writer.save(run.state(), best)
+        def save(run: Run, best: bool) -> None:
+            state = run.state()
+            if group.leads:
+                writer.save(state, best)
+
+        run.emit, run.stop = told, lambda: group.any(stop.requested)
+        run.save = save
         run.roll_back = lambda: _roll_back(run, folder, writer)
         run.watch.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
@@ -107,8 +119,9 @@ def train(
                 through = through and (solve(run) if run.adapted.solve else fit(run))
         with run.watch("saving"):
             writer.wait()
+            group.wait()
         if not through:
-            raise _interrupted(stop, run, folder)
+            raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)
         best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}
         outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, digest(run.model), before)
         folder.event(outcome.to_dict())
@@ -121,29 +134,30 @@ def _before(run: Run) -> dict[str, Any]:
     if not run.recipe.start.trained or run.progress.step:
         return {}
     size = run.recipe.train.eval_batch_size
-    metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.stop)
+    group = run.parallel.group
+    metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.stop, group)
     return {f"val_{k}": v for k, v in (metrics or {}).items()}
 
 
 @contextlib.contextmanager
-def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | None) -> Iterator[Run]:
+def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | None, group: Group) -> Iterator[Run]:
     """The run, built and holding the folder's lock; however it ends, ``status.json`` says so."""
     run: Run | None = None
     if not folder.resume:
-        run = assemble(recipe, None, recorded)  # before the folder exists
+        run = assemble(recipe, None, recorded, group=group)  # before the folder exists
     with folder:
         try:
             if run is None:
-                newest, state, skipped = checkpoint.fallback(folder.path)
-                if newest.name == "best.pt" and not skipped:  # a kill came between best.pt and its link: end that save
-                    durable.link(newest, folder.path / "last.pt")
-                run = assemble(recipe, state)
+                state, skipped = _newest(folder, group)
+                run = assemble(recipe, state, group=group)
                 run.notes[:0] = skipped
                 folder.rewind(run.progress.epoch)
             else:
                 folder.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
             folder.status("running", None, run.progress.step, None, "")
-            yield run
+            folder.path = Path(group.share(str(folder.path)))
+            with losses_told():
+                yield run
         except BigmodelError as error:
             step = run.progress.step if run else 0
             last = folder.path / "last.pt"
@@ -164,10 +178,32 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
             raise
 
 
+def _newest(folder: RunFolder, group: Group) -> tuple[dict[str, Any], list[str]]:
+    """The newest valid checkpoint, which rank 0 chooses and every rank reads; and a line for each that was skipped.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not group.leads:
+        chosen = group.share(None)
+        if chosen is None:
+            raise InputError(f"{folder.path}: no valid checkpoint")
+        return checkpoint.load(Path(chosen)), []
+    try:
+        newest, state, skipped = checkpoint.fallback(folder.path)
+    except InputError:
+        group.share(None)
+        raise
+    if newest.name == "best.pt" and not skipped:  # a kill came between best.pt and its link: end that save
+        durable.link(newest, folder.path / "last.pt")
+    group.share(str(newest))
+    return state, skipped
+
+
 def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
     writer.wait()
     try:
-        _, state, _ = checkpoint.fallback(folder.path)
+        state, _ = _newest(folder, run.parallel.group)
     except InputError:
         return False
     run.restore(state)
@@ -175,8 +211,8 @@ def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
     return True
 
 
-def _interrupted(stop: StopFlag, run: Run, folder: RunFolder) -> InterruptedRun:
-    signum, step = stop.signum or 0, run.progress.step
+def _interrupted(signum: int, run: Run, folder: RunFolder) -> InterruptedRun:
+    step = run.progress.step
     return InterruptedRun(
         signum,
         f"stopped by signal {signum} at step {step}/{run.total_steps}; saved {folder.path / 'last.pt'}",
@@ -200,6 +236,6 @@ def _start(run: Run, folder: RunFolder) -> Event:
         "epochs": run.recipe.train.epochs,
         "unit": run.task.unit,
         "metric": run.task.best[0],
-        "placement": str(run.placement),
+        "placement": str(run.placement) + (f"; {run.parallel}" if run.parallel.group.world > 1 else ""),
         "notes": run.notes,
     }

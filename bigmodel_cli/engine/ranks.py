@@ -1,0 +1,110 @@
+"""Which of a job's processes this is, read from what started it: torchrun, Slurm or Kubernetes. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigmodel_cli.core.errors import InputError
+
+ROUND = "BIGMODEL_ROUND"
+"""Names one start of all of a job's workers, in the environment of each."""
+PORT = 20_000  # of a Slurm job: this, and the job's number modulo as many
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """`rank` of `world` processes in all; `local_rank` of the `local_world` on this host."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    address: str = "127.0.0.1"
+    """Of the host where the ranks first meet, as `port`."""
+    port: int = 29_500
+    round: str = ""
+    """The same on every rank, and another each time they are started."""
+    job: str = ""
+    """The same for every start of this process's place in one job, another in the next job."""
+
+
+ONE = Ranks()
+
+
+def ranks(env: Mapping[str, str] = os.environ) -> Ranks:
+    """This process's ranks; those of a job of one where nothing started several.
+
+    Raises:
+        InputError: the environment contradicts itself.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, our own launcher, a PyTorchJob
+        found = _read(env, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif "SLURM_STEP_NUM_TASKS" in env:  # only inside srun: the batch script itself is no rank
+        found = _read(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    else:
+        return Ranks()
+    rank, world, local_rank, local_world = found
+    if not 0 <= rank < world:
+        raise InputError(f"rank {rank} of {world}", "expected a rank below the number of processes")
+    address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1"
+    job = _number(env, "SLURM_JOB_ID", 0)
+    port = _number(env, "MASTER_PORT", PORT + job % PORT if job else 29_500)
+    start = env.get(ROUND) or env.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    return Ranks(rank, world, local_rank, local_world, address, port, start, job_name(env))
+
+
+def _read(env: Mapping[str, str], rank: str, world: str, local_rank: str, local_world: str) -> tuple[int, ...]:
+    return _number(env, rank, 0), _number(env, world, 1), _number(env, local_rank, 0), _number(env, local_world, 1)
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, "")
+    if not text:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{name}={text!r} in the environment", "expected a number") from None
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm list: ``gpu[07-09,12],login`` is ``gpu07``."""
+    found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?", nodes)
+    return found[1] + (found[2] or "") if found else ""
+
+
+def job_name(env: Mapping[str, str] = os.environ) -> str:
+    """What this job is called: BIGMODEL_JOB, or Slurm's number, or else the process that started this one.
+
+    An elastic agent starts its workers again and again: they have it in common, and no other job has it.
+    """
+    if env.get("BIGMODEL_JOB"):
+        return env["BIGMODEL_JOB"]
+    if env.get("SLURM_JOB_ID"):
+        return f"slurm-{env['SLURM_JOB_ID']}"
+    parent = os.getppid()
+    try:
+        started = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = "0"
+    return f"{socket.gethostname()}-{parent}-{started}"
+
+
+def die_with_launcher() -> None:
+    """Have the kernel end this worker at once when its launcher does: no orphan, however the launcher ended."""
+    launcher = os.environ.get("BIGMODEL_LAUNCHER", "")
+    if sys.platform == "linux" and launcher.isdigit():
+        parent_death_signal = 1  # linux/prctl.h
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it went before
+            os.kill(os.getpid(), signal.SIGKILL)

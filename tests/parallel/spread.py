@@ -1,0 +1,46 @@
+"""A function on several ranks of one job: forks of the test's process, which has torch loaded, over gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigmodel_cli.engine.parallel import Group, join, leave
+from bigmodel_cli.engine.ranks import Ranks
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spread(world: int, work: Callable[[Group], Any], folder: Path, timeout: float = 60) -> list[Any]:
+    """What `work` returns (tensors and plain values) on each rank; a rank that raises fails the test."""
+    port, children = free_port(), []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(int(2 * timeout))
+                ranks = Ranks(rank, world, rank, world, "127.0.0.1", port)
+                result = work(join(ranks, "gloo", timeout))
+                torch.save(result, folder / f"rank-{rank}.result")
+                leave()
+                code = 0
+            except BaseException:
+                traceback.print_exc(file=sys.__stderr__)
+            os._exit(code)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes == [0] * world, codes
+    return [torch.load(folder / f"rank-{rank}.result", weights_only=True) for rank in range(world)]
