@@ -23,6 +23,7 @@ from bigmodel_cli.commands import (
     predict,
     recipe,
     reproduce,
+    serve,
     study,
     train,
     tune,
@@ -63,6 +64,7 @@ app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(generate.generate)
 app.command()(export.export)
+app.command()(serve.serve)
 app.command()(reproduce.reproduce)
 app.command("verify-resume")(reproduce.verify_resume)
 app.command("env-check")(env_check.env_check)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 # A document tells of whole trainings; the test shortens each to a few small steps.
@@ -37,8 +40,23 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
     assert found
     for arguments in found:
         short = [] if {"--resume", "--dry-run"} & set(arguments) else SHORT.get(arguments[0], [])
+        if arguments[0] == "serve":
+            assert served(arguments, tmp_path) == 0
+            continue
         done = run_cli(*arguments, *short, variables=NO_COMPILING)
         assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
+
+
+def served(arguments: list[str], folder: Path) -> int:
+    """How the service ends when it is asked to, once it has said where it is."""
+    command = [sys.executable, "-m", "bigmodel_cli", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment()) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline().startswith("http://127.0.0.1:")
+            process.terminate()
+            return process.wait(30)
+        finally:
+            process.kill()
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,0 +1,1 @@
+"""An exported model behind HTTP: a page, answers in batches, limits, figures. Imports no torch."""

@@ -1,0 +1,110 @@
+"""What each path answers. Every reply of status 400 or more is one line of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from bigmodel_cli.serve.gate import Gate
+from bigmodel_cli.serve.page import PAGE, POLICY
+from bigmodel_cli.serve.refusal import Refusal, line
+from bigmodel_cli.serve.service import Service
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
+TEXT = {"type": "string"}
+BODIES: dict[str, Any] = {
+    "picture": {"image/*": BINARY, "multipart/form-data": FORM},
+    "text": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["text"],
+                "properties": {"text": {"oneOf": [TEXT, {"type": "array", "items": TEXT}]}},
+            }
+        }
+    },
+}
+"""What /predict takes, as OpenAPI says it."""
+TOP = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1}, "description": "Classes a sample."}
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def build_app(service: Service, log: Callable[[str], None], every: bool) -> Gate:
+    """The ASGI application. `log` takes a line of text for each request that met a bug, or, with `every`, for each."""
+    # The documentation's own pages load scripts from elsewhere; /openapi.json is there.
+    app = FastAPI(title="bigmodel serve", docs_url=None, redoc_url=None)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        headers = {"content-security-policy": POLICY, "cache-control": "no-cache"}
+        return Response(PAGE, headers=headers, media_type="text/html")
+
+    @app.get("/model")
+    async def model() -> Response:
+        """What is served: name, format, class names, the digest of its file, and the limits of a request."""
+        limits = service.options.limits
+        most = {"bytes": limits.size, "pixels": limits.pixels, "samples": limits.samples}
+        return _json({**service.served.about, "limits": most})
+
+    body = {"content": BODIES[service.served.reader.kind], "required": True}
+
+    @app.post("/predict", openapi_extra={"requestBody": body, "parameters": [TOP]})
+    async def predict(request: Request) -> Response:
+        """The classes of each sample in the body with their probabilities, likeliest first."""
+        return _json(await service.predict(request))
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    async def healthz() -> Response:
+        """200 where the model answers."""
+        await service.healthy()
+        return _json({"status": "ok"})
+
+    @app.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
+    async def readyz() -> Response:
+        """200 where a request would be taken now."""
+        service.ready()
+        return _json({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), headers={"content-type": PROMETHEUS})
+
+    _errors(app)
+    return Gate(app, service, log, every)
+
+
+def _errors(app: FastAPI) -> None:
+    paths = sorted({path for route in app.routes if (path := getattr(route, "path", None))})
+
+    @app.exception_handler(HTTPException)
+    async def of_the_framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = {404: "no such path", 405: f"{request.method} is not for this path"}.get(error.status_code, error.detail)
+        return _refused(Refusal(error.status_code, what, hint="the paths are " + " ".join(paths)), error.headers or {})
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Exception) -> Response:
+        assert isinstance(refusal, Refusal)
+        return _refused(refusal, {})
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it; it is counted
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:
+        return _refused(Refusal(500, f"the service failed: {type(error).__name__}"), {})
+
+
+def _json(value: Any) -> Response:
+    return Response(line(value), media_type="application/json")
+
+
+def _refused(refusal: Refusal, headers: Any) -> Response:
+    return Response(refusal.body(), refusal.status, {**headers, **refusal.headers()}, "application/json")

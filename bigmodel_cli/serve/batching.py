@@ -1,0 +1,112 @@
+"""Requests that come at the same time are answered by one run of the model.
+
+The model runs in one thread, which takes what waits: the first sample, then others for at most
+`max_wait` seconds or until there are `max_batch`. Shapes: K classes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Sample = Any
+Answer = Callable[[Sequence[Sample]], "np.ndarray"]
+"""Prepared samples -> probabilities (B,K)."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    sample: Sample
+    reply: asyncio.Future[np.ndarray]
+    loop: asyncio.AbstractEventLoop
+
+
+class Batcher:
+    """Gives samples to `answer` in batches; `ran` is told of each: its size and seconds.
+
+    A daemon thread: a model that never answers must not keep the process from ending.
+    """
+
+    def __init__(
+        self, answer: Answer, *, max_batch: int, max_wait: float, ran: Callable[[int, float], None] | None = None
+    ) -> None:
+        self._answer, self._max_batch, self._max_wait, self._ran = answer, max_batch, max_wait, ran
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self.last_answer = float("-inf")
+        """When the model answered last, by ``time.monotonic``."""
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def waiting(self) -> int:
+        """Samples that no run has taken yet."""
+        return self._queue.qsize()
+
+    async def __call__(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """The probabilities (K,) of each sample.
+
+        Raises:
+            Exception: whatever the model raised. A caller that is cancelled takes its samples back.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(sample, loop.create_future(), loop) for sample in samples]
+        for one in waiting:
+            self._queue.put(one)
+        return list(await asyncio.gather(*(one.reply for one in waiting)))
+
+    def close(self, timeout: float) -> bool:
+        """End the thread once the queue is empty; whether it ended within `timeout` seconds."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first, *self._others()]
+            if wanted := [one for one in batch if not one.reply.cancelled()]:
+                self._run(wanted)
+
+    def _others(self) -> list[_Waiting]:
+        found: list[_Waiting] = []
+        until = time.monotonic() + self._max_wait
+        while len(found) < self._max_batch - 1:
+            try:
+                one = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if one is None:  # the end, after this batch
+                self._queue.put(None)
+                break
+            found.append(one)
+        return found
+
+    def _run(self, batch: list[_Waiting]) -> None:
+        began = time.monotonic()
+        try:
+            rows: Any = self._answer([one.sample for one in batch])
+        except Exception as error:  # a runtime's errors are of its own kinds; each request reports it
+            rows = [error] * len(batch)
+        else:
+            self.last_answer = time.monotonic()
+            if self._ran is not None:
+                self._ran(len(batch), self.last_answer - began)
+        for one, row in zip(batch, rows, strict=True):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                one.loop.call_soon_threadsafe(_settle, one.reply, row)
+
+
+def _settle(reply: asyncio.Future[np.ndarray], row: np.ndarray | Exception) -> None:
+    if reply.done():
+        return
+    if isinstance(row, Exception):
+        reply.set_exception(row)
+    else:
+        reply.set_result(row)

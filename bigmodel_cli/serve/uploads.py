@@ -1,0 +1,149 @@
+"""A request's body to named samples: pictures (multipart, or the body itself), or texts (JSON)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any, cast
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from bigmodel_cli.serve.refusal import Refusal
+
+LINGER = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`size`: bytes of a body. `pixels`: of a picture. `samples`: of a request. `seconds`: for the body to arrive."""
+
+    size: int
+    pixels: int
+    samples: int
+    seconds: float
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refusal: 413, it is larger than the limit; 408, it did not arrive in time; 400, it is empty.
+    """
+    received = bytearray()
+    size = 0
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= limits.size:
+                    received += chunk
+                elif size > limits.size * LINGER:
+                    break  # a sender that never ends; a connection that is closed while it sends may lose the reply
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {limits.seconds:g} s", close=True) from None
+    if size > limits.size:
+        raise Refusal(413, f"the body is larger than {limits.size} bytes", close=size > limits.size * LINGER)
+    if not size:
+        raise Refusal(400, "the body is empty", hint="curl --data-binary @FILE, or -F file=@FILE")
+    return bytes(received)
+
+
+def pictures(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, bytes]]:
+    """(name, bytes) of each picture.
+
+    Raises:
+        Refusal: 400, a body that is not what its type says; 413, too many pictures; 415, a type that holds none.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return _files(content_type, body, limits)
+    if kind.startswith(("application/json", "text/", "application/x-www-form-urlencoded")) and not _binary(body):
+        raise Refusal(415, f"a body of type {kind}", "expected a picture, or multipart/form-data with pictures")
+    return [("picture", body)]
+
+
+def _binary(body: bytes) -> bool:
+    """curl sends pictures as application/x-www-form-urlencoded unless told otherwise."""
+    return any(byte < 9 or byte > 126 for byte in body[:16])
+
+
+class _Parts:
+    """What python-multipart calls as it finds parts in a body: files are kept, in memory, and other fields are not."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.files: list[tuple[str, bytearray]] = []
+        self.parts, self.whole = 0, False
+        self._file = False
+        self._field, self._value, self._disposition = bytearray(), bytearray(), b""
+
+    def on_part_begin(self) -> None:
+        self.parts, self._file, self._disposition = self.parts + 1, False, b""
+        if self.parts > self.most:
+            raise Refusal(413, "too many parts in a form", f"expected at most {self.most}")
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._field, self._value = bytearray(), bytearray()
+
+    def on_headers_finished(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        if b"filename" in options:
+            self._file = True
+            name = options[b"filename"].decode("utf-8", "replace")
+            self.files.append((name or f"picture {len(self.files) + 1}", bytearray()))
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file:
+            self.files[-1][1].extend(data[start:end])
+
+    def on_end(self) -> None:
+        self.whole = True
+
+
+def _files(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, bytes]]:
+    found = _Parts(limits.samples)
+    calls = {name: getattr(found, name) for name in dir(found) if name.startswith("on_")}
+    try:
+        boundary = parse_options_header(content_type)[1][b"boundary"]
+        parser = MultipartParser(boundary, cast("Any", calls))
+        parser.write(body)
+        parser.finalize()
+    except KeyError:
+        raise Refusal(400, "multipart/form-data without a boundary") from None
+    except (FormParserError, ValueError) as error:
+        raise Refusal(400, f"bad multipart body: {error}") from None
+    if not found.whole:
+        raise Refusal(400, "bad multipart body: it ends without its last boundary")
+    if not found.files:
+        raise Refusal(400, "no file in the form", hint="curl -F file=@FILE")
+    return [(name, bytes(content)) for name, content in found.files]
+
+
+def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
+    """(name, text) of each text in ``{"text": "..."}`` or ``{"text": ["...", ...]}``.
+
+    Raises:
+        Refusal: 400, it is not that; 413, too many texts.
+    """
+    try:
+        given: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "the body is not JSON", 'expected {"text": "..."}') from None
+    text = given.get("text") if isinstance(given, dict) and set(given) == {"text"} else None
+    found = [text] if isinstance(text, str) else text
+    if not isinstance(found, list) or not found or not all(isinstance(t, str) and t.strip() for t in found):
+        raise Refusal(400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}')
+    if len(found) > limits.samples:
+        raise Refusal(413, f"{len(found)} texts in a request", f"expected at most {limits.samples}")
+    return [(f"text {i}", t) for i, t in enumerate(found, 1)]
