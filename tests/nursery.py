@@ -210,8 +210,12 @@ class Nursery:
         sabotage: str | None = None,
         largest_file: int | None = None,
         variables: dict[str, Any] | None = None,
+        host: str | None = None,
     ) -> Child:
-        """The command with `arguments` and `variables`; no file of it grows beyond `largest_file` bytes."""
+        """The command with `arguments` and `variables`; no file of it grows beyond `largest_file` bytes.
+
+        `host` is the network namespace that it runs in.
+        """
         self.logs.mkdir(exist_ok=True)
         out, err = (self.logs / f"{len(self.children)}.{kind}" for kind in ("out", "err"))
         for file in (out, err):
@@ -219,7 +223,7 @@ class Nursery:
         argv = ["bigmodel", *map(str, arguments)]
         request: dict[str, Any] = {"argv": argv, "cwd": str(self.folder), "out": str(out), "err": str(err)}
         request["env"] = {**environment(), **{k: str(v) for k, v in (variables or {}).items()}}
-        pid = self.ask({**request, "sabotage": sabotage, "largest_file": largest_file})
+        pid = self.ask({**request, "sabotage": sabotage, "largest_file": largest_file, "host": host})
         self.children.append(Child(self, pid, out, err))
         return self.children[-1]
 
@@ -253,6 +257,11 @@ def _serve() -> None:
 
 def _child(request: dict[str, Any]) -> None:
     os.setsid()
+    if request["host"]:
+        import ctypes
+
+        with Path("/var/run/netns", request["host"]).open() as space:
+            assert ctypes.CDLL(None).setns(space.fileno(), 0x40000000) == 0  # CLONE_NEWNET, linux/sched.h
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from bigmodel_cli.commands import console
 from bigmodel_cli.core.errors import InputError
 
 
@@ -60,7 +61,8 @@ class Launch:
             made = folder.make() if out is None else None
         arguments = [*sys.argv[1:], *(["--out", str(made)] if made else [])]
         try:
-            code = start(Plan(processes_here(self.nproc), least, most, self.rdzv, self.max_restarts), arguments)
+            plan = Plan(processes_here(self.nproc), least, most, self.rdzv, self.max_restarts)
+            code = start(plan, arguments, console.error)
         finally:
             if made is not None and not any(made.iterdir()):
                 made.rmdir()

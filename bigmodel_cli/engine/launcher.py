@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +23,14 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.engine.ranks import ROUND
+from bigmodel_cli.engine.ranks import ROUND, own_address
 
 FINAL = (2, 4, 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 """Exit codes of workers that would end the same way again: bad input, diverged, stopped by a person or a scheduler."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 10  # from the end of one worker, SIGTERM to the others, to SIGKILL
 LAST_CALL = 5.0  # seconds that a meeting with enough hosts waits for more
+ANSWER = 15.0  # seconds without an answer of the meeting place after which a host is cut off
 KEEP_ALIVE = 5.0  # seconds between a host's signs of life; after three that are missing it is gone
 
 
@@ -94,8 +98,11 @@ class Agent(LocalElasticAgent):
                     os.kill(process, number)
 
 
-def start(plan: Plan, arguments: list[str]) -> int:
+def start(plan: Plan, arguments: list[str], cut_off: Callable[[MachineError], None]) -> int:
     """Run ``bigmodel`` with `arguments` in each process of `plan`; the exit code that a plain run would have.
+
+    Where the place of meeting no longer answers, `cut_off` is told so, and this process ends at once: it
+    cannot be interrupted in what it asks the place.
 
     Raises:
         MachineError: the hosts did not meet, or the place where they met is gone.
@@ -105,18 +112,21 @@ def start(plan: Plan, arguments: list[str]) -> int:
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // plan.processes, 1))
     os.environ["BIGMODEL_LAUNCHER"] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are ours
-    single = plan.meeting is None
+    meeting, here, first = _meeting(plan.meeting)
     parameters = RendezvousParameters(
         backend="c10d",
-        endpoint=plan.meeting or "localhost:0",
-        run_id=str(uuid.uuid4()) if single else "bigmodel",
+        endpoint=meeting,
+        run_id="bigmodel" if plan.meeting else str(uuid.uuid4()),
         min_nodes=plan.least_hosts,
         max_nodes=plan.most_hosts,
-        local_addr="127.0.0.1" if single else None,
+        local_addr=here,
+        is_host=first,
         last_call_timeout=LAST_CALL,
         keep_alive_interval=KEEP_ALIVE,
-        **({"is_host": True} if single else {}),
+        read_timeout=ANSWER,
     )
+    if not first:
+        threading.Thread(target=_watch, args=(meeting, cut_off), name="meeting", daemon=True).start()
     try:
         handler = rendezvous.get_rendezvous_handler(parameters)
         agent = Agent(
@@ -146,6 +156,40 @@ def start(plan: Plan, arguments: list[str]) -> int:
             "the hosts' meeting was closed", "expected this host to be wanted", "the same --nnodes on all"
         )
     return exit_code(agent.codes) if result.is_failed() else 0
+
+
+def _meeting(place: str | None) -> tuple[str, str, bool]:
+    """Where to meet, this host's address as seen from there, and whether it is this host that the others come to.
+
+    Raises:
+        InputError: it is not of the form host:port.
+        MachineError: there is no way there.
+    """
+    if place is None:
+        return "127.0.0.1:0", "127.0.0.1", True
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--rdzv {place}", "expected HOST:PORT", "--rdzv 10.0.0.1:29500")
+    try:
+        address = socket.gethostbyname(host)
+        here = own_address(address)
+    except OSError as error:
+        raise MachineError(f"--rdzv {place}: {error.strerror or error}", hint="the first host's address") from None
+    return f"{address}:{port}", here, here == address
+
+
+def _watch(meeting: str, cut_off: Callable[[MachineError], None]) -> None:
+    """End this process, and with it its workers, once the place of meeting has been silent for some time."""
+    host, _, port = meeting.rpartition(":")
+    heard: float | None = None  # nobody may be there yet
+    while heard is None or time.monotonic() - heard < ANSWER:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=KEEP_ALIVE):
+            heard = time.monotonic()
+        time.sleep(KEEP_ALIVE)
+    cut_off(
+        MachineError(f"cut off from {meeting}", f"it gave no answer for {ANSWER:.0f} s", "the first host, the network")
+    )
+    os._exit(MachineError.exit_code)
 
 
 def exit_code(codes: dict[int, int]) -> int:

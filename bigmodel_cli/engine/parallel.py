@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
-from bigmodel_cli.engine.ranks import Ranks
+from bigmodel_cli.engine.ranks import Ranks, interface, own_address
 
 FAREWELL = 3.0  # seconds that a rank with an error waits for rank 0's, which may be the same
 CPU = torch.device("cpu")
@@ -123,6 +124,7 @@ def join(ranks: Ranks, backend: str, timeout: float) -> Group:
     if ranks.world == 1:
         return Group(ranks)
     limit = timedelta(seconds=timeout)
+    _name_interface(ranks)
     place = f"tcp://{ranks.address}:{ranks.port}?rank={ranks.rank}&world_size={ranks.world}"
     try:
         # env:// knows the store of an elastic agent, which outlives the workers.
@@ -138,6 +140,16 @@ def join(ranks: Ranks, backend: str, timeout: float) -> Group:
         what = f"rank {ranks.rank} met no other at {place.split('?')[0]} ({reason})"
         raise MachineError(what, hint="the first host's address and an open port: MASTER_ADDR, MASTER_PORT") from None
     return group
+
+
+def _name_interface(ranks: Ranks) -> None:
+    """Have gloo listen where other hosts reach it: by itself it takes what the host's name means, often 127.0.1.1."""
+    if "GLOO_SOCKET_IFNAME" in os.environ or ranks.local_world == ranks.world:
+        return
+    with contextlib.suppress(OSError):
+        name = interface(own_address(socket.gethostbyname(ranks.address)))
+        if name is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,31 @@ def first_host(nodes: str) -> str:
     """The first host of a Slurm list: ``gpu[07-09,12],login`` is ``gpu07``."""
     found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?", nodes)
     return found[1] + (found[2] or "") if found else ""
+
+
+def own_address(towards: str) -> str:
+    """This host's address on the way to the address `towards`; nothing is sent.
+
+    Raises:
+        OSError: there is no way.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))
+        return str(probe.getsockname()[0])
+
+
+def interface(address: str) -> str | None:
+    """The network interface that has `address`, as Linux names it."""
+    import fcntl
+
+    get_address = 0x8915  # SIOCGIFADDR, linux/sockios.h
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(probe.fileno(), get_address, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
 
 
 def job_name(env: Mapping[str, str] = os.environ) -> str:
