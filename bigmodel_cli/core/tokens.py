@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 SPECIALS = (PAD, UNKNOWN, START, END)
+ALIASES = {
+    PAD: ("[PAD]", "<|pad|>", "<|endoftext|>"),
+    UNKNOWN: ("[UNK]",),
+    START: ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>"),
+    END: ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
+}
+"""What published tokenizers call them."""
 
 
 class Tokenizer(Protocol):
@@ -127,13 +134,18 @@ class Pairs:
             raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
         if not 0 < self.size <= MOST_TOKENS or sorted(named.values()) != list(range(self.size)):
             raise InputError(f"tokenizer with {self.size} tokens", "expected each id from 0 on once")
-        self.special = {s: named[s] for s in SPECIALS if s in named}
-        if "<|endoftext|>" in named:  # GPT-2's name for it
-            self.special.setdefault(END, named["<|endoftext|>"])
+        found = {s: next((named[name] for name in (s, *ALIASES[s]) if name in named), None) for s in SPECIALS}
+        self.special = {s: i for s, i in found.items() if i is not None}
         self.named = named
 
     def encode(self, text: str) -> Sequence[int]:
         return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    def framed(self, text: str, most: int) -> Sequence[int]:
+        """Up to `most` ids of `text`, the tokenizer's own special tokens around it, as BERT's ``[CLS] ... [SEP]``."""
+        found = self.inner.encode(text, add_special_tokens=False)
+        found.truncate(max(most - self.inner.num_special_tokens_to_add(False), 0))
+        return self.inner.post_process(found, add_special_tokens=True).ids  # type: ignore[no-any-return]
 
     def decode(self, ids: Sequence[int]) -> str:
         hidden = set(self.special.values())
@@ -226,12 +238,16 @@ def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
     return tuple(ids.get(name, known.special.get(UNKNOWN, -1)) for name in theirs.tokens())
 
 
-def encode_padded(texts: Sequence[str], spec: TextSpec) -> Tensor:
-    """(B,T) int64 ids, ``<pad>`` after the shorter ones; at least one token, at most the context."""
+def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) -> Tensor:
+    """(B,T) int64 ids, ``<pad>`` after the shorter ones; at least one token, at most the context.
+
+    `framed`: with the special tokens that the tokenizer puts around a text to classify, where it has some.
+    """
     import torch
 
     known = tokenizer(spec)
-    rows = [list(known.encode(text))[: spec.context] for text in texts]
+    whole = known.framed if framed and isinstance(known, Pairs) else lambda text, most: known.encode(text)[:most]
+    rows = [list(whole(text, spec.context)) for text in texts]
     longest = max(1, *map(len, rows), 1)
     pad = known.special.get(PAD, 0)
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,10 +15,12 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import SPECIALS, characters_of, encode_padded, words_of
+from bigmodel_cli.core.tokens import PAD, SPECIALS, characters_of, encode_padded, tokenizer, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.tokenizer_choice import chosen
 
 Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens of a text, the rest is cut off")]
+Vocabulary = Annotated[str, Field(description="word, char, byte, gpt2, or a tokenizer.json", min_length=1)]
 FOLDS = 10
 
 
@@ -27,15 +29,15 @@ class LabelledTexts:
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int], spec: TextSpec, split: str) -> None:
         self.texts, self.labels, self.split = texts, torch.tensor(labels), split
-        self.rows = [encode_padded([text], spec)[0].int() for text in texts]
+        self.rows = [encode_padded([text], spec, framed=True)[0].int() for text in texts]
+        self.fill = tokenizer(spec).special.get(PAD, 0)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def gather(self, indices: Tensor) -> Batch:
         rows = [self.rows[i] for i in indices.tolist()]
-        # Row 0 of every vocabulary with <pad> is <pad>.
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.fill)
         return {"tokens": tokens, "label": self.labels[indices], "index": indices}
 
     def name(self, index: int) -> str:
@@ -46,13 +48,16 @@ class LabelledTexts:
 Texts = Mapping[str, tuple[list[str], list[int]]]
 
 
-def labelled(splits: Texts, classes: Sequence[str], tokens: str, context: int, notes: Sequence[str] = ()) -> DataBundle:
-    """The bundle of (texts, labels) by split; the vocabulary is that of the train split alone."""
-    vocabulary = {
-        "word": lambda texts: words_of(texts, least=2),
-        "char": lambda texts: characters_of(texts, SPECIALS),
-    }[tokens](splits["train"][0])
-    spec = TextSpec(tokens, vocabulary, context, tuple(classes))
+def labelled(
+    splits: Texts, classes: Sequence[str], tokens: str, context: int, root: Path, notes: Sequence[str] = ()
+) -> DataBundle:
+    """The bundle of (texts, labels) by split; a new vocabulary is that of the train split alone."""
+    train = splits["train"][0]
+    if tokens in ("word", "char"):
+        vocabulary = words_of(train, least=2) if tokens == "word" else characters_of(train, SPECIALS)
+        spec = TextSpec(tokens, vocabulary, context, tuple(classes))
+    else:
+        spec = chosen(tokens, None, context, root).with_(classes=tuple(classes))
 
     @functools.cache
     def load(split: str) -> LabelledTexts:
@@ -63,7 +68,7 @@ def labelled(splits: Texts, classes: Sequence[str], tokens: str, context: int, n
 
 
 @data.register("rt-polarity")
-def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Literal["word", "char"] = "word") -> DataBundle:
+def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Vocabulary = "word") -> DataBundle:
     """10,662 sentences of film reviews, positive or negative (Pang and Lee 2005); every tenth line tests.
 
     The data comes without a split. Ours: of each file, lines 0, 10, 20, ... (from 0) test,
@@ -82,4 +87,4 @@ def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Literal["word",
             texts, labels = splits[{0: "test", 1: "val"}.get(i % FOLDS, "train")]
             texts.append(line)
             labels.append(label)
-    return labelled(splits, ("negative", "positive"), tokenizer, context)
+    return labelled(splits, ("negative", "positive"), tokenizer, context, root)

@@ -16,7 +16,7 @@ from bigmodel_cli.core.json_lines import is_text, read_records
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.labelled_text import Texts, labelled
+from bigmodel_cli.data.labelled_text import Texts, Vocabulary, labelled
 from bigmodel_cli.data.parallel_text import Pairs, Size, parallel, read_pair
 from bigmodel_cli.data.shard_files import is_shards
 from bigmodel_cli.data.text import Context, Separate, windows
@@ -71,7 +71,7 @@ def labelled_file(
     root: Path,
     *,
     path: str,
-    tokenizer: Literal["word", "char"] = "word",
+    tokenizer: Vocabulary = "word",
     context: Context = 64,
     encoding: Encoding = AUTO,
 ) -> DataBundle:
@@ -85,7 +85,7 @@ def labelled_file(
         texts.append(str(row["text"]))
         labels.append(classes.index(str(row["label"])))
     _check_splits(file, splits)
-    return labelled(splits, classes, tokenizer, context, notes)
+    return labelled(splits, classes, tokenizer, context, root, notes)
 
 
 @data.register()

@@ -83,7 +83,7 @@ class TextClassification:
     def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
         """Each line of a text file, as a raw batch of one."""
         for number, line in enumerate(read_lines(path), 1):
-            tokens = encode_padded([line], self.spec)
+            tokens = encode_padded([line], self.spec, framed=True)
             yield f"{path}:{number}", {"tokens": tokens, "label": torch.zeros(1).long(), "index": torch.zeros(1)}
 
     def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
