@@ -68,7 +68,7 @@ def token_shards(
     val_share: Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")] = 0.1,
     separate: Separate = False,
 ) -> DataBundle:
-    """What `bigmodel data tokenize` made of a text: its last documents validate."""
+    """What `bigmodel data tokenize` made of a text: its end validates."""
     like = of_text(like)
     index = read_index(Path(path).expanduser(), context or (like.context if like else 64))
     known = tokenizer(index.spec)
@@ -86,11 +86,13 @@ def token_shards(
 
 
 def _cut(index: Index, val_share: float) -> int:
-    """Where the val split begins: after the document that ends nearest, where there are several."""
+    """Where the val split begins: after the document that ends nearest, or within one where none ends near."""
     wanted = int(index.tokens * (1 - val_share))
     ends = index.end_places()
     if len(ends) < 2:
         return wanted
+    far = val_share * index.tokens / 2
     nearest = int(np.searchsorted(ends[:-1], wanted))
     near = [int(ends[i]) for i in (nearest - 1, nearest) if 0 <= i < len(ends) - 1]
-    return min(near, key=lambda place: abs(place - wanted))
+    best = min(near, key=lambda place: abs(place - wanted))
+    return best if abs(best - wanted) <= far else wanted
