@@ -14,13 +14,15 @@ import itertools
 import os
 import re
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -184,11 +186,18 @@ _spec: TextSpec | None = None
 
 
 def _begin(spec: TextSpec) -> None:
-    """What a process does first: Ctrl-C is its parent's to hear, and one core is its share."""
+    """What a process does first: Ctrl-C is its parent's to hear, one core is its share, and it ends with its parent."""
     global _spec
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _spec = spec
+
+
+def _end_with(parent: Any) -> None:
+    """Wait for the end of `parent`, which closes no pipe where it was killed, and end too."""
+    parent.join()
+    os._exit(1)
 
 
 def _make(unit: Unit) -> Made:
