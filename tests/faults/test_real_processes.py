@@ -26,7 +26,7 @@ TRAIN = (
     "--data",
     "digits",
     "--epochs",
-    40,
+    40 if SOAK else 10,
     "--set",
     "train.save_steps=1",
     "--set",
@@ -87,6 +87,6 @@ def test_a_second_process_in_the_folder_is_turned_away_until_the_first_is_gone(t
     assert second.returncode == 3 and str(first.pid) in said and os.uname().nodename in said
     first.kill()
     first.wait(200)
-    third = start(tmp_path, *TRAIN, "--resume")  # 40 epochs again
+    third = start(tmp_path, *TRAIN, "--resume")  # to the end of the first's epochs
     _, said = third.communicate(timeout=200)
     assert third.returncode == 0, said

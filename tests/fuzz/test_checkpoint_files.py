@@ -176,30 +176,40 @@ def test_resume_takes_the_newest_valid_one(tmp_path: Path) -> None:
         checkpoint.fallback(tmp_path)
 
 
-@pytest.mark.parametrize("limit", [0, 100, 5_000, 100_000, 1_000_000])
-def test_a_full_disk_keeps_the_old_file(limit: int, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE in a process of its own stands for the full disk."""
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE in a process of its own, forked from one that has torch loaded, stands for the full disk."""
+    import json
     import subprocess
     import sys
 
-    checkpoint.save(tmp_path / "last.pt", state())
+    limits = [0, 100, 5_000, 100_000, 1_000_000]
+    for limit in limits:
+        (tmp_path / str(limit)).mkdir()
+        checkpoint.save(tmp_path / str(limit) / "last.pt", state())
     program = f"""
-import resource, signal, sys
+import json, os, resource, signal, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
 from test_checkpoint_files import checkpoint, state
 from bigmodel_cli.core.errors import MachineError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 big = state(1, 500_000)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-try:
-    checkpoint.save(Path({str(tmp_path / "last.pt")!r}), big)
-except MachineError as error:
-    print(error.line)
-    sys.exit(error.exit_code)
+for limit in {limits}:
+    if os.fork():
+        os.wait()
+        continue
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        checkpoint.save(Path({str(tmp_path)!r}) / str(limit) / "last.pt", big)
+    except MachineError as error:
+        print(json.dumps([limit, error.exit_code, error.line]), flush=True)
+    os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == MachineError.exit_code, done.stderr
-    assert "last.pt" in done.stdout and "bytes needed" in done.stdout
-    assert checkpoint.digest(checkpoint.load(tmp_path / "last.pt")["model"]) == checkpoint.digest(state()["model"])
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    answers = {limit: (code, line) for limit, code, line in map(json.loads, done.stdout.splitlines())}
+    assert list(answers) == limits, done.stderr
+    for limit, (code, line) in answers.items():
+        folder = tmp_path / str(limit)
+        assert code == MachineError.exit_code and "last.pt" in line and "bytes needed" in line
+        assert checkpoint.digest(checkpoint.load(folder / "last.pt")["model"]) == checkpoint.digest(state()["model"])
+        assert [p.name for p in folder.iterdir()] == ["last.pt"]
