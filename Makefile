@@ -29,7 +29,7 @@ bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in th
 
 soak: $(VENV)/.installed  ## the fault and fuzz figures in full
 	BIGMODEL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 3600 --ignore tests/faults/test_results.py \
-		tests/faults tests/fuzz tests/equivalence
+		tests/faults tests/fuzz tests/equivalence tests/serve
 	$(BIN)/pytest -q tests/faults/test_results.py
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -31,7 +32,8 @@ class Browser:
         assert self.process.stderr is not None
         found = next(line for line in self.process.stderr if "DevTools listening on" in line)
         self._ids, self.complaints = itertools.count(1), []
-        self._socket: Any = connect(found.split()[-1], max_size=None)
+        self._open = contextlib.ExitStack()
+        self._socket: Any = self._open.enter_context(connect(found.split()[-1], max_size=None))
         target = self("Target.createTarget", url="about:blank")["targetId"]
         session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._session = session
@@ -47,7 +49,7 @@ class Browser:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._socket.close()
+        self._open.close()
         self.process.terminate()
         self.process.wait(20)
 
