@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.export.folder import Run
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def threads() -> int:
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
 
-def by_torch(model: nn.Module) -> Run:
+def by_torch(model: Callable[..., Any]) -> Run:
     """`model` as a function of arrays."""
     import torch
 
@@ -66,3 +64,16 @@ def by_torch(model: nn.Module) -> Run:
             return model(*(torch.from_numpy(x) for x in inputs)).float().numpy()
 
     return run
+
+
+def in_parts(run: Run, most: int) -> Run:
+    """`run` for any batch size, of which it takes at most `most` samples a call."""
+
+    def whole(*inputs: Any) -> Any:
+        import numpy
+
+        size = len(inputs[0])
+        parts = [run(*(x[i : i + most] for x in inputs)) for i in range(0, size, most)]
+        return parts[0] if len(parts) == 1 else numpy.concatenate(parts)
+
+    return whole

@@ -14,12 +14,12 @@ def tokens(x: Tensor) -> bool:
     return x.dim() == 2 and not x.is_floating_point()
 
 
-def free(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
-    """For ``torch.export``: every input's batch is free, and the length of tokens up to the model's context.
+def free(model: nn.Module, example: tuple[Tensor, ...], most: int | None = None) -> tuple[dict[int, Any], ...]:
+    """For ``torch.export``: every input's batch is free up to `most`, the length of tokens up to the context.
 
     Each input has a length of its own: a translation is not as long as its source.
     """
-    batch, longest = torch.export.Dim("batch", min=1), getattr(model, "context", None)
+    batch, longest = torch.export.Dim("batch", min=1, max=most), getattr(model, "context", None)
     lengths = (torch.export.Dim(f"length{i}", min=1, max=longest) for i in range(len(example)))
     return tuple(
         {0: batch, 1: length} if tokens(x) else {0: batch} for x, length in zip(example, lengths, strict=False)

@@ -1,0 +1,65 @@
+"""OpenVINO: Intel's runtime, on its CPUs the quickest seen. Shapes: B batch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.runtime import Runtime, needed, threads
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RUNTIME = Runtime(
+    needs=("openvino",),
+    imports="import openvino",
+    run="""\
+exact = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs would compute in bf16
+model = openvino.Core().compile_model(here / "model.xml", "CPU", exact)
+logits = model([x])[0]""",
+)
+
+
+def library() -> Any:
+    """The openvino package, which else would report its use to its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return needed("openvino", "openvino")[0]
+
+
+def run_openvino(path: Path, build: Callable[[], nn.Module]) -> Run:
+    """The model at `path`, in fp32 whatever the CPU has, on the CPU."""
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads(),
+    }
+    model = library().Core().compile_model(path, "CPU", hints)
+    return lambda *inputs: model(list(inputs))[0]
+
+
+@exports.register(suffix=".xml", run=run_openvino, runtime=RUNTIME)
+def openvino(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
+    """Intel's format (model.xml and model.bin) in fp32 with a dynamic batch (and length of texts)."""
+    package = library()
+    import torch
+
+    from bigmodel_cli.export.shapes import free, names
+
+    shapes = free(model, example)
+    converted = package.convert_model(torch.export.export(model, example, dynamic_shapes=shapes))
+    # The converter takes every size for unknown, and names of its own.
+    converted.reshape({
+        i: package.PartialShape([-1 if d in shapes[i] else size for d, size in enumerate(x.shape)])
+        for i, x in enumerate(example)
+    })  # fmt: skip
+    for given, name in zip(converted.inputs, names(model, example), strict=True):
+        given.get_tensor().set_names({name})
+    converted.outputs[0].get_tensor().set_names({"logits"})
+    for key, value in carry.items():
+        converted.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["bigmodel", key])
+    package.save_model(converted, path, compress_to_fp16=False)
