@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.machine import Check
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
-NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gpu", "bf16", "onnx", "onnxruntime",
-         "onnxscript", "compile", "disk", "memory", "data", "network")  # fmt: skip
+NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gpu", "bf16", "compile", "disk",
+         "memory", "data", "network")  # fmt: skip
+"""What may be required, beside the extras and their packages."""
 
 
 def env_check(
@@ -66,10 +67,13 @@ def wanted_names(require: str | None) -> list[str]:
     Raises:
         InputError: one is no check's; said before anything is tested.
     """
+    from bigmodel_cli.engine.probes import EXTRAS
+
     wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
+    known = {*NAMES, *EXTRAS, *(package for packages in EXTRAS.values() for package in packages)}
     for name in wanted:
-        if name not in NAMES:
-            raise InputError(f"--require {name}: no such check", nearest(name, NAMES), hint="bigmodel env-check")
+        if name not in known:
+            raise InputError(f"--require {name}: no such check", nearest(name, known), hint="bigmodel env-check")
     return wanted
 
 

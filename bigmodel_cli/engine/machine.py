@@ -112,9 +112,10 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 def _probed(started: float) -> list[Check]:
     """The probes of ``engine/probes.py``; after a crash or a hang the rest run in a fresh process."""
-    from bigmodel_cli.engine.probes import PROBES
+    from bigmodel_cli.engine.probes import PROBES, unloaded
 
-    left, found = list(PROBES), []
+    said = {name: check for name in PROBES if (check := unloaded(name))}
+    left, found = [name for name in PROBES if name not in said], []
     while left:
         with _child(["-m", "bigmodel_cli.engine.probes", *left]) as process:
             lines: queue.Queue[str] = queue.Queue()
@@ -124,7 +125,7 @@ def _probed(started: float) -> list[Check]:
         if reason is not None:
             status, fix = PROBES[left[0]]
             found.append(Check(left.pop(0), status, reason, fix))
-    return found
+    return found + list(said.values())
 
 
 def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:

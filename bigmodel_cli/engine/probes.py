@@ -14,8 +14,16 @@ from typing import Any
 from bigmodel_cli.engine.machine import GB, TORCH_FIX, Check, Status, cpu_flags
 
 MEND = "mend torch first"
-EXTRAS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}
+EXTRAS = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
+    "executorch": ("executorch",),
+    "litert": ("litert_torch", "ai_edge_litert"),
+    "coreml": ("coremltools",),
+}
 """An extra of pyproject.toml, and what it installs."""
+SLOW = ("litert_torch", "coremltools")
+"""Their import alone takes the time that all probes have: it is left to the export."""
 PROBES: dict[str, tuple[Status, str]] = {
     "torch": ("fail", TORCH_FIX),
     "torchvision": ("fail", TORCH_FIX),
@@ -85,15 +93,25 @@ def bf16() -> list[Check]:
     return [Check("bf16", "pass", f"a product on {device} is right ({how})")]
 
 
-def extra(package: str) -> Check:
-    """An optional package: its version, and that it imports."""
+def unloaded(package: str) -> Check | None:
+    """What can be said of an optional package without importing it; None where there is nothing."""
+    name = next((name for name, packages in EXTRAS.items() if package in packages), None)
+    if name is None:
+        return None
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        name = next(name for name, packages in EXTRAS.items() if package in packages)
         return Check(package, "warn", "not installed (optional)", f"pip install 'bigmodel[{name}]'")
+    if package == "coremltools" and sys.platform != "darwin":
+        return Check(package, "warn", f"{version}, but Core ML runs on macOS alone", "export coreml on a Mac")
+    return Check(package, "pass", version) if package in SLOW else None
+
+
+def extra(package: str) -> Check:
+    """An optional package: its version, and that it imports."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it reports each import
     importlib.import_module(package)
-    return Check(package, "pass", version)
+    return Check(package, "pass", metadata.version(package))
 
 
 def main(names: list[str]) -> None:

@@ -128,13 +128,16 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
 
 def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     """The lines ``12.3456%  class`` against the probabilities that were expected."""
-    said = [line.strip().split("  ", 1) for line in text.splitlines()]
+    said = [line.partition("%  ") for line in text.split("\n") if line.strip()]
+    if not said:
+        return {"answer": None, "failed": ["example.py said nothing"]}
     failed = []
-    for percent, name in said:
-        apart = abs(float(percent.rstrip("%")) / 100 - float(expected[classes.index(name)]))
-        if apart > APART:
+    for percent, _, name in said:
+        if name not in classes:
+            failed.append(f"example.py names a class that is not there: {name[:60]}")
+        elif (apart := abs(float(percent) / 100 - float(expected[classes.index(name)]))) > APART:
             failed.append(f"example.py is off by {apart:.2g} in the probability of {name}")
-    return {"answer": said[0][1], "probability": said[0][0], "failed": failed[:1]}
+    return {"answer": said[0][2], "probability": said[0][0].strip() + "%", "failed": failed[:1]}
 
 
 def _picture(subject: Subject, place: Path) -> str:
@@ -149,8 +152,8 @@ def _picture(subject: Subject, place: Path) -> str:
 
 
 def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> subprocess.CompletedProcess[str]:
-    """Python runs `script` where bigmodel cannot be imported, nor torch unless `torch_too`."""
-    hidden = ["bigmodel_cli"] + ([] if torch_too else ["torch"])
+    """Python runs `script` where bigmodel cannot be imported, nor torch unless `torch_too`; nothing reports on it."""
+    hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if torch_too else ["torch"])
     program = (
         f"import runpy, sys\nsys.modules.update(dict.fromkeys({json.dumps(hidden)}))\n"
         "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"

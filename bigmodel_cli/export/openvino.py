@@ -26,7 +26,7 @@ logits = model([x])[0]""",
 
 
 def library() -> Any:
-    """The openvino package, which else would report its use to its makers."""
+    """The openvino package, without the part that reports each import to its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return needed("openvino", "openvino")[0]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.folder import Run, first_line
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,11 @@ def needed(extra: str, *packages: str) -> list[Any]:
         try:
             found.append(importlib.import_module(package))
         except ImportError as error:
-            what = f"--format {extra} needs {package}: {error}"
+            what = f"--format {extra} needs {package}: {first_line(error)}"
             raise MachineError(what, hint=f"pip install 'bigmodel[{extra}]'") from None
+        except Exception as error:  # made for another torch, it raises what it likes
+            what = f"--format {extra}: {package} does not work here: {first_line(error)}"
+            raise MachineError(what, hint="another --format, or the torch that it was made for") from None
     return found
 
 

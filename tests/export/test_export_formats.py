@@ -51,6 +51,40 @@ def test_a_real_network_passes(name: str, arch: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", [n for n in exports.names() if n not in (*QUICK, "huggingface")])
+def test_every_other_format_passes_or_says_what_it_needs(name: str, tmp_path: Path) -> None:
+    if name == "aoti" and not os.environ.get("BIGMODEL_SOAK"):
+        pytest.skip("compiles for half a minute; BIGMODEL_SOAK=1")
+    try:
+        proof = made(name, tmp_path, subject(sizes=(40, 4)))
+    except MachineError as error:
+        assert error.hint and list(tmp_path.iterdir()) == []
+        pytest.skip(error.what)
+    assert proof.passed and proof.largest_difference <= 1e-4 and proof.equal_answers == 1
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    program = """
+import sys
+from pathlib import Path
+from subjects import SMALL, subject
+from bigmodel_cli.export.proof import prove
+assert prove(subject("perceptron", SMALL), "openvino", Path("out"), seconds=0).passed
+assert sys.modules["openvino_telemetry"] is None
+"""
+    plain = {k: v for k, v in os.environ.items() if k not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    (tmp_path / "home").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, check=True,
+        env={**plain, "PYTHONPATH": path, "HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert not (tmp_path / "home/intel").exists() and {p.name for p in (tmp_path / "out").glob("model.*")} == {
+        "model.xml", "model.bin",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_any_batch_size_runs_from_the_folder(name: str, tmp_path: Path) -> None:
     what = subject(sizes=(2,))

@@ -1,0 +1,81 @@
+"""example.py in a process of its own, on real files: it answers as the checkpoint does, or the export fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from subjects import CLASSES, PICTURES, SMALL, subject
+
+from bigmodel_cli.core.registry import exports
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.export import example
+from bigmodel_cli.export.proof import Proof, Subject, prove
+from bigmodel_cli.export.runtime import Runtime
+
+LARGE = ImageSpec(3, 28, 24, CLASSES, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3), square=40, crop=0.8)
+CROPPED = ImageSpec(3, 32, 32, CLASSES, (0.5,) * 3, (0.2,) * 3, square=40, crop=0.8)
+GREY = ImageSpec(1, 28, 28, CLASSES, (0.13,), (0.3,))
+
+
+def made(name: str, folder: Path, what: Subject, **more: Any) -> Proof:
+    return prove(what, name, folder / "out", **{"seconds": 0, **more})
+
+
+@pytest.mark.parametrize("spec", [PICTURES, GREY, CROPPED, LARGE], ids=["plain", "grey", "cropped", "all steps"])
+def test_it_prepares_a_picture_as_training_did(spec: ImageSpec, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    found = made("onnx", tmp_path, subject(spec=spec, sizes=(3,)))
+    assert found.passed and found.example and found.example["answer"] in CLASSES, found.failed
+    script = (tmp_path / "out/example.py").read_text()
+    assert "torch" not in script and "bigmodel" not in script and len(script.splitlines()) < 50
+
+
+def test_it_needs_torch_alone_where_torch_is_the_runtime(tmp_path: Path) -> None:
+    found = made("pt2", tmp_path, subject(sizes=(3,)))
+    assert found.passed and found.example and found.example["answer"] in CLASSES
+
+
+def test_weights_alone_are_shown(tmp_path: Path) -> None:
+    found = made("safetensors", tmp_path, subject("perceptron", SMALL, (3,)))
+    assert found.passed and found.example and "head" in found.example["answer"]
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ("import bigmodel_cli", "ended with 1: ModuleNotFoundError"),
+        ("import torch", "ended with 1: ModuleNotFoundError"),
+        ("logits = np.zeros((1, 3))\nlogits[0, 2] = 5", "off by"),
+        ("sys.exit(7)", "ended with 7: no word"),
+        ("logits = np.zeros((1, 3))\nlabels = ['x', 'y', 'z']", "a class that is not there: "),
+        ("sys.exit(0)", "said nothing"),
+    ],
+)
+def test_a_wrong_example_fails_the_export(run: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = exports.get("safetensors")
+    runtime = Runtime(("numpy",), "", run)
+    monkeypatch.setitem(
+        exports._entries, "safetensors", dataclasses.replace(entry, meta={**entry.meta, "runtime": runtime})
+    )
+    found = made("safetensors", tmp_path, subject("perceptron", SMALL, (3,)))
+    assert not found.passed and said in found.failed[0], found.failed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_says_is_held_against_the_probabilities() -> None:
+    expected = torch.tensor([0.7, 0.2, 0.1]).double()
+    names = (" a  b ", "50%", "c")
+    said = "70.0000%   a  b \n20.0400%  50%\n10.0000%  c\n"
+    assert example._held(said, expected, names) == {"answer": " a  b ", "probability": "70.0000%", "failed": []}
+    off = example._held(said.replace("20.04", "20.20"), expected, names)["failed"]
+    assert off == ["example.py is off by 0.002 in the probability of 50%"]
+
+
+def test_the_interpreter_is_this_one() -> None:
+    done = example._alone(Path(__file__).with_name("subjects.py"), [], Path.cwd(), torch_too=True)
+    assert done.returncode == 1 and "bigmodel_cli" in done.stderr and sys.executable in done.args
