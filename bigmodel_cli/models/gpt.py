@@ -141,7 +141,7 @@ class GPT(nn.Module):
         self, vocabulary: int, context: int, layers: int, shape: Shape, position: Position, tied: bool, base: float
     ) -> None:
         super().__init__()
-        self.context, self.checkpointing = context, False
+        self.context, self.shape, self.base, self.checkpointing = context, shape, base, False
         self.token = nn.Embedding(vocabulary, shape.width)
         self.position = nn.Embedding(context, shape.width) if position == "learned" else None
         self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()

@@ -1,0 +1,161 @@
+"""A folder that ``transformers`` loads: config.json, model.safetensors and the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.runtime import Runtime, needed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+RUNTIME = Runtime(
+    needs=("torch", "transformers"),
+    imports="""\
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer""",
+    run="""\
+text = sys.argv[1] if len(sys.argv) > 1 else "The"
+classifies = "ForSequenceClassification" in (here / "config.json").read_text(encoding="utf-8")
+kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+tokenizer, model = AutoTokenizer.from_pretrained(here), kind.from_pretrained(here)
+ids = torch.tensor([tokenizer(text).input_ids or [0]])
+if classifies:
+    print(model.config.id2label[int(model(ids).logits.argmax())])
+else:
+    print(tokenizer.decode(model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8)[0]))""",
+    answers=False,
+)
+
+
+def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
+    """The folder around `path`, as ``transformers`` loads it from this disk, by its Auto classes."""
+    import torch
+
+    library = _transformers()
+    config = library.AutoConfig.from_pretrained(path.parent, local_files_only=True)
+    classifies = config.architectures[0].endswith("ForSequenceClassification")
+    auto = library.AutoModelForSequenceClassification if classifies else library.AutoModelForCausalLM
+    model = auto.from_pretrained(path.parent, local_files_only=True, use_safetensors=True).eval()
+    library.AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
+
+    def run(tokens: Any) -> Any:
+        ids = torch.from_numpy(tokens)
+        mask = {"attention_mask": (ids != config.pad_token_id).long()} if classifies else {}
+        with torch.inference_mode():
+            return model(input_ids=ids, **mask).logits.float().numpy()
+
+    return run
+
+
+@exports.register(suffix=".safetensors", run=run_huggingface, runtime=RUNTIME, tolerance=1e-5)
+def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
+    """A folder for ``transformers``: weights, configuration and tokenizer of a text model.
+
+    A gpt in GPT-2's layout becomes a ``GPT2LMHeadModel``, one in Llama's a ``LlamaForCausalLM``.
+
+    Raises:
+        InputError: transformers has no architecture that computes what this model does.
+    """
+    from bigmodel_cli.core.types import TextSpec
+
+    library = _transformers()
+    about = carry["preprocess"]
+    if "tokenizer" not in about:
+        raise InputError(f"--format huggingface: {carry['arch']} takes no text", hint="--format onnx")
+    spec = TextSpec(about["tokenizer"], tuple(about["vocabulary"]), about["context"])
+    theirs = _as_theirs(library, model, spec, carry)
+    theirs.config.pad_token_id = (
+        _special(spec, "<pad>") if theirs.config.pad_token_id is None else theirs.config.pad_token_id
+    )
+    theirs.save_pretrained(path.parent, max_shard_size="1TB")
+    _write_tokenizer(spec, path.parent, example[0])
+
+
+def _transformers() -> Any:
+    """The library, without its progress bars.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    (library,) = needed("huggingface", "transformers")
+    library.utils.logging.disable_progress_bar()
+    library.utils.logging.set_verbosity_error()
+    return library
+
+
+def _as_theirs(library: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
+    """The model as one of transformers', with its weights."""
+    inner = getattr(model, "inner", None)
+    if isinstance(inner, library.PreTrainedModel):  # hf:...: it is one already
+        return inner
+    from bigmodel_cli.models.gpt import GPT
+    from bigmodel_cli.models.gpt2_weights import to_gpt2
+    from bigmodel_cli.models.llama_weights import to_llama
+
+    if not isinstance(model, GPT):
+        what = f"--format huggingface: transformers has no architecture like {carry['arch']}"
+        raise InputError(what, "expected a gpt or hf:... model", "--format onnx, pt2 or safetensors")
+    state = model.state_dict()
+    shape = model.shape
+    shared: dict[str, Any] = {
+        "vocab_size": model.token.num_embeddings, "tie_word_embeddings": model.head.weight is model.token.weight,
+        "bos_token_id": _special(spec, "<end>"), "eos_token_id": _special(spec, "<end>"),
+    }  # fmt: skip
+    if model.position is not None and shape.norm == "layer" and shape.mlp != "swiglu" and shape.groups == shape.heads:
+        config = library.GPT2Config(
+            n_positions=model.context, n_embd=shape.width, n_layer=len(model.blocks), n_head=shape.heads,
+            n_inner=shape.inside, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
+            activation_function="gelu_new" if shape.mlp == "gelu-tanh" else "gelu", attn_pdrop=shape.dropout, **shared,
+        )  # fmt: skip
+        return _filled(library.GPT2LMHeadModel, config, to_gpt2(state))
+    if model.position is None and shape.norm == "rms" and shape.mlp == "swiglu":
+        config = library.LlamaConfig(
+            hidden_size=shape.width, intermediate_size=shape.inside, num_hidden_layers=len(model.blocks),
+            num_attention_heads=shape.heads, num_key_value_heads=shape.groups, max_position_embeddings=model.context,
+            rms_norm_eps=shape.eps, attention_bias=shape.bias, mlp_bias=shape.bias, attention_dropout=shape.dropout,
+            rope_parameters={"rope_type": "default", "rope_theta": model.base}, **shared,
+        )  # fmt: skip
+        return _filled(library.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
+    what = "--format huggingface: neither GPT-2's layout (learned, layer, gelu) nor Llama's (rope, rms, swiglu)"
+    raise InputError(what, hint="--format onnx, pt2 or safetensors")
+
+
+def _filled(kind: Any, config: Any, state: dict[str, torch.Tensor]) -> Any:
+    theirs = kind(config).eval()
+    theirs.load_state_dict({k: v.contiguous() for k, v in state.items()})
+    return theirs
+
+
+def _special(spec: Any, name: str) -> int | None:
+    from bigmodel_cli.core.tokens import tokenizer
+
+    return tokenizer(spec).special.get(name)
+
+
+def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
+    """The tokenizer's files, held against ours on the text of `tokens` (B,T).
+
+    Raises:
+        BigmodelError: it cuts this text otherwise.
+    """
+    from bigmodel_cli.core.tokenizer_json import tokenizer_config, tokenizer_json
+    from bigmodel_cli.core.tokens import needed as text_extra
+    from bigmodel_cli.core.tokens import tokenizer
+
+    text = tokenizer_json(spec)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(spec), indent=2), encoding="utf-8")
+    known, theirs = tokenizer(spec), text_extra("tokenizers").Tokenizer.from_str(text)
+    sample = known.decode(tokens[0].tolist())
+    if list(known.encode(sample)) != theirs.encode(sample, add_special_tokens=False).ids:
+        raise BigmodelError(f"the exported tokenizer cuts {sample[:40]!r} otherwise than ours")
