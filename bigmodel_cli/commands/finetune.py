@@ -157,9 +157,11 @@ def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], gi
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.foreign import architecture, is_foreign
-    from bigmodel_cli.engine.start import checkpoint_file, load_meta
+    from bigmodel_cli.engine.start import check_pin, checkpoint_file, load_meta
 
     path = checkpoint_file(path)
+    pins = [layer.values["start"]["sha256"] for layer in given if "sha256" in layer.values.get("start", {})]
+    check_pin(path, str(pins[-1]) if pins else None)
     foreign = is_foreign(path)
     if foreign:
         kept = {"model": architecture(path)}

@@ -89,6 +89,9 @@ class StartSection(Chosen):
 
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
     pretrained: bool = Field(False, description="start from the weights published for the model (timm:..., tv:...)")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
+        None, description="what the file that is started from must hash to; looked at before anything is read of it"
+    )
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
 
     @property

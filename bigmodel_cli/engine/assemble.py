@@ -30,6 +30,8 @@ from bigmodel_cli.engine.start import (
     Trained,
     build_model,
     build_task,
+    check_pin,
+    checkpoint_file,
     described,
     first_difference,
     head_of,
@@ -169,10 +171,13 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
 def _start(recipe: Recipe) -> Trained | None:
     """The trained model that the recipe starts from; None for random weights, and for foreign ones."""
     if not recipe.start.trained:
+        if recipe.start.sha256 is not None:
+            raise InputError("start.sha256 and no start", "expected start.checkpoint or start.pretrained beside it")
         return None
     if recipe.start.checkpoint is None:
         return load_pretrained(recipe)
     path = Path(recipe.start.checkpoint)
+    check_pin(checkpoint_file(path), recipe.start.sha256)
     return None if is_foreign(path) else load_trained(path)
 
 

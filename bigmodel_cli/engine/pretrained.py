@@ -15,7 +15,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.data.download import answer, download
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.foreign import find_weights
-from bigmodel_cli.engine.start import Trained, build_model, build_task, check_fit
+from bigmodel_cli.engine.start import Trained, build_model, build_task, check_fit, check_pin
 
 if TYPE_CHECKING:
     from bigmodel_cli.models.zoo import Weights
@@ -36,6 +36,7 @@ def load_pretrained(recipe: Recipe) -> Trained:
     if source is None:
         raise InputError(f"--pretrained: no weights are known for {name}", hint="bigmodel models --search timm:resnet")
     path = weights_file(source, data_root(recipe.data.dir))
+    check_pin(path, recipe.start.sha256)
     task, model = build_task(recipe, source.spec), build_model(recipe, source.spec)
     _, tensors = find_weights(checkpoint.read(path), Tensor)
     ours = model.state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,24 @@ def checkpoint_file(path: Path) -> Path:
             raise InputError(f"{path}: no checkpoint in this folder", "expected best.pt or last.pt")
         return found
     return path
+
+
+def check_pin(path: Path, sha256: str | None) -> None:
+    """Hold the file at `path` to the hash that the user gave, before anything is read of it.
+
+    Raises:
+        InputError: it is another file, or not there.
+    """
+    if sha256 is None:
+        return
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if found != sha256.lower():
+        what = f"{path}: SHA-256 {found[:12]}..., start.sha256 is {sha256[:12].lower()}..."
+        raise InputError(what, "expected the pinned file", f"sha256sum {path}")
 
 
 def load_meta(path: Path) -> dict[str, Any]:
@@ -240,8 +259,6 @@ def fit_channels(state: dict[str, Tensor], ours: Mapping[str, Tensor], first: st
 
 def digest(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of the model's tensors."""
-    import hashlib
-
     total = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

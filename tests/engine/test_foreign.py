@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,23 @@ def test_an_export_of_ours_names_its_model(run_cli: Any, tmp_path: Path) -> None
     done = run_cli("finetune", "--from", "w/model.safetensors", "--max-steps", 1, "--json")
     start = json.loads(done.stdout.splitlines()[0])
     assert start["model"] == "mlp" and any("0 missing, 0 unexpected" in note for note in start["notes"])
+
+
+def test_a_pinned_start_is_looked_at_before_anything_is_read_of_it(run_cli: Any, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file(STATE, file)
+    right, wrong = hashlib.sha256(file.read_bytes()).hexdigest(), "0" * 64
+    (tmp_path / "noise.pt").write_bytes(b"not even a checkpoint")
+    command = ["finetune", "resnet18", "--data", "digits", "--max-steps", 1, "--batch-size", 8, "--out", "r", "--from"]
+    for name in ("x.safetensors", "noise.pt"):
+        done = run_cli(*command, name, "--set", f"start.sha256={wrong}")
+        assert done.returncode == 2 and "start.sha256 is 000000000000..." in done.stderr, done.stderr
+        assert not (tmp_path / "r").exists()
+    done = run_cli(*command, "x.safetensors", "--set", f"start.sha256={right.upper()}")
+    assert done.returncode == 0, done.stderr
+    file.write_bytes(file.read_bytes()[:-1] + b"x")  # the recipe holds the pin: train asks it too
+    again = run_cli("train", "r/recipe.yaml", "--out", "again")
+    assert again.returncode == 2 and "x.safetensors: SHA-256" in again.stderr
+    for value, words in (("abc", "start.sha256"), (right, "start.sha256 and no start")):
+        done = run_cli("train", "mlp", "--data", "digits", "--set", f"start.sha256={value}")
+        assert done.returncode == 2 and words in done.stderr, done.stderr
