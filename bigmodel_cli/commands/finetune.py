@@ -82,7 +82,7 @@ def finetune(
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
-    layers = [*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]
+    layers = opt.hub_layers([*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)], pretrained)
     start = _method(method, freeze_backbone, lora, lambda: _usual(layers, checkpoint))
     launch = Launch(nproc, nnodes, rdzv, max_restarts)
     if method == "auto":
@@ -174,24 +174,12 @@ def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) ->
     from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
     layers = [Layer(str(path), kept), *defaults, from_, *given]
     if foreign:
-        layers.append(_tokenizer_layer(path, layers))
+        layers.append(opt.tokenizer_layer(path.with_name("tokenizer.json"), layers))
         return [*layers, _shaped_layer(path, layers)]
     model = resolve(layers).recipe.model.name
     if model != kept["model"]["name"]:
         raise InputError(f"MODEL is {model}", f"{path} is {kept['model']['name']}", f"bigmodel finetune --from {path}")
     return layers
-
-
-def _tokenizer_layer(path: Path, layers: list[Layer]) -> Layer:
-    """The tokenizer.json beside foreign weights, for data that takes a tokenizer and was given none."""
-    from bigmodel_cli.core.registry import data
-    from bigmodel_cli.core.resolve import Layer, resolve
-
-    beside = path.with_name("tokenizer.json")
-    resolved = resolve(layers)
-    takes = "tokenizer" in data.get(resolved.recipe.data.name).schema.model_fields
-    wanted = beside.is_file() and takes and ("data", "tokenizer") not in resolved.origin
-    return Layer(str(beside), {"data": {"tokenizer": str(beside.absolute())}} if wanted else {})
 
 
 def _shaped_layer(path: Path, layers: list[Layer]) -> Layer:

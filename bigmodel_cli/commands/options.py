@@ -156,7 +156,7 @@ def base_layers(model: str | None, recipe: Path | None) -> list[Layer]:
     from bigmodel_cli.core.strict_yaml import read_yaml
 
     layers = []
-    if model is not None and ("/" in model or model.endswith((".yaml", ".yml"))):
+    if model is not None and not model.startswith("hf:") and ("/" in model or model.endswith((".yaml", ".yml"))):
         layers.append(document_layer(read_yaml(find_recipe(Path(model))), model))
         model = None
     if recipe is not None:
@@ -175,3 +175,40 @@ def find_recipe(path: Path) -> Path:
         if bundled.exists():
             return bundled
     return path
+
+
+def hub_layers(layers: list[Layer], weights: bool) -> list[Layer]:
+    """`layers`, where the model is ``hf:FOLDER`` or ``hf:NAME`` with what its files say, and its tokenizer."""
+    from bigmodel_cli.core.resolve import Layer
+
+    names = [str(layer.values.get("model", {}).get("name", "")) for layer in layers]
+    if not any(name.startswith("hf:") for name in names):
+        return layers
+    from bigmodel_cli.engine.hub_models import is_source, model_of
+
+    found = [i for i, name in enumerate(names) if is_source(name)]
+    if not found:
+        return layers
+    old = layers[found[-1]]
+    section, folder = model_of(old.values["model"]["name"], weights)
+    values = {**old.values, "model": {**old.values["model"], **section}}
+    named = [*layers[: found[-1]], Layer(old.source, values, old.lines), *layers[found[-1] + 1 :]]
+    return [*named, tokenizer_layer(folder / "tokenizer.json", named, start=weights)]
+
+
+def tokenizer_layer(file: Path, layers: list[Layer], start: bool = False) -> Layer:
+    """The tokenizer that lies beside weights, for data that takes a tokenizer and was given none.
+
+    Data that takes the start's by itself is left to, where there is a `start`.
+    """
+    from typing import Literal, get_origin
+
+    from bigmodel_cli.core.registry import data
+    from bigmodel_cli.core.resolve import Layer, resolve
+
+    resolved = resolve(layers)
+    field = data.get(resolved.recipe.data.name).schema.model_fields.get("tokenizer")
+    takes = field is not None and get_origin(field.annotation) is not Literal
+    itself = start and field is not None and field.default == "auto"
+    wanted = file.is_file() and takes and not itself and ("data", "tokenizer") not in resolved.origin
+    return Layer(str(file), {"data": {"tokenizer": str(file.absolute())}} if wanted else {})

@@ -70,7 +70,7 @@ def train(
     layers = opt.base_layers(model, recipe)
     if resume and not layers:
         layers = _saved_recipe(out)
-    layers += opt.flag_layers(flags, assignments)
+    layers = opt.hub_layers([*layers, *opt.flag_layers(flags, assignments)], weights=False)
     if lr_find:
         _range_test(layers, out, json)
     else:

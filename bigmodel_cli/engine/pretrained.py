@@ -32,6 +32,8 @@ def load_pretrained(recipe: Recipe) -> Trained:
         MachineError: they are not on this machine, and the hub cannot be reached.
     """
     name = recipe.model.name
+    if "load" in models.get(name).meta:
+        return _by_library(recipe)
     source = models.get(name).meta.get("weights")
     if source is None:
         raise InputError(f"--pretrained: no weights are known for {name}", hint="bigmodel models --search timm:resnet")
@@ -46,6 +48,19 @@ def load_pretrained(recipe: Recipe) -> Trained:
     return Trained(path, model.eval(), task, recipe, {"recipe": recipe.to_dict()}, {})
 
 
+def _by_library(recipe: Recipe) -> Trained:
+    """A model whose own library loads it; `load` gives its spec and the model."""
+    entry, options = models.get(recipe.model.name), recipe.model.options
+    folder = Path(options["source"])
+    if not folder.is_dir():
+        from bigmodel_cli.engine.hub_models import model_of
+
+        _, folder = model_of(f"hf:{options['source']}", weights=True)
+    context = recipe.data.options.get("context") or 64
+    spec, model = entry.meta["load"](entry.meta["member"], folder, context, options)
+    return Trained(folder, model.eval(), build_task(recipe, spec), recipe, {"recipe": recipe.to_dict()}, {})
+
+
 def weights_file(source: Weights, root: Path) -> Path:
     """Where the weights lie: our folder of them, else the Hugging Face cache, else our folder once they are fetched.
 
@@ -56,7 +71,7 @@ def weights_file(source: Weights, root: Path) -> Path:
     wanted = root / "weights" / name
     if wanted.is_file():
         return wanted
-    cached = sorted(_hub_cache().glob(f"models--{source.repository.replace('/', '--')}/snapshots/*/{source.file}"))
+    cached = sorted(hub_cache().glob(f"models--{source.repository.replace('/', '--')}/snapshots/*/{source.file}"))
     if cached:
         return cached[-1]
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
@@ -89,6 +104,6 @@ def _pinned(about: dict[str, Any], file: str) -> tuple[str, str]:
     return str(about["sha"]), str(entry["lfs"]["sha256"])
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, needed
+from bigmodel_cli.export.runtime import Runtime
+from bigmodel_cli.models.transformers_models import library
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +42,12 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
     """The folder around `path`, as ``transformers`` loads it from this disk, by its Auto classes."""
     import torch
 
-    library = _transformers()
-    config = library.AutoConfig.from_pretrained(path.parent, local_files_only=True)
+    transformers = library()
+    config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
     classifies = config.architectures[0].endswith("ForSequenceClassification")
-    auto = library.AutoModelForSequenceClassification if classifies else library.AutoModelForCausalLM
+    auto = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
     model = auto.from_pretrained(path.parent, local_files_only=True, use_safetensors=True).eval()
-    library.AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
+    transformers.AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
 
     def run(tokens: Any) -> Any:
         ids = torch.from_numpy(tokens)
@@ -68,12 +69,12 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     """
     from bigmodel_cli.core.types import TextSpec
 
-    library = _transformers()
+    transformers = library()
     about = carry["preprocess"]
     if "tokenizer" not in about:
         raise InputError(f"--format huggingface: {carry['arch']} takes no text", hint="--format onnx")
     spec = TextSpec(about["tokenizer"], tuple(about["vocabulary"]), about["context"])
-    theirs = _as_theirs(library, model, spec, carry)
+    theirs = _as_theirs(transformers, model, spec, carry)
     theirs.config.pad_token_id = (
         _special(spec, "<pad>") if theirs.config.pad_token_id is None else theirs.config.pad_token_id
     )
@@ -81,22 +82,10 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     _write_tokenizer(spec, path.parent, example[0])
 
 
-def _transformers() -> Any:
-    """The library, without its progress bars.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    (library,) = needed("huggingface", "transformers")
-    library.utils.logging.disable_progress_bar()
-    library.utils.logging.set_verbosity_error()
-    return library
-
-
-def _as_theirs(library: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
+def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
     """The model as one of transformers', with its weights."""
     inner = getattr(model, "inner", None)
-    if isinstance(inner, library.PreTrainedModel):  # hf:...: it is one already
+    if isinstance(inner, transformers.PreTrainedModel):  # hf:...: it is one already
         return inner
     from bigmodel_cli.models.gpt import GPT
     from bigmodel_cli.models.gpt2_weights import to_gpt2
@@ -112,20 +101,20 @@ def _as_theirs(library: Any, model: nn.Module, spec: Any, carry: dict[str, Any])
         "bos_token_id": _special(spec, "<end>"), "eos_token_id": _special(spec, "<end>"),
     }  # fmt: skip
     if model.position is not None and shape.norm == "layer" and shape.mlp != "swiglu" and shape.groups == shape.heads:
-        config = library.GPT2Config(
+        config = transformers.GPT2Config(
             n_positions=model.context, n_embd=shape.width, n_layer=len(model.blocks), n_head=shape.heads,
             n_inner=shape.inside, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
             activation_function="gelu_new" if shape.mlp == "gelu-tanh" else "gelu", attn_pdrop=shape.dropout, **shared,
         )  # fmt: skip
-        return _filled(library.GPT2LMHeadModel, config, to_gpt2(state))
+        return _filled(transformers.GPT2LMHeadModel, config, to_gpt2(state))
     if model.position is None and shape.norm == "rms" and shape.mlp == "swiglu":
-        config = library.LlamaConfig(
+        config = transformers.LlamaConfig(
             hidden_size=shape.width, intermediate_size=shape.inside, num_hidden_layers=len(model.blocks),
             num_attention_heads=shape.heads, num_key_value_heads=shape.groups, max_position_embeddings=model.context,
             rms_norm_eps=shape.eps, attention_bias=shape.bias, mlp_bias=shape.bias, attention_dropout=shape.dropout,
             rope_parameters={"rope_type": "default", "rope_theta": model.base}, **shared,
         )  # fmt: skip
-        return _filled(library.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
+        return _filled(transformers.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
     what = "--format huggingface: neither GPT-2's layout (learned, layer, gelu) nor Llama's (rope, rms, swiglu)"
     raise InputError(what, hint="--format onnx, pt2 or safetensors")
 

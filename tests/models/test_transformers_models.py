@@ -1,0 +1,121 @@
+"""Models of transformers through the engine: from a folder, with its weights, saved, generated from, and shipped."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import exports, models
+from bigmodel_cli.core.tokens import SPECIALS, train_bpe
+from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.engine.pretrained import load_pretrained
+from bigmodel_cli.engine.start import load_trained
+
+transformers = pytest.importorskip("transformers")
+TEXT = "to be or not to be, that is the question\n"
+QUICK = ("--batch-size", "8", "--set", "data.context=16", "--set", "placement.precision=fp32")
+
+
+def saved(folder: Path, kind: str, config: Any) -> Any:
+    """A tiny random model with its tokenizer, as save_pretrained leaves it."""
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(train_bpe([TEXT, "a fine film", "a dull film"], 300, SPECIALS))
+    return model
+
+
+def qwen(folder: Path) -> Any:
+    config = transformers.Qwen2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=3, eos_token_id=3,
+    )  # fmt: skip
+    return saved(folder, "Qwen2ForCausalLM", config)
+
+
+def test_a_causal_model_is_fine_tuned_and_needs_nothing_but_its_checkpoint(run_cli: Run, tmp_path: Path) -> None:
+    reference = qwen(tmp_path / "qwen")
+    (tmp_path / "a.txt").write_text(TEXT * 60)
+    learned = run_cli(
+        "finetune", "hf:qwen", "--pretrained", "--data", "./a.txt", "--lora", "4", "--lr", "1e-2", "--epochs", "3",
+        "--out", "run", "--json", *QUICK,
+    )  # fmt: skip
+    events = [json.loads(line) for line in learned.stdout.splitlines()]
+    assert learned.returncode == 0, learned.stderr
+    assert events[-1]["val_loss"] < events[-1]["val_loss_before"] - 1
+    saved_recipe = load_trained(tmp_path / "run").recipe
+    assert saved_recipe.model.name == "hf:Qwen2ForCausalLM"
+    with torch.inference_mode():  # the start that the run began with is theirs to the last digit
+        start, tokens = load_pretrained(saved_recipe), torch.randint(300, (2, 16))
+        assert (start.model(tokens) - reference(tokens).logits).abs().max() < 1e-5
+    (tmp_path / "qwen").rename(tmp_path / "gone")
+    trained = load_trained(tmp_path / "run")
+    assert trained.task.spec.tokenizer == "bpe"
+    with torch.inference_mode():
+        both, alone = (
+            ["".join(t or "" for t in text) for text in zip(*islice(said, 8), strict=True)]
+            for prompts in (["to be", "or"], ["or"])
+            for said in [trained.task.continuations(trained.model, prompts, temperature=0)]
+        )
+        assert both[1] == alone[0]  # fill on the left changes nothing
+        about = {"arch": "hf", "preprocess": trained.task.preprocessing()}
+        exports.get("huggingface")(trained.model, (tokens,), tmp_path / "hf" / "model.safetensors", about)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+        assert type(theirs).__name__ == "Qwen2ForCausalLM"
+        assert (theirs(tokens).logits - trained.model(tokens)).abs().max() < 1e-5
+
+
+def test_the_cache_of_theirs_changes_no_token(tmp_path: Path) -> None:
+    from bigmodel_cli.tasks.sampling import Sampling, next_tokens
+
+    config = qwen(tmp_path / "qwen").config.to_json_string()
+    spec = TextSpec("bpe", ((tmp_path / "qwen" / "tokenizer.json").read_text(),), 24)
+    torch.manual_seed(1)
+    model = models.get("hf:Qwen2ForCausalLM")(spec, config=config).eval()
+    prompts, how = [[5, 6, 7], list(range(10, 19))], Sampling(seed=3)
+    with torch.inference_mode():
+        cached, plain = (list(islice(next_tokens(model, prompts, how, use), 20)) for use in (True, False))
+    assert torch.equal(torch.stack(cached), torch.stack(plain))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"vocab_size": 10}, "the tokenizer has 294 tokens, the model 10"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised weights"),
+    ],
+)
+def test_a_configuration_that_could_not_be_is_one_line(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    values = qwen(tmp_path / "qwen").config.to_dict() | change
+    spec = TextSpec("bpe", ((tmp_path / "qwen" / "tokenizer.json").read_text(),), 16)
+    with pytest.raises(InputError, match=words) as caught:
+        models.get("hf:Qwen2ForCausalLM")(spec, config=json.dumps(values))(torch.zeros(1, 4, dtype=torch.int64))
+    assert "\n" not in caught.value.line
+
+
+def test_without_a_network_it_is_exit_3_within_seconds(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "none")}
+    clock = time.monotonic()
+    done = run_cli("train", "hf:someone/model", "--data", "./a.txt", variables=hub)
+    assert done.returncode == 3 and "cannot ask" in done.stderr, done.stderr
+    assert time.monotonic() - clock < 30  # 5 s on a quiet machine, most of it imports
+    offline = run_cli("finetune", "hf:someone/model", "--pretrained", "--offline", "--data", "./a.txt", variables=hub)
+    assert offline.returncode == 3 and "this is offline" in offline.stderr
+    missing = run_cli("train", "hf:./nowhere", "--data", "./a.txt")
+    assert missing.returncode == 2 and "no such folder" in missing.stderr
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text('{"architectures": ["T5ForConditionalGeneration"]}')
+    other = run_cli("train", "hf:./t5", "--data", "./a.txt")
+    assert other.returncode == 2 and "T5ForConditionalGeneration" in other.stderr
