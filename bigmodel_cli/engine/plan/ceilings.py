@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
 from bigmodel_cli.engine import durable
 from bigmodel_cli.engine.machine import cpu_flags
@@ -83,8 +84,9 @@ def measured(threads: int) -> Measured:
         torch.set_num_threads(before)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_text(file, json.dumps({"overhead": found.overhead, "curves": found.curves}))
-    except OSError:  # measured again the next time
+        text = json.dumps({"overhead": found.overhead, "curves": found.curves})
+        durable.replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"), lambda: len(text))
+    except (OSError, MachineError):  # measured again the next time
         pass
     return found
 

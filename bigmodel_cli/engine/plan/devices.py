@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 
 T, G, GIB = 1e12, 1e9, 2**30
-USABLE = 0.92
-"""Of the memory: the CUDA context, the collectives' buffers and the allocator's gaps take the rest."""
+USABLE, USABLE_HERE = 0.92, 0.7
+"""Of the memory: the CUDA context, the collectives' buffers and the allocator's gaps take the rest; on a CPU the
+data, the libraries and a heap that is kept (``placement.py``): a process was up to 1.45 times what its tensors were."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Device:
 
     @property
     def usable(self) -> float:
-        return self.memory * USABLE
+        return self.memory * (USABLE_HERE if self.name == "cpu" else USABLE)
 
 
 NVLINK4, NVLINK3, PCIE4, PCIE3 = 450 * G, 300 * G, 32 * G, 16 * G

@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: flo
     tracer = Tracer(recipe, cluster)
     entry = models.get(recipe.model.name)
     can_cut = bool(entry.meta.get("tensor_parallel", "backbone_first" in entry.meta and tracer.task.unit == "tokens"))
-    can_recompute = "checkpointing" in entry.schema.model_fields
+    can_recompute = "checkpointing" in entry.schema.model_fields and not recipe.model.options["checkpointing"]
     batch = min(recipe.train.batch_size, tracer.samples)
     ways = layouts(cluster, batch, can_cut, can_recompute)
     if strategy is not None:
@@ -132,9 +132,12 @@ def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: flo
 
 
 class Tracer:
-    """Traces of a recipe's step at the micro-batches that are asked for, each made once."""
+    """Traces of a recipe's step at the micro-batches that are asked for, each made once.
 
-    def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
+    Without `calibrate` a CPU is not measured, and times mean nothing.
+    """
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, calibrate: bool = True) -> None:
         self.recipe, self.cluster = recipe, cluster
         bundle = load_data(recipe.data)
         train, _ = train_and_val(bundle, recipe.data)
@@ -152,7 +155,7 @@ class Tracer:
             recipe.placement.precision == "auto" and device.bf16 is not None
         )
         self.compiled = recipe.placement.compile is True
-        self.ceilings = _ceilings(recipe, cluster)
+        self.ceilings = _ceilings(recipe, cluster) if calibrate else Stated(cluster.device)
         self.trace = functools.lru_cache(maxsize=8)(self._trace)
         self.line = functools.cache(self._line)
 
