@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 import bigmodel_cli
 from bigmodel_cli.commands import (
     checkpoint,
+    compress,
     console,
     data,
     env_check,
@@ -21,7 +21,6 @@ from bigmodel_cli.commands import (
     finetune,
     generate,
     listing,
-    plan,
     predict,
     recipe,
     reproduce,
@@ -32,22 +31,10 @@ from bigmodel_cli.commands import (
 )
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 
-
-class Group(TyperGroup):
-    """Lists each command with its whole first sentence, where Typer cuts it off at the line's end."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        shown = [(name, self.commands[name]) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, c.get_short_help_str(limit=400)) for name, c in shown if not c.hidden])
-
-
 app = typer.Typer(
-    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # as markup, "[default: ...]" in a help text would vanish
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="From zero to a shipped model: train, fine-tune, evaluate, predict and export with one engine.",
     epilog="Start with: bigmodel train resnet18 --data digits",
 )
@@ -74,20 +61,20 @@ app.command()(train.train)
 app.command()(finetune.finetune)
 app.command()(study.study)
 app.command()(tune.tune)
-app.command()(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(generate.generate)
 app.command()(export.export)
+app.command()(compress.compress)
 app.command()(serve.serve)
 app.command()(reproduce.reproduce)
 app.command("verify-resume")(reproduce.verify_resume)
 app.command("env-check")(env_check.env_check)
 app.command("models")(listing.models_command)
-app.add_typer(data.app, name="data", cls=Group)
+app.add_typer(data.app, name="data")
 app.command("recipes")(listing.recipes_command)
-app.add_typer(recipe.app, name="recipe", cls=Group)
-app.add_typer(checkpoint.app, name="checkpoint", cls=Group)
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 def main() -> None:

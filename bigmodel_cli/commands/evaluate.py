@@ -41,10 +41,10 @@ def evaluate(
 
         bigmodel eval ckpt.pt --data mnist --json
     """
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.commands.opened import open_trained
 
     flags = {"data": data, "data_dir": data_dir, "device": device, "precision": precision}
-    trained = load_trained(checkpoint)
+    trained = open_trained(checkpoint)
     report, notes = _measure(trained, flags, assignments, split, batch_size, wrong)
     if json:
         console.print_json({"checkpoint": str(trained.path), "split": split, "notes": notes, **report.values})

@@ -33,10 +33,10 @@ def predict(
     """
     import torch
 
+    from bigmodel_cli.commands.opened import open_trained
     from bigmodel_cli.engine.placement import place
-    from bigmodel_cli.engine.start import load_trained
 
-    trained = load_trained(checkpoint)
+    trained = open_trained(checkpoint)
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(trained.model)

@@ -28,6 +28,8 @@ class Chosen(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     key: ClassVar[str] = "name"
+    belongs: ClassVar[frozenset[str]] = frozenset()
+    """Fields that speak of the function that is named, as its options do: another name drops them."""
 
     @property
     def chosen(self) -> str:
@@ -46,8 +48,13 @@ class Component(Chosen):
 
 
 class ModelSection(Component):
+    belongs: ClassVar[frozenset[str]] = frozenset({"pruned"})
+
     init: Literal["default", "kaiming", "xavier"] = Field(
         "default", description="random initialisation; default is the model's own"
+    )
+    pruned: dict[str, tuple[int | None, int | None]] | None = Field(
+        None, description="inputs and outputs of the layers that compress made narrower; null: as the model has it"
     )
 
 

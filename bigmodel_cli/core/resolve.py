@@ -88,7 +88,7 @@ def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any],
     """Where `values` names another component than `into`, take the old one's options out of `into`."""
     kind = section_type(section)
     if kind.key in values and kind.key in into and values[kind.key] != into[kind.key]:
-        for key in [k for k in into if k not in kind.model_fields]:
+        for key in [k for k in into if k not in kind.model_fields or k in kind.belongs]:
             del into[key]
             origin.pop((section, key), None)
 

@@ -42,10 +42,11 @@ def head_of(recipe: Recipe) -> str:
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights to evaluate, export or start from: the averaged ones where there are some, adapters merged."""
+    """The weights to evaluate, export or start from: averaged where they are, adapters merged, packed ones unpacked."""
     from bigmodel_cli.models.low_rank import merged
+    from bigmodel_cli.models.packed import unpacked
 
-    chosen = merged(state["model_ema"] or state["model"])
+    chosen = merged(unpacked(state["model_ema"] or state["model"]))
     chosen.pop("n_averaged", None)
     return chosen
 
@@ -124,15 +125,17 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
         difference = first_difference("classes", meta["classes"], list(getattr(spec, "classes", ())), "meta", "input")
         raise InputError(f"{source}: {difference}", hint="restore it from a copy")
     with torch.device("meta"):
-        ours = models.get(recipe.model.name)(spec, **recipe.model.options).state_dict()
+        ours = architecture(recipe, spec).state_dict()
     for part in ("model", "model_ema"):
         for key, value in (state[part] or {}).items():
             if not isinstance(key, str) or not isinstance(value, Tensor):
                 raise InputError(f"{source}: {part} holds {key!r} of type {type(value).__name__}", "expected tensors")
     try:
         plain = weights(state)
-    except (KeyError, RuntimeError) as error:  # half an adapter, or one of another shape
-        raise InputError(f"{source}: an adapter that does not fit ({error})", "restore it from a copy") from None
+    except (KeyError, ValueError, RuntimeError) as error:  # half of one, or one of another shape
+        raise InputError(
+            f"{source}: an adapter or a packed weight that does not fit ({error})", "restore it from a copy"
+        ) from None
     check_fit(ours, plain, source)
     return recipe, spec
 
@@ -193,9 +196,21 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
     """The model, randomly initialised from torch's generator as it stands."""
     from bigmodel_cli.models.initialise import initialise
 
-    model = models.get(recipe.model.name)(spec, **recipe.model.options)
+    model = architecture(recipe, spec)
     initialise(model, recipe.model.init)
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+def architecture(recipe: Recipe, spec: Spec) -> nn.Module:
+    """The model as it was registered, its layers as narrow as pruning left them.
+
+    Raises:
+        InputError: ``model.pruned`` does not fit the model.
+    """
+    from bigmodel_cli.models.narrowed import narrow
+
+    model: nn.Module = models.get(recipe.model.name)(spec, **recipe.model.options)
+    return narrow(model, recipe.model.pruned) if recipe.model.pruned else model
 
 
 def check_fit(ours: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:

@@ -118,7 +118,13 @@ class ExportFolder:
         """The architecture with random weights, for formats that hold weights alone."""
         architecture = models.get(self.about["arch"])
         options = architecture.options(dict(self.about["arch_args"]), "model")
-        return architecture(self.spec, **options)  # type: ignore[no-any-return]
+        model: nn.Module = architecture(self.spec, **options)
+        pruned = self.about["recipe"].get("model", {}).get("pruned")
+        if pruned:
+            from bigmodel_cli.models.narrowed import narrow
+
+            narrow(model, pruned)
+        return model
 
 
 def opened(entry: Entry, file: Path, build: Callable[[], nn.Module]) -> Run:

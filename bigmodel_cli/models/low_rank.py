@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bigmodel_cli.models.rounded import round_rows
+
 ORIGINAL = re.compile(r"(?P<module>.*)parametrizations\.(?P<name>\w+)\.original")
 START = "method_start"
 """The submodule in which a method keeps what it needs to go on after an interruption; no part of the network."""
@@ -55,12 +57,15 @@ def add_adapter(module: nn.Module, key: str, rank: int, alpha: float) -> None:
 
 
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without adapters: each multiplied out into its weight. One without any comes back as it is."""
+    """A state dict without adapters and roundings: each worked into its weight. One without any comes back as it is."""
     plain = {}
     for key, value in state.items():
         found = ORIGINAL.fullmatch(key)
         if found:
             prefix = key.removesuffix("original") + "0."
+            if prefix + "levels" in state:
+                plain[found["module"] + found["name"]] = round_rows(value, state[prefix + "levels"])
+                continue
             product = state[prefix + "scale"] * (state[prefix + "b"] @ state[prefix + "a"])
             plain[found["module"] + found["name"]] = value + product.view(value.shape)
         elif ".parametrizations." not in f".{key}" and not key.startswith(START + "."):

@@ -1,0 +1,240 @@
+"""The search over combinations of methods: prune more and more, repair, quantize; keep what the person asked for.
+
+Every try is measured on val and kept in ``tries/<name>``; a search that is run again goes on where it stopped.
+
+    frontier.json    every try, which of them are on the frontier, and which was chosen
+    chosen           the artefact: an export folder, or ``chosen.pt``, a checkpoint
+    tries/           each try's artefact, its run where it trained, and what was measured
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.compress.prune import write_cut
+from bigmodel_cli.compress.trial import Judge, Point
+from bigmodel_cli.compress.work import Data, Events, Work, family, missing
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import Entry, compressions
+from bigmodel_cli.engine import durable
+from bigmodel_cli.engine.start import Trained, digest, load_trained
+from bigmodel_cli.export.folder import is_export
+
+RATIOS = (0.3, 0.5, 0.7, 0.85)
+"""Of the channels of each layer, the shares that are tried to be pruned."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked of the result: at most so many bytes, at most so large a drop; None: no limit."""
+
+    size: int | None = None
+    drop: float | None = None
+
+    def met(self, point: Point) -> bool:
+        return (self.size is None or point.bytes <= self.size) and (self.drop is None or point.drop <= self.drop)
+
+    def choose(self, points: Sequence[Point]) -> Point | None:
+        """With a limit on the drop the smallest within it, else the most accurate that is small enough."""
+        good = [p for p in points if self.met(p)]
+        by_size, by_drop = (lambda p: (p.bytes, p.drop)), (lambda p: (p.drop, p.bytes))
+        return min(good, key=by_size if self.drop is not None else by_drop) if good else None
+
+    def nearest(self, points: Sequence[Point]) -> Point:
+        """The best there is where no point meets the goal: the smallest within the drop, else the least drop."""
+        small_enough = [p for p in points if self.size is None or p.bytes <= self.size]
+        return min(small_enough or points, key=lambda p: (p.drop, p.bytes) if small_enough else (p.bytes, p.drop))
+
+    def __str__(self) -> str:
+        said = [] if self.size is None else [f"{self.size / 1e6:.3g} MB"]
+        said += [] if self.drop is None else [f"a drop of {self.drop:g} points"]
+        return " and ".join(said)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What a search found; `chosen` is None where nothing met the goal."""
+
+    source: Point
+    points: Sequence[Point]
+    chosen: Point | None
+    skipped: Sequence[str] = ()
+
+    def best(self) -> list[Point]:
+        """The points that no other beats in size, speed and accuracy at once."""
+        return [p for p in self.points if not any(o.better(p) for o in self.points)]
+
+    def to_dict(self) -> dict[str, Any]:
+        best = {p.name for p in self.best()}
+        return {
+            "source": self.source.to_dict(),
+            "points": [{**p.to_dict(), "frontier": p.name in best} for p in self.points],
+            "chosen": self.chosen.to_dict() if self.chosen else None,
+            "skipped": list(self.skipped),
+        }
+
+
+@dataclass
+class Search:
+    """One search in the folder `out`.
+
+    Args:
+        epochs, lr, batch_size: of the repair after pruning.
+        tell: takes a point as soon as it is measured.
+    """
+
+    source: Trained
+    recipe: Recipe
+    out: Path
+    goal: Goal
+    events: Events
+    tell: Callable[[Point], None]
+    repair: Mapping[str, Any]
+    ratios: Sequence[float] = RATIOS
+    skipped: list[str] = field(default_factory=list)
+
+    def run(self) -> Frontier:
+        """Every try that the goal needs, and the choice among them.
+
+        Raises:
+            InputError: the folder holds the search of something else.
+        """
+        self._settings()
+        self.data = Data(self.recipe)
+        self.judge = Judge.of(self.source, self.data)
+        source = self._known("source") or self._keep(self.judge.point_of_source())
+        points: list[Point] = []
+        for point in self._tries():
+            points.append(point)
+            self.tell(point)
+        if not points:
+            raise MachineError("no method could be tried", "; ".join(self.skipped), "pip install 'bigmodel[compress]'")
+        found = Frontier(source, points, self.goal.choose(points), self.skipped)
+        if found.chosen is not None:
+            found = replace(found, chosen=self._take(found.chosen))
+        write_json(self.out / "frontier.json", found.to_dict())
+        return found
+
+    def _tries(self) -> Iterator[Point]:
+        """The source's weights in every small form, then each ratio of pruning in the forms that were worth it.
+
+        The ladder ends where the next ratio can only lose: the repaired network has lost more than
+        allowed, or is small enough already where only the size was asked for.
+        """
+        yield from self._forms("", self.source)
+        if not self._installed(compressions.get("prune")):
+            return
+        for ratio in self.ratios:
+            cut = self._try(f"cut-{ratio:g}", "checkpoint", partial(_cut, ratio), self.source)
+            if cut is None:
+                return
+            yield cut
+            name = f"prune-{ratio:g}"
+            given = {"ratio": ratio, **self.repair}
+            repaired = self._try(name, "checkpoint", partial(_apply, compressions.get("prune"), given), self.source)
+            if repaired is None:
+                return
+            yield repaired
+            forms = list(self._forms(name + "+", load_trained(Path(repaired.path))))
+            yield from forms
+            if self.goal.drop is not None and repaired.drop > self.goal.drop:
+                return
+            if self.goal.drop is None and any(self.goal.met(p) for p in forms):
+                return
+
+    def _forms(self, prefix: str, trained: Trained) -> Iterator[Point]:
+        """`trained` in fp32 as an export, so that nobody takes a runtime's speed for quantization's, and in int8."""
+        kind = trained.task.spec.kind
+        if not prefix:
+            found = self._try("onnx-fp32", "export", _plain_export, trained)
+            if found is not None:
+                yield found
+        static = [e for e in family("int8") if kind in e.meta["kinds"] and self._installed(e)]
+        others = [compressions.get("int8-weights"), *([] if static else [compressions.get("dynamic-int8")])]
+        for entry in [*static, *(e for e in others if self._installed(e))]:
+            found = self._try(prefix + entry.name, entry.meta["gives"], partial(_apply, entry, {}), trained)
+            if found is not None:
+                yield found
+
+    def _installed(self, entry: Entry) -> bool:
+        absent = missing(entry)
+        if absent and (line := f"{entry.name}: {', '.join(absent)} not installed") not in self.skipped:
+            self.skipped.append(line)
+        return not absent
+
+    def _try(self, name: str, gives: str, make: Callable[[Work], object], trained: Trained) -> Point | None:
+        """What ``tries/<name>`` was measured as, once made; None where this model cannot be compressed so."""
+        known = self._known(name)
+        if known is not None:
+            return known
+        out = self.out / "tries" / name / ("export" if gives == "export" else "model.pt")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make(Work(trained, self.recipe, self.data, out, self.events))
+        except InputError as error:
+            self.skipped.append(f"{name}: {error.line}")
+            return None
+        return self._keep(self.judge.point(name, out))
+
+    def _known(self, name: str) -> Point | None:
+        file = self.out / "tries" / name / "point.json"
+        return Point.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def _keep(self, point: Point) -> Point:
+        folder = self.out / "tries" / point.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "point.json", point.to_dict())
+        return point
+
+    def _settings(self) -> None:
+        """Hold the folder to this search: another checkpoint, or another repair, would be measured as ours."""
+        ours = {"source": digest(self.source.model), "repair": dict(self.repair), "data": self.recipe.to_dict()["data"]}
+        file = self.out / "search.json"
+        if not file.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(file, ours)
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        different = [key for key, value in ours.items() if theirs.get(key) != value]
+        if different:
+            what = f"{self.out}: the search of another {different[0]}"
+            raise InputError(what, "expected its own", "--overwrite, or another --out")
+
+    def _take(self, point: Point) -> Point:
+        """The artefact of `point` as the one that was chosen."""
+        path = Path(point.path)
+        target = self.out / ("chosen" if is_export(path) else "chosen.pt")
+        for old in (self.out / "chosen", self.out / "chosen.pt"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            durable.link(path, target)
+        return replace(point, path=str(target))
+
+
+def _apply(entry: Entry, given: Mapping[str, Any], work: Work) -> None:
+    entry(work, **entry.options(dict(given), "compress"))
+
+
+def _cut(ratio: float, work: Work) -> None:
+    write_cut(work, ratio, work.out)
+
+
+def _plain_export(work: Work) -> None:
+    from bigmodel_cli.export.proof import prove
+
+    prove(work.subject(), "onnx", work.out, overwrite=True, seconds=0.2)
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    from bigmodel_cli.core.types import finite
+
+    raw = (json.dumps(finite(values), indent=2) + "\n").encode()
+    durable.replace(file, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))

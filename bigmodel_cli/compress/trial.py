@@ -1,0 +1,123 @@
+"""What a compressed model is worth: its size on disk, its speed beside the source's, and its accuracy on val."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bigmodel_cli.compress.work import Data
+from bigmodel_cli.core.recipe import PlacementSection
+from bigmodel_cli.engine.evaluate import evaluate
+from bigmodel_cli.engine.placement import Placement, place
+from bigmodel_cli.engine.start import Trained, load_trained
+from bigmodel_cli.export.answering import answering
+from bigmodel_cli.export.folder import is_export, model_files, read_folder
+from bigmodel_cli.export.latency import speeds
+
+SECONDS = 0.5
+"""How long a model and its source are timed, in turns, at each batch size."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One artefact as it was measured.
+
+    Args:
+        steps: the methods that made it, with their options; none for the source.
+        bytes: of the weights in fp32 for the source, of the file or the model's files on disk for all else.
+        latency: p50 in milliseconds by batch size, on the CPU.
+        beside: the source's, taken in turns with it.
+        metric: the validation metric that chooses a checkpoint, and its value.
+        drop: how much worse than the source that is: in points (hundredths) of an accuracy, else in its own unit.
+    """
+
+    name: str
+    path: str
+    steps: Sequence[Mapping[str, Any]]
+    bytes: int
+    latency: Mapping[str, float]
+    beside: Mapping[str, float]
+    metric: str
+    value: float
+    drop: float
+    threads: int
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the source for one sample."""
+        return self.beside["1"] / self.latency["1"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "speedup": self.speedup}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Point:
+        drop = values["drop"] if values["drop"] is not None else math.inf  # JSON has no infinity
+        return cls(**{k: v for k, v in values.items() if k != "speedup"} | {"drop": drop})
+
+    def better(self, other: Point) -> bool:
+        """Whether this is no worse in size, speed and accuracy, and better in one."""
+        ours = (self.bytes, -self.speedup, self.drop)
+        theirs = (other.bytes, -other.speedup, other.drop)
+        return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures artefacts beside one source, as ``predict`` would run that on the CPU: eager, in fp32."""
+
+    source: Trained
+    data: Data
+    placement: Placement
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    value: float
+
+    @classmethod
+    def of(cls, source: Trained, data: Data) -> Judge:
+        placement = place(PlacementSection(device="cpu", precision="fp32"))
+        model = placement.model(copy.deepcopy(source.model))  # which methods go on from as it was
+        batch = placement.inputs(source.task.prepare(next(data.spread(data.val, 32))))
+        inputs = tuple(batch[name] for name in source.task.inputs)
+        return cls(source, data, placement, model, inputs, _metric(model, source.task, data, placement))
+
+    def point_of_source(self) -> Point:
+        size = sum(t.numel() * t.element_size() for t in self.source.model.state_dict().values())
+        point = self._timed("source", self.source.path, [], size, self.model, self.value)
+        return replace(point, beside=point.latency)
+
+    def point(self, name: str, path: Path) -> Point:
+        """The artefact at `path`, a checkpoint or an export folder, opened and measured."""
+        if is_export(path):
+            folder = read_folder(path)
+            model: nn.Module = answering(folder, len(self.source.task.inputs))
+            size = sum(file.stat().st_size for file in model_files(path))
+            task, steps = self.source.task, folder.about.get("compressed", [])
+        else:
+            trained = load_trained(path)
+            model, size, task = self.placement.model(trained.model), path.stat().st_size, trained.task
+            steps = trained.meta.get("compressed", [])
+        value = _metric(model, task, self.data, self.placement)
+        return self._timed(name, path, steps, size, model, value)
+
+    def _timed(self, name: str, path: Path, steps: Any, size: int, model: nn.Module, value: float) -> Point:
+        ways = {"ours": (model, self.inputs), "source": (self.model, self.inputs)}
+        found = speeds(ways, SECONDS)
+        latency, beside = ({b: f["p50_ms"] for b, f in found[way].items()} for way in ("ours", "source"))
+        metric, mode = self.source.task.best
+        worse = (self.value - value) * (1 if mode == "max" else -1)
+        # A model that answers NaN is infinitely worse.
+        drop = math.inf if math.isnan(worse) else worse * (100 if metric.endswith("accuracy") else 1)
+        return Point(name, str(path), steps, size, latency, beside, metric, value, drop, found["threads"])
+
+
+def _metric(model: nn.Module, task: Any, data: Data, placement: Placement) -> float:
+    found = evaluate(model, task, data.val, placement, data.recipe.train.eval_batch_size)
+    assert found is not None
+    return found[task.best[0]]

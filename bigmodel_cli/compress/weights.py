@@ -1,0 +1,92 @@
+"""Weights in fewer bits, in a checkpoint that everything opens as before. It computes in fp32: smaller, not quicker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigmodel_cli.compress.work import Work
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import compressions
+from bigmodel_cli.models.packed import pack
+
+KINDS = ("image", "text")
+Group = Annotated[int, Field(ge=8)]
+
+
+@compressions.register("bf16", gives="checkpoint", kinds=KINDS)
+def bf16(work: Work) -> None:
+    """Weights as bfloat16: half the size, the range of fp32 and 8 bits of precision."""
+    _halved(work, torch.bfloat16, "bf16")
+
+
+@compressions.register("fp16", gives="checkpoint", kinds=KINDS)
+def fp16(work: Work) -> None:
+    """Weights as float16: half the size, 11 bits of precision; a weight past 65504 is an error."""
+    _halved(work, torch.float16, "fp16")
+
+
+def _halved(work: Work, dtype: torch.dtype, method: str) -> None:
+    state = work.model.state_dict()
+    halved = {k: v.to(dtype) if v.dtype == torch.float32 else v for k, v in state.items()}
+    lost = [k for k, v in halved.items() if not bool(torch.isfinite(v).all()) and bool(torch.isfinite(state[k]).all())]
+    if lost:
+        raise InputError(f"{lost[0]}: a weight is too large for {method}", "expected at most 65504", "--method bf16")
+    work.write(halved, {"method": method, "final": True})
+
+
+@compressions.register("int8-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
+def int8_weights(work: Work) -> None:
+    """Weights of linear, convolution and embedding layers as int8, a scale a row (torchao): a quarter of the size."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    _packed(work, lambda columns: Int8WeightOnlyConfig(), {"method": "int8-weights", "final": True})
+
+
+@compressions.register("int4-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
+def int4_weights(work: Work, *, group_size: Group = 32) -> None:
+    """Weights as 4-bit numbers, a scale for each `group_size` of a row (torchao): an eighth of the size and some."""
+    from torchao.quantization import IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerGroup
+
+    def config(columns: int) -> Any:
+        """With the largest groups that fill a row; None where only tiny ones do."""
+        fits = [n for n in range(8, group_size + 1) if columns % n == 0]
+        four: Any = torch.int4  # type: ignore[attr-defined]
+        return IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(fits[-1])) if fits else None
+
+    _packed(work, config, {"method": "int4-weights", "final": True, "group_size": group_size})
+
+
+def _packed(work: Work, config: Callable[[int], Any], how: dict[str, Any]) -> None:
+    """Each weight as torchao rounds it under the config for rows of its length; without one it stays fp32."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+    chosen = {f"{name}.weight".lstrip(".") for name, m in work.model.named_modules() if isinstance(m, layers)}
+    stored: dict[str, Tensor] = {}
+    parts: dict[int, dict[str, Tensor]] = {}  # tied weights are stored once, under each of their names
+    for key, value in work.model.state_dict().items():
+        rounding = config(value[0].numel()) if key in chosen else None
+        if rounding is None:
+            stored[key] = value
+            continue
+        if value.data_ptr() not in parts:
+            parts[value.data_ptr()] = pack(*_rounded(value.flatten(1), rounding), value.shape)
+        stored |= {key + end: part for end, part in parts[value.data_ptr()].items()}
+    work.write(stored, how)
+
+
+def _rounded(weight: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """Whole numbers (O,I) int8 and their scales (O,G), symmetric around zero, of `weight` (O,I)."""
+    from torchao.quantization import quantize_
+
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    quantize_(layer, config)
+    rounded: Any = layer.weight
+    if bool(rounded.zero_point.any()):
+        raise RuntimeError("torchao chose a zero point for a symmetric type")
+    return rounded.qdata, rounded.scale

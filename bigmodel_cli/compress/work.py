@@ -1,0 +1,215 @@
+"""What a compression method is given, and how it opens, writes and trains: shared by all of them.
+
+A method is a function of a :class:`Work` that makes the artefact at ``work.out``: a checkpoint (``gives="checkpoint"``
+in its registration) or an export folder (``gives="export"``). Its keyword-only parameters are its options. Calibration
+and training read the train split, choices the validation split, and nothing here reads the test split.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import Entry, compressions
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.assemble import load_data, train_and_val
+from bigmodel_cli.engine.folder import RunFolder
+from bigmodel_cli.engine.provenance import provenance
+from bigmodel_cli.engine.session import train
+from bigmodel_cli.engine.start import Trained, digest, load_trained
+from bigmodel_cli.export.proof import Subject
+
+Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
+"""Opens a display of training, which takes a run's events."""
+
+
+@dataclass
+class Data:
+    """The train and val splits of the data that a checkpoint remembers, loaded once for a whole search."""
+
+    recipe: Recipe
+    _splits: tuple[Source, Source] | None = None
+
+    @property
+    def splits(self) -> tuple[Source, Source]:
+        if self._splits is None:
+            self._splits = train_and_val(load_data(self.recipe.data), self.recipe.data)
+        return self._splits
+
+    @property
+    def train(self) -> Source:
+        return self.splits[0]
+
+    @property
+    def val(self) -> Source:
+        return self.splits[1]
+
+    def spread(self, source: Source, count: int) -> Iterator[Batch]:
+        """`count` samples of `source` in batches of 64, evenly over all of it: files are often sorted by class."""
+        chosen = torch.linspace(0, len(source) - 1, min(count, len(source))).round().long()
+        return (source.gather(part) for part in chosen.split(64))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One compression of one checkpoint.
+
+    Args:
+        trained: the checkpoint, its model on the CPU in fp32 and eval mode.
+        recipe: what it remembers, under the flags that were given.
+        data: its splits.
+        out: where the artefact goes: a checkpoint's file, or an export's folder.
+        events: how training is shown.
+    """
+
+    trained: Trained
+    recipe: Recipe
+    data: Data
+    out: Path
+    events: Events
+
+    @property
+    def model(self) -> nn.Module:
+        return self.trained.model
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two prepared training samples, as the model's inputs: tracers take a batch of one for a constant."""
+        return next(self.calibration(2))
+
+    def calibration(self, count: int) -> Iterator[tuple[Tensor, ...]]:
+        """The model's inputs for `count` training samples, each batch (B, ...)."""
+        task = self.trained.task
+        for raw in self.data.spread(self.data.train, count):
+            batch = task.prepare(raw)
+            yield tuple(batch[name].contiguous() for name in task.inputs)
+
+    def subject(self, how: Mapping[str, Any] | None = None, samples: int = 256) -> Subject:
+        """What an export is made of, and `samples` validation inputs to compare it on; `how` goes into export.json."""
+        trained, recipe = self.trained, self.recipe.to_dict()
+        spec = trained.task.spec
+        about: dict[str, Any] = {
+            "arch": trained.recipe.model.name,
+            "arch_args": {k: recipe["model"][k] for k in trained.recipe.model.options},
+            "task": trained.task.name,
+            "input": {"kind": spec.kind, **spec.to_dict()},
+            "recipe": recipe,
+            "data": {"validation samples": len(self.data.val)},
+            "checkpoint": {"file": trained.path.name, "SHA-256 of its tensors": digest(trained.model)},
+        }
+        if how:
+            about["compressed"] = [*trained.meta.get("compressed", []), {**how, "final": True}]
+        return Subject(trained.model, trained.task, list(self.data.spread(self.data.val, samples)), about)
+
+    def write(self, tensors: Mapping[str, Tensor], how: Mapping[str, Any], recipe: Recipe | None = None) -> None:
+        """The checkpoint at `out`: `tensors` and what the source says of itself, without an optimizer's state."""
+        write_checkpoint(self.out, self.trained, tensors, how, recipe)
+
+    def train(self, start: Path, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
+        """Fine-tune the checkpoint `start` in `folder` under `changes` to the recipe; the best of it.
+
+        A run that is there already goes on where it stopped, and one that was through is taken as it is.
+
+        Raises:
+            InterruptedRun: a signal came; everything is saved.
+            DivergedError: it diverged.
+        """
+        remembered = checkpoint.load(start)["meta"]["recipe"]
+        kept = {k: remembered[k] for k in ("model", "loss", "augment")}
+        about = {**kept, "data": self.recipe.to_dict()["data"], "start": {"checkpoint": str(start.resolve())}}
+        return self.run(resolve([Layer(str(start), about), Layer("compress", changes)]).recipe, folder)
+
+    def run(self, recipe: Recipe, folder: Path) -> Path:
+        """Train `recipe` in `folder`, as :meth:`train` does."""
+        done = folder / "best.pt"
+        state = folder / "status.json"
+        if done.exists() and state.exists() and '"state": "done"' in state.read_text(encoding="utf-8"):
+            return done
+        resume = (folder / "last.pt").exists()
+        with self.events() as emit:
+            return train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit).best
+
+
+def write_checkpoint(
+    path: Path,
+    trained: Trained,
+    tensors: Mapping[str, Tensor],
+    how: Mapping[str, Any],
+    recipe: Recipe | None = None,
+) -> None:
+    """An ordinary checkpoint of weights alone; `how` it was made is kept in its ``meta.compressed``."""
+    meta = dict(trained.meta)
+    if recipe is not None:
+        meta["recipe"] = recipe.to_dict()
+    meta["compressed"] = [*meta.get("compressed", []), dict(how)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {
+        "format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": dict(tensors), "model_ema": None,
+        "optimizer": {}, "scheduler": None, "scaler": None, "progress": dict(trained.progress), "rng": {},
+        "meta": {**meta, "origin": provenance(), "created": time.time()},
+    }  # fmt: skip
+    checkpoint.save(path, state)
+
+
+def slim(path: Path, out: Path, how: Mapping[str, Any]) -> None:
+    """The checkpoint at `path` without what only a resume needs: the optimizer's state and the averages."""
+    trained = load_trained(path)
+    write_checkpoint(out, trained, trained.model.state_dict(), how)
+
+
+def fitting(name: str, trained: Trained) -> Entry:
+    """The method called `name`, or the best of the family of that name that is installed.
+
+    Raises:
+        InputError: there is none, it is not for this kind of model, or the checkpoint was quantized already.
+        MachineError: it needs a package that is not installed.
+    """
+    members = family(name)
+    entry = next((m for m in members if not missing(m)), members[0]) if members else compressions.get(name)
+    kind = trained.task.spec.kind
+    if kind not in entry.meta["kinds"]:
+        what = f"--method {name} is for {' and '.join(entry.meta['kinds'])}s"
+        others = [n for n in compressions.names() if kind in compressions.get(n).meta["kinds"]]
+        raise InputError(what, f"{trained.recipe.model.name} takes {kind}", "--method " + " or ".join(others[:4]))
+    done = [step["method"] for step in trained.meta.get("compressed", []) if step.get("final")]
+    if done:
+        what = f"{trained.path}: already compressed by {done[0]}"
+        raise InputError(what, "expected the checkpoint it was made from", "each rounding would add to the last")
+    absent = missing(entry)
+    if absent:
+        what = f"--method {name} needs {', '.join(absent)}"
+        raise MachineError(what, "not installed here", f"pip install 'bigmodel[{entry.meta['extra']}]'")
+    return entry
+
+
+def family(name: str) -> list[Entry]:
+    """The methods registered with ``family=name``, the best by measurement first (their `rank`)."""
+    every = [compressions.get(n) for n in compressions.names()]
+    return sorted((e for e in every if e.meta.get("family") == name), key=lambda e: e.meta["rank"])
+
+
+def missing(entry: Entry) -> list[str]:
+    """The packages that a method needs and that are not installed."""
+    return [package for package in entry.meta.get("needs", ()) if importlib.util.find_spec(package) is None]
+
+
+def remove(path: Path) -> None:
+    """A try's artefact that was not finished."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,39 @@
+"""Size against accuracy of compressed models, their speed as colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.insight.plotting import drawing
+
+
+def draw_frontier(
+    title: str, source: Mapping[str, Any], points: Sequence[Mapping[str, Any]], chosen: str | None, path: Path
+) -> None:
+    """Each point (name, bytes, drop, speedup, frontier) by its size and drop; the chosen one ringed.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    shown = [p for p in points if p["drop"] is not None]
+    with drawing(path, size=(9.0, 5.0)) as axes:
+        sizes, drops = [p["bytes"] / 1e6 for p in shown], [p["drop"] for p in shown]
+        dots = axes.scatter(sizes, drops, c=[p["speedup"] for p in shown], cmap="viridis", s=45, zorder=3)
+        axes.scatter(source["bytes"] / 1e6, 0, marker="*", s=160, color="tab:red", zorder=3)
+        axes.annotate("source", (source["bytes"] / 1e6, 0), (6, 6), textcoords="offset points", fontsize=8)
+        best = sorted((p for p in shown if p["frontier"]), key=lambda p: p["bytes"])
+        for i, point in enumerate(best):
+            place = (point["bytes"] / 1e6, point["drop"])
+            axes.annotate(point["name"], place, (6, 6 if i % 2 else -11), textcoords="offset points", fontsize=7)
+            if point["name"] == chosen:
+                axes.scatter(*place, s=170, facecolors="none", edgecolors="tab:red", linewidths=2, zorder=4)
+        axes.set_xscale("log")
+        # Near zero every tenth of a point counts, and a network cut without repair loses them all.
+        axes.set_yscale("symlog", linthresh=0.5)
+        axes.invert_yaxis()
+        axes.set_xlabel("size on disk (MB)")
+        axes.set_ylabel("drop on val (points)")
+        axes.set_title(title, fontsize=10)
+        axes.figure.colorbar(dots, label="times as fast as the source, batch 1")
