@@ -17,6 +17,7 @@ from bigmodel_cli.commands import (
     data,
     env_check,
     evaluate,
+    explain,
     export,
     finetune,
     generate,
@@ -63,6 +64,7 @@ app.command()(study.study)
 app.command()(tune.tune)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(explain.explain)
 app.command()(generate.generate)
 app.command()(export.export)
 app.command()(compress.compress)

@@ -1,0 +1,116 @@
+"""What in an input made a model answer as it did. Shapes: B batch, T tokens, C channels, H height, W width, S steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.errors import InputError
+
+Score = Callable[[Tensor], Tensor]
+"""Inputs (S,...) -> what is explained (S,): the log-probability of an answer."""
+AT_ONCE = 1 << 20  # numbers of the path that go through the model together
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """`values` has the input's shape; `score` and `baseline` are what is explained at the input and at its absence.
+
+    Integrated gradients are complete: the values sum to score - baseline, but for `gap`, the error of the sum
+    over steps. Other methods have none (NaN).
+    """
+
+    values: Tensor
+    score: float
+    baseline: float
+
+    @property
+    def gap(self) -> float:
+        return float(self.values.sum()) - (self.score - self.baseline)
+
+
+def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, steps: int) -> Attribution:
+    """(x - x') times the mean gradient on the straight line from x' to x (Sundararajan et al. 2017, equation 2).
+
+    The mean is Gauss and Legendre's of `steps` points, exact for polynomials of degree 2 steps - 1.
+    `x` and `baseline` are one input, without a batch.
+    """
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    at = torch.as_tensor((nodes + 1) / 2, dtype=x.dtype, device=x.device)
+    share = torch.as_tensor(weights / 2, dtype=x.dtype, device=x.device)
+    total = torch.zeros_like(x)
+    size = max(1, AT_ONCE // x.numel())
+    for a, w in zip(at.split(size), share.split(size), strict=True):
+        line = baseline + _column(a, x) * (x - baseline)
+        line.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(line).sum(), line)
+        total += (_column(w, x) * gradient).sum(0)
+    with torch.no_grad():
+        ends = score(torch.stack((x, baseline)))
+    return Attribution(((x - baseline) * total).detach(), float(ends[0]), float(ends[1]))
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *(1,) * x.dim())
+
+
+def token_attributions(
+    model: nn.Module, embedding: nn.Module, tokens: Tensor, score: Callable[[Tensor], Tensor], steps: int
+) -> Attribution:
+    """How much each of `tokens` (T,) added to a score of the model's outputs, (T,).
+
+    The path begins at embeddings of zero; `score` maps outputs of S copies to (S,). `embedding` is the model's
+    own, whose output is replaced along the path: what reads the ids (masks of fill) reads them as they are.
+    """
+    with torch.no_grad():
+        x = embedding(tokens)
+
+    def along(points: Tensor) -> Tensor:
+        with _replaced(embedding, points):
+            return score(model(tokens.expand(len(points), -1)))
+
+    found = integrated_gradients(along, x, torch.zeros_like(x), steps)
+    return Attribution(found.values.sum(-1), found.score, found.baseline)
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def grad_cam(model: nn.Module, image: Tensor, answer: int) -> Tensor:
+    """(H,W) in 0..1: where the last convolution saw class `answer` in `image` (C,H,W) (Selvaraju et al. 2017).
+
+    Its channels are weighed by the mean gradient of the class's logit, summed, and cut at zero.
+
+    Raises:
+        InputError: the model has no convolution that leaves a map.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    seen: list[Any] = []
+    handles = [m.register_forward_hook(lambda m, i, out: seen.append(out)) for m in layers]
+    try:
+        logits = model(image[None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    maps = [m for m in seen if m.dim() == 4 and min(m.shape[2:]) > 1 and m.requires_grad]
+    if not maps:
+        what = "grad-cam: no convolution leaves a map larger than one pixel"
+        raise InputError(what, hint="--method integrated-gradients")
+    (gradient,) = torch.autograd.grad(logits[0, answer], maps[-1])
+    seen_there = (gradient.mean((2, 3), keepdim=True) * maps[-1]).sum(1, keepdim=True).relu()
+    heat = F.interpolate(seen_there, image.shape[1:], mode="bilinear")[0, 0].detach()
+    return heat / heat.max().clamp(min=1e-12)

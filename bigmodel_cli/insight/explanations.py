@@ -1,0 +1,72 @@
+"""Attributions as a person sees them: a page of coloured tokens, a picture with its heat over it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FOR, AGAINST = (34, 139, 90), (200, 60, 60)  # colours of what spoke for the answer, and against it
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+.t {{ padding: .15em .1em; border-radius: .2em; white-space: pre-wrap }} small {{ color: #666 }}
+h2 {{ font-size: 1rem; margin: 1.5rem 0 .3rem }}</style>
+<h1>{title}</h1>
+<p><small>Integrated gradients (Sundararajan et al. 2017) of the answer's log-probability: what spoke
+<span class="t" style="background: rgb{for_}">for</span>
+it and <span class="t" style="background: rgb{against}">against</span>;
+the weights of a text sum to the difference from a text of nothing.</small></p>
+{texts}
+</html>
+"""
+
+
+def colour(weight: float, most: float) -> tuple[int, int, int]:
+    """White for nothing, deeper for more, up to `most`: on any background the letters are black."""
+    share = min(abs(weight) / most, 1.0) if most > 0 else 0.0
+    r, g, b = (round(255 - (255 - c) * 0.75 * share) for c in (FOR if weight > 0 else AGAINST))
+    return r, g, b
+
+
+def page(title: str, texts: Sequence[dict[str, Any]]) -> str:
+    """One self-contained page; each of `texts` has its name, answer, probability, tokens and weights."""
+    parts = []
+    for text in texts:
+        most = max((abs(w) for w in text["weights"]), default=0.0)
+        spans = (
+            f'<span class="t" title="{w:+.3f}" style="background: rgb{colour(w, most)}">{html.escape(t)}</span>'
+            for t, w in zip(text["tokens"], text["weights"], strict=True)
+        )
+        head = f"{html.escape(text['name'])}: {html.escape(text['answer'])} {text['probability']:.2%}"
+        parts.append(f"<h2>{head}</h2><p>{''.join(spans)}</p>")
+    return PAGE.format(title=html.escape(title), for_=colour(1, 1), against=colour(-1, 1), texts="\n".join(parts))
+
+
+def heat_of(values: Tensor) -> Tensor:
+    """(C,H,W) attributions -> (H,W) in -1..1: summed over channels, the largest percent cut off, smoothed a little."""
+    heat = values.sum(0)
+    most = heat.abs().flatten().kthvalue(max(1, round(0.99 * heat.numel()))).values.clamp(min=1e-12)
+    heat = (heat / most).clamp(-1, 1)
+    return F.avg_pool2d(heat[None, None], 3, 1, 1)[0, 0] if min(heat.shape) >= 16 else heat
+
+
+def overlay(pixels: Tensor, heat: Tensor, path: Path, least_side: int = 224) -> None:
+    """Write the picture (C,H,W), in 0..1, with `heat` (H,W), in -1..1, over it in colour; small ones are enlarged."""
+    from PIL import Image
+
+    grey = pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    tint = torch.where((heat > 0)[None], torch.tensor(FOR)[:, None, None], torch.tensor(AGAINST)[:, None, None]) / 255
+    alpha = heat.abs()[None] * 0.75
+    mixed = (grey * (1 - alpha) + tint * alpha).clamp(0, 1)
+    both = torch.cat((pixels.expand(3, -1, -1).clamp(0, 1), mixed), 2)
+    picture = Image.fromarray((both.permute(1, 2, 0) * 255).round().byte().numpy())
+    times = -(-least_side // min(pixels.shape[1:]))
+    if times > 1:
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    picture.save(path)
