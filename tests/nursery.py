@@ -116,6 +116,21 @@ def _rank_1_hangs() -> None:
     _at_step(3, lambda: time.sleep(1000))
 
 
+def _rank_1_is_slow() -> None:
+    """In gathering its samples: 20 ms a batch."""
+    from bigmodel_cli.data.arrays import ImageArrays
+
+    _forked_ranks()
+    real = ImageArrays.gather
+
+    def gather(self: Any, indices: Any) -> Any:
+        if os.environ.get("RANK") == "1":
+            time.sleep(0.02)
+        return real(self, indices)
+
+    ImageArrays.gather = gather  # type: ignore[method-assign]
+
+
 def _rank_1_is_killed_once() -> None:
     """In the first start of the ranks alone."""
 
@@ -130,6 +145,7 @@ SABOTAGE = {
     "forked-ranks": _forked_ranks,
     "rank-1-fails": _rank_1_fails,
     "rank-1-hangs": _rank_1_hangs,
+    "rank-1-is-slow": _rank_1_is_slow,
     "rank-1-is-killed-once": _rank_1_is_killed_once,
     "in-place": _in_place,
     "deaf": _deaf,

@@ -70,7 +70,8 @@ class PlainLines(Display):
         elif event["event"] == "epoch":
             names = ("epoch", "train_loss", "val_loss", self.clock.metric, "lr", f"{self.clock.unit}/s", "eta")
             cells = zip(names, epoch_row(event, self.clock), strict=True)
-            console.note("  ".join(f"{name} {cell}" for name, cell in cells if cell != "-"))
+            line = "  ".join(f"{name} {cell}" for name, cell in cells if cell != "-")
+            console.note(line + straggler(event))
         elif event["event"] == "warning":
             console.note(f"warning: {event['message']}")
 
@@ -80,6 +81,7 @@ class LiveTable(Display):
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, ...]] = []
+        self.straggler = ""
         self.clock = Clock()
         self.drawn = 0.0
         self.live = Live(console=console.err, auto_refresh=False, transient=False)
@@ -100,6 +102,7 @@ class LiveTable(Display):
             self.live.start()
         elif event["event"] == "epoch":
             self.rows.append(epoch_row(event, self.clock))
+            self.straggler = straggler(event)
         elif event["event"] == "warning":
             console.note(f"warning: {event['message']}")
         if self.live.is_started and (event["event"] != "step" or time.monotonic() - self.drawn > REFRESH):
@@ -117,7 +120,10 @@ class LiveTable(Display):
         clock = self.clock
         bar = ProgressBar(total=max(clock.total_steps, 1), completed=clock.step, width=30)
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(bar, Text(f"step {clock.step}/{clock.total_steps}  loss {clock.loss:.4f}  ETA {clock.eta()}"))
+        grid.add_row(
+            bar,
+            Text(f"step {clock.step}/{clock.total_steps}  loss {clock.loss:.4f}  ETA {clock.eta()}{self.straggler}"),
+        )
         return grid
 
 
@@ -209,6 +215,11 @@ def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
         f"{rate:,.0f}",
         clock.eta(),
     )
+
+
+def straggler(event: Event) -> str:
+    """The rank that the others wait for, if any, as the end of a line."""
+    return f"  {event['straggler']}" if event.get("straggler") else ""
 
 
 def start_lines(event: Event) -> list[str]:

@@ -126,6 +126,7 @@ class ParallelSection(Section):
         600, description="seconds without an answer after which another process counts as lost"
     )
     sync_batchnorm: bool = Field(False, description="BatchNorm over the batch of all ranks (CUDA)")
+    offload: bool = Field(False, description="fsdp: weights and optimizer rest in the hosts' memory")
     unused: bool = Field(False, description="ddp: some parameters take no part in some steps")
     scale_lr: bool = Field(False, description="train.batch_size is that of one rank: batch and rate times their number")
 

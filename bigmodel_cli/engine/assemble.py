@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
@@ -21,7 +21,7 @@ from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.near import near
-from bigmodel_cli.engine.parallel import ALONE, Group, parallel_for
+from bigmodel_cli.engine.parallel import ALONE, Group, Parallel, parallel_for, with_synced_batchnorm
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
@@ -103,7 +103,11 @@ def assemble(
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
     task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
-    model = placement.model(model)
+    if recipe.parallel.sync_batchnorm:
+        model = with_synced_batchnorm(model, group, placement)
+    cut = group.world > 1 and recipe.parallel.strategy == "fsdp"
+    # What is cut over ranks goes to the GPU part by part: it need not fit there whole.
+    model = model if cut else placement.model(model)
     start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
     how = recipe.train.balance
@@ -121,17 +125,14 @@ def assemble(
     if group.world > 1 and adapted.solve:
         raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
     keeps = keeps and group.world == 1
-    if measure and resumed is None and recorded is None and adapted.solve is None and not keeps:
+    if measure and resumed is None and recorded is None and adapted.solve is None and not keeps and not cut:
         if group.leads:  # alone, the others wait: what it finds holds for all
             placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
         placement = _agreed(placement, model, group)
-    parallel = parallel_for(group, recipe.parallel, unused=bool(adapted.stages))
+    parallel = parallel_for(group, recipe, placement, model, unused=bool(adapted.stages))
+    ema = _averaged(recipe, model, parallel)  # before it is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
-    ema = None
-    if recipe.train.ema_decay is not None:
-        averaging = get_ema_multi_avg_fn(recipe.train.ema_decay)
-        ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     run = Run(
         recipe=recipe,
         task=task,
@@ -157,6 +158,18 @@ def assemble(
     if resumed is not None:
         _restore(run, resumed)
     return run
+
+
+def _averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:
+    """The moving average of the weights that the recipe asks for, spread over ranks as the model will be."""
+    decay = recipe.train.ema_decay
+    if decay is None:
+        return None
+    if parallel.strategy != "fsdp":
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    ema = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # cut tensors and buffers do not mix
+    parallel.wrap(ema.module)
+    return ema
 
 
 def _restore(run: Run, state: Mapping[str, Any]) -> None:

@@ -208,6 +208,8 @@ def end_epoch(run: Run, rate: float) -> bool:
         "lr": run.lr,
         f"{run.task.unit}_per_second": rate,
     }
+    if run.parallel.group.world > 1:
+        event["straggler"] = run.parallel.straggler(run.watch.own())
     best = False
     if last or every(train.eval_epochs, progress.epoch + 1):
         run.emit({"event": "evaluating"})

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,10 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.engine.placement import Placement
 from bigmodel_cli.engine.ranks import Ranks, interface, own_address
 
 FAREWELL = 3.0  # seconds that a rank with an error waits for rank 0's, which may be the same
+BEHIND, LEAST_BEHIND = 1.3, 0.1  # of the median rank's time, and in seconds: what makes a straggler
+SHARE_OF_MEMORY = 0.6  # for the model and its optimizer; the rest is for activations
 CPU = torch.device("cpu")
 
 
@@ -214,9 +218,25 @@ class Parallel:
         """The sum of every rank's `count` of what its part of the batch holds."""
         return int(self.group.total(count))
 
-    def whole(self, value: Any) -> Any:
-        """`value` with each tensor that is spread over ranks as one; on every rank."""
+    def whole(self, value: Any, keep: bool = True) -> Any:
+        """`value` with each tensor that is cut over the ranks as one; every rank calls it, one with `keep` has it."""
         return value
+
+    def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Whole tensors cut as those of the same name in `like` are."""
+        return values
+
+    def cut_optimizer(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
+        """A whole optimizer's state as the ranks hold it."""
+        return state
+
+    def straggler(self, seconds: float) -> str:
+        """The rank that keeps the others waiting, where one's own part of the work (`seconds`) takes far longer."""
+        each = self.group.each(seconds)
+        usual, slowest = sorted(each)[(len(each) - 1) // 2], max(each)
+        if slowest < BEHIND * usual or slowest - usual < LEAST_BEHIND:
+            return ""
+        return f"rank {each.index(slowest)} takes {slowest / max(usual, 1e-9):.1f} times as long"
 
     def average_buffers(self, run: Any) -> None:
         """Make what BatchNorm counted on each rank the mean over ranks."""
@@ -285,17 +305,40 @@ class DataParallel(Parallel):
                 dist.all_reduce(buffer.div_(self.group.world))
 
 
-def parallel_for(group: Group, section: Any, unused: bool) -> Parallel:
-    """The strategy that the recipe's ``parallel`` section names, or that fits.
+def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.Module, unused: bool) -> Parallel:
+    """The strategy that the recipe's ``parallel`` section names, or by `auto` that fits the memory.
 
     Raises:
-        InputError: it names none, or several for one process.
+        InputError: it does not go with the rest of the recipe.
     """
+    section = recipe.parallel
     if group.world == 1:
         return Parallel(group)
-    return DataParallel(group, unused=unused or section.unused)
+    chosen = section.strategy
+    if chosen == "auto":
+        chosen = group.share("ddp" if needs(model) < SHARE_OF_MEMORY * placement.memory_here(group.ranks) else "fsdp")
+    if chosen == "ddp":
+        return DataParallel(group, unused=unused or section.unused)
+    from bigmodel_cli.engine.sharded import FullyShard
+
+    if recipe.optimizer.name == "muon" or unused or section.sync_batchnorm:
+        what = "muon" if recipe.optimizer.name == "muon" else "a method in stages" if unused else "sync_batchnorm"
+        raise InputError(f"parallel.strategy fsdp with {what}", "expected ddp", "--set parallel.strategy=ddp")
+    return FullyShard(group, placement, offload=section.offload)
 
 
-def silent(error: BigmodelError) -> bool:
-    """Whether `error` only tells that another rank has ended."""
-    return isinstance(error, LostRank)
+def with_synced_batchnorm(model: nn.Module, group: Group, placement: Placement) -> nn.Module:
+    """`model` with each BatchNorm over the batch of all ranks (Ioffe and Szegedy 2015, as if on one device).
+
+    Raises:
+        InputError: the device is no GPU, for which alone torch has it.
+    """
+    if placement.device.type != "cuda":
+        raise InputError(f"parallel.sync_batchnorm on {placement.device.type}", "expected GPUs")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if group.world > 1 else model  # type: ignore[no-any-return]
+
+
+def needs(model: nn.Module) -> int:
+    """Bytes of weights, gradients and the two moments of Adam, without activations."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return 3 * trained + sum(p.numel() * p.element_size() for p in model.parameters())

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,6 +105,10 @@ class Placement:
         """Free bytes of a GPU's own memory; 0 where the device shares the host's."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
 
+    def memory_here(self, ranks: Ranks) -> int:
+        """Bytes that one process of this host may take: of its own GPU, or its share of the host's memory."""
+        return self.memory_free() or memory_available() // ranks.local_world
+
     def memory_peak(self) -> int:
         """Peak memory in bytes: of the device on CUDA, of the process elsewhere."""
         if self.device.type == "cuda":
@@ -117,6 +122,14 @@ class Placement:
         compiled = ", compiled" if self.compile else ""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"{device_name(self.device)}, {self.precision}{form}{compiled}, {threads} ({self.why})"
+
+
+def memory_available() -> int:
+    """Bytes of the host's memory that are free or can be made free."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def devices_here() -> int:

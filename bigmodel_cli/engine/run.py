@@ -136,7 +136,7 @@ class Run:
         ema = None
         if self.ema is not None:
             ema = {**self.ema.module.state_dict(), "n_averaged": self.ema.n_averaged}
-        return {
+        state = {
             "format": "bigmodel.checkpoint",
             "version": 1,
             "model": dict(self.model.state_dict()),
@@ -149,6 +149,7 @@ class Run:
             **({"said": self.said} if self.said else {}),
             "meta": {**self.meta, "env": self.environment(), "created": time.time()},
         }
+        return self.parallel.whole(state, self.parallel.group.leads)  # type: ignore[no-any-return]
 
     def random_state(self) -> dict[str, Any]:
         rng = {"cpu": torch.get_rng_state()}
@@ -174,12 +175,12 @@ class Run:
             raise KeyError("model_ema")
         if self.adapted.once is not None:
             self.said = {split: {k: v.float() for k, v in said.items()} for split, said in state["said"].items()}
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(self.parallel.cut(state["model"], self.model.state_dict()))
         if self.ema is not None:
             ema = dict(state["model_ema"])
             self.ema.n_averaged.copy_(ema.pop("n_averaged"))
-            self.ema.module.load_state_dict(ema)
-        self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.module.load_state_dict(self.parallel.cut(ema, self.ema.module.state_dict()))
+        self.optimizer.load_state_dict(dict(self.parallel.cut_optimizer(state["optimizer"], self.optimizer)))
         self.progress = Progress(**state["progress"])
         self._restore_random_state(state["rng"])
         now, then = self.environment(), {"world": 1, **state["meta"]["env"]}

@@ -123,7 +123,8 @@ def train(
         if not through:
             raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)
         best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}
-        outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, digest(run.model), before)
+        of_weights = digest(run.parallel.whole(dict(run.model.state_dict()), group.leads))
+        outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, of_weights, before)
         folder.event(outcome.to_dict())
         folder.status("done", 0, run.progress.step, str(outcome.best), "")
         return outcome

@@ -272,10 +272,11 @@ def fit_channels(state: dict[str, Tensor], ours: Mapping[str, Tensor], first: st
     return [f"{first}: filters {how} the input channels ({old} -> {new})"]
 
 
-def digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of the model's tensors."""
+def digest(model: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes of a model's tensors, or of the tensors themselves."""
     total = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    for key, tensor in sorted(state.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         total.update(flat.numpy().tobytes())

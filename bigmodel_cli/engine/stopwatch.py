@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 SAMPLED = 50  # on a GPU every so many steps are timed: knowing a part's time there means to wait for it
 STEP_PARTS = ("prepare", "forward", "backward", "optimizer")
+OWN = ("data", "prepare", "forward")  # the passes back are where ranks wait for each other
 ADVICE = {
     "data": "data.cache, a simpler augmentation or more cores",
     "prepare": "a simpler augmentation",
@@ -36,6 +37,7 @@ class Stopwatch:
         """Names a part in a trace, where one is being recorded."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = 0
+        self._own = 0.0
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -67,6 +69,12 @@ class Stopwatch:
             if item is None:
                 return
             yield item
+
+    def own(self) -> float:
+        """Seconds since the last call that went into this process's own work, where it waits for no other."""
+        now = sum(self.seconds[part] for part in OWN)
+        spent, self._own = now - self._own, now
+        return spent
 
     def shares(self) -> dict[str, float]:
         """Each part's share of all that was timed, largest first."""

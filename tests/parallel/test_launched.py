@@ -127,6 +127,14 @@ def test_a_rank_without_an_answer_is_lost(nursery: Nursery, tmp_path: Path) -> N
     assert "lost another rank: no answer" in child.error and ranks_of(child) == []
 
 
+def test_a_straggler_is_named_in_the_progress_line(nursery: Nursery) -> None:
+    child = launch(nursery, sabotage="rank-1-is-slow", command=[a for a in TRAIN if a != "--json"])
+    assert child.wait() == 0, child.error
+    epochs = [line for line in child.error.splitlines() if line.startswith("epoch")]
+    assert len(epochs) == 2 and all("rank 1 takes " in line and "times as long" in line for line in epochs)
+    assert epochs[0].count("rank ") == 1
+
+
 def test_a_killed_rank_starts_again_from_the_checkpoint(nursery: Nursery, tmp_path: Path) -> None:
     """Step 16 of 22 is in the second epoch: the digest is that of a run that nobody killed."""
     whole = launch(nursery, "--out", "whole")

@@ -173,3 +173,43 @@ def test_out_of_memory_on_one_rank_halves_on_all(tmp_path: Path, monkeypatch: py
 
     for rank in spread(2, work, tmp_path):
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+
+
+GPT: dict[str, Any] = {
+    "model": {"name": "gpt", "layers": 2, "heads": 2, "width": 32, "mlp": "swiglu", "position": "rope"},
+    "data": {"name": "text_files", "path": "", "context": 16},
+    "train": {"batch_size": 8, "max_steps": 6, "accumulate": 2, "clip_norm": 0.5, "ema_decay": 0.9},
+    "optimizer": {"name": "adamw", "lr": 3e-3},
+    "placement": {"precision": "fp32"},
+}
+
+
+def gpt(folder: Path, strategy: str, **parallel: Any) -> Any:
+    text = folder / "letters.txt"
+    if not text.exists():
+        text.write_text("to be or not to be, that is the question\n" * 60)
+    sections = {**GPT, "data": {**GPT["data"], "path": str(text)}, "parallel": {"strategy": strategy, **parallel}}
+    return resolve([Layer("test", sections)]).recipe
+
+
+def test_ddp_and_fsdp_agree_and_read_each_others_checkpoints(tmp_path: Path) -> None:
+    """Tied weights, an average of weights, accumulation and clipping; a run that changes its strategy in the middle."""
+    one = trained(gpt(tmp_path, "auto"))
+    ddp = spread(2, lambda group: trained(gpt(tmp_path, "ddp"), group), tmp_path)[0]
+    fsdp = spread(2, lambda group: trained(gpt(tmp_path, "fsdp"), group), tmp_path)[0]
+    assert len(one["losses"]) == 6
+    for other in (ddp, fsdp):
+        assert other["losses"] == pytest.approx(one["losses"], abs=1e-4)
+        assert other["metrics"][0] == pytest.approx(one["metrics"][0], abs=1e-2)
+        for part in ("model", "model_ema"):
+            assert_equal(other["state"][part], one["state"][part])
+    half = spread(2, lambda group: trained(gpt(tmp_path, "fsdp"), group, 3), tmp_path)[0]
+    checkpoint.save(tmp_path / "half.pt", half["state"])
+    for strategy in ("fsdp", "ddp", None):
+        if strategy is None:
+            rest = trained(gpt(tmp_path, "auto"), resume=tmp_path / "half.pt")
+        else:
+            rest = spread(
+                2, lambda group, s=strategy: trained(gpt(tmp_path, s), group, None, tmp_path / "half.pt"), tmp_path
+            )[0]
+        assert half["losses"] + rest["losses"] == pytest.approx(one["losses"], abs=1e-4), strategy

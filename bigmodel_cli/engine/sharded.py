@@ -1,0 +1,95 @@
+"""FSDP2: weights, gradients and optimizer cut over the ranks, gathered a block at a time (Zhao et al. 2023).
+
+A tensor that is cut so is a DTensor; a checkpoint holds it whole, and is the same whatever wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine.parallel import DataParallel, Group
+from bigmodel_cli.engine.placement import Placement
+
+
+class FullyShard(DataParallel):
+    """Each rank keeps a part of every tensor, and takes its share of each batch."""
+
+    strategy = "fsdp"
+
+    def __init__(self, group: Group, placement: Placement, *, offload: bool) -> None:
+        super().__init__(group, unused=False)
+        device = placement.device.type
+        if offload and device == "cpu":
+            raise InputError("parallel.offload on a CPU", "expected GPUs, whose memory it spares")
+        self.mesh = init_device_mesh(device, (group.world,))
+        bf16 = placement.precision == "bf16"
+        # Sums over ranks stay fp32: many small gradients would vanish in bf16.
+        self.precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+        self.offload = CPUOffloadPolicy() if offload else OffloadPolicy()
+        self.model: Any = None
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model`, cut in place: each block by itself, then what is left."""
+        options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self.precision, "offload_policy": self.offload}
+        for block in blocks(model):
+            fully_shard(block, **options)
+        self.model = fully_shard(model, **options)
+        return model
+
+    def syncing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def out_of_memory(self, here: bool) -> bool:
+        if here:  # the others wait in the middle of a pass: there is no way back to its beginning
+            what = f"out of memory on rank {self.group.rank}, whose model is cut over the ranks"
+            raise MachineError(what, hint="--set train.accumulate=2, --set model.checkpointing=true, or more processes")
+        return False
+
+    def whole(self, value: Any, keep: bool = True) -> Any:
+        if isinstance(value, DTensor):
+            full = value.full_tensor()
+            return full if keep else full.new_empty(0)  # gathered by all ranks, held by those that need it
+        if isinstance(value, dict):
+            return {k: self.whole(v, keep) for k, v in value.items()}
+        return type(value)(self.whole(v, keep) for v in value) if type(value) in (list, tuple) else value
+
+    def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: cut_like(v, like[k]) if k in like else v for k, v in values.items()}
+
+    def cut_optimizer(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        cut = {i: {k: cut_like(v, parameters[i]) for k, v in held.items()} for i, held in state["state"].items()}
+        return {**state, "state": cut}
+
+
+def cut_like(value: Any, target: Any) -> Any:
+    """The whole tensor `value` cut as `target` is, where they are of one shape: no rank asks another."""
+    if isinstance(value, Tensor) and isinstance(target, DTensor) and value.shape == target.shape:
+        mesh = target.device_mesh
+        return distribute_tensor(value.to(target.device), mesh, target.placements, src_data_rank=None)
+    return value
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """What repeats in a model: the members of each list or sequence that holds several of one class."""
+    for module in model.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            kinds = [type(child) for child in module]
+            for child in module:
+                if kinds.count(type(child)) > 1 and next(child.parameters(), None) is not None and not _leaf(child):
+                    yield child
+
+
+def _leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
