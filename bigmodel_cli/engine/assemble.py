@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
@@ -21,11 +20,12 @@ from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.near import near
-from bigmodel_cli.engine.parallel import ALONE, Group, Parallel, parallel_for, with_synced_batchnorm
+from bigmodel_cli.engine.parallel import ALONE, Group, parallel_for
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.run import Run, rank_seed
+from bigmodel_cli.engine.spread import agreed, averaged, batches_for, is_cut, on_device
 from bigmodel_cli.engine.start import (
     Trained,
     build_model,
@@ -103,11 +103,7 @@ def assemble(
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
     task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
-    if recipe.parallel.sync_batchnorm:
-        model = with_synced_batchnorm(model, group, placement)
-    cut = group.world > 1 and recipe.parallel.strategy == "fsdp"
-    # What is cut over ranks goes to the GPU part by part: it need not fit there whole.
-    model = model if cut else placement.model(model)
+    model = on_device(recipe, model, placement, group)
     start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
     how = recipe.train.balance
@@ -115,7 +111,7 @@ def assemble(
     notes += told(train, getattr(bundle.spec, "classes", ()), how)
     train, val = near(train, placement), near(val, placement)
     even = labels if how == "sampling" else None
-    batches = _batches(recipe, train, even, group)
+    batches = batches_for(recipe, train, even, group)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
     task = task.for_data(bundle.spec)
@@ -125,12 +121,12 @@ def assemble(
     if group.world > 1 and adapted.solve:
         raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
     keeps = keeps and group.world == 1
-    if measure and resumed is None and recorded is None and adapted.solve is None and not keeps and not cut:
-        if group.leads:  # alone, the others wait: what it finds holds for all
+    if measure and resumed is None and recorded is None and adapted.solve is None and not keeps:
+        if group.leads and not is_cut(recipe, group):  # alone, the others wait: what it finds holds for all
             placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
-        placement = _agreed(placement, model, group)
+        placement = agreed(recipe, placement, model, group)
     parallel = parallel_for(group, recipe, placement, model, unused=bool(adapted.stages))
-    ema = _averaged(recipe, model, parallel)  # before it is wrapped
+    ema = averaged(recipe, model, parallel)  # before it is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
     run = Run(
@@ -158,18 +154,6 @@ def assemble(
     if resumed is not None:
         _restore(run, resumed)
     return run
-
-
-def _averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:
-    """The moving average of the weights that the recipe asks for, spread over ranks as the model will be."""
-    decay = recipe.train.ema_decay
-    if decay is None:
-        return None
-    if parallel.strategy != "fsdp":
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    ema = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # cut tensors and buffers do not mix
-    parallel.wrap(ema.module)
-    return ema
 
 
 def _restore(run: Run, state: Mapping[str, Any]) -> None:
@@ -278,40 +262,6 @@ def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) 
                 cut.append({**group, "params": members, "lr": group["lr"] * factor})
         part.param_groups[:] = cut
     optimizer.param_groups = [group for part in parts for group in part.param_groups]
-
-
-def _batches(recipe: Recipe, train: Source, even: Tensor | None, group: Group) -> Batches:
-    """This rank's share of the train split.
-
-    Raises:
-        InputError: a step has fewer samples than there are ranks.
-    """
-    batches = Batches(train, _batch_size(recipe, train, group), recipe.train.seed, even, group.rank, group.world)
-    least = batches.size(batches.steps_per_epoch - 1)
-    if least < group.world:
-        expected = f"expected at least one for each of {group.world} processes"
-        raise InputError(f"{least} samples in a step", expected, "a larger --batch-size")
-    return batches
-
-
-def _agreed(placement: Placement, model: nn.Module, group: Group) -> Placement:
-    """Rank 0's choices, on every rank."""
-    if group.world == 1:
-        return placement
-    placement = placement.with_(**group.share({**placement.choices(), "why": placement.why}))
-    placement.use()
-    placement.model(model)
-    return placement
-
-
-def _batch_size(recipe: Recipe, train: Source, group: Group) -> int:
-    """The recipe's batch size over all ranks, or the whole split where the optimizer is defined on it."""
-    full = optimizers.get(recipe.optimizer.name).meta.get("full_batch", False)
-    return (
-        len(train)
-        if full
-        else min(recipe.train.batch_size * (group.world if recipe.parallel.scale_lr else 1), len(train))
-    )
 
 
 def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""What a run is built of, as each of its processes has it: its share of the batches, the model where it runs."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import optimizers
+from bigmodel_cli.core.types import Source
+from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.engine.parallel import Group, Parallel, with_synced_batchnorm
+from bigmodel_cli.engine.placement import Placement
+
+
+def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:
+    """The moving average of the weights that the recipe asks for, spread over ranks as the model will be."""
+    decay = recipe.train.ema_decay
+    if decay is None:
+        return None
+    if parallel.strategy != "fsdp":
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    ema = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # cut tensors and buffers do not mix
+    parallel.wrap(ema.module)
+    return ema
+
+
+def batches_for(recipe: Recipe, train: Source, even: Tensor | None, group: Group) -> Batches:
+    """This rank's share of the train split.
+
+    Raises:
+        InputError: a step has fewer samples than there are ranks.
+    """
+    batches = Batches(train, batch_size(recipe, train, group), recipe.train.seed, even, group.rank, group.world)
+    least = batches.size(batches.steps_per_epoch - 1)
+    if least < group.world:
+        expected = f"expected at least one for each of {group.world} processes"
+        raise InputError(f"{least} samples in a step", expected, "a larger --batch-size")
+    return batches
+
+
+def is_cut(recipe: Recipe, group: Group) -> bool:
+    return group.world > 1 and recipe.parallel.strategy == "fsdp"
+
+
+def on_device(recipe: Recipe, model: nn.Module, placement: Placement, group: Group) -> nn.Module:
+    """`model` on the device; what is to be cut over ranks goes there part by part, and need not fit whole."""
+    if recipe.parallel.sync_batchnorm:
+        model = with_synced_batchnorm(model, group, placement)
+    return model if is_cut(recipe, group) else placement.model(model)
+
+
+def agreed(recipe: Recipe, placement: Placement, model: nn.Module, group: Group) -> Placement:
+    """Rank 0's choices, on every rank."""
+    if group.world == 1 or is_cut(recipe, group):
+        return placement
+    placement = placement.with_(**group.share({**placement.choices(), "why": placement.why}))
+    placement.use()
+    placement.model(model)
+    return placement
+
+
+def batch_size(recipe: Recipe, train: Source, group: Group) -> int:
+    """The recipe's batch size over all ranks, or the whole split where the optimizer is defined on it."""
+    full = optimizers.get(recipe.optimizer.name).meta.get("full_batch", False)
+    return (
+        len(train)
+        if full
+        else min(recipe.train.batch_size * (group.world if recipe.parallel.scale_lr else 1), len(train))
+    )
