@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer, Resolved
     from bigmodel_cli.engine.folder import RunFolder
-    from bigmodel_cli.engine.parallel import Group
+    from bigmodel_cli.engine.group import Group
     from bigmodel_cli.engine.ranks import Ranks
     from bigmodel_cli.engine.session import Outcome
 
@@ -151,7 +151,7 @@ def _take_part(
 ) -> None:
     """Train as one of several processes."""
     from bigmodel_cli.engine.folder import Followed, RunFolder
-    from bigmodel_cli.engine.parallel import join, leave, losses_told
+    from bigmodel_cli.engine.group import join, leave, losses_told
     from bigmodel_cli.engine.placement import backend
 
     group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
@@ -170,7 +170,7 @@ def _take_part(
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
-    from bigmodel_cli.engine.parallel import ALONE
+    from bigmodel_cli.engine.group import ALONE
     from bigmodel_cli.engine.session import train as run
 
     group = group or ALONE

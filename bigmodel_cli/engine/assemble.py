@@ -18,9 +18,10 @@ from bigmodel_cli.data.subset import carve
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
+from bigmodel_cli.engine.group import ALONE, Group
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.near import near
-from bigmodel_cli.engine.parallel import ALONE, Group, parallel_for
+from bigmodel_cli.engine.parallel import parallel_for
 from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Source, Task
 from bigmodel_cli.engine.batches import gathered, in_order, shares
+from bigmodel_cli.engine.group import ALONE, Group
 from bigmodel_cli.engine.inference import quickened
-from bigmodel_cli.engine.parallel import ALONE, Group
 from bigmodel_cli.engine.placement import Placement
 
 

@@ -20,8 +20,8 @@ from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.engine.evaluate import evaluate
 from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
+from bigmodel_cli.engine.group import ALONE, Group, losses_told
 from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.parallel import ALONE, Group, losses_told
 from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.signals import StopFlag

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.engine.parallel import DataParallel, Group
+from bigmodel_cli.engine.group import Group
+from bigmodel_cli.engine.parallel import DataParallel
 from bigmodel_cli.engine.placement import Placement
 
 

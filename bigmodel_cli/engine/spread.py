@@ -10,7 +10,8 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import optimizers
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.engine.batches import Batches
-from bigmodel_cli.engine.parallel import Group, Parallel, with_synced_batchnorm
+from bigmodel_cli.engine.group import Group
+from bigmodel_cli.engine.parallel import Parallel, with_synced_batchnorm
 from bigmodel_cli.engine.placement import Placement
 
 

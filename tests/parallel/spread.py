@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bigmodel_cli.engine.parallel import Group, join, leave
+from bigmodel_cli.engine.group import Group, join, leave
 from bigmodel_cli.engine.ranks import Ranks
 
 

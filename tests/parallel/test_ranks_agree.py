@@ -13,8 +13,8 @@ from spread import spread
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
+from bigmodel_cli.engine.group import ALONE, Group
 from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.parallel import ALONE, Group
 from bigmodel_cli.engine.writer import copied
 
 MLP: dict[str, Any] = {
