@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.pictures import MAX_PIXELS, decode_plain
+from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,24 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     if mean.size:
         pixels = (pixels - mean / np.float32(how["scale"])) / (std / np.float32(how["scale"]))
     return np.ascontiguousarray(pixels, dtype=np.float32)
+
+
+def plain(raw: bytes, name: str, spec: ImageSpec, most: int = MAX_PIXELS) -> np.ndarray:
+    """(H,W,C) uint8, for a model that prepares its pictures itself: the square in the middle, or all of the picture,
+    already of the size that the model would make of it. So a large picture is not kept, and batches are of one size.
+
+    Raises:
+        InputError: as :func:`prepare`.
+    """
+    import numpy as np
+    from PIL import Image
+
+    picture = decode_plain(raw, name, spec.channels, spec.square, most)
+    if spec.square is not None:
+        picture = _square(picture, spec.square)
+    elif picture.size != (spec.width, spec.height):
+        picture = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, spec.channels)
 
 
 def _square(picture: Image, side: int) -> Image:

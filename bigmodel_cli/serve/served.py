@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.pictures import picture_header
-from bigmodel_cli.core.prepare import prepare
+from bigmodel_cli.core.prepare import plain, prepare
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
 from bigmodel_cli.serve.refusal import Refusal
 from bigmodel_cli.serve.uploads import Limits, pictures, texts
@@ -41,10 +41,11 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Pictures:
-    """(C,H,W) float32 samples."""
+    """(C,H,W) float32 samples; with `plain`, (H,W,C) uint8 ones, which the model prepares itself."""
 
     how: Mapping[str, Any]
     spec: ImageSpec
+    plain: bool = False
     kind = "picture"
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
@@ -54,6 +55,8 @@ class Pictures:
         if not raw:
             raise Refusal(400, f"{name}: empty", "expected a picture")
         try:
+            if self.plain:
+                return plain(raw, name, self.spec, limits.pixels)
             return prepare(raw, name, self.how, limits.pixels)
         except InputError as error:
             raise Refusal(_status(raw, limits.pixels), error.what, error.expected, error.hint) from None
@@ -66,7 +69,11 @@ class Pictures:
     def example(self) -> np.ndarray:
         import numpy as np
 
-        return np.zeros((self.spec.channels, self.spec.height, self.spec.width), np.float32)
+        spec = self.spec
+        if self.plain:
+            size = (spec.square, spec.square) if spec.square else (spec.height, spec.width)
+            return np.zeros((*size, spec.channels), np.uint8)
+        return np.zeros((spec.channels, spec.height, spec.width), np.float32)
 
 
 def _status(raw: bytes, most: int) -> int:
@@ -158,7 +165,7 @@ def open_served(folder: Path) -> Served:
     export = read_folder(folder)
     reader: Reader
     if export.about["task"] == "image_classification":
-        reader = Pictures(export.preprocess, export.spec)
+        reader = Pictures(export.preprocess, export.spec, export.takes_pixels)
     elif export.about["task"] == "text_classification":
         reader = Texts(export.spec)
     else:

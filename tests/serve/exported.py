@@ -32,26 +32,39 @@ def write_folder(folder: Path, model: Any, labels: tuple[str, ...], about: dict[
     return folder
 
 
-def shades(folder: Path, side: int = 16) -> Path:
-    """A picture's mean brightness m in 0..1 -> SHADES, each a fifth of the way; logits -80 (m - centre)^2."""
+def shades(folder: Path, side: int = 16, plain: bool = False) -> Path:
+    """A picture's mean brightness m in 0..1 -> SHADES, each a fifth of the way; logits -80 (m - centre)^2.
+
+    With `plain` it takes uint8 (B,H,W,C) pictures.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     centres = numpy_helper.from_array(np.array([0, 0.25, 0.5, 0.75, 1], np.float32), "centres")
     sharp = numpy_helper.from_array(np.array(-80, np.float32), "sharp")
+    prepared = [
+        helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["first", "most"], ["scaled"]),
+    ]
     nodes = [
-        helper.make_node("GlobalAveragePool", ["input"], ["mean4"]),
+        *(prepared if plain else []),
+        helper.make_node("GlobalAveragePool", ["scaled" if plain else "input"], ["mean4"]),
         helper.make_node("Flatten", ["mean4"], ["mean"]),
         helper.make_node("Sub", ["mean", "centres"], ["off"]),
         helper.make_node("Mul", ["off", "off"], ["square"]),
         helper.make_node("Mul", ["square", "sharp"], ["logits"]),
     ]
+    most = numpy_helper.from_array(np.array(255, np.float32), "most")
     given = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, side, side])
+    if plain:
+        given = helper.make_tensor_value_info("input", TensorProto.UINT8, ["batch", "height", "width", 1])
     answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(SHADES)])
-    graph = helper.make_graph(nodes, "shades", [given], [answer], [centres, sharp])
+    graph = helper.make_graph(nodes, "shades", [given], [answer], [centres, sharp, most])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     spec = {"kind": "image", "channels": 1, "height": side, "width": side, "classes": SHADES, "mean": [0.0], "std": [1]}
     how = {"mode": "L", "resize": {"height": side, "width": side}, "scale": 1 / 255, "mean": [0.0], "std": [1.0]}
-    return write_folder(folder, model, SHADES, {"arch": "shades", "task": "image_classification", "input": spec}, how)
+    about = {"arch": "shades", "task": "image_classification", "input": spec, "with_preprocessing": plain}
+    return write_folder(folder, model, SHADES, about, {"mode": "L", "layout": "NHWC uint8"} if plain else how)
 
 
 def words(folder: Path) -> Path:

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     shades(folder / "shades")
+    shades(folder / "plain", plain=True)
     words(folder / "words")
     return folder
 

@@ -114,6 +114,15 @@ def test_a_client_without_a_host(service: Running) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
+def test_a_model_that_prepares_its_pictures_itself(start: Start) -> None:
+    service = start(folder="plain")
+    sizes = [(0, (40, 30)), (64, (16, 16)), (128, (7, 90)), (191, (300, 200)), (255, (1, 1))]
+    files = [(str(grey), picture(grey, size)) for grey, size in sizes]
+    said = service.ask("POST", "/predict", *form(*files)).json["predictions"]
+    assert [one["class"] for one in said] == list(SHADES)
+    assert service.ask("GET", "/healthz").status == 200
+
+
 def test_texts(start: Start) -> None:
     service = start(folder="words")
     assert service.ask("GET", "/model").json["takes"] == "text"
