@@ -34,9 +34,9 @@ def is_terminal() -> bool:
     return err.is_terminal and not err.is_dumb_terminal
 
 
-def say(text: str) -> None:
-    """A line of result on stdout. Never wrapped: a path stays one word; control characters are escaped."""
-    out.print(Text(printable(text)), soft_wrap=True)
+def say(text: str, prose: bool = False) -> None:
+    """A line of result on stdout, control characters escaped. A path in it stays one word: only `prose` is wrapped."""
+    out.print(Text(printable(text)), soft_wrap=not (prose and out.is_terminal))
 
 
 def raw(text: str) -> None:

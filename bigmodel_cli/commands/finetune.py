@@ -29,6 +29,9 @@ def finetune(
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
     method: opt.Method = None,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
+    freeze_until: Annotated[
+        str | None, typer.Option("--freeze-until", metavar="LAYER", help="Train LAYER and what follows it.")
+    ] = None,
     lora: Annotated[int | None, typer.Option("--lora", metavar="R", help="Train adapters of rank R.")] = None,
     data: opt.Data = None,
     recipe: opt.RecipeFile = None,
@@ -67,7 +70,7 @@ def finetune(
 
         bigmodel finetune --from ckpt.pt --data mnist --epochs 2 --lr 3e-4
 
-        bigmodel finetune --from ckpt.pt --method freeze-until --set start.layer=layer4
+        bigmodel finetune --from ckpt.pt --freeze-until layer4
 
         bigmodel finetune --from ckpt.pt --method auto
 
@@ -83,7 +86,10 @@ def finetune(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
     layers = opt.hub_layers([*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)], pretrained)
-    start = _method(method, freeze_backbone, lora, lambda: _usual(layers, checkpoint))
+    if checkpoint is not None:
+        _check_pin(checkpoint, layers)
+    named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
+    start = _method({**named, "--lora": lora}, lambda: _usual(layers, checkpoint))
     launch = Launch(nproc, nnodes, rdzv, max_restarts)
     if method == "auto":
         if launch.wanted:
@@ -104,13 +110,22 @@ def _usual(layers: list[Layer], checkpoint: Path | None) -> str:
     return str(data.get(named[-1]).meta.get("method", "full")) if named else "full"
 
 
-def _method(method: str | None, freeze_backbone: bool, rank: int | None, usual: Callable[[], str]) -> dict[str, Any]:
-    """The fine-tuning method, and its options, that the flags name; the usual one where they name none.
+def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:
+    """Hold the file to ``start.sha256``, where it is given, before anything else looks at it."""
+    pins = [layer.values["start"]["sha256"] for layer in layers if "sha256" in layer.values.get("start", {})]
+    if pins:
+        from bigmodel_cli.engine.start import check_pin, checkpoint_file
+
+        check_pin(checkpoint_file(checkpoint), str(pins[-1]))
+
+
+def _method(named: dict[str, Any], usual: Callable[[], str]) -> dict[str, Any]:
+    """The fine-tuning method, and its options, that the flags in `named` say; the usual one where they say none.
 
     Raises:
         InputError: they name more than one.
     """
-    named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--lora": rank}
+    method, rank = named["--method"], named["--lora"]
     given = [flag for flag, value in named.items() if value is not None]
     if len(given) > 1 and (method, given) != ("lora", ["--method", "--lora"]):
         raise InputError(" and ".join(given) + " together", "each names a fine-tuning method: expected one")
@@ -119,7 +134,9 @@ def _method(method: str | None, freeze_backbone: bool, rank: int | None, usual: 
 
         takes_rank = method is None and "rank" in methods.get(usual()).schema.model_fields
         return {"method": usual() if takes_rank else "lora", "rank": rank}
-    return {"method": "freeze-backbone" if freeze_backbone else method or usual()}
+    if named["--freeze-until"] is not None:
+        return {"method": "freeze-until", "layer": named["--freeze-until"]}
+    return {"method": "freeze-backbone" if named["--freeze-backbone"] else method or usual()}
 
 
 def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> dict[str, Any]:
@@ -157,11 +174,9 @@ def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], gi
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.foreign import architecture, is_foreign
-    from bigmodel_cli.engine.start import check_pin, checkpoint_file, load_meta
+    from bigmodel_cli.engine.start import checkpoint_file, load_meta
 
     path = checkpoint_file(path)
-    pins = [layer.values["start"]["sha256"] for layer in given if "sha256" in layer.values.get("start", {})]
-    check_pin(path, str(pins[-1]) if pins else None)
     foreign = is_foreign(path)
     if foreign:
         kept = {"model": architecture(path)}

@@ -168,6 +168,9 @@ class WaitBars:
         self.bar.update(self.tasks[what], completed=done, amount=amount)
         if self.bar.live.is_started and done == total and all(task.finished for task in self.bar.tasks):
             self.bar.stop()
+            for task in self.tasks.values():  # or the next bar would come with these above it once more
+                self.bar.remove_task(task)
+            self.tasks.clear()
 
 
 class Clock:

@@ -212,9 +212,9 @@ def show_outcome(outcome: Outcome) -> None:
     metrics = ", ".join(f"{k.replace('_', ' ')} {figure(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
     if run.watch.verdict():
-        console.say(run.watch.verdict())
+        console.say(run.watch.verdict(), prose=True)
     console.say(f"best checkpoint {outcome.best}, report {outcome.folder / 'report.html'}")
-    console.say(f"next: bigmodel eval {outcome.best} --split test")
+    console.say(f"next: bigmodel eval {outcome.best}{' --split test' if 'test' in run.splits else ''}")
 
 
 def figure(name: str, value: float) -> str:

@@ -54,9 +54,15 @@ def tune(
     file.write_text(f"# The best of {len(done)} trials of bigmodel tune {recipe}\n{dump_yaml(best.to_dict())}")
     if not json:
         rows = [[_short(v) for v in trial.values()] for trial in done if len(trial) == len(done[0])]
-        console.show(console.table("trials", list(done[0]), rows, right=True))
+        console.show(console.table("trials", _heads(list(done[0])), rows, right=True))
         console.say(f"best recipe {file}")
         console.say(f"next: bigmodel train {file}")
+
+
+def _heads(names: list[str]) -> list[str]:
+    """The fields without their sections, where that leaves them apart: a table has little room."""
+    plain = [name.rpartition(".")[2] for name in names]
+    return plain if len(set(plain)) == len(plain) else names
 
 
 def _short(value: object) -> str:

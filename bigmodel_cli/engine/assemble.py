@@ -147,6 +147,7 @@ def assemble(
         watch=Stopwatch(placement.wait if placement.lag else None),
         meta=_meta(recipe, task, bundle),
         notes=[*bundle.notes, *notes, *filter(None, [why_not])],
+        splits=frozenset(bundle.load),
         keeps_features=keeps,
         parallel=parallel,
     )

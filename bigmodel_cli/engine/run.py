@@ -72,6 +72,8 @@ class Run:
     placement: Placement
     meta: dict[str, Any]
     notes: list[str]
+    splits: frozenset[str]
+    """The splits that the data has of its own."""
     progress: Progress = field(default_factory=Progress)
     emit: Callable[[Event], None] = lambda event: None
     stop: Callable[[], bool] = lambda: False

@@ -111,7 +111,7 @@ def imagenet(count: int) -> tuple[str, ...]:
 
 @models.register("timm:*", task="image_classification", members=timm_names, describe=timm_layers)
 def timm_model(spec: ImageSpec, member: str, *, dropout: Share = 0.0, drop_path: Share = 0.0) -> Any:
-    """A model of timm (Wightman 2019)."""
+    """A model of timm."""
     timm, about = _timm(), _configuration(member)
     options: dict[str, Any] = {"drop_rate": dropout}
     if drop_path:
