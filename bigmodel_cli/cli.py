@@ -22,6 +22,7 @@ from bigmodel_cli.commands import (
     finetune,
     generate,
     listing,
+    plan,
     predict,
     recipe,
     reproduce,
@@ -62,6 +63,7 @@ app.command()(train.train)
 app.command()(finetune.finetune)
 app.command()(study.study)
 app.command()(tune.tune)
+app.command()(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(explain.explain)

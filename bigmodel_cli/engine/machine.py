@@ -228,11 +228,20 @@ def _disk(folder: Path) -> Check:
     return Check("disk", status, f"{free / GB:.1f} GB free in {folder}", fix)
 
 
+def memory_bytes() -> tuple[int, int]:
+    """Free and total bytes of this machine's memory.
+
+    Raises:
+        OSError, KeyError, ValueError, IndexError: the system does not say.
+    """
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
 def _memory() -> Check:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}
-        free, total = sizes["MemAvailable"], sizes["MemTotal"]
+        free, total = memory_bytes()
     except (OSError, KeyError, ValueError, IndexError):
         return Check("memory", "warn", "cannot be read on this system", "none needed")
     status: Status = "pass" if free > 2 * GB else "warn"

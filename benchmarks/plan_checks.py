@@ -1,0 +1,251 @@
+"""``bigmodel plan`` against what is measured here, and against runs that others have published.
+
+    python benchmarks/plan_checks.py memory      # predicted and measured peak of one step, on this CPU
+    python benchmarks/plan_checks.py time        # predicted and measured seconds of one step, on this CPU
+    python benchmarks/plan_checks.py published   # predicted and published rates of large runs
+
+Each prints the table that stands in docs/plan.md. A step is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.resolve import Layer, resolve, set_layer
+from bigmodel_cli.engine.plan.devices import cluster
+from bigmodel_cli.engine.plan.estimate import Tracer, make_plan
+from bigmodel_cli.engine.plan.roofline import phases
+
+HERE = (
+    ("cnn", "synthetic_pictures", 512, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=2048")),
+    ("resnet18", "synthetic_pictures", 64, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=256")),
+    ("resnet50", "synthetic_pictures", 8, ("data.count=64",)),
+    ("vit", "synthetic_pictures", 64, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=256")),
+    ("gpt-nano", "synthetic_text", 64, ("data.vocabulary=65", "data.context=64")),
+    ("gpt2-124m", "synthetic_text", 4, ("data.context=256", "data.tokens=20000")),
+)
+"""Model, data, batch and options."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A run that others made: how we say it, and what they had: units a second on one device, or FLOP/s of one."""
+
+    name: str
+    gpus: str
+    model: str
+    batch: int
+    options: tuple[str, ...]
+    rate: float
+    unit: str
+    source: str
+    network: float | None = None
+
+
+DAY = 86400
+LLAMA = ("model.position=rope", "model.norm=rms", "model.mlp=swiglu", "model.tied=false")
+RUNS = (
+    Published(
+        "ResNet-50, mixed precision", "A100-80GB", "resnet50", 256, (), 2470, "images/s",
+        "NVIDIA DeepLearningExamples, PyTorch ConvNets, resnet50v1.5 README, DGX A100, 1 GPU",
+    ),
+    Published(
+        "ResNet-50, TF32", "A100-80GB", "resnet50", 256, ("placement.precision=fp32",), 938, "images/s",
+        "the same, 1 GPU",
+    ),
+    Published(
+        "ResNet-50, mixed precision", "8xA100-80GB", "resnet50", 2048, (), 16621 / 8, "images/s", "the same, 8 GPUs",
+    ),
+    Published(
+        "GPT-2 124M", "8xA100-40GB", "gpt2-124m", 480, ("data.tokens=491520000", "placement.compile=true"),
+        600_000 * 491_520 / (4 * DAY) / 8, "tokens/s",
+        'nanoGPT README and config/train_gpt2.py: 600,000 steps of 0.5 M tokens, "about 4 days"',
+    ),
+    Published(
+        "MPT-7B", "440xA100-40GB", "gpt", 1760,
+        ("model.layers=32", "model.width=4096", "model.heads=32", "data.vocabulary=50432", "data.context=2048"),
+        1e12 / (9.5 * DAY) / 440, "tokens/s",
+        "MosaicML 2023, MPT-7B blog post: 1 T tokens, 9.5 days, $200k (440 GPUs at $2)",
+    ),
+    Published(
+        "Llama 2 70B", "1024xA100-80GB", "gpt", 1024,
+        ("model.layers=80", "model.width=8192", "model.heads=64", "model.kv_heads=8", "model.inside=28672",
+         "data.vocabulary=32000", "data.context=4096", *LLAMA),
+        2e12 / (1_720_320 * 3600), "tokens/s",
+        "Touvron et al. 2023, table 2: 1,720,320 A100-80GB hours, 2 T tokens, batch 4 M (the GPU count is ours)",
+    ),
+    Published(
+        "BLOOM 176B", "384xA100-80GB", "gpt", 2048,
+        ("model.layers=70", "model.width=14336", "model.heads=112", "data.vocabulary=250680", "data.context=2048"),
+        150e12, "FLOP/s",
+        "BigScience 2022: 150 TFLOP/s a GPU; 4 x 100 Gb/s Omni-Path for 8 GPUs", network=6.25,
+    ),
+    *(
+        Published(
+            "Llama 3.1 405B", f"{count}xH100", "gpt", 2048,
+            ("model.layers=126", "model.width=16384", "model.heads=128", "model.kv_heads=8", "model.inside=53248",
+             "data.vocabulary=128256", "data.context=8192", *LLAMA),
+            rate, "FLOP/s", "Llama Team 2024, table 4: 16 M tokens a batch, TFLOP/s a GPU",
+        )
+        for count, rate in ((8192, 430e12), (16384, 400e12))
+    ),
+)  # fmt: skip
+
+
+def recipe(model: str, data: str, batch: int, options: tuple[str, ...]) -> Any:
+    layers = [Layer("check", {"model": {"name": model}, "data": {"name": data}, "train": {"batch_size": batch}})]
+    return resolve([*layers, set_layer(options)]).recipe
+
+
+def here(index: int) -> Any:
+    model, data, batch, options = HERE[index]
+    return recipe(model, data, batch, (*options, "placement.precision=fp32", "placement.device=cpu"))
+
+
+def measure_allocator(index: int) -> dict[str, float]:
+    """What torch's allocator handed out at most in one step, above what the run holds between steps."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from bigmodel_cli.engine.loop import train_step
+
+    run, raw = started(here(index))
+    held = [*run.model.parameters(), *run.model.buffers()]
+    held += [x for state in run.optimizer.state.values() for x in state.values() if hasattr(x, "untyped_storage")]
+    sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train_step(run, raw)
+    recorded = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    live = most = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]"):
+        live += size
+        most = max(most, live)
+    return {"bytes": most + sum(sizes.values())}
+
+
+def measure_process(index: int) -> dict[str, float]:
+    """What the process itself grew by at most, from where a tiny run of the same model had loaded every library."""
+    from bigmodel_cli.engine.loop import train_step
+
+    started(here(index), batch=2)
+    give_back = ctypes.CDLL(None).malloc_trim
+    give_back(0)
+    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    run, raw = started(here(index))
+    train_step(run, raw)
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    return {"bytes": peak - before}
+
+
+def started(recipe: Any, batch: int | None = None) -> tuple[Any, Any]:
+    """A run after its first step, and the raw batch of it."""
+    from bigmodel_cli.engine.assemble import assemble
+    from bigmodel_cli.engine.loop import train_step
+
+    if batch is not None:
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch})})
+    run = assemble(recipe, measure=False)
+    run.train_mode()
+    raw = next(run.batches.steps(0))
+    train_step(run, raw)
+    return run, raw
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure_time(index: int) -> dict[str, float]:
+    """The least of some real steps, preparation of the batch and all."""
+    from bigmodel_cli.engine.loop import train_step
+
+    run, raw = started(here(index))
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < 5 and len(times) < 30):
+        clock = time.perf_counter()
+        train_step(run, raw).loss.item()
+        times.append(time.perf_counter() - clock)
+    return {"seconds": min(times), "median": sorted(times)[len(times) // 2]}
+
+
+def alone(what: str, index: int) -> dict[str, float]:
+    command = [sys.executable, __file__, what, str(index)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def memory_table() -> list[str]:
+    rows = [
+        "| model | batch | predicted | measured, allocator | | measured, process | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for index, (model, _, batch, _) in enumerate(HERE):
+        tracer = Tracer(here(index), cluster("cpu"), calibrate=False)
+        predicted = tracer.trace(batch, False, False).memory().total
+        found = [alone(what, index)["bytes"] for what in ("allocator", "process")]
+        cells = [f"{size / 1e6:,.0f} MB | {predicted / size - 1:+.1%}" for size in found]
+        rows.append(f"| {model} | {batch} | {predicted / 1e6:,.0f} MB | {' | '.join(cells)} |")
+    return rows
+
+
+def time_table() -> list[str]:
+    rows = ["| model | batch | predicted | measured | |", "|---|---|---|---|---|"]
+    for index, (model, _, batch, _) in enumerate(HERE):
+        tracer = Tracer(here(index), cluster("cpu"))
+        predicted = sum(phases(tracer.trace(batch, False, False), tracer.ceilings).values())
+        found = alone("seconds", index)["seconds"]
+        rows.append(
+            f"| {model} | {batch} | {predicted * 1e3:.1f} ms | {found * 1e3:.1f} ms | {predicted / found - 1:+.0%} |"
+        )
+    return rows
+
+
+def published_table() -> list[str]:
+    rows = [
+        "| run | on | parameters | strategy | predicted | published | ratio | source |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in RUNS:
+        text = run.model.startswith("gpt")
+        data = "synthetic_text" if text else "synthetic_pictures"
+        more = (
+            () if any(o.startswith("data.tokens") for o in run.options) or not text else ("data.tokens=1000000000000",)
+        )
+        clock = time.perf_counter()
+        plan = make_plan(
+            recipe(run.model, data, run.batch, (*run.options, *more)), cluster(run.gpus, run.network), None, 0
+        )
+        took = time.perf_counter() - clock
+        assert plan.chosen is not None, plan.why
+        done = plan.flops if run.unit == "FLOP/s" else plan.units
+        rate = done / plan.chosen.step_seconds / plan.cluster.count
+        scale, unit = (1e12, "TFLOP/s") if run.unit == "FLOP/s" else (1, run.unit)
+        rows.append(
+            f"| {run.name} | {run.gpus} | {plan.parameters / 1e9:,.3g} B | {plan.chosen.layout} "
+            f"| {rate / scale:,.4g} {unit} | {run.rate / scale:,.4g} {unit} | {rate / run.rate:.2f} | {run.source} |"
+        )
+        sys.stderr.write(f"{run.name}: planned in {took:.1f} s; {plan.why}\n")
+    return rows
+
+
+def main() -> None:
+    what, *rest = sys.argv[1:]
+    measurements = {"allocator": measure_allocator, "process": measure_process, "seconds": measure_time}
+    if what in measurements:
+        sys.stdout.write(json.dumps(measurements[what](int(rest[0]))) + "\n")
+    else:
+        tables = {"memory": memory_table, "time": time_table, "published": published_table}
+        sys.stdout.write("\n".join(tables[what]()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

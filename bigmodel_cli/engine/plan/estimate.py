@@ -1,0 +1,227 @@
+"""Recipe and cluster -> Plan: what a run would take, and how to run it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import Batch, SampleKey, Task
+from bigmodel_cli.engine.assemble import load_data, train_and_val
+from bigmodel_cli.engine.plan.devices import Cluster
+from bigmodel_cli.engine.plan.roofline import Ceilings, Stated, phases
+from bigmodel_cli.engine.plan.step import trace_step
+from bigmodel_cli.engine.plan.strategies import (
+    FULL,
+    Layout,
+    Model,
+    Spread,
+    Work,
+    affine,
+    choose,
+    largest_fitting,
+    layouts,
+    memory,
+    rounded,
+    spread,
+)
+from bigmodel_cli.engine.plan.trace import Memory, Trace
+from bigmodel_cli.engine.start import build_task
+
+MOST_OPERATORS, MOST_SAMPLES = 2000, 8
+"""Traces are made with at most so many samples, with two where one takes more operators; the line goes on from there.
+On a CPU it is the micro-batch itself, since caches bend the line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that ``bigmodel plan`` says. Times in seconds, sizes in bytes."""
+
+    cluster: Cluster
+    precision: str
+    parameters: int
+    trained: int
+    batch: int
+    unit: str
+    units: int
+    """Pictures or tokens in an optimizer step."""
+    flops: float
+    """Of an optimizer step, all devices together, recomputation not counted."""
+    steps: int
+    spreads: list[Spread]
+    chosen: Spread | None
+    why: str
+    price: float
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.chosen.step_seconds if self.chosen else 0.0
+
+    @property
+    def cost(self) -> float:
+        """At `price` an hour of one device."""
+        return self.seconds / 3600 * self.cluster.count * self.price
+
+    @property
+    def utilisation(self) -> float:
+        """Model FLOPs over the peak of all devices (MFU, Chowdhery et al. 2022)."""
+        device = self.cluster.device
+        peak = device.bf16 if self.precision == "bf16" and device.bf16 else device.fp32
+        if self.chosen is None or not peak:
+            return 0.0
+        return self.flops / self.chosen.step_seconds / self.cluster.count / peak
+
+    def largest_batch(self, one: Spread) -> int:
+        """Samples a step without accumulation."""
+        return one.largest_micro_batch * one.layout.replicas
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = {"seconds": self.seconds, "cost": self.cost, "utilisation": self.utilisation}
+        rows = [
+            {**asdict(s), "step_seconds": s.step_seconds, "total_memory": s.memory.total,
+             "largest_batch": self.largest_batch(s)}
+            for s in self.spreads
+        ]  # fmt: skip
+        chosen = None if self.chosen is None else str(self.chosen.layout)
+        return {**asdict(self), **derived, "spreads": rows, "chosen": chosen}
+
+
+def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: float) -> Plan:
+    """Plan the run of `recipe` on `cluster`; nothing is trained and no weight is allocated.
+
+    Raises:
+        InputError: the data is not there, or no such strategy is possible.
+    """
+    tracer = Tracer(recipe, cluster)
+    entry = models.get(recipe.model.name)
+    can_cut = bool(entry.meta.get("tensor_parallel", "backbone_first" in entry.meta and tracer.task.unit == "tokens"))
+    can_recompute = "checkpointing" in entry.schema.model_fields and not recipe.model.options["checkpointing"]
+    batch = min(recipe.train.batch_size, tracer.samples)
+    ways = layouts(cluster, batch, can_cut, can_recompute)
+    if strategy is not None:
+        ways = [w for w in ways if w.strategy.split()[0] == strategy or w.strategy == strategy]
+    if not ways:
+        possible = ", ".join(dict.fromkeys(w.strategy.split()[0] for w in layouts(cluster, batch, can_cut, False)))
+        what = f"--strategy {strategy}" if strategy else f"a batch of {batch} over {cluster.count} devices"
+        raise InputError(what, f"expected one of {possible}" if possible else "expected a sample for every device")
+    spreads = [tracer.spread(way, batch) for way in ways]
+    chosen, why = choose(spreads)
+    total = recipe.train.epochs * -(-tracer.samples // batch)
+    model = tracer.model()
+    return Plan(
+        cluster=cluster,
+        precision="bf16" if tracer.half else "fp32",
+        parameters=model.parameters,
+        trained=model.trained,
+        batch=batch,
+        unit=tracer.task.unit,
+        units=tracer.task.count({k: v.expand(batch, *v.shape[1:]) for k, v in tracer.one.items()}),
+        flops=tracer.flops(batch),
+        steps=min(total, recipe.train.max_steps or total),
+        spreads=spreads,
+        chosen=chosen,
+        why=why,
+        price=price,
+    )
+
+
+class Tracer:
+    """Traces of a recipe's step at the micro-batches that are asked for, each made once.
+
+    Without `calibrate` a CPU is not measured, and times mean nothing.
+    """
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, calibrate: bool = True) -> None:
+        self.recipe, self.cluster = recipe, cluster
+        bundle = load_data(recipe.data)
+        train, _ = train_and_val(bundle, recipe.data)
+        self.samples = len(train)
+        self.task: Task = build_task(recipe, bundle.spec)
+        raw = train.gather(torch.arange(1))
+        self.one: Batch = raw
+        self.sample = self.task.prepare(raw, SampleKey(0, 0, raw["index"]))
+        device = cluster.device
+        self.on_cpu = device.name == "cpu"
+        self.half = recipe.placement.precision == "bf16" or (
+            recipe.placement.precision == "auto" and device.bf16 is not None
+        )
+        self.compiled = recipe.placement.compile is True
+        self.ceilings = _ceilings(recipe, cluster) if calibrate else Stated(cluster.device)
+        self.trace = functools.lru_cache(maxsize=8)(self._trace)
+        self.line = functools.cache(self._line)
+
+    def _trace(self, batch: int, sharded: bool, recompute: bool) -> Trace:
+        return trace_step(
+            self.recipe, self.task, self.sample, batch,
+            half=self.half, master=not (sharded and self.half), recompute=recompute, small_maps=self.on_cpu,
+        )  # fmt: skip
+
+    def model(self) -> Model:
+        trace = self.trace(1, False, False)
+        state = sum(s.size for k, s in trace.stays.items() if trace.parts.get(k) == "optimizer")
+        averaged = self.recipe.train.ema_decay is not None
+        return Model(trace.parameters, trace.trained, trace.block_parameters, state, averaged)
+
+    def flops(self, batch: int) -> float:
+        """Of a step on `batch` samples; from one sample, since it is linear."""
+        return float(self.trace(1, False, False).flops()) * batch
+
+    def work(self, trace: Trace, layout: Layout) -> Work:
+        """The step's memory and times on one device of `layout`."""
+        times = phases(trace, self.ceilings, layout.width, self.compiled)
+        optimizer = times["optimizer"]
+        if layout.sharded:  # traced without one: weights, gradient and state are read, weights and state written
+            model = self.model()
+            moved = model.trained * FULL * 3 + model.state * 2
+            optimizer = moved / (self.cluster.device.bandwidth * 0.85)
+        return Work(trace.memory(), trace.live(), times["forward"], times["backward"], optimizer)
+
+    def _line(self, layout: Layout, guess: int) -> Callable[[int], Work]:
+        """Work as a function of the micro-batch: the line through two traces."""
+        places = (max(guess // 2, 1), guess if guess > 1 else 2)
+        low, high = (self.work(self.trace(b, layout.sharded, layout.recompute), layout) for b in places)
+        lines = {
+            name: affine(getattr(low.memory, name), getattr(high.memory, name), places) for name in vars(low.memory)
+        }
+        live = affine(low.live, high.live, places)
+        forward, backward = affine(low.forward, high.forward, places), affine(low.backward, high.backward, places)
+
+        def work(micro: int) -> Work:
+            held = Memory(**{name: rounded(line(micro)) for name, line in lines.items()})
+            return Work(held, live(micro), forward(micro), backward(micro), high.optimizer)
+
+        return work
+
+    def spread(self, layout: Layout, batch: int) -> Spread:
+        """The figures of `layout`: the largest micro-batch that fits, and what a step on `batch` takes."""
+        model, usable = self.model(), self.cluster.device.usable
+        if not layout.sharded:
+            least = (model.parameters * (1 + model.averaged) + model.trained) * FULL + model.state
+            if least > usable:  # whatever the batch; not worth a trace
+                weights = model.parameters * (1 + model.averaged) * FULL
+                return Spread(layout, 0, 0, Memory(weights, model.trained * FULL, model.state), False, 0)
+        each = -(-batch // layout.replicas)
+        most = MOST_SAMPLES if len(self.trace(1, False, False).ops) <= MOST_OPERATORS else 2
+        work = self.line(layout, each if self.on_cpu else min(each, most))
+
+        def fits(micro: int) -> bool:
+            return memory(layout, model, work(micro), 1).total <= usable
+
+        outputs = sum(self.trace(1, layout.sharded, layout.recompute).block_outputs)
+        return spread(layout, self.cluster, model, work, batch, lambda m: float(outputs * m), largest_fitting(fits))
+
+
+def _ceilings(recipe: Recipe, cluster: Cluster) -> Ceilings:
+    if cluster.device.name != "cpu":
+        return Stated(cluster.device)
+    from bigmodel_cli.core.recipe import PlacementSection
+    from bigmodel_cli.engine.placement import place
+    from bigmodel_cli.engine.plan.ceilings import measured
+
+    return measured(place(PlacementSection(device="cpu", threads=recipe.placement.threads)).threads)

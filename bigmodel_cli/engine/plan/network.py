@@ -1,0 +1,50 @@
+"""How long collectives take: rings, as NCCL builds them (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce").
+
+A ring over n ranks sends each byte n - 1 times around, at the rate of its slowest hop.
+Within a node that is the link; across nodes NCCL lays as many rings as a node has
+members, so that all their network cards carry a share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bigmodel_cli.engine.plan.devices import Device
+
+ATTAINED = 0.8
+"""Of the nominal rate: what nccl-tests typically report on NVLink and InfiniBand for large messages."""
+HOP, NETWORK_HOP = 2e-6, 6e-6
+"""Seconds that a step of the ring takes beyond the transfer, inside a node and between nodes: assumed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` ranks, `inside` of them on each node."""
+
+    size: int
+    inside: int
+    device: Device
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second through each rank."""
+        across = self.inside * self.device.network
+        return ATTAINED * (self.device.link if self.size <= self.inside else min(self.device.link, across))
+
+    def _steps(self) -> float:
+        between = self.size / self.inside if self.size > self.inside else 0
+        return between * NETWORK_HOP + (self.size - 1 - between) * HOP
+
+    def all_gather(self, size: float) -> float:
+        """Seconds until every rank has all `size` bytes, of which each held a part. A reduce-scatter takes as long."""
+        if self.size == 1:
+            return 0.0
+        return size * (self.size - 1) / self.size / self.rate + self._steps()
+
+    def all_reduce(self, size: float) -> float:
+        """Seconds until every rank has the sum of `size` bytes: a reduce-scatter, then an all-gather."""
+        return 2 * self.all_gather(size)
+
+    def sent(self, size: float) -> float:
+        """Bytes that each rank sends in an all-gather or reduce-scatter of `size`."""
+        return size * (self.size - 1) / self.size

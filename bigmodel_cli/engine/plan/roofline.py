@@ -1,0 +1,123 @@
+"""Operators to seconds: each takes the longer of its arithmetic and its memory traffic (Williams et al. 2009).
+
+    seconds = overhead + max(flops / (peak x efficiency), bytes / bandwidth)
+
+For GPUs the efficiencies are stated here; for this machine's CPU they are measured (``ceilings.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bigmodel_cli.engine.plan.devices import Device
+from bigmodel_cli.engine.plan.trace import Op, Trace
+
+
+class Ceilings(Protocol):
+    """What a device does at most."""
+
+    @property
+    def overhead(self) -> float:
+        """Seconds that an operator takes, however small."""
+        ...
+
+    def arithmetic(self, op: Op, shards: int) -> float:
+        """FLOP/s for operators like `op`, whose matrices are cut into `shards`."""
+        ...
+
+    def traffic(self, op: Op) -> float:
+        """Bytes a second for operators like `op`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Ceilings of a GPU from its data sheet, with the shares that kernels of today reach.
+
+    Large products reach `sustained`; narrow ones less, as tiles stay empty and loads are not hidden.
+    Attention counts all T^2 pairs, of which causal kernels do half: FlashAttention-2 (Dao 2023)
+    reaches 0.55 to 0.7 of A100's peak on the half. Convolutions of ResNet in channels-last: cuDNN's
+    best layers reach the products' share, the thin ones half of it.
+    """
+
+    device: Device
+    overhead: float = 4e-6
+
+    def arithmetic(self, op: Op, shards: int) -> float:
+        device = self.device
+        peak = device.bf16 if op.half and device.bf16 else device.fp32
+        narrow = max(op.narrow // shards, 1)
+        if op.kind == "attention":
+            # Twice: the causal half. Longer rows of 64 to 128 keep the units busy.
+            return peak * 2 * device.sustained * (0.6 if op.narrow >= 64 else 0.4) * (0.8 if op.backward else 1.0)
+        share = interpolate(EMPTY_TILES, narrow)
+        return peak * device.sustained * share * (0.7 if op.kind == "conv" else 1.0)
+
+    def traffic(self, op: Op) -> float:
+        return self.device.bandwidth * 0.85
+
+
+EMPTY_TILES = ((16, 0.08), (64, 0.3), (128, 0.5), (256, 0.7), (512, 0.85), (1024, 0.95), (2048, 1.0))
+"""Share of the rate of large products, by the smallest side."""
+
+
+def interpolate(curve: Sequence[Sequence[float]], x: float) -> float:
+    """The value of `curve` (ascending (x, y) points) at `x`, linear in log x; flat beyond its ends."""
+    if x <= curve[0][0]:
+        return curve[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
+        if x <= x1:
+            return y0 + (y1 - y0) * math.log(x / x0) / math.log(x1 / x0)
+    return curve[-1][1]
+
+
+def seconds(op: Op, ceilings: Ceilings, shards: int = 1) -> float:
+    """What `op` takes on one of `shards` devices that share its tensors evenly."""
+    arithmetic = op.flops / shards / ceilings.arithmetic(op, shards) if op.flops else 0.0
+    return ceilings.overhead + max(arithmetic, op.bytes / shards / ceilings.traffic(op))
+
+
+def phases(trace: Trace, ceilings: Ceilings, shards: int = 1, compiled: bool = False) -> dict[str, float]:
+    """Seconds of forward, backward and optimizer."""
+    found = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+    ops = fused(trace) if compiled else trace.ops
+    for op in ops:
+        found[op.phase] += seconds(op, ceilings, shards)
+    return found
+
+
+def fused(trace: Trace) -> list[Op]:
+    """The operators as torch.compile would leave them: neighbours bound by memory become one kernel.
+
+    It reads what comes from before it and writes what is still there after it.
+    """
+    ends: list[Op] = []
+    group: list[Op] = []
+    for place, op in enumerate(trace.ops):
+        if op.kind == "memory" and (not group or group[-1].phase == op.phase):
+            group.append(op)
+            continue
+        ends += _merged(trace, group, place)
+        group = [op] if op.kind == "memory" else []
+        if op.kind != "memory":
+            ends.append(op)
+    return ends + _merged(trace, group, len(trace.ops))
+
+
+def _merged(trace: Trace, group: list[Op], end: int) -> list[Op]:
+    if len(group) < 2:
+        return group
+    makes: frozenset[int] = frozenset().union(*(op.makes for op in group))
+    reads: frozenset[int] = frozenset().union(*(op.reads for op in group)) - makes
+    died = {k: trace.stays[k].died for k in makes}
+    kept = [k for k in makes if died[k] is None or died[k] > end]  # type: ignore[operator]
+    first = group[0]
+    read = sum(trace.stays[k].size for k in reads)
+    read = min(read, sum(op.read for op in group))
+    written = sum(trace.stays[k].size for k in kept)
+    in_place = sum(max(op.written - sum(trace.stays[k].size for k in op.makes), 0) for op in group)
+    return [Op("fused", first.phase, 0, read, written + in_place, 0, first.half, first.block, reads, makes)]

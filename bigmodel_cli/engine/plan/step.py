@@ -1,0 +1,171 @@
+"""The engine's own training step (autocast, loss, backward, optimizer) on tensors without contents.
+
+Under torch's FakeTensorMode shapes, types and autograd are real, but nothing is
+computed or allocated: a model of any size is traced on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import methods
+from bigmodel_cli.core.types import Batch, Start, Task
+from bigmodel_cli.engine.assemble import build_optimizer
+from bigmodel_cli.engine.plan.trace import Recorder, Trace, size_of
+from bigmodel_cli.engine.small_maps import dense_small_maps
+from bigmodel_cli.engine.start import build_model, head_of
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks: what is sharded, and computed again, one at a time; the members of lists of equals."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            children = list(module)
+            alike = len(children) > 1 and len({type(c) for c in children}) == 1
+            if alike and any(True for _ in children[0].parameters()) and children[0] not in inside:
+                found += children
+                inside.update(part for c in children for part in c.modules())
+    return found
+
+
+@contextlib.contextmanager
+def _inside(recorder: Recorder, model: nn.Module) -> Iterator[None]:
+    """Tell the recorder which forward operators belong to a block, and how large a block's output is."""
+
+    def enter(module: nn.Module, args: Any) -> None:
+        recorder.in_block = True
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        recorder.in_block = False
+        if recorder.phase == "forward":
+            recorder.trace.block_outputs.append(sum(size_of(x) for x in tree_iter(out) if isinstance(x, Tensor)))
+
+    handles = []
+    for block in blocks(model):
+        handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_step(
+    recipe: Recipe,
+    task: Task,
+    sample: Batch,
+    batch: int,
+    *,
+    half: bool,
+    master: bool = True,
+    recompute: bool = False,
+    small_maps: bool = False,
+) -> Trace:
+    """One step of `recipe` on `batch` samples like those of `sample` (prepared, any number of them).
+
+    Args:
+        half: bf16 where autocast would take it.
+        master: weights are fp32 and the optimizer steps on them. Else the weights themselves are bf16, as
+            gathered shards are, and there is no optimizer: the shards' is for the caller to count.
+        recompute: blocks keep their inputs alone, and run again in the backward pass.
+        small_maps: as on a CPU, convolutions over tiny maps are matrix products (``engine/small_maps.py``).
+    """
+    trace = Trace(batch)
+    recorder = Recorder(trace)
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+        model, optimizer = _prepared(recipe, task, master)
+        dense_small_maps(model, small_maps)
+        if recompute:
+            for block in blocks(model):
+                _compute_again(block)
+        inputs = {k: torch.empty((batch, *v.shape[1:]), dtype=v.dtype) for k, v in sample.items()}
+        if not master:
+            inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+        inputs = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in inputs.items()}
+        with recorder, _inside(recorder, model):
+            _mark(recorder, model, optimizer, inputs)
+            recorder.phase = "forward"
+            with torch.autocast("cpu", torch.bfloat16, enabled=half and master):
+                loss = task.loss(model, inputs).total / batch
+            recorder.phase = "backward"
+            loss.backward()
+            for p in model.parameters():
+                if p.grad is not None:
+                    trace.parts[recorder.key(p.grad)] = "gradients"
+            recorder.phase = "optimizer"
+            if optimizer is not None:
+                torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return trace
+
+
+def _prepared(recipe: Recipe, task: Task, master: bool) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+    """The model in train mode, and its optimizer after a first step, so that its state is there."""
+    # Built on the meta device, where builders may still read values of small CPU tensors.
+    with unset_fake_temporarily(), torch.device("meta"):
+        model = build_model(recipe, task.spec)
+    _move(model, None if master else torch.bfloat16)
+    methods.get(recipe.start.method)(Start(model, head_of(recipe), _no_teacher), **recipe.start.options)
+    model.train()
+    if not master:
+        return model, None
+    optimizer = build_optimizer(recipe, model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+def _move(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Meta tensors to fake CPU ones, floats as `dtype`: ``Module.to`` cannot, where something refers to them weakly."""
+    moved: dict[int, Tensor] = {}  # what is tied stays tied
+
+    def fake(x: Tensor) -> Tensor:
+        if id(x) not in moved:
+            moved[id(x)] = torch.empty(x.shape, dtype=dtype if dtype and x.is_floating_point() else x.dtype)
+            if isinstance(x, nn.Parameter):
+                moved[id(x)] = nn.Parameter(moved[id(x)], x.requires_grad)
+        return moved[id(x)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({k: fake(v) for k, v in tensors.items() if v is not None})  # type: ignore[misc]
+
+
+def _no_teacher(path: str) -> Any:
+    raise InputError(f"plan does not open {path}", "expected a method that needs no other checkpoint")
+
+
+def _compute_again(block: nn.Module) -> None:
+    forward = block.forward
+    block.forward = lambda *a, **k: checkpoint(forward, *a, use_reentrant=False, **k)  # type: ignore[method-assign]
+
+
+def _mark(recorder: Recorder, model: nn.Module, optimizer: Any, inputs: Batch) -> None:
+    """Say what is there before the step."""
+    trace = recorder.trace
+    for x in (*model.parameters(), *model.buffers()):
+        trace.parts[recorder.key(x)] = "weights"
+    for state in optimizer.state.values() if optimizer is not None else ():
+        for x in state.values():
+            if isinstance(x, Tensor):
+                trace.parts[recorder.key(x)] = "optimizer"
+    for x in inputs.values():
+        recorder.key(x)
+    trace.parameters = sum(p.numel() for p in model.parameters())
+    trace.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trace.block_parameters = [sum(p.numel() for p in block.parameters()) for block in blocks(model)]

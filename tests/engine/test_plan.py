@@ -1,0 +1,144 @@
+"""Plans: the traced step against a real one, the formulas by hand, and the command."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.resolve import Layer, resolve, set_layer
+from bigmodel_cli.engine.plan.devices import cluster
+from bigmodel_cli.engine.plan.estimate import Tracer
+from bigmodel_cli.engine.plan.network import ATTAINED, Group
+from bigmodel_cli.engine.plan.roofline import Stated, fused, interpolate, phases
+from bigmodel_cli.engine.plan.strategies import Layout, Model, Work, largest_fitting, memory, spread
+from bigmodel_cli.engine.plan.trace import Memory
+
+TINY = ("data.vocabulary=64", "data.context=32", "data.tokens=4096", "placement.precision=fp32", "model.layers=3")
+
+
+def recipe(model: str, data: str, *options: str) -> Any:
+    layer = Layer("test", {"model": {"name": model}, "data": {"name": data}, "train": {"batch_size": 8}})
+    return resolve([layer, set_layer(options)]).recipe
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options"),
+    [("gpt", "synthetic_text", TINY), ("resnet8", "synthetic_pictures", ("data.size=32", "data.count=64"))],
+)
+def test_the_traced_step_holds_what_a_real_one_holds(model: str, data: str, options: tuple[str, ...]) -> None:
+    from torch.profiler import ProfilerActivity, profile
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bigmodel_cli.engine.assemble import assemble
+    from bigmodel_cli.engine.loop import train_step
+
+    wanted = recipe(model, data, *options, "placement.precision=fp32", "placement.device=cpu")
+    trace = Tracer(wanted, cluster("cpu"), calibrate=False).trace(8, False, False)
+    run = assemble(wanted, measure=False)
+    run.train_mode()
+    raw = next(run.batches.steps(0))
+    with FlopCounterMode(display=False) as counter:
+        train_step(run, raw)
+    assert trace.flops() == counter.get_total_flops()
+    held = [*run.model.parameters(), *run.model.buffers()]
+    held += [x for state in run.optimizer.state.values() for x in state.values()]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train_step(run, raw)
+    live = most = 0
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        live += size
+        most = max(most, live)
+    static = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+    assert trace.memory().total == pytest.approx(most + sum(static.values()), rel=0.05)
+    assert trace.parameters == sum(p.numel() for p in run.model.parameters())
+    assert trace.memory().optimizer == pytest.approx(8 * trace.parameters, rel=0.01)
+
+
+def test_recomputing_blocks_holds_less_and_computes_more() -> None:
+    tracer = Tracer(recipe("gpt", "synthetic_text", *TINY), cluster("1xH100"))
+    plain, again = (tracer.trace(8, True, recompute) for recompute in (False, True))
+    assert again.live() < 0.7 * plain.live()
+    assert 1.1 * plain.flops() < again.flops() < 4 / 3 * plain.flops()
+    assert len(plain.block_parameters) == 3 and len(plain.block_outputs) == 3
+
+
+def test_compiled_neighbours_move_less() -> None:
+    tracer = Tracer(recipe("gpt", "synthetic_text", *TINY), cluster("1xH100"))
+    trace = tracer.trace(8, False, False)
+    assert sum(op.bytes for op in fused(trace)) < sum(op.bytes for op in trace.ops)
+    assert sum(op.flops for op in fused(trace)) == trace.flops()
+    ceilings = Stated(cluster("1xH100").device)
+    assert sum(phases(trace, ceilings, compiled=True).values()) < sum(phases(trace, ceilings).values())
+
+
+def test_rings_by_hand() -> None:
+    device = cluster("64xH100").device
+    size = 1e9
+    node = Group(8, 8, device)
+    assert node.all_reduce(size) == pytest.approx(2 * (size * 7 / 8 / (ATTAINED * 450e9) + 7 * 2e-6))
+    # 64 ranks on 8 nodes: every node's 8 cards carry a share, so the ring is as quick as 8 x 50 GB/s.
+    across = Group(64, 8, device)
+    hops = 8 * 6e-6 + 55 * 2e-6
+    assert across.all_gather(size) == pytest.approx(size * 63 / 64 / (ATTAINED * 400e9) + hops)
+    assert Group(1, 1, device).all_reduce(size) == 0
+
+
+def test_memory_of_each_strategy_by_hand() -> None:
+    model = Model(parameters=1000, trained=1000, blocks=[300, 300], state=8000, averaged=False)
+    work = Work(Memory(4000, 1500, 8000, 5000, 100), live=6000, forward=1.0, backward=2.0, optimizer=0.1)
+    assert memory(Layout("single", 1, 1, False), model, work, 1).total == 18600
+    assert memory(Layout("ddp", 1, 4, False), model, work, 1).gradients == 4000
+    sharded = memory(Layout("fsdp", 1, 4, False), model, work, 1)
+    assert sharded.optimizer == 2000 and sharded.activations == 6000
+    assert sharded.weights == 1000 + (2 * 300 + 400) * 2 and sharded.gradients == 1000 + 300 * 6
+    both = memory(Layout("tp2 x fsdp", 2, 2, False), model, work, 1)
+    assert both.activations == 3000 and both.optimizer == 2000
+
+
+def test_a_batch_that_does_not_fit_is_accumulated() -> None:
+    model = Model(1000, 1000, [500, 500], 8000, False)
+    work = Work(Memory(4000, 4000, 8000, 5000, 100), 6000, 1.0, 2.0, 0.1)
+    found = spread(Layout("single", 1, 1, False), cluster("H100"), model, lambda m: work, 100, lambda m: 0.0, 30)
+    assert (found.accumulate, found.micro_batch) == (4, 25)
+    assert found.step_seconds == pytest.approx(4 * 3 + 0.1)
+    assert largest_fitting(lambda b: b <= 37) == 37 and largest_fitting(lambda b: False) == 0
+    assert interpolate([(1, 10.0), (100, 20.0)], 10) == pytest.approx(15)
+
+
+def test_synthetic_data_is_a_function_of_the_index() -> None:
+    from bigmodel_cli.engine.assemble import load_data
+
+    for name, field in (("synthetic_text", "tokens"), ("synthetic_pictures", "image")):
+        options = ("data.vocabulary=50", "data.context=8") if field == "tokens" else ("data.size=8", "data.count=100")
+        source = load_data(recipe("gpt", name, *options).data).load["train"]()
+        both = source.gather(torch.tensor([7, 3]))
+        assert torch.equal(both[field][1], source.gather(torch.tensor([3]))[field][0])
+        assert not torch.equal(both[field][0], both[field][1])
+        assert int(both[field].max()) < (50 if field == "tokens" else 256)
+
+
+@pytest.mark.parametrize("text", ["64xH101", "x", "0xH100", "H100x8", "2xcpu", ""])
+def test_unknown_devices(text: str) -> None:
+    with pytest.raises(InputError):
+        cluster(text)
+
+
+def test_the_command(run_cli: Any) -> None:
+    size = ["--set", "model.layers=2", "--set", "model.width=4096", "--set", "model.heads=32"]
+    words = ["plan", "gpt", "--data", "synthetic_text", "--gpus", "16xA100-40GB", "--batch-size", "256", *size]
+    done = run_cli(*words, "--price", "2", "--json", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["chosen"] and found["cost"] == pytest.approx(found["seconds"] / 3600 * 16 * 2)
+    ways = {row["layout"]["strategy"]: row for row in found["spreads"]}
+    assert {"ddp", "fsdp", "tp2 x fsdp", "tp8 x fsdp"} <= set(ways)
+    assert ways["fsdp"]["memory"]["optimizer"] == pytest.approx(ways["ddp"]["memory"]["optimizer"] / 16, rel=0.01)
+    assert 0.1 < found["utilisation"] < 0.8
+    shown = run_cli(*words, "--strategy", "fsdp", "--price", "2")
+    assert shown.returncode == 0 and "device hours" in shown.stdout and "fsdp" in shown.stdout
+    assert run_cli("plan", "resnet18", "--data", "digits", "--gpus", "8xH999").returncode == 2
