@@ -49,6 +49,12 @@ class Answers:
     def __len__(self) -> int:
         return len(self.where)
 
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """(n,) int64: tokens of each row, of the longer side of a pair."""
+        rows = zip(*self.sides.values(), strict=True)
+        return torch.tensor([max(len(ids) for ids, _ in row) for row in rows])
+
     def gather(self, indices: Tensor) -> Batch:
         chosen = indices.tolist()
         batch: Batch = {"index": indices}
@@ -62,7 +68,7 @@ class Answers:
         return self.where[index]
 
 
-@data.register()
+@data.register(task="language_modeling")
 def chat_file(
     root: Path,
     like: TextSpec | None = None,
@@ -90,7 +96,7 @@ def chat_file(
     return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, pack)
 
 
-@data.register(method="dpo")
+@data.register(task="language_modeling", method="dpo")
 def preference_file(
     root: Path,
     like: TextSpec | None = None,

@@ -67,7 +67,7 @@ def labelled(
     return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
 
 
-@data.register("rt-polarity")
+@data.register("rt-polarity", task="text_classification")
 def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Vocabulary = "word") -> DataBundle:
     """10,662 sentences of film reviews, positive or negative (Pang and Lee 2005); every tenth line tests.
 

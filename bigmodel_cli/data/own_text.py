@@ -30,7 +30,7 @@ ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share at the end th
 MOST_NOTES = 3
 
 
-@data.register()
+@data.register(task="language_modeling")
 def text_files(
     root: Path,
     like: TextSpec | None = None,
@@ -66,7 +66,7 @@ def few(notes: Sequence[str]) -> list[str]:
     return [*notes[:MOST_NOTES], *([f"and {more} more files like these"] if more > 0 else [])]
 
 
-@data.register()
+@data.register(task="text_classification")
 def labelled_file(
     root: Path,
     *,
@@ -88,7 +88,7 @@ def labelled_file(
     return labelled(splits, classes, tokenizer, context, root, notes)
 
 
-@data.register()
+@data.register(task="translation")
 def parallel_file(
     root: Path,
     *,

@@ -93,7 +93,7 @@ def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[s
     return pair
 
 
-@data.register("multi30k-en-de")
+@data.register("multi30k-en-de", task="translation")
 def multi30k_en_de(
     root: Path, *, context: Context = 64, tokenizer: Literal["bpe", "word"] = "bpe", vocabulary: Size = 8000
 ) -> DataBundle:

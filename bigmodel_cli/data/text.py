@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
@@ -16,12 +16,16 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import END, characters_of, tokenizer
+from bigmodel_cli.core.tokens import END, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
+from bigmodel_cli.data.tokenizer_choice import chosen, of_text
 
 Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
 Separate = Annotated[bool, Field(description="the first token of a document is not predicted from the one before it")]
+CharTokenizer = Annotated[
+    str, Field(description="char, byte, gpt2, or a tokenizer.json; auto: the start's, else char", min_length=1)
+]
 SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/"
     "data/tinyshakespeare/input.txt"
@@ -75,14 +79,17 @@ class Windows:
         return f"{self.split}[{index * self.context}:{(index + 1) * self.context}]"
 
 
-@data.register()
-def tinyshakespeare(root: Path, *, context: Context = 64, tokenizer: Literal["char", "byte"] = "char") -> DataBundle:
+@data.register(task="language_modeling")
+def tinyshakespeare(
+    root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: CharTokenizer = "auto"
+) -> DataBundle:
     """1.1 MB of Shakespeare's plays (Karpathy 2015); the first 90% train, the last 10% validate, as in nanoGPT."""
     file = root / "tinyshakespeare" / "input.txt"
     if not file.is_file():
         download([SHAKESPEARE], file, sha256=SHAKESPEARE_SHA256, what="tinyshakespeare")
     text = read_text(file)
-    spec = TextSpec(tokenizer, characters_of([text]) if tokenizer == "char" else (), context)
+    like = of_text(like)
+    spec = chosen("char" if (tokenizer, like) == ("auto", None) else tokenizer, like, context, root, [text])
     return windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
 
 

@@ -58,7 +58,7 @@ class Mapped:
         return torch.from_numpy(found.astype(np.int32))
 
 
-@data.register()
+@data.register(task="language_modeling")
 def token_shards(
     root: Path,
     like: TextSpec | None = None,

@@ -98,6 +98,7 @@ def assemble(
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
     placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
+    _check_task(recipe)
     trained = None if resumed else _start(recipe)
     like = described(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
     bundle = load_data(recipe.data, like)
@@ -165,6 +166,20 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
         what = f"--resume: the checkpoint's state does not fit this run ({type(error).__name__}: {error})"
         raise InputError(what, hint="restore it from a copy, or start a new run with --out") from error
     run.notes += [f"resumed in another environment: {line}" for line in differences]
+
+
+def _check_task(recipe: Recipe) -> None:
+    """Hold the data to what the model does, where the data is made for one task.
+
+    Raises:
+        InputError: it is for another.
+    """
+    does = models.get(recipe.model.name).meta["task"]
+    wanted = data.get(recipe.data.name).meta.get("task", does)
+    if does != wanted:
+        does, wanted = does.replace("_", " "), wanted.replace("_", " ")
+        what, expected = f"{recipe.model.name} is for {does}", f"data {recipe.data.name} is for {wanted}"
+        raise InputError(what, expected, "bigmodel models and bigmodel data list what there is")
 
 
 def _start(recipe: Recipe) -> Trained | None:

@@ -59,10 +59,13 @@ def near(source: Source, placement: Placement) -> Source:
     one = source.gather(torch.arange(min(len(source), 2)))
     needed = len(source) * sum(v[:1].numel() * v.element_size() for v in one.values())
     same = all(v.shape[1:] == one[k].shape[1:] for k, v in source.gather(torch.tensor([len(source) - 1])).items())
-    return resident(source, placement.device) if same and needed < SHARE * free else Pinned(source)
+    held = resident(source, placement.device) if same and needed < SHARE * free else None
+    return held or Pinned(source)
 
 
-def resident(source: Source, device: torch.device) -> Resident:
-    """Every sample of `source` on `device`."""
+def resident(source: Source, device: torch.device) -> Resident | None:
+    """Every sample of `source` on `device`; None where they are of several lengths."""
     chunks = [source.gather(part) for part in torch.arange(len(source)).split(CHUNK)]
+    if len({tuple(v.shape[1:] for v in chunk.values()) for chunk in chunks}) > 1:
+        return None
     return Resident(source, {k: torch.cat([c[k].to(device) for c in chunks]) for k in chunks[0]})

@@ -29,6 +29,10 @@ class Beside:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def lengths(self) -> Tensor | None:
+        return getattr(self.source, "lengths", None)
+
     def gather(self, indices: Tensor) -> Batch:
         return {**self.source.gather(indices), **{k: v[indices] for k, v in self.said.items()}}
 

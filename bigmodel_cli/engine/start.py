@@ -189,6 +189,9 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
         raise InputError(what, hint="bigmodel recipe schema")
     augment = chosen(**recipe.augment.options)
     entry = tasks.get(models.get(recipe.model.name).meta["task"])
+    if entry.meta["kind"] != spec.kind:
+        what = f"{recipe.model.name} is for {entry.meta['kind']} data"
+        raise InputError(what, f"data {recipe.data.name} is {spec.kind}", "bigmodel models")
     return entry(spec, loss, augment)  # type: ignore[no-any-return]
 
 

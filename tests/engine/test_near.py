@@ -24,6 +24,7 @@ def test_held_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "CHUNK", 100)
     source = split()
     held = resident(source, torch.device("cpu"))
+    assert held is not None
     indices = torch.tensor([5, 0, 1000, 5])
     for key, value in source.gather(indices).items():
         assert torch.equal(held.gather(indices)[key], value)
