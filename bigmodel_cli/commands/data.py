@@ -9,7 +9,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.tokenize import tokenize
+from bigmodel_cli.commands.tokenize import show_shards, tokenize
 
 if TYPE_CHECKING:
     from bigmodel_cli.insight.picture_folder import Findings
@@ -67,12 +67,21 @@ def inspect(
 ) -> None:
     """Look at pictures before training on them: counts, sizes, formats, leaks between splits, damaged files.
 
+    Of token shards: what they hold, and whether every byte is what was written.
+
     Examples:
 
         bigmodel data inspect ./photos
 
         bigmodel data inspect ./photos --sheet sheet.png --json
+
+        bigmodel data inspect ./shards
     """
+    from bigmodel_cli.data.shard_files import is_shards
+
+    if is_shards(Path(path)):
+        show_shards(Path(path), json)
+        return
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.picture_list import list_pictures
     from bigmodel_cli.insight import picture_folder

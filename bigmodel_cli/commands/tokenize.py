@@ -101,3 +101,32 @@ def _spec(units: Sequence[Unit], name: str | None, size: int, root: Path, tell: 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def show_shards(folder: Path, json: bool) -> None:
+    """What token shards hold, and whether every byte is what was written.
+
+    Raises:
+        InputError: the index is not one, or a file is not what was written.
+    """
+    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.data.shard_files import read_index
+
+    index = read_index(folder, context=2)
+    damaged = index.damaged()
+    if damaged:
+        what = f"{folder / damaged[0]}: damaged ({len(damaged)} of {len(index.shards) + 1} files)"
+        raise InputError(what, "expected the bytes of its checksum", "copy or make the shards again")
+    lengths = index.document_lengths()
+    facts = {
+        "tokens": index.tokens, "documents": index.documents, "files": len(index.shards),
+        "tokenizer": index.spec.tokenizer, "vocabulary": tokenizer(index.spec).size, "type": index.kind.name,
+        "shortest document": lengths[0], "median document": lengths[1], "longest document": lengths[2],
+    }  # fmt: skip
+    if json:
+        console.print_json({"folder": str(folder), "damaged": damaged, **facts})
+        return
+    rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items()]
+    console.show(console.table(f"token shards in {folder}", ("what", "value"), rows, right=True))
+    console.say("every byte is what was written")
+    console.say(f"next: bigmodel train gpt-nano --data {folder}")

@@ -212,6 +212,11 @@ class Index:
         """(documents,) uint64: after which token each document has ended."""
         return np.memmap(self.ends[0], "<u8", "r") if self.documents else np.zeros(0, "<u8")
 
+    def document_lengths(self) -> tuple[int, int, int]:
+        """Tokens of the shortest, the median and the longest document."""
+        lengths = np.diff(self.end_places(), prepend=np.uint64(0))
+        return (int(lengths.min()), int(np.median(lengths)), int(lengths.max())) if len(lengths) else (0, 0, 0)
+
     def damaged(self) -> list[str]:
         """The files whose bytes are not those that were written."""
         files = [(path, checksum) for path, _, checksum in self.shards] + [self.ends]

@@ -179,6 +179,8 @@ def test_the_command(tmp_path: Path, run_cli: Any) -> None:
     assert values["vocabulary_size"] == 300 and values["documents"] == 1 and values["type"] == "uint16"
     done = run_cli("data", "tokenize", "a.txt", "--tokenizer", "char", "--out", "chars", "--processes", 1)
     assert done.returncode == 0 and "next: bigmodel train gpt-nano --data" in done.stdout, done.stderr
+    done = run_cli("data", "inspect", "shards", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["tokens"] == values["tokens"], done.stderr
     train = (
         "train",
         "gpt",
