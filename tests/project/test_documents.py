@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -35,6 +36,10 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
             Image.new("RGB", (90, 60), (60 * i, 60 * j, 0)).save(tmp_path / "photos" / place / f"{j}.jpg")
     (tmp_path / "letters.txt").write_text("to be or not to be\n" * 60)
     (tmp_path / "reviews.csv").write_text("text,label\n" + "a fine film,good\na dull film,bad\n" * 20)
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 20)
+    choice = {"prompt": talk[:1], "chosen": "hello", "rejected": "no"}
+    (tmp_path / "answers.jsonl").write_text((json.dumps(choice) + "\n") * 20)
     (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + "a dog\tein Hund\na cat\teine Katze\n" * 20)
     found = commands(ROOT / name)
     assert found
