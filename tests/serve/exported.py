@@ -59,7 +59,7 @@ def shades(folder: Path, side: int = 16, plain: bool = False) -> Path:
     if plain:
         given = helper.make_tensor_value_info("input", TensorProto.UINT8, ["batch", "height", "width", 1])
     answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(SHADES)])
-    graph = helper.make_graph(nodes, "shades", [given], [answer], [centres, sharp, most])
+    graph = helper.make_graph(nodes, "shades", [given], [answer], [centres, sharp, *([most] if plain else [])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     spec = {"kind": "image", "channels": 1, "height": side, "width": side, "classes": SHADES, "mean": [0.0], "std": [1]}
     how = {"mode": "L", "resize": {"height": side, "width": side}, "scale": 1 / 255, "mean": [0.0], "std": [1.0]}
