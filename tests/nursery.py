@@ -92,7 +92,6 @@ def _at_step(wanted: int, act: Callable[[], None]) -> None:
     """Have rank 1 `act` before it trains step `wanted`."""
     from bigmodel_cli.engine import loop
 
-    _forked_ranks()
     real = loop.train_step
 
     def train_step(run: Any, raw: Any) -> Any:
@@ -120,7 +119,6 @@ def _rank_1_is_slow() -> None:
     """In gathering its samples: 20 ms a batch."""
     from bigmodel_cli.data.arrays import ImageArrays
 
-    _forked_ranks()
     real = ImageArrays.gather
 
     def gather(self: Any, indices: Any) -> Any:
@@ -142,7 +140,6 @@ def _rank_1_is_killed_once() -> None:
 
 
 SABOTAGE = {
-    "forked-ranks": _forked_ranks,
     "rank-1-fails": _rank_1_fails,
     "rank-1-hangs": _rank_1_hangs,
     "rank-1-is-slow": _rank_1_is_slow,
@@ -284,6 +281,8 @@ def _child(request: dict[str, Any]) -> None:
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if "--nproc" in request["argv"]:
+        _forked_ranks()
     if request["sabotage"]:
         SABOTAGE[request["sabotage"]]()
     if request["largest_file"] is not None:

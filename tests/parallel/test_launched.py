@@ -23,7 +23,7 @@ def nursery(tmp_path: Path) -> Iterator[Nursery]:
         yield nursery
 
 
-def launch(nursery: Nursery, *arguments: Any, sabotage: str = "forked-ranks", command: Any = TRAIN) -> Child:
+def launch(nursery: Nursery, *arguments: Any, sabotage: str | None = None, command: Any = TRAIN) -> Child:
     return nursery.start(*command, "--nproc", "2", *arguments, sabotage=sabotage)
 
 
