@@ -34,6 +34,9 @@ def export(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="How long both are timed at each batch size.")
     ] = 1.0,
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Resize and normalise in the graph: it takes uint8 pictures.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export in --out.")] = False,
     data_dir: opt.DataDir = None,
     assignments: Annotated[
@@ -50,8 +53,10 @@ def export(
 
         bigmodel export runs/resnet18-digits-1/best.pt --format onnx
 
-        bigmodel export ckpt.pt --format pt2 --out shipped
+        bigmodel export ckpt.pt --format openvino --with-preprocessing --out shipped
     """
+    from dataclasses import replace
+
     from bigmodel_cli.core.registry import exports
     from bigmodel_cli.engine.start import load_trained
     from bigmodel_cli.export.proof import prove
@@ -64,7 +69,7 @@ def export(
     path = out or trained.path.with_name(f"{trained.path.stem}-{format_name}")
     check_target(path, overwrite)  # before the work
     proof = prove(
-        subject(trained, samples, data_dir, assignments),
+        replace(subject(trained, samples, data_dir, assignments), pixels=with_preprocessing),
         format_name,
         path,
         options=options,
@@ -141,6 +146,9 @@ def show(proof: Proof) -> None:
         f"largest difference of a logit {proof.largest_difference:.2g} ({limit}), mean {proof.mean_difference:.2g}; "
         f"equal answers {proof.equal_answers:.2%}"
     )
+    if proof.other_sizes:
+        apart, limit = (proof.other_sizes[k] for k in ("largest_difference", "tolerance"))
+        console.say(f"on {proof.other_sizes['inputs']} pictures of other sizes {apart:.2g} (at most {limit:g})")
     if not proof.passed:
         for line in proof.failed:
             console.note(line)

@@ -55,7 +55,7 @@ def run_coreml(path: Path, build: Callable[[], nn.Module]) -> Run:
     return in_parts(run, int(most))
 
 
-@exports.register(suffix=".mlpackage", run=run_coreml, runtime=RUNTIME)
+@exports.register(suffix=".mlpackage", run=run_coreml, runtime=RUNTIME, sizes="fixed")
 def coreml(
     model: nn.Module,
     example: tuple[Tensor, ...],

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import Entry
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.pixels import SCALES, resized_sample
 
 if TYPE_CHECKING:
     from bigmodel_cli.export.proof import Subject
@@ -78,6 +80,7 @@ from pathlib import Path
 here = Path(__file__).resolve().parent
 {run}
 '''
+PLAIN = "x = np.asarray(picture).reshape(1, picture.height, picture.width, -1)  # the rest is in the graph\n"
 ANSWER = """
 probability = np.exp(logits[0] - logits[0].max())
 probability /= probability.sum()
@@ -95,6 +98,8 @@ def example_script(entry: Entry, kind: str, preprocess: Mapping[str, Any]) -> st
     if not own.answers:
         return CONTENTS.format(needs=", ".join(own.needs), imports=own.imports, run=own.run)
     parts = [HEAD.format(needs=", ".join([*packages, "numpy and pillow"]), imports=own.imports)]
+    if "in_the_graph" in preprocess:
+        return "".join([*parts, "\n", READ, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
     if {"resize", "resize_square"} & set(preprocess):
         parts.append(RESIZE)
     parts += [READ, PIXELS]
@@ -102,6 +107,15 @@ def example_script(entry: Entry, kind: str, preprocess: Mapping[str, Any]) -> st
     parts += [CROP] if "crop" in preprocess else []
     parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
     return "".join([*parts, NORMALISE, "\n", own.run, "\n", ANSWER])
+
+
+def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
+    """Lines that bring the picture to the one size that the format takes."""
+    if preprocess["size"] == "any":
+        return []
+    call = "ImageOps.fit(picture, size" if "resize_square" in preprocess["in_the_graph"] else "picture.resize(size"
+    size = 'size = steps["size"]["width"], steps["size"]["height"]\n'
+    return [size, f"picture = {call}, Image.Resampling.BILINEAR)\n"]
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
@@ -114,16 +128,40 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
         return None
     own = entry.meta["runtime"]
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
-        arguments = [_picture(subject, Path(place))] if own.answers else []
+        # Larger, and not of the model's shape: it must be prepared.
+        arguments = [str(resized_sample(subject, 0, SCALES[0], Path(place)))] if own.answers else []
         done = _alone(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
         if not own.answers:
             return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
-        batch = subject.task.prepare(subject.task.read(Path(arguments[0])))
-        logits = torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))
+        logits = _expected(entry, subject, run, Path(arguments[0]))
     return _held(done.stdout, logits[0].double().softmax(0), subject.task.spec.classes)
+
+
+def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:
+    """The logits (1,K) for the picture in `file`, as bigmodel reads it.
+
+    A format that takes plain pictures of one size gets them resized by Pillow: then there is only its own word.
+    """
+    raw = subject.task.read(file)
+    if not subject.pixels:
+        batch = subject.task.prepare(raw)
+        return torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))
+    if entry.meta.get("sizes") == "fixed":
+        from PIL import Image, ImageOps
+
+        height, width = subject.given[0][0].shape[1:3]
+        fit = Image.Image.resize if subject.task.spec.square is None else ImageOps.fit
+        picture = fit(
+            Image.open(file).convert("L" if subject.task.spec.channels == 1 else "RGB"),
+            (width, height),
+            Image.Resampling.BILINEAR,
+        )
+        return torch.from_numpy(run(np.array(picture).reshape(1, height, width, -1)))
+    with torch.inference_mode():
+        return subject.model(subject.task.prepare(raw)["image"])  # type: ignore[no-any-return]
 
 
 def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -138,17 +176,6 @@ def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[s
         elif (apart := abs(float(percent) / 100 - float(expected[classes.index(name)]))) > APART:
             failed.append(f"example.py is off by {apart:.2g} in the probability of {name}")
     return {"answer": said[0][2], "probability": said[0][0].strip() + "%", "failed": failed[:1]}
-
-
-def _picture(subject: Subject, place: Path) -> str:
-    """A real picture of the data as a file; larger, and not of the model's shape, so that it must be prepared."""
-    from PIL import Image
-
-    pixels = subject.raw[0]["image"][0].permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture = picture.resize((picture.width * 3 // 2 + 1, picture.height * 2), Image.Resampling.BICUBIC)
-    picture.save(place / "sample.png")
-    return str(place / "sample.png")
 
 
 def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> subprocess.CompletedProcess[str]:

@@ -39,7 +39,7 @@ def run_executorch(path: Path, build: Callable[[], nn.Module]) -> Run:
     return in_parts(run, most)
 
 
-@exports.register(suffix=".pte", run=run_executorch, runtime=RUNTIME)
+@exports.register(suffix=".pte", run=run_executorch, runtime=RUNTIME, sizes="fixed")
 def executorch(
     model: nn.Module,
     example: tuple[Tensor, ...],

@@ -42,7 +42,7 @@ def run_litert(path: Path, build: Callable[[], nn.Module]) -> Run:
     return in_parts(run, 1)
 
 
-@exports.register(suffix=".tflite", run=run_litert, runtime=RUNTIME)
+@exports.register(suffix=".tflite", run=run_litert, runtime=RUNTIME, sizes="fixed")
 def litert(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """A flat file for phones and microcontrollers (.tflite), one sample a call."""
     package, _ = needed("litert", "litert_torch", "ai_edge_litert.interpreter")

@@ -23,6 +23,7 @@ from bigmodel_cli.export.compare import Differences, compared, figures
 from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
 from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.pixels import FromPixels, described, other_sizes, pictures
 from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
 from bigmodel_cli.export.quiet import quiet
 
@@ -45,12 +46,14 @@ class Subject:
         task: what a batch means.
         raw: validation samples as the data gives them, with labels.
         about: plain values of export.json: arch, arch_args, task, input, recipe, checkpoint.
+        pixels: the preparation goes into the graph; the export takes plain pictures.
     """
 
     model: nn.Module
     task: Any
     raw: Sequence[Batch]
     about: Mapping[str, Any]
+    pixels: bool = False
 
     @cached_property
     def prepared(self) -> list[Batch]:
@@ -60,9 +63,26 @@ class Subject:
     def inputs(self) -> list[tuple[Tensor, ...]]:
         return [tuple(b[name].contiguous() for name in self.task.inputs) for b in self.prepared]
 
+    @property
+    def given(self) -> list[tuple[Tensor, ...]]:
+        """What the export takes where the checkpoint takes `inputs`."""
+        return [(pictures(batch, self.task.spec),) for batch in self.raw] if self.pixels else self.inputs
+
     def example(self) -> tuple[Tensor, ...]:
         """Two samples: a batch of one would be taken for a constant by the tracers."""
-        return tuple(x[:1].repeat(2, *(1,) * (x.dim() - 1)) for x in self.inputs[0])
+        return tuple(x[:1].repeat(2, *(1,) * (x.dim() - 1)) for x in self.given[0])
+
+    def graph(self) -> nn.Module:
+        """What is exported."""
+        return FromPixels(self.model, self.task.spec).eval() if self.pixels else self.model
+
+    def preprocessing(self, fixed: bool) -> dict[str, Any]:
+        """What is left to do before; `fixed`: the format takes pictures of one size."""
+        steps = self.task.preprocessing()
+        if not self.pixels:
+            return steps  # type: ignore[no-any-return]
+        height, width = self.given[0][0].shape[1:3]
+        return described(steps, (height, width) if fixed else None)
 
     def carry(self) -> dict[str, Any]:
         """What may go along inside the file, where its format has room."""
@@ -81,6 +101,7 @@ class Proof:
         speed: by name and batch size, with the threads that both had.
         size: bytes of the checkpoint's weights, and of the export's files.
         files: SHA-256 of each file of the model.
+        other_sizes: with the preprocessing in the graph, how pictures of other sizes compared.
         example: what ``example.py`` said, where it answers; None where it is not for this kind of input.
     """
 
@@ -97,6 +118,7 @@ class Proof:
     size: Mapping[str, int]
     files: Mapping[str, str]
     write_seconds: float
+    other_sizes: Mapping[str, Any] | None = None
     example: Mapping[str, Any] | None = None
     failed: Sequence[str] = field(default_factory=tuple)
 
@@ -134,6 +156,10 @@ def prove(
     entry = exports.get(format_name)
     if not any(len(batch["index"]) for batch in subject.raw):
         raise InputError("no inputs to compare the export on", "expected at least one")
+    if subject.pixels and not entry.meta["runtime"].answers:
+        raise InputError(f"--with-preprocessing: {format_name} holds weights and no graph", hint="--format onnx")
+    if subject.pixels:
+        pictures(subject.raw[0], subject.task.spec)  # says so where they are none
     check_target(out, overwrite)
     tolerance = entry.meta.get("tolerance", TOLERANCE) if tolerance is None else tolerance
     options = dict(options or {})
@@ -154,7 +180,7 @@ def _write(entry: Entry, write: Write, subject: Subject, new: Path, out: Path) -
     clock = time.perf_counter()
     try:
         with torch.no_grad(), quiet():
-            write(subject.model, subject.example(), new / (layout.MODEL + entry.meta["suffix"]), subject.carry())
+            write(subject.graph(), subject.example(), new / (layout.MODEL + entry.meta["suffix"]), subject.carry())
     except OSError as error:
         raise unwritten(out, error) from error
     except (RuntimeError, ValueError) as error:  # the tracers' and serialisers' own errors are kinds of these
@@ -168,11 +194,11 @@ def _describe(entry: Entry, subject: Subject, new: Path, out: Path, options: Map
     about = {
         "format": entry.name,
         "options": options,
-        "with_preprocessing": False,
+        "with_preprocessing": subject.pixels,
         **subject.about,
         "made_by": f"bigmodel {bigmodel_cli.__version__}, torch {torch.__version__}",
     }
-    preprocess = subject.task.preprocessing()
+    preprocess = subject.preprocessing(fixed=not _any_size(entry))
     _text(new / layout.LABELS, _json(list(subject.task.spec.classes)), out)
     _text(new / layout.PREPROCESS, _json(preprocess), out)
     _text(new / layout.EXPORT, _json(about), out)
@@ -187,9 +213,10 @@ def _proven(
 ) -> Proof:
     file = new / (layout.MODEL + entry.meta["suffix"])
     run = layout.opened(entry, file, layout.read_folder(new).build)
-    given = [tuple(x.numpy() for x in inputs) for inputs in subject.inputs]
+    given = [tuple(x.numpy() for x in inputs) for inputs in subject.given]
     try:
         found = compared(subject.model, run, subject.task, subject.prepared, given)
+        sizes = other_sizes(subject, run) if subject.pixels and _any_size(entry) else None
         speed = speeds({"checkpoint": (subject.model, subject.inputs[0]), "export": (run, given[0])}, seconds)
     except BigmodelError:
         raise
@@ -198,6 +225,9 @@ def _proven(
     failed = []
     if not found.largest <= tolerance:  # a NaN is not
         failed.append(f"a logit differs by {found.largest:.3g}, more than {tolerance:g}")
+    if sizes is not None and not sizes["largest_difference"] <= sizes["tolerance"]:
+        apart = f"{sizes['largest_difference']:.3g}, more than {sizes['tolerance']:g}"
+        failed.append(f"on pictures of other sizes a logit differs by {apart}")
     example = None if failed else run_example(entry, subject, new, run)
     failed += [] if example is None else example.pop("failed")
     weights = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
@@ -215,9 +245,15 @@ def _proven(
         size={"checkpoint": weights, "export": sum(f.stat().st_size for f in layout.model_files(new))},
         files=layout.digests(new, layout.model_files(new)),
         write_seconds=written,
+        other_sizes=sizes,
         example=example,
         failed=failed,
     )
+
+
+def _any_size(entry: Entry) -> bool:
+    """Whether the format takes pictures of any size."""
+    return entry.meta.get("sizes") != "fixed"
 
 
 def _metrics(task: Any, found: Differences) -> dict[str, Any]:

@@ -14,6 +14,11 @@ def tokens(x: Tensor) -> bool:
     return x.dim() == 2 and not x.is_floating_point()
 
 
+def pixels(x: Tensor) -> bool:
+    """Whether `x` holds plain pictures (B,H,W,C), of any size where the preparation is in the graph."""
+    return x.dtype == torch.uint8 and x.dim() == 4
+
+
 def free(model: nn.Module, example: tuple[Tensor, ...], most: int | None = None) -> tuple[dict[int, Any], ...]:
     """For ``torch.export``: every input's batch is free up to `most`, the length of tokens up to the context.
 
@@ -21,6 +26,8 @@ def free(model: nn.Module, example: tuple[Tensor, ...], most: int | None = None)
     """
     batch, longest = torch.export.Dim("batch", min=1, max=most), getattr(model, "context", None)
     lengths = (torch.export.Dim(f"length{i}", min=1, max=longest) for i in range(len(example)))
+    if most is None and any(pixels(x) for x in example):
+        return ({0: batch, 1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)},)
     return tuple(
         {0: batch, 1: length} if tokens(x) else {0: batch} for x, length in zip(example, lengths, strict=False)
     )

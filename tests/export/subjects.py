@@ -24,7 +24,8 @@ def suffix(name: str) -> str:
 def pictures(spec: ImageSpec, sizes: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
     """Batches of these sizes, as raw as a data set gives them; the labels are right by chance alone."""
     draw = torch.Generator().manual_seed(2)
-    shape = (spec.channels, spec.height, spec.width)
+    sides = (spec.square, spec.square) if spec.square else (spec.height, spec.width)
+    shape = (spec.channels, *sides)
     return [
         {
             "image": torch.randint(256, (n, *shape), dtype=torch.uint8, generator=draw),

@@ -1,0 +1,142 @@
+"""``--with-preprocessing``: resize, crop and normalisation as a part of the graph, which then takes plain pictures.
+
+The resize is written as two matrix products, since every format has those, for any size of
+picture, where few have an antialiased resize. tests/export/test_export_pixels.py holds it
+against the task's own preparation. Shapes: B batch, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.types import Batch, ImageSpec
+from bigmodel_cli.export.folder import Run
+
+if TYPE_CHECKING:
+    from bigmodel_cli.export.proof import Subject
+
+LAYOUT = "NHWC uint8"
+SCALES = ((2.0, 1.5), (0.8, 1.3))
+"""Of height and width: a taller and a wider picture than the data's."""
+FEW = 8
+APART, APART_ROUNDED = 1e-3, 0.05
+"""Largest difference of a logit on pictures of other sizes; where they are rounded to grey levels on the way, a few
+are one level off (training rounds in integers)."""
+
+
+class FromPixels(nn.Module):
+    """`model` behind its preparation: uint8 (B,H,W,C) of any H and W -> logits (B,K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, spec: ImageSpec) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+        for name, values in (("mean", spec.mean or (0.0,)), ("std", spec.std or (1 / 255,))):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        spec = self.spec
+        x = pixels.permute(0, 3, 1, 2).float()
+        height, width = _sides(x)
+        if spec.square is not None:
+            short = torch.minimum(height, width)
+            tall = _resize(x, 2, height, torch.floor((height - short) / 2), short, spec.square)
+            wide = _resize(x, 3, width, torch.floor((width - short) / 2), short, spec.square)
+            # Training resizes uint8, so to whole grey levels, first along the rows and then along the columns.
+            x = (tall @ (x @ wide.transpose(0, 1)).round()).round()
+            side = round(spec.square * spec.crop)
+            start = (spec.square - side) // 2
+            x = x[:, :, start : start + side, start : start + side]
+            height, width = _sides(x)
+        zero = torch.zeros_like(height)
+        x = (
+            _resize(x, 2, height, zero, height, spec.height)
+            @ x
+            @ (_resize(x, 3, width, zero, width, spec.width).transpose(0, 1))
+        )
+        return self.model((x - self.mean) / self.std)  # type: ignore[no-any-return]
+
+
+def _sides(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Height and width as tensors: numbers of the graph, whatever it is traced with."""
+    return torch.ones_like(x[0, 0, :, 0]).sum(), torch.ones_like(x[0, 0, 0, :]).sum()
+
+
+def _resize(x: Tensor, dim: int, size: Tensor, start: Tensor, length: Tensor, out: int) -> Tensor:
+    """(out, size): the weights of an antialiased bilinear resize of the `length` places from `start` on.
+
+    A triangle around each output's centre, as wide as an output where that is more than a place
+    (Pillow's and torch's filter).
+    """
+    place = torch.arange(x.shape[dim], dtype=torch.float32) + 0.5
+    scale = length / out
+    centre = start + (torch.arange(out, dtype=torch.float32) + 0.5) * scale
+    weight = (1 - (place - centre[:, None]).abs() / scale.clamp(min=1)).clamp(min=0)
+    inside = ((place > start) & (place < start + length)).float()
+    weight = weight * inside
+    return weight / weight.sum(1, keepdim=True)
+
+
+def pictures(raw: Batch, spec: Any) -> Tensor:
+    """The raw batch as plain pictures (B,H,W,C) uint8, in the model's channels.
+
+    Raises:
+        InputError: the data has colour and the model does not see it, or they are no pictures.
+    """
+    if not isinstance(spec, ImageSpec):
+        raise InputError("--with-preprocessing is for pictures", f"expected a model of pictures, not of {spec.kind}")
+    x = raw["image"]
+    if x.shape[1] == 1:
+        x = x.expand(-1, spec.channels, -1, -1)
+    if x.shape[1] != spec.channels:
+        raise InputError(f"--with-preprocessing: the data has {x.shape[1]} channels", f"the model {spec.channels}")
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def described(steps: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """preprocess.json where the steps are in the graph; `size` (H,W) where the format takes no other."""
+    outside = {key: steps[key] for key in ("mode", "transparency", "orientation")}
+    inside = {key: value for key, value in steps.items() if key not in (*outside, "layout")}
+    fixed = "any" if size is None else {"height": size[0], "width": size[1]}
+    return {**outside, "size": fixed, "layout": LAYOUT, "in_the_graph": inside}
+
+
+def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
+    """The export on real pictures of other sizes, beside the checkpoint on the same files as the task reads them."""
+    from PIL import Image
+
+    task, largest, equal, count = subject.task, 0.0, 0, 0
+    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place, torch.inference_mode():
+        for scale in SCALES:
+            for i in range(min(FEW, len(subject.raw[0]["image"]))):
+                file = resized_sample(subject, i, scale, Path(place))
+                plain = torch.from_numpy(np.array(Image.open(file))[None])
+                given = plain if plain.dim() == 4 else plain[..., None]
+                ours = subject.model(task.prepare(task.read(file))["image"])
+                theirs = torch.from_numpy(run(given.expand(-1, -1, -1, task.spec.channels).contiguous().numpy()))
+                largest = max(largest, float((ours - theirs).abs().max()))
+                equal += int(ours.argmax() == theirs.argmax())
+                count += 1
+    tolerance = APART if task.spec.square is None else APART_ROUNDED
+    return {"inputs": count, "largest_difference": largest, "equal_answers": equal / count, "tolerance": tolerance}
+
+
+def resized_sample(subject: Subject, index: int, scale: tuple[float, float], place: Path) -> Path:
+    """Picture `index` of the first batch as a PNG, its height and width scaled."""
+    from PIL import Image
+
+    pixels = subject.raw[0]["image"][index].permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    size = max(2, round(picture.width * scale[1])), max(2, round(picture.height * scale[0]))
+    file = place / f"sample-{index}.png"
+    picture.resize(size, Image.Resampling.BICUBIC).save(file)
+    return file
