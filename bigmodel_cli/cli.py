@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 import bigmodel_cli
 from bigmodel_cli.commands import (
@@ -33,10 +34,22 @@ from bigmodel_cli.commands import (
 )
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 
+
+class Group(TyperGroup):
+    """Lists each command with its whole first sentence, where Typer cuts it off at the line's end."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        shown = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, c.get_short_help_str(limit=400)) for name, c in shown if not c.hidden])
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # as markup, "[default: ...]" in a help text would vanish
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help="From zero to a shipped model: train, fine-tune, evaluate, predict and export with one engine.",
     epilog="Start with: bigmodel train resnet18 --data digits",
 )
@@ -75,10 +88,10 @@ app.command()(reproduce.reproduce)
 app.command("verify-resume")(reproduce.verify_resume)
 app.command("env-check")(env_check.env_check)
 app.command("models")(listing.models_command)
-app.add_typer(data.app, name="data")
+app.add_typer(data.app, name="data", cls=Group)
 app.command("recipes")(listing.recipes_command)
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(recipe.app, name="recipe", cls=Group)
+app.add_typer(checkpoint.app, name="checkpoint", cls=Group)
 
 
 def main() -> None:

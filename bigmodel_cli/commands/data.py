@@ -59,7 +59,9 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="Class folders, a table, a tar, shards, or hf:NAME: as --data.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Class folders, a table, a tar, shards, or hf:NAME: as --data.")
+    ],
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE.png", help="Also draw a contact sheet.")
     ] = None,

@@ -39,7 +39,7 @@ DataDir = Annotated[
     typer.Option("--data-dir", help="Folder of data files.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the train split.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples an optimizer step.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples an optimizer step, or at a time in eval.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Optimizer = Annotated[
     str | None, typer.Option("--optimizer", help="gd, sgd, adam, adamw, ...", autocompletion=_complete("optimizers"))
