@@ -90,7 +90,18 @@ def test_help_is_quick_and_has_examples(run_cli: Any) -> None:
     program = "import sys; from bigmodel_cli import cli; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "torch" not in loaded
-    for command in ("train", "finetune", "eval", "predict", "export", "env-check", "models", "data", "recipes"):
+    for command in (
+        "train",
+        "finetune",
+        "eval",
+        "predict",
+        "export",
+        "serve",
+        "env-check",
+        "models",
+        "data",
+        "recipes",
+    ):
         assert "bigmodel " + command in run_cli(command, "--help").stdout
     assert run_cli("--version").stdout.startswith("bigmodel ")
 
