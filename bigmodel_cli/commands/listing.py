@@ -91,7 +91,7 @@ def here(name: str, root: Path) -> bool:
     texts = {"tinyshakespeare": "input.txt", "rt-polarity": "rt-polarity.pos", "multi30k-en-de": "train.en.gz"}
     if name in texts:
         return (root / name / texts[name]).is_file()
-    return name == "digits"
+    return name == "digits" or name.startswith("synthetic_")
 
 
 def recipes_command(json: opt.Json = False) -> None:
