@@ -99,6 +99,30 @@ def inspect(
     _show(findings, path, sheet)
 
 
+@app.command()
+def index(
+    shards: Annotated[str, typer.Argument(help="WebDataset tars: 'train-{000..099}.tar', 'part-*.tar'.")],
+    out: Annotated[Path, typer.Option("--out", help="The index, beside or above the shards.")] = Path("index.json"),
+) -> None:
+    """Write the index that shards are streamed by, from a web server or a folder: counts, checksums, classes.
+
+    Example:
+
+        bigmodel data index 'shards/*.tar' --out shards/index.json
+
+    Then, with that folder on any web server:  bigmodel train resnet18 --data https://host/shards/index.json
+    """
+    import json as text
+
+    from bigmodel_cli.data.shard_index import expand
+    from bigmodel_cli.data.shard_stream import make_index
+
+    found = make_index(expand(shards), out)
+    out.write_text(text.dumps(found), encoding="utf-8")
+    count = sum(entry["nsamples"] for entry in found["shardlist"])
+    console.say(f"{out}: {len(found['shardlist'])} shards, {count:,} samples, {len(found['classes'])} classes")
+
+
 def _show(findings: Findings, path: str, sheet: Path | None) -> None:
     seen = findings.to_dict()
     splits = list(seen["pictures"])

@@ -123,6 +123,8 @@ def own_data(value: str) -> dict[str, str] | None:
     """The data section for ``--data PATH``: a value with a separator, or what is there and is no data set's name."""
     from bigmodel_cli.core.registry import data
 
+    if value.startswith(("http://", "https://")):
+        return {"name": "shard_stream", "path": value}
     if value.startswith("hf:"):
         return {"name": "image_folder", "path": value}
     path = Path(value).expanduser()

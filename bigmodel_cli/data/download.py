@@ -25,11 +25,14 @@ on_progress: list[Callable[[str, int, int | None], None]] = []
 """Listeners, called with (file name, bytes so far, bytes in all or None): the console adds its bar here."""
 
 
-def download(addresses: Sequence[str], path: Path, *, what: str, sha256: str, hint: str | None = None) -> Path:
+def download(
+    addresses: Sequence[str], path: Path, *, what: str, sha256: str, hint: str | None = None, most: int | None = None
+) -> Path:
     """Fetch the first of `addresses` that answers into `path`, which appears only when its SHA-256 begins so.
 
     ``BIGMODEL_MIRROR`` is asked first where it is set: a folder with the same file
-    names, which may be on the local network (plain HTTP from 127.0.0.1 alone).
+    names, which may be on the local network (plain HTTP from 127.0.0.1 alone). A file of more than
+    `most` bytes is not fetched.
 
     Raises:
         MachineError: no address could be reached, none gave the whole file with its
@@ -46,7 +49,8 @@ def download(addresses: Sequence[str], path: Path, *, what: str, sha256: str, hi
     for attempt in range(ATTEMPTS):
         for address in candidates:
             try:
-                return _fetch(_allowed(address), path, sha256, max(PATIENCE - (time.monotonic() - started), 0.5))
+                left = max(PATIENCE - (time.monotonic() - started), 0.5)
+                return _fetch(_allowed(address), path, sha256, left, most)
             except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
             if time.monotonic() - started > PATIENCE:
@@ -95,7 +99,7 @@ def answer(address: str, seconds: float) -> Any:
     return found
 
 
-def _fetch(address: str, path: Path, checksum: str, patience: float) -> Path:
+def _fetch(address: str, path: Path, checksum: str, patience: float, most: int | None = None) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     total = hashlib.sha256()
     try:
@@ -106,6 +110,8 @@ def _fetch(address: str, path: Path, checksum: str, patience: float) -> Path:
                 file.write(block)
                 total.update(block)
                 done += len(block)
+                if most is not None and done > most:
+                    raise ConnectionError(f"{path.name} is more than {most} bytes")
                 for listener in on_progress:
                     listener(path.name, done, expected)
             if expected is not None and done != expected:
@@ -119,3 +125,20 @@ def _fetch(address: str, path: Path, checksum: str, patience: float) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_address(address: str, most: int) -> bytes:
+    """What is at `address`, at most so many bytes.
+
+    Raises:
+        MachineError: it cannot be reached.
+        InputError: it is plain HTTP elsewhere than on this machine, or larger.
+    """
+    try:
+        with answer(_allowed(address), PATIENCE) as reply:
+            found = reply.read(most + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise MachineError(f"{address}: {getattr(error, 'reason', error)}", hint="is the server up?") from None
+    if len(found) > most:
+        raise InputError(f"{address}: more than {most} bytes", "expected an index of shards")
+    return bytes(found)

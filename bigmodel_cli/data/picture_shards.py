@@ -38,8 +38,8 @@ def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> 
     """
     found: dict[str, dict[str, list[Item]]] = {}
     for path in paths:
-        classes = found.setdefault(_split_of(path), {})
-        for item, label in _shard(path, field):
+        classes = found.setdefault(split_of(path), {})
+        for item, label in shard_items(path, field):
             classes.setdefault(label, []).append(item)
     if "train" not in found:
         raise InputError(f"{where}: {', '.join(found)} but no train shards", "expected names as train-000.tar")
@@ -55,7 +55,7 @@ def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> 
     return assemble(where, found, order=order)
 
 
-def _split_of(path: Path) -> str:
+def split_of(path: Path) -> str:
     words = [*re.split(r"[^a-z]+", path.stem.lower()), path.parent.name.lower()]
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
@@ -64,7 +64,12 @@ def _picture(parts: dict[str, Member]) -> Member | None:
     return next((parts[kind] for kind in parts if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
 
 
-def _shard(path: Path, field: str | None) -> list[tuple[Item, str]]:
+def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:
+    """The pictures in the shard at `path`, each with its class.
+
+    Raises:
+        InputError: the shard is damaged, or a sample has no picture or no label.
+    """
     stat = path.stat()
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     found = []

@@ -49,6 +49,8 @@ class Batches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.even is not None:
             return balanced_order(self.even, generator)
+        if hasattr(self.source, "order"):  # shards that are read one after the other
+            return self.source.order(generator, self.steps_per_epoch)  # type: ignore[no-any-return]
         order = torch.randperm(len(self.source), generator=generator)
         lengths: Tensor | None = getattr(self.source, "lengths", None)
         return order if lengths is None else self._alike(order, lengths, generator)

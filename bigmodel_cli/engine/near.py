@@ -54,7 +54,7 @@ class Pinned:
 def near(source: Source, placement: Placement) -> Source:
     """`source` as the device of `placement` gets at it fastest; on a CPU it is near already."""
     free = placement.memory_free()
-    if not free:
+    if not free or hasattr(source, "order"):  # or it is streamed: more than is wanted would be fetched
         return source
     one = source.gather(torch.arange(min(len(source), 2)))
     needed = len(source) * sum(v[:1].numel() * v.element_size() for v in one.values())
