@@ -101,6 +101,7 @@ def multi30k_en_de(
     folder = root / "multi30k-en-de"
     for file, checksum in MULTI30K_SHA256.items():
         if not (folder / file).is_file():
-            download([MULTI30K + file], folder / file, sha256=checksum, what="multi30k-en-de")
+            hint = "--data-dir DIR with its six files in multi30k-en-de/"
+            download([MULTI30K + file], folder / file, sha256=checksum, what="multi30k-en-de", hint=hint)
     splits = {split: read_pair(folder / f"{f}.en.gz", folder / f"{f}.de.gz") for split, f in FILES.items()}
     return parallel(splits, tokenizer, vocabulary, context)

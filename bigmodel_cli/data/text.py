@@ -86,7 +86,8 @@ def tinyshakespeare(
     """1.1 MB of Shakespeare's plays (Karpathy 2015); the first 90% train, the last 10% validate, as in nanoGPT."""
     file = root / "tinyshakespeare" / "input.txt"
     if not file.is_file():
-        download([SHAKESPEARE], file, sha256=SHAKESPEARE_SHA256, what="tinyshakespeare")
+        hint = f"--data-dir DIR with {file.relative_to(root)} in it, or --data FILE.txt, a text of your own"
+        download([SHAKESPEARE], file, sha256=SHAKESPEARE_SHA256, what="tinyshakespeare", hint=hint)
     text = read_text(file)
     like = of_text(like)
     spec = chosen("char" if (tokenizer, like) == ("auto", None) else tokenizer, like, context, root, [text])

@@ -94,6 +94,20 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, name: str, content: 
     assert len(caught.value.line) <= 200
 
 
+def test_texts_to_classify_are_framed_and_filled_up_as_their_tokenizer_does_it(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    words = ["[UNK]", "a", "good", "film", "[CLS]", "[SEP]", "[PAD]"]
+    made = library.Tokenizer(library.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    made.post_processor = library.processors.BertProcessing(("[SEP]", 5), ("[CLS]", 4))
+    own = write(tmp_path / "tokenizer.json", made.to_str())
+    file = write(tmp_path / "a.csv", "text,label\na good film,yes\na [SEP],no\na a a a a a a,yes\n")
+    bundle = data.get("labelled_file")(tmp_path, path=str(file), tokenizer=str(own), context=6)
+    batch = bundle.load["train"]().gather(torch.arange(3))
+    assert batch["tokens"].tolist() == [[4, 1, 2, 3, 5, 6], [4, 1, 0, 0, 0, 5], [4, 1, 1, 1, 1, 5]]
+    assert bundle.spec.classes == ("no", "yes")
+
+
 def test_latin_1_where_it_is_declared(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "café au lait " * 5, "latin-1")
     bundle = data.get("text_files")(tmp_path, path=str(file), encoding="latin-1", tokenizer="char")
