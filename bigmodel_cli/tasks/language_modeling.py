@@ -144,6 +144,8 @@ class LanguageModeling:
         known = tokenizer(self.spec)
         end = known.special.get(END)
         ids = [self.prompt(p) for p in prompts]
+        if end is None and not all(isinstance(p, str) for p in prompts):
+            end = known.encode("\n")[0]  # what ends a turn where the vocabulary has no <end>
         said: list[list[int]] = [[] for _ in ids]
         shown, ended = [""] * len(ids), [False] * len(ids)
         for new in next_tokens(model, ids, Sampling(**sampling)):

@@ -11,7 +11,7 @@ import torch
 
 from bigmodel_cli.core.chat import PREFIXES
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.registry import data, losses, tasks
+from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import SampleKey, TextSpec
 from bigmodel_cli.data.own_text import source_for
@@ -131,6 +131,25 @@ def test_the_starts_tokenizer_context_and_template_are_taken(tmp_path: Path) -> 
     assert bundle.spec == like
     row = bundle.load["train"]().gather(torch.tensor([0]))["tokens"][0].tolist()
     assert tokenizer(like).decode(row) == "U: hello\nA: hello"
+
+
+def test_an_answer_ends_where_a_turn_does(tmp_path: Path) -> None:
+    """With <end>, and with the newline that stands in for it in a vocabulary without."""
+    own = ("S: ", "U: ", "A: ")
+    for vocabulary in (("<end>", *sorted(set("S: U: A: helo\n"))), tuple(sorted(set("S: U: A: helo\n")))):
+        spec = TextSpec("char", vocabulary, 40, chat=own)
+        task, known = tasks.get("language_modeling")(spec, losses.get("cross_entropy")(), None), tokenizer(spec)
+        model = models.get("gpt")(spec, layers=1, heads=2, width=16)
+        end = known.special.get("<end>", known.encode("\n")[0])
+        said = [*known.encode("hello"), end, *known.encode("lo")]
+
+        def forward(tokens: torch.Tensor, cache: Any = None, said: Any = iter(said), size: int = known.size) -> Any:
+            return torch.nn.functional.one_hot(torch.full(tokens.shape, next(said)), size).float()
+
+        model.forward = forward
+        parts = task.continuations(model, [[{"role": "user", "content": "hello"}]], temperature=0)
+        pieces = [next(parts)[0] for _ in range(6)]
+        assert pieces == ["h", "e", "l", "l", "o", None]
 
 
 def test_nobody_speaks_for_another_role(tmp_path: Path) -> None:
