@@ -120,14 +120,43 @@ def migrate(
         console.say(f"{path}: version {was} is the current one, nothing to do")
 
 
+@app.command()
+def consolidate(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the one file.")],
+    json: opt.Json = False,
+) -> None:
+    """Put a checkpoint that several processes wrote in parts together, verified, as one file; the parts stay.
+
+    Example:
+
+        bigmodel checkpoint consolidate runs/big/last.pt --out big.pt
+    """
+    from bigmodel_cli.engine import checkpoint
+    from bigmodel_cli.engine.start import checkpoint_file
+
+    path = checkpoint_file(file)
+    if out.exists():
+        raise InputError(f"{out}: is there already", "expected a new file", "give another --out")
+    checkpoint.save(out, checkpoint.load(path))
+    if json:
+        console.print_json({"file": str(path), "written": str(out)})
+    else:
+        console.say(f"{path}: {size(out.stat().st_size)} in {out}")
+
+
 def _look(file: Path) -> Contents:
     from bigmodel_cli.engine.contents import look
+    from bigmodel_cli.engine.parts import is_parts
 
-    if file.is_dir():
+    if file.is_dir() and not is_parts(file):
         found = next((file / name for name in ("best.pt", "last.pt") if (file / name).exists()), None)
         if found is None:
             raise InputError(f"{file}: no checkpoint in this folder", "expected best.pt or last.pt")
         file = found
+    if is_parts(file):
+        hint = f"bigmodel checkpoint consolidate {file} --out whole.pt"
+        raise InputError(f"{file}: a checkpoint in parts", "expected one file", hint)
     return look(file)
 
 

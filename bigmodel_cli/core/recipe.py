@@ -85,6 +85,9 @@ class TrainSection(Section):
     patience: Positive | None = Field(None, description="stop after this many epochs without a better val metric")
     seed: Seed = Field(0, description="seed of weights, order and augmentation")
     save_steps: Positive | None = Field(None, description="also save last.pt every this many steps")
+    shard_above: Annotated[int, Field(ge=0)] = Field(
+        20 * 2**30, description="fsdp: bytes of a checkpoint above which each process writes its own part of it"
+    )
     profile: bool = Field(False, description="write trace.json: a Chrome trace of some steps")
     eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
 

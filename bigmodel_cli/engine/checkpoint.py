@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine import parts
 from bigmodel_cli.engine.contents import damaged_entry, look, open_regular, require_plain
 from bigmodel_cli.engine.durable import replace
 
@@ -62,7 +63,7 @@ def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lamb
             file.flush()
             os.fsync(file.fileno())
 
-    replace(path, write, lambda: _size(state))
+    replace(path, write, lambda: size(state))
 
 
 class _Abandonable:
@@ -91,6 +92,13 @@ def load(path: Path) -> dict[str, Any]:
 
 def load_with_version(path: Path) -> tuple[int, dict[str, Any]]:
     """The version that the file was written in, and the checkpoint, brought up to the current one."""
+    if parts.is_parts(path):
+        state = parts.read(path)
+        if not isinstance(state, dict):
+            raise InputError(f"{path}: not a bigmodel checkpoint")
+        _check_schema(path, {**state, "integrity": {}}, SCHEMA)  # each part was held to its own SHA-256
+        _check_schema(path, state["meta"], META)
+        return VERSION, state
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(
@@ -225,9 +233,9 @@ def _check_schema(path: Path, values: dict[str, Any], schema: dict[str, tuple[ty
             raise InputError(f"{path}: {key} is {kind}", f"expected {kinds[0].__name__}")
 
 
-def _size(state: Any) -> int:
+def size(state: Any) -> int:
     """Bytes of the tensors in `state`."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     items = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
-    return sum(_size(item) for item in items)
+    return sum(size(item) for item in items)

@@ -7,11 +7,12 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bigmodel_cli.core.errors import MachineError
 
+PARTS = "parts-"
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -21,6 +22,10 @@ def link(source: Path, target: Path) -> None:
     Raises:
         MachineError: the disk is full or cannot be written.
     """
+
+    if source.is_dir():
+        point(target, source.resolve())
+        return
 
     def write(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
@@ -32,6 +37,28 @@ def link(source: Path, target: Path) -> None:
                 os.fsync(file.fileno())
 
     replace(target, write, lambda: source.stat().st_size)
+
+
+def point(target: Path, folder: Path) -> None:
+    """Make `target` a link to `folder`, which lies beside it.
+
+    Raises:
+        MachineError: the disk is full or cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name, target_is_directory=True)
+
+    replace(target, write, lambda: 1)
+
+
+def clear_parts(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
+    """Remove those of the checkpoints in parts that none of the links in `keep` leads to."""
+    kept = {path.resolve() for path in keep}
+    for path in found:
+        if path.is_dir() and not path.is_symlink() and path.resolve() not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], int]) -> None:

@@ -176,6 +176,7 @@ class RunFolder:
         for path in self.path.iterdir():
             if path.name in ours:
                 path.unlink()
+        durable.clear_parts(self.path.glob(durable.PARTS + "*"))
 
     def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
         """How the run is: state running, done, interrupted or failed, with the process's exit code."""

@@ -22,6 +22,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.contents import Contents, look, require_plain
+from bigmodel_cli.engine.parts import is_parts
 from bigmodel_cli.engine.plain_pickle import TensorRef
 from bigmodel_cli.engine.start import check_fit, fit_channels
 
@@ -55,6 +56,8 @@ def is_foreign(path: Path) -> bool:
     Raises:
         InputError: it is damaged, or holds more than tensors and plain values.
     """
+    if is_parts(path):
+        return False
     found = look(path)
     require_plain(found)
     values = found.values

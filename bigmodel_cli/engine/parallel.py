@@ -59,6 +59,10 @@ class Parallel:
         """`value` with each tensor that is cut over the ranks as one; every rank calls it, one with `keep` has it."""
         return value
 
+    def own_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
+        """This rank's rows of a tensor that is cut over the ranks, and the first one's place; None for a whole one."""
+        return None
+
     def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> Mapping[str, Any]:
         """Whole tensors cut as those of the same name in `like` are."""
         return values

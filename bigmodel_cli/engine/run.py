@@ -129,8 +129,11 @@ class Run:
         for module in (*self.frozen.modules, *(held.modules if held else ())):
             module.eval()
 
-    def state(self) -> dict[str, Any]:
-        """The checkpoint (RELIABILITY: "The checkpoint file"), plain values and tensors only. Every rank calls it."""
+    def state(self, whole: bool = True) -> dict[str, Any]:
+        """The checkpoint (RELIABILITY: "The checkpoint file"), plain values and tensors only. Every rank calls it.
+
+        Where tensors are cut over the ranks rank 0 gets them `whole`, or each rank its own parts.
+        """
         self.parallel.average_buffers(self)
         rng: dict[str, Any] = self.random_state()
         if self.parallel.group.world > 1:
@@ -151,7 +154,7 @@ class Run:
             **({"said": self.said} if self.said else {}),
             "meta": {**self.meta, "env": self.environment(), "created": time.time()},
         }
-        return self.parallel.whole(state, self.parallel.group.leads)  # type: ignore[no-any-return]
+        return self.parallel.whole(state, self.parallel.group.leads) if whole else state  # type: ignore[no-any-return]
 
     def random_state(self) -> dict[str, Any]:
         rng = {"cpu": torch.get_rng_state()}
@@ -209,6 +212,7 @@ class Run:
             ("train", "epochs"),
             ("train", "max_steps"),
             ("train", "save_steps"),
+            ("train", "shard_above"),
         }
         free |= {("train", "eval_batch_size"), ("train", "patience"), ("train", "eval_epochs")}
         for section, values in ours.items():

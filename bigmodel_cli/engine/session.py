@@ -7,6 +7,7 @@ import shlex
 import signal
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.group import ALONE, Group, losses_told
 from bigmodel_cli.engine.loop import fit
+from bigmodel_cli.engine.parts import taken_apart
 from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.signals import StopFlag
 from bigmodel_cli.engine.solve import solve
 from bigmodel_cli.engine.start import digest, unchanged
 from bigmodel_cli.engine.trace import traced
-from bigmodel_cli.engine.writer import Writer
+from bigmodel_cli.engine.writer import Parts, Writer
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def train(
             emit(event)
 
         def save(run: Run, best: bool) -> None:
-            state = run.state()
+            state = run.state(whole=False)
+            if run.parallel.strategy == "fsdp" and checkpoint.size(state) > recipe.train.shard_above:
+                writer.save_parts(_parts(run, state), best)
+                return
+            state = run.parallel.whole(state, group.leads)
             if group.leads:
                 writer.save(state, best)
 
@@ -177,6 +183,13 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
                 error.add_note(f"the traceback is in {folder.path / 'crash.log'}")
                 folder.status("failed", 1, run.progress.step if run else 0, None, "a bug in bigmodel: see crash.log")
             raise
+
+
+def _parts(run: Run, state: dict[str, Any]) -> Parts:
+    group = run.parallel.group
+    plain, mine = taken_apart(state, run.parallel.own_rows, group.leads)
+    name = group.share(durable.PARTS + uuid.uuid4().hex[:12])
+    return Parts(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
 
 
 def _newest(folder: RunFolder, group: Group) -> tuple[dict[str, Any], list[str]]:

@@ -6,6 +6,7 @@ A tensor that is cut so is a DTensor; a checkpoint holds it whole, and is the sa
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,6 +42,8 @@ class FullyShard(DataParallel):
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model`, cut in place: each block by itself, then what is left."""
         options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self.precision, "offload_policy": self.offload}
+        # The losses of a language model are a view of what it computed, and nothing changes them in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for block in blocks(model):
             fully_shard(block, **options)
         self.model = fully_shard(model, **options)
@@ -64,6 +67,12 @@ class FullyShard(DataParallel):
         if isinstance(value, dict):
             return {k: self.whole(v, keep) for k, v in value.items()}
         return type(value)(self.whole(v, keep) for v in value) if type(value) in (list, tuple) else value
+
+    def own_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
+        if not isinstance(value, DTensor):
+            return None
+        # As torch.chunk cuts: all parts but the last ones have as many rows.
+        return value.to_local(), min(self.group.rank * -(-len(value) // self.group.world), len(value))
 
     def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
         return {k: cut_like(v, like[k]) if k in like else v for k, v in values.items()}

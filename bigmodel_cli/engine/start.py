@@ -18,6 +18,7 @@ from bigmodel_cli.core.registry import augments, losses, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import SPECS, Spec, Task
 from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.parts import is_parts
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def checkpoint_file(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_parts(path):
         found = next((path / name for name in ("best.pt", "last.pt") if (path / name).exists()), None)
         if found is None:
             raise InputError(f"{path}: no checkpoint in this folder", "expected best.pt or last.pt")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,22 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import DivergedError, InterruptedRun
 from bigmodel_cli.engine import checkpoint, durable
+from bigmodel_cli.engine.group import LostRank
+from bigmodel_cli.engine.parts import Held, write_index, write_part
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one rank writes of a checkpoint in parts, under the `name` of a folder that all ranks share."""
+
+    name: str
+    step: int
+    rank: int
+    world: int
+    state: Any
+    """The plain values, each tensor by name: see ``engine/parts.py``, as for `mine`."""
+    mine: Held
+    timeout: float
 
 
 class Writer:
@@ -43,6 +60,37 @@ class Writer:
         self._thread = threading.Thread(target=self._write, args=(copy, arrived, best), name="checkpoint")
         self._thread.start()
 
+    def save_parts(self, parts: Parts, best: bool) -> None:
+        """Copy this rank's part of a checkpoint now, and write it in the thread; every rank does.
+
+        Raises:
+            MachineError, DivergedError: what went wrong in the save before this one.
+        """
+        self.wait()
+        copy, arrived = copied({name: tensor for name, (tensor, _, _) in parts.mine.items()})
+        # Listed now: once this save is under way, another rank may have begun the next.
+        old = [path for path in self.last.parent.glob(durable.PARTS + "*") if path.name != parts.name]
+        self._thread = threading.Thread(target=self._write_parts, args=(parts, copy, arrived, best, old))
+        self._thread.start()
+
+    def _write_parts(
+        self, parts: Parts, copy: dict[str, Tensor], arrived: Callable[[], None], best: bool, old: list[Path]
+    ) -> None:
+        try:
+            arrived()
+            require_finite({"model": copy, "model_ema": None, "progress": {"step": parts.step}})
+            folder = self.last.parent / parts.name
+            folder.mkdir(exist_ok=True)
+            begins = {name: begin for name, (_, begin, _) in parts.mine.items()}
+            write_part(folder, parts.rank, copy, begins, {name for name, (_, _, cut) in parts.mine.items() if cut})
+            if parts.rank == 0:
+                write_index(folder, parts.state, parts.world, parts.timeout, self._abandoned.is_set)
+                for target in (self.best, self.last) if best else (self.last,):  # in this order, as below
+                    durable.point(target, folder)
+                durable.clear_parts(old, keep=(self.best, self.last))
+        except BaseException as error:
+            self._error = error
+
     def wait(self) -> None:
         """Until what was given to ``save`` is durable; raises what went wrong in it."""
         if self._thread is not None:
@@ -59,7 +107,7 @@ class Writer:
         if kind is None:
             self.wait()
             return
-        if issubclass(kind, InterruptedRun):  # a graceful stop has waited: this one is at once
+        if issubclass(kind, (InterruptedRun, LostRank)):  # a graceful stop has waited: this one is at once
             self._abandoned.set()
         with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
             self.wait()
