@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import socket
 import tarfile
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +221,66 @@ def test_the_command_fine_tunes_on_a_saved_data_set(run_cli: Any, tmp_path: Path
     assert done.returncode == 0, done.stderr
     done = run_cli("eval", "r", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["samples"] == 3
+
+
+COMMIT = "c0ffee" * 6 + "abcd"
+PARQUET = "data/train-00000-of-00001.parquet"
+
+
+def hub_answers(parquet: bytes) -> dict[str, tuple[bytes, dict[str, str]]]:
+    """What the hub says of owner/flowers, a data set of one file: path -> body and headers."""
+    digest = hashlib.sha256(parquet).hexdigest()
+    file = {"type": "file", "path": PARQUET, "size": len(parquet), "oid": "a" * 40}
+    file["lfs"] = {"oid": digest, "size": len(parquet), "pointerSize": 100}
+    times = {"createdAt": "2024-01-01T00:00:00.000Z", "lastModified": "2024-01-01T00:00:00.000Z"}
+    about = {"id": "owner/flowers", "sha": COMMIT, "private": False, "disabled": False, "gated": False, **times}
+    about |= {"downloads": 0, "likes": 0, "tags": [], "siblings": [{"rfilename": PARQUET}]}
+    root, tree = "/api/datasets/owner/flowers", f"/api/datasets/owner/flowers/tree/{COMMIT}"
+    folder = {"type": "directory", "path": "data", "oid": "b" * 40, "size": 0}
+    said: dict[str, Any] = {root: about, f"{root}/revision/{COMMIT}": about, tree: [folder], f"{tree}/data": [file]}
+    found = {path: (json.dumps(value).encode(), {}) for path, value in said.items()}
+    names = {"ETag": f'"{digest}"', "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(parquet))}
+    return {**found, f"/datasets/owner/flowers/resolve/{COMMIT}/{PARQUET}": (parquet, names)}
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    datasets = pytest.importorskip("datasets")
+    saved(tmp_path / "made", train=["cat", "dog", "owl"] * 3)
+    file = io.BytesIO()
+    datasets.load_from_disk(str(tmp_path / "made"))["train"].to_parquet(file)
+    answers = hub_answers(file.getvalue())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body, headers = answers.get(self.path.partition("?")[0], (b"{}", {"X-Error-Code": "EntryNotFound"}))
+            self.send_response(404 if body == b"{}" else 200)
+            for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_data_set_of_the_hub_is_fetched_once(hub: str, run_cli: Any, tmp_path: Path) -> None:
+    online = {"HF_ENDPOINT": hub, "HF_HOME": tmp_path / "home"}
+    options = ["train", "mlp", "--set", "data.size=14", "--max-steps", 1, "--batch-size", 4, "--data"]
+    done = run_cli(*options, "hf:owner/flowers", "--out", "r", variables=online)
+    assert done.returncode == 0, done.stderr
+    away = {**online, "HF_ENDPOINT": "http://127.0.0.1:9"}  # it is kept on this machine now
+    again = run_cli("eval", "r", variables=away)
+    assert again.returncode == 0, again.stderr
+    done = run_cli(*options, "hf:owner/weeds", variables=online)
+    assert done.returncode == 2 and "hf:owner/weeds: no such data set on the hub" in done.stderr
 
 
 def test_without_a_network_or_the_library_the_no_is_quick(run_cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
