@@ -46,7 +46,7 @@ def list_pictures(where: str | Path, image: str | None = None, label: str | None
         shards = _shards(path)
         return from_shards(str(path), shards, label) if shards else _from_folder(path)
     if name.endswith(TABLES):
-        return _from_table(path, image or "path", label or "label")
+        return _from_table(path, (image or "path").lower(), (label or "label").lower())
     if name.endswith(".tar") and is_shard(path):
         return from_shards(str(path), [path], label)
     if name.endswith(TARS):

@@ -136,6 +136,11 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
     tabs = tmp_path / "list.tsv"
     tabs.write_text("label\tpath\nb\tx/1.png\na\tx/2.png\n")
     assert list_pictures(tabs).counts("train") == [1, 1]
+    other = tmp_path / "other.csv"
+    other.write_text("ID,File,Species\n1,x/1.png,b\n2,x/2.png,a\n")
+    assert list_pictures(other, "File", "species").classes == ("a", "b")
+    with pytest.raises(InputError, match=r":1: columns id, file, species; expected a header file,kind\[,split\]"):
+        list_pictures(other, "file", "kind")
 
 
 @pytest.mark.parametrize(
