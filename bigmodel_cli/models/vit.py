@@ -103,7 +103,8 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        # Of the shape, since len() would be a constant to a tracer.
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         x = self.blocks(self.pos_drop(x))
         return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
 

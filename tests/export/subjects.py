@@ -13,6 +13,7 @@ from bigmodel_cli.export.proof import Subject
 
 CLASSES = ("null", "één", "<two>", "3", "4")
 PICTURES = ImageSpec(3, 32, 32, CLASSES, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3))
+GREY = ImageSpec(1, 28, 28, CLASSES, (0.13,), (0.3,))
 SMALL = ImageSpec(1, 2, 2, ("a", "b", "c"), (0.5,), (0.25,))
 TEXTS = TextSpec.typical()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import CLASSES, PICTURES, SMALL, subject
+from subjects import CLASSES, GREY, PICTURES, SMALL, subject
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.core.types import ImageSpec
@@ -19,7 +19,6 @@ from bigmodel_cli.export.runtime import Runtime
 
 LARGE = ImageSpec(3, 28, 24, CLASSES, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3), square=40, crop=0.8)
 CROPPED = ImageSpec(3, 32, 32, CLASSES, (0.5,) * 3, (0.2,) * 3, square=40, crop=0.8)
-GREY = ImageSpec(1, 28, 28, CLASSES, (0.13,), (0.3,))
 
 
 def made(name: str, folder: Path, what: Subject, **more: Any) -> Proof:

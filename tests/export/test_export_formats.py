@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import CLASSES, PICTURES, TEXTS, pictures, subject, suffix
+from subjects import CLASSES, GREY, PICTURES, TEXTS, pictures, subject, suffix
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.registry import exports
+from bigmodel_cli.core.registry import exports, models, tasks
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export import runtime
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.proof import Proof, Subject, prove
+from bigmodel_cli.export.shapes import free
 
 QUICK = ["onnx", "pt2", "safetensors"]
 """Written in a second; what they share is tried on these."""
@@ -42,9 +43,10 @@ def test_every_format_is_known_here() -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("arch", ["cnn", "resnet8"])
+@pytest.mark.parametrize("arch", ["cnn", "resnet8", "vit"])
 def test_a_real_network_passes(name: str, arch: str, tmp_path: Path) -> None:
-    proof = made(name, tmp_path, subject(arch))
+    small = {"depth": 1, "width": 24} if arch == "vit" else {}
+    proof = made(name, tmp_path, subject(arch, **small))
     assert proof.passed and proof.inputs == 11 and proof.equal_answers == 1
     assert 0 <= proof.mean_difference <= proof.largest_difference <= 1e-4
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES | {"model" + suffix(name)}
@@ -61,6 +63,23 @@ def test_every_other_format_passes_or_says_what_it_needs(name: str, tmp_path: Pa
         assert error.hint and list(tmp_path.iterdir()) == []
         pytest.skip(error.what)
     assert proof.passed and proof.largest_difference <= 1e-4 and proof.equal_answers == 1
+
+
+FAMILIES = {found.module: name for name, found in sorted(models.found.items(), reverse=True) if ":" not in name}
+
+
+@pytest.mark.parametrize("arch", FAMILIES.values())
+def test_a_model_of_every_family_is_traced_with_any_batch(arch: str) -> None:
+    """What a tracer takes for a constant, such as ``len(x)``, would be baked into every format."""
+    entry = models.get(arch)
+    kind = tasks.get(entry.meta["task"]).meta["kind"]
+    spec = GREY if kind == "image" else TEXTS
+    task = tasks.get(entry.meta["task"])(spec, nn.CrossEntropyLoss(reduction="none"), None)
+    model, example = entry(spec).eval(), task.example(2)
+    program = torch.export.export(model, example, dynamic_shapes=free(model, example))
+    with torch.inference_mode():
+        one = task.example(3)
+        torch.testing.assert_close(program.module()(*one), model(*one), atol=1e-4, rtol=1e-4)
 
 
 def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from subjects import CLASSES, PICTURES, TEXTS, subject
+from subjects import CLASSES, GREY, PICTURES, TEXTS, subject
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,7 +23,6 @@ from bigmodel_cli.export.pixels import FromPixels
 from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
-GREY = ImageSpec(1, 28, 28, CLASSES, (0.13,), (0.3,))
 SQUARE = ImageSpec(3, 28, 24, CLASSES, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3), square=40, crop=0.8)
 SIZES = [(28, 28), (40, 40), (57, 31), (31, 57), (20, 90), (301, 203)]
 CASES = [("onnx", GREY), *((n, SQUARE) for n in ("onnx", "pt2", "openvino", "torchscript", "aoti"))]
