@@ -87,6 +87,12 @@ def test_every_file_has_a_name_of_its_own() -> None:
     assert not leftovers & folders
 
 
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """Folders of tests are no packages: pytest imports two files of one name as one module, and stops."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert len(set(names)) == len(names), [name for name in names if names.count(name) > 1]
+
+
 def test_sizes() -> None:
     """The aims are 300 and 50; a little over is a smell, far over is a defect."""
     for name in NAMES:
