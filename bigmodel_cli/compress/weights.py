@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bigmodel_cli.compress.work import Work
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import compressions
+from bigmodel_cli.export.quiet import quiet
 from bigmodel_cli.models.packed import pack
 
 KINDS = ("image", "text")
@@ -42,7 +43,8 @@ def _halved(work: Work, dtype: torch.dtype, method: str) -> None:
 @compressions.register("int8-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
 def int8_weights(work: Work) -> None:
     """Weights of linear, convolution and embedding layers as int8, a scale a row (torchao): a quarter of the size."""
-    from torchao.quantization import Int8WeightOnlyConfig
+    with quiet():  # its import warns
+        from torchao.quantization import Int8WeightOnlyConfig
 
     _packed(work, lambda columns: Int8WeightOnlyConfig(), {"method": "int8-weights", "final": True})
 
@@ -50,8 +52,9 @@ def int8_weights(work: Work) -> None:
 @compressions.register("int4-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
 def int4_weights(work: Work, *, group_size: Group = 32) -> None:
     """Weights as 4-bit numbers, a scale for each `group_size` of a row (torchao): an eighth of the size and some."""
-    from torchao.quantization import IntxWeightOnlyConfig
-    from torchao.quantization.granularity import PerGroup
+    with quiet():
+        from torchao.quantization import IntxWeightOnlyConfig
+        from torchao.quantization.granularity import PerGroup
 
     def config(columns: int) -> Any:
         """With the largest groups that fill a row; None where only tiny ones do."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -140,8 +140,12 @@ class Work:
         if done.exists() and state.exists() and '"state": "done"' in state.read_text(encoding="utf-8"):
             return done
         resume = (folder / "last.pt").exists()
-        with self.events() as emit:
-            return train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit).best
+        try:
+            with self.events() as emit:
+                return train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit).best
+        except InterruptedRun as error:
+            error.hint = "the same bigmodel compress again goes on from there"
+            raise
 
 
 def write_checkpoint(

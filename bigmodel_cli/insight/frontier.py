@@ -32,7 +32,11 @@ def draw_frontier(
         axes.set_xscale("log")
         # Near zero every tenth of a point counts, and a network cut without repair loses them all.
         axes.set_yscale("symlog", linthresh=0.5)
-        axes.invert_yaxis()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.margins(0.12)
+        axes.set_ylim(max([*drops, 0.5]) * 1.4, min([*drops, 0.0]) - 0.2)  # the best on top
         axes.set_xlabel("size on disk (MB)")
         axes.set_ylabel("drop on val (points)")
         axes.set_title(title, fontsize=10)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +16,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typer import Exit
 
+from bigmodel_cli.commands.compress import compress
+from bigmodel_cli.compress import search as search_module
 from bigmodel_cli.compress import trial
 from bigmodel_cli.compress import work as work_module
 from bigmodel_cli.compress.prune import pruned
@@ -112,7 +119,6 @@ def test_pruning_shrinks_every_tensor_and_is_an_ordinary_checkpoint(source: Path
     for command in (
         ("finetune", "--from", out, "--epochs", 1, "--out", "tuned"),
         ("train", "--resume", "--out", "tuned", "--epochs", 2),
-        ("finetune", "--from", out, "--lora", 2, "--max-steps", 2, "--out", "adapted"),
         ("eval", "tuned"),
         ("export", "tuned", "--format", "safetensors", "--out", "weights"),
     ):
@@ -183,6 +189,20 @@ def test_int8_of_onnxruntime(source: Path, run_cli: Any, tmp_path: Path) -> None
     assert twice.returncode == 2 and "compressed already" in twice.stderr
 
 
+def test_dynamic_int8_rounds_inputs_as_they_come(source: Path, tmp_path: Path) -> None:
+    import onnx
+
+    _, now = judged(source, compressed(source, "dynamic-int8", tmp_path))
+    kinds = {node.op_type for node in onnx.load(Path(now.path) / "model.onnx").graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= kinds and now.drop < 2
+
+
+def test_a_student_of_another_architecture(source: Path, tmp_path: Path) -> None:
+    was, now = judged(source, compressed(source, "distill", tmp_path, model="mlp", epochs=5))
+    assert was.bytes / now.bytes > 4 and now.value > 0.6
+    assert load_trained(Path(now.path)).recipe.model.name == "mlp"
+
+
 def test_calibration_reads_train_and_nothing_reads_test(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,22 +234,28 @@ def search(source: Path, out: Path, goal: Goal) -> tuple[Frontier, list[str]]:
     return Search(trained, trained.recipe, out, goal, unseen, lambda p: told.append(p.name), repair).run(), told
 
 
-def test_a_search_keeps_its_choice_and_what_is_done(source: Path, run_cli: Any, tmp_path: Path) -> None:
+def test_a_search_keeps_its_choice_and_what_is_done(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Without nncf, whose import alone takes seconds; test_the_best_int8_after_qat has it.
+    monkeypatch.setattr(search_module, "missing", lambda e: [n for n in e.meta.get("needs", ()) if n == "nncf"])
     found, told = search(source, tmp_path / "s", Goal(drop=0.0))
     assert found.chosen is not None and found.chosen.drop <= 0
     assert found.chosen.bytes == min(p.bytes for p in found.points if p.drop <= 0)
     assert {"onnx-fp32", "int8-onnx", "int8-weights", "cut-0.3", "prune-0.3"} <= set(told)
     assert not any(o.better(p) for p in found.best() for o in found.points)
+    assert found.skipped == ["int8-openvino: nncf not installed"]
     _, again = judged(source, Path(found.chosen.path))  # the kept artefact is the one that was measured
     assert (again.bytes, again.value) == (found.chosen.bytes, found.chosen.value)
     files = sorted((tmp_path / "s").rglob("point.json"))
     before = [(f, f.stat().st_mtime_ns) for f in files]
     # Run again, for what cannot be: nothing is made anew, and the best there is is named.
-    impossible = ("--max-drop", 0, "--target-size", "1KB", "--lr", 3e-3, "--out", "s", "--json")
-    done = run_cli("compress", source, *impossible)
-    assert done.returncode == 1 and "nothing meets 0.001 MB and a drop of 0 points: the best is" in done.stderr
+    with pytest.raises(Exit) as ended:
+        compress(source, target_size="1KB", max_drop=0.0, lr=3e-3, epochs=1, out=tmp_path / "s", json=True)
+    out, err = capsys.readouterr()
+    assert ended.value.exit_code == 1 and "nothing meets 0.001 MB and a drop of 0 points: the best is" in err
     assert [(f, f.stat().st_mtime_ns) for f in files] == before
-    values = json.loads(done.stdout)
+    values = json.loads(out)
     assert values["chosen"] is None and [p["name"] for p in values["points"]] == told
     assert (tmp_path / "s/frontier.png").stat().st_size > 5000
     other = checkpoint.load(source)
@@ -237,6 +263,21 @@ def test_a_search_keeps_its_choice_and_what_is_done(source: Path, run_cli: Any, 
     checkpoint.save(tmp_path / "other.pt", other)
     with pytest.raises(InputError, match="the search of another source"):
         search(tmp_path / "other.pt", tmp_path / "s", Goal(drop=3.0))
+
+
+@pytest.mark.skipif("BIGMODEL_SOAK" not in os.environ, reason="a minute: BIGMODEL_SOAK=1")
+def test_the_command_of_a_search_is_cut_off_and_goes_on(source: Path, run_cli: Any, tmp_path: Path) -> None:
+    arguments = ("compress", source, "--max-drop", 1.0, "--epochs", 4, "--lr", 3e-3, "--out", "s")
+    command = [sys.executable, "-m", "bigmodel_cli", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("epoch") or "epoch 1 " in line:
+                running.send_signal(signal.SIGTERM)
+    assert running.returncode == 143
+    done = run_cli(*arguments)
+    assert done.returncode == 0 and "chosen " in done.stdout, done.stderr
+    assert max(map(len, run_cli(*arguments).stdout.splitlines()[:12])) <= 120
 
 
 def test_what_a_goal_chooses() -> None:
@@ -292,9 +333,10 @@ def test_every_method_says_what_it_gives() -> None:
         assert not meta.get("needs") or meta["extra"]
 
 
-def test_qat_goes_on_the_grid_of_int8(source: Path, tmp_path: Path) -> None:
+def test_the_best_int8_after_qat_is_on_its_grid(source: Path, tmp_path: Path) -> None:
     """The tuned weights are whole steps of their row, so that int8 changes nothing in them."""
     out = compressed(source, "qat", tmp_path, epochs=1)
+    assert json.loads((out / "export.json").read_text())["format"] == "openvino"  # dev has it
     was, now = judged(source, out)
     assert now.drop < 3 and was.bytes / now.bytes > 2
     tuned = load_trained(tmp_path / "tuned.pt").model
