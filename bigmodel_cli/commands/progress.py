@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +68,8 @@ class PlainLines(Display):
         if event["event"] == "start":
             for line in start_lines(event):
                 console.note(line)
+        elif event["event"] == "utilisation":
+            console.note(utilisation_line(event, self.clock.unit))
         elif event["event"] == "epoch":
             names = ("epoch", "train_loss", "val_loss", self.clock.metric, "lr", f"{self.clock.unit}/s", "eta")
             cells = zip(names, epoch_row(event, self.clock), strict=True)
@@ -100,6 +103,8 @@ class LiveTable(Display):
             for line in start_lines(event):
                 console.note(line)
             self.live.start()
+        elif event["event"] == "utilisation":
+            console.note(utilisation_line(event, self.clock.unit))
         elif event["event"] == "epoch":
             self.rows.append(epoch_row(event, self.clock))
             self.straggler = straggler(event)
@@ -118,11 +123,16 @@ class LiveTable(Display):
 
     def _bar(self) -> RenderableType:
         clock = self.clock
-        bar = ProgressBar(total=max(clock.total_steps, 1), completed=clock.step, width=30)
+        bar = ProgressBar(
+            total=max(clock.total_steps, 1), completed=clock.step, width=30 if console.err.width >= 110 else 10
+        )
         grid = Table.grid(padding=(0, 1))
         grid.add_row(
             bar,
-            Text(f"step {clock.step}/{clock.total_steps}  loss {clock.loss:.4f}  ETA {clock.eta()}{self.straggler}"),
+            Text(
+                f"step {clock.step}/{clock.total_steps}  loss {clock.loss:.4f}  {clock.speed()}  "
+                f"ETA {clock.eta()}{self.straggler}"
+            ),
         )
         return grid
 
@@ -181,6 +191,8 @@ class Clock:
         self.loss = float("nan")
         self.metric, self.unit = "val metric", "samples"
         self.started = time.monotonic()
+        self.counts: deque[tuple[float, int]] = deque(maxlen=200)
+        self.flops_per_unit = self.peak = 0.0
 
     def see(self, event: Event) -> None:
         if event["event"] == "start":
@@ -189,6 +201,20 @@ class Clock:
             self.first_step, self.started = self.step, time.monotonic()
         elif event["event"] == "step":
             self.step, self.loss = event["step"], event["loss"]
+            self.counts.append((time.monotonic(), event.get("count", 0)))
+        elif event["event"] == "utilisation":
+            self.flops_per_unit, self.peak = event["flops_per_unit"], event["peak"]
+
+    def speed(self) -> str:
+        """Units a second over the last steps, and the share of the peak that is."""
+        if len(self.counts) < 2 or self.counts[-1][0] <= self.counts[0][0]:
+            return "-"
+        rate = sum(n for _, n in list(self.counts)[1:]) / (self.counts[-1][0] - self.counts[0][0])
+        return f"{rate:,.0f} {self.unit}/s{self.share(rate)}"
+
+    def share(self, rate: float) -> str:
+        """Model-FLOPs utilisation at `rate` units a second; nothing where it is not known."""
+        return f", MFU {rate * self.flops_per_unit / self.peak:.0%}" if self.peak else ""
 
     def eta(self) -> str:
         done = self.step - self.first_step
@@ -215,7 +241,7 @@ def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
         "-" if loss is None else f"{loss:.4f}",
         shown + (" *" if event.get("best") else ""),
         f"{event['lr']:.2e}",
-        f"{rate:,.0f}",
+        f"{rate:,.0f}{clock.share(rate)}",
         clock.eta(),
     )
 
@@ -223,6 +249,11 @@ def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
 def straggler(event: Event) -> str:
     """The rank that the others wait for, if any, as the end of a line."""
     return f"  {event['straggler']}" if event.get("straggler") else ""
+
+
+def utilisation_line(event: Event, unit: str) -> str:
+    peak = f"{event['peak'] / 1e9:,.0f} GFLOP/s, {event['which']}"
+    return f"{event['flops_per_unit'] / 1e6:,.3g} MFLOP for each of the {unit}; MFU is of {peak}"
 
 
 def start_lines(event: Event) -> list[str]:

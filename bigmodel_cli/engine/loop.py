@@ -159,7 +159,8 @@ def settle(run: Run, leave: int = 0) -> None:
         run.bad_steps = 0
         run.progress.loss_sum += loss
         run.progress.loss_count += taken.count
-        run.emit({"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / taken.count})
+        event = {"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / taken.count}
+        run.emit({**event, "count": taken.count})
 
 
 class RolledBack(Exception):

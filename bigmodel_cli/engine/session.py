@@ -30,7 +30,10 @@ from bigmodel_cli.engine.signals import StopFlag
 from bigmodel_cli.engine.solve import solve
 from bigmodel_cli.engine.start import digest, unchanged
 from bigmodel_cli.engine.trace import traced
+from bigmodel_cli.engine.utilisation import utilisation
 from bigmodel_cli.engine.writer import Parts, Writer
+
+UTILISATION_AFTER = 10.0  # seconds: what is over by then need not know
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,19 @@ def train(
         Writer(folder.path) as writer,
     ):
         best: dict[str, Any] = {}
+        look_at: float = time.perf_counter() + UTILISATION_AFTER
 
         def told(event: Event) -> None:
-            nonlocal best
+            nonlocal best, look_at
             if event["event"] != "step":
                 folder.event(event)
             if event.get("best"):
                 best = {k: event[k] for k in event if k.startswith("val_")} | {"best_epoch": event["epoch"]}
             emit(event)
+            if event["event"] == "step" and time.perf_counter() > look_at:
+                look_at = float("inf")
+                if found := utilisation(run):
+                    told({"event": "utilisation", **found})
 
         def save(run: Run, best: bool) -> None:
             state = run.state(whole=False)
