@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 import socket
 import tarfile
 import threading
@@ -298,3 +299,43 @@ def test_without_a_network_or_the_library_the_no_is_quick(run_cli: Any, tmp_path
     with pytest.raises(MachineError) as caught:
         list_pictures("hf:owner/flowers")
     assert caught.value.hint == "pip install 'bigmodel[datasets]'"
+
+
+def mutated(raw: bytes, rng: random.Random) -> bytes:
+    """`raw` with bits flipped, bytes overwritten, or its end gone."""
+    changed = bytearray(raw)
+    for _ in range(rng.choice([1, 3, 20])):
+        place, kind = rng.randrange(len(changed)), rng.randrange(4)
+        if kind == 0:
+            changed[place] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del changed[max(place, 1) :]
+        elif kind == 2:  # in a tar's header: the name, the size, the kind of file
+            field = place // 512 * 512 + rng.choice([0, 124, 156, 257])
+            changed[min(field, len(changed) - 1)] = rng.randrange(256)
+        else:
+            changed[place : place + 12] = rng.randbytes(12)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["shard", "saved"])
+def test_mutations_end_in_pictures_or_in_one_line(kind: str, tmp_path: Path) -> None:
+    rng, tried, named = random.Random(1), 400 if kind == "shard" else 40, 0
+    where = tmp_path / kind
+    if kind == "shard":
+        numbered(where, 1, 6)
+    else:
+        saved(where, train=["cat", "dog"] * 3)
+    kept = {path: path.read_bytes() for path in where.rglob("*") if path.is_file()}
+    for _ in range(tried):
+        changed = rng.choice(sorted(kept))
+        for path, raw in kept.items():
+            path.write_bytes(mutated(raw, rng) if path == changed else raw)
+        try:
+            for items in list_pictures(where).splits.values():
+                for item in items:
+                    item.read()
+        except InputError as error:
+            named += 1
+            assert "\n" not in error.line and len(error.line) < 400
+    assert named > tried / 4
