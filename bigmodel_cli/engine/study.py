@@ -94,7 +94,9 @@ def run_study(
 def _is_done(folder: Path, recipe: Recipe) -> bool:
     if not (folder / "recipe.yaml").exists():
         return False
-    saved, ours = read_yaml(folder / "recipe.yaml").values, recipe.to_dict()
+    # Resolved, so that a field which has come since then has its default in both.
+    made_from = Layer(str(folder / "recipe.yaml"), read_yaml(folder / "recipe.yaml").values)
+    saved, ours = resolve([made_from]).recipe.to_dict(), recipe.to_dict()
     for section, values in ours.items():
         for key, value in values.items():
             old = saved.get(section, {}).get(key)
