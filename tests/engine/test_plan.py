@@ -76,6 +76,21 @@ def test_compiled_neighbours_move_less() -> None:
     assert sum(phases(trace, ceilings, compiled=True).values()) < sum(phases(trace, ceilings).values())
 
 
+def test_shallow_models_say_what_a_deep_one_takes() -> None:
+    options = [o for o in TINY if "layers" not in o]
+    tracer = Tracer(recipe("gpt", "synthetic_text", *options, "model.layers=20"), cluster("8xH100"))
+    assert tracer.depth == 20
+    way = Layout("ddp", 1, 8, False)
+    short, model, flops = tracer.work(4, way), tracer.model(), tracer.flops(4)
+    tracer.depth = None
+    whole = tracer._work(4, way)
+    assert model == tracer._model() and flops == tracer.flops(4)
+    assert short.memory.total == pytest.approx(whole.memory.total, rel=0.01)
+    assert short.live == pytest.approx(whole.live, rel=0.01)
+    assert short.forward == pytest.approx(whole.forward, rel=0.01)
+    assert short.backward == pytest.approx(whole.backward, rel=0.01)
+
+
 def test_rings_by_hand() -> None:
     device = cluster("64xH100").device
     size = 1e9

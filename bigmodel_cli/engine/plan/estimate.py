@@ -16,7 +16,7 @@ from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.engine.assemble import load_data, train_and_val
 from bigmodel_cli.engine.plan.devices import Cluster
 from bigmodel_cli.engine.plan.roofline import Ceilings, Stated, phases
-from bigmodel_cli.engine.plan.step import trace_step
+from bigmodel_cli.engine.plan.step import deep_stack, trace_step
 from bigmodel_cli.engine.plan.strategies import (
     FULL,
     Layout,
@@ -24,19 +24,22 @@ from bigmodel_cli.engine.plan.strategies import (
     Spread,
     Work,
     affine,
+    along,
     choose,
     largest_fitting,
     layouts,
     memory,
-    rounded,
     spread,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
 from bigmodel_cli.engine.start import build_task
 
-MOST_OPERATORS, MOST_SAMPLES = 2000, 8
-"""Traces are made with at most so many samples, with two where one takes more operators; the line goes on from there.
-On a CPU it is the micro-batch itself, since caches bend the line."""
+MOST_SAMPLES = 8
+"""Traces are made with at most so many samples; the line goes on from there. On a CPU it is the micro-batch itself,
+since caches bend the line."""
+DEEP, DEPTHS = 16, (4, 6)
+"""From so many equal blocks on, two shallower models are traced, and the line goes on from there: 80 blocks take no
+longer than 8."""
 
 
 @dataclass(frozen=True)
@@ -153,27 +156,47 @@ class Tracer:
         )
         self.compiled = recipe.placement.compile is True
         self.ceilings = _ceilings(recipe, cluster) if calibrate else Stated(cluster.device)
-        self.trace = functools.lru_cache(maxsize=8)(self._trace)
-        self.line = functools.cache(self._line)
+        stack = deep_stack(recipe, self.task)
+        self.depth = stack if stack >= DEEP else None
+        """Blocks, where shallower models are traced in place of the whole one."""
+        self.trace = functools.lru_cache(maxsize=32)(self._trace)
+        self.model = functools.cache(self._model)
+        self.work = functools.cache(self._work)
 
-    def _trace(self, batch: int, sharded: bool, recompute: bool) -> Trace:
+    def _trace(self, batch: int, sharded: bool, recompute: bool, depth: int | None = None) -> Trace:
         return trace_step(
-            self.recipe, self.task, self.sample, batch,
-            half=self.half, master=not (sharded and self.half), recompute=recompute, small_maps=self.on_cpu,
+            self.recipe, self.task, self.sample, batch, half=self.half, master=not (sharded and self.half),
+            recompute=recompute, small_maps=self.on_cpu, depth=depth,
         )  # fmt: skip
 
-    def model(self) -> Model:
-        trace = self.trace(1, False, False)
-        state = sum(s.size for k, s in trace.stays.items() if trace.parts.get(k) == "optimizer")
-        averaged = self.recipe.train.ema_decay is not None
-        return Model(trace.parameters, trace.trained, trace.block_parameters, state, averaged)
+    def whole(self, value: Callable[[Trace], float], sharded: bool = False, recompute: bool = False) -> float:
+        """`value` of one sample's step through the whole model."""
+        if self.depth is None:
+            return value(self.trace(1, sharded, recompute))
+        low, high = (value(self.trace(1, sharded, recompute, depth)) for depth in DEPTHS)
+        return affine(low, high, DEPTHS)(self.depth)
+
+    def _model(self) -> Model:
+        blocks = self.trace(1, False, False, DEPTHS[0] if self.depth else None).block_parameters
+        return Model(
+            parameters=round(self.whole(lambda trace: trace.parameters)),
+            trained=round(self.whole(lambda trace: trace.trained)),
+            blocks=blocks[:1] * self.depth if self.depth else blocks,
+            state=round(self.whole(_state)),
+            averaged=self.recipe.train.ema_decay is not None,
+        )
 
     def flops(self, batch: int) -> float:
         """Of a step on `batch` samples; from one sample, since it is linear."""
-        return float(self.trace(1, False, False).flops()) * batch
+        return self.whole(Trace.flops) * batch
 
-    def work(self, trace: Trace, layout: Layout) -> Work:
-        """The step's memory and times on one device of `layout`."""
+    def _work(self, batch: int, layout: Layout) -> Work:
+        """The memory and times of a step on `batch` samples, on one device of `layout`."""
+        depths = DEPTHS if self.depth else (None,)
+        found = [self._traced(self.trace(batch, layout.sharded, layout.recompute, d), layout) for d in depths]
+        return found[0] if self.depth is None else along(found[0], found[1], DEPTHS, self.depth)
+
+    def _traced(self, trace: Trace, layout: Layout) -> Work:
         times = phases(trace, self.ceilings, layout.width, self.compiled)
         optimizer = times["optimizer"]
         if layout.sharded:  # traced without one: weights, gradient and state are read, weights and state written
@@ -181,22 +204,6 @@ class Tracer:
             moved = model.trained * FULL * 3 + model.state * 2
             optimizer = moved / (self.cluster.device.bandwidth * 0.85)
         return Work(trace.memory(), trace.live(), times["forward"], times["backward"], optimizer)
-
-    def _line(self, layout: Layout, guess: int) -> Callable[[int], Work]:
-        """Work as a function of the micro-batch: the line through two traces."""
-        places = (max(guess // 2, 1), guess if guess > 1 else 2)
-        low, high = (self.work(self.trace(b, layout.sharded, layout.recompute), layout) for b in places)
-        lines = {
-            name: affine(getattr(low.memory, name), getattr(high.memory, name), places) for name in vars(low.memory)
-        }
-        live = affine(low.live, high.live, places)
-        forward, backward = affine(low.forward, high.forward, places), affine(low.backward, high.backward, places)
-
-        def work(micro: int) -> Work:
-            held = Memory(**{name: rounded(line(micro)) for name, line in lines.items()})
-            return Work(held, live(micro), forward(micro), backward(micro), high.optimizer)
-
-        return work
 
     def spread(self, layout: Layout, batch: int) -> Spread:
         """The figures of `layout`: the largest micro-batch that fits, and what a step on `batch` takes."""
@@ -207,14 +214,22 @@ class Tracer:
                 weights = model.parameters * (1 + model.averaged) * FULL
                 return Spread(layout, 0, 0, Memory(weights, model.trained * FULL, model.state), False, 0)
         each = -(-batch // layout.replicas)
-        most = MOST_SAMPLES if len(self.trace(1, False, False).ops) <= MOST_OPERATORS else 2
-        work = self.line(layout, each if self.on_cpu else min(each, most))
+        high = max(each if self.on_cpu else min(each, MOST_SAMPLES), 2)
+        places = (high // 2, high)
+
+        def work(micro: int) -> Work:
+            return along(self.work(places[0], layout), self.work(places[1], layout), places, micro)
 
         def fits(micro: int) -> bool:
             return memory(layout, model, work(micro), 1).total <= usable
 
-        outputs = sum(self.trace(1, layout.sharded, layout.recompute).block_outputs)
-        return spread(layout, self.cluster, model, work, batch, lambda m: float(outputs * m), largest_fitting(fits))
+        outputs = self.whole(lambda trace: sum(trace.block_outputs), layout.sharded, layout.recompute)
+        return spread(layout, self.cluster, model, work, batch, lambda m: outputs * m, largest_fitting(fits))
+
+
+def _state(trace: Trace) -> int:
+    """Bytes of optimizer state."""
+    return sum(stay.size for key, stay in trace.stays.items() if trace.parts.get(key) == "optimizer")
 
 
 def _ceilings(recipe: Recipe, cluster: Cluster) -> Ceilings:

@@ -72,6 +72,7 @@ def trace_step(
     master: bool = True,
     recompute: bool = False,
     small_maps: bool = False,
+    depth: int | None = None,
 ) -> Trace:
     """One step of `recipe` on `batch` samples like those of `sample` (prepared, any number of them).
 
@@ -81,11 +82,12 @@ def trace_step(
             gathered shards are, and there is no optimizer: the shards' is for the caller to count.
         recompute: blocks keep their inputs alone, and run again in the backward pass.
         small_maps: as on a CPU, convolutions over tiny maps are matrix products (``engine/small_maps.py``).
+        depth: how many of the blocks that `deep_stack` counts are left; None: all.
     """
     trace = Trace(batch)
     recorder = Recorder(trace)
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-        model, optimizer = _prepared(recipe, task, master)
+        model, optimizer = _prepared(recipe, task, master, depth)
         dense_small_maps(model, small_maps)
         if recompute:
             for block in blocks(model):
@@ -112,11 +114,35 @@ def trace_step(
     return trace
 
 
-def _prepared(recipe: Recipe, task: Task, master: bool) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+def deep_stack(recipe: Recipe, task: Task) -> int:
+    """How many equal blocks the model has in one list; 0 where there is no list, or other blocks beside it."""
+    with torch.device("meta"):
+        model = build_model(recipe, task.spec)
+    stack = _stack(model)
+    return len(stack) if stack is not None and len(stack) == len(blocks(model)) else 0
+
+
+def _stack(model: nn.Module) -> nn.ModuleList | None:
+    """The longest list of modules with parameters of the same shapes."""
+
+    def shapes(module: nn.Module) -> list[torch.Size]:
+        return [p.shape for p in module.parameters()]
+
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+    alike = [m for m in lists if shapes(m[0]) and all(shapes(one) == shapes(m[0]) for one in m)]
+    return max(alike, key=len, default=None)
+
+
+def _prepared(
+    recipe: Recipe, task: Task, master: bool, depth: int | None
+) -> tuple[nn.Module, torch.optim.Optimizer | None]:
     """The model in train mode, and its optimizer after a first step, so that its state is there."""
     # Built on the meta device, where builders may still read values of small CPU tensors.
     with unset_fake_temporarily(), torch.device("meta"):
         model = build_model(recipe, task.spec)
+        stack = _stack(model)
+        if depth is not None and stack is not None:
+            del stack[depth:]
     _move(model, None if master else torch.bfloat16)
     methods.get(recipe.start.method)(Start(model, head_of(recipe), _no_teacher), **recipe.start.options)
     model.train()

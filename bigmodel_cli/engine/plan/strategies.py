@@ -231,5 +231,12 @@ def affine(one: float, two: float, at: tuple[int, int]) -> Callable[[int], float
     return lambda x: max(one + slope * (x - at[0]), 0.0)
 
 
-def rounded(x: float) -> int:
-    return math.ceil(x)
+def along(low: Work, high: Work, places: tuple[int, int], at: int) -> Work:
+    """The work at `at`, on the lines through that at the two places: of micro-batches, or of depths."""
+
+    def line(one: float, two: float) -> float:
+        return affine(one, two, places)(at)
+
+    held = {part: math.ceil(line(size, getattr(high.memory, part))) for part, size in vars(low.memory).items()}
+    times = (line(getattr(low, k), getattr(high, k)) for k in ("live", "forward", "backward", "optimizer"))
+    return Work(Memory(**held), *times)
