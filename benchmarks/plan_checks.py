@@ -2,7 +2,7 @@
 
     python benchmarks/plan_checks.py memory      # predicted and measured peak of one step, on this CPU
     python benchmarks/plan_checks.py time        # predicted and measured seconds of one step, on this CPU
-    python benchmarks/plan_checks.py published   # predicted and published rates of large runs
+    python benchmarks/plan_checks.py published   # predicted and published rates of large runs; a name: of that one
 
 Each prints the table that stands in docs/plan.md. A step is measured in a process of its own.
 """
@@ -209,12 +209,12 @@ def time_table() -> list[str]:
     return rows
 
 
-def published_table() -> list[str]:
+def published_table(part: str = "") -> list[str]:
     rows = [
         "| run | on | parameters | strategy | predicted | published | ratio | source |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in RUNS:
+    for run in (run for run in RUNS if part in run.name + run.gpus):
         text = run.model.startswith("gpt")
         data = "synthetic_text" if text else "synthetic_pictures"
         more = (
@@ -243,8 +243,8 @@ def main() -> None:
     if what in measurements:
         sys.stdout.write(json.dumps(measurements[what](int(rest[0]))) + "\n")
     else:
-        tables = {"memory": memory_table, "time": time_table, "published": published_table}
-        sys.stdout.write("\n".join(tables[what]()) + "\n")
+        tables: dict[str, Any] = {"memory": memory_table, "time": time_table, "published": published_table}
+        sys.stdout.write("\n".join(tables[what](*rest)) + "\n")
 
 
 if __name__ == "__main__":
