@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import signal
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from bigmodel_cli.data.shard_files import Writer
 
 PLAIN = (".txt", ".text", ".md")
 LINES = (".jsonl", ".ndjson")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 UNIT = 1 << 20  # bytes a unit, about
 WINDOW = 1 << 16  # bytes in which the end of a line is looked for
 WHOLE = ("utf-16", "utf-32")  # a newline is no byte of its own: such files are one unit
@@ -102,9 +104,11 @@ def plan(files: Iterable[Path], encoding: str) -> tuple[list[Unit], list[str]]:
     for path in files:
         found, note = encoding, ""
         try:
-            size = path.stat().st_size
+            size, kind = path.stat().st_size, path.stat().st_mode
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}", "expected a text file") from None
+        if not stat.S_ISREG(kind) or path.suffix.lower() in PACKED:
+            raise InputError(f"{path}: no plain file", "expected text that is not packed, nor a pipe or a device")
         if path.suffix.lower() in LINES:
             found = strict(path, encoding)
         elif encoding == AUTO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -173,6 +174,7 @@ def test_gpt2s_tokens_come_from_its_two_files_or_are_asked_for(tmp_path: Path, m
 def test_the_command(tmp_path: Path, run_cli: Any) -> None:
     pytest.importorskip("tokenizers")
     (tmp_path / "a.txt").write_text(VERSE)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(VERSE.encode()))
     done = run_cli("data", "tokenize", "a.txt", "--vocab-size", 300, "--processes", 1, "--json")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
@@ -199,6 +201,8 @@ def test_the_command(tmp_path: Path, run_cli: Any) -> None:
         (("a.txt", "--out", "chars"), "it holds something"),
         (("a.txt", "--out", "x", "--tokenizer", "byte", "--vocab-size", 400), "together"),
         (("gone.txt", "--out", "x"), "gone.txt: No such file"),
+        (("/dev/zero", "--out", "x"), "/dev/zero: no plain file"),
+        (("a.txt.gz", "--out", "x"), "a.txt.gz: no plain file"),
         (("a.txt", "--out", "x", "--tokenizer", "chr"), "data.tokenizer = 'chr'"),
     ):
         done = run_cli("data", "tokenize", *arguments)
