@@ -122,7 +122,11 @@ def _one(trained: Trained, recipe: Any, method: str, own: list[str], out: Path, 
     out.mkdir(parents=True, exist_ok=True)
     artefact = out / ("export" if entry.meta["gives"] == "export" else "model.pt")
     data = Data(recipe)
-    entry(Work(trained, recipe, data, artefact, _events(json)), **options)
+    try:
+        entry(Work(trained, recipe, data, artefact, _events(json)), **options)
+    finally:
+        with contextlib.suppress(OSError):  # empty, where the method could not begin
+            out.rmdir()
     judge = Judge.of(trained, data)
     source, point = judge.point_of_source(), judge.point(entry.name, artefact)
     from bigmodel_cli.compress.search import write_json

@@ -133,7 +133,7 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
                 raise InputError(f"{source}: {part} holds {key!r} of type {type(value).__name__}", "expected tensors")
     try:
         plain = weights(state)
-    except (KeyError, ValueError, RuntimeError) as error:  # half of one, or one of another shape
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # half of one, or of another shape
         raise InputError(
             f"{source}: an adapter or a packed weight that does not fit ({error})", "restore it from a copy"
         ) from None

@@ -30,7 +30,7 @@ def unpack(packed: Tensor, scale: Tensor, shape: Tensor) -> Tensor:
     """The fp32 weight of parts that :func:`pack` made.
 
     Raises:
-        RuntimeError: the parts do not fit each other.
+        IndexError, TypeError, ValueError, RuntimeError: the parts do not fit each other.
     """
     numbers = packed
     if packed.dtype == torch.uint8:
@@ -45,7 +45,7 @@ def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of fp32 weights, whatever its weights were stored in. Without packed ones it comes back as it is.
 
     Raises:
-        KeyError, RuntimeError: the parts of a weight are missing, or do not fit each other.
+        KeyError, IndexError, TypeError, ValueError, RuntimeError: parts are missing, or do not fit each other.
     """
     whole: dict[str, Tensor] = {}
     for key, value in state.items():

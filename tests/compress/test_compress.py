@@ -166,6 +166,24 @@ def test_widths_that_do_not_fit_are_refused(widths: Any, line: str, source: Path
         load_trained(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {".scale": torch.ones(3)}, {".scale": torch.ones(10, 0)}, {".scale": torch.ones(10, 7)}, {".shape": None},
+        {".shape": torch.tensor([1 << 40, 64])}, {".shape": torch.tensor([10.0, 64.0])}, {".shape": torch.tensor(640)},
+        {".packed": torch.zeros(640, dtype=torch.uint8)}, {".packed": torch.zeros((10, 9), dtype=torch.int8)},
+    ],
+)  # fmt: skip
+def test_packed_weights_that_do_not_fit_are_refused(change: Any, source: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(source)
+    weight = state["model"].pop("fc.weight")
+    parts = pack(torch.ones(weight.shape, dtype=torch.int8) * 100, torch.ones(10, 1), weight.shape) | change
+    state["model"] |= {"fc.weight" + end: part for end, part in parts.items() if part is not None}
+    checkpoint.save(tmp_path / "x.pt", state)
+    with pytest.raises(InputError, match=r"does not fit|tensors missing|fc\.weight"):
+        load_trained(tmp_path / "x.pt")
+
+
 def test_int8_of_onnxruntime(source: Path, run_cli: Any, tmp_path: Path) -> None:
     """The folder is answered by ``eval`` and ``predict`` like a checkpoint, and its arithmetic is int8."""
     import onnx
