@@ -37,6 +37,8 @@ from bigmodel_cli.engine.start import build_task
 MOST_SAMPLES = 8
 """Traces are made with at most so many samples; the line goes on from there. On a CPU it is the micro-batch itself,
 since caches bend the line."""
+FEWEST = 2
+"""Samples in a trace: BatchNorm takes no single one."""
 DEEP, DEPTHS = 16, (4, 6)
 """From so many equal blocks on, two shallower models are traced, and the line goes on from there: 80 blocks take no
 longer than 8."""
@@ -170,14 +172,14 @@ class Tracer:
         )  # fmt: skip
 
     def whole(self, value: Callable[[Trace], float], sharded: bool = False, recompute: bool = False) -> float:
-        """`value` of one sample's step through the whole model."""
+        """`value` of a step on FEWEST samples through the whole model."""
         if self.depth is None:
-            return value(self.trace(1, sharded, recompute))
-        low, high = (value(self.trace(1, sharded, recompute, depth)) for depth in DEPTHS)
+            return value(self.trace(FEWEST, sharded, recompute))
+        low, high = (value(self.trace(FEWEST, sharded, recompute, depth)) for depth in DEPTHS)
         return affine(low, high, DEPTHS)(self.depth)
 
     def _model(self) -> Model:
-        blocks = self.trace(1, False, False, DEPTHS[0] if self.depth else None).block_parameters
+        blocks = self.trace(FEWEST, False, False, DEPTHS[0] if self.depth else None).block_parameters
         return Model(
             parameters=round(self.whole(lambda trace: trace.parameters)),
             trained=round(self.whole(lambda trace: trace.trained)),
@@ -187,8 +189,8 @@ class Tracer:
         )
 
     def flops(self, batch: int) -> float:
-        """Of a step on `batch` samples; from one sample, since it is linear."""
-        return self.whole(Trace.flops) * batch
+        """Of a step on `batch` samples; from a few, since it is linear."""
+        return self.whole(Trace.flops) / FEWEST * batch
 
     def _work(self, batch: int, layout: Layout) -> Work:
         """The memory and times of a step on `batch` samples, on one device of `layout`."""
@@ -214,7 +216,7 @@ class Tracer:
                 weights = model.parameters * (1 + model.averaged) * FULL
                 return Spread(layout, 0, 0, Memory(weights, model.trained * FULL, model.state), False, 0)
         each = -(-batch // layout.replicas)
-        high = max(each if self.on_cpu else min(each, MOST_SAMPLES), 2)
+        high = max(each if self.on_cpu else min(each, MOST_SAMPLES), 2 * FEWEST)
         places = (high // 2, high)
 
         def work(micro: int) -> Work:
@@ -224,7 +226,7 @@ class Tracer:
             return memory(layout, model, work(micro), 1).total <= usable
 
         outputs = self.whole(lambda trace: sum(trace.block_outputs), layout.sharded, layout.recompute)
-        return spread(layout, self.cluster, model, work, batch, lambda m: outputs * m, largest_fitting(fits))
+        return spread(layout, self.cluster, model, work, batch, lambda m: outputs / FEWEST * m, largest_fitting(fits))
 
 
 def _state(trace: Trace) -> int:
