@@ -1,0 +1,81 @@
+"""AdamW whose two averages take a byte a weight instead of four (Dettmers et al. 2021), by torchao."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.registry import optimizers
+from bigmodel_cli.optim.optimizers import Decay, Named, Rate, Share, groups
+
+PARTS = ("codes", "scale", "qmap")
+
+
+def _library() -> Any:
+    try:
+        import torchao.optim
+    except ImportError as error:
+        hint = "pip install torchao, or --optimizer adamw"
+        raise MachineError(f"torchao is not installed ({error})", "adamw8bit needs it", hint) from None
+    return torchao.optim
+
+
+class EightBit(torch.optim.Optimizer):
+    """torchao's optimizer with rates that are numbers, as schedules set them, and a state of plain tensors."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+        self.defaults: dict[str, Any] = {}
+        for group in self.param_groups:
+            group["lr"] = float(group["lr"])
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        rates = [group["lr"] for group in self.param_groups]
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = torch.tensor(rate)  # a number would be compiled in, anew for each
+        loss = self.inner.step(closure)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return loss  # type: ignore[no-any-return]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        found = self.inner.state_dict()
+        return {**found, "state": {i: {k: _plain(v) for k, v in s.items()} for i, s in found["state"].items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = {i: {k: _packed(v) for k, v in s.items()} for i, s in state_dict["state"].items()}
+        self.inner.load_state_dict({**state_dict, "state": state})
+        self.param_groups = self.inner.param_groups
+
+
+def _plain(value: Any) -> Any:
+    if all(hasattr(value, part) for part in PARTS):
+        return {**{part: getattr(value, part) for part in PARTS}, "signed": value.signed}
+    return value
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, dict):
+        from torchao.optim.subclass_8bit import OptimState8bit
+
+        return OptimState8bit(*(value[part].clone() for part in PARTS), value["signed"], torch.float32)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@optimizers.register()
+def adamw8bit(
+    named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.01
+) -> torch.optim.Optimizer:
+    """AdamW with averages of 8 bits (Dettmers et al. 2021); compiled at its first step, which takes a compiler.
+
+    Raises:
+        MachineError: torchao is not installed.
+    """
+    return EightBit(_library().AdamW8bit(groups(named, weight_decay), lr=lr, betas=betas))
