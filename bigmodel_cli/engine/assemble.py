@@ -169,17 +169,23 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
 
 
 def _check_task(recipe: Recipe) -> None:
-    """Hold the data to what the model does, where the data is made for one task.
+    """Hold the data and the method to what the model does, where they are made for one task.
 
     Raises:
         InputError: it is for another.
     """
     does = models.get(recipe.model.name).meta["task"]
-    wanted = data.get(recipe.data.name).meta.get("task", does)
-    if does != wanted:
-        does, wanted = does.replace("_", " "), wanted.replace("_", " ")
-        what, expected = f"{recipe.model.name} is for {does}", f"data {recipe.data.name} is for {wanted}"
-        raise InputError(what, expected, "bigmodel models and bigmodel data list what there is")
+    method = recipe.start.method
+    for name, meta in (
+        (f"data {recipe.data.name}", data.get(recipe.data.name).meta),
+        (method, methods.get(method).meta),
+    ):
+        wanted = meta.get("task", does)
+        if does != wanted:
+            does, wanted = does.replace("_", " "), wanted.replace("_", " ")
+            what, expected = f"{recipe.model.name} is for {does}", f"{name} is for {wanted}"
+            hint = "bigmodel models and bigmodel data list what there is"
+            raise InputError(what, expected, hint)
 
 
 def _start(recipe: Recipe) -> Trained | None:
