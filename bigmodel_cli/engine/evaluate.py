@@ -64,7 +64,8 @@ def evaluate(
     Each rank of `group` takes its share; all of them get the same metrics.
     """
     sums: dict[str, Tensor] = {}
-    with torch.inference_mode(), placement.autocast():
+    # What FSDP gathers in its first pass it reuses in training: that must not be an inference tensor.
+    with torch.inference_mode() if group.world == 1 else torch.no_grad(), placement.autocast():
         for batch, counts in _shared_pass(model, task, source, placement, batch_size, group):
             if stop():
                 return None

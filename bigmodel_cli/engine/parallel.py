@@ -1,4 +1,4 @@
-"""Over which processes a run is spread, and how: one, DDP, FSDP2 or tensor parallel. The loop sees a Parallel alone."""
+"""How a run is spread over processes: not at all, by DDP, or by FSDP2. The loop sees a Parallel alone."""
 
 from __future__ import annotations
 

@@ -50,7 +50,10 @@ def ranks(env: Mapping[str, str] = os.environ) -> Ranks:
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, our own launcher, a PyTorchJob
         found = _read(env, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     elif "SLURM_STEP_NUM_TASKS" in env:  # only inside srun: the batch script itself is no rank
-        found = _read(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+        # Such as "8(x4)" or "8(x3),4": the first is near enough for sharing out a host's cores.
+        here = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        env = {**env, "SLURM_TASKS_HERE": here[0] if here else ""}
+        found = _read(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_TASKS_HERE")
     else:
         return Ranks()
     rank, world, local_rank, local_world = found
