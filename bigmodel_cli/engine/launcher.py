@@ -25,9 +25,10 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.ranks import ROUND, own_address
 
-FINAL = (2, 4, 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""Exit codes of workers that would end the same way again: bad input, diverged, stopped by a person or a scheduler."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPED = tuple(128 + number for number in SIGNALS)
+FINAL = (2, 4, 128 + signal.SIGPIPE, *STOPPED)
+"""Exit codes of workers that would end the same way again: bad input, diverged, stopped from outside."""
 STOP_SECONDS = 10  # from the end of one worker, SIGTERM to the others, to SIGKILL
 LAST_CALL = 5.0  # seconds that a meeting with enough hosts waits for more
 ANSWER = 15.0  # seconds without an answer of the meeting place after which a host is cut off
@@ -64,11 +65,13 @@ class Agent(LocalElasticAgent):
     """torch's agent, which does not start again what would end the same way."""
 
     codes: dict[int, int]
+    handed: bool = False
+    """Whether a signal came that was meant for all."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
-            self.codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            self.codes = own_ends({rank: failure.exitcode for rank, failure in result.failures.items()}, self.handed)
             if any(code in FINAL for code in self.codes.values()):
                 self._remaining_restarts = 0
         return result
@@ -92,6 +95,7 @@ class Agent(LocalElasticAgent):
 
     def hand_on(self, number: int) -> None:
         """Send the signal to every worker."""
+        self.handed = True
         if self._pcontext is not None:
             for process in self._pcontext.pids().values():
                 with contextlib.suppress(ProcessLookupError):
@@ -123,7 +127,7 @@ def start(plan: Plan, arguments: list[str], cut_off: Callable[[MachineError], No
         is_host=first,
         last_call_timeout=LAST_CALL,
         keep_alive_interval=KEEP_ALIVE,
-        read_timeout=ANSWER,
+        read_timeout=4 * ANSWER,  # it can hang for good when that is over: `_watch` comes before
     )
     if not first:
         threading.Thread(target=_watch, args=(meeting, cut_off), name="meeting", daemon=True).start()
@@ -140,7 +144,6 @@ def start(plan: Plan, arguments: list[str], cut_off: Callable[[MachineError], No
                 monitor_interval=0.1,
             ),
             DefaultLogsSpecs(),
-            shutdown_timeout=STOP_SECONDS,
         )
         agent.codes = {}
         with _handed_on(agent.hand_on):
@@ -190,6 +193,13 @@ def _watch(meeting: str, cut_off: Callable[[MachineError], None]) -> None:
         MachineError(f"cut off from {meeting}", f"it gave no answer for {ANSWER:.0f} s", "the first host, the network")
     )
     os._exit(MachineError.exit_code)
+
+
+def own_ends(codes: dict[int, int], handed: bool) -> dict[int, int]:
+    """The exit codes of `codes` without those that the agent's SIGTERM brought about when another rank had failed."""
+    stopped = (*STOPPED, -signal.SIGTERM)
+    others = {rank: code for rank, code in codes.items() if code not in stopped}
+    return codes if handed or not others else others
 
 
 def exit_code(codes: dict[int, int]) -> int:

@@ -114,6 +114,21 @@ def wait_for(path: Path, child: Child, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def test_finetuning_agrees_whatever_the_strategy(nursery: Nursery) -> None:
+    """Frozen and trained tensors in one model, evaluated before the first step."""
+    code, child = nursery.run(*TRAIN, "--out", "start")
+    assert code == 0, child.error
+    command = ["finetune", "--from", "start/best.pt", "--lora", "2", "--epochs", "1", "--precision", "fp32", "--json"]
+    ends = []
+    for strategy in ("ddp", "fsdp"):
+        child = launch(nursery, "--set", f"parallel.strategy={strategy}", "--out", strategy, command=command)
+        assert child.wait() == 0, child.error
+        ends.append(json.loads(child.out.read_text().splitlines()[-1]))
+    assert ends[0]["val_loss"] == pytest.approx(ends[1]["val_loss"], abs=1e-4)
+    assert ends[0]["val_loss"] < ends[0]["val_loss_before"]
+    assert ends[0]["frozen_unchanged"] == ends[1]["frozen_unchanged"] > 0
+
+
 def test_an_error_of_one_rank_is_told_with_its_rank(nursery: Nursery, tmp_path: Path) -> None:
     child = launch(nursery, "--out", "run", sabotage="rank-1-fails")
     assert child.wait() == 3, child.error
