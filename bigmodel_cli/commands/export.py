@@ -24,7 +24,12 @@ def _formats(incomplete: str) -> list[str]:
 def export(
     checkpoint: opt.Checkpoint,
     format_name: Annotated[
-        str, typer.Option("--format", help="onnx, pt2, safetensors, ...", autocompletion=_formats)
+        str,
+        typer.Option(
+            "--format",
+            help="onnx, pt2, aoti, openvino, torchscript, executorch, litert, coreml, safetensors, huggingface.",
+            autocompletion=_formats,
+        ),
     ] = "onnx",
     out: Annotated[Path | None, typer.Option("--out", help="Folder.  [default: CKPT's name and format]")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Real inputs to compare on.")] = 256,
