@@ -143,25 +143,30 @@ def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: 
 
 
 def show(proof: Proof) -> None:
-    """The proof as a table of two columns: the checkpoint, and its export."""
+    """The proof as two tables: the checkpoint beside its export, and how they differ."""
     values = proof.to_dict()
     console.show(console.table(f"{proof.format}, on {proof.inputs} validation samples", *_table(values), right=True))
-    limit = f"at most {proof.tolerance:g}"
-    console.say(
-        f"largest difference of a logit {proof.largest_difference:.2g} ({limit}), mean {proof.mean_difference:.2g}; "
-        f"equal answers {proof.equal_answers:.2%}"
-    )
+    console.show(console.table(None, ("proof", "found", "allowed"), _differences(proof)))
+    if proof.passed:
+        console.say(f"written: {proof.path}")
+        return
+    for line in proof.failed:
+        console.note(line)
+    console.note("the export does not answer like the checkpoint: nothing was written under its final name")
+
+
+def _differences(proof: Proof) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("largest difference of a logit", f"{proof.largest_difference:.2g}", f"{proof.tolerance:g}"),
+        ("mean difference", f"{proof.mean_difference:.2g}", ""),
+        ("equal answers", f"{proof.equal_answers:.2%}", ""),
+    ]
     if proof.other_sizes:
         apart, limit = (proof.other_sizes[k] for k in ("largest_difference", "tolerance"))
-        console.say(f"on {proof.other_sizes['inputs']} pictures of other sizes {apart:.2g} (at most {limit:g})")
-    if not proof.passed:
-        for line in proof.failed:
-            console.note(line)
-        console.note("the export does not answer like the checkpoint: nothing was written under its final name")
-        return
+        rows.append((f"{proof.other_sizes['inputs']} pictures of other sizes", f"{apart:.2g}", f"{limit:g}"))
     if proof.example:
-        console.say(f"example.py ran alone and answered alike: {proof.example['answer']}")
-    console.say(f"written: {proof.path}")
+        rows.append(("example.py, run alone", f"{proof.example['answer']}", ""))
+    return rows
 
 
 def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

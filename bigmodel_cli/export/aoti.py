@@ -44,7 +44,7 @@ def aoti(
     """Compiled ahead of time for this kind of CPU (AOTInductor); C++ or torch runs it.
 
     Args:
-        freezing: the weights become constants, laid out for the kernels; without it, slower than eager.
+        freezing: the weights become constants, which the kernels are laid out for.
 
     Raises:
         MachineError: there is no C++ compiler.
