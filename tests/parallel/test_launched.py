@@ -104,7 +104,8 @@ def test_a_signal_saves_and_ends(
     assert len(lines(child)) == 2 and ranks_of(child) == []
     code, child = nursery.run("train", "--resume", "--out", "run", "--max-steps", now["step"] + 1, "--json")
     assert code == 0, child.error
-    figures.record(f"signal to {whom} of 2 ranks: {signal.Signals(number).name}", 1, 0, "saved, the exit code, resumed")
+    what = f"signal to a launch of 2 ranks: {signal.Signals(number).name} to the {whom}"
+    figures.record(what, 1, 0, "saved, the exit code of one process, resumed")
 
 
 def wait_for(path: Path, child: Child, seconds: float = 60) -> None:
