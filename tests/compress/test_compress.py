@@ -259,7 +259,7 @@ def test_a_search_keeps_its_choice_and_what_is_done(
     monkeypatch.setattr(search_module, "missing", lambda e: [n for n in e.meta.get("needs", ()) if n == "nncf"])
     found, told = search(source, tmp_path / "s", Goal(drop=0.0))
     assert found.chosen is not None and found.chosen.drop <= 0
-    assert found.chosen.bytes == min(p.bytes for p in found.points if p.drop <= 0)
+    assert found.chosen.bytes <= 1.1 * min(p.bytes for p in found.points if p.drop <= 0)
     assert {"onnx-fp32", "int8-onnx", "int8-weights", "cut-0.3", "prune-0.3"} <= set(told)
     assert not any(o.better(p) for p in found.best() for o in found.points)
     assert found.skipped == ["int8-openvino: nncf not installed"]
@@ -308,6 +308,8 @@ def test_what_a_goal_chooses() -> None:
     )}  # fmt: skip
     assert list(chosen.values()) == ["b", "b", "c", "c", "a", "c"]
     assert Goal(size=10).choose(points) is None
+    quick = replace(point("q", 54, 0.5), latency={"1": 0.5})  # hardly larger than b, and twice as fast
+    assert Goal(drop=0.5).choose([*points, quick]) is quick
     assert [p.name for p in Frontier(points[0], points, None).best()] == ["a", "b", "c"]
 
 
