@@ -250,8 +250,12 @@ def _measured(
     first = parts[0].tensor_split(batches.shards)[0].tensor_split(recipe.train.accumulate)[0]
     values = recipe.to_dict()
     about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
+    section = recipe.placement
+    if section.compile == "auto" and getattr(batches.source, "lengths", None) is not None:
+        # Batches are as long as their texts: what is compiled for one shape is compiled again for the next.
+        section = section.model_copy(update={"compile": False})
     return measured(
-        recipe.placement,
+        section,
         placement,
         model,
         task,

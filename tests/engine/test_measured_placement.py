@@ -101,3 +101,25 @@ def test_a_resumed_run_keeps_its_placement(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Bench, "trial", None)
     resumed = assembled(checkpoint.load(tmp_path / "last.pt"))
     assert (resumed.placement.precision, resumed.placement.channels_last) == ("bf16", False)
+
+
+def test_texts_of_many_lengths_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled for one shape is compiled again for the next, a minute each, and batches differ in length."""
+    tried: list[bool] = []
+
+    def trial(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> measure.Trial:
+        tried.append(placement.compile)
+        return measure.Trial(placement, 1.0, 0.0, torch.zeros(1))
+
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(Bench, "trial", trial)
+    assembled()
+    assert any(tried)
+    tried.clear()
+    pairs = "".join(f"{'a ' * (1 + i % 5)}\tB\n" for i in range(40))
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + pairs)
+    data = {"name": "parallel_file", "path": str(tmp_path / "pairs.tsv"), "tokenizer": "word"}
+    model = {"name": "transformer", "layers": 1, "heads": 2, "width": 16}
+    assemble(resolve([Layer("test", {"model": model, "data": data})]).recipe)
+    assert tried and not any(tried)
