@@ -122,8 +122,11 @@ class PlacementSection(Section):
 
 
 class ParallelSection(Section):
-    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+    strategy: Literal["auto", "ddp", "fsdp", "tp"] = Field(
         "auto", description="of several processes; auto: ddp where weights, gradients and optimizer fit, else fsdp"
+    )
+    tensor: Annotated[int, Field(gt=0)] = Field(
+        1, description="fsdp: so many processes share each matrix (tensor parallelism), as all do with tp"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600, description="seconds without an answer after which another process counts as lost"

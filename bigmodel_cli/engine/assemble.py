@@ -26,7 +26,7 @@ from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.run import Run, rank_seed
-from bigmodel_cli.engine.spread import agreed, averaged, batches_for, is_cut, on_device
+from bigmodel_cli.engine.spread import agreed, averaged, batches_for, is_cut, on_device, with_width
 from bigmodel_cli.engine.start import (
     Trained,
     build_model,
@@ -97,6 +97,7 @@ def assemble(
     Raises:
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
+    group = with_width(group, recipe)
     placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
     _check_task(recipe)
     trained = None if resumed else _start(recipe)
@@ -140,7 +141,7 @@ def assemble(
         adapted=adapted,
         optimizer=optimizer,
         factor=schedules.get(recipe.schedule.name)(total, **recipe.schedule.options),
-        base_lrs=[g["lr"] * (group.world if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups],
+        base_lrs=[g["lr"] * (group.shards if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups],
         batches=batches,
         val=val,
         total_steps=total,
@@ -152,8 +153,8 @@ def assemble(
         keeps_features=keeps,
         parallel=parallel,
     )
-    if not group.leads:
-        torch.manual_seed(rank_seed(recipe.train.seed, group.rank))
+    if group.shard:
+        torch.manual_seed(rank_seed(recipe.train.seed, group.shard))
     if resumed is not None:
         _restore(run, resumed)
     return run

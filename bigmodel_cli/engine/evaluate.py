@@ -31,7 +31,7 @@ def _shared_pass(
     A sharded model needs every rank in every pass.
     """
     model.eval()
-    parts = shares(len(source), min(batch_size, room(task, placement)), group.rank, group.world)
+    parts = shares(len(source), min(batch_size, room(task, placement)), group.shard, group.shards)
     stand_in = torch.zeros(1, dtype=torch.int64)
     for part, raw in zip(parts, gathered(source, [p if len(p) else stand_in for p in parts]), strict=True):
         yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))

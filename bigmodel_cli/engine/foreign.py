@@ -179,7 +179,7 @@ def transfer_foreign(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> l
     """
     where, theirs = find_weights(checkpoint.read(path), Tensor)
     ours = model.state_dict()
-    translated = meta["translate"](theirs) if "translate" in meta else None
+    translated = meta["translate"](theirs, model) if "translate" in meta else None
     if translated is not None:
         return _load_translated(model, translated, path)
     found = match(theirs, ours, meta["head"])

@@ -31,6 +31,8 @@ class Group:
 
     ranks: Ranks = field(default_factory=Ranks)
     store: Any = None
+    width: int = 1
+    """So many ranks in a row have one model between them, and see the same samples (tensor parallelism)."""
 
     @property
     def rank(self) -> int:
@@ -41,14 +43,27 @@ class Group:
         return self.ranks.world
 
     @property
+    def shard(self) -> int:
+        """Which of the `shards` parts of each batch is this rank's."""
+        return self.ranks.rank // self.width
+
+    @property
+    def shards(self) -> int:
+        return self.ranks.world // self.width
+
+    @property
     def leads(self) -> bool:
         """Whether this is rank 0, which alone writes and prints."""
         return self.ranks.rank == 0
 
     def totals(self, values: list[float]) -> list[float]:
-        """The sum over ranks of each of `values`. On one host about 0.1 ms."""
+        """The sum over shards of each of `values`. On one host about 0.1 ms."""
         if self.world == 1:
             return values
+        return self._sums(values if self.ranks.rank % self.width == 0 else [0.0] * len(values))
+
+    def _sums(self, values: list[float]) -> list[float]:
+        """Over every rank."""
         sent = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sent)
         return sent.tolist()  # type: ignore[no-any-return]
@@ -58,7 +73,7 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank."""
-        return flag if self.world == 1 else self.total(float(flag)) > 0
+        return flag if self.world == 1 else self._sums([float(flag)])[0] > 0
 
     def each(self, value: float) -> list[float]:
         """Every rank's `value`, in order of rank."""

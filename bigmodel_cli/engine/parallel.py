@@ -24,6 +24,8 @@ class Parallel:
     """One run on one process; the base of the others. `forward` is what training calls."""
 
     strategy = "none"
+    cuts = False
+    """Whether tensors are cut over the ranks."""
 
     def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
@@ -34,7 +36,7 @@ class Parallel:
 
     def pieces(self, wanted: int, size: int) -> int:
         """Micro-batches in a step of `size` samples over all ranks: as many on every rank."""
-        return min(wanted, size // self.group.world)
+        return min(wanted, size // self.group.shards)
 
     def syncing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the passes of a micro-batch: gradients travel with the last of a step alone."""
@@ -85,7 +87,12 @@ class Parallel:
     @property
     def averaged(self) -> int:
         """Over how many parts gradients are averaged, where they should be summed."""
-        return self.group.world
+        return self.group.shards
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether each rank's own part of a checkpoint is rows of its tensors, which it can write."""
+        return False
 
 
 class DataParallel(Parallel):
@@ -164,8 +171,15 @@ def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.M
 
     if recipe.optimizer.name == "muon" or unused or section.sync_batchnorm:
         what = "muon" if recipe.optimizer.name == "muon" else "a method in stages" if unused else "sync_batchnorm"
-        raise InputError(f"parallel.strategy fsdp with {what}", "expected ddp", "--set parallel.strategy=ddp")
-    return FullyShard(group, placement, offload=section.offload)
+        raise InputError(f"parallel.strategy {chosen} with {what}", "expected ddp", "--set parallel.strategy=ddp")
+    if group.width == 1:
+        return FullyShard(group, placement, offload=section.offload)
+    from bigmodel_cli.engine.tensor_parallel import FullyShardTensorParallel, TensorParallel, plan_for
+
+    plan = plan_for(recipe, model, group.width)
+    if group.shards == 1:
+        return TensorParallel(group, placement, plan)
+    return FullyShardTensorParallel(group, placement, plan, offload=section.offload)
 
 
 def with_synced_batchnorm(model: nn.Module, group: Group, placement: Placement) -> nn.Module:

@@ -111,7 +111,7 @@ def train(
 
         def save(run: Run, best: bool) -> None:
             state = run.state(whole=False)
-            if run.parallel.strategy == "fsdp" and checkpoint.size(state) > recipe.train.shard_above:
+            if run.parallel.in_parts and checkpoint.size(state) > recipe.train.shard_above:
                 writer.save_parts(_parts(run, state), best)
                 return
             state = run.parallel.whole(state, group.leads)

@@ -22,7 +22,35 @@ from bigmodel_cli.engine.parallel import DataParallel
 from bigmodel_cli.engine.placement import Placement
 
 
-class FullyShard(DataParallel):
+class Cut(DataParallel):
+    """What the strategies have in common that cut tensors over the ranks."""
+
+    cuts = True
+
+    def out_of_memory(self, here: bool) -> bool:
+        if here:  # the others wait in the middle of a pass: there is no way back to its beginning
+            what = f"out of memory on rank {self.group.rank}, whose model is cut over the ranks"
+            raise MachineError(what, hint="--set train.accumulate=2, --set model.checkpointing=true, or more processes")
+        return False
+
+    def whole(self, value: Any, keep: bool = True) -> Any:
+        if isinstance(value, DTensor):
+            full = value.full_tensor()
+            return full if keep else full.new_empty(0)  # gathered by all ranks, held by those that need it
+        if isinstance(value, dict):
+            return {k: self.whole(v, keep) for k, v in value.items()}
+        return type(value)(self.whole(v, keep) for v in value) if type(value) in (list, tuple) else value
+
+    def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: cut_like(v, like[k]) if k in like else v for k, v in values.items()}
+
+    def cut_optimizer(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        cut = {i: {k: cut_like(v, parameters[i]) for k, v in held.items()} for i, held in state["state"].items()}
+        return {**state, "state": cut}
+
+
+class FullyShard(Cut):
     """Each rank keeps a part of every tensor, and takes its share of each batch."""
 
     strategy = "fsdp"
@@ -54,33 +82,15 @@ class FullyShard(DataParallel):
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def out_of_memory(self, here: bool) -> bool:
-        if here:  # the others wait in the middle of a pass: there is no way back to its beginning
-            what = f"out of memory on rank {self.group.rank}, whose model is cut over the ranks"
-            raise MachineError(what, hint="--set train.accumulate=2, --set model.checkpointing=true, or more processes")
-        return False
-
-    def whole(self, value: Any, keep: bool = True) -> Any:
-        if isinstance(value, DTensor):
-            full = value.full_tensor()
-            return full if keep else full.new_empty(0)  # gathered by all ranks, held by those that need it
-        if isinstance(value, dict):
-            return {k: self.whole(v, keep) for k, v in value.items()}
-        return type(value)(self.whole(v, keep) for v in value) if type(value) in (list, tuple) else value
-
     def own_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
         if not isinstance(value, DTensor):
             return None
         # As torch.chunk cuts: all parts but the last ones have as many rows.
         return value.to_local(), min(self.group.rank * -(-len(value) // self.group.world), len(value))
 
-    def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: cut_like(v, like[k]) if k in like else v for k, v in values.items()}
-
-    def cut_optimizer(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        cut = {i: {k: cut_like(v, parameters[i]) for k, v in held.items()} for i, held in state["state"].items()}
-        return {**state, "state": cut}
+    @property
+    def in_parts(self) -> bool:
+        return True
 
 
 def cut_like(value: Any, target: Any) -> Any:

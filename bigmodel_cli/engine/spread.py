@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
@@ -20,7 +22,7 @@ def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedMo
     decay = recipe.train.ema_decay
     if decay is None:
         return None
-    if parallel.strategy != "fsdp":
+    if not parallel.cuts:
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     ema = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # cut tensors and buffers do not mix
     parallel.wrap(ema.module)
@@ -33,16 +35,35 @@ def batches_for(recipe: Recipe, train: Source, even: Tensor | None, group: Group
     Raises:
         InputError: a step has fewer samples than there are ranks.
     """
-    batches = Batches(train, batch_size(recipe, train, group), recipe.train.seed, even, group.rank, group.world)
+    batches = Batches(train, batch_size(recipe, train, group), recipe.train.seed, even, group.shard, group.shards)
     least = batches.size(batches.steps_per_epoch - 1)
-    if least < group.world:
-        expected = f"expected at least one for each of {group.world} processes"
+    if least < group.shards:
+        expected = f"expected at least one for each of {group.shards} processes"
         raise InputError(f"{least} samples in a step", expected, "a larger --batch-size")
     return batches
 
 
+def with_width(group: Group, recipe: Recipe) -> Group:
+    """`group`, of which the recipe has so many ranks in a row share each matrix.
+
+    Raises:
+        InputError: they do not go into the number of processes, or the strategy cuts no matrices.
+    """
+    section = recipe.parallel
+    width = group.world if section.strategy == "tp" and section.tensor == 1 else section.tensor
+    if group.world == 1 or width == 1:
+        return group
+    if section.strategy not in ("fsdp", "tp"):
+        what = f"parallel.tensor {width} with parallel.strategy {section.strategy}"
+        raise InputError(what, "expected fsdp or tp", "--set parallel.strategy=fsdp")
+    if group.world % width or (section.strategy == "tp" and width != group.world):
+        what = f"parallel.tensor {width} with {section.strategy} of {group.world} processes"
+        raise InputError(what, "expected that it divides them; tp: all of them", "--set parallel.strategy=fsdp")
+    return replace(group, width=width)
+
+
 def is_cut(recipe: Recipe, group: Group) -> bool:
-    return group.world > 1 and recipe.parallel.strategy == "fsdp"
+    return group.world > 1 and recipe.parallel.strategy in ("fsdp", "tp")
 
 
 def on_device(recipe: Recipe, model: nn.Module, placement: Placement, group: Group) -> nn.Module:
@@ -68,5 +89,5 @@ def batch_size(recipe: Recipe, train: Source, group: Group) -> int:
     return (
         len(train)
         if full
-        else min(recipe.train.batch_size * (group.world if recipe.parallel.scale_lr else 1), len(train))
+        else min(recipe.train.batch_size * (group.shards if recipe.parallel.scale_lr else 1), len(train))
     )

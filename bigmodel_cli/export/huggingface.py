@@ -106,7 +106,7 @@ def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, 
             n_inner=shape.inside, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
             activation_function="gelu_new" if shape.mlp == "gelu-tanh" else "gelu", attn_pdrop=shape.dropout, **shared,
         )  # fmt: skip
-        return _filled(transformers.GPT2LMHeadModel, config, to_gpt2(state))
+        return _filled(transformers.GPT2LMHeadModel, config, to_gpt2(state, shape.heads))
     if model.position is None and shape.norm == "rms" and shape.mlp == "swiglu":
         config = transformers.LlamaConfig(
             hidden_size=shape.width, intermediate_size=shape.inside, num_hidden_layers=len(model.blocks),

@@ -23,6 +23,7 @@ from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.head_loss import head_losses
 from bigmodel_cli.models.kv_cache import Cache
 from bigmodel_cli.models.published_weights import published
+from bigmodel_cli.models.tensor_plan import tensor_plan
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -33,6 +34,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
     "head": "head",
     "backbone_first": "token",
     "translate": published,
+    "tensor_plan": tensor_plan,
 }
 Checkpointing = Annotated[
     bool, Field(description="keep only what goes between blocks, compute the rest again for the gradient")
@@ -45,7 +47,11 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: (B,T,D) -> (B,T,D); `groups` key-value heads serve all queries (Ainslie et al. 2023)."""
+    """Causal self-attention: (B,T,D) -> (B,T,D); `groups` key-value heads serve all queries (Ainslie et al. 2023).
+
+    The rows of `qkv` lie group by group (its query heads, its key, its value), as in Megatron: any run of whole
+    groups is an attention of its own, which a device can have to itself.
+    """
 
     def __init__(self, width: int, heads: int, groups: int, bias: bool, dropout: float, layer: int) -> None:
         super().__init__()
@@ -57,12 +63,13 @@ class Attention(nn.Module):
         self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         b, t, d = x.shape
-        head = d // self.heads
-        mixed = self.qkv(x).view(b, t, self.heads + 2 * self.groups, head).transpose(1, 2)
-        qk, v = mixed.split((self.heads + self.groups, self.groups), 1)
+        share = self.heads // self.groups
+        mixed = self.qkv(x).view(b, t, -1, share + 2, d // self.heads).permute(0, 2, 3, 1, 4)  # (B,G,share+2,T,E)
+        qk, v = mixed.split((share + 1, 1), 2)
         if turn is not None:
             qk = rotate(qk, *turn)
-        q, k = qk.split((self.heads, self.groups), 1)
+        q, k = qk.split((share, 1), 2)
+        q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
         fresh = cache is None or cache.length == 0
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -70,11 +77,11 @@ class Attention(nn.Module):
             q, k, v, mask, self.dropout if self.training else 0.0,
             is_causal=mask is None and fresh, enable_gqa=self.groups != self.heads,
         )  # fmt: skip
-        return self.proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+        return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), halves paired: (B,H,T,E) with cos and sin (T,E/2) or (B,1,T,E/2)."""
+    """Rotary positions (Su et al. 2021), halves paired: (B,...,T,E) with cos and sin (T,E/2) or (B,1,1,T,E/2)."""
     a, b = x.chunk(2, -1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
@@ -85,16 +92,15 @@ class Mixer(nn.Module):
 
     def __init__(self, width: int, inside: int, kind: Mlp, bias: bool) -> None:
         super().__init__()
-        self.gated, self.approximate = kind == "swiglu", "tanh" if kind == "gelu-tanh" else "none"
-        self.up = nn.Linear(width, 2 * inside if self.gated else inside, bias)
+        self.approximate = "tanh" if kind == "gelu-tanh" else "none"
+        self.gate = nn.Linear(width, inside, bias) if kind == "swiglu" else None
+        self.up = nn.Linear(width, inside, bias)
         self.down = nn.Linear(inside, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
-        if self.gated:
-            gate, x = x.chunk(2, -1)
-            return self.down(F.silu(gate) * x)  # type: ignore[no-any-return]
-        return self.down(F.gelu(x, approximate=self.approximate))  # type: ignore[no-any-return]
+        if self.gate is not None:
+            return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -194,7 +200,7 @@ class GPT(nn.Module):
             x = x + self.position.weight[place]
         else:
             cos, sin = self.get_buffer("cos")[place], self.get_buffer("sin")[place]
-            turn = (cos, sin) if cos.dim() == 2 else (cos[:, None], sin[:, None])
+            turn = (cos, sin) if cos.dim() == 2 else (cos[:, None, None], sin[:, None, None])
         x = self.drop(x)
         for block in self.blocks:
             if self.checkpointing and self.training:

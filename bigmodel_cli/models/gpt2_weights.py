@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.models.grouped import joined, parted
 
 PARTS = {
     "ln_1": "norm1", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.proj",
@@ -32,11 +33,11 @@ def is_gpt2(state: Mapping[str, Tensor]) -> bool:
     return any(prefix + "h.0.attn.c_attn.weight" in state for prefix in ("", "transformer."))
 
 
-def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict of a GPT-2's, as ``transformers`` saves it; causal masks in it are left out.
+def from_gpt2(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Our state dict of a GPT-2's with so many heads, as ``transformers`` saves it; causal masks in it are left out.
 
     Raises:
-        InputError: tensors are missing, or there are others.
+        InputError: tensors are missing, or there are others, or `heads` do not divide its width.
     """
     plain = {k.removeprefix("transformer."): v for k, v in state.items()}
     plain = {k: v for k, v in plain.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
@@ -49,11 +50,16 @@ def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         what = f"{len(missing)} tensors missing, {len(unexpected)} unexpected, e.g. {example}"
         raise InputError(what, "expected the weights of a GPT-2")
     ours = {name: plain[k].t().contiguous() if turned else plain[k] for k, (name, turned) in known.items()}
+    for name in [n for n in ours if ".qkv." in n]:
+        size, rest = divmod(len(ours[name]) // 3, heads)
+        if rest:
+            raise InputError(f"{name} has {len(ours[name])} rows", f"expected three times those of {heads} heads")
+        ours[name] = joined(ours[name].chunk(3), size)
     return {**ours, "head.weight": ours["token.weight"] if head is None else head}
 
 
-def to_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that ``transformers.GPT2LMHeadModel`` loads; where our layers have no bias, zeros.
+def to_gpt2(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """The tensors that ``transformers.GPT2LMHeadModel`` with so many heads loads; where our layers have no bias, zeros.
 
     Raises:
         InputError: the model is not in GPT-2's layout (rotary positions, SwiGLU, shared keys).
@@ -67,6 +73,8 @@ def to_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = torch.zeros(weight.shape[0])
         if tensor is None:
             raise InputError(f"the model has no {ours}", "expected GPT-2's layout: position=learned, norm=layer")
+        if ".qkv." in ours and tensor.numel() and len(tensor) == 3 * state["token.weight"].shape[1]:
+            tensor = torch.cat(parted(tensor, heads, heads))
         found["transformer." + theirs] = tensor.t().contiguous() if turned else tensor
     for i in range(layers):
         width = found["transformer.wte.weight"].shape[1]

@@ -8,20 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.models.grouped import joined, parted
 
 JOINED = {
     "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attention.proj": ("self_attn.o_proj",),
-    "mixer.up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mixer.gate": ("mlp.gate_proj",),
+    "mixer.up": ("mlp.up_proj",),
     "mixer.down": ("mlp.down_proj",),
     "norm1": ("input_layernorm",),
     "norm2": ("post_attention_layernorm",),
 }
-"""Ours is one matrix where theirs are several, one below the other."""
+"""Ours is one matrix where theirs are three (see ``grouped``)."""
 TOP = {"token": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
@@ -29,11 +30,11 @@ def is_llama(state: Mapping[str, Tensor]) -> bool:
     return "model.embed_tokens.weight" in state and "model.layers.0.mlp.gate_proj.weight" in state
 
 
-def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict of a Llama's; where it has no head of its own, that is the embedding.
+def from_llama(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Our state dict of a Llama's with so many query heads; where it has no head of its own, that is the embedding.
 
     Raises:
-        InputError: a tensor is missing, or there is one that our model has no place for.
+        InputError: a tensor is missing, or there is one that our model has no place for, or `heads` are not its.
     """
     left = {k: v for k, v in state.items() if not k.endswith("rotary_emb.inv_freq")}
     left.setdefault("lm_head.weight", left["model.embed_tokens.weight"])
@@ -50,13 +51,21 @@ def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if missing or unexpected:
         what = f"{len(missing)} tensors missing, {len(unexpected)} unexpected, e.g. {(missing or unexpected)[0]}"
         raise InputError(what, "expected weights in Llama's layout")
-    return {ours: torch.cat([left[name] for name in names]) for ours, names in wanted.items()}
+    return {ours: _ours([left[name] for name in names], heads) for ours, names in wanted.items()}
+
+
+def _ours(parts: list[Tensor], heads: int) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    rows = [len(part) for part in parts]
+    head = rows[0] // heads
+    if not head or rows[0] % heads or rows[1] % head or heads % (rows[1] // head) or rows[1] != rows[2]:
+        raise InputError(f"query, key and value of {rows} rows", f"expected those of {heads} heads and their groups")
+    return joined(parts, head)
 
 
 def to_llama(state: Mapping[str, Tensor], heads: int, groups: int) -> dict[str, Tensor]:
     """The tensors that ``transformers.LlamaForCausalLM`` loads; `groups` key-value heads serve `heads` queries."""
-    head = state["token.weight"].shape[1] // heads
-    sizes = {"attention.qkv": [heads * head, groups * head, groups * head]}
     found = {f"{theirs}.weight": state[f"{ours}.weight"] for ours, theirs in TOP.items()}
     layers = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
     for i in range(layers):
@@ -64,6 +73,6 @@ def to_llama(state: Mapping[str, Tensor], heads: int, groups: int) -> dict[str, 
             for end in ("weight", "bias"):
                 whole = state.get(f"blocks.{i}.{ours}.{end}")
                 if whole is not None:
-                    parts = whole.split(sizes.get(ours, len(whole) // len(theirs)))
+                    parts = (whole,) if len(theirs) == 1 else parted(whole, heads, groups)
                     found |= {f"model.layers.{i}.{n}.{end}": p for n, p in zip(theirs, parts, strict=True)}
     return found

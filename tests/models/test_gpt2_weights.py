@@ -32,7 +32,7 @@ def ours(bias: bool = True, **options: object) -> torch.nn.Module:
 
 def test_logits_equal_in_both_directions() -> None:
     model, reference = ours(), theirs()
-    model.load_state_dict(from_gpt2(reference.state_dict()))
+    model.load_state_dict(from_gpt2(reference.state_dict(), 4))
     tokens = torch.randint(257, (2, 32))
     with torch.inference_mode():
         expected = reference(tokens).logits
@@ -41,7 +41,7 @@ def test_logits_equal_in_both_directions() -> None:
     with torch.no_grad():
         for parameter in back.parameters():
             parameter.zero_()
-    back.load_state_dict(to_gpt2(model.state_dict()), strict=False)
+    back.load_state_dict(to_gpt2(model.state_dict(), 4), strict=False)
     with torch.inference_mode():
         assert (back(tokens).logits - expected).abs().max() < 1e-5
 
@@ -49,7 +49,7 @@ def test_logits_equal_in_both_directions() -> None:
 def test_a_model_without_biases_is_written_with_zeros() -> None:
     torch.manual_seed(1)
     model, reference = ours(bias=False), theirs()
-    reference.load_state_dict(to_gpt2(model.state_dict()), strict=False)
+    reference.load_state_dict(to_gpt2(model.state_dict(), 4), strict=False)
     tokens = torch.randint(257, (1, 9))
     with torch.inference_mode():
         assert (reference(tokens).logits - model(tokens)).abs().max() < 1e-5
@@ -58,9 +58,9 @@ def test_a_model_without_biases_is_written_with_zeros() -> None:
 @pytest.mark.parametrize("options", [{"position": "rope"}, {"mlp": "swiglu"}, {"kv_heads": 2}])
 def test_another_layout_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
-        to_gpt2(ours(**options).state_dict())
+        to_gpt2(ours(**options).state_dict(), 4)
 
 
 def test_other_weights_are_refused() -> None:
     with pytest.raises(InputError, match="missing"):
-        from_gpt2({"h.0.ln_1.weight": torch.zeros(3)})
+        from_gpt2({"h.0.ln_1.weight": torch.zeros(3)}, 4)

@@ -53,7 +53,7 @@ def gpt2() -> Any:
 def test_a_llama_there_and_back(tied: bool) -> None:
     reference, tokens = llama(tied), torch.randint(257, (2, 32))
     ours = models.get("gpt")(TextSpec("byte", (), 32), **LLAMA, tied=tied).eval()
-    ours.load_state_dict(from_llama(reference.state_dict()))
+    ours.load_state_dict(from_llama(reference.state_dict(), 4))
     back = llama(tied)
     for parameter in back.parameters():
         parameter.data.zero_()
@@ -67,7 +67,7 @@ def test_a_llama_there_and_back(tied: bool) -> None:
 def test_half_a_llama_is_refused() -> None:
     state = llama().state_dict()
     with pytest.raises(InputError, match="1 tensors missing, 0 unexpected"):
-        from_llama({k: v for k, v in state.items() if k != "model.layers.1.mlp.up_proj.weight"})
+        from_llama({k: v for k, v in state.items() if k != "model.layers.1.mlp.up_proj.weight"}, 4)
 
 
 @pytest.mark.parametrize(("theirs", "options"), [(gpt2, GPT2), (llama, LLAMA)])

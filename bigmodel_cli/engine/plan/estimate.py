@@ -32,7 +32,7 @@ from bigmodel_cli.engine.plan.strategies import (
     spread,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
-from bigmodel_cli.engine.start import build_task
+from bigmodel_cli.engine.start import architecture, build_task
 
 MOST_SAMPLES = 8
 """Traces are made with at most so many samples; the line goes on from there. On a CPU it is the micro-batch itself,
@@ -105,7 +105,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: flo
     """
     tracer = Tracer(recipe, cluster)
     entry = models.get(recipe.model.name)
-    can_cut = bool(entry.meta.get("tensor_parallel", "backbone_first" in entry.meta and tracer.task.unit == "tokens"))
+    can_cut = functools.cache(lambda width: cuttable(recipe, tracer.task, width))
     can_recompute = "checkpointing" in entry.schema.model_fields and not recipe.model.options["checkpointing"]
     batch = min(recipe.train.batch_size, tracer.samples)
     ways = layouts(cluster, batch, can_cut, can_recompute)
@@ -134,6 +134,18 @@ def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: flo
         why=why,
         price=price,
     )
+
+
+def cuttable(recipe: Recipe, task: Task, width: int) -> bool:
+    """Whether the recipe's model says how its matrices are cut over so many devices."""
+    from bigmodel_cli.engine.tensor_parallel import plan_for
+
+    try:
+        with torch.device("meta"):
+            plan_for(recipe, architecture(recipe, task.spec), width)
+    except InputError:
+        return False
+    return True
 
 
 class Tracer:

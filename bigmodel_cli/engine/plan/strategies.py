@@ -97,11 +97,11 @@ class Spread:
         return sum(self.seconds.values())
 
 
-def layouts(cluster: Cluster, batch: int, can_cut: bool, can_recompute: bool) -> list[Layout]:
+def layouts(cluster: Cluster, batch: int, can_cut: Callable[[int], bool], can_recompute: bool) -> list[Layout]:
     """Every way that makes sense; the simplest first."""
     found = [("single", 1, 1)] if cluster.count == 1 else [("ddp", 1, cluster.count), ("fsdp", 1, cluster.count)]
     for width in (2, 4, 8):
-        if can_cut and cluster.count > 1 and cluster.count % width == 0 and width <= cluster.per_node:
+        if cluster.count > 1 and cluster.count % width == 0 and width <= cluster.per_node and can_cut(width):
             found.append((f"tp{width} x fsdp", width, cluster.count // width))
     found = [f for f in found if f[2] <= batch]  # a replica without a sample would wait for the others
     return [Layout(*f, again) for again in ((False, True) if can_recompute else (False,)) for f in found]

@@ -1,0 +1,133 @@
+"""Tensor parallelism: ranks that share each matrix are one run, and what they save is anybody's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nursery import Nursery
+from spread import spread
+from test_ranks_agree import assert_equal, trained
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.assemble import assemble, load_data, train_and_val
+from bigmodel_cli.engine.evaluate import evaluate
+from bigmodel_cli.engine.group import ALONE, Group
+from bigmodel_cli.engine.placement import place
+from bigmodel_cli.engine.ranks import Ranks
+from bigmodel_cli.engine.start import load_trained
+
+LEARNED = {"heads": 2, "bias": True}
+ROTARY = {"heads": 4, "kv_heads": 2, "position": "rope", "norm": "rms", "mlp": "swiglu", "tied": False}
+SECTIONS: dict[str, Any] = {
+    "data": {"name": "text_files", "path": "", "context": 16},
+    "train": {"epochs": 2, "batch_size": 8, "max_steps": 20, "clip_norm": 0.5, "ema_decay": 0.9},
+    "optimizer": {"name": "adamw", "lr": 3e-3},
+    "placement": {"precision": "fp32"},
+}
+
+
+def recipe(folder: Path, model: dict[str, Any], **parallel: Any) -> Any:
+    text = folder / "letters.txt"
+    text.write_text("to be or not to be, that is the question\n" * 60)
+    sections = {**SECTIONS, "data": {**SECTIONS["data"], "path": str(text)}, "parallel": parallel}
+    sections["model"] = {"name": "gpt", "layers": 2, "width": 32, **model}
+    return resolve([Layer("test", sections)]).recipe
+
+
+@pytest.mark.parametrize("model", [LEARNED, ROTARY])
+def test_two_ranks_share_each_matrix_and_are_one_run(model: dict[str, Any], tmp_path: Path) -> None:
+    """Losses, samples, metrics and weights of one process: with ties, biases, clipping, an average."""
+    wanted = recipe(tmp_path, model, strategy="tp")
+    one = trained(wanted)
+    two = spread(2, lambda group: trained(wanted, group), tmp_path)
+    assert len(one["losses"]) == 20 and len(one["metrics"]) == 2
+    for rank in two:
+        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4)
+        assert rank["metrics"] == two[0]["metrics"] and rank["seen"] == one["seen"]
+    for ours, alone in zip(two[0]["metrics"], one["metrics"], strict=True):
+        assert ours == pytest.approx(alone, rel=1e-4)
+    for part in ("model", "model_ema"):
+        assert_equal(two[0]["state"][part], one["state"][part])
+
+
+def test_each_rank_holds_its_part(tmp_path: Path) -> None:
+    """Half of every matrix and of its gradient's moments; ties and what the plan does not name as they were."""
+
+    def work(group: Group) -> Any:
+        run = assemble(recipe(tmp_path, LEARNED, strategy="tp"), measure=False, group=group)
+        assert run.model.head.weight is run.model.token.weight  # type: ignore[union-attr]
+        return {name: list(p.to_local().shape) for name, p in run.model.named_parameters()}  # type: ignore[attr-defined]
+
+    whole = assemble(recipe(tmp_path, LEARNED), measure=False).model
+    first, second = spread(2, work, tmp_path)
+    for name, parameter in whole.named_parameters():
+        halves, size = first[name], list(parameter.shape)
+        if "norm" in name or name == "position.weight" or name.endswith(("proj.bias", "down.bias")):
+            assert halves == second[name] == size, name
+        else:
+            dimension = int(name.endswith(("proj.weight", "down.weight")))
+            assert halves[dimension] + second[name][dimension] == size[dimension], name
+            assert abs(halves[dimension] - second[name][dimension]) <= 1, name
+
+
+def test_saved_on_some_and_resumed_on_others(tmp_path: Path) -> None:
+    """Two that share, one, two pairs of such: stopped in mid-epoch, the losses of one process."""
+    whole = trained(recipe(tmp_path, ROTARY))
+    losses: list[float] = []
+    before = None
+    for stop, world, parallel in (
+        (4, 2, {"strategy": "tp"}),
+        (8, 1, {}),
+        (12, 4, {"strategy": "fsdp", "tensor": 2}),
+    ):
+        wanted = recipe(tmp_path, ROTARY, **parallel)
+        parts = [trained(wanted, ALONE, stop, before)] if world == 1 else spread(
+            world, lambda group, w=wanted, s=stop, b=before: trained(w, group, s, b), tmp_path
+        )  # fmt: skip
+        losses += parts[0]["losses"]
+        before = tmp_path / f"{world}-{stop}.pt"
+        checkpoint.save(before, parts[0]["state"])
+    assert len(losses) == 12 and losses == pytest.approx(whole["losses"][:12], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "expected"),
+    [
+        ({"heads": 2, "kv_heads": 1}, {"strategy": "tp"}, "1 key-value heads over 2"),
+        ({"dropout": 0.1}, {"strategy": "tp"}, "dropout 0.1"),
+        ({}, {"strategy": "ddp", "tensor": 2}, "parallel.tensor 2 with parallel.strategy ddp"),
+        ({}, {"strategy": "fsdp", "tensor": 3}, "parallel.tensor 3"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(
+    model: dict[str, Any], parallel: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        assemble(recipe(tmp_path, model, **parallel), group=Group(Ranks(0, 2, 0, 2)))
+
+
+def test_a_model_without_a_plan_is_refused() -> None:
+    wanted = resolve([Layer("test", {"model": {"name": "mlp"}, "parallel": {"strategy": "tp"}})]).recipe
+    with pytest.raises(InputError, match="mlp has no plan"):
+        assemble(wanted, group=Group(Ranks(0, 2, 0, 2)))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("to be or not to be, that is the question\n" * 60)
+    command = ["train", "gpt", "--data", "letters.txt", "--precision", "fp32", "--batch-size", "8", "--epochs", "1"]
+    for option in ("model.layers=1", "model.heads=2", "model.width=32", "data.context=16", "parallel.strategy=tp"):
+        command += ["--set", option]
+    with Nursery(tmp_path) as nursery:
+        code, child = nursery.run(*command, "--nproc", "2", "--json", "--out", "two")
+        assert code == 0, child.error
+        assert "W1" not in child.error and "arn" not in child.error, child.error
+    end = json.loads(child.out.read_text().splitlines()[-1])
+    trained_there = load_trained(tmp_path / "two")
+    _, val = train_and_val(load_data(trained_there.recipe.data), trained_there.recipe.data)
+    found = evaluate(trained_there.model, trained_there.task, val, place(trained_there.recipe.placement), 8)
+    assert found is not None and found["loss"] == pytest.approx(end["val_loss"], rel=1e-5)
