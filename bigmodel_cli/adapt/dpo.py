@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmodel_cli.adapt.lora import lora
+from bigmodel_cli.adapt.lora import Base, lora
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start
@@ -25,14 +25,21 @@ def dpo(
     *,
     beta: Annotated[float, Field(gt=0)] = 0.1,
     rank: Annotated[int, Field(gt=0)] | None = None,
+    base: Base = "exact",
 ) -> Adapted:
     """The better of two answers becomes likelier than the worse one, beside the start (Rafailov et al. 2023, eq. 7).
 
     -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected)))), where p0 is the
     model as it started: its log-probabilities are computed once, and kept with the run. A small `beta` lets it go
-    far from the start. With `rank`, adapters of that rank train instead of every weight.
+    far from the start. With `rank`, adapters of that rank train instead of every weight, beside frozen ones that are
+    kept as `base` says.
+
+    Raises:
+        InputError: a `base` that nothing could be trained on.
     """
-    adapted = Adapted() if rank is None else lora(start, rank=rank, alpha=2.0 * rank)
+    if rank is None and base != "exact":
+        raise InputError(f"start.base = {base} without adapters", "expected start.rank, or --lora R")
+    adapted = Adapted() if rank is None else lora(start, rank=rank, alpha=2.0 * rank, base=base)
     return dataclasses.replace(adapted, objective=lambda task: Preference(task, beta), once=log_probabilities)
 
 

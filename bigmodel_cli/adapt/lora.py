@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import nn
 
 from bigmodel_cli.adapt.freeze import below_head, freeze, inside
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Start
+
+Base = Annotated[
+    Literal["exact", "nf4", "nf4-double"],
+    Field(description="the frozen weights of linear layers as they are, or in 4 bits; double: their scales in 8"),
+]
 
 
 @methods.register("lora", lr=2e-3)
@@ -19,28 +25,56 @@ def lora(
     rank: Annotated[int, Field(gt=0)] = 8,
     alpha: Annotated[float, Field(gt=0)] = 16.0,
     layers: tuple[str, ...] = (),
+    base: Base = "exact",
 ) -> Adapted:
     """Low-rank updates W + (alpha / rank) B A train beside frozen weights, with the head whole (Hu et al. 2021).
 
-    `layers` are names, or parts of names, of the layers to adapt; none means all.
+    `layers` are names, or parts of names, of the layers to adapt; none means all. With `base` nf4 every linear layer
+    below the head, adapted or not, keeps its frozen weights in 4 bits (QLoRA, Dettmers et al. 2023).
     Checkpoints keep the adapters apart; whatever loads one multiplies them out.
 
     Raises:
-        InputError: there is no layer that `rank` is small for.
+        InputError: there is no layer that `rank` is small for, or none to keep in 4 bits.
     """
-    from bigmodel_cli.models.low_rank import add_adapter, weights_to_adapt
+    from bigmodel_cli.models.four_bit import FourBitLinear
+    from bigmodel_cli.models.low_rank import LowRank, add_adapter, weights_to_adapt
 
-    chosen = [
-        (name, module, key)
+    chosen = {
+        name: (module, key)
         for name, module, key in weights_to_adapt(start.model, rank)
         if not inside(name, start.head) and (not layers or any(part in name for part in layers))
-    ]
+    }
     if not chosen:
         asked = f" named {', '.join(layers)}" if layers else ""
         raise InputError(f"lora: no layer{asked} to adapt with rank {rank}", "expected a smaller rank or other layers")
-    held = set(below_head(start))
-    for _, module, key in chosen:
-        add_adapter(module, key, rank, alpha)
-    # What was there before is frozen, under its new name where it was given one; A and B are new and train.
-    renamed = {f"{name}.{key}".lstrip("."): f"{name}.parametrizations.{key}.original" for name, _, key in chosen}
-    return Adapted(freeze(start.model, {renamed.get(key, key) for key in held}))
+    packed = {} if base == "exact" else _linear(start)
+    if base != "exact" and not packed:
+        raise InputError(f"start.base = {base}: no linear layer to keep in 4 bits", "expected a model that has some")
+    for name, (module, key) in chosen.items():
+        if name not in packed:
+            add_adapter(module, key, rank, alpha)
+    for name, layer in packed.items():
+        added = LowRank(layer.weight.detach(), rank, alpha) if name in chosen else None
+        start.model.set_submodule(name, FourBitLinear(layer, base == "nf4-double", added))
+    adapters = {name for name, module in start.model.named_modules() if isinstance(module, LowRank)}
+    return Adapted(freeze(start.model, {key for key in below_head(start) if key.rpartition(".")[0] not in adapters}))
+
+
+def _linear(start: Start) -> dict[str, nn.Linear]:
+    """The linear layers below the head, by name, whose weights are theirs alone and fill whole blocks.
+
+    Subclasses of Linear hide inside attention, which reads their weight and never calls them.
+    """
+    from bigmodel_cli.models.four_bit import fits
+
+    names = [id(module) for _, module in start.model.named_modules(remove_duplicate=False)]
+    owners = [id(p) for _, p in start.model.named_parameters(remove_duplicate=False)]
+    return {
+        name: module
+        for name, module in start.model.named_modules()
+        if type(module) is nn.Linear
+        and name
+        and not inside(name, start.head)
+        and fits(module.weight)
+        and names.count(id(module)) == owners.count(id(module.weight)) == 1
+    }

@@ -148,8 +148,9 @@ class DataParallel(Parallel):
         return value
 
     def average_buffers(self, run: Any) -> None:
-        for buffer in (*run.model.buffers(), *(run.ema.module.buffers() if run.ema else ())):
-            if buffer.is_floating_point():
+        for name, buffer in (*run.model.named_buffers(), *(run.ema.module.named_buffers() if run.ema else ())):
+            # Frozen ones are alike already, and x / 3 + x / 3 + x / 3 is not always x.
+            if buffer.is_floating_point() and name not in run.frozen.tensors:
                 dist.all_reduce(buffer.div_(self.group.world))
 
 

@@ -32,6 +32,7 @@ from bigmodel_cli.engine.start import digest, unchanged
 from bigmodel_cli.engine.trace import traced
 from bigmodel_cli.engine.utilisation import utilisation
 from bigmodel_cli.engine.writer import Parts, Writer
+from bigmodel_cli.models.four_bit import parameters
 
 UTILISATION_AFTER = 10.0  # seconds: what is over by then need not know
 
@@ -243,14 +244,13 @@ def _interrupted(signum: int, run: Run, folder: RunFolder) -> InterruptedRun:
 
 
 def _start(run: Run, folder: RunFolder) -> Event:
-    parameters = list(run.model.parameters())
     return {
         "event": "start",
         "model": run.recipe.model.name,
         "data": run.recipe.data.name,
         "folder": str(folder.path),
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": parameters(run.model),
+        "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "train_size": len(run.batches.source),
         "val_size": len(run.val),
         "step": run.progress.step,

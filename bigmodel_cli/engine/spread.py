@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
@@ -22,9 +24,19 @@ def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedMo
     decay = recipe.train.ema_decay
     if decay is None:
         return None
+    many, one = get_ema_multi_avg_fn(decay), get_ema_avg_fn(decay)
+
+    def average(kept: Any, now: Any, count: Any) -> None:
+        """A group of tensors of one type: whole numbers, as of packed weights, have no average between them."""
+        if kept[0].is_floating_point():
+            many(kept, now, count)
+        else:
+            torch._foreach_copy_(kept, now)
+
     if not parallel.cuts:
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    ema = AveragedModel(model, avg_fn=get_ema_avg_fn(decay), use_buffers=True)  # cut tensors and buffers do not mix
+        return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    each = lambda kept, now, count: one(kept, now, count) if kept.is_floating_point() else now  # noqa: E731
+    ema = AveragedModel(model, avg_fn=each, use_buffers=True)  # cut tensors and buffers do not mix
     parallel.wrap(ema.module)
     return ema
 

@@ -172,6 +172,8 @@ def test_widths_that_do_not_fit_are_refused(widths: Any, line: str, source: Path
         {".scale": torch.ones(3)}, {".scale": torch.ones(10, 0)}, {".scale": torch.ones(10, 7)}, {".shape": None},
         {".shape": torch.tensor([1 << 40, 64])}, {".shape": torch.tensor([10.0, 64.0])}, {".shape": torch.tensor(640)},
         {".packed": torch.zeros(640, dtype=torch.uint8)}, {".packed": torch.zeros((10, 9), dtype=torch.int8)},
+        {".packed": torch.zeros((10, 32), dtype=torch.uint8), ".code": torch.ones(15)}, {".offset": torch.ones(7)},
+        {".scale": None, ".scale.packed": torch.ones((10, 1), dtype=torch.int8)},
     ],
 )  # fmt: skip
 def test_packed_weights_that_do_not_fit_are_refused(change: Any, source: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import torch
 from conftest import Run
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.registry import exports, models
+from bigmodel_cli.core.registry import exports, methods, models
 from bigmodel_cli.core.tokens import SPECIALS, train_bpe
-from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.core.types import Start, TextSpec
 from bigmodel_cli.engine.pretrained import load_pretrained
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.start import load_trained, weights
+from bigmodel_cli.models.four_bit import FourBitLinear
 
 transformers = pytest.importorskip("transformers")
 TEXT = "to be or not to be, that is the question\n"
@@ -41,6 +42,26 @@ def qwen(folder: Path) -> Any:
         num_key_value_heads=2, max_position_embeddings=64, bos_token_id=3, eos_token_id=3,
     )  # fmt: skip
     return saved(folder, "Qwen2ForCausalLM", config)
+
+
+def test_a_base_in_4_bits_merges_into_the_model_in_use() -> None:
+    config = transformers.Qwen2Config(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config).eval()
+    plain, tokens = set(model.state_dict()), torch.randint(300, (2, 16))
+    methods.get("lora")(Start(model, "lm_head", lambda path: None), rank=4, base="nf4-double")
+    packed = [m for m in model.modules() if isinstance(m, FourBitLinear)]
+    assert len(packed) == 14 and all(m.low_rank is not None for m in packed)
+    for module in packed:
+        torch.nn.init.normal_(module.low_rank.b, std=0.1)
+    merged = weights({"model": model.state_dict(), "model_ema": None})
+    assert set(merged) == plain
+    other = transformers.Qwen2ForCausalLM(config).eval()
+    other.load_state_dict(merged)
+    with torch.inference_mode():
+        assert (other(tokens).logits - model(tokens).logits).abs().max() < 1e-5
 
 
 def test_a_causal_model_is_fine_tuned_and_needs_nothing_but_its_checkpoint(run_cli: Run, tmp_path: Path) -> None:
