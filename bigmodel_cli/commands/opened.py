@@ -13,7 +13,7 @@ def open_trained(path: Path) -> Trained:
     """The checkpoint at `path`; or the export folder there, which its format's runtime runs on the CPU in fp32.
 
     Raises:
-        InputError: it is neither, damaged, or has its preparation in its graph.
+        InputError: it is neither, or damaged.
         MachineError: the export needs a package that is not installed.
     """
     from bigmodel_cli.engine.start import build_task, load_trained
@@ -28,6 +28,5 @@ def open_trained(path: Path) -> Trained:
     folder = read_folder(path)
     fixed = Layer("export", {"placement": {"device": "cpu", "precision": "fp32"}})
     recipe = resolve([Layer(str(path / "export.json"), folder.about["recipe"]), fixed]).recipe
-    task = build_task(recipe, folder.spec)
-    model = answering(folder, len(task.inputs)).eval()
-    return Trained(path, model, task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})
+    model, task = answering(folder, build_task(recipe, folder.spec))
+    return Trained(path, model.eval(), task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})

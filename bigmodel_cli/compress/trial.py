@@ -73,6 +73,7 @@ class Judge:
     """Measures artefacts beside one source, as ``predict`` would run that on the CPU: eager, in fp32."""
 
     source: Trained
+    task: Any
     data: Data
     placement: Placement
     model: nn.Module
@@ -83,9 +84,10 @@ class Judge:
     def of(cls, source: Trained, data: Data) -> Judge:
         placement = place(PlacementSection(device="cpu", precision="fp32"))
         model = placement.model(copy.deepcopy(source.model))  # which methods go on from as it was
-        batch = placement.inputs(source.task.prepare(next(data.spread(data.val, 32))))
-        inputs = tuple(batch[name] for name in source.task.inputs)
-        return cls(source, data, placement, model, inputs, _metric(model, source.task, data, placement))
+        task = data.task(source)
+        batch = placement.inputs(task.prepare(next(data.spread(data.val, 32))))
+        inputs = tuple(batch[name] for name in task.inputs)
+        return cls(source, task, data, placement, model, inputs, _metric(model, task, data, placement))
 
     def point_of_source(self) -> Point:
         size = sum(t.numel() * t.element_size() for t in self.source.model.state_dict().values())
@@ -96,12 +98,13 @@ class Judge:
         """The artefact at `path`, a checkpoint or an export folder, opened and measured."""
         if is_export(path):
             folder = read_folder(path)
-            model: nn.Module = answering(folder, len(self.source.task.inputs))
+            model: nn.Module
+            model, task = answering(folder, self.task)
             size = sum(file.stat().st_size for file in model_files(path))
-            task, steps = self.source.task, folder.about.get("compressed", [])
+            steps = folder.about.get("compressed", [])
         else:
             trained = load_trained(path)
-            model, size, task = self.placement.model(trained.model), path.stat().st_size, trained.task
+            model, size, task = self.placement.model(trained.model), path.stat().st_size, self.data.task(trained)
             steps = trained.meta.get("compressed", [])
         value = _metric(model, task, self.data, self.placement)
         return self._timed(name, path, steps, size, model, value)
@@ -110,7 +113,7 @@ class Judge:
         ways = {"ours": (model, self.inputs), "source": (self.model, self.inputs)}
         found = speeds(ways, SECONDS)
         latency, beside = ({b: f["p50_ms"] for b, f in found[way].items()} for way in ("ours", "source"))
-        metric, mode = self.source.task.best
+        metric, mode = self.task.best
         worse = (self.value - value) * (1 if mode == "max" else -1)
         # A model that answers NaN is infinitely worse.
         drop = math.inf if math.isnan(worse) else worse * (100 if metric.endswith("accuracy") else 1)

@@ -44,9 +44,11 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
-def plain(raw: bytes, name: str, spec: ImageSpec, most: int = MAX_PIXELS) -> np.ndarray:
-    """(H,W,C) uint8, for a model that prepares its pictures itself: the square in the middle, or all of the picture,
-    already of the size that the model would make of it. So a large picture is not kept, and batches are of one size.
+def plain(raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, most: int = MAX_PIXELS) -> np.ndarray:
+    """(H,W,C) uint8, for a model that prepares its pictures itself: the square in the middle, or all of the picture.
+
+    It is of the `size` (H,W) that the model takes; None, any: of the size that the model would make of it. So a large
+    picture is not kept, and batches are of one size.
 
     Raises:
         InputError: as :func:`prepare`.
@@ -57,8 +59,9 @@ def plain(raw: bytes, name: str, spec: ImageSpec, most: int = MAX_PIXELS) -> np.
     picture = decode_plain(raw, name, spec.channels, spec.square, most)
     if spec.square is not None:
         picture = _square(picture, spec.square)
-    elif picture.size != (spec.width, spec.height):
-        picture = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    height, width = size or ((spec.square,) * 2 if spec.square is not None else (spec.height, spec.width))
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, spec.channels)
 
 

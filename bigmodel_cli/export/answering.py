@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.types import Batch
 from bigmodel_cli.export.folder import ExportFolder, Run
+from bigmodel_cli.export.pixels import pictures
 
 PerToken = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,13 +37,31 @@ class Answering(nn.Module):
         return (loss(logits.flatten(0, -2), flat.clamp(min=0)) * (flat >= 0)).view(targets.shape)
 
 
-def answering(folder: ExportFolder, inputs: int) -> Answering:
-    """The export, opened, in the place of its model; `inputs` is how many tensors that takes.
+@dataclass(frozen=True)
+class Unprepared:
+    """`task` for an export that prepares pictures itself: it gets them (B,H,W,C) uint8, as they were read.
 
-    Raises:
-        InputError: the preparation is in its graph, where a task would prepare once more.
+    `size` (H,W): the only one that its format takes; None: any.
     """
+
+    task: Any
+    size: tuple[int, int] | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def for_data(self, data: Any) -> Unprepared:
+        return replace(self, task=self.task.for_data(data))
+
+    def prepare(self, batch: Batch) -> Batch:
+        image = batch["image"]
+        if self.size is not None and image.shape[2:] != self.size:
+            image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
+        return {**self.task.prepare(batch), "image": pictures({"image": image}, self.task.spec)}
+
+
+def answering(folder: ExportFolder, task: Any) -> tuple[Answering, Any]:
+    """The export, opened, in the place of its model, and `task` as it prepares batches for that."""
     if folder.takes_pixels:
-        what = f"{folder.path}: an export --with-preprocessing, which prepares pictures itself"
-        raise InputError(what, "expected one without", "bigmodel serve, or its example.py")
-    return Answering(folder.open(), inputs)
+        task = Unprepared(task, folder.size)
+    return Answering(folder.open(), len(task.inputs)), task

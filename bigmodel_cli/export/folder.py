@@ -71,15 +71,42 @@ class ExportFolder:
     @property
     def digest(self) -> str:
         """SHA-256 of the model's file; of the digests of all its files where it has several."""
-        files: dict[str, str] = self.proof.get("files", {})
+        files = self.files
         if len(files) == 1:
             return next(iter(files.values()))
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file of the model when it was proven, by its path in the folder.
+
+        Raises:
+            InputError: the proof names none of the model itself.
+        """
+        files = self.proof.get("files")
+        own = self.model.name  # a file, or a folder of files
+        if not isinstance(files, dict) or not any(name == own or name.startswith(own + "/") for name in files):
+            raise InputError(f"{self.path / PROOF}: no digest of {own}", hint="restore it, or export it again")
+        return files
+
+    @property
     def takes_pixels(self) -> bool:
         """Whether it takes plain uint8 pictures (B,H,W,C), the preparation being in the graph."""
         return bool(self.about["with_preprocessing"])
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the plain pictures that it takes; None: any.
+
+        Raises:
+            InputError: preprocess.json does not say it.
+        """
+        size = self.preprocess.get("size")
+        if size == "any":
+            return None
+        if isinstance(size, dict) and all(isinstance(size.get(side), int) for side in ("height", "width")):
+            return size["height"], size["width"]
+        raise InputError(f"{self.path / PREPROCESS}: no size of pictures", hint="export it again")
 
     @functools.cached_property
     def spec(self) -> Any:
@@ -94,9 +121,9 @@ class ExportFolder:
         """Hold the model's files to the digests in the proof.
 
         Raises:
-            InputError: one has changed since it was proven, or is missing.
+            InputError: one has changed since it was proven, or is missing, or was never proven.
         """
-        for name, digest in self.proof.get("files", {}).items():
+        for name, digest in self.files.items():
             file = self.path / name
             if not file.resolve().is_relative_to(self.path.resolve()) or not file.is_file():
                 raise InputError(f"{file}: not there", hint="restore it from a copy, or export it again")

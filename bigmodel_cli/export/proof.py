@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,6 @@ from bigmodel_cli.export.latency import speeds
 from bigmodel_cli.export.pixels import FromPixels, described, other_sizes, pictures
 from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
 from bigmodel_cli.export.quiet import quiet
-
-if TYPE_CHECKING:
-    pass
 
 TOLERANCE = 1e-4
 """Largest difference of a logit for a format that computes in fp32."""

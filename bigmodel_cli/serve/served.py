@@ -41,11 +41,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Pictures:
-    """(C,H,W) float32 samples; with `plain`, (H,W,C) uint8 ones, which the model prepares itself."""
+    """(C,H,W) float32 samples; with `plain`, (H,W,C) uint8 ones, of `size` (H,W) where the model takes no other."""
 
     how: Mapping[str, Any]
     spec: ImageSpec
     plain: bool = False
+    size: tuple[int, int] | None = None
     kind = "picture"
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
@@ -56,7 +57,7 @@ class Pictures:
             raise Refusal(400, f"{name}: empty", "expected a picture")
         try:
             if self.plain:
-                return plain(raw, name, self.spec, limits.pixels)
+                return plain(raw, name, self.spec, self.size, limits.pixels)
             return prepare(raw, name, self.how, limits.pixels)
         except InputError as error:
             raise Refusal(_status(raw, limits.pixels), error.what, error.expected, error.hint) from None
@@ -71,7 +72,7 @@ class Pictures:
 
         spec = self.spec
         if self.plain:
-            size = (spec.square, spec.square) if spec.square else (spec.height, spec.width)
+            size = self.size or ((spec.square, spec.square) if spec.square else (spec.height, spec.width))
             return np.zeros((*size, spec.channels), np.uint8)
         return np.zeros((spec.channels, spec.height, spec.width), np.float32)
 
@@ -165,7 +166,8 @@ def open_served(folder: Path) -> Served:
     export = read_folder(folder)
     reader: Reader
     if export.about["task"] == "image_classification":
-        reader = Pictures(export.preprocess, export.spec, export.takes_pixels)
+        size = export.size if export.takes_pixels else None
+        reader = Pictures(export.preprocess, export.spec, export.takes_pixels, size)
     elif export.about["task"] == "text_classification":
         reader = Texts(export.spec)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from subjects import CLASSES, GREY, PICTURES, TEXTS, subject
 from torch import nn
 from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.pictures import _square
+from bigmodel_cli.core.prepare import plain as plain_pixels
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export import pixels
+from bigmodel_cli.export.answering import Unprepared, answering
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.pixels import FromPixels
 from bigmodel_cli.export.proof import Proof, prove
@@ -67,6 +71,12 @@ def test_a_format_takes_plain_pictures(name: str, spec: ImageSpec, tmp_path: Pat
     folder = read_folder(tmp_path / "out")
     assert folder.takes_pixels and folder.preprocess["layout"] == "NHWC uint8"
     run = folder.open()
+    what = subject(spec=spec, sizes=(4, 2))
+    model, task = answering(folder, what.task)  # as eval and predict call it
+    with torch.inference_mode():
+        for batch in what.raw:
+            expected = what.model(what.task.prepare(batch)["image"])
+            torch.testing.assert_close(model(task.prepare(batch)["image"]), expected, atol=1e-4, rtol=0)
     if name in ("executorch", "litert"):
         assert found.other_sizes is None and folder.preprocess["size"] == dict(
             zip(("height", "width"), (28, 28) if spec is GREY else (40, 40), strict=True)
@@ -76,6 +86,16 @@ def test_a_format_takes_plain_pictures(name: str, spec: ImageSpec, tmp_path: Pat
     for height, width in ((28, 28), (61, 33)):
         x = np.zeros((3, height, width, spec.channels), np.uint8)
         assert run(x).shape == (3, 5)
+
+
+def test_a_format_of_one_size_is_given_that() -> None:
+    raw = {**subject(spec=GREY, sizes=(1,)).raw[0], "image": picture(61, 40, 1)}
+    given = Unprepared(subject(spec=GREY).task, (30, 20)).prepare(raw)["image"]
+    assert given.shape == (1, 30, 20, 1) and given.dtype == torch.uint8
+    buffer = io.BytesIO()
+    Image.fromarray(raw["image"][0, 0].numpy()).save(buffer, "PNG")
+    served = torch.from_numpy(plain_pixels(buffer.getvalue(), "x", GREY, (30, 20)).copy())
+    assert served.shape == (30, 20, 1) and (served.int() - given[0].int()).abs().max() <= 1
 
 
 def test_a_resize_that_is_another_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

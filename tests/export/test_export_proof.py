@@ -190,6 +190,15 @@ def test_a_changed_file_is_not_opened(tmp_path: Path) -> None:
         read_folder(tmp_path / "out").open()
 
 
+@pytest.mark.parametrize("files", [None, {}, {"README": "0"}, {"model.safetensors.old": "0"}, ["model.safetensors"]])
+def test_a_proof_without_the_model_proves_nothing(files: Any, tmp_path: Path) -> None:
+    made("safetensors", tmp_path / "out")
+    proof = tmp_path / "out/proof.json"
+    proof.write_text(json.dumps(json.loads(proof.read_text()) | {"files": files}))
+    with pytest.raises(InputError, match=r"proof\.json: no digest of model\.safetensors"):
+        read_folder(tmp_path / "out").open()
+
+
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [

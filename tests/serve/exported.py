@@ -64,7 +64,8 @@ def shades(folder: Path, side: int = 16, plain: bool = False) -> Path:
     spec = {"kind": "image", "channels": 1, "height": side, "width": side, "classes": SHADES, "mean": [0.0], "std": [1]}
     how = {"mode": "L", "resize": {"height": side, "width": side}, "scale": 1 / 255, "mean": [0.0], "std": [1.0]}
     about = {"arch": "shades", "task": "image_classification", "input": spec, "with_preprocessing": plain}
-    return write_folder(folder, model, SHADES, about, {"mode": "L", "layout": "NHWC uint8"} if plain else how)
+    how = {"mode": "L", "size": "any", "layout": "NHWC uint8"} if plain else how
+    return write_folder(folder, model, SHADES, about, how)
 
 
 def words(folder: Path) -> Path:
