@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.start import Trained
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+OURS = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
+"""What a method leaves in its folder, done or broken off."""
+OURS_OF_A_SEARCH = ("search.json", "frontier.json", "frontier.png", "chosen", "chosen.pt", "tries")
 
 
 def _methods(incomplete: str) -> list[str]:
@@ -118,10 +121,10 @@ def _one(trained: Trained, recipe: Any, method: str, own: list[str], out: Path, 
 
     entry = fitting(method, trained)
     options = _options(entry, own)
-    _free(out, overwrite, "point.json")
+    _free(out, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     artefact = out / ("export" if entry.meta["gives"] == "export" else "model.pt")
-    data = Data(recipe)
+    data = Data(recipe, trained.task.spec)
     try:
         entry(Work(trained, recipe, data, artefact, _events(json)), **options)
     finally:
@@ -152,17 +155,25 @@ def _options(entry: Entry, own: list[str]) -> dict[str, Any]:
         raise explain(error, {}, "compress", entry.schema.model_fields) from None
 
 
-def _free(out: Path, overwrite: bool, mark: str) -> None:
+def _free(out: Path, overwrite: bool) -> None:
     """Hold `out` to a new folder, or one of ours that may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    ours = out.is_dir() and any((out / name).exists() for name in (mark, "cut.pt", "run", "model.pt", "export"))
-    if not ours:
+    if not out.is_dir() or not any((out / name).exists() for name in OURS):
         raise InputError(f"{out}: is there already", "expected a new folder", "give another --out")
-    if (out / mark).exists() and not overwrite:
+    if (out / "point.json").exists() and not overwrite:
         raise InputError(f"{out}: compressed already", "expected a new folder", "--overwrite, or another --out")
     if overwrite:
-        shutil.rmtree(out)
+        _remove(out, OURS)
+
+
+def _remove(out: Path, names: Iterable[str]) -> None:
+    """What compress wrote to the folder `out`; whatever else lies there stays."""
+    for path in (out / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _search(
@@ -170,10 +181,10 @@ def _search(
 ) -> None:
     from bigmodel_cli.compress.search import Search
 
-    if overwrite and (out / "search.json").exists():
-        shutil.rmtree(out)
-    elif out.exists() and any(out.iterdir()) and not (out / "search.json").exists():
+    if out.exists() and not (out.is_dir() and ((out / "search.json").exists() or not any(out.iterdir()))):
         raise InputError(f"{out}: is there already, and no search", "expected a new folder", "give another --out")
+    if overwrite:
+        _remove(out, OURS_OF_A_SEARCH)
 
     def tell(point: Point) -> None:
         if not json:

@@ -120,24 +120,14 @@ def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: 
     import torch
 
     from bigmodel_cli.engine.assemble import load_data, split
-    from bigmodel_cli.engine.start import digest
     from bigmodel_cli.export.proof import Subject
 
     recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
     bundle = load_data(recipe.data, trained.task.spec)
     source = split(bundle, recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
-    spec = trained.task.spec
     model = trained.model.cpu().float().eval()
-    about = {
-        "arch": trained.recipe.model.name,
-        "arch_args": {k: v for k, v in trained.recipe.to_dict()["model"].items() if k in trained.recipe.model.options},
-        "task": trained.task.name,
-        "input": {"kind": spec.kind, **spec.to_dict()},
-        "recipe": trained.recipe.to_dict(),
-        "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)},
-        "checkpoint": {"file": trained.path.name, "SHA-256 of its tensors": digest(model)},
-    }
+    about = {**trained.described(), "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)}}
     raw = [source.gather(part) for part in chosen.split(64)]
     return Subject(model, trained.task.for_data(bundle.spec), raw, about)
 

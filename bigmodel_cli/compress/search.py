@@ -115,7 +115,7 @@ class Search:
             InputError: the folder holds the search of something else.
         """
         self._settings()
-        self.data = Data(self.recipe)
+        self.data = Data(self.recipe, self.source.task.spec)
         self.judge = Judge.of(self.source, self.data)
         source = self._known("source") or self._keep(self.judge.point_of_source())
         points: list[Point] = []

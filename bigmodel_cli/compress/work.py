@@ -10,11 +10,11 @@ Shapes: B batch.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.core.types import Batch, DataBundle, Source, Spec
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import load_data, train_and_val
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.session import train
-from bigmodel_cli.engine.start import Trained, digest, load_trained
+from bigmodel_cli.engine.start import Trained, load_trained
 from bigmodel_cli.export.proof import Subject
 
 Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
@@ -40,16 +40,25 @@ Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 
 @dataclass
 class Data:
-    """The train and val splits of the data that a checkpoint remembers, loaded once for a whole search."""
+    """The train and val splits of the data that a checkpoint remembers, loaded once for a whole search.
+
+    `spec` is the checkpoint's: text is cut into its tokens.
+    """
 
     recipe: Recipe
-    _splits: tuple[Source, Source] | None = None
+    spec: Spec
 
-    @property
+    @cached_property
+    def bundle(self) -> DataBundle:
+        return load_data(self.recipe.data, self.spec)
+
+    @cached_property
     def splits(self) -> tuple[Source, Source]:
-        if self._splits is None:
-            self._splits = train_and_val(load_data(self.recipe.data), self.recipe.data)
-        return self._splits
+        return train_and_val(self.bundle, self.recipe.data)
+
+    def task(self, trained: Trained) -> Any:
+        """The task of `trained` on this data, whose classes may stand in another order."""
+        return trained.task.for_data(self.bundle.spec)
 
     @property
     def train(self) -> Source:
@@ -93,27 +102,18 @@ class Work:
 
     def calibration(self, count: int) -> Iterator[tuple[Tensor, ...]]:
         """The model's inputs for `count` training samples, each batch (B, ...)."""
-        task = self.trained.task
+        task = self.data.task(self.trained)
         for raw in self.data.spread(self.data.train, count):
             batch = task.prepare(raw)
             yield tuple(batch[name].contiguous() for name in task.inputs)
 
     def subject(self, how: Mapping[str, Any] | None = None, samples: int = 256) -> Subject:
         """What an export is made of, and `samples` validation inputs to compare it on; `how` goes into export.json."""
-        trained, recipe = self.trained, self.recipe.to_dict()
-        spec = trained.task.spec
-        about: dict[str, Any] = {
-            "arch": trained.recipe.model.name,
-            "arch_args": {k: recipe["model"][k] for k in trained.recipe.model.options},
-            "task": trained.task.name,
-            "input": {"kind": spec.kind, **spec.to_dict()},
-            "recipe": recipe,
-            "data": {"validation samples": len(self.data.val)},
-            "checkpoint": {"file": trained.path.name, "SHA-256 of its tensors": digest(trained.model)},
-        }
+        data, about = self.data, self.trained.described()
+        about["data"] = {"fingerprint": data.bundle.fingerprint, "validation samples": len(data.val)}
         if how:
-            about["compressed"] = [*trained.meta.get("compressed", []), {**how, "final": True}]
-        return Subject(trained.model, trained.task, list(self.data.spread(self.data.val, samples)), about)
+            about["compressed"] = [*about.get("compressed", []), {**how, "final": True}]
+        return Subject(self.model, data.task(self.trained), list(data.spread(data.val, samples)), about)
 
     def write(self, tensors: Mapping[str, Tensor], how: Mapping[str, Any], recipe: Recipe | None = None) -> None:
         """The checkpoint at `out`: `tensors` and what the source says of itself, without an optimizer's state."""
@@ -209,11 +209,3 @@ def family(name: str) -> list[Entry]:
 def missing(entry: Entry) -> list[str]:
     """The packages that a method needs and that are not installed."""
     return [package for package in entry.meta.get("needs", ()) if importlib.util.find_spec(package) is None]
-
-
-def remove(path: Path) -> None:
-    """A try's artefact that was not finished."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

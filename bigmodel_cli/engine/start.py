@@ -36,6 +36,20 @@ class Trained:
     def head(self) -> str:
         return head_of(self.recipe)
 
+    def described(self) -> dict[str, Any]:
+        """What an export says of its source, as plain values."""
+        spec, model = self.task.spec, self.recipe.to_dict()["model"]
+        compressed = self.meta.get("compressed")
+        return {
+            "arch": self.recipe.model.name,
+            "arch_args": {k: v for k, v in model.items() if k in self.recipe.model.options},
+            "task": self.task.name,
+            "input": {"kind": spec.kind, **spec.to_dict()},
+            "recipe": self.recipe.to_dict(),
+            "checkpoint": {"file": self.path.name, "SHA-256 of its tensors": digest(self.model)},
+            **({"compressed": list(compressed)} if compressed else {}),
+        }
+
 
 def head_of(recipe: Recipe) -> str:
     """The name of the last layer of the recipe's model, as it was registered."""

@@ -13,6 +13,9 @@ MOST_CLASSES = 50
 KINDS = {"image_classification": "image-classification", "text_classification": "text-classification",
          "language_modeling": "text-generation", "translation": "translation"}  # fmt: skip
 
+HOW = ("method", "final")
+"""Keys of a step of compression that are not its options."""
+
 
 def model_card(folder: ExportFolder) -> str:
     """Markdown with the front matter that model hubs read; every figure is from the folder's own files."""
@@ -31,6 +34,9 @@ def _about(folder: ExportFolder) -> Iterator[str]:
     yield f"A model for {about['task'].replace('_', ' ')}, exported as {about['format']} by {about['made_by']}."
     if (folder.path / "example.py").exists():
         yield "`example.py` runs it; `preprocess.json` says how its input is prepared."
+    for step in about.get("compressed", []):
+        options = ", ".join(f"{key} {value}" for key, value in step.items() if key not in HOW)
+        yield f"Made smaller and quicker by `{step['method']}`" + (f" ({options})." if options else ".")
     yield from ("", "## Data", "", f"- data set: {data['name']}")
     if data.get("path"):
         yield f"- from: {Path(data['path']).name}"
@@ -51,6 +57,9 @@ def _figures(folder: ExportFolder) -> Iterator[str]:
         yield f"| {name} | {interval(ours)} | {interval(proof['metrics']['export'][name])} |"
     # What is quantized differs by more than any limit for fp32: its accuracy above is what counts.
     limit = "no limit was set" if proof["tolerance"] is None else f"at most {proof['tolerance']:g} was allowed"
+    if folder.about.get("compressed") and proof["tolerance"] is None and "accuracy" in proof["metrics"]["export"]:
+        ours, theirs = (proof["metrics"][w]["accuracy"]["value"] for w in ("checkpoint", "export"))
+        yield from ("", f"Rounding to fewer bits cost {100 * (ours - theirs):.2f} points of accuracy here.")
     yield from (
         "",
         f"Largest difference of a logit {proof['largest_difference']:.2g}, {limit}; "
@@ -86,4 +95,4 @@ def _recipe(folder: ExportFolder) -> Iterator[str]:
     yield from ("", "## Recipe", "", "```yaml", text.rstrip(), "```", "", "## Digests", "")
     checkpoint: Mapping[str, Any] = folder.about.get("checkpoint", {})
     yield from (f"- checkpoint {name}: `{value}`" for name, value in checkpoint.items())
-    yield from (f"- SHA-256 of {name}: `{value}`" for name, value in folder.proof["files"].items())
+    yield from (f"- SHA-256 of {name}: `{value}`" for name, value in folder.files.items())

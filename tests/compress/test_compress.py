@@ -64,14 +64,14 @@ def compressed(source: Path, name: str, folder: Path, **options: Any) -> Path:
     trained = load_trained(source)
     entry = fitting(name, trained)
     out = folder / ("export" if entry.meta["gives"] == "export" else "model.pt")
-    data = Data(trained.recipe)
+    data = Data(trained.recipe, trained.task.spec)
     entry(Work(trained, trained.recipe, data, out, unseen), **entry.options(options, "compress"))
     return out
 
 
 def judged(source: Path, artefact: Path) -> tuple[Point, Point]:
     trained = load_trained(source)
-    judge = Judge.of(trained, Data(trained.recipe))
+    judge = Judge.of(trained, Data(trained.recipe, trained.task.spec))
     return judge.point_of_source(), judge.point("x", artefact)
 
 
@@ -197,6 +197,8 @@ def test_int8_of_onnxruntime(source: Path, run_cli: Any, tmp_path: Path) -> None
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     was, now = judged(source, tmp_path / "small/export")
     assert was.bytes / now.bytes > 2 and now.drop < 2
+    card = (tmp_path / "small/export/MODEL_CARD.md").read_text()
+    assert "by `int8-onnx` (samples 512, ranges minmax)" in card and "Rounding to fewer bits cost" in card
     told = run_cli("eval", "small/export", "--json")
     assert json.loads(told.stdout)["headline"]["top1"]["value"] == pytest.approx(now.value)
     Image.fromarray(torch.randint(0, 255, (8, 8), dtype=torch.uint8).numpy()).save(tmp_path / "a.png")
@@ -228,8 +230,8 @@ def test_calibration_reads_train_and_nothing_reads_test(
 ) -> None:
     asked: list[str] = []
 
-    def watched(section: Any) -> Any:
-        bundle = load_data(section)
+    def watched(section: Any, like: Any) -> Any:
+        bundle = load_data(section, like)
 
         def load(split: str) -> Any:
             asked.append(split)
@@ -241,10 +243,25 @@ def test_calibration_reads_train_and_nothing_reads_test(
     judged(source, compressed(source, "int8-onnx", tmp_path, samples=64))
     assert set(asked) == {"train"}  # val is carved from it
     trained = load_trained(source)
-    data = Data(trained.recipe)
+    data = Data(trained.recipe, trained.task.spec)
     seen = [x for (batch,) in Work(trained, trained.recipe, data, tmp_path, unseen).calibration(64) for x in batch]
     every = trained.task.prepare(data.train.gather(torch.arange(len(data.train))))["image"]
     assert len(seen) == 64 and all(any(torch.equal(x, y) for y in every) for x in seen)
+
+
+def test_classes_in_another_order_are_matched_by_name(source: Path) -> None:
+    trained = load_trained(source)
+    expected = Judge.of(trained, Data(trained.recipe, trained.task.spec)).value
+    head, spec = trained.model.get_submodule(trained.head), trained.task.spec
+    for tensor in head.state_dict().values():
+        tensor.copy_(tensor.flip(0))
+    other = replace(trained, task=replace(trained.task, spec=spec.with_(classes=spec.classes[::-1])))
+    data = Data(other.recipe, other.task.spec)
+    assert Judge.of(other, data).value == expected > 0.9
+    sample = Work(other, other.recipe, data, Path(), unseen).subject(samples=8)
+    with torch.inference_mode():
+        said = sample.model(sample.prepared[0]["image"]).argmax(1)
+    assert (said == sample.prepared[0]["label"]).float().mean() > 0.7
 
 
 def search(source: Path, out: Path, goal: Goal) -> tuple[Frontier, list[str]]:
