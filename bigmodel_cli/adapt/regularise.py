@@ -49,7 +49,7 @@ class Regularised:
         return self.change(plain, seen[-1].float(), batch)
 
 
-@methods.register("l2-sp", lr=3e-4)
+@methods.register("l2-sp", lr=3e-4, holds_weights=True)
 def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     """Everything trains; alpha/2 |w - w0|^2 keeps the backbone near its start, beta/2 |w|^2 the head small.
 
@@ -63,8 +63,8 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     began = keep(start.model, backbone)
 
     def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
-        far = torch.stack([(p - began[n]).square().sum() for n, p in backbone.items()]).sum()
-        large = torch.stack([p.square().sum() for p in head]).sum()
+        far = sum((p - began[n]).square().sum() for n, p in backbone.items())
+        large = sum(p.square().sum() for p in head)  # of none where the head is the embedding again
         return LossSum(plain.total + (alpha * far + beta * large) / 2 * plain.count, plain.count)
 
     return Adapted(objective=lambda task: Regularised(task, change))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import methods
 from bigmodel_cli.engine.group import Group
 from bigmodel_cli.engine.placement import Placement
 
@@ -170,9 +171,8 @@ def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.M
         return DataParallel(group, unused=unused or section.unused)
     from bigmodel_cli.engine.sharded import FullyShard
 
-    if recipe.optimizer.name == "muon" or unused or section.sync_batchnorm:
-        what = "muon" if recipe.optimizer.name == "muon" else "a method in stages" if unused else "sync_batchnorm"
-        raise InputError(f"parallel.strategy {chosen} with {what}", "expected ddp", "--set parallel.strategy=ddp")
+    if reason := _needs_whole(recipe, unused):
+        raise InputError(f"parallel.strategy {chosen} with {reason}", "expected ddp", "--set parallel.strategy=ddp")
     if group.width == 1:
         return FullyShard(group, placement, offload=section.offload)
     from bigmodel_cli.engine.tensor_parallel import FullyShardTensorParallel, TensorParallel, plan_for
@@ -181,6 +181,18 @@ def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.M
     if group.shards == 1:
         return TensorParallel(group, placement, plan)
     return FullyShardTensorParallel(group, placement, plan, offload=section.offload)
+
+
+def _needs_whole(recipe: Recipe, stages: bool) -> str:
+    """What in `recipe` works on whole tensors, of a model that is the same throughout; "" where nothing does."""
+    method = recipe.start.method
+    found = {
+        "muon": recipe.optimizer.name == "muon",
+        "a method in stages": stages,
+        f"method {method}": methods.get(method).meta.get("holds_weights", False),
+        "sync_batchnorm": recipe.parallel.sync_batchnorm,
+    }
+    return next((what for what, true in found.items() if true), "")
 
 
 def with_synced_batchnorm(model: nn.Module, group: Group, placement: Placement) -> nn.Module:

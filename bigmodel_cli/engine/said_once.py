@@ -63,7 +63,8 @@ def _said(run: Run, source: Source) -> Batch | None:
     assert run.adapted.once is not None
     parts: list[Batch] = []
     size = run.recipe.train.eval_batch_size
-    with torch.inference_mode(), run.placement.autocast():
+    # What the passes of a model leave that is cut over ranks is used in training: no inference tensors then.
+    with torch.no_grad() if run.parallel.cuts else torch.inference_mode(), run.placement.autocast():
         for batch in forward_pass(run.model, run.task, source, run.placement, size):
             if run.stop():
                 return None

@@ -17,8 +17,10 @@ from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble, load_data, train_and_val
 from bigmodel_cli.engine.evaluate import evaluate
 from bigmodel_cli.engine.group import ALONE, Group
+from bigmodel_cli.engine.loop import fit
 from bigmodel_cli.engine.placement import place
 from bigmodel_cli.engine.ranks import Ranks
+from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.start import load_trained
 
 LEARNED = {"heads": 2, "bias": True}
@@ -77,22 +79,23 @@ def test_each_rank_holds_its_part(tmp_path: Path) -> None:
 
 def test_saved_on_some_and_resumed_on_others(tmp_path: Path) -> None:
     """Two that share, one, two pairs of such: stopped in mid-epoch, the losses of one process."""
-    whole = trained(recipe(tmp_path, ROTARY))
+    model = {**ROTARY, "layers": 1}
+    whole = trained(recipe(tmp_path, model))
     losses: list[float] = []
     before = None
     for stop, world, parallel in (
         (4, 2, {"strategy": "tp"}),
         (8, 1, {}),
-        (12, 4, {"strategy": "fsdp", "tensor": 2}),
+        (11, 4, {"strategy": "fsdp", "tensor": 2}),
     ):
-        wanted = recipe(tmp_path, ROTARY, **parallel)
+        wanted = recipe(tmp_path, model, **parallel)
         parts = [trained(wanted, ALONE, stop, before)] if world == 1 else spread(
             world, lambda group, w=wanted, s=stop, b=before: trained(w, group, s, b), tmp_path
         )  # fmt: skip
         losses += parts[0]["losses"]
         before = tmp_path / f"{world}-{stop}.pt"
         checkpoint.save(before, parts[0]["state"])
-    assert len(losses) == 12 and losses == pytest.approx(whole["losses"][:12], abs=1e-4)
+    assert len(losses) == 11 and losses == pytest.approx(whole["losses"][:11], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,34 @@ def test_a_model_without_a_plan_is_refused() -> None:
     wanted = resolve([Layer("test", {"model": {"name": "mlp"}, "parallel": {"strategy": "tp"}})]).recipe
     with pytest.raises(InputError, match="mlp has no plan"):
         assemble(wanted, group=Group(Ranks(0, 2, 0, 2)))
+
+
+def test_finetuning_by_preferences(tmp_path: Path) -> None:
+    """What the start says is asked for by every rank, and trained on afterwards; what holds weights is refused."""
+    checkpoint.save(tmp_path / "start.pt", assemble(recipe(tmp_path, LEARNED), measure=False).state())
+    pair = {"prompt": "to be", "chosen": " or not to be", "rejected": " so"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 12)
+
+    def sections(method: str, strategy: str) -> Any:
+        start = {"checkpoint": str(tmp_path / "start.pt"), "method": method}
+        values = recipe(tmp_path, LEARNED, strategy=strategy).to_dict()
+        values["train"].update(epochs=1, ema_decay=None)
+        if method == "dpo":
+            values["data"] = {"name": "preference_file", "path": str(tmp_path / "pairs.jsonl")}
+        return resolve([Layer("test", {**values, "start": start})]).recipe
+
+    def work(group: Group, strategy: str) -> Any:
+        run = assemble(sections("dpo", strategy), measure=False, group=group)
+        assert say_once(run)
+        fit(run)
+        return checkpoint.digest(run.said["train"]), float(run.progress.best_loss)
+
+    _, alone = work(ALONE, "auto")
+    for strategy in ("tp", "fsdp"):
+        first, second = spread(2, lambda group, s=strategy: work(group, s), tmp_path)
+        assert first == second and first[1] == pytest.approx(alone, rel=1e-4)
+        with pytest.raises(InputError, match=f"strategy {strategy} with method l2-sp"):
+            assemble(sections("l2-sp", strategy), group=Group(Ranks(0, 2, 0, 2)))
 
 
 def test_the_command(tmp_path: Path) -> None:
