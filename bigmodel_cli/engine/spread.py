@@ -35,9 +35,13 @@ def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedMo
 
     if not parallel.cuts:
         return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    from torch.distributed.fsdp import FSDPModule  # slow to import
+
     each = lambda kept, now, count: one(kept, now, count) if kept.is_floating_point() else now  # noqa: E731
     ema = AveragedModel(model, avg_fn=each, use_buffers=True)  # cut tensors and buffers do not mix
     parallel.wrap(ema.module)
+    if isinstance(ema.module, FSDPModule):  # whole after an evaluation, it could not be averaged with what is cut
+        ema.module.set_reshard_after_forward(True)
     return ema
 
 

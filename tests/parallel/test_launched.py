@@ -120,6 +120,7 @@ def test_finetuning_agrees_whatever_the_strategy(nursery: Nursery) -> None:
     code, child = nursery.run(*TRAIN, "--out", "start")
     assert code == 0, child.error
     command = ["finetune", "--from", "start/best.pt", "--lora", "2", "--epochs", "1", "--precision", "fp32", "--json"]
+    command += ["--set", "train.ema_decay=0.9"]
     ends = []
     for strategy in ("ddp", "fsdp"):
         child = launch(nursery, "--set", f"parallel.strategy={strategy}", "--out", strategy, command=command)
