@@ -238,6 +238,14 @@ def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
     return tuple(ids.get(name, known.special.get(UNKNOWN, -1)) for name in theirs.tokens())
 
 
+def ids_of(text: str, spec: TextSpec, framed: bool = False) -> list[int]:
+    """At most a context of the ids of `text`; `framed`: see :func:`encode_padded`."""
+    known = tokenizer(spec)
+    if framed and isinstance(known, Pairs):
+        return list(known.framed(text, spec.context))
+    return list(known.encode(text))[: spec.context]
+
+
 def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) -> Tensor:
     """(B,T) int64 ids, ``<pad>`` after the shorter ones; at least one token, at most the context.
 
@@ -245,11 +253,9 @@ def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) ->
     """
     import torch
 
-    known = tokenizer(spec)
-    whole = known.framed if framed and isinstance(known, Pairs) else lambda text, most: known.encode(text)[:most]
-    rows = [list(whole(text, spec.context)) for text in texts]
+    rows = [ids_of(text, spec, framed) for text in texts]
     longest = max(1, *map(len, rows), 1)
-    pad = known.special.get(PAD, 0)
+    pad = tokenizer(spec).special.get(PAD, 0)
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
 
 

@@ -20,10 +20,12 @@ EXTRAS = {
     "executorch": ("executorch",),
     "litert": ("litert_torch", "ai_edge_litert"),
     "coreml": ("coremltools",),
+    "compress": ("torchao", "torch_pruning", "nncf"),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
 }
 """An extra of pyproject.toml, and what it installs."""
-SLOW = ("litert_torch", "coremltools")
-"""Their import alone takes the time that all probes have: it is left to the export."""
+NOT_IMPORTED = ("litert_torch", "coremltools", *EXTRAS["compress"], *EXTRAS["serve"])
+"""Packages whose import takes the time that all probes have, or that hold no binaries: their version is enough."""
 PROBES: dict[str, tuple[Status, str]] = {
     "torch": ("fail", TORCH_FIX),
     "torchvision": ("fail", TORCH_FIX),
@@ -104,7 +106,7 @@ def unloaded(package: str) -> Check | None:
         return Check(package, "warn", "not installed (optional)", f"pip install 'bigmodel[{name}]'")
     if package == "coremltools" and sys.platform != "darwin":
         return Check(package, "warn", f"{version}, but Core ML runs on macOS alone", "export coreml on a Mac")
-    return Check(package, "pass", version) if package in SLOW else None
+    return Check(package, "pass", version) if package in NOT_IMPORTED else None
 
 
 def extra(package: str) -> Check:

@@ -1,4 +1,4 @@
-"""``example.py``: about thirty lines that run an export on one picture, with the runtime of its format alone."""
+"""``example.py``: about thirty lines that run an export on one sample, with the runtime of its format alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import Entry
 from bigmodel_cli.export import folder as layout
+from bigmodel_cli.export.example_text import sample_text, text_expected, text_script
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.pixels import SCALES, resized_sample
 
@@ -89,14 +90,16 @@ for k in probability.argsort()[::-1][:5]:
 """
 
 
-def example_script(entry: Entry, kind: str, preprocess: Mapping[str, Any]) -> str | None:
-    """The program for a format and a kind of input; None where there is none for it."""
-    own = entry.meta.get("runtime")
-    if own is None or (kind != "image" and own.answers):
-        return None
-    packages = [p for p in own.needs if p not in ("numpy", "pillow")]
+def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> str | None:
+    """The program for a format and a task; None where there is none for it."""
+    own, kind = entry.meta["runtime"], task.spec.kind
     if not own.answers:
         return CONTENTS.format(needs=", ".join(own.needs), imports=own.imports, run=own.run)
+    if kind == "text" and len(task.inputs) == 1:
+        return text_script(own, preprocess, bool(task.spec.classes), ANSWER)
+    if kind != "image":
+        return None
+    packages = [p for p in own.needs if p not in ("numpy", "pillow")]
     parts = [HEAD.format(needs=", ".join([*packages, "numpy and pillow"]), imports=own.imports)]
     if "in_the_graph" in preprocess:
         return "".join([*parts, "\n", READ, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
@@ -119,25 +122,29 @@ def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
-    """Run the folder's example on a real picture, away from bigmodel (and torch, where the runtime needs none).
+    """Run the folder's example on a real sample, away from bigmodel (and torch, where the runtime needs none).
 
     Returns its first answer and what it should have been; ``failed`` has a line where they differ.
     None where there is no example.
     """
     if not (folder / layout.EXAMPLE).exists():
         return None
-    own = entry.meta["runtime"]
+    own, text = entry.meta["runtime"], subject.task.spec.kind == "text"
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
-        # Larger, and not of the model's shape: it must be prepared.
-        arguments = [str(resized_sample(subject, 0, SCALES[0], Path(place)))] if own.answers else []
+        arguments = []
+        if own.answers:  # a picture that is larger, and not of the model's shape: it must be prepared
+            arguments = [sample_text(subject) if text else str(resized_sample(subject, 0, SCALES[0], Path(place)))]
         done = _alone(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
         if not own.answers:
             return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
-        logits = _expected(entry, subject, run, Path(arguments[0]))
-    return _held(done.stdout, logits[0].double().softmax(0), subject.task.spec.classes)
+        if text:
+            logits, names = text_expected(subject, run, arguments[0])
+        else:
+            logits, names = _expected(entry, subject, run, Path(arguments[0])), subject.task.spec.classes
+    return _held(done.stdout, logits[0].double().softmax(0), names)
 
 
 def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:

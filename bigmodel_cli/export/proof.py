@@ -200,7 +200,7 @@ def _describe(entry: Entry, subject: Subject, new: Path, out: Path, options: Map
     _text(new / layout.PREPROCESS, _json(preprocess), out)
     _text(new / layout.EXPORT, _json(about), out)
     _text(new / layout.PROOF, "{}\n", out)
-    script = example_script(entry, subject.task.spec.kind, preprocess)
+    script = example_script(entry, subject.task, preprocess)
     if script is not None:
         _text(new / layout.EXAMPLE, script, out)
 

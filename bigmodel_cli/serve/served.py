@@ -100,10 +100,12 @@ class Texts:
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
         import numpy as np
 
-        from bigmodel_cli.core.tokens import tokenizer
+        from bigmodel_cli.core.tokens import ids_of
 
-        encode = tokenizer(self.spec).encode
-        found = [(name, list(encode(text))[: self.spec.context]) for name, text in texts(body, limits)]
+        try:
+            found = [(name, ids_of(text, self.spec, framed=True)) for name, text in texts(body, limits)]
+        except InputError as error:  # a character that the model does not know
+            raise Refusal(400, error.what, error.expected, error.hint) from None
         return [(name, np.array(ids or [self._pad()], np.int64)) for name, ids in found]
 
     def _pad(self) -> int:

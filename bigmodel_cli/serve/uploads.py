@@ -144,6 +144,8 @@ def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
     found = [text] if isinstance(text, str) else text
     if not isinstance(found, list) or not found or not all(isinstance(t, str) and t.strip() for t in found):
         raise Refusal(400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}')
+    if any("\ud800" <= character <= "\udfff" for character in "".join(found)):
+        raise Refusal(400, "a text with half a character in it", "expected Unicode")
     if len(found) > limits.samples:
         raise Refusal(413, f"{len(found)} texts in a request", f"expected at most {limits.samples}")
     return [(f"text {i}", t) for i, t in enumerate(found, 1)]

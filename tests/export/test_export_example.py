@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from subjects import CLASSES, GREY, PICTURES, SMALL, subject
+from torch import nn
 
-from bigmodel_cli.core.registry import exports
-from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.core.registry import exports, tasks
+from bigmodel_cli.core.tokens import encode_padded, tokenizer, train_bpe
+from bigmodel_cli.core.types import ImageSpec, TextSpec
 from bigmodel_cli.export import example
 from bigmodel_cli.export.proof import Proof, Subject, prove
 from bigmodel_cli.export.runtime import Runtime
@@ -37,6 +41,60 @@ def test_it_prepares_a_picture_as_training_did(spec: ImageSpec, tmp_path: Path) 
 def test_it_needs_torch_alone_where_torch_is_the_runtime(tmp_path: Path) -> None:
     found = made("pt2", tmp_path, subject(sizes=(3,)))
     assert found.passed and found.example and found.example["answer"] in CLASSES
+
+
+SAID = "A fine film, one <pad> of the best naïve ones: 東京"
+SPECIALS = ("<pad>", "<unk>", "<start>", "<end>")
+
+
+def text_spec(kind: str, classes: tuple[str, ...], context: int) -> TextSpec:
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+        return TextSpec(kind, (train_bpe([SAID] * 3, 300),), context, classes)
+    vocabulary = {"byte": (), "char": (*SPECIALS, *sorted(set(SAID))), "word": (*SPECIALS, "fine", "one", "the")}
+    return TextSpec(kind, vocabulary[kind], context, classes)
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe"])
+@pytest.mark.parametrize(("classes", "context"), [(("bad", "good", "fine"), 16), ((), 16), (("bad", "good"), 200)])
+def test_it_makes_tokens_as_training_did(
+    kind: str, classes: tuple[str, ...], context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network stands for any: its logits are another number for every other row of tokens."""
+    monkeypatch.setattr(example, "sample_text", lambda subject: SAID + " " + SAID)
+    spec = text_spec(kind, classes, context)
+    code = f"logits = np.sin(np.cumsum(x)[:, None] * np.arange(1, {len(classes) or tokenizer(spec).size} + 1))[None]"
+    code += "[:, -1]" if classes else ""
+    own = Runtime(("numpy",), "import math", code)
+    entry = dataclasses.replace(exports.get("onnx"), meta={"runtime": own})
+    name = "text_classification" if classes else "language_modeling"
+    task = tasks.get(name)(spec, nn.CrossEntropyLoss(reduction="none"), None)
+    tokens = encode_padded([SAID], spec)
+    raw = {"tokens": tokens, "label": torch.zeros(1).long(), "index": torch.zeros(1)}
+    script = example.example_script(entry, task, task.preprocessing())
+    assert script and len(script.splitlines()) < 50
+    for file, text in (
+        ("example.py", script), ("labels.json", json.dumps(classes)),
+        ("preprocess.json", json.dumps(task.preprocessing())),
+    ):  # fmt: skip
+        (tmp_path / file).write_text(text, encoding="utf-8")
+
+    def run(x: Any) -> Any:
+        held: dict[str, Any] = {"np": np, "x": x}
+        exec(code, held)
+        return held["logits"]
+
+    found = example.run_example(entry, Subject(nn.Identity(), task, [raw], {}), tmp_path, run)
+    assert found and found["failed"] == [] and found["answer"], found
+
+
+def test_a_text_model_answers_alone(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    spec = text_spec("word", ("bad", "good"), 16)
+    index = torch.arange(2)
+    raw = [{"tokens": encode_padded([SAID, "one"], spec), "label": index, "index": index}]
+    found = made("onnx", tmp_path, subject("text-cnn", spec, raw=raw, width=8, filters=4))
+    assert found.passed and found.example and found.example["answer"] in ("bad", "good"), found.failed
 
 
 def test_weights_alone_are_shown(tmp_path: Path) -> None:

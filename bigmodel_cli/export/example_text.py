@@ -1,0 +1,97 @@
+"""The parts of ``example.py`` that make tokens of a text, and what it should answer. Shapes: T tokens, K classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bigmodel_cli.core.tokens import ids_of, tokenizer
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.runtime import Runtime
+
+if TYPE_CHECKING:
+    from bigmodel_cli.export.proof import Subject
+
+LONGEST = 200
+"""Characters of the text that an example is tried with: it is an argument of a command."""
+HEAD = '''\
+"""What this model says of a text: python example.py TEXT. Needs {needs}."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+{imports}
+
+here = Path(__file__).resolve().parent
+steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
+'''
+IDS = 'ids = {token: i for i, token in enumerate(steps["vocabulary"])}\n'
+TOKENS = {
+    "byte": "tokens = list(sys.argv[1].encode())\n",
+    "char": IDS + 'tokens = [ids[c] if c in ids else ids["<unk>"] for c in sys.argv[1]]\n',
+    "word": IDS
+    + """\
+special, unknown = ("<pad>", "<unk>", "<start>", "<end>"), ids["<unk>"]
+tokens = [unknown if word in special else ids.get(word, unknown) for word in sys.argv[1].lower().split()]
+""",
+    "bpe": """\
+known = Tokenizer.from_str(steps["vocabulary"][0])
+known.no_padding()
+known.no_truncation()
+known.encode_special_tokens = True  # a text that spells one does not hold one
+found = known.encode(sys.argv[1], add_special_tokens=False)
+""",
+}
+FRAMED = """\
+found.truncate(max(steps["context"] - known.num_special_tokens_to_add(False), 0))
+tokens = known.post_process(found, add_special_tokens=True).ids
+"""
+LABELS = 'labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))\n'
+NAMES = {
+    "byte": '[f"{i:#04x}" for i in range(256)] + ["<end>"]',
+    "char": 'steps["vocabulary"]',
+    "word": 'steps["vocabulary"]',
+    "bpe": "sorted(known.get_vocab(), key=known.get_vocab().get)",
+}
+FIRST = 'x = np.array([tokens[: steps["context"]] or [0]], np.int64)\n'
+LAST = 'x = np.array([tokens[-steps["context"] :] or [0]], np.int64)\n'
+NEXT = "\nlogits = logits[:, -1]  # of the token after the last\n"
+
+
+def text_script(own: Runtime, preprocess: Mapping[str, Any], classes: bool, answer: str) -> str:
+    """The program for a format: the classes of a text, or, without `classes`, the tokens that may come next.
+
+    `answer`: its end, which shows the likeliest of ``labels`` by ``logits`` (1,K).
+    """
+    kind = preprocess["tokenizer"]
+    packages = [*(p for p in own.needs if p != "numpy"), *(["tokenizers"] if kind == "bpe" else []), "numpy"]
+    imports = own.imports + ("\nfrom tokenizers import Tokenizer" if kind == "bpe" else "")
+    parts = [HEAD.format(needs=", ".join(packages), imports=imports), LABELS if classes else "", "\n", TOKENS[kind]]
+    if kind == "bpe":
+        parts.append(FRAMED if classes else "tokens = found.ids\n")
+    names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"
+    return "".join([*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", answer])
+
+
+def sample_text(subject: Subject) -> str:
+    """A text of the data, as an argument of a command can be one."""
+    text = tokenizer(subject.task.spec).decode(subject.prepared[0]["tokens"][0].tolist())
+    return text.replace("\0", " ").encode(errors="ignore").decode()[:LONGEST] or " "
+
+
+def text_expected(subject: Subject, run: Run, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """The logits (1,K) of `text`, its tokens made by bigmodel, and the names of their places."""
+    spec = subject.task.spec
+    if spec.classes:
+        ids = ids_of(text, spec, framed=True)
+        return torch.from_numpy(run(np.array([ids or [0]], np.int64))), spec.classes
+    known = tokenizer(spec)
+    ids = list(known.encode(text))[-spec.context :]
+    names = tuple(json.dumps(name) for name in known.tokens())
+    return torch.from_numpy(run(np.array([ids or [0]], np.int64)))[:, -1], names
