@@ -46,7 +46,7 @@ def test_this_machine(run_cli: Any) -> None:
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stdout + done.stderr
     found = report(done)
-    for name in ("python", "cpu", "torch", "torchvision", "bf16", "disk", "memory"):
+    for name in ("python", "cpu", "torch", "torchvision", "bf16", "disk", "memory", "uvicorn", "torch_pruning"):
         assert found[name]["status"] in ("pass", "warn") and found[name]["value"], name
     import torch
 
