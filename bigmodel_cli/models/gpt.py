@@ -65,10 +65,9 @@ class Attention(nn.Module):
         b, t, d = x.shape
         share = self.heads // self.groups
         mixed = self.qkv(x).view(b, t, -1, share + 2, d // self.heads).permute(0, 2, 3, 1, 4)  # (B,G,share+2,T,E)
-        qk, v = mixed.split((share + 1, 1), 2)
-        if turn is not None:
-            qk = rotate(qk, *turn)
-        q, k = qk.split((share, 1), 2)
+        q, k, v = mixed.split((share, 1, 1), 2)
+        if turn is not None:  # each by itself: what comes of it is whole, and is not copied again
+            q, k = rotate(q, *turn), rotate(k, *turn)
         q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
         fresh = cache is None or cache.length == 0
         if cache is not None:
