@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,37 @@ def draw_frontier(
     """
     shown = [p for p in points if p["drop"] is not None]
     with drawing(path, size=(9.0, 5.0)) as axes:
+        from matplotlib.ticker import LogLocator, NullLocator
+
         sizes, drops = [p["bytes"] / 1e6 for p in shown], [p["drop"] for p in shown]
         dots = axes.scatter(sizes, drops, c=[p["speedup"] for p in shown], cmap="viridis", s=45, zorder=3)
         axes.scatter(source["bytes"] / 1e6, 0, marker="*", s=160, color="tab:red", zorder=3)
         axes.annotate("source", (source["bytes"] / 1e6, 0), (6, 6), textcoords="offset points", fontsize=8)
-        best = sorted((p for p in shown if p["frontier"]), key=lambda p: p["bytes"])
-        for i, point in enumerate(best):
+        for point in _labelled(shown, chosen):
             place = (point["bytes"] / 1e6, point["drop"])
-            axes.annotate(point["name"], place, (6, 6 if i % 2 else -11), textcoords="offset points", fontsize=7)
+            axes.annotate(point["name"], place, (8, 8), textcoords="offset points", fontsize=7)
             if point["name"] == chosen:
                 axes.scatter(*place, s=170, facecolors="none", edgecolors="tab:red", linewidths=2, zorder=4)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         # Near zero every tenth of a point counts, and a network cut without repair loses them all.
         axes.set_yscale("symlog", linthresh=0.5)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
         axes.margins(0.12)
         axes.set_ylim(max([*drops, 0.5]) * 1.4, min([*drops, 0.0]) - 0.2)  # the best on top
         axes.set_xlabel("size on disk (MB)")
         axes.set_ylabel("drop on val (points)")
         axes.set_title(title, fontsize=10)
         axes.figure.colorbar(dots, label="times as fast as the source, batch 1")
+
+
+def _labelled(points: Sequence[Mapping[str, Any]], chosen: str | None) -> list[Mapping[str, Any]]:
+    """The chosen point, and of the frontier the quickest of each size: names of near points would cover each other."""
+    best = sorted((p for p in points if p["frontier"]), key=lambda p: (p["name"] != chosen, -p["speedup"]))
+    labelled: list[Mapping[str, Any]] = []
+    for point in best:
+        if all(abs(math.log(point["bytes"] / other["bytes"])) > 0.3 for other in labelled):
+            labelled.append(point)
+    return labelled

@@ -175,7 +175,7 @@ def test_what_is_timed_is_called_with_whole_batches() -> None:
     seen: dict[str, list[int]] = {"a": [], "b": []}
     ways = {w: ((lambda x, w=w: seen[w].append(len(x))), [torch.zeros(5, 2)]) for w in seen}
     speeds(ways, 0)
-    assert seen["a"] == seen["b"] and set(seen["a"]) == {1, 32} and len(seen["a"]) == 2 * (2 + 5)
+    assert seen["a"] == seen["b"] and set(seen["a"]) == {1, 32} and len(seen["a"]) == 2 * (2 + 1 + 5)
 
 
 def test_a_changed_file_is_not_opened(tmp_path: Path) -> None:
