@@ -129,7 +129,8 @@ def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
     environment = {**shadow(tmp_path, "torch", "raise ImportError"), "BIGMODEL_DATA": str(tmp_path / "sets")}
     assert found_in(tmp_path / "sets") == ["digits", "synthetic_pictures", "synthetic_text"]
     (raw / files[-1]).touch()
-    assert report(run_cli("env-check", "--json", env=environment))["data"]["value"].startswith("digits, mnist, synthetic_")
+    value = report(run_cli("env-check", "--json", env=environment))["data"]["value"]
+    assert value.startswith("digits, mnist, synthetic_")
     gone = _data(tmp_path / "none", [])
     assert gone.status == "warn" and "no folder" in gone.value
 
