@@ -22,7 +22,8 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.tokens import END, PAD, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
-from bigmodel_cli.data.text import Context, Windows
+from bigmodel_cli.data.packed_rows import PackedRows
+from bigmodel_cli.data.text import Context
 from bigmodel_cli.data.tokenizer_choice import Tokenizer, chosen, of_text
 
 Encoding = Annotated[str, Field(description="of the file: auto (UTF-8, as JSON is), latin-1, ...")]
@@ -30,7 +31,9 @@ ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share of the rows, 
 Prefixes = Annotated[
     tuple[str, str, str], Field(description="what stands before a turn of the system, the user, the assistant")
 ]
-Pack = Annotated[bool, Field(description="rows follow each other in whole windows, instead of being filled up")]
+Pack = Annotated[
+    bool, Field(description="rows share a window instead of being filled up, each read as if it stood alone")
+]
 CONTEXT = 256
 
 
@@ -205,13 +208,11 @@ def _bundle(
     fill = known.special.get(PAD, known.special.get(END, 0))
 
     @functools.cache
-    def load(split: str) -> Answers | Windows:
+    def load(split: str) -> Answers | PackedRows:
         part = parts[split]
         sides = {side: [sides[side] for _, sides in part] for side in part[0][1]}
-        if not pack:
-            return Answers(sides, [where for where, _ in part], fill)
-        ids, learn = (torch.cat([r[i] for r in sides["chosen"]]) for i in (0, 1))
-        return Windows(ids, spec.context, split, learned=learn)
+        places = [where for where, _ in part]
+        return PackedRows(sides["chosen"], places, spec.context + 1, fill) if pack else Answers(sides, places, fill)
 
     return DataBundle(spec, {split: functools.partial(load, split) for split in parts}, total.hexdigest(), notes)
 

@@ -17,10 +17,12 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import PAD, SPECIALS, characters_of, encode_padded, tokenizer, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
-from bigmodel_cli.data.tokenizer_choice import chosen
+from bigmodel_cli.data.tokenizer_choice import chosen, of_text
 
 Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens of a text, the rest is cut off")]
-Vocabulary = Annotated[str, Field(description="word, char, byte, gpt2, or a tokenizer.json", min_length=1)]
+Vocabulary = Annotated[
+    str, Field(description="word, char, byte, gpt2, or a tokenizer.json; auto: the start's, else word", min_length=1)
+]
 FOLDS = 10
 
 
@@ -49,15 +51,22 @@ Texts = Mapping[str, tuple[list[str], list[int]]]
 
 
 def labelled(
-    splits: Texts, classes: Sequence[str], tokens: str, context: int, root: Path, notes: Sequence[str] = ()
+    splits: Texts,
+    classes: Sequence[str],
+    tokens: str,
+    like: TextSpec | None,
+    context: int,
+    root: Path,
+    notes: Sequence[str] = (),
 ) -> DataBundle:
     """The bundle of (texts, labels) by split; a new vocabulary is that of the train split alone."""
     train = splits["train"][0]
+    tokens = "word" if (tokens, like) == ("auto", None) else tokens
     if tokens in ("word", "char"):
         vocabulary = words_of(train, least=2) if tokens == "word" else characters_of(train, SPECIALS)
         spec = TextSpec(tokens, vocabulary, context, tuple(classes))
     else:
-        spec = chosen(tokens, None, context, root).with_(classes=tuple(classes))
+        spec = chosen(tokens, like, context, root).with_(classes=tuple(classes))
 
     @functools.cache
     def load(split: str) -> LabelledTexts:
@@ -68,7 +77,9 @@ def labelled(
 
 
 @data.register("rt-polarity", task="text_classification")
-def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Vocabulary = "word") -> DataBundle:
+def rt_polarity(
+    root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: Vocabulary = "auto"
+) -> DataBundle:
     """10,662 sentences of film reviews, positive or negative (Pang and Lee 2005); every tenth line tests.
 
     The data comes without a split. Ours: of each file, lines 0, 10, 20, ... (from 0) test,
@@ -87,4 +98,4 @@ def rt_polarity(root: Path, *, context: Context = 64, tokenizer: Vocabulary = "w
             texts, labels = splits[{0: "test", 1: "val"}.get(i % FOLDS, "train")]
             texts.append(line)
             labels.append(label)
-    return labelled(splits, ("negative", "positive"), tokenizer, context, root)
+    return labelled(splits, ("negative", "positive"), tokenizer, of_text(like), context, root)

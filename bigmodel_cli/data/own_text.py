@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.labelled_text import Texts, Vocabulary, labelled
-from bigmodel_cli.data.parallel_text import Pairs, Size, parallel, read_pair
+from bigmodel_cli.data.parallel_text import Pairs, Pieces, Size, parallel, read_pair
 from bigmodel_cli.data.shard_files import is_shards
 from bigmodel_cli.data.text import Context, Separate, windows
 from bigmodel_cli.data.tokenizer_choice import Tokenizer, chosen, of_text
@@ -69,9 +69,10 @@ def few(notes: Sequence[str]) -> list[str]:
 @data.register(task="text_classification")
 def labelled_file(
     root: Path,
+    like: TextSpec | None = None,
     *,
     path: str,
-    tokenizer: Vocabulary = "word",
+    tokenizer: Vocabulary = "auto",
     context: Context = 64,
     encoding: Encoding = AUTO,
 ) -> DataBundle:
@@ -85,16 +86,17 @@ def labelled_file(
         texts.append(str(row["text"]))
         labels.append(classes.index(str(row["label"])))
     _check_splits(file, splits)
-    return labelled(splits, classes, tokenizer, context, root, notes)
+    return labelled(splits, classes, tokenizer, of_text(like), context, root, notes)
 
 
 @data.register(task="translation")
 def parallel_file(
     root: Path,
+    like: TextSpec | None = None,
     *,
     path: str,
     target: str | None = None,
-    tokenizer: Literal["bpe", "word"] = "bpe",
+    tokenizer: Pieces = "auto",
     vocabulary: Size = 8000,
     context: Context = 64,
     encoding: Encoding = AUTO,
@@ -111,7 +113,7 @@ def parallel_file(
     if cut >= len(pairs[0]):
         raise InputError(f"{file}: {len(pairs[0])} pairs", "expected at least 2, some to validate")
     splits = {"train": (pairs[0][:cut], pairs[1][:cut]), "val": (pairs[0][cut:], pairs[1][cut:])}
-    return parallel(splits, tokenizer, vocabulary, context, notes)
+    return parallel(splits, tokenizer, of_text(like), vocabulary, context, notes)
 
 
 def _check_splits(file: Path, splits: Texts) -> None:

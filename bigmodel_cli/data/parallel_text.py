@@ -19,9 +19,11 @@ from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import END, PAD, START, tokenizer, train_bpe, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
+from bigmodel_cli.data.tokenizer_choice import of_text
 
 Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens of a text, the rest is cut off")]
 Size = Annotated[int, Field(ge=300, le=1 << 17, description="tokens of the bpe vocabulary")]
+Pieces = Annotated[Literal["auto", "bpe", "word"], Field(description="auto: the start's, else bpe")]
 FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
 MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
 MULTI30K_SHA256 = {
@@ -67,11 +69,22 @@ def _ids(ids: Sequence[int], most: int, after: list[int], before: Sequence[int] 
     return torch.tensor([*before, *list(ids)[:most], *after] or [0], dtype=torch.int32)
 
 
-def parallel(splits: Mapping[str, Pairs], kind: str, size: int, context: int, notes: Sequence[str] = ()) -> DataBundle:
-    """The bundle of (sources, targets) by split; one vocabulary for both sides, of the train split alone."""
-    train = [*splits["train"][0], *splits["train"][1]]
-    vocabulary = (train_bpe(train, size),) if kind == "bpe" else words_of(train, least=2)
-    spec = TextSpec(kind, vocabulary, context)
+def parallel(
+    splits: Mapping[str, Pairs],
+    kind: str,
+    like: TextSpec | None,
+    size: int,
+    context: int,
+    notes: Sequence[str] = (),
+) -> DataBundle:
+    """The bundle of (sources, targets) by split; one vocabulary for both: `like`'s, or the train split's."""
+    if kind == "auto" and like is not None:
+        spec = like.with_(context=context)
+    else:
+        train = [*splits["train"][0], *splits["train"][1]]
+        words = kind == "word"
+        vocabulary = words_of(train, least=2) if words else (train_bpe(train, size),)
+        spec = TextSpec("word" if words else "bpe", vocabulary, context)
 
     @functools.cache
     def load(split: str) -> ParallelTexts:
@@ -95,7 +108,12 @@ def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[s
 
 @data.register("multi30k-en-de", task="translation")
 def multi30k_en_de(
-    root: Path, *, context: Context = 64, tokenizer: Literal["bpe", "word"] = "bpe", vocabulary: Size = 8000
+    root: Path,
+    like: TextSpec | None = None,
+    *,
+    context: Context = 64,
+    tokenizer: Pieces = "auto",
+    vocabulary: Size = 8000,
 ) -> DataBundle:
     """31,014 descriptions of pictures, English to German (Elliott et al. 2016); test is test_2016_flickr."""
     folder = root / "multi30k-en-de"
@@ -104,4 +122,4 @@ def multi30k_en_de(
             hint = "--data-dir DIR with its six files in multi30k-en-de/"
             download([MULTI30K + file], folder / file, sha256=checksum, what="multi30k-en-de", hint=hint)
     splits = {split: read_pair(folder / f"{f}.en.gz", folder / f"{f}.de.gz") for split, f in FILES.items()}
-    return parallel(splits, tokenizer, vocabulary, context)
+    return parallel(splits, tokenizer, of_text(like), vocabulary, context)

@@ -17,7 +17,7 @@ from bigmodel_cli.data.picture_listing import SPLITS, Item, Listing, assemble
 
 SCHEME = "hf:"
 HUB = "https://huggingface.co/"
-PATIENCE = 4.0  # seconds for the hub's first answer: without a network, a no should be quick
+PATIENCE = 3.0  # seconds for the hub's first answer: without a network, a no should be quick
 LABELS = ("label", "labels", "fine_label", "class")
 """Columns taken for the class where no single one says that it is."""
 

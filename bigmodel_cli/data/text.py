@@ -22,7 +22,9 @@ from bigmodel_cli.data.download import download
 from bigmodel_cli.data.tokenizer_choice import chosen, of_text
 
 Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
-Separate = Annotated[bool, Field(description="the first token of a document is not predicted from the one before it")]
+Separate = Annotated[
+    bool, Field(description="documents in a window do not see each other, nor is one predicted from another")
+]
 CharTokenizer = Annotated[
     str, Field(description="char, byte, gpt2, or a tokenizer.json; auto: the start's, else char", min_length=1)
 ]
@@ -51,15 +53,13 @@ class Windows:
     first half; the end of the text goes on at its beginning. ``length`` (B,) says how
     many targets of the unshifted window are real.
 
-    Where not every token is to be learned, ``learn`` (B,2T) bool says which: those that `learned` (n,) names, or,
-    with `end`, all but those that follow the token of that id, which ends a document.
+    With `end`, the id of the token that ends a document, ``document`` (B,2T) numbers those of a window.
     """
 
     tokens: Tokens
     context: int
     split: str
     end: int | None = None
-    learned: Tokens | None = None
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.context)
@@ -69,10 +69,8 @@ class Windows:
         places = (starts[:, None] + torch.arange(2 * self.context)) % len(self.tokens)
         length = (len(self.tokens) - 1 - starts).clamp(max=self.context)
         batch = {"tokens": self.tokens[places], "length": length, "index": indices}
-        if self.learned is not None:
-            batch["learn"] = self.learned[places]
-        elif self.end is not None:
-            batch["learn"] = torch.nn.functional.pad(batch["tokens"][:, :-1] != self.end, (1, 0), value=True)
+        if self.end is not None:
+            batch["document"] = torch.nn.functional.pad(batch["tokens"][:, :-1] == self.end, (1, 0)).cumsum(1)
         return batch
 
     def name(self, index: int) -> str:
@@ -99,7 +97,7 @@ def windows(
 ) -> DataBundle:
     """The bundle of one text a split, or of several documents that follow each other, ``<end>`` after each.
 
-    With `separate` the first token of a document is not learned: nothing before it says what it is.
+    With `separate` a document is read as if it stood alone; its first token is not learned.
     """
     end = tokenizer(spec).special.get(END)
 

@@ -36,7 +36,8 @@ def model_of(name: str, weights: bool) -> tuple[dict[str, Any], Path]:
     """
     from bigmodel_cli.models.transformers_models import CAUSAL, CLASSIFIES, library, names
 
-    library()
+    if not names():
+        library()  # says that it is not installed; its import takes seconds, which a hub's no need not wait for
     source = name.removeprefix("hf:")
     folder = _folder(source, weights)
     text = read_text(folder / "config.json")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.models.zoo import Weights
 
 HUB = "https://huggingface.co"
-PATIENCE = 4.0  # seconds for the hub's first answer: without a network, a no should be quick
+PATIENCE = 3.0  # seconds for the hub's first answer: without a network, a no should be quick
 
 
 def load_pretrained(recipe: Recipe) -> Trained:

@@ -134,7 +134,8 @@ def _last(events: list[Event], kind: str) -> Event:
 def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
     file = folder / "test.json"
     if not file.exists():
-        trained, bundle, placement = load_trained(folder), load_data(recipe.data), place(recipe.placement)
+        trained, placement = load_trained(folder), place(recipe.placement)
+        bundle = load_data(recipe.data, trained.task.spec)
         source, size = split(bundle, recipe.data, "test"), recipe.train.eval_batch_size
         task = trained.task.for_data(bundle.spec)
         metrics = evaluate(placement.model(trained.model), task, source, placement, size)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.export.folder import ExportFolder, Run
@@ -24,17 +25,32 @@ class Answering(nn.Module):
         super().__init__()
         self.run, self.inputs = run, inputs
 
-    def forward(self, *given: Tensor | PerToken) -> Tensor:
-        """With targets (B,T) and a loss behind the inputs, as a language model is called: the loss of each token."""
+    def forward(self, *given: Tensor | PerToken, document: Tensor | None = None) -> Tensor:
+        """With targets (B,T) and a loss behind the inputs, as a language model is called: the loss of each token.
+
+        Where `document` (B,T) numbers documents that are to be read apart, each goes in by itself.
+        """
         inputs = [x for x in given[: self.inputs] if isinstance(x, Tensor)]
-        answer = self.run(*(x.cpu().contiguous().numpy() for x in inputs))
-        logits = torch.from_numpy(answer).float().to(inputs[0].device)
+        logits = self._run(*inputs) if document is None else self._apart(inputs[0], document)
         if len(given) == self.inputs:
             return logits
         targets, loss = given[self.inputs :]
         assert isinstance(targets, Tensor) and callable(loss)
         flat = targets.flatten()
         return (loss(logits.flatten(0, -2), flat.clamp(min=0)) * (flat >= 0)).view(targets.shape)
+
+    def _run(self, *inputs: Tensor) -> Tensor:
+        answer = self.run(*(x.cpu().contiguous().numpy() for x in inputs))
+        return torch.from_numpy(answer).float().to(inputs[0].device)
+
+    def _apart(self, tokens: Tensor, document: Tensor) -> Tensor:
+        """(B,T,K) logits: a row's documents are a batch, filled at the end, which no causal model looks at."""
+        found = []
+        for row, numbers in zip(tokens, document, strict=True):
+            lengths = numbers.unique_consecutive(return_counts=True)[1].tolist()
+            parts = self._run(pad_sequence(row.split(lengths), batch_first=True))
+            found.append(torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]))
+        return torch.stack(found)
 
 
 @dataclass(frozen=True)

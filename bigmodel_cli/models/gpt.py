@@ -20,6 +20,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.documents import inside, restarting
 from bigmodel_cli.models.head_loss import head_losses
 from bigmodel_cli.models.kv_cache import Cache
 from bigmodel_cli.models.published_weights import published
@@ -177,9 +178,13 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: Cache | None = None,
+        document: Tensor | None = None,
     ) -> Tensor:
-        """With `targets` (B,T), -100 where nothing is to be learned, the result is `loss` of each token, 0 there."""
-        x = self.hidden(tokens, cache)
+        """With `targets` (B,T), -100 where nothing is to be learned, the result is `loss` of each token, 0 there.
+
+        Where `document` (B,T) numbers the documents that lie side by side, each is read as if it stood alone.
+        """
+        x = self.hidden(tokens, cache, document)
         if targets is None or loss is None:
             return self.head(x)  # type: ignore[no-any-return]
         return head_losses(self.head, x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
@@ -188,15 +193,17 @@ class GPT(nn.Module):
         """An empty cache for one context; `pad` (B,) counts the fill tokens on the left of each prompt."""
         return Cache(self.context, pad)
 
-    def hidden(self, tokens: Tensor, cache: Cache | None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: Cache | None, document: Tensor | None = None) -> Tensor:
         """The last layer's (B,T,D), normed."""
         start, t = (cache.length if cache else 0), tokens.shape[1]
         x, mask, turn = self.token(tokens), None, None
         place: Tensor | slice = slice(start, start + t)
         if cache is not None:
             mask, place = cache.masks(t, tokens.device)
+        elif document is not None:
+            mask, place = inside(document), restarting(document)
         if self.position is not None:
-            x = x + self.position.weight[place]
+            x = x + (self.position.weight[place] if isinstance(place, slice) else self.position(place))
         else:
             cos, sin = self.get_buffer("cos")[place], self.get_buffer("sin")[place]
             turn = (cos, sin) if cos.dim() == 2 else (cos[:, None, None], sin[:, None, None])

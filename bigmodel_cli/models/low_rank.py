@@ -43,6 +43,7 @@ def weights_to_adapt(model: nn.Module, rank: int) -> list[tuple[str, nn.Module, 
     for name, module in model.named_modules():
         key = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
         fits = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention))
+        fits |= type(module).__name__ == "Conv1D"  # of GPT-2 in transformers: a linear layer, its matrix transposed
         weight = getattr(module, key, None) if fits else None
         if weight is not None and min(weight.shape[0], weight[0].numel()) > rank:
             found.append((name, module, key))

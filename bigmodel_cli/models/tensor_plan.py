@@ -46,6 +46,8 @@ def tensor_plan(model: nn.Module, parts: int) -> dict[str, ParallelStyle]:
         "blocks.*.mixer.down": out,
         "head": ColwiseParallel(output_layouts=whole),
     }
+    if model.position is not None:  # on every device, and asked for places that are on every device
+        plan["position"] = PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole)
     if shape.mlp != "swiglu":  # type: ignore[union-attr]
         del plan["blocks.*.mixer.gate"]
     return plan

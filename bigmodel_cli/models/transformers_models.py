@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,16 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import PAD, tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.documents import restarting
 
 CAUSAL, CLASSIFIES = "ForCausalLM", "ForSequenceClassification"
-MOST = {"num_hidden_layers": 1024, "hidden_size": 1 << 17, "intermediate_size": 1 << 19, "vocab_size": 1 << 20}
+GPT2 = "GPT2LMHeadModel"  # causal, from before the names said so
+MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 1024),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 1 << 17),
+    **dict.fromkeys(("intermediate_size", "n_inner", "hidden_dim"), 1 << 19),
+    "vocab_size": 1 << 20,
+}
 """A stranger's configuration stays a model that could be: of each size the most that is built."""
 
 
@@ -57,7 +65,7 @@ def _known() -> dict[str, str]:
         return {}
     source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
     pairs = re.findall(r'\("(\w+)", "(\w+)"\)', source.read_text(encoding="utf-8"))
-    return {name: family for family, name in pairs if name.endswith((CAUSAL, CLASSIFIES))}
+    return {name: family for family, name in pairs if name.endswith((CAUSAL, CLASSIFIES, GPT2))}
 
 
 def names() -> tuple[str, ...]:
@@ -111,6 +119,7 @@ class Causal(nn.Module):
         targets: Tensor | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: Cache | None = None,
+        document: Tensor | None = None,
     ) -> Tensor:
         options: dict[str, Any] = {"use_cache": False}
         if cache is not None:
@@ -122,6 +131,9 @@ class Causal(nn.Module):
                 "position_ids": (place - pad).clamp(min=0).long()[:, start:],
             }  # fmt: skip
             cache.length = end
+        elif document is not None:
+            _keeps_documents_apart(self.inner)
+            options["position_ids"] = restarting(document)  # the library masks what is before a place that restarts
         logits = self.inner(input_ids=tokens, **options).logits
         if targets is None or loss is None:
             return logits  # type: ignore[no-any-return]
@@ -130,6 +142,18 @@ class Causal(nn.Module):
 
     def new_cache(self, pad: Tensor | None = None) -> Cache:
         return Cache(library().DynamicCache(config=self.inner.config), pad)
+
+
+def _keeps_documents_apart(inner: Any) -> None:
+    """
+    Raises:
+        InputError: `inner` carries a state from token to token, or makes a mask of its own.
+    """
+    if getattr(inner, "_is_stateful", False) or not hasattr(sys.modules[type(inner).__module__], "create_causal_mask"):
+        what = f"hf:{type(inner).__name__} reads a row as a whole"
+        raise InputError(
+            what, "expected documents that follow each other", "--set data.separate=false, or data.pack=false"
+        )
 
 
 class Classifier(nn.Module):
@@ -165,7 +189,7 @@ def transformers_model(
 def _wrapped(inner: Any, spec: TextSpec, checkpointing: bool) -> nn.Module:
     if checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
-    if type(inner).__name__.endswith(CAUSAL):
+    if not type(inner).__name__.endswith(CLASSIFIES):
         return Causal(inner, spec.context)
     return Classifier(inner, spec.context, int(inner.config.pad_token_id))
 

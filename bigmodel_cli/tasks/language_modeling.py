@@ -60,13 +60,14 @@ class LanguageModeling:
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """tokens and targets (B,T) of a window (B,2T) from anywhere in its first half with a `key`, else of its start.
 
-        A batch without ``length`` holds rows (B,T+1) that begin where they begin. ``learn``, of the shape of the
-        tokens, is False where a token is no target: in a prompt, in what fills a row up.
+        A batch without ``length`` holds rows (B,T+1) that begin where they begin, with ``learn`` of their shape,
+        False where a token is no target: in a prompt, in what fills a row up. ``document``, also of their shape,
+        numbers documents that are to be read apart: it goes along, and none is predicted from the one before it.
         """
         raw, context = batch["tokens"].long(), self.spec.context
         if self.places is not None:
             raw = torch.tensor(self.places, device=raw.device)[raw]
-        window, learn, length = raw, batch.get("learn"), batch.get("length")
+        window, document, length = raw, batch.get("document"), batch.get("length")
         if length is not None:
             context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's
             places = torch.arange(context + 1, device=raw.device).expand(len(raw), -1)
@@ -74,15 +75,19 @@ class LanguageModeling:
                 # Windows shift by a new offset each epoch: every start is met, as if windows were drawn at random.
                 places = places + (uniform(key, 0) * context).long()[:, None]
             window = raw.gather(1, places)
-            learn = learn if learn is None else learn.gather(1, places)
+            document = document if document is None else document.gather(1, places)
         targets = window[:, 1 : context + 1]
         if length is not None and key is None:
             late = torch.arange(context, device=raw.device) >= length[:, None]
             targets = targets.masked_fill(late, NOTHING)
-        if learn is not None:
-            targets = targets.masked_fill(~learn[:, 1 : context + 1], NOTHING)
+        if "learn" in batch:
+            targets = targets.masked_fill(~batch["learn"][:, 1 : context + 1], NOTHING)
         targets = targets.masked_fill(targets < 0, NOTHING)
-        return {"tokens": window[:, :-1][:, :context].clamp(min=0), "targets": targets, "index": batch["index"]}
+        made = {"tokens": window[:, :-1][:, :context].clamp(min=0), "targets": targets, "index": batch["index"]}
+        if document is None:
+            return made
+        after, document = document[:, 1 : context + 1], document[:, :-1][:, :context]
+        return made | {"targets": targets.masked_fill(after != document, NOTHING), "document": document}
 
     def count(self, batch: Batch) -> int:
         if "length" in batch:
@@ -90,12 +95,12 @@ class LanguageModeling:
         return max(1, int(batch["learn"][:, 1 : self.spec.context + 1].sum()))
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        losses = model(batch["tokens"], batch["targets"], self.loss_per_token)
+        losses = model(batch["tokens"], batch["targets"], self.loss_per_token, **_apart(batch))
         return LossSum(losses.sum(), losses.numel())
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         """Each window's sums, (B,): nats, tokens, bytes of text."""
-        losses = model(batch["tokens"], batch["targets"], _nats).float()
+        losses = model(batch["tokens"], batch["targets"], _nats, **_apart(batch)).float()
         known = batch["targets"] >= 0
         lengths = torch.tensor(tokenizer(self.spec).byte_lengths(), device=losses.device)
         size = lengths[batch["targets"].clamp(min=0)] * known
@@ -174,6 +179,11 @@ class LanguageModeling:
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.spec.context, dtype=torch.int64),)
+
+
+def _apart(batch: Batch) -> Batch:
+    """What a model is told beside tokens and targets, where documents are to be read apart."""
+    return {"document": batch["document"]} if "document" in batch else {}
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:

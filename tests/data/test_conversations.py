@@ -15,6 +15,7 @@ from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import SampleKey, TextSpec
 from bigmodel_cli.data.own_text import source_for
+from bigmodel_cli.export.answering import Answering
 
 END = 256  # of the byte tokenizer
 TALK = [
@@ -65,17 +66,64 @@ def test_of_a_prompt_nothing_is_learned_of_its_completion_all(tmp_path: Path) ->
     assert learned(task_of(bundle).prepare(raw), 0) == b" 3|" and bundle.spec.chat == ()
 
 
-def test_packed_rows_follow_each_other_and_keep_what_is_learned(tmp_path: Path) -> None:
-    rows = [{"prompt": "ab", "completion": f"{i}"} for i in range(20)]
-    file = lines(tmp_path / "a.jsonl", rows)
-    bundle = data.get("chat_file")(tmp_path, path=file, context=8, pack=True)
+def test_packed_rows_are_whole_and_keep_what_is_learned(tmp_path: Path) -> None:
+    rows = [{"prompt": "a" * (i % 3), "completion": f"{i}"} for i in range(20)]
+    bundle = data.get("chat_file")(tmp_path, path=lines(tmp_path / "a.jsonl", rows), context=8, pack=True)
     source, task = bundle.load["train"](), task_of(bundle)
     raw = source.gather(torch.arange(len(source)))
-    whole = b"".join(learned(task.prepare(raw), i) for i in range(len(source)))
-    assert whole == b"".join(b"%d|" % i for i in range(18))
-    moved = task.prepare(raw, SampleKey(0, 1, raw["index"]))
-    known = moved["targets"] >= 0
-    assert set(moved["targets"][known].tolist()) <= {END, *b"0123456789"} and known.any()
+    batch = task.prepare(raw, SampleKey(0, 1, raw["index"]))
+    said = b"".join(learned(batch, i) for i in range(len(source))).split(b"|")[:-1]
+    # Where nothing stands before an answer, its first sign has nothing that it could be learned from.
+    wanted = [b"%d" % i if i % 3 else (b"%d" % i)[1:] for i in range(18)]
+    assert sorted(said) == sorted(wanted) and task.count(raw) == (batch["targets"] >= 0).sum()
+    lengths = [len(ids) for ids, _ in source.rows]
+    assert sorted(i for pack in source.packs for i in pack) == list(range(18))
+    assert all(sum(lengths[i] for i in pack) <= 9 for pack in source.packs)
+    assert len(source) <= -(-sum(lengths) // 9) + 1, "rows fill the packs"
+    assert source.name(0).endswith(" more") and Path(source.name(0)).name.startswith("a.jsonl:")
+
+
+KINDS = [{"bias": True}, {"position": "rope", "kv_heads": 1, "norm": "rms", "mlp": "swiglu", "checkpointing": True}]
+
+
+@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("source", ["text_files", "chat_file"])
+def test_a_document_that_is_packed_with_others_is_read_as_if_it_stood_alone(
+    source: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"separate": True, "val_share": 0.1} if source == "text_files" else {"pack": True}
+    rows = [{"text": f"{i} documents"[i % 5 :]} for i in range(30)]
+    if source == "chat_file":
+        rows = [{"prompt": "ab"[i % 2 :], "completion": "no more"[i % 6 :]} for i in range(30)]
+    bundle = data.get(source)(tmp_path, path=lines(tmp_path / "a.jsonl", rows), context=24, **how)
+    train, task = bundle.load["train"](), task_of(bundle)
+    raw = train.gather(torch.arange(len(train)))
+    batch = task.prepare(raw, SampleKey(0, 3, raw["index"]))
+    model = models.get("gpt")(bundle.spec, layers=2, heads=4, width=32, **options)
+    with torch.inference_mode():
+        whole, alone = model(batch["tokens"], document=batch["document"]), 0
+        losses = task.outputs(model, batch)["nats"]
+        for row, numbers in enumerate(batch["document"]):
+            nats = torch.zeros(())
+            for number in numbers.unique():
+                here = numbers == number
+                logits = model(batch["tokens"][row][here][None])[0]
+                torch.testing.assert_close(logits, whole[row][here], rtol=0, atol=1e-5)
+                targets = batch["targets"][row][here]
+                nats += torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
+                assert number < 0 or (targets[:-1] < 0).logical_or(targets[:-1] == batch["tokens"][row][here][1:]).all()
+                alone += len(numbers.unique()) > 1
+            torch.testing.assert_close(losses[row], nats, rtol=1e-5, atol=1e-4)
+        assert alone > 20
+
+        def exported(tokens: Any) -> Any:
+            return model(torch.from_numpy(tokens)).numpy()
+
+        answers = Answering(exported, 1)(batch["tokens"], document=batch["document"])
+        torch.testing.assert_close(answers, whole, rtol=0, atol=1e-5)  # an export, which knows of no documents
+        together = model(batch["tokens"])
+        assert (together - whole).abs().max() > 1e-3, "the control: without the numbers they see each other"
 
 
 def test_where_documents_are_separate_their_first_token_is_no_target(tmp_path: Path) -> None:

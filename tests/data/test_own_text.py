@@ -127,3 +127,16 @@ def test_a_trained_tokenizer_gives_the_text_back_and_a_hostile_one_is_refused(tm
         write(own, broken)
         with pytest.raises(InputError, match="tokenizer"):
             data.get("text_files")(tmp_path, path=str(file), tokenizer=str(own))
+
+
+def test_what_goes_on_keeps_the_tokenizer_of_its_start(tmp_path: Path) -> None:
+    """Other pairs, or other reviews, are cut like the ones that were trained on, not by a vocabulary of their own."""
+    for name, first in (("parallel_file", "source\ttarget\n"), ("labelled_file", "text\tlabel\n")):
+        old, new = (write(tmp_path / f"{i}.tsv", first + f"{w} {w}\tB {w}\n" * 9) for i, w in enumerate(("aaa", "cc")))
+        start = data.get(name)(tmp_path, path=str(old)).spec
+        assert start.tokenizer == ("bpe" if name == "parallel_file" else "word")
+        on = data.get(name)(tmp_path, start.with_(context=32), path=str(new)).spec
+        assert (on.tokenizer, on.vocabulary, on.context) == (start.tokenizer, start.vocabulary, 64)
+        assert on.classes == (("B cc",) if name == "labelled_file" else ())
+        own = data.get(name)(tmp_path, start, path=str(new), tokenizer="word").spec
+        assert "cc" in own.vocabulary and "aaa" not in own.vocabulary

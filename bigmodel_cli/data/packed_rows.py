@@ -1,0 +1,79 @@
+"""Short rows side by side in long ones, none of them cut. T tokens, B batch."""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from bigmodel_cli.core.types import Batch
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """One split: `rows` of tokens and which of them are learned, in packs of at most `room` tokens.
+
+    A batch has ``tokens``, ``learn`` and ``document`` (B,T), as long as its longest pack. ``document`` numbers the
+    rows of a pack, and what fills it up; the first token of a row is not learned: nothing before it says what it is.
+    """
+
+    rows: Sequence[tuple[Tensor, Tensor]]
+    where: Sequence[str]
+    room: int
+    fill: int
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    @functools.cached_property
+    def packs(self) -> list[list[int]]:
+        """The rows of each pack."""
+        return best_fit([len(ids) for ids, _ in self.rows], self.room)
+
+    def gather(self, indices: Tensor) -> Batch:
+        chosen = [[self.rows[i] for i in self.packs[pack]] for pack in indices.tolist()]
+        learn = [torch.cat([part for _, said in pack for part in (said[:1] & False, said[1:])]) for pack in chosen]
+        document = [torch.cat([torch.full((len(ids),), n) for n, (ids, _) in enumerate(pack)]) for pack in chosen]
+        return {
+            "tokens": pad_sequence([torch.cat([ids for ids, _ in pack]) for pack in chosen], True, self.fill),
+            "learn": pad_sequence(learn, True, False),
+            "document": pad_sequence(document, True, -1),
+            "index": indices,
+        }
+
+    def name(self, index: int) -> str:
+        first, *more = self.packs[index]
+        return f"{self.where[first]} and {len(more)} more" if more else self.where[first]
+
+
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Which rows share a pack of at most `room` tokens: the longest first, each where it leaves the least free.
+
+    Best-fit decreasing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024).
+    """
+    packs: list[list[int]] = []
+    free: dict[int, list[int]] = {}  # packs by the tokens that they have left
+    rooms: list[int] = []  # what `free` has, in order
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(rooms, lengths[row])
+        if at == len(rooms):
+            left, pack = room, len(packs)
+            packs.append([])
+        else:
+            left = rooms[at]
+            pack = free[left].pop()
+            if not free[left]:
+                del free[left], rooms[at]
+        packs[pack].append(row)
+        left -= lengths[row]
+        if left:
+            if left not in free:
+                free[left] = []
+                insort(rooms, left)
+            free[left].append(pack)
+    return packs
