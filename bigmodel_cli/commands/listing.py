@@ -49,13 +49,12 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
 
 def _model_row(name: str) -> dict[str, Any]:
     """A model's figures, from the model itself, built without memory."""
-    import torch
-
     from bigmodel_cli.core.registry import models, tasks
     from bigmodel_cli.core.types import SPECS
+    from bigmodel_cli.models.without_values import without_values
 
     entry = models.get(name)
-    with torch.device("meta"):
+    with without_values():
         model = entry(SPECS[tasks.get(entry.meta["task"]).meta["kind"]].typical())
     parameters = sum(p.numel() for p in model.parameters())
     task, summary = entry.meta["task"], models.found[name].summary

@@ -19,6 +19,7 @@ from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.group import ALONE, Group
+from bigmodel_cli.engine.late_compiler import postpone_compiler
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.near import near
 from bigmodel_cli.engine.parallel import parallel_for
@@ -273,6 +274,7 @@ def build_optimizer(
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise InputError(f"method {recipe.start.method} leaves nothing to train")
+    postpone_compiler()
     optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
     if rates:
         scale_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})

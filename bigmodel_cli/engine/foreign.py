@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
@@ -25,6 +24,7 @@ from bigmodel_cli.engine.contents import Contents, look, require_plain
 from bigmodel_cli.engine.parts import is_parts
 from bigmodel_cli.engine.plain_pickle import TensorRef
 from bigmodel_cli.engine.start import check_fit, fit_channels
+from bigmodel_cli.models.without_values import without_values
 
 CONTAINERS = (
     "model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net", "network",
@@ -161,7 +161,7 @@ def _fitting(entry: Any, spec: Any, options: Mapping[str, Any], contents: Conten
     """How many tensors in the file have the name and the shape that the model wants (but for input channels)."""
     theirs = find_weights(contents.values, TensorRef)[1]
     try:
-        with torch.device("meta"):
+        with without_values():
             ours = entry(spec, **options).state_dict()
     except InputError:
         return -1

@@ -31,6 +31,9 @@ from bigmodel_cli.engine.placement import CHOICES, Placement, device_name, is_ou
 
 SHORTEST = 10.0  # seconds: below this a run is over before a choice pays, and stays the same on every machine
 MOST, SHARE = 5.0, 0.05  # seconds, or of the expected run if that is more: what measuring may take
+SHORT_SHARE = 0.1  # of the expected run, where that is less than MOST
+FEW, PART = 8, 0.25  # samples, then seconds: on a CPU a part of a batch tells as much as all of a slow one
+SIDE, SLOWER = 512, 0.7  # bf16 is not tried where a product of SIDE x SIDE shows it this much slower than fp32
 COMPILE_SECONDS = 60.0  # a first compilation takes 20 to 60; tried only where SHARE of the run is more
 WORTH = 1.05  # a smaller gain is noise
 LOSS_TOLERANCE, MOST_DEGREES = 0.02, 15.0  # against the default: of the loss, and of the whole gradient's direction
@@ -130,18 +133,19 @@ def measured(
     kept = _recall(key)
     if kept is not None:
         return _chosen(placement, kept)
-    bench = Bench(model, task, raw)
+    bench, share = Bench(model, task, raw), 1.0
     with torch.random.fork_rng(devices=[placement.device] if placement.device.type == "cuda" else []):
         short = f"default on {placement.device.type}: too short a run to measure"
         try:
-            if bench.first(placement) * steps < SHORTEST:
+            bench, share, seconds = _in_part(bench, placement)
+            if seconds * steps < SHORTEST:
                 return placement.with_(why=short)
             base = bench.trial(placement, limit=MOST / 4)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return placement.with_(why="not measured: a whole batch does not fit in memory")
-        expected = base.seconds * steps
+        expected = base.seconds / share * steps
         if expected < SHORTEST:
             return placement.with_(why=short)
         best = _search(bench, base, section, expected)
@@ -151,10 +155,41 @@ def measured(
     return best.placement.with_(why=line)
 
 
+def _in_part(bench: Bench, placement: Placement) -> tuple[Bench, float, float]:
+    """`bench` on as much of its batch as takes about PART seconds; its share; and about the seconds of a whole step."""
+    size = len(bench.raw["index"])
+    if placement.device.type != "cpu" or size <= 2 * FEW:  # a GPU's time does not grow with the batch
+        return bench, 1.0, bench.first(placement)
+    few = Bench(bench.model, bench.task, {k: v[:FEW] for k, v in bench.raw.items()})
+    few.first(placement)
+    seconds = few.first(placement)
+    take = min(size, max(FEW, int(PART / seconds * FEW)))
+    if take > size // 2:
+        return bench, 1.0, bench.first(placement)
+    part = Bench(bench.model, bench.task, {k: v[:take] for k, v in bench.raw.items()})
+    return part, take / size, seconds * size / FEW
+
+
+def _bf16_gain() -> float:
+    """How much faster than in fp32 the CPU multiplies in bf16: with an instruction for it, 0.5x to 8x was seen."""
+    seconds = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a = torch.ones(SIDE, SIDE, dtype=kind)
+        seconds[kind] = float("inf")
+        for _ in range(4):
+            clock = time.perf_counter()
+            a @ a
+            seconds[kind] = min(seconds[kind], time.perf_counter() - clock)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
 def _search(bench: Bench, base: Trial, section: PlacementSection, expected: float) -> Trial:
     """One change at a time from the best so far; the likeliest gain first, as time allows."""
-    best, end = base, time.perf_counter() + max(MOST, SHARE * expected)
+    best, end = base, time.perf_counter() + max(min(MOST, SHORT_SHARE * expected), SHARE * expected)
     for name, change in _changes(base.placement, section):
+        if name == "bf16" and base.placement.device.type == "cpu" and (gain := _bf16_gain()) < SLOWER:
+            bench.losers.append(f"bf16 products {gain:.2g}x")
+            continue
         room = end - time.perf_counter()
         if room < (COMPILE_SECONDS if change.get("compile") else 3 * best.seconds):
             bench.untried.append(name)

@@ -96,10 +96,16 @@ class Placement:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether bf16 products have instructions of their own here."""
+        """Whether bf16 products are quicker than fp32 ones here, as far as the processor's kind tells.
+
+        AVX-512's bf16 instruction alone is not enough on Intel's: on an Emerald Rapids whose AMX
+        was hidden, products ran at 177 GFLOP/s in bf16 and at 351 in fp32.
+        """
         if self.device.type == "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
-        return self.device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags()[1])
+        name, flags = cpu_flags()
+        quick = {"amx_bf16", "bf16"} if "Intel" in name else {"amx_bf16", "bf16", "avx512_bf16"}
+        return self.device.type == "cpu" and bool(quick & flags)
 
     def memory_free(self) -> int:
         """Free bytes of a GPU's own memory; 0 where the device shares the host's."""

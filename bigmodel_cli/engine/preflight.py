@@ -20,6 +20,7 @@ from bigmodel_cli.engine.evaluate import evaluate
 from bigmodel_cli.engine.loop import train_step
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import build_model
+from bigmodel_cli.models.without_values import without_values
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def measure(run: Run, folder: Path) -> Preflight:
 
     `folder` is where the run would be: its disk is looked at, and nothing is left on it.
     """
-    with torch.device("meta"):
+    with without_values():
         table, flops = layers(build_model(run.recipe, run.task.spec), run.task)
     raw = next(run.batches.steps(0))
     run.train_mode()
@@ -91,7 +92,7 @@ def measure(run: Run, folder: Path) -> Preflight:
     clock = time.perf_counter()
     train_step(run, raw).loss.item()  # the first one paid for warming up
     step_seconds = time.perf_counter() - clock
-    val_batch = next(in_order(run.val, run.recipe.train.eval_batch_size))
+    val_batch = next(in_order(run.val, min(run.recipe.train.eval_batch_size, run.recipe.train.batch_size)))
     clock = time.perf_counter()
     metrics = evaluate(run.eval_model, run.task, _One(val_batch), run.placement, run.recipe.train.eval_batch_size)
     val_seconds = (time.perf_counter() - clock) * len(run.val) / len(val_batch["index"])

@@ -19,6 +19,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import SPECS, Spec, Task
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.parts import is_parts
+from bigmodel_cli.models.without_values import without_values
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
     if list(getattr(spec, "classes", ())) != meta["classes"]:
         difference = first_difference("classes", meta["classes"], list(getattr(spec, "classes", ())), "meta", "input")
         raise InputError(f"{source}: {difference}", hint="restore it from a copy")
-    with torch.device("meta"):
+    with without_values():
         ours = architecture(recipe, spec).state_dict()
     for part in ("model", "model_ema"):
         for key, value in (state[part] or {}).items():

@@ -28,10 +28,11 @@ def utilisation(run: Run) -> dict[str, Any]:
     """
     from bigmodel_cli.engine.preflight import layers
     from bigmodel_cli.engine.start import build_model
+    from bigmodel_cli.models.without_values import without_values
 
     flops = 0
     # A model may not run without its values; what building one draws is no part of the run.
-    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), without_values():
         _, flops = layers(build_model(run.recipe, run.task.spec), run.task)
     example = run.task.example(1)[-1]
     units = example.shape[1] if run.task.unit == "tokens" else 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, by_torch
+from bigmodel_cli.models.without_values import without_values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +37,7 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
     from safetensors import safe_open
     from safetensors.torch import load_model
 
-    with torch.device("meta"):  # a width of a billion, in a stranger's JSON, stays a number
+    with without_values():  # a width of a billion, in a stranger's JSON, stays a number
         wanted = sum(p.numel() for p in build().parameters())
     with safe_open(path, "pt") as file:
         held = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118

@@ -78,6 +78,7 @@ def test_a_fixed_precision_or_determinism_skips_it(monkeypatch: pytest.MonkeyPat
 
 def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "_bf16_gain", lambda: 1.0)
     real = Bench.trial
 
     def wrong(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> measure.Trial:
@@ -90,6 +91,29 @@ def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.Monk
     placement = assembled().placement
     assert placement.precision == "fp32"
     assert "bf16 disagrees with fp32" in placement.why
+
+
+def test_bf16_is_not_tried_where_its_products_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "_bf16_gain", lambda: 0.5)
+    placement = assembled().placement
+    assert placement.precision == "fp32"
+    assert "bf16 products 0.5x" in placement.why
+
+
+def test_a_slow_batch_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+    real = Bench.once
+
+    def once(self: Bench, *arguments: Any) -> Any:
+        sizes.add(len(self.raw["index"]))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "PART", 0.0)
+    monkeypatch.setattr(Bench, "once", once)
+    assert "measured" in assembled().placement.why
+    assert sizes == {measure.FEW}
 
 
 def test_a_resumed_run_keeps_its_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
