@@ -10,12 +10,13 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve, set_layer
+from bigmodel_cli.engine.plan.ceilings import Measured
 from bigmodel_cli.engine.plan.devices import cluster
-from bigmodel_cli.engine.plan.estimate import Tracer
+from bigmodel_cli.engine.plan.estimate import Tracer, make_plan
 from bigmodel_cli.engine.plan.network import ATTAINED, Group
-from bigmodel_cli.engine.plan.roofline import Stated, fused, interpolate, phases
-from bigmodel_cli.engine.plan.strategies import Layout, Model, Work, largest_fitting, memory, spread
-from bigmodel_cli.engine.plan.trace import Memory
+from bigmodel_cli.engine.plan.roofline import Stated, fused, interpolate, phases, seconds
+from bigmodel_cli.engine.plan.strategies import HOST, Layout, Model, Work, largest_fitting, memory, spread
+from bigmodel_cli.engine.plan.trace import Memory, Op
 
 TINY = ("data.vocabulary=64", "data.context=32", "data.tokens=4096", "placement.precision=fp32", "model.layers=3")
 
@@ -113,6 +114,37 @@ def test_memory_of_each_strategy_by_hand() -> None:
     assert sharded.weights == 1000 + (2 * 300 + 400) * 2 and sharded.gradients == 1000 + 300 * 6
     both = memory(Layout("tp2 x fsdp", 2, 2, False), model, work, 1)
     assert both.activations == 3000 and both.optimizer == 2000
+
+
+def test_a_tiny_model_is_not_worth_cutting() -> None:
+    """What FSDP's hooks cost the host is more than the step of a small network, and nothing beside a large one."""
+    tiny = make_plan(
+        recipe("resnet8", "synthetic_pictures", "data.size=32", "data.count=64"), cluster("8xA100"), None, 0
+    )
+    assert str(tiny.chosen and tiny.chosen.layout) == "ddp" and "fsdp is" in tiny.why
+    large = Model(70_000_000_000, 70_000_000_000, [875_000_000] * 80, 560_000_000_000, False)
+    work = Work(Memory(activations=8_000_000_000), 8_000_000_000, 3.0, 6.0, 0.1)
+    layout = Layout("fsdp", 1, 1024, False)
+    found = spread(layout, cluster("1024xA100"), large, lambda m: work, 1024, lambda m: 0.0, 1)
+    assert 0.005 * found.step_seconds > 3 * 81 * HOST
+
+
+def test_the_rate_of_a_cpu_by_hand() -> None:
+    """Narrow products are slower, and so are convolutions whose map is small; what is bound by memory is a pass."""
+    curves = {
+        "mm": [[16, 1e9], [256, 3e9]], "convolution": [[64, 2e9]], "convolution by side": [[2, 1e9], [14, 4e9]],
+        "add": [[1e6, 5e9]],
+    }  # fmt: skip
+    here = Measured(1e-6, curves)
+
+    def op(name: str, narrow: int, side: int = 0) -> Op:
+        return Op(name, "forward", 10**9, 10**6, 0, narrow, side, False, False, frozenset(), frozenset())
+
+    assert here.arithmetic(op("mm", 64), 1) == pytest.approx(2e9)
+    assert here.arithmetic(op("convolution", 64, 14), 1) == pytest.approx(2e9)
+    assert here.arithmetic(op("convolution", 64, 2), 1) == pytest.approx(5e8)
+    assert seconds(op("relu", 0), here) == pytest.approx(1e-6 + 10**9 / 1e9)
+    assert here.traffic(op("relu", 0)) == 5e9
 
 
 def test_a_batch_that_does_not_fit_is_accumulated() -> None:

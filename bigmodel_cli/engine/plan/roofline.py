@@ -120,4 +120,4 @@ def _merged(trace: Trace, group: list[Op], end: int) -> list[Op]:
     read = min(read, sum(op.read for op in group))
     written = sum(trace.stays[k].size for k in kept)
     in_place = sum(max(op.written - sum(trace.stays[k].size for k in op.makes), 0) for op in group)
-    return [Op("fused", first.phase, 0, read, written + in_place, 0, first.half, first.block, reads, makes)]
+    return [Op("fused", first.phase, 0, read, written + in_place, 0, 0, first.half, first.block, reads, makes)]

@@ -162,7 +162,9 @@ def _move(model: nn.Module, dtype: torch.dtype | None) -> None:
 
     def fake(x: Tensor) -> Tensor:
         if id(x) not in moved:
-            moved[id(x)] = torch.empty(x.shape, dtype=dtype if dtype and x.is_floating_point() else x.dtype)
+            form = torch.channels_last if x.dim() == 4 else torch.contiguous_format  # as placement.py has it
+            kind = dtype if dtype and x.is_floating_point() else x.dtype
+            moved[id(x)] = torch.empty(x.shape, dtype=kind, memory_format=form)
             if isinstance(x, nn.Parameter):
                 moved[id(x)] = nn.Parameter(moved[id(x)], x.requires_grad)
         return moved[id(x)]

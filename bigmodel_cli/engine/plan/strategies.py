@@ -26,6 +26,9 @@ from bigmodel_cli.engine.plan.trace import Memory
 
 BUCKET = 25 * 2**20
 """Bytes of DDP's buckets (torch's default)."""
+HOST = 1e-4
+"""Seconds of the host for each gather and scatter of FSDP, where hooks in Python copy a block's tensors in and out and
+launch some dozen kernels: assumed. Nothing beside large blocks, and most of the step of a tiny model."""
 HALF, FULL = 2, 4
 
 
@@ -175,7 +178,7 @@ def _sharded(found: Spread, group: Group, model: Model, done: Work) -> None:
     ends = (gather + scatter) / pieces
     forward = max(gather - done.forward, 0)
     backward = max(gather + scatter - done.backward, 0)
-    found.seconds["waiting"] = found.accumulate * (forward + backward + ends)
+    found.seconds["waiting"] = found.accumulate * (forward + backward + ends + 3 * pieces * HOST)
     found.sent += found.accumulate * (2 * group.sent(weights) + group.sent(gradients))
 
 

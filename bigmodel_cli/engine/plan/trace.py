@@ -42,6 +42,8 @@ class Op:
     written: int
     narrow: int
     """The smallest side of a matrix product, the fewer channels of a convolution: efficiency depends on it. Else 0."""
+    side: int
+    """Of the map that a convolution makes; the tokens that attention looks from. Else 0."""
     half: bool
     """Whether it computes in 16 bits."""
     block: bool
@@ -191,6 +193,8 @@ class Recorder(TorchDispatchMode):
         name = packet.__name__
         if name in ("convolution", "convolution_backward") and math.prod(_filter(name, inputs).shape[2:]) == 1:
             name = name.replace("convolution", "convolution_1x1")
+        elif name.startswith("gelu") and kwargs.get("approximate") == "tanh":
+            name = name.replace("gelu", "gelu_tanh")
         elif name == "max_pool2d_with_indices" and not inputs[0].is_contiguous(memory_format=torch.channels_last):
             name += "_nchw"
         floats = [x for x in inputs if x.is_floating_point()]
@@ -202,6 +206,7 @@ class Recorder(TorchDispatchMode):
                 sum(size_of(x) for x in dict(zip(before, inputs, strict=True)).values()),
                 written,
                 _narrow(name, inputs) if name in KINDS else 0,
+                _side(name, inputs, out),
                 bool(floats) and floats[0].element_size() == 2,
                 self.in_block,
                 frozenset(before),
@@ -223,6 +228,15 @@ def _narrow(name: str, inputs: list[Tensor]) -> int:
         weight = _filter(name, inputs)
         return min(weight.shape[:2])
     return int(inputs[0].shape[-1])
+
+
+def _side(name: str, inputs: list[Tensor], out: Any) -> int:
+    kind = KINDS.get(name)
+    if kind == "attention":
+        return int(inputs[0].shape[-2])
+    if kind != "conv":
+        return 0
+    return int((inputs[0] if name.endswith("_backward") else out).shape[-1])
 
 
 def _filter(name: str, inputs: list[Tensor]) -> Tensor:
