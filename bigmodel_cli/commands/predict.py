@@ -9,6 +9,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.errors import InputError
 
 
 def predict(
@@ -23,6 +24,8 @@ def predict(
 ) -> None:
     """What a checkpoint says of each picture, or of each line of a text: a class and its probability, a translation.
 
+    Files are read ahead and answered in batches. One that cannot be read is named, and the others answered.
+
     Examples:
 
         bigmodel predict runs/resnet18-digits-1/best.pt three.png
@@ -31,27 +34,29 @@ def predict(
 
         bigmodel predict runs/text-cnn-rt-polarity-1 reviews.txt
     """
-    import torch
-
     from bigmodel_cli.commands.opened import open_trained
+    from bigmodel_cli.engine.ask import ask
     from bigmodel_cli.engine.placement import place
 
     trained = open_trained(checkpoint)
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(trained.model)
-    rows = []
-    for name, raw in (sample for file in _expand(files) for sample in trained.task.readings(file)):
-        with torch.inference_mode(), placement.autocast():
-            batch = placement.inputs(trained.task.prepare(placement.batch(raw)))
-            answer = trained.task.answers(model, batch, top)[0]
-        if json:
+    rows, wrong = [], []
+    for name, answer in ask(model, trained.task, placement, _expand(files), top):
+        if isinstance(answer, InputError):
+            wrong.append(answer)
+        elif json:
             best = [{"class": c, "probability": p} for c, p in answer]
             console.print_json({"file": name, **best[0], "top": best})
         else:
             rows.append((name, answer[0][0], f"{answer[0][1]:.2%}", _rest(answer)))
-    if not json:
+    if rows:
         console.show(console.table(None, ("sample", "answer", "probability", "next"), rows))
+    if wrong:
+        for error in wrong[:-1]:
+            console.error(error)
+        raise wrong[-1]
 
 
 def _rest(answer: list[tuple[str, float]]) -> str:
