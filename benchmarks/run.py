@@ -1,8 +1,11 @@
-"""bigmodel's commands against what people write themselves, on the same work in the same run; rewrites RESULTS.md.
+"""bigmodel's commands against what people write themselves, on the same work in the same run; writes RESULTS.md.
 
 Peers and bigmodel take turns; medians of ROUNDS rounds. Only ratios count: machines are
 shared and noisy. bigmodel starts with empty caches every time. Real MNIST and CIFAR-10
 are read from BIGMODEL_DATA or ../shared/data.
+
+Each work has a section of its own, with its date, versions and the machine's ceilings
+measured just before it; a work that is run again replaces its own section alone.
 
 python benchmarks/run.py [--rounds 5] [--only NAME ...]
 """
@@ -14,6 +17,7 @@ import gzip
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -22,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,12 +47,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work, who does it, and what counts: images/s where `rate`, else the seconds of the whole command."""
+    """A piece of work, who does it, and what counts: images/s where `rate`, else the seconds of the whole command.
+
+    Ratios are against `base`. `asked` is at least that many times as fast; with `at_most` it
+    is the share of the base's seconds that may be taken; None asks for nothing.
+    """
 
     name: str
-    asked: float
+    asked: float | None
     peers: dict[str, Callable[[], Measured]]
     rate: bool = False
+    base: str = "plain script"
+    at_most: bool = False
+    seconds_asked: float | None = None
 
 
 def command(*words: Any, cache: Path) -> Measured:
@@ -119,6 +131,8 @@ class Bench:
         }
         if _has("lightning"):
             found["Lightning"] = lambda: self.peer("lightning_mnist.py", model, self.raw, "--steps", steps)
+        if _has("timm") and model == "resnet18":
+            found["timm"] = lambda: self.peer("timm_mnist.py", model, self.raw, "--steps", steps)
         return found
 
     def to_99(self) -> Measured:
@@ -144,7 +158,7 @@ class Bench:
         crops = ("--set", "augment.name=resized_crop")
         still = ("--set", "augment.name=none")
         return [
-            Work("`cnn` MNIST training, batch 128", 4, self.throughput("cnn", 300, ("--epochs", 8)), rate=True),
+            Work("`cnn` MNIST training, batch 128", 4, self.throughput("cnn", 300, ("--epochs", 4)), rate=True),
             Work(
                 "`resnet18` MNIST training, batch 128", 1.3,
                 self.throughput("resnet18", 40, ("--max-steps", 150, "--set", "model.stem=imagenet")), rate=True,
@@ -176,6 +190,17 @@ class Bench:
                     "--data", self.photos(250, "photos-250"), "--epochs", 10, *still,
                 ),
             }),
+            Work("`bigmodel --help`", None, {
+                "bigmodel": lambda: command(*BIGMODEL, "--help", cache=self.scratch / "cache"),
+            }, base="bigmodel", seconds_asked=0.3),
+            Work("`train resnet18 --data mnist --dry-run`", 1.3, {
+                "import torch, torchvision": lambda: command(
+                    sys.executable, "-c", "import torch, torchvision", cache=self.scratch / "cache"
+                ),
+                "bigmodel": lambda: self.again(
+                    "train", "resnet18", "--data", "mnist", "--data-dir", self.data, "--dry-run"
+                ),
+            }, base="import torch, torchvision", at_most=True),
         ]  # fmt: skip
 
 
@@ -190,57 +215,91 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def table(work: Work, rounds: dict[str, list[Measured]]) -> list[str]:
-    """The rows of one work; ratios are against the plain script, more is better."""
-    lines = []
+    """The rows of one work; ratios are against its base, more is better but where `at_most`."""
+    lines = ["| who | measured | ratio | peak memory |", "|---|---|---|---|"]
     value = (lambda m: m.said.get("rate") or m.said["images_per_second"]) if work.rate else (lambda m: m.seconds)
     medians = {who: statistics.median(map(value, runs)) for who, runs in rounds.items()}
-    base, base_memory = medians["plain script"], statistics.median(m.memory for m in rounds["plain script"])
+    base, base_memory = medians[work.base], statistics.median(m.memory for m in rounds[work.base])
     for who, runs in rounds.items():
-        ratio = medians[who] / base if work.rate else base / medians[who]
+        ratio = medians[who] / base if work.rate or work.at_most else base / medians[who]
         memory = statistics.median(m.memory for m in runs)
-        shown = spread([value(m) for m in runs], 0 if work.rate else 1) + (" images/s" if work.rate else " s")
+        unit, digits = ("images/s", 0) if work.rate else ("s", 2 if base < 10 else 1)
+        shown = f"{spread([value(m) for m in runs], digits)} {unit}"
         accuracies = [m.said["accuracy"] for m in runs if "accuracy" in m.said]
         accuracies += [m.said["headline"]["top1"]["value"] for m in runs if "headline" in m.said]
         note = f", accuracy {statistics.median(accuracies):.2%}" if accuracies else ""
-        asked = f" (asked {work.asked:g}x)" if who == "bigmodel" else ""
-        more = f"{memory:,.0f} MB, {memory / base_memory:.2f}x"
-        lines.append(f"| {work.name} | {who} | {shown}{note} | {ratio:.2f}x{asked} | {more} |")
+        asked = verdict(work, medians[who], ratio) if who == "bigmodel" else ""
+        light = ""
+        if who == "bigmodel" and work.asked is not None and not work.at_most:
+            light = " (at most 1.2x asked: " + ("reached)" if memory <= 1.2 * base_memory else "not reached)")
+        lines.append(
+            f"| {who} | {shown}{note} | {ratio:.2f}x{asked} | {memory:,.0f} MB, {memory / base_memory:.2f}x{light} |"
+        )
     return lines
+
+
+def verdict(work: Work, value: float, ratio: float) -> str:
+    """What was asked of bigmodel, and whether it was reached."""
+    if work.seconds_asked is not None:
+        asked, reached = f"under {work.seconds_asked:g} s", value < work.seconds_asked
+    elif work.asked is None:
+        return ""
+    elif work.at_most:
+        asked, reached = f"under {work.asked:g}x", ratio < work.asked
+    else:
+        asked, reached = f"{work.asked:g}x", ratio >= work.asked
+    return f" ({asked} asked: {'reached' if reached else 'not reached'})"
+
+
+def merged(old: str, name: str, section: list[str]) -> str:
+    """RESULTS.md with the section of the work `name` replaced, or added at its end; the other sections as they are."""
+    _, *parts = re.split(r"^## ", old, flags=re.MULTILINE)
+    sections = {part.partition("\n")[0]: part.partition("\n")[2].strip() for part in parts}
+    sections[name] = "\n".join(section)
+    return HEAD + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
+
+
+HEAD = """# Measured by `make bench`
+
+Medians (lowest to highest) of alternating rounds, whole processes. Ratios and peak memory
+are against the first line of each table.
+"""
+
+
+def circumstances(rounds: int) -> list[str]:
+    """When and where a work was measured, and what the machine could do at most, just before."""
+    # In a process of its own: a child's peak memory begins at its parent's.
+    limits = command(sys.executable, HERE / "roofline.py", cache=Path()).said
+    peers = [f"{name} {version(name)}" for name in ("lightning", "timm") if _has(name)]
+    versions = [f"torch {version('torch')}", f"torchvision {version('torchvision')}", *peers]
+    ceilings = ", ".join(f"{v:,.0f} {k}" for k, v in limits.items())
+    return [
+        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {', '.join(versions)}; {rounds} rounds.",
+        f"Ceilings: {ceilings}.",
+        "",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--only",
-        nargs="*",
-        default=[""],
-        help="parts of the names of the works to run; RESULTS.md then has these alone",
-    )
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of the names of the works to run")
     given = parser.parse_args()
-    # In a process of its own: a child's peak memory begins at its parent's.
-    limits = command(sys.executable, HERE / "roofline.py", cache=Path()).said
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, "
-    machine += f"torchvision {version('torchvision')}, Python {platform.python_version()}"
-    lines = [
-        "# Measured by `make bench`", "", f"{machine}.",
-        f"Median (lowest to highest) of {given.rounds} alternating rounds.",
-        "Ratios and memory are against the plain script of the same run.",
-        "", "Ceilings in the same run: " + ", ".join(f"{v:,.0f} {k}" for k, v in limits.items()) + ".",
-        "", "| work | who | measured | ratio | peak memory |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+    results = HERE / "RESULTS.md"
     with tempfile.TemporaryDirectory() as scratch:
         for work in Bench(Path(scratch)).works():
             if not any(part in work.name for part in given.only):
                 continue
+            where = circumstances(given.rounds)
             rounds: dict[str, list[Measured]] = {who: [] for who in work.peers}
             for _ in range(given.rounds):
                 for who, do in work.peers.items():
                     rounds[who].append(do())
-            lines += table(work, rounds)
-            sys.stdout.write("\n".join(lines[-len(rounds) :]) + "\n")
+            section = [*where, *table(work, rounds)]
+            sys.stdout.write("\n".join([work.name, *section]) + "\n")
             sys.stdout.flush()
-    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
+            results.write_text(merged(results.read_text() if results.exists() else "", work.name, section))
 
 
 if __name__ == "__main__":
