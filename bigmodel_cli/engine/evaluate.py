@@ -83,7 +83,8 @@ def collect(
 
     The quickest agreeing form of the model answers; `free` lets that be bf16.
     """
-    first = source.gather(torch.arange(min(len(source), batch_size, room(task, placement))))
+    few = min(len(source), batch_size, room(task, placement))
+    first = source.gather(torch.arange(few) * len(source) // few)  # of all over the split, which may be in order
     quick = quickened(model, task, placement, first, len(source), free)
     parts: list[Batch] = []
     with torch.inference_mode(), quick.placement.autocast():

@@ -18,7 +18,7 @@ from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.inference import difference, fold
 from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.placement import place
+from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.session import train
 from bigmodel_cli.engine.start import build_model, build_task, load_trained
@@ -68,6 +68,8 @@ def test_a_model_that_cannot_be_traced_is_left_alone() -> None:
 
 
 def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "has_eight_bit", lambda device: False)
+    monkeypatch.setattr(Placement, "has_bf16", True)
     monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
     monkeypatch.setattr(inference, "WORTH", 0.0)
     trained = load_trained(base)

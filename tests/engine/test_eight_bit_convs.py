@@ -1,0 +1,62 @@
+"""Answers in int8: near fp32's on samples that the ranges were not taken from, and left where they are not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine.eight_bit_convs import EightBitConv2d, has_eight_bit, in_eight_bit
+from bigmodel_cli.engine.inference import fold
+
+needs_int8 = pytest.mark.skipif(not has_eight_bit(torch.device("cpu")), reason="no int8 products on this processor")
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+def test_a_residual_network_answers_alike(name: str) -> None:
+    torch.manual_seed(0)
+    model = models.get(name)(ImageSpec(3, 32, 32, tuple("0123456789")))
+    for _ in range(3):
+        model(torch.randn(16, 3, 32, 32) + 0.5)
+    folded = fold(model.eval())
+    assert isinstance(folded, torch.fx.GraphModule)
+    folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(24, 3, 32, 32) + 0.5
+    with torch.inference_mode():
+        expected = folded(x)
+        small = in_eight_bit(folded, lambda m: m(x[:8]))
+        got, again = small(x), small(x)
+        torch.testing.assert_close(folded(x), expected)  # the original is as it was
+    assert torch.equal(got, again)
+    assert (got - expected)[8:].norm() < 0.1 * expected[8:].norm()
+    kinds = [type(m) for m in small.modules()]
+    assert EightBitConv2d in kinds and nn.Conv2d not in kinds
+
+
+@needs_int8
+def test_each_way_of_joining_is_right() -> None:
+    """A residual used later still, an addend of no memory of its own, one convolution's output for two, no ReLU."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.a(x))
+            z = torch.relu(self.b(y) + y)
+            z = self.c(z) + x
+            return z + y.mean()
+
+    torch.manual_seed(0)
+    net = torch.fx.symbolic_trace(Net().eval())
+    x = torch.randn(4, 8, 6, 6)
+    kept = x.clone()
+    with torch.inference_mode():
+        expected = net(x)
+        got = in_eight_bit(net, lambda m: m(x))(x)
+    assert torch.equal(x, kept)
+    assert (got - expected).norm() < 0.03 * expected.norm()
