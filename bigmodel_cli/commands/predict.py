@@ -15,8 +15,10 @@ from bigmodel_cli.core.errors import InputError
 def predict(
     checkpoint: opt.Checkpoint,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Pictures, texts with a sample a line, or folders of them.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="[FILE...]", help="Pictures, texts with a sample a line, or folders of them."),
+    ] = None,
+    texts: Annotated[list[str] | None, typer.Option("--text", help="A text, instead of a file.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many answers a sample.")] = 3,
     device: opt.Device = None,
     precision: opt.Precision = None,
@@ -33,17 +35,25 @@ def predict(
         bigmodel predict ckpt.pt photos/ --top 1 --json
 
         bigmodel predict runs/text-cnn-rt-polarity-1 reviews.txt
+
+        bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.opened import open_trained
     from bigmodel_cli.engine.ask import ask
     from bigmodel_cli.engine.placement import place
 
+    if not files and not texts:
+        raise InputError("nothing to predict", "expected FILE, or --text", "bigmodel predict --help")
     trained = open_trained(checkpoint)
+    if texts and not hasattr(trained.task, "asked"):
+        hint = "bigmodel generate CKPT --prompt ..." if hasattr(trained.task, "prompt") else None
+        what = f"{trained.path}: {trained.task.name.replace('_', ' ')}"
+        raise InputError(what, "expected a classifier or a translation model for --text", hint)
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(trained.model)
     rows, wrong = [], []
-    for name, answer in ask(model, trained.task, placement, _expand(files), top):
+    for name, answer in ask(model, trained.task, placement, _expand(files or []), top, texts or []):
         if isinstance(answer, InputError):
             wrong.append(answer)
         elif json:

@@ -41,7 +41,7 @@ class ParallelTexts:
     """One split: `pairs` of sources and targets. A batch is as long as its longest text on either side."""
 
     def __init__(self, pairs: Pairs, spec: TextSpec, split: str) -> None:
-        known, self.split, self.sources = tokenizer(spec), split, pairs[0]
+        known, self.split, self.sources, self.targets = tokenizer(spec), split, *pairs
         start, end, self.pad = (known.special[s] for s in (START, END, PAD))
         self.source = [_ids(known.encode(t), spec.context, []) for t in pairs[0]]
         # <start> stands in front, and <end> behind what the context leaves.

@@ -24,11 +24,12 @@ Answer = list[tuple[str, float]]
 
 
 def ask(
-    model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], top: int
+    model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
 ) -> Iterator[tuple[str, Answer | InputError]]:
-    """Each sample of `files` by name, in order, with its `top` answers; or with what is wrong with it."""
+    """Each of `texts`, then each sample of `files` by name, in order, with its `top` answers; or what is wrong with it."""
     size = min(MOST, room(task, placement))
-    for names, batch in _batches(_readings(task, files, ahead=2 * size), size):
+    given = ((f"text {i}", task.asked([text])) for i, text in enumerate(texts, 1))
+    for names, batch in _batches(itertools.chain(given, _readings(task, files, ahead=2 * size)), size):
         if isinstance(batch, InputError):
             yield names[0], batch
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -35,11 +36,37 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        return self.look(x, *self.keep(memory), mask, causal)
+
+    def keep(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B,H,S,E) of `memory` (B,S,D)."""
+        b, s, d = memory.shape
+        k, v = self.memory(memory).view(b, s, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def look(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         b, t, d = x.shape
         q = self.query(x).view(b, t, self.heads, d // self.heads).transpose(1, 2)
-        k, v = self.memory(memory).view(b, memory.shape[1], 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         return self.proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+
+
+@dataclass
+class Past:
+    """What the decoder keeps while it writes N texts: of each layer the keys and values of its tokens and its source.
+
+    `length` tokens are written; `mask` (N,1,1,S) says what of the sources is real.
+    """
+
+    own: list[tuple[Tensor, Tensor]]
+    source: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+    length: int = 0
+
+    def chosen(self, rows: Tensor) -> Past:
+        """Of the texts those of `rows` (N'), each as often as it is named."""
+        pairs = [[(k[rows], v[rows]) for k, v in kept] for kept in (self.own, self.source)]
+        return Past(pairs[0], pairs[1], self.mask[rows], self.length)
 
 
 class Part(nn.Module):
@@ -59,6 +86,15 @@ class Part(nn.Module):
         if self.norm2 is not None and self.cross is not None:
             x = x + self.drop(self.cross(self.norm2(x), memory, mask))
         return x + self.drop(self.down(F.relu(self.up(self.norm3(x)))))  # type: ignore[no-any-return]
+
+    def step(self, x: Tensor, past: Past, layer: int) -> Tensor:
+        """The decoder's layer on one more token (N,1,D), whose key and value `past` then has too."""
+        y = self.norm1(x)
+        k, v = (torch.cat(both, 2) for both in zip(past.own[layer], self.own.keep(y), strict=True))
+        past.own[layer] = k, v
+        x = x + self.own.look(y, k, v, None)
+        x = x + self.cross.look(self.norm2(x), *past.source[layer], past.mask)  # type: ignore[union-attr, misc]
+        return x + self.down(F.relu(self.up(self.norm3(x))))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -121,6 +157,22 @@ class Transformer(nn.Module):
         for part in self.decoder:
             x = self._through(part, x, None, memory, mask)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
+
+    def begin(self, source: Tensor) -> Past:
+        """What :meth:`step` goes on from: nothing is written yet for any of `source` (N,S)."""
+        memory, mask = self.encode(source)
+        parts = [part.cross.keep(memory) for part in self.decoder]  # type: ignore[union-attr, operator]
+        none = [(k[:, :, :0], v[:, :, :0]) for k, v in parts]
+        return Past(none, parts, mask)
+
+    def step(self, token: Tensor, past: Past) -> Tensor:
+        """Logits (N,V) of what follows `token` (N,), the next of each text; the answers of :meth:`forward`."""
+        x = self.token(token[:, None]) * math.sqrt(self.token.embedding_dim)
+        x = x + self.get_buffer("position")[past.length]
+        for layer, part in enumerate(self.decoder):
+            x = part.step(x, past, layer)  # type: ignore[operator]
+        past.length += 1
+        return self.head(self.decoder_norm(x)[:, 0])  # type: ignore[no-any-return]
 
     def _through(self, part: nn.Module, *inputs: Tensor | None) -> Tensor:
         if self.checkpointing and self.training:

@@ -13,32 +13,41 @@ PENALTY = 0.6  # of short answers: scores are divided by ((5 + length) / 6)^PENA
 def beam_search(model: Any, source: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The best answer found for each of `source` (B,S): tokens (B,T) after ``<start>``, and its mean log-probability.
 
-    Fill follows ``<end>``; T is at most the context. Width 1 is greedy.
+    Fill follows ``<end>``; T is at most the context, and twice the source and 10. Width 1 is greedy. A source whose
+    answer nothing can overtake any more costs nothing from then on.
     """
-    b, context = len(source), model.context
-    memory, mask = model.encode(source)
-    memory, mask = memory.repeat_interleave(width, 0), mask.repeat_interleave(width, 0)
-    text = torch.full((b * width, 1), model.start, device=source.device)
+    b, most = len(source), min(model.context, 2 * source.shape[1] + 10)
+    answer, mean = source.new_full((b, most), model.pad), torch.zeros(b, device=source.device)
+    going = torch.arange(b, device=source.device)  # what is not answered yet
+    past = model.begin(source).chosen(going.repeat_interleave(width))
+    text = source.new_full((b, width, 1), model.start)
     # Only the first beam counts at first: equal beams would stay equal.
     score = torch.full((b, width), -torch.inf, device=source.device)
     score[:, 0] = 0
     done = torch.zeros(b, width, dtype=torch.bool, device=source.device)
-    rows = torch.arange(b, device=source.device)[:, None] * width
-    for _ in range(min(context, 2 * source.shape[1] + 10)):
-        logits = model.head(model.decode(text, memory, mask)[:, -1]).float()
-        step = logits.log_softmax(1).view(b, width, -1)
+    while True:
+        step = model.step(text[:, :, -1].flatten(), past).float().log_softmax(1).view(len(going), width, -1)
         step[..., [model.pad, model.start]] = -torch.inf
         ended = torch.full_like(step[:1, :1], -torch.inf)
         ended[..., model.pad] = 0  # a finished beam goes on with fill, at no cost
-        step = torch.where(done[..., None], ended, step)
-        total = score[..., None] + step
-        length = (text != model.pad).sum(1).view(b, width, 1) + (~done)[..., None].long() - 1
-        ranked = (total / ((5 + length) / 6) ** PENALTY).flatten(1).topk(width).indices
+        total = score[..., None] + torch.where(done[..., None], ended, step)
+        length = (text != model.pad).sum(2) - 1 + (~done).long()
+        worth, ranked = (total / _penalty(length)[..., None]).flatten(1).topk(width)
         beam, token = ranked // step.shape[2], ranked % step.shape[2]
-        score = total.flatten(1).gather(1, ranked)
-        done = done.gather(1, beam) | (token == model.end)
-        text = torch.cat((text[(rows + beam).flatten()], token.view(-1, 1)), 1)
-        if done.all():
-            break
-    best = text.view(b, width, -1)[:, 0, 1:]
-    return best, score[:, 0] / (best != model.pad).sum(1).clamp(min=1)
+        score, done = total.flatten(1).gather(1, ranked), done.gather(1, beam) | (token == model.end)
+        text = torch.cat((text.gather(1, beam[..., None].expand_as(text)), token[..., None]), 2)
+        # No beam can be worth more than its score, which only sinks, over the penalty of the longest answer.
+        hope = (score / _penalty(torch.tensor(most))).masked_fill(done, -torch.inf).amax(1)
+        over = (done[:, 0] & (hope <= worth[:, 0])) | (text.shape[2] > most)
+        best = text[over, 0, 1:]
+        answer[going[over], : best.shape[1]] = best
+        mean[going[over]] = score[over, 0] / (best != model.pad).sum(1).clamp(min=1)
+        rows = (torch.arange(len(going), device=source.device)[:, None] * width + beam)[~over].flatten()
+        going, text, score, done = going[~over], text[~over], score[~over], done[~over]
+        if not len(going):
+            return answer[:, : text.shape[2] - 1], mean
+        past = past.chosen(rows)
+
+
+def _penalty(length: Tensor) -> Tensor:
+    return ((5 + length) / 6) ** PENALTY

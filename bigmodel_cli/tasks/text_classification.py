@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,12 @@ class TextClassification:
     def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
         """Each line of a text file, as a raw batch of one."""
         for number, line in enumerate(read_lines(path), 1):
-            tokens = encode_padded([line], self.spec, framed=True)
-            yield f"{path}:{number}", {"tokens": tokens, "label": torch.zeros(1).long(), "index": torch.zeros(1)}
+            yield f"{path}:{number}", self.asked([line])
+
+    def asked(self, texts: Sequence[str]) -> Batch:
+        """A raw batch of `texts` whose classes are not known."""
+        tokens, places = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
+        return {"tokens": tokens, "label": torch.zeros_like(places), "index": places}
 
     def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
         return labelled.likeliest(model(batch["tokens"]), self.spec.classes, top)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,10 @@ class Translation:
         return {"nats": losses.sum(1), "count": (batch["labels"] != self.pad).sum(1)}
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
-        """Each pair's nats and tokens, (B,); the answer and the reference as ids, (B, context + 1)."""
+        """Each pair's nats and tokens, (B,); the answer as ids, (B, context)."""
         answer, _ = beam_search(model, batch["source"], BEAMS)
-        room, pad = self.spec.context + 1, self.pad
-        wide = {"answer": answer, "reference": batch["labels"]}
-        filled = {k: F.pad(v, (0, room - v.shape[1]), value=pad) for k, v in wide.items()}
-        return {**self._nats(model, batch), **filled, "index": batch["index"]}
+        filled = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
+        return {**self._nats(model, batch), "answer": filled, "index": batch["index"]}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         out = self._nats(model, batch)
@@ -98,9 +96,12 @@ class Translation:
     def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
         """Each line of a text file, as a raw batch of one without a target."""
         for number, line in enumerate(read_lines(path), 1):
-            nothing = torch.full((1, 2), self.pad)
-            source = encode_padded([line], self.spec)
-            yield f"{path}:{number}", {"source": source, "target": nothing, "index": torch.zeros(1)}
+            yield f"{path}:{number}", self.asked([line])
+
+    def asked(self, texts: Sequence[str]) -> Batch:
+        """A raw batch of `texts` without targets."""
+        nothing = torch.full((len(texts), 2), self.pad)
+        return {"source": encode_padded(texts, self.spec), "target": nothing, "index": torch.arange(len(texts))}
 
     def answers(self, model: nn.Module, batch: Batch, top: int = 1) -> list[list[tuple[str, float]]]:
         """The translation, with the geometric mean of its tokens' probabilities."""

@@ -1,4 +1,4 @@
-"""Text runs that are killed: shards appear whole, and conversations and preference pairs train on to the same bits."""
+"""Text runs that are killed: shards appear whole, and every text task trains on to the same bits."""
 
 from __future__ import annotations
 
@@ -28,13 +28,23 @@ def corpus(folder: Path) -> None:
     (folder / "chat.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     rows = [{"prompt": talk[:1], "chosen": talk[1:], "rejected": "no"} for talk in talks]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reviews = [f"a {'fine' if i % 3 else 'dull'} film {i % 7},{'yes' if i % 3 else 'no'}\n" for i in range(90)]
+    (folder / "reviews.csv").write_text("text,label\n" + "".join(reviews))
+    sentences = [f"{'a b ' * (i % 4 + 1)}{i % 9}\tB A {i % 9}\n" for i in range(60)]
+    (folder / "sentences.tsv").write_text("source\ttarget\n" + "".join(sentences))
 
 
 RUNS: dict[str, tuple[Any, ...]] = {
     "shards": ("train", "gpt", *GPT, "--data", "./shards", "--set", "data.context=16", "--max-steps", 40),
     "chat": ("finetune", "--from", "start", "--data", "./chat.jsonl", "--epochs", 3),
+    "chat, packed": ("finetune", "--from", "start", "--data", "./chat.jsonl", "--epochs", 6, "--set", "data.pack=true",
+                     "--set", "data.context=64"),
     "pairs": ("finetune", "--from", "start", "--data", "./pairs.jsonl", "--epochs", 3),
-}
+    "reviews": ("train", "text-encoder", "--set", "model.width=16", "--set", "augment.name=word_dropout",
+                "--data", "./reviews.csv", "--epochs", 3),
+    "translation": ("train", "transformer", "--set", "model.width=16", "--set", "data.tokenizer=word",
+                    "--data", "./sentences.tsv", "--epochs", 3),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

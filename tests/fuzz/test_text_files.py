@@ -286,6 +286,30 @@ def test_mutated_lines_end_in_data_or_in_one_line(tmp_path: Path) -> None:
     figures.record("mutated JSON lines", sum(outcomes.values()), 0, f"{outcomes['refused']} refused in one line")
 
 
+TABLES = {
+    "labelled_file": b'text,label,split\n"a, fine film",yes,train\ndull,no,train\nso,yes,val\nlong,no,test\n',
+    "parallel_file": b"source\ttarget\na b\tB A\nc d e\tE D C\nf\tF\n",
+}
+
+
+def test_mutated_tables_end_in_data_or_in_one_line(tmp_path: Path) -> None:
+    rng, outcomes = random.Random(31), {"data": 0, "refused": 0}
+    for i in range(3000 if figures.SOAK else 200):
+        source = list(TABLES)[i % 2]
+        file = tmp_path / ("a.csv" if source == "labelled_file" else "a.tsv")
+        file.write_bytes(mutated(rng, TABLES[source]))
+        try:
+            bundle = data.get(source)(tmp_path, path=str(file), tokenizer="word")
+            train = bundle.load["train"]()
+            train.gather(torch.arange(len(train)))
+            outcomes["data"] += 1
+        except InputError as error:
+            assert len(error.line) <= 200 and error.line.isprintable(), error.line
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+    figures.record("mutated tables of text", sum(outcomes.values()), 0, f"{outcomes['refused']} refused in one line")
+
+
 def test_mutated_tokenizers_end_in_a_tokenizer_or_in_one_line() -> None:
     rng, raw, outcomes = random.Random(29), json.dumps(valid()).encode(), {"taken": 0, "refused": 0}
     for _ in range(2000 if figures.SOAK else 150):
