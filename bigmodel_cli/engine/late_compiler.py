@@ -30,6 +30,8 @@ class _Late(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__spec__":  # what Python asks of a module that it finds loaded
             return None
+        if name == "__file__":  # what ``inspect`` asks of every module, in the midst of other imports
+            raise AttributeError(name)
         if sys.modules.get(NAME) is self:
             del sys.modules[NAME]
             importlib.import_module(NAME)

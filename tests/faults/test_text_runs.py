@@ -83,7 +83,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(kind: str, folder: Path) ->
             for path in run.glob("*.pt"):
                 checkpoint.load(path)
     assert digest(child) == expected and kills >= 1
-    figures.record(f"SIGKILL of a run on {kind}, resumed to the same bits", kills, 0)
+    figures.record(f"SIGKILL of a text run, resumed to the same bits: {kind}", kills, 0)
 
 
 def digest(child: Child) -> str:
