@@ -26,7 +26,7 @@ Answer = list[tuple[str, float]]
 def ask(
     model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
 ) -> Iterator[tuple[str, Answer | InputError]]:
-    """Each of `texts`, then each sample of `files` by name, in order, with its `top` answers; or what is wrong with it."""
+    """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it."""
     size = min(MOST, room(task, placement))
     given = ((f"text {i}", task.asked([text])) for i, text in enumerate(texts, 1))
     for names, batch in _batches(itertools.chain(given, _readings(task, files, ahead=2 * size)), size):

@@ -52,6 +52,9 @@ def test_a_text_classifier_answers_lines_of_a_file(run_cli: Run, tmp_path: Path)
     answers = [json.loads(line) for line in run_cli("predict", "run", "lines.txt", "--json").stdout.splitlines()]
     assert [a["file"] for a in answers] == ["lines.txt:1", "lines.txt:2", "lines.txt:3"]
     assert (answers[0]["class"], answers[2]["class"]) == ("yes", "no")
+    given = run_cli("predict", "run", "--text", "a good film", "--json")
+    assert json.loads(given.stdout)["top"] == answers[0]["top"], given.stderr
+    assert run_cli("predict", "run").returncode == 2
     refused = run_cli("generate", "run")
     assert refused.returncode == 2 and "expected a language model" in refused.stderr
     mixed = run_cli("train", "text-cnn", "--data", "./a.csv", "--set", "augment.name=shift", "--out", "other")
