@@ -18,6 +18,17 @@ from bigmodel_cli.export.pixels import pictures
 PerToken = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass
+class Written:
+    """Targets (N,T) that are being written for sources (N,S)."""
+
+    source: Tensor
+    target: Tensor
+
+    def chosen(self, rows: Tensor) -> Written:
+        return Written(self.source[rows], self.target[rows])
+
+
 class Answering(nn.Module):
     """Calls `run`, which is on the CPU: inputs (B, ...) -> logits (B, ..., K) float32, on the device of the inputs."""
 
@@ -38,6 +49,15 @@ class Answering(nn.Module):
         assert isinstance(targets, Tensor) and callable(loss)
         flat = targets.flatten()
         return (loss(logits.flatten(0, -2), flat.clamp(min=0)) * (flat >= 0)).view(targets.shape)
+
+    def begin(self, source: Tensor) -> Written:
+        """Of a model of (source, target so far): what :meth:`step` goes on from."""
+        return Written(source, source[:, :0])
+
+    def step(self, token: Tensor, past: Written) -> Tensor:
+        """Logits (N,V) of what follows `token` (N,); the graph reads the whole target again."""
+        past.target = torch.cat((past.target, token[:, None]), 1)
+        return self._run(past.source, past.target)[:, -1]
 
     def _run(self, *inputs: Tensor) -> Tensor:
         answer = self.run(*(x.cpu().contiguous().numpy() for x in inputs))

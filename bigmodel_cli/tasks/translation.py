@@ -75,12 +75,13 @@ class Translation:
         def plain(logits: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels, reduction="none")
 
-        losses = model(batch["source"], batch["target"], batch["labels"], plain).float()
-        return {"nats": losses.sum(1), "count": (batch["labels"] != self.pad).sum(1)}
+        real = batch["labels"] != self.pad
+        losses = model(batch["source"], batch["target"], batch["labels"], plain).float() * real  # exports know no fill
+        return {"nats": losses.sum(1), "count": real.sum(1)}
 
     def outputs(self, model: nn.Module, batch: Batch) -> Batch:
         """Each pair's nats and tokens, (B,); the answer as ids, (B, context)."""
-        answer, _ = beam_search(model, batch["source"], BEAMS)
+        answer, _ = beam_search(model, batch["source"], BEAMS, self.spec)
         filled = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
         return {**self._nats(model, batch), "answer": filled, "index": batch["index"]}
 
@@ -105,7 +106,7 @@ class Translation:
 
     def answers(self, model: nn.Module, batch: Batch, top: int = 1) -> list[list[tuple[str, float]]]:
         """The translation, with the geometric mean of its tokens' probabilities."""
-        found, score = beam_search(model, batch["source"], BEAMS)
+        found, score = beam_search(model, batch["source"], BEAMS, self.spec)
         known = tokenizer(self.spec)
         pairs = zip(found.tolist(), score.exp().tolist(), strict=True)
         return [[(known.decode(ids), probability)] for ids, probability in pairs]

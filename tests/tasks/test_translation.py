@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.data.parallel_text import ParallelTexts, parallel
+from bigmodel_cli.export.answering import Answering
 from bigmodel_cli.tasks.beam import beam_search
 
 WORDS = ["a", "b", "c", "d", "e", "f"]
@@ -47,7 +48,7 @@ def test_it_learns_and_the_beam_finds_it(learned, width: int) -> None:
     task, model, source = learned
     batch = task.prepare(source.gather(torch.arange(20)))
     with torch.inference_mode():
-        found, score = beam_search(model, batch["source"], width)
+        found, score = beam_search(model, batch["source"], width, task.spec)
     room = batch["labels"].shape[1]
     same = (F.pad(found, (0, max(0, room - found.shape[1])))[:, :room] == batch["labels"]).all(1)
     assert same.float().mean() >= 0.8  # by chance: 1 in 100
@@ -57,9 +58,9 @@ def test_it_learns_and_the_beam_finds_it(learned, width: int) -> None:
 def test_the_batch_that_a_sentence_is_in_changes_no_answer(learned) -> None:
     task, model, source = learned
     with torch.inference_mode():
-        together, _ = beam_search(model, task.prepare(source.gather(torch.arange(8)))["source"], 4)
+        together, _ = beam_search(model, task.prepare(source.gather(torch.arange(8)))["source"], 4, task.spec)
         for i in range(8):
-            alone, _ = beam_search(model, task.prepare(source.gather(torch.tensor([i])))["source"], 4)
+            alone, _ = beam_search(model, task.prepare(source.gather(torch.tensor([i])))["source"], 4, task.spec)
             assert [t for t in together[i].tolist() if t] == [t for t in alone[0].tolist() if t]
 
 
@@ -80,11 +81,7 @@ def test_the_search_finds_what_trying_everything_finds(learned) -> None:
     row, size = task.prepare(source.gather(torch.tensor([2])))["source"], model.token.num_embeddings
     scores = {}
     with torch.inference_mode():
-        model.context, kept = 2, model.context
-        try:
-            found, mean = beam_search(model, row, size * 2)
-        finally:
-            model.context = kept
+        found, mean = beam_search(model, row, size * 2, task.spec.with_(context=2))
 
         def after(*ids: int) -> torch.Tensor:
             return model(row, torch.tensor([[model.start, *ids]]))[0, -1].log_softmax(0)
@@ -100,6 +97,22 @@ def test_the_search_finds_what_trying_everything_finds(learned) -> None:
     best = max(scores, key=lambda ids: scores[ids] / ((5 + len(ids)) / 6) ** 0.6)
     assert tuple(t for t in found[0].tolist() if t != model.pad) == best
     assert mean[0].item() == pytest.approx(scores[best] / len(best), abs=1e-4)
+
+
+def test_an_export_translates_like_its_model(learned) -> None:
+    task, model, source = learned
+    rows = task.prepare(source.gather(torch.arange(6)))["source"]
+
+    def run(*inputs):
+        return model(*map(torch.from_numpy, inputs)).numpy()
+
+    with torch.inference_mode():
+        ours, theirs = (beam_search(m, rows, 4, task.spec) for m in (model, Answering(run, 2)))
+        batch = task.prepare(source.gather(torch.arange(20)))
+        sums = [task.evaluate(m, batch)["loss"] for m in (model, Answering(run, 2))]
+        torch.testing.assert_close(*sums)  # the fill of short targets counts in neither
+    assert torch.equal(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-5)
 
 
 def test_counts_are_known_before_and_the_loss_is_that_of_the_definition(learned) -> None:
