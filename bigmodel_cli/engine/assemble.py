@@ -19,6 +19,7 @@ from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.features import can_keep
 from bigmodel_cli.engine.foreign import is_foreign, transfer_foreign
 from bigmodel_cli.engine.group import ALONE, Group
+from bigmodel_cli.engine.hollow import hollow
 from bigmodel_cli.engine.late_compiler import postpone_compiler
 from bigmodel_cli.engine.measure import measured
 from bigmodel_cli.engine.near import near
@@ -27,7 +28,7 @@ from bigmodel_cli.engine.placement import Placement, place
 from bigmodel_cli.engine.pretrained import load_pretrained
 from bigmodel_cli.engine.provenance import provenance
 from bigmodel_cli.engine.run import Run, rank_seed
-from bigmodel_cli.engine.spread import agreed, averaged, batches_for, is_cut, on_device, with_width
+from bigmodel_cli.engine.spread import agreed, averaged, batches_for, built_hollow, is_cut, on_device, with_width
 from bigmodel_cli.engine.start import (
     Trained,
     build_model,
@@ -106,7 +107,8 @@ def assemble(
     bundle = load_data(recipe.data, like)
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
-    task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
+    with hollow(built_hollow(recipe, group, resumed is not None)):
+        task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
     model = on_device(recipe, model, placement, group)
     start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)

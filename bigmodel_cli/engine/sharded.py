@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.group import Group
+from bigmodel_cli.engine.hollow import is_hollow
 from bigmodel_cli.engine.parallel import DataParallel
 from bigmodel_cli.engine.placement import Placement
 
@@ -60,6 +62,7 @@ class FullyShard(Cut):
         device = placement.device.type
         if offload and device == "cpu":
             raise InputError("parallel.offload on a CPU", "expected GPUs, whose memory it spares")
+        self.device = placement.device
         self.mesh = init_device_mesh(device, (group.world,))
         bf16 = placement.precision == "bf16"
         # Sums over ranks stay fp32: many small gradients would vanish in bf16.
@@ -72,9 +75,12 @@ class FullyShard(Cut):
         options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self.precision, "offload_policy": self.offload}
         # The losses of a language model are a view of what it computed, and nothing changes them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        for block in blocks(model):
-            fully_shard(block, **options)
-        self.model = fully_shard(model, **options)
+        hollow = self.group.each(float(is_hollow(model)))
+        for part in (*blocks(model), model):
+            if any(hollow):  # a block at a time, and what is left of it is cut: no rank but 0 ever holds the whole
+                fill(part, model, self.device, first_has_them=not hollow[0])
+            fully_shard(part, **options)  # type: ignore[arg-type]
+        self.model = model
         return model
 
     def syncing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -99,6 +105,25 @@ def cut_like(value: Any, target: Any) -> Any:
         mesh = target.device_mesh
         return distribute_tensor(value.to(target.device), mesh, target.placements, src_data_rank=None)
     return value
+
+
+def fill(part: nn.Module, model: nn.Module, device: torch.device, first_has_them: bool) -> None:
+    """Give the parameters of `part` of `model` memory on `device`, and rank 0's values where it has them.
+
+    Every rank calls it, on the parts in the same order. What is tied stays tied. What is cut
+    already is left alone; without `first_has_them` the values are whatever was there.
+    """
+    whole = {id(p): p for p in part.parameters() if not isinstance(p, DTensor)}
+    now = {}
+    for key, parameter in whole.items():
+        value = torch.empty_like(parameter, device=device) if parameter.is_meta else parameter.detach().to(device)
+        if first_has_them:
+            dist.broadcast(value, 0)
+        now[key] = nn.Parameter(value, parameter.requires_grad) if parameter.is_meta else parameter
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in now:
+                module.register_parameter(name, now[id(parameter)])
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:

@@ -82,6 +82,16 @@ def is_cut(recipe: Recipe, group: Group) -> bool:
     return group.world > 1 and recipe.parallel.strategy in ("fsdp", "tp")
 
 
+def built_hollow(recipe: Recipe, group: Group, resumed: bool) -> bool:
+    """Whether this process builds the model without weights, whose part of them comes later.
+
+    From rank 0, which draws them; or for every rank from the checkpoint that is resumed.
+    """
+    section = recipe.parallel
+    parts = group.world > 1 and section.strategy == "fsdp" and section.tensor == 1 and recipe.start.method == "full"
+    return parts and (resumed or (not group.leads and not recipe.start.trained))
+
+
 def on_device(recipe: Recipe, model: nn.Module, placement: Placement, group: Group) -> nn.Module:
     """`model` on the device; what is to be cut over ranks goes there part by part, and need not fit whole."""
     if recipe.parallel.sync_batchnorm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,12 @@ GPT: dict[str, Any] = {
 }
 
 
-def gpt(folder: Path, strategy: str, **parallel: Any) -> Any:
+def gpt(folder: Path, strategy: str, **model: Any) -> Any:
     text = folder / "letters.txt"
     if not text.exists():
         text.write_text("to be or not to be, that is the question\n" * 60)
-    sections = {**GPT, "data": {**GPT["data"], "path": str(text)}, "parallel": {"strategy": strategy, **parallel}}
+    sections = {**GPT, "data": {**GPT["data"], "path": str(text)}, "parallel": {"strategy": strategy}}
+    sections["model"] = {**GPT["model"], **model}
     return resolve([Layer("test", sections)]).recipe
 
 
@@ -213,3 +215,36 @@ def test_ddp_and_fsdp_agree_and_read_each_others_checkpoints(tmp_path: Path) -> 
                 2, lambda group, s=strategy: trained(gpt(tmp_path, s), group, None, tmp_path / "half.pt"), tmp_path
             )[0]
         assert half["losses"] + rest["losses"] == pytest.approx(one["losses"], abs=1e-4), strategy
+
+
+def grown(work: Any) -> int:
+    """Bytes that this process's memory grew by at most while it did `work`."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    kept = work()
+    return status("VmHWM") - before + 0 * len(kept)
+
+
+def status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_rank_but_the_first_holds_the_whole_model(tmp_path: Path) -> None:
+    """Each builds without weights and gets its own parts: from rank 0, or where it resumes from the checkpoint."""
+    wanted = gpt(tmp_path, "fsdp", layers=8, width=512)
+    alone = assemble(wanted, measure=False).model
+    whole = 4 * sum(p.numel() for p in alone.parameters())
+
+    def work(group: Group) -> Any:
+        kept: list[Any] = []
+        peak = grown(lambda: kept.append(assemble(wanted, measure=False, group=group)) or kept)
+        whole_, arrived = copied(kept[0].parallel.whole(dict(kept[0].model.state_dict())))
+        arrived()
+        return {"peak": peak, "digest": checkpoint.digest(whole_)}
+
+    first, second = spread(2, work, tmp_path)
+    assert first["digest"] == second["digest"] == checkpoint.digest(dict(alone.state_dict()))
+    # Two models: the one that trains and its average.
+    assert whole > 80e6 and second["peak"] < 0.75 * 2 * whole, (first["peak"], second["peak"], whole)
