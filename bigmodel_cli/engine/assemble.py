@@ -116,8 +116,7 @@ def assemble(
     labels = labels_of(train, how) if how != "none" else None
     notes += told(train, getattr(bundle.spec, "classes", ()), how)
     train, val = near(train, placement), near(val, placement)
-    even = labels if how == "sampling" else None
-    batches = batches_for(recipe, train, even, group)
+    batches = batches_for(recipe, train, labels if how == "sampling" else None, group)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
     task = task.for_data(bundle.spec)

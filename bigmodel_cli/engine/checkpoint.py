@@ -81,19 +81,21 @@ class _Abandonable:
         self.file.flush()
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, share: parts.Share | None = None) -> dict[str, Any]:
     """The checkpoint at `path`, every byte of it verified, without running anything in it.
+
+    With `share`, of one in parts only a rank's own rows: see :func:`bigmodel_cli.engine.parts.read`.
 
     Raises:
         InputError: missing, damaged, foreign, hostile, or made by a newer bigmodel.
     """
-    return load_with_version(path)[1]
+    return load_with_version(path, share)[1]
 
 
-def load_with_version(path: Path) -> tuple[int, dict[str, Any]]:
+def load_with_version(path: Path, share: parts.Share | None = None) -> tuple[int, dict[str, Any]]:
     """The version that the file was written in, and the checkpoint, brought up to the current one."""
     if parts.is_parts(path):
-        state = parts.read(path)
+        state = parts.read(path, share)
         if not isinstance(state, dict):
             raise InputError(f"{path}: not a bigmodel checkpoint")
         _check_schema(path, {**state, "integrity": {}}, SCHEMA)  # each part was held to its own SHA-256
@@ -132,7 +134,7 @@ def _check_digest(path: Path, state: dict[str, Any]) -> None:
         raise InputError(f"{path}: damaged: its digest does not match", "restore it from a copy")
 
 
-def fallback(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def fallback(folder: Path, share: parts.Share | None = None) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest valid checkpoint of a run, and a line for each newer one that was not.
 
     Raises:
@@ -141,7 +143,7 @@ def fallback(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     skipped: list[str] = []
     for path in sorted(folder.glob("*.pt"), key=_made, reverse=True):
         try:
-            return path, load(path), skipped
+            return path, load(path, share), skipped
         except InputError as error:
             skipped.append(f"skipped {error.what}")
     if skipped:

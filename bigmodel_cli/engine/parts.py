@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,19 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TYPES = {str(t): t for t in (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
 Held = dict[str, tuple[Tensor, int, bool]]
 """Path of a tensor -> this rank's rows of it, the place of the first, and whether it is cut at all."""
+Share = tuple[int, int]
+"""A rank, and the number of ranks that what is cut is spread over."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one part has of a tensor: so many `rows` from `begin` on, -1 for a whole one; `held` is what was read."""
+
+    begin: int
+    rows: int
+    first: int
+    """Of the rows in `held`."""
+    held: Tensor | None
 
 
 def is_parts(path: Path) -> bool:
@@ -128,27 +144,41 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(folder: Path) -> Any:
-    """The state in `folder`, whole, every byte of it verified.
+def rows_of(share: Share, rows: int) -> tuple[int, int]:
+    """The first of the rank's rows of a tensor with `rows`, and the first that is not: as torch.chunk cuts."""
+    rank, world = share
+    each = -(-rows // world)
+    return min(rank * each, rows), min((rank + 1) * each, rows)
+
+
+def read(folder: Path, share: Share | None = None) -> Any:
+    """The state in `folder`, every byte of it verified.
+
+    With `share` only that rank's rows of what is cut are read. The others are zeros that take no
+    memory until they are touched, so that shapes are those of the whole. Rank 0 verifies every
+    part, another rank those that it reads.
 
     Raises:
         InputError: a part is missing or damaged, or the index is not one of ours.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     index = _index(folder)
-    pieces: dict[str, list[tuple[int, int, Tensor]]] = {}
+    pieces: dict[str, list[Piece]] = {}
     try:
+        lengths = _lengths(index["state"])
         for about in index["files"]:
             path = folder / about["file"]
             if not PART.fullmatch(about["file"]) or path.is_symlink() or not path.is_file():
                 raise InputError(f"{path}: no such part", "restore it from a copy")
-            if path.stat().st_size != about["bytes"] or _sha256(path) != about["sha256"]:
+            wanted = {k: _wanted(int(b), int(r), lengths[k], share) for k, (b, r) in about["tensors"].items()}
+            needed = share is None or share[0] == 0 or any(a < b for a, b in wanted.values())
+            if path.stat().st_size != about["bytes"] or (needed and _sha256(path) != about["sha256"]):
                 raise InputError(f"{path}: damaged: its SHA-256 does not match", "restore it from a copy")
-            with safe_open(path, "pt") as file:
-                for name, (begin, rows) in about["tensors"].items():
-                    pieces.setdefault(name, []).append((int(begin), int(rows), file.get_tensor(name)))
-        return _put_together(index["state"], pieces, {})
+            held = _held(path, about["tensors"], wanted) if needed else {}
+            for name, (begin, rows) in about["tensors"].items():
+                pieces.setdefault(name, []).append(Piece(int(begin), int(rows), wanted[name][0], held.get(name)))
+        return _put_together(index["state"], pieces, {}, share is not None)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OSError) as error:
         what = f"{folder}: not a checkpoint in parts ({type(error).__name__})"
         raise InputError(what, "restore it from a copy") from None
@@ -174,38 +204,93 @@ def _index(folder: Path) -> dict[str, Any]:
     return index  # type: ignore[no-any-return]
 
 
-def _put_together(value: Any, pieces: dict[str, list[tuple[int, int, Tensor]]], done: dict[str, Tensor]) -> Any:
+def _lengths(value: Any) -> dict[str, int]:
+    """Of each tensor that the index describes, its rows."""
+    if not isinstance(value, dict):
+        return {}
+    if "tensor" in value:
+        return {value["tensor"]: int(value["shape"][0]) if value["shape"] else 0}
+    ((kind, items),) = value.items()
+    found: dict[str, int] = {}
+    for item in (v for _, v in items) if kind == "dict" else items:
+        found |= _lengths(item)
+    return found
+
+
+def _wanted(begin: int, rows: int, length: int, share: Share | None) -> tuple[int, int]:
+    """Of the rows that a part has, the first to read and the first that is not; a whole tensor's are not counted."""
+    if rows < 0:
+        return 0, 1
+    first, end = rows_of(share, length) if share is not None else (0, length)
+    return max(first, begin), min(end, begin + rows)
+
+
+def _held(path: Path, tensors: dict[str, Any], wanted: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Of the tensors in a part, the rows that are wanted."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    with safe_open(path, "pt") as file:
+        for name, (begin, rows) in tensors.items():
+            first, end = wanted[name]
+            if rows < 0:
+                found[name] = file.get_tensor(name)
+            elif first < end:
+                slices = file.get_slice(name)
+                if slices.get_shape()[0] != rows:
+                    raise ValueError("rows")
+                found[name] = slices[first - begin : end - begin]
+    return found
+
+
+def _put_together(value: Any, pieces: dict[str, list[Piece]], done: dict[str, Tensor], sparse: bool) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         name = value["tensor"]
         if name not in done:
-            done[name] = _joined(pieces[name], value["shape"], TYPES[value["dtype"]])
+            done[name] = _joined(pieces[name], value["shape"], TYPES[value["dtype"]], sparse)
         if list(done[name].shape) != value["shape"]:
             raise ValueError(name)
         return done[name]
     ((kind, items),) = value.items()
     if kind == "dict":
-        return {k: _put_together(v, pieces, done) for k, v in items if type(k) in (str, int)}
-    return {"list": list, "tuple": tuple}[kind](_put_together(v, pieces, done) for v in items)
+        return {k: _put_together(v, pieces, done, sparse) for k, v in items if type(k) in (str, int)}
+    return {"list": list, "tuple": tuple}[kind](_put_together(v, pieces, done, sparse) for v in items)
 
 
-def _joined(parts: list[tuple[int, int, Tensor]], shape: list[int], dtype: torch.dtype) -> Tensor:
+def _joined(parts: list[Piece], shape: list[int], dtype: torch.dtype, sparse: bool) -> Tensor:
     """One tensor of its parts, which must cover it exactly.
 
     Raises:
         ValueError: they do not.
     """
-    if any(part.dtype != dtype for _, _, part in parts):
+    if any(part.held is not None and part.held.dtype != dtype for part in parts):
         raise ValueError("types")
-    if parts[0][1] < 0:
-        return parts[0][2]
+    if parts[0].rows < 0:
+        assert parts[0].held is not None
+        return parts[0].held
+    parts = sorted(parts, key=lambda p: p.begin)
     at = 0
-    for begin, rows, part in sorted(parts, key=lambda p: p[0]):
-        if begin != at or len(part) != rows:
+    for part in parts:
+        if part.begin != at or part.rows < 0:
             raise ValueError("rows")
-        at += rows
-    whole = torch.cat([part for _, _, part in sorted(parts, key=lambda p: p[0])])
-    if list(whole.shape) != shape:
+        at += part.rows
+    held = [part.held for part in parts if part.held is not None]
+    if held and not sparse:
+        whole = torch.cat(held)
+    else:
+        whole = _untouched(shape, dtype)
+        for part in parts:
+            if part.held is not None:
+                whole[part.first : part.first + len(part.held)] = part.held
+    if list(whole.shape) != shape or at != shape[0]:
         raise ValueError("shape")
     return whole
+
+
+def _untouched(shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Zeros in pages that the system gives only when they are written to."""
+    size = math.prod(shape)
+    memory = mmap.mmap(-1, max(size, 1) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype)[:size].view(shape)

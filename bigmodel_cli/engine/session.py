@@ -23,11 +23,12 @@ from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
 from bigmodel_cli.engine.group import ALONE, Group, losses_told
 from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.parts import taken_apart
+from bigmodel_cli.engine.parts import Share, taken_apart
 from bigmodel_cli.engine.run import Event, Run
 from bigmodel_cli.engine.said_once import say_once
 from bigmodel_cli.engine.signals import StopFlag
 from bigmodel_cli.engine.solve import solve
+from bigmodel_cli.engine.spread import own_share
 from bigmodel_cli.engine.start import digest, unchanged
 from bigmodel_cli.engine.trace import traced
 from bigmodel_cli.engine.utilisation import utilisation
@@ -164,7 +165,7 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
     with folder:
         try:
             if run is None:
-                state, skipped = _newest(folder, group)
+                state, skipped = _newest(folder, group, own_share(recipe, group))
                 run = assemble(recipe, state, group=group)
                 run.notes[:0] = skipped
                 folder.rewind(run.progress.epoch)
@@ -201,7 +202,7 @@ def _parts(run: Run, state: dict[str, Any]) -> Parts:
     return Parts(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
 
 
-def _newest(folder: RunFolder, group: Group) -> tuple[dict[str, Any], list[str]]:
+def _newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[str, Any], list[str]]:
     """The newest valid checkpoint, which rank 0 chooses and every rank reads; and a line for each that was skipped.
 
     Raises:
@@ -211,9 +212,9 @@ def _newest(folder: RunFolder, group: Group) -> tuple[dict[str, Any], list[str]]
         chosen = group.share(None)
         if chosen is None:
             raise InputError(f"{folder.path}: no valid checkpoint")
-        return checkpoint.load(Path(chosen)), []
+        return checkpoint.load(Path(chosen), share), []
     try:
-        newest, state, skipped = checkpoint.fallback(folder.path)
+        newest, state, skipped = checkpoint.fallback(folder.path, share)
     except InputError:
         group.share(None)
         raise
@@ -226,7 +227,8 @@ def _newest(folder: RunFolder, group: Group) -> tuple[dict[str, Any], list[str]]
 def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
     writer.wait()
     try:
-        state, _ = _newest(folder, run.parallel.group)
+        group = run.parallel.group
+        state, _ = _newest(folder, group, own_share(run.recipe, group))
     except InputError:
         return False
     run.restore(state)

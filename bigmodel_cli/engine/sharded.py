@@ -6,6 +6,7 @@ A tensor that is cut so is a DTensor; a checkpoint holds it whole, and is the sa
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.group import Group
 from bigmodel_cli.engine.hollow import is_hollow
 from bigmodel_cli.engine.parallel import DataParallel
+from bigmodel_cli.engine.parts import rows_of
 from bigmodel_cli.engine.placement import Placement
 
 
@@ -80,6 +82,8 @@ class FullyShard(Cut):
             if any(hollow):  # a block at a time, and what is left of it is cut: no rank but 0 ever holds the whole
                 fill(part, model, self.device, first_has_them=not hollow[0])
             fully_shard(part, **options)  # type: ignore[arg-type]
+            if any(hollow):
+                gc.collect()  # fully_shard leaves the whole tensors in a cycle
         self.model = model
         return model
 
@@ -91,8 +95,7 @@ class FullyShard(Cut):
     def own_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
         if not isinstance(value, DTensor):
             return None
-        # As torch.chunk cuts: all parts but the last ones have as many rows.
-        return value.to_local(), min(self.group.rank * -(-len(value) // self.group.world), len(value))
+        return value.to_local(), rows_of((self.group.rank, self.group.world), len(value))[0]
 
     @property
     def in_parts(self) -> bool:

@@ -16,6 +16,7 @@ from bigmodel_cli.core.types import Source
 from bigmodel_cli.engine.batches import Batches
 from bigmodel_cli.engine.group import Group
 from bigmodel_cli.engine.parallel import Parallel, with_synced_batchnorm
+from bigmodel_cli.engine.parts import Share
 from bigmodel_cli.engine.placement import Placement
 
 
@@ -82,13 +83,18 @@ def is_cut(recipe: Recipe, group: Group) -> bool:
     return group.world > 1 and recipe.parallel.strategy in ("fsdp", "tp")
 
 
+def own_share(recipe: Recipe, group: Group) -> Share | None:
+    """Which rows of every tensor are this rank's, where each has rows and nothing else."""
+    rows = group.world > 1 and recipe.parallel.strategy == "fsdp" and recipe.parallel.tensor == 1
+    return (group.rank, group.world) if rows else None
+
+
 def built_hollow(recipe: Recipe, group: Group, resumed: bool) -> bool:
     """Whether this process builds the model without weights, whose part of them comes later.
 
     From rank 0, which draws them; or for every rank from the checkpoint that is resumed.
     """
-    section = recipe.parallel
-    parts = group.world > 1 and section.strategy == "fsdp" and section.tensor == 1 and recipe.start.method == "full"
+    parts = own_share(recipe, group) is not None and recipe.start.method == "full"
     return parts and (resumed or (not group.leads and not recipe.start.trained))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -44,3 +45,17 @@ def spread(world: int, work: Callable[[Group], Any], folder: Path, timeout: floa
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     assert codes == [0] * world, codes
     return [torch.load(folder / f"rank-{rank}.result", weights_only=True) for rank in range(world)]
+
+
+def grown(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Bytes that this process's memory grew by at most in `work` (Linux), and what that returned."""
+    ctypes.CDLL(None).malloc_trim(0)  # what others left is no longer there to be used
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status("VmRSS")
+    result = work()
+    return _status("VmHWM") - before, result
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nursery import Nursery
+from spread import grown
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine import checkpoint, parts
 
 MODEL = ["train", "gpt", "--data", "letters.txt", "--precision", "fp32", "--json", "--batch-size", "8"]
 SIZE = ["layers=2", "heads=2", "width=32"]
@@ -56,6 +58,38 @@ def test_written_in_parts_and_gone_on_with_on_one_and_on_two(tmp_path: Path) -> 
             assert done["steps"] == 16
     assert whole["steps"] == 12
     damage(folder)
+
+
+def test_a_rank_reads_its_own_rows_alone(tmp_path: Path) -> None:
+    """On as many ranks and on more; the memory of the others' rows is not taken, a part that it needs is held to it."""
+    large = torch.arange(20_000_000, dtype=torch.float32).view(1000, 20_000)
+    for rank in range(2):
+
+        def rows(value: torch.Tensor, rank: int = rank) -> tuple[torch.Tensor, int] | None:
+            return (value[500 * rank : 500 * (rank + 1)], 500 * rank) if len(value) == 1000 else None
+
+        state, mine = parts.taken_apart({"large": large, "small": large[0, :5]}, rows, rank == 0)
+        begins, cut = {k: b for k, (_, b, _) in mine.items()}, {k for k, (_, _, c) in mine.items() if c}
+        parts.write_part(tmp_path, rank, {k: t for k, (t, _, _) in mine.items()}, begins, cut)
+    parts.write_index(tmp_path, state, 2, 10, lambda: False)
+    assert torch.equal(parts.read(tmp_path)["large"], large)
+    for share in ((1, 2), (1, 3), (0, 1)):
+        first, end = parts.rows_of(share, 1000)
+        peak, found = grown(lambda share=share: parts.read(tmp_path, share))
+        assert found["large"].shape == large.shape and torch.equal(found["large"][first:end], large[first:end])
+        assert torch.equal(found["small"], large[0, :5])
+        assert share == (0, 1) or peak < 100e6  # of 80 MB it reads 40 or 27: once from the file, once for itself
+        assert share == (0, 1) or not found["large"][:first].any()
+    del found
+    assert grown(lambda: parts.read(tmp_path))[0] > 140e6
+    part = tmp_path / "part-00001.safetensors"
+    raw = bytearray(part.read_bytes())
+    raw[-1] ^= 1
+    part.write_bytes(raw)
+    assert parts.read(tmp_path, (2, 9))["large"].shape == large.shape  # rank 0, which looks at all, says so
+    for share in ((0, 9), (8, 9)):
+        with pytest.raises(InputError, match="part-00001"):
+            parts.read(tmp_path, share)
 
 
 def damage(folder: Path) -> None:
