@@ -94,7 +94,7 @@ def train(
         StopFlag() as stop,
         losses_told(),
         _prepared(recipe, folder, recorded, group) as run,
-        Writer(folder.path) as writer,
+        Writer(folder.path, run.frozen.tensors) as writer,
     ):
         best: dict[str, Any] = {}
         look_at: float = time.perf_counter() + UTILISATION_AFTER

@@ -1,15 +1,16 @@
 """Checkpoints are written in a thread, from a copy of the state, while training goes on.
 
 A save costs training the copy alone: the digest, the zip and the wait for the disk are
-the thread's. One save is under way at most; an error in it is raised in the training
-thread, before the next save or at the end.
+the thread's. One save is under way at most, and one small one may wait for it, which a
+newer one replaces: epochs shorter than a write are not held up. An error is raised in the
+training thread, before a later save or at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,11 +39,30 @@ class Parts:
     timeout: float
 
 
-class Writer:
-    """Writes ``last.pt`` and ``best.pt`` in `folder`. Leaving it waits for the save under way."""
+MOST_WAITING = 1 << 28  # bytes of a state whose copy may wait while another is written
 
-    def __init__(self, folder: Path) -> None:
+
+@dataclass(frozen=True)
+class Copy:
+    """A state that no step changes any more; all of it is there once `arrived` returns."""
+
+    state: dict[str, Any]
+    arrived: Callable[[], None]
+    best: bool
+
+
+class Writer:
+    """Writes ``last.pt`` and ``best.pt`` in `folder`. Leaving it waits for the saves under way.
+
+    Tensors of the model whose names are in `still` never change, and are not copied.
+    """
+
+    def __init__(self, folder: Path, still: Collection[str] = ()) -> None:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self.still = still
+        self._turn = threading.Lock()
+        self._writing = False
+        self._waiting: Copy | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._abandoned = threading.Event()
@@ -51,14 +71,28 @@ class Writer:
         """Copy `state` now, and write the copy in the thread.
 
         Raises:
-            MachineError: the save before this one met a full disk.
+            MachineError: a save before this one met a full disk.
             DivergedError: its weights were not finite, and it was not written.
         """
+        if checkpoint.size(state) > MOST_WAITING:
+            self.wait()
+        copy = Copy(*self._copied(state), best)
+        with self._turn:
+            if self._writing and (copy.best or self._waiting is None or not self._waiting.best):
+                self._waiting = copy
+                return
         self.wait()
-        copy, arrived = copied(state)
+        self._writing = True
         # Not a daemon: Python would tear it down in the middle of a write at its end.
-        self._thread = threading.Thread(target=self._write, args=(copy, arrived, best), name="checkpoint")
+        self._thread = threading.Thread(target=self._write_all, args=(copy,), name="checkpoint")
         self._thread.start()
+
+    def _copied(self, state: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+        model = state["model"]
+        fixed = {name: model[name] for name in self.still if name in model and model[name].device.type == "cpu"}
+        copy, arrived = copied({**state, "model": {name: model[name] for name in model if name not in fixed}})
+        copy["model"] = {name: fixed[name] if name in fixed else copy["model"][name] for name in model}
+        return copy, arrived
 
     def save_parts(self, parts: Parts, best: bool) -> None:
         """Copy this rank's part of a checkpoint now, and write it in the thread; every rank does.
@@ -112,17 +146,25 @@ class Writer:
         with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
             self.wait()
 
-    def _write(self, state: dict[str, Any], arrived: Callable[[], None], best: bool) -> None:
+    def _write_all(self, copy: Copy | None) -> None:
         try:
-            arrived()
-            require_finite(state)
-            checkpoint.save(self.best if best else self.last, state, self._abandoned.is_set)
-            if best:
-                # In this order, a kill in between leaves the newer of the two as the better one,
-                # and a resumed run takes the newer: best.pt is never behind what last.pt says of it.
-                durable.link(self.best, self.last)
+            while copy is not None:
+                self._write(copy)
+                with self._turn:
+                    copy, self._waiting = self._waiting, None
+                    self._writing = copy is not None
         except BaseException as error:
-            self._error = error
+            with self._turn:
+                self._error, self._writing, self._waiting = error, False, None
+
+    def _write(self, copy: Copy) -> None:
+        copy.arrived()
+        require_finite(copy.state)
+        checkpoint.save(self.best if copy.best else self.last, copy.state, self._abandoned.is_set)
+        if copy.best:
+            # In this order, a kill in between leaves the newer of the two as the better one,
+            # and a resumed run takes the newer: best.pt is never behind what last.pt says of it.
+            durable.link(self.best, self.last)
 
 
 def copied(state: Any) -> tuple[Any, Callable[[], None]]:

@@ -54,11 +54,44 @@ def test_the_best_is_never_behind(tmp_path: Path) -> None:
     assert (tmp_path / "best.pt").stat().st_nlink == 1
 
 
+def test_short_epochs_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a save is written a newer one replaces the one that waits; a best one gives way to a best one alone."""
+    gate, written = threading.Event(), []
+    write = checkpoint.save
+
+    def slow(path: Path, state: dict[str, Any], abandoned: Any) -> None:
+        assert gate.wait(20)
+        written.append((path.name, state["progress"]["step"]))
+        write(path, state, abandoned)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    with Writer(tmp_path) as writer:
+        for step, best in ((1, False), (2, False), (3, True), (4, True)):
+            writer.save(state(step), best)
+        threading.Timer(0.2, gate.set).start()
+        writer.save(state(5), best=False)  # must not cost the best one that waits: this one blocks
+    assert written == [("last.pt", 1), ("best.pt", 4), ("last.pt", 5)]
+    assert [checkpoint.load(tmp_path / n)["progress"]["step"] for n in ("best.pt", "last.pt")] == [4, 5]
+
+
+def test_what_is_frozen_is_not_copied(tmp_path: Path) -> None:
+    live = state(1)
+    live["model"]["head"] = torch.zeros(3)
+    with Writer(tmp_path, {"w", "no longer there"}) as writer:
+        copy, _ = writer._copied(live)
+        writer.save(live, best=False)
+        live["model"]["head"].fill_(-1)
+    assert copy["model"]["w"] is live["model"]["w"] and copy["model"]["head"] is not live["model"]["head"]
+    found = checkpoint.load(tmp_path / "last.pt")["model"]
+    assert list(found) == ["w", "head"] and found["w"].eq(1).all() and found["head"].eq(0).all()
+
+
 def test_an_error_surfaces_before_the_next_save(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "gone")
     writer.save(state(1), best=False)
     with pytest.raises(MachineError, match=r"last\.pt: No such file"):
-        writer.save(state(2), best=False)
+        for step in range(2, 5000):  # the first of these may come before the error does
+            writer.save(state(step), best=False)
     with pytest.raises(MachineError), Writer(tmp_path / "gone") as other:  # and at the end
         other.save(state(1), best=False)
     assert not [t for t in threading.enumerate() if t.name == "checkpoint"]
