@@ -9,6 +9,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.text_facts import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
 @app.command()
 def inspect(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Class folders, a table, a tar, shards, or hf:NAME: as --data.")
+        str, typer.Argument(metavar="PATH", help="Class folders, a table, a tar, text, shards, or hf:NAME: as --data.")
     ],
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE.png", help="Also draw a contact sheet.")
@@ -69,7 +70,7 @@ def inspect(
 ) -> None:
     """Look at pictures before training on them: counts, sizes, formats, leaks between splits, damaged files.
 
-    Of token shards: what they hold, and whether every byte is what was written.
+    Of text: how it is read, its splits, tokens and classes. Of token shards: whether every byte is what was written.
 
     Examples:
 
@@ -83,6 +84,12 @@ def inspect(
 
     if is_shards(Path(path)):
         show_shards(Path(path), json)
+        return
+    from bigmodel_cli.data.own_text import source_for
+
+    text = source_for(Path(path))
+    if text is not None:
+        show_text(Path(path), text, json)
         return
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.picture_list import list_pictures

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
@@ -140,3 +141,17 @@ def test_what_goes_on_keeps_the_tokenizer_of_its_start(tmp_path: Path) -> None:
         assert on.classes == (("B cc",) if name == "labelled_file" else ())
         own = data.get(name)(tmp_path, start, path=str(new), tokenizer="word").spec
         assert "cc" in own.vocabulary and "aaa" not in own.vocabulary
+
+
+def test_inspect_says_how_each_file_is_read(run_cli: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\n" + "fine,yes\ndull,no\n" * 10)
+    write(tmp_path / "a.tsv", "source\ttarget\n" + "a b\tB A\n" * 10)
+    write(tmp_path / "a.txt", "to be or not to be\n" * 10)
+    for file, source in (("a.csv", "labelled_file"), ("a.tsv", "parallel_file"), ("a.txt", "text_files")):
+        done = run_cli("data", "inspect", file, "--json")
+        found = json.loads(done.stdout)
+        assert found["read as"] == source and found["classes"] == ({"no": 10, "yes": 10} if file == "a.csv" else {})
+    assert found["train tokens"] == 171 and found["val tokens"] == 19
+    write(tmp_path / "b.jsonl", '{"text": 3}\n')
+    wrong = run_cli("data", "inspect", "b.jsonl")
+    assert wrong.returncode == 2 and "b.jsonl:1" in wrong.stderr

@@ -1,0 +1,49 @@
+"""What ``data inspect`` says of one's own text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.commands import console
+
+NEXT = {
+    "chat_file": "finetune --from CKPT",
+    "preference_file": "finetune --from CKPT",
+    "labelled_file": "train text-cnn",
+    "parallel_file": "train transformer",
+}
+
+
+def show_text(path: Path, source: str, json: bool) -> None:
+    """How `path` is read by the source of that name, and what it then holds: splits, tokens, classes.
+
+    Raises:
+        InputError: a line is not what the source expects; it is named.
+    """
+    from bigmodel_cli.core.recipe import data_root
+    from bigmodel_cli.core.registry import data
+    from bigmodel_cli.core.tokens import tokenizer
+
+    bundle = data.get(source)(data_root(None), path=str(path))
+    splits = {name: load() for name, load in bundle.load.items()}
+    spec = bundle.spec
+    facts: dict[str, Any] = {"read as": source, "tokenizer": spec.tokenizer, "vocabulary": tokenizer(spec).size}
+    for name, split in splits.items():
+        if source == "text_files":
+            facts[f"{name} tokens"] = len(split.tokens)
+        else:
+            facts[f"{name} samples"] = len(split)
+    lengths = getattr(splits["train"], "lengths", None)
+    if lengths is not None:
+        facts |= {"median tokens of a sample": int(lengths.median()), "longest": int(lengths.max())}
+    classes = {c: sum(int((split.labels == i).sum()) for split in splits.values()) for i, c in enumerate(spec.classes)}
+    if json:
+        console.print_json({"path": str(path), **facts, "classes": classes, "notes": list(bundle.notes)})
+        return
+    rows = [(what, f"{value:,}" if isinstance(value, int) else value) for what, value in facts.items()]
+    rows += [(f"class {name}", f"{count:,}") for name, count in classes.items()]
+    console.show(console.table(f"text in {path}", ("what", "value"), rows, right=True))
+    for note in bundle.notes:
+        console.note(note)
+    console.say(f"next: bigmodel {NEXT.get(source, 'train gpt-nano')} --data {path}")
