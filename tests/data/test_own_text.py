@@ -152,6 +152,6 @@ def test_inspect_says_how_each_file_is_read(run_cli: Run, tmp_path: Path) -> Non
         found = json.loads(done.stdout)
         assert found["read as"] == source and found["classes"] == ({"no": 10, "yes": 10} if file == "a.csv" else {})
     assert found["train tokens"] == 171 and found["val tokens"] == 19
-    write(tmp_path / "b.jsonl", '{"text": 3}\n')
+    write(tmp_path / "b.jsonl", '{"text": [3]}\n')
     wrong = run_cli("data", "inspect", "b.jsonl")
     assert wrong.returncode == 2 and "b.jsonl:1" in wrong.stderr
