@@ -86,7 +86,8 @@ RUNS = (
         "BLOOM 176B", "384xA100-80GB", "gpt", 2048,
         ("model.layers=70", "model.width=14336", "model.heads=112", "data.vocabulary=250680", "data.context=2048"),
         150e12, "FLOP/s",
-        "BigScience 2022: 150 TFLOP/s a GPU; 4 x 100 Gb/s Omni-Path for 8 GPUs", network=6.25,
+        "BigScience 176B model page, 2022: about 150 TFLOP/s; arXiv 2211.05100: 4 x 100 Gb/s Omni-Path for 8 GPUs",
+        network=6.25,
     ),
     *(
         Published(
