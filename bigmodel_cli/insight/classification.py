@@ -78,7 +78,6 @@ def classification_report(
     predicted = logits.argmax(1)
     confidence = probability.gather(1, predicted[:, None]).flatten()
     right = predicted == labels
-    top5 = (logits.topk(min(5, k), 1).indices == labels[:, None]).any(1)
     confusion = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
 
@@ -87,7 +86,8 @@ def classification_report(
 
     figures: dict[str, Callable[[Tensor], Tensor]] = {
         "top1": mean_of(right),
-        "top5": mean_of(top5),
+        # Among five classes or fewer the right one is always among the first five.
+        **({"top5": mean_of((logits.topk(5, 1).indices == labels[:, None]).any(1))} if k > 5 else {}),
         "loss": mean_of(losses),
         "macro_f1": lambda weights: _macro_f1(weights, labels, predicted, k),
         "ece": lambda weights: _ece(weights, bins, confidence.double() - right.double()),
