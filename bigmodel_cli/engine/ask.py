@@ -19,6 +19,7 @@ from bigmodel_cli.engine.evaluate import room
 from bigmodel_cli.engine.placement import Placement
 
 MOST = 64  # samples in a batch
+WINDOW, HELD = 1024, 1 << 26  # samples and bytes that come while one waits for others of its shape, at most
 Reading = tuple[str, Batch | InputError]
 Answer = list[tuple[str, float]]
 
@@ -29,13 +30,18 @@ def ask(
     """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it."""
     size = min(MOST, room(task, placement))
     given = ((f"text {i}", task.asked([text])) for i, text in enumerate(texts, 1))
-    for names, batch in _batches(itertools.chain(given, _readings(task, files, ahead=2 * size)), size):
+    known: dict[int, tuple[str, Answer | InputError]] = {}  # told when all before them are
+    told = 0
+    for places, names, batch in _batches(itertools.chain(given, _readings(task, files, ahead=2 * size)), size):
         if isinstance(batch, InputError):
-            yield names[0], batch
-            continue
-        with torch.inference_mode(), placement.autocast():
-            inputs = placement.inputs(task.prepare(placement.batch(batch)))
-            yield from zip(names, task.answers(model, inputs, top), strict=True)
+            known[places[0]] = names[0], batch
+        else:
+            with torch.inference_mode(), placement.autocast():
+                inputs = placement.inputs(task.prepare(placement.batch(batch)))
+                known.update(zip(places, zip(names, task.answers(model, inputs, top), strict=True), strict=True))
+        while told in known:
+            yield known.pop(told)
+            told += 1
 
 
 def _readings(task: Any, files: Sequence[Path], ahead: int) -> Iterator[Reading]:
@@ -61,16 +67,35 @@ def _readings(task: Any, files: Sequence[Path], ahead: int) -> Iterator[Reading]
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(readings: Iterator[Reading], size: int) -> Iterator[tuple[list[str], Batch | InputError]]:
-    """Neighbours of one shape together, up to `size`; an error by itself."""
-    for kind, group in itertools.groupby(readings, key=lambda reading: _shape(reading[1])):
-        while part := list(itertools.islice(group, size)):
-            names, raws = [name for name, _ in part], [raw for _, raw in part]
-            if kind is None:
-                yield from (([name], raw) for name, raw in part)
-            else:
-                yield names, {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}  # type: ignore[index,union-attr]
+def _batches(readings: Iterator[Reading], size: int) -> Iterator[tuple[list[int], list[str], Batch | InputError]]:
+    """Up to `size` samples of one shape together, with their places among all; an error by itself.
+
+    Texts of one length need no fill, so what else is asked changes no answer.
+    """
+    waiting: dict[Any, list[tuple[int, str, Batch]]] = {}  # by shape; in front the one that has waited longest
+    held = 0
+
+    def together(shape: Any) -> tuple[list[int], list[str], Batch]:
+        nonlocal held
+        places, names, raws = zip(*waiting.pop(shape), strict=True)
+        joined = {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}
+        held -= _bytes(joined)
+        return list(places), list(names), joined
+
+    for place, (name, raw) in enumerate(readings):
+        if isinstance(raw, InputError):
+            yield [place], [name], raw
+        else:
+            shape = tuple((key, value.shape[1:]) for key, value in raw.items())
+            waiting.setdefault(shape, []).append((place, name, raw))
+            held += _bytes(raw)
+            if len(waiting[shape]) == size:
+                yield together(shape)
+        while waiting and (held > HELD or next(iter(waiting.values()))[0][0] <= place - WINDOW):
+            yield together(next(iter(waiting)))
+    while waiting:
+        yield together(next(iter(waiting)))
 
 
-def _shape(raw: Batch | InputError) -> tuple[Any, ...] | None:
-    return None if isinstance(raw, InputError) else tuple((key, value.shape[1:]) for key, value in raw.items())
+def _bytes(raw: Batch) -> int:
+    return sum(value.nbytes for value in raw.values())

@@ -62,3 +62,39 @@ def test_the_command_answers_the_rest_and_exits_2(run: Run, pictures: list[Path]
         str(p) for i, p in enumerate(pictures) if i not in (3, 10)
     ]
     assert "03.png" in done.stderr and "10.png" in done.stderr
+
+
+def test_lines_of_one_length_are_answered_together_in_the_order_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths alternate; a file in between is no text; with a short window none waits for long."""
+    words = ["a", "fine", "film", "that", "we", "saw", "and", "did", "not", "like", "at", "all"]
+    lines = [" ".join(words[i % 7 : i % 7 + 1 + i % 3]) for i in range(60)]
+    (tmp_path / "seen.csv").write_text("text,label\n" + "".join(f"{line},{i % 2}\n" for i, line in enumerate(lines)))
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    files[0].write_text("\n".join(lines[:40]))
+    files[1].write_bytes(b"\xff\xfe\xff")
+    files[2].write_text("\n".join(lines[40:]))
+    data = {"name": "labelled_file", "path": str(tmp_path / "seen.csv")}
+    values = {"model": {"name": "text-encoder", "width": 16}, "data": data, "placement": {"precision": "fp32"}}
+    run = assemble(resolve([Layer("test", values)]).recipe, measure=False)
+    model, batches = run.model.eval(), []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(tuple(inputs[0].shape)))
+
+    def asked() -> list[tuple[str, Any]]:
+        batches.clear()
+        return list(ask(model, run.task, run.placement, files, 2))
+
+    found = asked()
+    assert [name for name, _ in found] == [
+        *(f"{files[0]}:{i}" for i in range(1, 41)), str(files[1]), *(f"{files[2]}:{i}" for i in range(1, 21))
+    ]  # fmt: skip
+    assert isinstance(found[40][1], InputError) and sorted(batches) == [(20, 1), (20, 2), (20, 3)]
+    for key, value, most in (("WINDOW", 6, 3), ("HELD", 400, 12), ("MOST", 1, 1)):
+        monkeypatch.setattr(asking, key, value)
+        again = asked()
+        assert max(b for b, _ in batches) <= most and sum(b for b, _ in batches) == 60
+        assert [name for name, _ in again] == [name for name, _ in found]
+        for (_, one), (_, other) in zip(found[:40] + found[41:], again[:40] + again[41:], strict=True):
+            assert [c for c, _ in one] == [c for c, _ in other]
+            assert [p for _, p in one] == pytest.approx([p for _, p in other], abs=1e-6)
