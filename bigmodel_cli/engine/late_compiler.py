@@ -1,46 +1,41 @@
 """torch's compiler, imported where something is compiled and not before.
 
-``torch.optim`` imports ``torch._dynamo`` in every optimizer, only to tell it that some
-methods are not to be compiled: over a second at the start of each run, and 100 MB.
+Each optimizer of ``torch.optim`` imports ``torch._dynamo`` as it is made and at its steps, only to tell it what
+not to compile: over a second at the start of a run, and 100 MB. Here nobody compiles an optimizer.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
+import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 
-NAME = "torch._dynamo"
-
-
-class _Late(ModuleType):
-    """Stands for ``torch._dynamo``: answers what optimizers say to it, and is the real module for all else."""
-
-    def disable(self, fn: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
-        """`fn` itself: what nobody compiles needs no shield from it."""
-        return fn
-
-    def graph_break(self, *_: Any, **__: Any) -> None:
-        """Nothing: there is no graph to break."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "__spec__":  # what Python asks of a module that it finds loaded
-            return None
-        if name == "__file__":  # what ``inspect`` asks of every module, in the midst of other imports
-            raise AttributeError(name)
-        if sys.modules.get(NAME) is self:
-            del sys.modules[NAME]
-            importlib.import_module(NAME)
-        return getattr(sys.modules[NAME], name)
+SHIELDED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
 def postpone_compiler() -> None:
-    """Until something other than an optimizer asks for the compiler, do without it."""
-    if NAME not in sys.modules:
-        late = _Late(NAME)
-        sys.modules[NAME] = late
-        torch._dynamo = late
+    """Let the optimizers of ``torch.optim`` run without the compiler, with the same results.
+
+    In a torch that does it in another way nothing is changed, and the compiler is imported as before.
+    """
+    for name in SHIELDED:
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and not hasattr(method, "__dynamo_disable"):
+            method.__dynamo_disable = method  # where torch._compile keeps the method that the compiler leaves alone
+    for kind in vars(torch.optim).values():
+        step: Any = getattr(kind, "step", None)
+        if getattr(getattr(step, "__code__", None), "co_name", None) == "_use_grad":
+            kind.step = _with_grad_as_asked(step.__wrapped__)
+
+
+def _with_grad_as_asked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``torch.optim.optimizer._use_grad_for_differentiable`` makes of `step`, without breaks of a graph."""
+
+    @functools.wraps(step)
+    def plain(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, *args, **kwargs)
+
+    return plain
