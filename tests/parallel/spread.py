@@ -48,8 +48,14 @@ def spread(world: int, work: Callable[[Group], Any], folder: Path, timeout: floa
 
 
 def grown(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Bytes that this process's memory grew by at most in `work` (Linux), and what that returned."""
-    ctypes.CDLL(None).malloc_trim(0)  # what others left is no longer there to be used
+    """Bytes that this process's memory grew by at most in `work` (Linux), and what that returned.
+
+    Each large tensor has memory of its own, which goes with it: holes that a heap keeps are not counted.
+    """
+    libc, mmap_threshold, most_mmaps = ctypes.CDLL(None), -3, -4  # malloc.h
+    libc.mallopt(mmap_threshold, 1 << 17)
+    libc.mallopt(most_mmaps, 1 << 16)
+    libc.malloc_trim(0)  # what others left is no longer there to be used
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     result = work()
