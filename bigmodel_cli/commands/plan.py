@@ -25,7 +25,12 @@ def plan(
     recipe: opt.RecipeFile = None,
     gpus: Annotated[str, typer.Option("--gpus", help="8xA100, 64xH100, ... or cpu: this machine, measured.")] = "cpu",
     strategy: Annotated[
-        str | None, typer.Option("--strategy", help="single, ddp, fsdp, tp2, tp4, tp8; default the fastest that fits.")
+        str | None,
+        typer.Option(
+            "--strategy",
+            help="single, ddp, fsdp, tp2, tp4, tp8; default the fastest that fits. Pipelines, predicted alone: "
+            "pp16, 'tp8 x pp16', or with 8 chunks a stage 'tp8 x pp16x8'.",
+        ),
     ] = None,
     price: Annotated[float, typer.Option("--price", min=0, help="Of one device for an hour.")] = 0.0,
     network: Annotated[
@@ -92,6 +97,8 @@ def _show(found: Plan) -> None:
          or f"{rate:,.0f} {found.unit}/s"),
         ("run", f"{duration(found.seconds)} for {found.steps:,} steps"),
     ]  # fmt: skip
+    if not one.layout.runs:
+        facts.append(("note", "predicted alone: bigmodel does not train with pipeline stages"))
     if found.price:
         hours = found.seconds / 3600 * found.cluster.count
         facts.append(("cost", f"{found.cost:,.0f} for {hours:,.1f} device hours at {found.price:g}"))

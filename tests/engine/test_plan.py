@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,23 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve, set_layer
+from bigmodel_cli.engine.plan import pipeline
 from bigmodel_cli.engine.plan.ceilings import Measured
 from bigmodel_cli.engine.plan.devices import cluster
 from bigmodel_cli.engine.plan.estimate import Tracer, make_plan
 from bigmodel_cli.engine.plan.network import ATTAINED, Group
 from bigmodel_cli.engine.plan.roofline import Stated, fused, interpolate, phases, seconds
-from bigmodel_cli.engine.plan.strategies import HOST, Layout, Model, Work, largest_fitting, memory, spread
+from bigmodel_cli.engine.plan.strategies import (
+    HOST,
+    Layout,
+    Model,
+    Spread,
+    Work,
+    largest_fitting,
+    layouts,
+    memory,
+    spread,
+)
 from bigmodel_cli.engine.plan.trace import Memory, Op
 
 TINY = ("data.vocabulary=64", "data.context=32", "data.tokens=4096", "placement.precision=fp32", "model.layers=3")
@@ -66,6 +78,8 @@ def test_recomputing_blocks_holds_less_and_computes_more() -> None:
     assert again.live() < 0.7 * plain.live()
     assert 1.1 * plain.flops() < again.flops() < 4 / 3 * plain.flops()
     assert len(plain.block_parameters) == 3 and len(plain.block_outputs) == 3
+    width, vocabulary = 128, 64  # what may be cut in a product: of its weight, never the 256 tokens
+    assert {op.side for op in plain.ops if op.kind == "matmul"} == {width, vocabulary}
 
 
 def test_compiled_neighbours_move_less() -> None:
@@ -90,6 +104,15 @@ def test_shallow_models_say_what_a_deep_one_takes() -> None:
     assert short.live == pytest.approx(whole.live, rel=0.01)
     assert short.forward == pytest.approx(whole.forward, rel=0.01)
     assert short.backward == pytest.approx(whole.backward, rel=0.01)
+
+
+def test_a_cut_leaves_the_tokens_of_a_product_whole() -> None:
+    """The head works on a few rows at a time: on each of 8 devices as many, and an eighth of the columns."""
+    device = cluster("8xH100").device
+    head = Op("mm", "forward", 10**12, 10**9, 0, 128, 16384, True, False, frozenset(), frozenset())
+    keys = replace(head, narrow=1024, side=1024)
+    assert Stated(device).arithmetic(head, 8) == Stated(device).arithmetic(head, 1)
+    assert Stated(device).arithmetic(keys, 8) == pytest.approx(0.5 * 0.7 * 989e12)
 
 
 def test_rings_by_hand() -> None:
@@ -127,6 +150,65 @@ def test_a_tiny_model_is_not_worth_cutting() -> None:
     layout = Layout("fsdp", 1, 1024, False)
     found = spread(layout, cluster("1024xA100"), large, lambda m: work, 1024, lambda m: 0.0, 1)
     assert 0.005 * found.step_seconds > 3 * 81 * HOST
+
+
+def staged(name: str) -> Spread:
+    """30 blocks of 1 s forward, 2 s backward and 0.1 GB kept a sample, ends that take as much, 64 samples, 64 H100."""
+
+    def part(micro: int, blocks: int) -> Work:
+        size = 100_000_000 * micro * (blocks + 1)
+        return Work(Memory(activations=size), size, micro * (blocks + 1.0), micro * (blocks + 1.0) * 2, 0.1)
+
+    model = Model(32_000_000_000, 32_000_000_000, [1_000_000_000] * 30, 256_000_000_000, False)
+    on = cluster("64xH100")
+    (way,) = pipeline.pipelines(name, on, 64, 30, lambda width: True, False)
+    return pipeline.spread(way, on, model, part, 64, lambda micro: 30e8 * micro)
+
+
+def test_pipeline_stages_by_hand() -> None:
+    assert pipeline.cut(30, 4, 1.0, 2.0) == (6, 8)  # 8, 8, 8 blocks, and 6 beside the head
+    assert pipeline.cut(32, 4, 1.0, 0.1) == (8, 8)
+    found = staged("tp2 x pp4")
+    assert (found.layout.replicas, found.micro_batch, found.accumulate) == (8, 1, 8)
+    assert (found.seconds["forward"], found.seconds["backward"]) == (8 * 8.0, 8 * 16.0)  # of 8 blocks
+    assert found.seconds["bubble"] == pytest.approx(3 * 24.0, rel=1e-2)  # and what is sent meanwhile
+    assert found.memory.activations == (100_000_000 + 4 * 8 * 100_000_000) / 2  # four micro-batches on the first stage
+    numbers = (8_000_000_000 + 2_000_000_000) / 2
+    assert found.memory.gradients == numbers * 4 and found.memory.optimizer == numbers * 8 / 8
+    assert found.memory.weights == numbers * (2 + 4 / 8)
+    chunks = staged("tp2 x pp4x8")
+    assert chunks.seconds["bubble"] == pytest.approx(found.seconds["bubble"] / 8, rel=1e-2)
+    assert chunks.memory.activations > found.memory.activations and chunks.sent > found.sent
+
+
+@pytest.mark.parametrize(("stages", "numbers", "rate", "hop"), [(2, 18e9, 450e9, 2e-6), (16, 4e9, 50e9, 6e-6)])
+def test_what_stages_send_by_hand(stages: int, numbers: float, rate: float, hop: float) -> None:
+    found = staged(f"pp{stages}")
+    replicas = Group(64 // stages, max(1, 8 // stages), cluster("64xH100").device)
+    times = 2 * found.accumulate  # one boundary forward, its gradient backward
+    assert found.sent == pytest.approx(times * 1e8 + replicas.sent(numbers * 6))
+    # Both are hidden behind seconds of one micro-batch, but for a piece of the blocks and the ends.
+    reduced = (replicas.all_gather(numbers * 4) + replicas.all_gather(numbers * 2)) / (numbers / 1e9 - 1)
+    assert found.seconds["waiting"] == pytest.approx(times * (1e8 / (ATTAINED * rate) + hop) + reduced)
+
+
+def test_stages_are_predicted_where_they_are_asked_for(capsys: Any) -> None:
+    """By name alone, and said to be no more than that: what is recommended is what runs here."""
+    from bigmodel_cli.commands.plan import _show
+
+    size = ("model.layers=16", "model.width=32", "model.checkpointing=true")
+    wanted, on = recipe("gpt", "synthetic_text", *(o for o in TINY if "layers" not in o), *size), cluster("8xH100")
+    found = make_plan(wanted, on, "pp4", 0)
+    assert found.chosen and found.chosen.layout.stages == 4 and found.chosen.seconds["bubble"] > 0
+    assert not any(row["runs"] for row in found.to_dict()["spreads"])
+    _show(found)
+    assert "does not train with pipeline stages" in capsys.readouterr().out
+    with pytest.raises(InputError, match="8 devices in replicas of N x S, at most 8 of them, S x V at most 18"):
+        make_plan(wanted, on, "pp3", 0)
+    for name in ("pp3", "pp1", "pp4x5", "tp16 x pp2", "ppx", "tp3 x pp2", "fsdp"):
+        assert pipeline.pipelines(name, on, 8, 16, lambda width: True, True) == []
+    assert pipeline.pipelines("pp4", on, 1, 16, lambda width: True, True) == []  # a sample for two replicas
+    assert all(way.runs for way in layouts(on, 8, lambda width: True, True))
 
 
 def test_the_rate_of_a_cpu_by_hand() -> None:

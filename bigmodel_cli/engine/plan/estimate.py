@@ -14,6 +14,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.engine.assemble import load_data, train_and_val
+from bigmodel_cli.engine.plan import pipeline
 from bigmodel_cli.engine.plan.devices import Cluster
 from bigmodel_cli.engine.plan.roofline import Ceilings, Stated, phases
 from bigmodel_cli.engine.plan.step import deep_stack, trace_step
@@ -90,7 +91,7 @@ class Plan:
         derived = {"seconds": self.seconds, "cost": self.cost, "utilisation": self.utilisation}
         rows = [
             {**asdict(s), "step_seconds": s.step_seconds, "total_memory": s.memory.total,
-             "largest_batch": self.largest_batch(s)}
+             "largest_batch": self.largest_batch(s), "runs": s.layout.runs}
             for s in self.spreads
         ]  # fmt: skip
         chosen = None if self.chosen is None else str(self.chosen.layout)
@@ -108,11 +109,14 @@ def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: flo
     can_cut = functools.cache(lambda width: cuttable(recipe, tracer.task, width))
     can_recompute = "checkpointing" in entry.schema.model_fields and not recipe.model.options["checkpointing"]
     batch = min(recipe.train.batch_size, tracer.samples)
-    ways = layouts(cluster, batch, can_cut, can_recompute)
-    if strategy is not None:
-        ways = [w for w in ways if w.strategy.split()[0] == strategy or w.strategy == strategy]
+    able = layouts(cluster, batch, can_cut, can_recompute)
+    ways = [w for w in able if strategy in (None, w.strategy, w.strategy.split()[0])]
+    if strategy is not None and "pp" in strategy:
+        ways = pipeline.pipelines(strategy, cluster, batch, tracer.depth or 0, can_cut, can_recompute)
+        if not ways:
+            raise InputError(f"--strategy {strategy}", pipeline.expected(cluster, batch, tracer.depth or 0))
     if not ways:
-        possible = ", ".join(dict.fromkeys(w.strategy.split()[0] for w in layouts(cluster, batch, can_cut, False)))
+        possible = ", ".join(dict.fromkeys(w.strategy.split()[0] for w in able))
         what = f"--strategy {strategy}" if strategy else f"a batch of {batch} over {cluster.count} devices"
         raise InputError(what, f"expected one of {possible}" if possible else "expected a sample for every device")
     spreads = [tracer.spread(way, batch) for way in ways]
@@ -204,11 +208,13 @@ class Tracer:
         """Of a step on `batch` samples; from a few, since it is linear."""
         return self.whole(Trace.flops) / FEWEST * batch
 
-    def _work(self, batch: int, layout: Layout) -> Work:
-        """The memory and times of a step on `batch` samples, on one device of `layout`."""
+    def _work(self, batch: int, layout: Layout, blocks: int | None = None) -> Work:
+        """The memory and times of a step on `batch` samples, on one device of `layout`; of so many `blocks`, or all."""
         depths = DEPTHS if self.depth else (None,)
         found = [self._traced(self.trace(batch, layout.sharded, layout.recompute, d), layout) for d in depths]
-        return found[0] if self.depth is None else along(found[0], found[1], DEPTHS, self.depth)
+        if self.depth is None:
+            return found[0]
+        return along(found[0], found[1], DEPTHS, self.depth if blocks is None else blocks)
 
     def _traced(self, trace: Trace, layout: Layout) -> Work:
         times = phases(trace, self.ceilings, layout.width, self.compiled)
@@ -231,14 +237,20 @@ class Tracer:
         high = max(each if self.on_cpu else min(each, MOST_SAMPLES), 2 * FEWEST)
         places = (high // 2, high)
 
-        def work(micro: int) -> Work:
-            return along(self.work(places[0], layout), self.work(places[1], layout), places, micro)
+        def work(micro: int, blocks: int | None = None) -> Work:
+            return along(self.work(places[0], layout, blocks), self.work(places[1], layout, blocks), places, micro)
 
         def fits(micro: int) -> bool:
             return memory(layout, model, work(micro), 1).total <= usable
 
-        outputs = self.whole(lambda trace: sum(trace.block_outputs), layout.sharded, layout.recompute)
-        return spread(layout, self.cluster, model, work, batch, lambda m: outputs / FEWEST * m, largest_fitting(fits))
+        one = self.whole(lambda trace: sum(trace.block_outputs), layout.sharded, layout.recompute) / FEWEST
+
+        def outputs(micro: int) -> float:
+            return one * micro
+
+        if layout.stages > 1:
+            return pipeline.spread(layout, self.cluster, model, work, batch, outputs)
+        return spread(layout, self.cluster, model, work, batch, outputs, largest_fitting(fits))
 
 
 def _state(trace: Trace) -> int:

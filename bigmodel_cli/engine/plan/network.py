@@ -45,6 +45,10 @@ class Group:
         """Seconds until every rank has the sum of `size` bytes: a reduce-scatter, then an all-gather."""
         return 2 * self.all_gather(size)
 
+    def send(self, size: float) -> float:
+        """Seconds until the next rank has `size` bytes of this one's."""
+        return size / self.rate + (HOP if self.size <= self.inside else NETWORK_HOP)
+
     def sent(self, size: float) -> float:
         """Bytes that each rank sends in an all-gather or reduce-scatter of `size`."""
         return size * (self.size - 1) / self.size

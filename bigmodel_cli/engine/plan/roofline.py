@@ -50,7 +50,7 @@ class Stated:
     def arithmetic(self, op: Op, shards: int) -> float:
         device = self.device
         peak = device.bf16 if op.half and device.bf16 else device.fp32
-        narrow = max(op.narrow // shards, 1)
+        narrow = min(op.narrow, max((op.side if op.kind == "matmul" else op.narrow) // shards, 1))
         if op.kind == "attention":
             # Twice: the causal half. Longer rows of 64 to 128 keep the units busy.
             return peak * 2 * device.sustained * (0.6 if op.narrow >= 64 else 0.4) * (0.8 if op.backward else 1.0)

@@ -9,6 +9,7 @@
 - ``tpN``: each block's matrices are cut over N devices of a node as well, with the sequence cut in between
   (Shoeybi et al. 2019; Korthikanti et al. 2022): two all-reduces' worth of traffic a block forward, two
   backward, none of it hidden. Over the rest of the devices it is ``fsdp``.
+- ``ppS``: the blocks cut into S stages, see ``pipeline.py``.
 
 Hidden means: what communication takes is paid only beyond what computes at that time, and for the
 first and last piece, which nothing can hide.
@@ -67,16 +68,24 @@ class Model:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to run a step: `width` devices share each tensor of a block (tensor parallel), in `replicas` groups."""
+    """One way to run a step: `width` devices share each tensor of a block (tensor parallel), `stages` such groups the
+    blocks (pipeline), in `replicas`; each stage has `chunks` runs of blocks."""
 
     strategy: str
     width: int
     replicas: int
     recompute: bool
+    stages: int = 1
+    chunks: int = 1
 
     @property
     def sharded(self) -> bool:
         return self.strategy not in ("single", "ddp")
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is training of this kind here; else it is only predicted."""
+        return self.stages == 1
 
     def __str__(self) -> str:
         return self.strategy + " + recompute" * self.recompute
@@ -162,8 +171,9 @@ def spread(
     elif layout.sharded:
         found.seconds["optimizer"] = done.optimizer / layout.width / layout.replicas
         _sharded(found, group, model, done)
-        if layout.width > 1:
-            _cut(found, cluster, outputs(micro))
+        waiting, sent = cut_traffic(layout, cluster, outputs(micro))
+        found.seconds["waiting"] += accumulate * waiting
+        found.sent += accumulate * sent
     return found
 
 
@@ -182,12 +192,11 @@ def _sharded(found: Spread, group: Group, model: Model, done: Work) -> None:
     found.sent += found.accumulate * (2 * group.sent(weights) + group.sent(gradients))
 
 
-def _cut(found: Spread, cluster: Cluster, size: float) -> None:
-    """The traffic of tensor parallelism: `size` bytes of block outputs, in bf16, four times; with recompute six."""
-    group = Group(found.layout.width, cluster.per_node, cluster.device)
-    times = 6 if found.layout.recompute else 4
-    found.seconds["waiting"] += found.accumulate * times * group.all_reduce(size)
-    found.sent += found.accumulate * times * 2 * group.sent(size)
+def cut_traffic(layout: Layout, cluster: Cluster, size: float) -> tuple[float, float]:
+    """Seconds and bytes sent of tensor parallelism: `size` bytes of outputs, bf16, four times; with recompute six."""
+    group = Group(layout.width, cluster.per_node, cluster.device)
+    times = 6 if layout.recompute else 4
+    return times * group.all_reduce(size), times * 2 * group.sent(size)
 
 
 def choose(found: list[Spread]) -> tuple[Spread | None, str]:
@@ -199,7 +208,7 @@ def choose(found: list[Spread]) -> tuple[Spread | None, str]:
     fastest = min(s.step_seconds for s in able)
     chosen = next(s for s in able if s.step_seconds <= 1.03 * fastest)
     if len(found) == 1:
-        return chosen, "one device, and it fits"
+        return chosen, "one device, and it fits" if chosen.layout.strategy == "single" else "it fits"
     said = []
     for other in found:
         if other is chosen:

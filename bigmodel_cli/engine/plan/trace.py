@@ -43,7 +43,8 @@ class Op:
     narrow: int
     """The smallest side of a matrix product, the fewer channels of a convolution: efficiency depends on it. Else 0."""
     side: int
-    """Of the map that a convolution makes; the tokens that attention looks from. Else 0."""
+    """Of the map that a convolution makes; the tokens that attention looks from; the smaller one of the weight in a
+    product, of those that tensor parallelism cuts (never the tokens). Else 0."""
     half: bool
     """Whether it computes in 16 bits."""
     block: bool
@@ -206,7 +207,7 @@ class Recorder(TorchDispatchMode):
                 sum(size_of(x) for x in dict(zip(before, inputs, strict=True)).values()),
                 written,
                 _narrow(name, inputs) if name in KINDS else 0,
-                _side(name, inputs, out),
+                _side(name, inputs, out, [self.trace.parts.get(k) == "weights" for k in before]),
                 bool(floats) and floats[0].element_size() == 2,
                 self.in_block,
                 frozenset(before),
@@ -222,18 +223,29 @@ def size_of(x: Tensor) -> int:
 
 def _narrow(name: str, inputs: list[Tensor]) -> int:
     if KINDS[name] == "matmul":
-        a, b = [x for x in inputs if x.dim() >= 2][-2:]
-        return min(a.shape[-2], a.shape[-1], b.shape[-1])
+        return min(_product(inputs))
     if KINDS[name] == "conv":
         weight = _filter(name, inputs)
         return min(weight.shape[:2])
     return int(inputs[0].shape[-1])
 
 
-def _side(name: str, inputs: list[Tensor], out: Any) -> int:
+def _product(inputs: list[Tensor]) -> tuple[int, int, int]:
+    """Rows, inner side and columns of a matrix product."""
+    a, b = [x for x in inputs if x.dim() >= 2][-2:]
+    return a.shape[-2], a.shape[-1], b.shape[-1]
+
+
+def _side(name: str, inputs: list[Tensor], out: Any, weights: list[bool]) -> int:
     kind = KINDS.get(name)
     if kind == "attention":
         return int(inputs[0].shape[-2])
+    if kind == "matmul":
+        rows, inner, columns = _product(inputs)
+        first, second = weights[-2:]
+        if second:
+            return min(inner, columns)
+        return min(rows, inner) if first else min(rows, columns)  # the last: a weight's gradient, summed over tokens
     if kind != "conv":
         return 0
     return int((inputs[0] if name.endswith("_backward") else out).shape[-1])
