@@ -35,7 +35,7 @@ from bigmodel_cli.engine.utilisation import utilisation
 from bigmodel_cli.engine.writer import Parts, Writer
 from bigmodel_cli.models.four_bit import parameters
 
-UTILISATION_AFTER = 10.0  # seconds: what is over by then need not know
+UTILISATION_AFTER = 30.0  # seconds: counting and measuring take half of one, which a short run would feel
 
 
 @dataclass(frozen=True)
