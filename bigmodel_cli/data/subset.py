@@ -27,7 +27,7 @@ class Subset:
         return None if labels is None else labels[self.indices]
 
     def gather(self, indices: Tensor) -> Batch:
-        return {**self.source.gather(self.indices[indices]), "index": indices}
+        return {**self.source.gather(self.indices.index_select(0, indices)), "index": indices}
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))

@@ -99,7 +99,7 @@ def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
                 with watch("forward"), place.autocast():
                     loss = task.loss(run.forward, micro).total
                 with watch("backward"):
-                    (loss * run.parallel.averaged / count).backward()
+                    loss.backward(torch.full_like(loss, run.parallel.averaged / count))  # of the mean over all units
                     total += loss.detach()
     except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
         if not is_out_of_memory(error):

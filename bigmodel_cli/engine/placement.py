@@ -10,7 +10,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,12 @@ class Placement:
             return batch
         return {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()}
 
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 where that precision was chosen; weights, sums and losses stay fp32."""
         if self.precision == "fp32":
-            yield
-        else:
-            # The cache of cast weights would be filled under inference_mode and reused in training.
-            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled()):
-                yield
+            return contextlib.nullcontext()
+        # The cache of cast weights would be filled under inference_mode and reused in training.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
 
     @property
     def lag(self) -> int:

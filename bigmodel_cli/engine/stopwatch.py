@@ -25,6 +25,19 @@ ADVICE = {
 }
 
 
+class Timed(contextlib.AbstractContextManager[None]):
+    """Adds the seconds inside it to `seconds` of `part`. A class: a generator takes some times as long."""
+
+    def __init__(self, seconds: dict[str, float], part: str) -> None:
+        self.seconds, self.part = seconds, part
+
+    def __enter__(self) -> None:
+        self.clock = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.part] += time.perf_counter() - self.clock
+
+
 class Stopwatch:
     """Adds up seconds by part: ``with watch("forward"): ...``. About a microsecond a part.
 
@@ -39,26 +52,29 @@ class Stopwatch:
         self.steps = 0
         self._own = 0.0
 
+    def __call__(self, part: str) -> contextlib.AbstractContextManager[None]:
+        timed = self._sampled(part) if self.wait is not None and part in STEP_PARTS else Timed(self.seconds, part)
+        return timed if self.label is None else self._named(part, timed)
+
     @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        with self.label(part) if self.label is not None else contextlib.nullcontext(), self._timed(part):
+    def _named(self, part: str, timed: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+        assert self.label is not None
+        with self.label(part), timed:
             yield
 
     @contextlib.contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        waits = self.wait is not None and part in STEP_PARTS
-        if waits and self.steps % SAMPLED:
+    def _sampled(self, part: str) -> Iterator[None]:
+        assert self.wait is not None
+        if self.steps % SAMPLED:
             yield
             return
-        if waits:
-            self.wait()  # type: ignore[misc]
+        self.wait()
         clock = time.perf_counter()
         try:
             yield
         finally:
-            if waits:
-                self.wait()  # type: ignore[misc]
-            self.seconds[part] += (time.perf_counter() - clock) * (SAMPLED if waits else 1)
+            self.wait()
+            self.seconds[part] += (time.perf_counter() - clock) * SAMPLED
 
     def waiting(self, part: str, items: Iterable[T]) -> Iterator[T]:
         """`items`, the time until each counted as `part`."""
