@@ -32,7 +32,7 @@ from bigmodel_cli.engine.placement import CHOICES, Placement, device_name, is_ou
 SHORTEST = 10.0  # seconds: below this a run is over before a choice pays, and stays the same on every machine
 MOST, SHARE = 5.0, 0.05  # seconds, or of the expected run if that is more: what measuring may take
 SHORT_SHARE = 0.1  # of the expected run, where that is less than MOST
-FEW, PART = 8, 0.25  # samples, then seconds: on a CPU a part of a batch tells as much as all of a slow one
+FEW, PART = 4, 0.25  # samples, then seconds: on a CPU a part of a batch tells as much as all of a slow one
 SIDE, SLOWER = 512, 0.7  # bf16 is not tried where a product of SIDE x SIDE shows it this much slower than fp32
 COMPILE_SECONDS = 60.0  # a first compilation takes 20 to 60; tried only where SHARE of the run is more
 WORTH = 1.05  # a smaller gain is noise
@@ -42,12 +42,12 @@ KEPT = 500  # entries in the cache
 
 @dataclass
 class Trial:
-    """One setting: seconds a step (the least seen), its loss, and its gradient as one vector."""
+    """One setting: seconds a step (the least seen), its loss, and its gradient, a tensor a parameter."""
 
     placement: Placement
     seconds: float
     loss: float
-    gradient: Tensor
+    gradient: list[Tensor]
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Bench:
         started = time.perf_counter()
         with _untouched(model):
             _, loss = self.once(placement, forward)
-            gradient = _gradient(model)
+            gradient = [p.grad for p in model.parameters() if p.grad is not None]  # taken over, not copied
             least = math.inf
             for _ in range(3):
                 model.zero_grad(set_to_none=True)
@@ -140,7 +140,7 @@ def measured(
             bench, share, seconds = _in_part(bench, placement)
             if seconds * steps < SHORTEST:
                 return placement.with_(why=short)
-            base = bench.trial(placement, limit=MOST / 4)
+            base = bench.trial(placement, limit=min(MOST, SHORT_SHARE * seconds * steps) / 4)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -231,16 +231,15 @@ def _changes(base: Placement, section: PlacementSection) -> Iterator[tuple[str, 
         yield "compiled", {"compile": True}
 
 
-def _degrees(a: Tensor, b: Tensor) -> float:
-    """The angle between two vectors; 0 where one of them is zero."""
-    lengths = (a.norm() * b.norm()).item()
-    return math.degrees(math.acos(min((a @ b).item() / lengths, 1.0))) if lengths > 0 else 0.0
+def _degrees(a: list[Tensor], b: list[Tensor]) -> float:
+    """The angle between two vectors, each in parts of whatever memory format; 0 where one of them is zero."""
+    lengths = math.sqrt(_product(a, a) * _product(b, b))
+    return math.degrees(math.acos(max(-1.0, min(_product(a, b) / lengths, 1.0)))) if lengths > 0 else 0.0
 
 
-def _gradient(model: nn.Module) -> Tensor:
-    """Every gradient as one fp32 vector, in the order of the logical elements, whatever the memory format."""
-    grads = [p.grad.float().contiguous().reshape(-1) for p in model.parameters() if p.grad is not None]
-    return torch.cat(grads) if grads else torch.zeros(1)
+def _product(a: list[Tensor], b: list[Tensor]) -> float:
+    parts = [(x.float() * y.float()).sum() for x, y in zip(a, b, strict=True)]
+    return torch.stack(parts).double().sum().item() if parts else 0.0
 
 
 @contextlib.contextmanager

@@ -64,12 +64,12 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.activation1 = act(activation)
+        self.activation1 = act(activation, overwrite=True)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.drop_path = DropPath(drop_path)
         self.downsample = projection(inputs, width, stride)
-        self.activation2 = act(activation)
+        self.activation2 = act(activation, overwrite=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.bn1(self.conv1(x)))
@@ -86,15 +86,15 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.activation1 = act(activation)
+        self.activation1 = act(activation, overwrite=True)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.activation2 = act(activation)
+        self.activation2 = act(activation, overwrite=True)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.drop_path = DropPath(drop_path)
         self.downsample = projection(inputs, 4 * width, stride)
-        self.activation3 = act(activation)
+        self.activation3 = act(activation, overwrite=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.bn1(self.conv1(x)))
@@ -123,7 +123,7 @@ class ResNet(nn.Module):
         else:
             self.conv1 = nn.Conv2d(channels, 64, 3, 1 if stem == "small" else 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.activation = act(activation)
+        self.activation = act(activation, overwrite=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         inputs, stages, rates = 64, [], iter(drop_rates(drop_path, sum(depths)))
         for i, depth in enumerate(depths):
