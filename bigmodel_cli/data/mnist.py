@@ -136,4 +136,4 @@ def read_idx(path: Path) -> Tensor:
         raise InputError(f"{path}: {len(raw)} bytes", f"its header says {expected}")
     if size == 0:
         raise InputError(f"{path}: it is empty", "expected at least one sample")
-    return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(*shape)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).view(*shape)

@@ -6,8 +6,11 @@ not to compile: over a second at the start of a run, and 100 MB. Here nobody com
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +31,37 @@ def postpone_compiler() -> None:
         step: Any = getattr(kind, "step", None)
         if getattr(getattr(step, "__code__", None), "co_name", None) == "_use_grad":
             kind.step = _with_grad_as_asked(step.__wrapped__)
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let dispatch modes and torch's Python kernels, inside, run without the compiler that they are to be kept from.
+
+    ``torch._disable_dynamo`` imports it when what it wraps is first called. A stand-in takes its place
+    meanwhile, and what it was told is forgotten at the end: the compiler is told again, should it come.
+
+    Raises:
+        ImportError, AttributeError: something inside wants more of the compiler than to be left alone.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    told: list[Any] = []
+
+    def disable(function: Any, *_: Any, **__: Any) -> Any:
+        told.append(function)
+        return function
+
+    stand_in: Any = ModuleType(name)
+    stand_in.disable = disable
+    sys.modules[name] = torch._dynamo = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name], torch._dynamo
+        for function in told:
+            vars(function).pop("__dynamo_disable", None)
 
 
 def _with_grad_as_asked(step: Callable[..., Any]) -> Callable[..., Any]:

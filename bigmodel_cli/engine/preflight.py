@@ -17,6 +17,7 @@ from bigmodel_cli.core.types import Task
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.batches import in_order
 from bigmodel_cli.engine.evaluate import evaluate
+from bigmodel_cli.engine.late_compiler import without_compiler
 from bigmodel_cli.engine.loop import train_step
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import build_model
@@ -64,9 +65,11 @@ def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], i
     """
     example = tuple(x.to("meta") for x in task.example(1))
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*example)
-    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    try:
+        with without_compiler():
+            counts = _counted(model, example)
+    except (ImportError, AttributeError):
+        counts = _counted(model, example)
     root = type(model).__name__
     found = []
     for name, module in model.named_modules():
@@ -76,6 +79,12 @@ def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], i
             size = sum(p.numel() for p in module.parameters())
             found.append(Layer(name, type(module).__name__, size, counts.get(f"{root}.{name}", 0)))
     return found, counts.get("Global", 0)
+
+
+def _counted(model: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, int]:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*example)
+    return {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 
 
 def measure(run: Run, folder: Path) -> Preflight:

@@ -35,7 +35,7 @@ from bigmodel_cli.engine.utilisation import utilisation
 from bigmodel_cli.engine.writer import Parts, Writer
 from bigmodel_cli.models.four_bit import parameters
 
-UTILISATION_AFTER = 100.0  # seconds: counting and measuring take about one and 100 MB, which a short run would feel
+UTILISATION_AFTER = 30.0  # seconds: counting and measuring take some tenths, which a short run would feel
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,12 @@ torch.save(found, sys.argv[1])
 assert ("torch._dynamo" in sys.modules) != late, "the compiler was imported"
 """
 COMPILED = """
-import torch
+from torch.utils.flop_counter import FlopCounterMode
+from bigmodel_cli.engine.late_compiler import without_compiler
 layer = torch.nn.Linear(4, 2)
+with without_compiler(), FlopCounterMode(display=False) as counter:
+    layer(torch.ones(3, 4))
+assert counter.get_total_flops() == 48 and "torch._dynamo" not in sys.modules
 optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
 quick = torch.compile(layer, backend="eager")
 for step in (optimizer.step, torch.compile(optimizer.step, backend="eager")):
@@ -47,6 +51,8 @@ for step in (optimizer.step, torch.compile(optimizer.step, backend="eager")):
 
 SHAPES = """
 import sys, torch
+from types import SimpleNamespace
+from bigmodel_cli.engine.preflight import layers
 from bigmodel_cli.models.without_values import without_values
 with without_values():
     layer = torch.nn.Conv2d(3, 1 << 20, 3)
@@ -54,6 +60,12 @@ with without_values():
 assert layer.weight.is_meta and layer.weight.shape == (1 << 20, 3, 3, 3)
 assert "sympy" not in sys.modules
 assert float(torch.nn.init.normal_(torch.zeros(100)).std()) > 0.1
+with without_values():
+    task = SimpleNamespace(example=lambda n: [torch.ones(n, 3, 5, 5)])
+    plain = torch.nn.Conv2d(3, 4, 3)
+    _, flops = layers(torch.nn.Sequential(plain, torch.nn.BatchNorm2d(4), torch.nn.GELU()), task)
+assert flops == 2 * 9 * 3 * 4 * 9
+assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
 """
 
 
@@ -65,5 +77,5 @@ def test_optimizers_do_without_the_compiler_until_something_is_compiled(tmp_path
         assert torch.equal(ours, torchs)
 
 
-def test_a_model_without_values_draws_no_noise() -> None:
+def test_a_model_without_values_draws_no_noise_and_is_counted_without_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", SHAPES], check=True)
