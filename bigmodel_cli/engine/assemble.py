@@ -39,6 +39,7 @@ from bigmodel_cli.engine.start import (
     first_difference,
     head_of,
     load_trained,
+    show,
     transfer,
 )
 from bigmodel_cli.engine.stopwatch import Stopwatch
@@ -213,7 +214,9 @@ def _task_and_model(
         return build_task(recipe, spec), build_model(recipe, spec), []
     if not recipe.start.trained:
         task = build_task(recipe, bundle.spec).fit_spec(train)
-        return task, build_model(recipe, task.spec), []
+        model = build_model(recipe, task.spec)
+        show(model, task, train)
+        return task, model, []
     if trained is None:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)

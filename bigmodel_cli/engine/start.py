@@ -16,10 +16,12 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, losses, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.core.types import SPECS, Spec, Task
+from bigmodel_cli.core.types import SPECS, Source, Spec, Task
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.parts import is_parts
 from bigmodel_cli.models.without_values import without_values
+
+SHOWN = 1 << 23  # numbers of the train split that a model may begin from: some 2,700 pictures of CIFAR
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,16 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
     model = architecture(recipe, spec)
     initialise(model, recipe.model.init)
     return model
+
+
+def show(model: nn.Module, task: Task, train: Source) -> None:
+    """Let a model whose weights begin from the data (it has ``look_at``) see prepared samples from all over `train`."""
+    look_at = getattr(model, "look_at", None)
+    if look_at is not None:
+        each = sum(x.numel() for x in task.example(1))
+        count = min(len(train), max(1, SHOWN // each))
+        batch = task.prepare(train.gather(torch.arange(count) * len(train) // count))
+        look_at(*(batch[name] for name in task.inputs))
 
 
 def architecture(recipe: Recipe, spec: Spec) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import optimizers
 from bigmodel_cli.optim.combined import Combined
+from bigmodel_cli.optim.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -117,19 +118,17 @@ def radam(named: Named, *, lr: Rate = 1e-3, weight_decay: Decay = 0.0) -> torch.
 def muon(
     named: Named, *, lr: Rate = 2e-2, momentum: Share = 0.95, adamw_lr: Rate = 1e-3, weight_decay: Decay = 0.01
 ) -> torch.optim.Optimizer:
-    """Muon (Jordan 2024) on hidden matrices, AdamW on the rest: torch's Muon takes two dimensions alone.
+    """Muon (Jordan 2024) on hidden matrices and filters, AdamW on the rest.
 
     The last two parameters are the head's weight and bias: outputs train better with AdamW.
 
     Raises:
-        InputError: torch has no Muon, or nothing for it to train; `lr` would then mean nothing.
+        InputError: there is nothing for Muon to train; `lr` would then mean nothing.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise InputError(f"torch {torch.__version__} has no Muon", hint="--optimizer adamw")
-    matrices = [p for _, p in named[:-2] if p.dim() == 2]
+    matrices = [p for _, p in named[:-2] if p.dim() >= 2]
     if not matrices:
-        raise InputError("muon: no hidden matrix to train", "it leaves convolutions and the head", "--optimizer adamw")
+        raise InputError("muon: no hidden matrix or filter to train", "it leaves the head", "--optimizer adamw")
     chosen = {id(p) for p in matrices}
     rest = [(n, p) for n, p in named if id(p) not in chosen]
     others = adamw(rest, lr=adamw_lr, weight_decay=weight_decay)
-    return Combined([torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay), others])
+    return Combined([Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay), others])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models, tasks
+from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine.assemble import assemble
 from bigmodel_cli.models.initialise import initialise
 
 GREY = ImageSpec(1, 28, 28, tuple("0123456789"))
@@ -25,7 +28,7 @@ PICTURES = [n for n in models.names() if tasks.get(models.get(n).meta["task"]).m
 @pytest.mark.parametrize("name", PICTURES)
 def test_shapes_and_head(name: str, spec: ImageSpec) -> None:
     entry = models.get(name)
-    if name == "cnn" and spec is TINY:
+    if name in ("cnn", "airbench") and spec is TINY:
         with pytest.raises(InputError, match="at least 16x16"):
             entry(spec)
         return
@@ -48,7 +51,20 @@ def test_alexnet_names_the_smallest_picture(stem: str, least: int) -> None:
         build(ImageSpec(2, least + 9, least - 1, ("a", "b")), stem=stem)
 
 
-@pytest.mark.parametrize("name", ["perceptron", "mlp", "cnn", "alexnet", "resnet18"])
+def test_airbench_begins_by_whitening_patches_of_its_train_split(data_dir: Path) -> None:
+    values = {"model": {"name": "airbench", "width": 4}, "data": {"name": "mnist", "dir": str(data_dir)}}
+    run = assemble(resolve([Layer("test", values)]).recipe, measure=False)
+    images = run.task.prepare(run.batches.source.gather(torch.arange(1000)))["image"]
+    whiten = run.model.get_submodule("whiten")
+    d = len(whiten.get_buffer("directions")) // 2
+    with torch.no_grad():
+        both = whiten(images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(both[:d].cov(), torch.eye(d), atol=0.1, rtol=0)
+    torch.testing.assert_close(both[d:], -both[:d])
+    assert "whiten.directions" not in dict(run.model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["perceptron", "mlp", "cnn", "alexnet", "resnet18", "airbench"])
 def test_training_lowers_the_loss(name: str) -> None:
     torch.manual_seed(0)
     model = models.get(name)(GREY, **({"dropout": 0.0} if name == "alexnet" else {}))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import losses, optimizers, schedules
+from bigmodel_cli.optim.muon import Muon
 from bigmodel_cli.optim.optimizers import groups
 
 
@@ -102,15 +103,31 @@ def test_rates_and_decays_are_finite_and_not_negative(name: str, field: str, val
         optimizers.get(name).options({field: value}, "optimizer")
 
 
-def test_muon_takes_hidden_matrices_and_says_when_there_are_none() -> None:
+def test_muon_takes_hidden_matrices_and_filters_and_says_when_there_are_none() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(8, 6), nn.Linear(6, 3))
     optimizer = optimizers.get("muon")(list(model.named_parameters()), lr=0.5, adamw_lr=0.01)
     by_rate: dict[float, list[tuple[int, ...]]] = {0.5: [], 0.01: []}
     for group in optimizer.param_groups:
         by_rate[group["lr"]] += [tuple(p.shape) for p in group["params"]]
-    assert by_rate == {0.5: [(6, 8)], 0.01: [(2, 1, 3, 3), (3, 6), (2,), (6,), (3,)]}
+    assert by_rate == {0.5: [(2, 1, 3, 3), (6, 8)], 0.01: [(3, 6), (2,), (6,), (3,)]}
     with pytest.raises(InputError, match="no hidden matrix"):
         optimizers.get("muon")(list(nn.Linear(4, 2).named_parameters()))
+
+
+def test_muon_is_torchs_on_matrices_and_treats_a_filter_as_one() -> None:
+    torch.manual_seed(0)
+    start, options = torch.randn(6, 36), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    theirs, matrix = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    filters = nn.Parameter(start.view(6, 4, 3, 3).to(memory_format=torch.channels_last))
+    pairs = [(theirs, torch.optim.Muon([theirs], **options)), (matrix, Muon([matrix], **options))]
+    pairs.append((filters, Muon([filters], **options)))
+    for _ in range(3):
+        grad = torch.randn(6, 36)
+        for parameter, optimizer in pairs:
+            parameter.grad = grad.view(parameter.shape)
+            optimizer.step()
+    torch.testing.assert_close(matrix, theirs, atol=0.01, rtol=0)  # torch's is made orthogonal in bf16
+    torch.testing.assert_close(filters.flatten(1), matrix)
 
 
 def test_combined_steps_on_the_gradients_of_its_closure() -> None:

@@ -1,0 +1,108 @@
+"""The network that learns CIFAR-10 to 94% in the least work (Jordan 2024, arXiv:2404.00498).
+
+Its first layer is not learned: it whitens 2 x 2 patches of the train split. Shapes: B batch,
+C channels, H height, W width, K classes, D = 4C numbers in a patch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.models.activations import Activation
+from bigmodel_cli.models.activations import activation as act
+
+SMALLEST = 16  # a 2x2 convolution and three poolings leave one pixel
+LOGITS = 1 / 9  # of the paper's code: what the head says is small at first
+LEAST = 5e-4  # added to the variances: the rarest directions of patches are mostly noise
+
+
+class Whiten(nn.Module):
+    """(B, C, H, W) -> (B, 2D, H-1, W-1): each 2 x 2 patch along its D principal directions, both ways.
+
+    `directions` (2D, C, 2, 2) is a buffer: found once, by :meth:`look_at`, and not trained. A bias is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        d = 4 * channels
+        directions = torch.eye(d).view(d, channels, 2, 2)
+        self.register_buffer("directions", torch.cat([directions, -directions]))
+        self.bias = nn.Parameter(torch.zeros(2 * d))
+        self.directions: Tensor
+
+    @torch.no_grad()
+    def look_at(self, images: Tensor) -> None:
+        """Whiten patches of `images` (N, C, H, W): each direction gets a variance of one."""
+        d = len(self.directions) // 2
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, d)
+        values, vectors = torch.linalg.eigh(patches.T.cov())
+        directions = (vectors / (values + LEAST).sqrt()).T.flip(0).view(d, -1, 2, 2)
+        self.directions.copy_(torch.cat([directions, -directions]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.directions, self.bias)
+
+
+class Half(nn.Module):
+    """conv, pool, norm, activation; conv, norm, activation: (B, inputs, H, W) -> (B, width, H/2, W/2)."""
+
+    def __init__(self, inputs: int, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.activation1 = act(activation)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.activation2 = act(activation)
+        for conv in (self.conv1, self.conv2):  # as far as it goes, each starts by handing on what it is given
+            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation1(self.bn1(self.pool(self.conv1(x))))
+        return self.activation2(self.bn2(self.conv2(x)))  # type: ignore[no-any-return]
+
+
+class Airbench(nn.Module):
+    """(B, C, H, W) -> (B, K)."""
+
+    def __init__(self, spec: ImageSpec, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.whiten = Whiten(spec.channels)
+        self.activation = act(activation)
+        widths = (8 * spec.channels, width, 4 * width, 4 * width)
+        self.halves = nn.Sequential(*(Half(i, o, activation) for i, o in itertools.pairwise(widths)))
+        self.head = nn.Linear(4 * width, spec.num_classes, bias=False)
+
+    def look_at(self, images: Tensor) -> None:
+        """Called once, before training from zero, with prepared pictures (N, C, H, W) of the train split."""
+        self.whiten.look_at(images)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.halves(self.activation(self.whiten(x)))
+        return self.head(x.amax((2, 3))) * LOGITS  # type: ignore[no-any-return]
+
+
+@models.register("airbench", task="image_classification", head="head", backbone_first="halves.0.conv1")
+def airbench(
+    spec: ImageSpec, *, width: Annotated[int, Field(ge=1, le=4096)] = 64, activation: Activation = "gelu"
+) -> nn.Module:
+    """Six convolutions after a whitening of patches; the quickest to learn small pictures.
+
+    Raises:
+        InputError: pictures smaller than 16 x 16.
+    """
+    if min(spec.height, spec.width) < SMALLEST:
+        size = f"{spec.height}x{spec.width}"
+        expected = f"expected at least {SMALLEST}x{SMALLEST}"
+        raise InputError(f"airbench on {size} pictures", expected, "use mlp or resnet18")
+    return Airbench(spec, width, activation)
