@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -96,6 +98,30 @@ app.add_typer(checkpoint.app, name="checkpoint", cls=Group)
 
 def main() -> None:
     """Run the command line; every way it can end is decided here."""
+    gc.set_threshold(100_000)  # while torch is imported: 0.2 s of looking for garbage; engine/placement.py ends it
+    atexit.register(_end_at_once)  # before a command imports what registers its own: these are called first
+    try:
+        _run()
+    except SystemExit as end:
+        _ended.append(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
+_ended: list[int] = []
+
+
+def _end_at_once() -> None:
+    """End the process here, threads joined and all else cleaned up: to take torch's modules apart takes 0.4 s more."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # which Python will say
+        return
+    if _ended:
+        os._exit(_ended[0])
+
+
+def _run() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     try:
         app()

@@ -39,7 +39,7 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.opened import open_trained
-    from bigmodel_cli.engine.ask import ask
+    from bigmodel_cli.engine.ask import ask, quick_to_ask
     from bigmodel_cli.engine.placement import place
 
     if not files and not texts:
@@ -52,8 +52,12 @@ def predict(
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(trained.model)
+    listed = _expand(files or [])
+    quick = quick_to_ask(model, trained.task, placement, listed, recipe.placement.precision == "auto")
+    if quick.note:
+        console.note(quick.note)
     rows, wrong = [], []
-    for name, answer in ask(model, trained.task, placement, _expand(files or []), top, texts or []):
+    for name, answer in ask(quick.model, trained.task, quick.placement, listed, top, texts or []):
         if isinstance(answer, InputError):
             wrong.append(answer)
         elif json:

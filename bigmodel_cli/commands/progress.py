@@ -75,8 +75,8 @@ class PlainLines(Display):
             cells = zip(names, epoch_row(event, self.clock), strict=True)
             line = "  ".join(f"{name} {cell}" for name, cell in cells if cell != "-")
             console.note(line + straggler(event))
-        elif event["event"] == "warning":
-            console.note(f"warning: {event['message']}")
+        elif event["event"] in ("note", "warning"):
+            console.note(("warning: " if event["event"] == "warning" else "") + event["message"])
 
 
 class LiveTable(Display):
@@ -108,8 +108,8 @@ class LiveTable(Display):
         elif event["event"] == "epoch":
             self.rows.append(epoch_row(event, self.clock))
             self.straggler = straggler(event)
-        elif event["event"] == "warning":
-            console.note(f"warning: {event['message']}")
+        elif event["event"] in ("note", "warning"):
+            console.note(("warning: " if event["event"] == "warning" else "") + event["message"])
         if self.live.is_started and (event["event"] != "step" or time.monotonic() - self.drawn > REFRESH):
             self.live.update(Group(self._table(), self._bar()), refresh=True)
             self.drawn = time.monotonic()

@@ -212,7 +212,7 @@ def _fill(path: Path, what: str, count: int, shape: tuple[int, ...], decode: Dec
         for_each(what, count, one)
         body = sums.tobytes() + good.tobytes()
         os.pwrite(handle, body + hashlib.sha256(body).digest(), count * size)
-        os.fsync(handle)
+        # Not synced to the disk, which waits for every byte: after a loss of power the sums tell what was lost.
         Path(temporary).replace(path)
     finally:
         os.close(handle)

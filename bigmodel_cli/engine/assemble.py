@@ -70,7 +70,7 @@ def split(bundle: DataBundle, section: DataSection, name: str) -> Source:
     Raises:
         InputError: the data has no such split.
     """
-    if name in ("train", "val"):
+    if name in ("train", "val") and "val" not in bundle.load:
         return train_and_val(bundle, section)[name == "val"]
     if name not in bundle.load:
         raise InputError(f"{section.name} has no {name} split", "it has train, val" + _others(bundle))

@@ -50,6 +50,13 @@ def room(task: Task, placement: Placement) -> int:
     return max(1, (1 << 22 if placement.device.type == "cpu" else 1 << 28) // elements(task))
 
 
+def a_look(task: Task, source: Source, placement: Placement, batch_size: int) -> Batch:
+    """Some model-ready samples from all over `source`, which may be in order: what a quicker form is chosen on."""
+    few = min(len(source), batch_size, max(1, room(task, placement) // 2))
+    raw = source.gather(torch.arange(few) * len(source) // few)
+    return placement.inputs(task.prepare(placement.batch(raw)))
+
+
 def evaluate(
     model: nn.Module,
     task: Task,
@@ -81,11 +88,10 @@ def collect(
 ) -> tuple[dict[str, Tensor], str]:
     """The task's outputs for every sample of `source`, on the CPU, first dimension N; and how they were had.
 
-    The quickest agreeing form of the model answers; `free` lets that be bf16.
+    The quickest agreeing form of the model answers; `free` lets that be int8 or bf16.
     """
-    few = min(len(source), batch_size, room(task, placement))
-    first = source.gather(torch.arange(few) * len(source) // few)  # of all over the split, which may be in order
-    quick = quickened(model, task, placement, first, len(source), free)
+    look = a_look(task, source, placement, batch_size)
+    quick = quickened(model, task.outputs, placement, look, len(source), free)
     parts: list[Batch] = []
     with torch.inference_mode(), quick.placement.autocast():
         for batch in forward_pass(quick.model, task, source, quick.placement, batch_size):

@@ -15,8 +15,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
-from bigmodel_cli.engine.evaluate import elements, forward_pass, room
-from bigmodel_cli.engine.inference import by_rule
+from bigmodel_cli.engine.evaluate import a_look, elements, forward_pass
+from bigmodel_cli.engine.inference import Quick, Says, by_rule
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import head_of
 
@@ -85,7 +85,8 @@ def keep_features(run: Run) -> bool:
     if not run.keeps_features:
         return True
     with run.watch("features"):
-        train, val = features(run, run.batches.source), features(run, run.val)
+        quick = quick_backbone(run)
+        train, val = features(run, quick, run.batches.source), features(run, quick, run.val)
     if train is None or val is None:
         return False
     run.batches = replace(run.batches, source=train)
@@ -94,29 +95,49 @@ def keep_features(run: Run) -> bool:
     return True
 
 
-def features(run: Run, source: Source) -> Features | None:
-    """What goes into the head for every sample of `source`; None where a signal came.
+def quick_backbone(run: Run) -> Quick:
+    """The form of the model that its features are taken from: chosen by rule, so that a resumed run has the same ones.
 
     Raises:
         InputError: the head takes something other than one vector a sample.
     """
-    batch_size = min(run.recipe.train.eval_batch_size, room(run.task, run.placement))
+    source = run.batches.source
     free = run.recipe.placement.precision == "auto" and elements(run.task) * len(source) > BIG
-    first = source.gather(torch.arange(min(len(source), batch_size)))
-    quick = by_rule(run.model, run.task, run.placement, first, free)
-    seen: list[Tensor] = []
+    look = a_look(run.task, source, run.placement, run.recipe.train.eval_batch_size)
+    quick = by_rule(run.model, _vectors(run), run.placement, look, free)
+    if quick.note:
+        run.emit({"event": "note", "message": f"features from a quicker backbone: {quick.note}"})
+    return quick
+
+
+def features(run: Run, quick: Quick, source: Source) -> Features | None:
+    """What goes into the head for every sample of `source`; None where a signal came."""
+    vectors: list[Tensor] = []
     labels: list[Tensor] = []
-    head = quick.model.get_submodule(head_of(run.recipe))
-    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().cpu()))
-    try:
-        with torch.inference_mode(), quick.placement.autocast():
-            for batch in forward_pass(quick.model, run.task, source, quick.placement, batch_size):
-                if run.stop():
-                    return None
-                run.task.outputs(quick.model, batch)
-                labels.append(batch["label"].cpu())
-    finally:
-        handle.remove()
-    if seen[0].dim() != 2:
-        raise InputError(f"the head takes {tuple(seen[0].shape)}", "expected one vector a sample", "--freeze-backbone")
-    return Features(source, torch.cat(seen).clone(), torch.cat(labels).clone())
+    says = _vectors(run)
+    with torch.inference_mode(), quick.placement.autocast():
+        for batch in forward_pass(quick.model, run.task, source, quick.placement, run.recipe.train.eval_batch_size):
+            if run.stop():
+                return None
+            vectors.append(says(quick.model, batch)["features"].cpu())
+            labels.append(batch["label"].cpu())
+    return Features(source, torch.cat(vectors).clone(), torch.cat(labels).clone())
+
+
+def _vectors(run: Run) -> Says:
+    """What a model, of which the head is a part, puts into it."""
+    head = head_of(run.recipe)
+
+    def says(model: nn.Module, batch: Batch) -> Batch:
+        seen: list[Tensor] = []
+        handle = model.get_submodule(head).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            run.task.outputs(model, batch)
+        finally:
+            handle.remove()
+        if seen[0].dim() != 2:
+            what = f"the head takes {tuple(seen[0].shape)}"
+            raise InputError(what, "expected one vector a sample", "--freeze-backbone")
+        return {"features": seen[0].float()}
+
+    return says

@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
-from bigmodel_cli.core.types import Batch, Task
-from bigmodel_cli.engine.eight_bit_convs import has_eight_bit, in_eight_bit
+from bigmodel_cli.core.types import Batch
+from bigmodel_cli.engine.eight_bit_convs import has_eight_bit, in_eight_bit, is_wide
 from bigmodel_cli.engine.placement import Placement
 from bigmodel_cli.engine.small_maps import dense_small_maps
 
 WORTH_A_LOOK = 2.0  # seconds: shorter work is done before a quicker way is found
 WORTH = 1.1  # a smaller gain is noise
-FEW = 4  # samples that a rule compares answers on: they are answered two times more
-TOLERANCE = 0.02  # relative L2 difference of the outputs; in a ResNet-18 bf16 is off by 0.007, int8 by 0.01
+TOLERANCE = 0.02  # relative L2 difference of the answers; in a ResNet-18 bf16 is off by 0.007, int8 by 0.01
+Says = Callable[[nn.Module, Batch], Batch]
 
 
 @dataclass(frozen=True)
@@ -33,58 +33,56 @@ class Quick:
     note: str = ""
 
 
-def quickened(model: nn.Module, task: Task, placement: Placement, raw: Batch, samples: int, free: bool) -> Quick:
-    """The quickest agreeing form of `model` for `samples` samples like those in `raw`, found by timing.
+def quickened(model: nn.Module, says: Says, placement: Placement, batch: Batch, samples: int, free: bool) -> Quick:
+    """The quickest agreeing form of `model` for `samples` samples like those in the model-ready `batch`, by timing.
 
-    `model` is on its device and stays as it is. Folding is exact but for rounding; int8 and
-    bf16 are tried where `free`, and kept where the answers on `raw` are within TOLERANCE.
+    `model` is on its device and stays as it is; `says` is what is asked of it. Folding is exact but for rounding;
+    int8 and bf16 are tried where `free`, and kept where the answers on `batch` are within TOLERANCE.
     """
     model.eval()
-    batch = placement.inputs(task.prepare(placement.batch(raw)))
-    least, expected = _answer(model, task, placement, batch)
-    if least / len(raw["index"]) * samples < WORTH_A_LOOK:
+    _answer(model, says, placement, {k: v[:2] for k, v in batch.items()})  # wakes threads, loads kernels
+    least, expected = _answer(model, says, placement, batch)
+    if least / len(batch["index"]) * samples < WORTH_A_LOOK:
         return Quick(model, placement)
-    for form in _quicker_forms(model, task, placement, batch, free):
+    kinds = {"int8": has_eight_bit(placement.device), "bf16": placement.has_bf16 or placement.device.type != "cpu"}
+    for form in _forms(model, says, placement, batch, kinds if free else {}):
         with contextlib.suppress(RuntimeError):  # an operation without a kernel for bf16
-            _answer(form.model, task, form.placement, batch)
-            seconds, outputs = _answer(form.model, task, form.placement, batch)
-            apart = difference(outputs, expected)
+            _answer(form.model, says, form.placement, batch)
+            seconds, answers = _answer(form.model, says, form.placement, batch)
+            apart = difference(answers, expected)
             if apart <= TOLERANCE and least / seconds >= WORTH:
                 gain = f"{least / seconds:.2g}x as fast, answers within {apart:.1g} of fp32"
                 return Quick(form.model, form.placement, f"{form.note}: {gain}")
     return Quick(model, placement)
 
 
-def _quicker_forms(model: nn.Module, task: Task, placement: Placement, batch: Batch, free: bool) -> Iterator[Quick]:
-    """int8 where the processor has it, its ranges from half of `batch`, so that the other half is news to it."""
-    if free and placement.precision == "fp32" and has_eight_bit(placement.device):
-        folded = fold(model)
-        if isinstance(folded, GraphModule):
-            plain: Any = placement.with_(small_maps=False).model(folded)
-            some = {k: v[::2] for k, v in batch.items()}
-            with contextlib.suppress(RuntimeError):  # a torch whose kernels want other arguments
-                form = in_eight_bit(plain, lambda m: _answer(m, task, placement, some))
-                yield Quick(form, placement, "BatchNorm folded, int8")
-    yield from _forms(model, placement, free and (placement.has_bf16 or placement.device.type != "cpu"))
-
-
-def by_rule(model: nn.Module, task: Task, placement: Placement, raw: Batch, free: bool) -> Quick:
+def by_rule(model: nn.Module, says: Says, placement: Placement, batch: Batch, free: bool) -> Quick:
     """As :func:`quickened`, without a clock: the same choice each time, which a run that is resumed depends on."""
     model.eval()
-    batch = placement.inputs(task.prepare(placement.batch({k: v[:FEW] for k, v in raw.items()})))
-    _, expected = _answer(model, task, placement, batch)
-    for form in _forms(model, placement, free and placement.has_bf16):
+    _, expected = _answer(model, says, placement, batch)
+    kinds = {"int8": has_eight_bit(placement.device) and is_wide(model), "bf16": placement.has_bf16}
+    for form in _forms(model, says, placement, batch, kinds if free else {}):
         with contextlib.suppress(RuntimeError):
-            if difference(_answer(form.model, task, form.placement, batch)[1], expected) <= TOLERANCE:
-                return form
+            apart = difference(_answer(form.model, says, form.placement, batch)[1], expected)
+            if apart <= TOLERANCE:
+                return Quick(form.model, form.placement, f"{form.note}: answers within {apart:.1g} of fp32")
     return Quick(model, placement)
 
 
-def _forms(model: nn.Module, placement: Placement, free: bool) -> Iterator[Quick]:
-    """Other forms of the model, the quickest first."""
+def _forms(
+    model: nn.Module, says: Says, placement: Placement, batch: Batch, kinds: Mapping[str, bool]
+) -> Iterator[Quick]:
+    """Other forms of `model`, the quickest first; int8 and bf16 where `kinds` says so."""
     folded = fold(model)
     name = "" if folded is None else "BatchNorm folded"
-    if free and placement.precision == "fp32":
+    kinds = kinds if placement.precision == "fp32" else {}
+    if kinds.get("int8") and isinstance(folded, GraphModule):
+        plain: Any = placement.with_(small_maps=False).model(folded)
+        some = {k: v[::2] for k, v in batch.items()}  # the other half is news to its ranges
+        with contextlib.suppress(RuntimeError):  # a torch whose kernels want other arguments
+            form = in_eight_bit(plain, lambda m: _answer(m, says, placement, some))
+            yield Quick(form, placement, f"{name}, int8")
+    if kinds.get("bf16"):
         half = copy.deepcopy(model if folded is None else folded).to(torch.bfloat16)
         how = placement.with_(precision="bf16")
         yield Quick(how.model(half), how, ", ".join(filter(None, (name, "bf16"))))
@@ -120,10 +118,10 @@ def difference(outputs: Batch, expected: Batch) -> float:
     return apart if apart == apart else float("inf")
 
 
-def _answer(model: nn.Module, task: Task, placement: Placement, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+def _answer(model: nn.Module, says: Says, placement: Placement, batch: Batch) -> tuple[float, Batch]:
     placement.wait()
     clock = time.perf_counter()
     with torch.inference_mode(), placement.autocast():
-        outputs = task.outputs(model, batch)
+        answers = says(model, batch)
     placement.wait()
-    return time.perf_counter() - clock, outputs
+    return time.perf_counter() - clock, answers

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -185,6 +186,8 @@ def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None, 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     cuda = device.type == "cuda"
+    gc.freeze()  # what was imported stays: it need not be looked through again
+    gc.set_threshold(2_000)  # Python's own: cli.py has raised it for the start
     _keep_memory()
     if section.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler: 1.3 s
         torch.use_deterministic_algorithms(section.deterministic)

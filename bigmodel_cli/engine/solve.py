@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bigmodel_cli.data.balance import class_weights
-from bigmodel_cli.engine.features import features
+from bigmodel_cli.engine.features import features, quick_backbone
 from bigmodel_cli.engine.loop import end_epoch
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import head_of
@@ -23,7 +23,8 @@ def solve(run: Run) -> bool:
     clock = time.perf_counter()
     head = run.model.get_submodule(head_of(run.recipe))
     assert isinstance(head, nn.Linear)
-    train, val = features(run, run.batches.source), features(run, run.val)
+    quick = quick_backbone(run)
+    train, val = features(run, quick, run.batches.source), features(run, quick, run.val)
     if train is None or val is None:
         return False
     even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum

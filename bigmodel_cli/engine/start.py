@@ -19,7 +19,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import SPECS, Source, Spec, Task
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.parts import is_parts
-from bigmodel_cli.models.without_values import without_values
+from bigmodel_cli.models.without_values import without_noise, without_values
 
 SHOWN = 1 << 23  # numbers of the train split that a model may begin from: some 2,700 pictures of CIFAR
 
@@ -116,7 +116,8 @@ def load_trained(path: Path) -> Trained:
     state = checkpoint.load(path)
     recipe, spec = described(state, str(path))
     task = build_task(recipe, spec)
-    model = build_model(recipe, spec)
+    with without_noise():
+        model = build_model(recipe, spec)
     model.load_state_dict(weights(state))
     return Trained(path, model.eval(), task, recipe, state["meta"], state["progress"])
 

@@ -10,11 +10,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class _NoNoise(TorchFunctionMode):
+class without_noise(TorchFunctionMode):
+    """Modules made in here are not drawn at random: for weights that are loaded next. A ResNet-18 is made in half."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0] if func is torch.Tensor.normal_ else func(*args, **kwargs or {})
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs or {})
 
 
 @contextlib.contextmanager
@@ -24,5 +26,5 @@ def without_values() -> Iterator[None]:
     Not ``torch.device("meta")`` alone: there normal noise for nobody is drawn by a Python
     function, whose imports (sympy is one) take a second.
     """
-    with torch.device("meta"), _NoNoise():
+    with torch.device("meta"), without_noise():
         yield

@@ -38,25 +38,34 @@ def test_a_residual_network_answers_alike(name: str) -> None:
 
 @needs_int8
 def test_each_way_of_joining_is_right() -> None:
-    """A residual used later still, an addend of no memory of its own, one convolution's output for two, no ReLU."""
+    """A residual used later still, an addend that the convolution reads too or that is spread, one output for two,
+    pooling with and without uint8 before it, no ReLU."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+            self.a, self.b, self.c, self.d, self.e = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(5))
+            self.pool, self.small = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(6)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = torch.relu(self.a(x))
             z = torch.relu(self.b(y) + y)
             z = self.c(z) + x
-            return z + y.mean()
+            p = self.pool(self.d(self.pool(z)))
+            return z + y.mean() + self.e(p).mean() + (self.small(self.a2(y)) + self.e2(y))
 
     torch.manual_seed(0)
-    net = torch.fx.symbolic_trace(Net().eval())
+    module = Net().eval()
+    module.a2, module.e2 = (nn.Conv2d(8, 8, 1) for _ in range(2))
+    net = torch.fx.symbolic_trace(module)
     x = torch.randn(4, 8, 6, 6)
     kept = x.clone()
     with torch.inference_mode():
         expected = net(x)
-        got = in_eight_bit(net, lambda m: m(x))(x)
+        small = in_eight_bit(net, lambda m: m(x))
+        got = small(x)
     assert torch.equal(x, kept)
+    assert torch.equal(small(x), got)
     assert (got - expected).norm() < 0.03 * expected.norm()
+    code = str(small.graph)
+    assert "quantized.max_pool2d" in code and "clone" in code

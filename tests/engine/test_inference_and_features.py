@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint, inference
+from bigmodel_cli.engine import checkpoint, features, inference
+from bigmodel_cli.engine.ask import ask, quick_to_ask
 from bigmodel_cli.engine.assemble import assemble, load_data, split
+from bigmodel_cli.engine.eight_bit_convs import has_eight_bit
 from bigmodel_cli.engine.evaluate import collect, room
 from bigmodel_cli.engine.features import keep_features
 from bigmodel_cli.engine.folder import RunFolder
@@ -85,6 +89,22 @@ def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.M
     assert agree > 0.95
 
 
+def test_many_files_are_asked_of_the_quick_form(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(inference, "WORTH", 0.0)
+    trained = load_trained(base)
+    placement = place(trained.recipe.placement)
+    model = placement.model(trained.model)
+    files = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, file in enumerate(files[1:]):  # the first is missing
+        Image.new("L", (8, 8), 40 * i).save(file)
+    quick = quick_to_ask(model, trained.task, placement, files, free=False)
+    assert quick.note.startswith("BatchNorm folded")
+    asked = [dict(ask(m, trained.task, placement, files, 1)) for m in (model, quick.model)]
+    assert isinstance(asked[1].pop(str(files[0])), InputError)
+    assert all(asked[0][name][0][0] == answer[0][0] for name, answer in asked[1].items())
+
+
 def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
     monkeypatch.setattr(inference, "WORTH", 0.0)
@@ -142,6 +162,30 @@ def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
         assert torch.equal(rest.model.state_dict()[key], value)
 
 
+@pytest.mark.skipif(not has_eight_bit(torch.device("cpu")), reason="no int8 products on this processor")
+def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "BIG", 0)
+    monkeypatch.setattr(inference, "TOLERANCE", 0.1)
+    run, told = assemble(finetune(base)), []
+    run.emit = told.append
+
+    def kept() -> torch.Tensor:
+        found = features.features(run, features.quick_backbone(run), run.val)
+        assert found is not None
+        return found.vectors
+
+    small = kept()
+    assert "int8" in told[0]["message"]
+    with torch.no_grad():
+        run.model.get_submodule("fc").weight.zero_()  # a resumed run's has trained
+    assert torch.equal(small, kept())
+    fixed = run.recipe.placement.model_copy(update={"precision": "fp32"})
+    run.recipe = run.recipe.model_copy(update={"placement": fixed})
+    exact = kept()
+    assert "int8" not in told[-1]["message"]
+    assert 0 < (small - exact).norm() < inference.TOLERANCE * exact.norm()
+
+
 def test_augmentation_and_trained_layers_forbid_it(base: Path) -> None:
     run = assemble(finetune(base, augment={"name": "shift"}))
     assert not run.keeps_features
@@ -155,6 +199,4 @@ def test_the_command_trains_on_features(run_cli: Any, base: Path, tmp_path: Path
     done = run_cli("finetune", "--from", base, "--freeze-backbone", "--epochs", 2, "--out", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     assert '"features"' in done.stdout.splitlines()[-1]  # its share of the time
-    done = run_cli("eval", tmp_path / "run", "--json")
-    assert done.returncode == 0, done.stderr
     assert "fc" in models.get("resnet18").meta["head"]
