@@ -199,4 +199,6 @@ def test_the_command_trains_on_features(run_cli: Any, base: Path, tmp_path: Path
     done = run_cli("finetune", "--from", base, "--freeze-backbone", "--epochs", 2, "--out", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     assert '"features"' in done.stdout.splitlines()[-1]  # its share of the time
+    done = run_cli("eval", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
     assert "fc" in models.get("resnet18").meta["head"]
