@@ -24,6 +24,7 @@ def evaluate(
     device: opt.Device = None,
     precision: opt.Precision = None,
     batch_size: opt.BatchSize = None,
+    tta: opt.Tta = False,
     wrong: Annotated[int, typer.Option("--wrong", min=0, help="How many wrong predictions to list.")] = 10,
     assignments: opt.Set = None,
     json: opt.Json = False,
@@ -45,7 +46,7 @@ def evaluate(
 
     flags = {"data": data, "data_dir": data_dir, "device": device, "precision": precision}
     trained = open_trained(checkpoint)
-    report, notes = _measure(trained, flags, assignments, split, batch_size, wrong)
+    report, notes = _measure(trained, flags, assignments, split, batch_size, tta, wrong)
     if json:
         console.print_json({"checkpoint": str(trained.path), "split": split, "notes": notes, **report.values})
         return
@@ -62,10 +63,12 @@ def _measure(
     assignments: list[str] | None,
     split: str,
     batch_size: int | None,
+    tta: bool,
     wrong: int,
 ) -> tuple[Report, list[str]]:
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import reports
+    from bigmodel_cli.engine.ask import mirrored
     from bigmodel_cli.engine.assemble import load_data
     from bigmodel_cli.engine.assemble import split as load_split
     from bigmodel_cli.engine.evaluate import collect
@@ -73,6 +76,7 @@ def _measure(
 
     recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
+    asked = mirrored(trained.model, trained.task) if tta else trained.model
     bundle = load_data(recipe.data, trained.task.spec)
     task = trained.task.for_data(bundle.spec)  # before any picture is decoded: the classes may not fit
     with WaitBars():
@@ -80,11 +84,12 @@ def _measure(
     hows: list[str] = []
 
     def outputs() -> dict[str, Tensor]:
-        model = placement.model(trained.model)
+        model = placement.model(asked)
         size = batch_size or recipe.train.eval_batch_size
         out, how = collect(model, task, source, placement, size, recipe.placement.precision == "auto")
         hows.append(how)
         return out
 
     report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong)
+    hows += ["each answer is the mean over the picture and its mirror image"] if tta else []
     return report, [*bundle.notes, *filter(None, hows), *report.notes]

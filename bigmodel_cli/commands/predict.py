@@ -22,6 +22,7 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="How many answers a sample.")] = 3,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    tta: opt.Tta = False,
     json: opt.Json = False,
 ) -> None:
     """What a checkpoint says of each picture, or of each line of a text: a class and its probability, a translation.
@@ -39,7 +40,7 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.opened import open_trained
-    from bigmodel_cli.engine.ask import ask, quick_to_ask
+    from bigmodel_cli.engine.ask import ask, mirrored, quick_to_ask
     from bigmodel_cli.engine.placement import place
 
     if not files and not texts:
@@ -51,7 +52,7 @@ def predict(
         raise InputError(what, "expected a classifier or a translation model for --text", hint)
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
-    model = placement.model(trained.model)
+    model = placement.model(mirrored(trained.model, trained.task) if tta else trained.model)
     listed = _expand(files or [])
     quick = quick_to_ask(model, trained.task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:

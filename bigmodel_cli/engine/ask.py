@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch
@@ -44,6 +44,28 @@ def ask(
         while told in known:
             yield known.pop(told)
             told += 1
+
+
+class Mirrored(nn.Module):
+    """The mean of what `model` says of pictures and of their mirror images: (B,C,H,W) -> (B,K)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(torch.cat([x, x.flip(-1)])).unflatten(0, (2, -1)).mean(0)  # type: ignore[no-any-return]
+
+
+def mirrored(model: nn.Module, task: Any) -> nn.Module:
+    """`model` asked twice of each picture.
+
+    Raises:
+        InputError: what `task` is about has no mirror image.
+    """
+    if any(x.dim() != 4 for x in task.example(1)) or len(task.inputs) != 1:
+        raise InputError(f"--tta: {task.name.replace('_', ' ')}", "expected a model of pictures")
+    return Mirrored(model)
 
 
 def quick_to_ask(model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], free: bool) -> Quick:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.data.balance import Repeated, balanced_order
+from bigmodel_cli.data.in_parallel import one_core_each
 
 QUICK = 1e-3  # seconds: what takes less is done by the time a thread has been told of it
+SLACK = 1e-2  # seconds: by so much those that are quick else may be late together, before a thread is started for all
 POOL = 50  # steps: enough for equal lengths, too few for an epoch to be in order
 
 
@@ -90,19 +91,20 @@ def shares(samples: int, batch_size: int, shard: int, shards: int) -> list[Tenso
 def gathered(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Batch]:
     """Gather `parts` in turn: here while that is quick, else in a thread, one batch ahead.
 
-    Decoders release the GIL, so a thread hides them. It costs more than it hides where the
-    samples lie in memory: the OpenMP threads that it calls up wait for work by spinning, on
-    the cores that the step needs (on 2 cores a small CNN trained at two thirds of its speed).
+    Decoders release the GIL, so a thread hides them. It would cost more than it hides where the samples lie in memory.
     """
     remaining = iter(parts)
+    left = SLACK
     for part in remaining:
         clock = time.perf_counter()
         batch = source.gather(part)
-        slow = time.perf_counter() - clock > QUICK
+        left = min(left + QUICK - (time.perf_counter() - clock), SLACK)
         yield batch
-        if slow:
+        if left < 0:
             break
-    with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
+    else:
+        return
+    with one_core_each(1, "gather") as pool:
         pending = None
         for part in remaining:
             coming = pool.submit(source.gather, part)

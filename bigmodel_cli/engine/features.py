@@ -85,36 +85,38 @@ def keep_features(run: Run) -> bool:
     if not run.keeps_features:
         return True
     with run.watch("features"):
-        quick = quick_backbone(run)
-        train, val = features(run, quick, run.batches.source), features(run, quick, run.val)
-    if train is None or val is None:
+        both = features(run)
+    if both is None:
         return False
+    train, val = both
     run.batches = replace(run.batches, source=train)
     run.val, run.task, run.part = val, OnFeatures(run.task), head_of(run.recipe)
     run.forward = run.model.get_submodule(run.part)
     return True
 
 
-def quick_backbone(run: Run) -> Quick:
-    """The form of the model that its features are taken from: chosen by rule, so that a resumed run has the same ones.
+def features(run: Run) -> tuple[Features, Features] | None:
+    """What goes into the head for every sample of train and of val; None where a signal came.
+
+    From a form of the model chosen by rule, so that a resumed run has the same features.
 
     Raises:
         InputError: the head takes something other than one vector a sample.
     """
-    source = run.batches.source
+    source, says = run.batches.source, _vectors(run)
     free = run.recipe.placement.precision == "auto" and elements(run.task) * len(source) > BIG
     look = a_look(run.task, source, run.placement, run.recipe.train.eval_batch_size)
-    quick = by_rule(run.model, _vectors(run), run.placement, look, free)
+    quick = by_rule(run.model, says, run.placement, look, free)
     if quick.note:
         run.emit({"event": "note", "message": f"features from a quicker backbone: {quick.note}"})
-    return quick
+    train = _split(run, quick, says, source)
+    val = None if train is None else _split(run, quick, says, run.val)
+    return None if train is None or val is None else (train, val)
 
 
-def features(run: Run, quick: Quick, source: Source) -> Features | None:
-    """What goes into the head for every sample of `source`; None where a signal came."""
+def _split(run: Run, quick: Quick, says: Says, source: Source) -> Features | None:
     vectors: list[Tensor] = []
     labels: list[Tensor] = []
-    says = _vectors(run)
     with torch.inference_mode(), quick.placement.autocast():
         for batch in forward_pass(quick.model, run.task, source, quick.placement, run.recipe.train.eval_batch_size):
             if run.stop():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bigmodel_cli.data.balance import class_weights
-from bigmodel_cli.engine.features import features, quick_backbone
+from bigmodel_cli.engine.features import features
 from bigmodel_cli.engine.loop import end_epoch
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.start import head_of
@@ -23,10 +23,10 @@ def solve(run: Run) -> bool:
     clock = time.perf_counter()
     head = run.model.get_submodule(head_of(run.recipe))
     assert isinstance(head, nn.Linear)
-    quick = quick_backbone(run)
-    train, val = features(run, quick, run.batches.source), features(run, quick, run.val)
-    if train is None or val is None:
+    both = features(run)
+    if both is None:
         return False
+    train, val = both
     even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum
     weights = class_weights(train.labels, head.out_features)[train.labels] if even else torch.ones(len(train))
     weight, bias, note = run.adapted.solve(train.vectors, train.labels, weights, val.vectors, val.labels)

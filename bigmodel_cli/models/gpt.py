@@ -65,11 +65,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         b, t, d = x.shape
         share = self.heads // self.groups
-        mixed = self.qkv(x).view(b, t, -1, share + 2, d // self.heads).permute(0, 2, 3, 1, 4)  # (B,G,share+2,T,E)
-        q, k, v = mixed.split((share, 1, 1), 2)
-        if turn is not None:  # each by itself: what comes of it is whole, and is not copied again
+        mixed = self.qkv(x).view(b, t, -1, share + 2, d // self.heads)  # (B,T,G,share+2,E)
+        q, k, v = mixed.split((share, 1, 1), 3)
+        if turn is not None:
             q, k = rotate(q, *turn), rotate(k, *turn)
-        q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
+        # Moved last: the attention's gradients come in the order (B,T,H,E), and so need no copy on their way back.
+        q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))  # (B,H,T,E)
         fresh = cache is None or cache.length == 0
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -81,10 +82,10 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), halves paired: (B,...,T,E) with cos and sin (T,E/2) or (B,1,1,T,E/2)."""
+    """Rotary positions (Su et al. 2021), halves paired: (B,T,G,...,E) with cos and sin (T,1,1,E/2) or (B,T,1,1,E/2)."""
     a, b = x.chunk(2, -1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), -1)
 
 
 class Mixer(nn.Module):
@@ -206,7 +207,7 @@ class GPT(nn.Module):
             x = x + (self.position.weight[place] if isinstance(place, slice) else self.position(place))
         else:
             cos, sin = self.get_buffer("cos")[place], self.get_buffer("sin")[place]
-            turn = (cos, sin) if cos.dim() == 2 else (cos[:, None, None], sin[:, None, None])
+            turn = cos[..., None, None, :], sin[..., None, None, :]
         x = self.drop(x)
         for block in self.blocks:
             if self.checkpointing and self.training:

@@ -16,7 +16,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine import checkpoint
 from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.features import features, quick_backbone
+from bigmodel_cli.engine.features import features
 from bigmodel_cli.engine.loop import fit, train_step
 from bigmodel_cli.engine.run import Run
 from bigmodel_cli.engine.solve import solve
@@ -168,9 +168,9 @@ def test_the_probe_is_at_its_optimum(base: Path) -> None:
     run = tuning(base, "probe", strengths=(1.0,), max_iter=5000)
     head = run.model.get_submodule("fc")
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    found = features(run, quick_backbone(run), run.batches.source)
+    found = features(run)
     assert found is not None
-    x, y = found.vectors, found.labels
+    x, y = found[0].vectors, found[0].labels
     assert solve(run) and run.progress.step == 0 and run.progress.epoch == 1
     assert {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])} == {"fc.weight", "fc.bias"}
     # At the optimum of sum CE + |W'|^2 / 2, W' on scaled features, the gradient is zero.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine import checkpoint, features, inference
-from bigmodel_cli.engine.ask import ask, quick_to_ask
+from bigmodel_cli.engine.ask import ask, mirrored, quick_to_ask
 from bigmodel_cli.engine.assemble import assemble, load_data, split
 from bigmodel_cli.engine.eight_bit_convs import has_eight_bit
 from bigmodel_cli.engine.evaluate import collect, room
@@ -105,6 +106,29 @@ def test_many_files_are_asked_of_the_quick_form(base: Path, tmp_path: Path, monk
     assert all(asked[0][name][0][0] == answer[0][0] for name, answer in asked[1].items())
 
 
+def test_a_picture_and_its_mirror_image_are_answered_together(
+    run_cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_trained(base)
+    placement = place(trained.recipe.placement)
+    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    model = placement.model(trained.model)
+    batch = trained.task.prepare(source.gather(torch.arange(len(source))))
+    with torch.inference_mode():
+        model.eval()
+        wanted = (model(batch["image"]) + model(batch["image"].flip(3))) / 2
+    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(inference, "WORTH", 0.0)
+    found, note = collect(mirrored(model, trained.task), trained.task, source, placement, 64)
+    assert "BatchNorm folded" in note
+    torch.testing.assert_close(found["logits"], wanted, rtol=1e-3, atol=1e-3)
+    done = run_cli("eval", base, "--tta", "--json")
+    said = json.loads(done.stdout)
+    assert any("mirror image" in line for line in said["notes"])
+    right = (wanted.argmax(1) == batch["label"]).double().mean().item()
+    assert said["headline"]["top1"]["value"] == pytest.approx(right, abs=1e-9)
+
+
 def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
     monkeypatch.setattr(inference, "WORTH", 0.0)
@@ -170,9 +194,9 @@ def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, mo
     run.emit = told.append
 
     def kept() -> torch.Tensor:
-        found = features.features(run, features.quick_backbone(run), run.val)
+        found = features.features(run)
         assert found is not None
-        return found.vectors
+        return found[1].vectors
 
     small = kept()
     assert "int8" in told[0]["message"]
