@@ -210,9 +210,7 @@ def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None
     torch.set_num_threads(2)
     load(photos)
     assert torch.get_num_threads() == 2
-    with in_parallel.one_core_each(
-        2, "test"
-    ) as pool:  # and has computed, when torch sets a thread up
+    with in_parallel.one_core_each(2, "test") as pool:  # and has computed, when torch sets a thread up
         assert pool.submit(lambda: (torch.ones(3).sum(), torch.get_num_threads())[1]).result() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
