@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -211,9 +212,10 @@ class Streamed:
         """The shard in the cache, fetched where it is not there; others make room, the longest unused first."""
         folder = cache_root() / "streamed"
         path = folder / f"{shard.sha256}.tar"
-        if path.is_file() and path.stat().st_size == shard.size:
-            os.utime(path)
-            return path
+        with contextlib.suppress(FileNotFoundError):  # also where another thread or process makes room just now
+            if path.stat().st_size == shard.size:
+                os.utime(path)
+                return path
         make_room(folder, shard.size)
         self.fetched.append(shard.place)
         name = urlsplit(shard.place).path.rpartition("/")[2]
@@ -224,7 +226,12 @@ class Streamed:
 def make_room(folder: Path, needed: int) -> None:
     """Remove shards from `folder`, the longest unused first, until `needed` more bytes fit into BIGMODEL_CACHE_GB."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in folder.glob("*.tar"))
+    there = []
+    for path in folder.glob("*.tar"):
+        with contextlib.suppress(FileNotFoundError):  # another thread or process made room
+            about = path.stat()
+            there.append((about.st_mtime_ns, about.st_size, path))
+    there.sort()
     used = sum(size for _, size, _ in there)
     while there and used + needed > limit_bytes():
         _, size, path = there.pop(0)

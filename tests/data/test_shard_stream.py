@@ -9,6 +9,7 @@ import json
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_old_shards_make_room(served: tuple[Path, str], tmp_path: Path, monkeypa
     assert len(list((tmp_path / "cache" / "streamed").glob("*.tar"))) <= 3
     make_room(tmp_path / "cache" / "streamed", 10**12)
     assert not list((tmp_path / "cache" / "streamed").glob("*.tar"))
+
+
+def test_several_make_room_at_once(tmp_path: Path) -> None:
+    for _ in range(5):
+        for i in range(300):
+            (tmp_path / f"{i}.tar").write_bytes(b"x")
+        together = threading.Barrier(4)
+
+        def clear(together: threading.Barrier = together) -> None:
+            together.wait()
+            make_room(tmp_path, 10**15)
+
+        with ThreadPoolExecutor(4) as pool:
+            for cleared in [pool.submit(clear) for _ in range(4)]:
+                cleared.result()
+        assert not list(tmp_path.glob("*.tar"))
 
 
 def test_a_changed_or_hostile_server_is_refused(served: tuple[Path, str], tmp_path: Path) -> None:
