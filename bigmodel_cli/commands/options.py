@@ -59,7 +59,7 @@ Balance = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16.")]
-Tta = Annotated[bool, typer.Option("--tta", help="Answer each picture together with its mirror image, the mean.")]
+Tta = Annotated[bool, typer.Option("--tta", help="Average the answers to each picture and its mirror image.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after this many optimizer steps.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/<model>-<data>-<n>]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")]
