@@ -226,6 +226,19 @@ def settle(newest: int) -> None:
         time.sleep(TICK)
 
 
+def oldest_first(folder: Path, suffix: str) -> list[tuple[int, int, Path]]:
+    """(when it was used last in ns, bytes, path) of each file in `folder` that ends in `suffix`.
+
+    What another thread or process removes meanwhile, to make room for its own, is left out.
+    """
+    found = []
+    for path in folder.glob(f"*{suffix}"):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size, path))
+    return sorted(found)
+
+
 def _make_room(folder: Path, needed: int) -> bool:
     """Remove what was used longest ago until `needed` more bytes fit; False where they never will."""
     limit = limit_bytes()
@@ -233,14 +246,10 @@ def _make_room(folder: Path, needed: int) -> bool:
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = []
-        for path in folder.iterdir():
-            stat = path.stat()
-            if path.suffix == ".tmp" and time.time() - stat.st_mtime > STALE:
+        for used_at, _, path in oldest_first(folder, ".tmp"):
+            if time.time() - used_at / 1e9 > STALE:
                 path.unlink(missing_ok=True)
-            elif path.suffix == ".pixels":
-                kept.append((stat.st_mtime_ns, stat.st_size, path))
-        kept.sort()
+        kept = oldest_first(folder, ".pixels")
         used = sum(size for _, size, _ in kept)
         while kept and (used + needed > limit or shutil.disk_usage(folder).free < needed + FREE):
             _, size, path = kept.pop(0)

@@ -33,7 +33,7 @@ from bigmodel_cli.core.registry import data, natural
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec
 from bigmodel_cli.data.download import download, read_address
 from bigmodel_cli.data.in_parallel import decoders
-from bigmodel_cli.data.picture_cache import limit_bytes
+from bigmodel_cli.data.picture_cache import limit_bytes, oldest_first
 from bigmodel_cli.data.picture_listing import Item
 from bigmodel_cli.data.picture_shards import shard_items, split_of
 from bigmodel_cli.data.shard_order import following, shard_order
@@ -226,12 +226,7 @@ class Streamed:
 def make_room(folder: Path, needed: int) -> None:
     """Remove shards from `folder`, the longest unused first, until `needed` more bytes fit into BIGMODEL_CACHE_GB."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = []
-    for path in folder.glob("*.tar"):
-        with contextlib.suppress(FileNotFoundError):  # another thread or process made room
-            about = path.stat()
-            there.append((about.st_mtime_ns, about.st_size, path))
-    there.sort()
+    there = oldest_first(folder, ".tar")
     used = sum(size for _, size, _ in there)
     while there and used + needed > limit_bytes():
         _, size, path = there.pop(0)
