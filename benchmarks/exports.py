@@ -58,7 +58,7 @@ def _table(model: str, run: Path, given: argparse.Namespace) -> None:
     from bigmodel_cli.commands.export import subject
     from bigmodel_cli.core.errors import BigmodelError
     from bigmodel_cli.core.registry import exports
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.export.proof import prove
 
     what = subject(load_trained(run), given.samples, None, None)
@@ -104,7 +104,7 @@ def _row(name: str, proof: Any, side: str = "export") -> str:
 
 
 def _processor() -> str:
-    from bigmodel_cli.engine.machine import cpu_flags
+    from bigmodel_cli.engine.device.env_check import cpu_flags
 
     return cpu_flags()[0]
 

@@ -123,7 +123,7 @@ def measure_allocator(index: int) -> dict[str, float]:
     """What torch's allocator handed out at most in one step, above what the run holds between steps."""
     from torch.profiler import ProfilerActivity, profile
 
-    from bigmodel_cli.engine.loop import train_step
+    from bigmodel_cli.engine.training.loop import train_step
 
     run, raw = started(here(index))
     held = [*run.model.parameters(), *run.model.buffers()]
@@ -141,7 +141,7 @@ def measure_allocator(index: int) -> dict[str, float]:
 
 def measure_process(index: int) -> dict[str, float]:
     """What the process itself grew by at most, from where a tiny run of the same model had loaded every library."""
-    from bigmodel_cli.engine.loop import train_step
+    from bigmodel_cli.engine.training.loop import train_step
 
     started(here(index), batch=2)
     give_back = ctypes.CDLL(None).malloc_trim
@@ -157,8 +157,8 @@ def measure_process(index: int) -> dict[str, float]:
 
 def started(recipe: Any, batch: int | None = None) -> tuple[Any, Any]:
     """A run after its first step, and the raw batch of it."""
-    from bigmodel_cli.engine.assemble import assemble
-    from bigmodel_cli.engine.loop import train_step
+    from bigmodel_cli.engine.training.assemble import assemble
+    from bigmodel_cli.engine.training.loop import train_step
 
     if batch is not None:
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch})})
@@ -175,7 +175,7 @@ def resident() -> int:
 
 def measure_time(index: int) -> dict[str, float]:
     """The median of some real steps, preparation of the batch and all; the ceilings are medians as well."""
-    from bigmodel_cli.engine.loop import train_step
+    from bigmodel_cli.engine.training.loop import train_step
 
     run, raw = started(here(index))
     times: list[float] = []

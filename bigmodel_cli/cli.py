@@ -98,7 +98,7 @@ app.add_typer(checkpoint.app, name="checkpoint", cls=Group)
 
 def main() -> None:
     """Run the command line; every way it can end is decided here."""
-    gc.set_threshold(100_000)  # while torch is imported: 0.2 s of looking for garbage; engine/placement.py ends it
+    gc.set_threshold(100_000)  # while torch is imported: 0.2 s of collecting garbage; placement ends it
     atexit.register(_end_at_once)  # before a command imports what registers its own: these are called first
     try:
         _run()

@@ -29,13 +29,13 @@ from conftest import environment
 def _in_place() -> None:
     import torch
 
-    from bigmodel_cli.engine import checkpoint
+    from bigmodel_cli.engine.checkpoint import checkpoint
 
     checkpoint.save = lambda path, state, abandoned=None: torch.save(state, path)  # type: ignore[assignment]
 
 
 def _deaf() -> None:
-    from bigmodel_cli.engine.signals import StopFlag
+    from bigmodel_cli.engine.training.signals import StopFlag
 
     StopFlag._handle = lambda self, signum, frame: None  # type: ignore[method-assign]
 
@@ -55,7 +55,7 @@ class Forked:
         if self.pid == 0:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            from bigmodel_cli.engine.ranks import die_with_launcher
+            from bigmodel_cli.engine.device.ranks import die_with_launcher
 
             os.setsid()
             os.environ.clear()
@@ -90,7 +90,7 @@ def _forked_ranks() -> None:
 
 def _at_step(wanted: int, act: Callable[[], None]) -> None:
     """Have rank 1 `act` before it trains step `wanted`."""
-    from bigmodel_cli.engine import loop
+    from bigmodel_cli.engine.training import loop
 
     real = loop.train_step
 
@@ -117,7 +117,7 @@ def _rank_1_hangs() -> None:
 
 def _rank_1_is_slow() -> None:
     """In gathering its samples: 20 ms a batch."""
-    from bigmodel_cli.data.arrays import ImageArrays
+    from bigmodel_cli.data.image.arrays import ImageArrays
 
     real = ImageArrays.gather
 
@@ -249,8 +249,8 @@ def _serve() -> None:
     import torch
 
     import bigmodel_cli.cli
-    import bigmodel_cli.engine.launcher
-    import bigmodel_cli.engine.session
+    import bigmodel_cli.engine.distributed.launcher
+    import bigmodel_cli.engine.training.session
     import bigmodel_cli.insight.report  # noqa: F401
     from bigmodel_cli.core.registry import data
 

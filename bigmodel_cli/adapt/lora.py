@@ -36,8 +36,8 @@ def lora(
     Raises:
         InputError: there is no layer that `rank` is small for, or none to keep in 4 bits.
     """
-    from bigmodel_cli.models.four_bit import FourBitLinear
-    from bigmodel_cli.models.low_rank import LowRank, add_adapter, weights_to_adapt
+    from bigmodel_cli.models.adapters.lora import LowRank, add_adapter, weights_to_adapt
+    from bigmodel_cli.models.quantization.nf4 import FourBitLinear
 
     chosen = {
         name: (module, key)
@@ -65,7 +65,7 @@ def _linear(start: Start) -> dict[str, nn.Linear]:
 
     Subclasses of Linear hide inside attention, which reads their weight and never calls them.
     """
-    from bigmodel_cli.models.four_bit import fits
+    from bigmodel_cli.models.quantization.nf4 import fits
 
     names = [id(module) for _, module in start.model.named_modules(remove_duplicate=False)]
     owners = [id(p) for _, p in start.model.named_parameters(remove_duplicate=False)]

@@ -22,8 +22,8 @@ def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
     Raises:
         InputError: the model has no convolution and no linear layer.
     """
-    from bigmodel_cli.models.low_rank import keep
-    from bigmodel_cli.models.rounded import round_inputs, round_weights
+    from bigmodel_cli.models.adapters.lora import keep
+    from bigmodel_cli.models.quantization.fake_quant import round_inputs, round_weights
 
     # Subclasses of Linear hide inside attention, which reads their weight and never calls them.
     layers = {

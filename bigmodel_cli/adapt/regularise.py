@@ -56,7 +56,7 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     Li et al. 2018, "Explicit inductive bias for transfer learning". Set optimizer.weight_decay
     to 0, which would pull the backbone to zero instead.
     """
-    from bigmodel_cli.models.low_rank import keep
+    from bigmodel_cli.models.adapters.lora import keep
 
     backbone = {n: p for n, p in start.model.named_parameters() if not inside(n, start.head)}
     head = [p for n, p in start.model.named_parameters() if inside(n, start.head)]

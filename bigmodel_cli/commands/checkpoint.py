@@ -10,11 +10,11 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.preflight import size
+from bigmodel_cli.commands.dry_run import size
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.contents import Contents
+    from bigmodel_cli.engine.checkpoint.inspect import Contents
 
 app = typer.Typer(help="Look into anyone's checkpoint, verify it, bring it up to date.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run folder.")]
@@ -62,7 +62,7 @@ def verify(file: File, json: opt.Json = False) -> None:
 
         bigmodel checkpoint verify runs/resnet18-digits-1
     """
-    from bigmodel_cli.engine import checkpoint
+    from bigmodel_cli.engine.checkpoint import checkpoint
 
     found = _look(file)
     checks = [("form", "good", "one file, nothing hidden in it, every tensor within its bytes")]
@@ -99,8 +99,8 @@ def migrate(
 
         bigmodel checkpoint migrate old.pt --out new.pt
     """
-    from bigmodel_cli.engine import checkpoint
-    from bigmodel_cli.engine.start import checkpoint_file
+    from bigmodel_cli.engine.build.load import checkpoint_file
+    from bigmodel_cli.engine.checkpoint import checkpoint
 
     path = checkpoint_file(file)
     was, state = checkpoint.load_with_version(path)
@@ -132,8 +132,8 @@ def consolidate(
 
         bigmodel checkpoint consolidate runs/big/last.pt --out big.pt
     """
-    from bigmodel_cli.engine import checkpoint
-    from bigmodel_cli.engine.start import checkpoint_file
+    from bigmodel_cli.engine.build.load import checkpoint_file
+    from bigmodel_cli.engine.checkpoint import checkpoint
 
     path = checkpoint_file(file)
     if out.exists():
@@ -146,8 +146,8 @@ def consolidate(
 
 
 def _look(file: Path) -> Contents:
-    from bigmodel_cli.engine.contents import look
-    from bigmodel_cli.engine.parts import is_parts
+    from bigmodel_cli.engine.checkpoint.inspect import look
+    from bigmodel_cli.engine.checkpoint.sharded import is_parts
 
     if file.is_dir() and not is_parts(file):
         found = next((file / name for name in ("best.pt", "last.pt") if (file / name).exists()), None)

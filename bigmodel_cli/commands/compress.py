@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.compress.search import Frontier, Goal
     from bigmodel_cli.compress.trial import Point
     from bigmodel_cli.core.registry import Entry
-    from bigmodel_cli.engine.start import Trained
+    from bigmodel_cli.engine.build.load import Trained
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 OURS = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
@@ -71,7 +71,7 @@ def compress(
     if (method is None) == (target_size is None and max_drop is None):
         what = "nothing to aim at" if method is None else "--method together with a search"
         raise InputError(what, "expected --method, or --target-size and --max-drop", "bigmodel compress --help")
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.export.folder import is_export
 
     if is_export(checkpoint):

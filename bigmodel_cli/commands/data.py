@@ -9,11 +9,11 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.text_facts import show_text
+from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 
 if TYPE_CHECKING:
-    from bigmodel_cli.insight.picture_folder import Findings
+    from bigmodel_cli.insight.image_dataset import Findings
 
 OWN = ("image_folder", "text_files", "labelled_file", "parallel_file", "chat_file", "preference_file", "token_shards")
 MOST_CLASSES = 30  # rows of classes on a screen; --json has them all
@@ -80,26 +80,26 @@ def inspect(
 
         bigmodel data inspect ./shards
     """
-    from bigmodel_cli.data.shard_files import is_shards
+    from bigmodel_cli.data.token_shards.files import is_shards
 
     if is_shards(Path(path)):
         show_shards(Path(path), json)
         return
-    from bigmodel_cli.data.own_text import source_for
+    from bigmodel_cli.data.user_data.text_files import source_for
 
     text = source_for(Path(path))
     if text is not None:
         show_text(Path(path), text, json)
         return
     from bigmodel_cli.commands.progress import WaitBars
-    from bigmodel_cli.data.picture_list import list_pictures
-    from bigmodel_cli.insight import picture_folder
+    from bigmodel_cli.data.user_data.image_discovery import list_pictures
+    from bigmodel_cli.insight import image_dataset
 
     listing = list_pictures(path)
     with WaitBars():
-        findings = picture_folder.inspect(listing)
+        findings = image_dataset.inspect(listing)
     if sheet is not None:
-        picture_folder.contact_sheet(listing, sheet)
+        image_dataset.contact_sheet(listing, sheet)
     if json:
         console.print_json({"path": str(path), "sheet": str(sheet) if sheet else None, **findings.to_dict()})
         return
@@ -121,8 +121,8 @@ def index(
     """
     import json as text
 
-    from bigmodel_cli.data.shard_index import expand
-    from bigmodel_cli.data.shard_stream import make_index
+    from bigmodel_cli.data.webdataset.index import expand
+    from bigmodel_cli.data.webdataset.stream import make_index
 
     found = make_index(expand(shards), out)
     out.write_text(text.dumps(found), encoding="utf-8")

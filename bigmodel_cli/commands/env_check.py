@@ -13,7 +13,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.machine import Check
+    from bigmodel_cli.engine.device.env_check import Check
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gpu", "bf16", "compile", "disk",
@@ -40,7 +40,7 @@ def env_check(
     """
     from bigmodel_cli.commands.listing import found_in
     from bigmodel_cli.core.recipe import data_root
-    from bigmodel_cli.engine.machine import COMPILE_LIMIT, COMPILE_PATIENCE, checks
+    from bigmodel_cli.engine.device.env_check import COMPILE_LIMIT, COMPILE_PATIENCE, checks
 
     wanted = wanted_names(require)
     root = data_root(data_dir)
@@ -67,7 +67,7 @@ def wanted_names(require: str | None) -> list[str]:
     Raises:
         InputError: one is no check's; said before anything is tested.
     """
-    from bigmodel_cli.engine.probes import EXTRAS
+    from bigmodel_cli.engine.device.probes import EXTRAS
 
     wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
     known = {*NAMES, *EXTRAS, *(package for packages in EXTRAS.values() for package in packages)}
@@ -85,8 +85,8 @@ def required(found: list[Check], wanted: list[str]) -> list[Check]:
     """
     from dataclasses import replace
 
-    from bigmodel_cli.engine.machine import Check
-    from bigmodel_cli.engine.probes import EXTRAS
+    from bigmodel_cli.engine.device.env_check import Check
+    from bigmodel_cli.engine.device.probes import EXTRAS
 
     names = {member for name in wanted for member in EXTRAS.get(name, (name,))}
     family = [c.name.split()[0] for c in found]

@@ -12,7 +12,7 @@ from bigmodel_cli.commands import options as opt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.engine.start import Trained
+    from bigmodel_cli.engine.build.load import Trained
     from bigmodel_cli.insight.reports import Report
 
 
@@ -42,7 +42,7 @@ def evaluate(
 
         bigmodel eval ckpt.pt --data mnist --json
     """
-    from bigmodel_cli.commands.opened import open_trained
+    from bigmodel_cli.commands.open_model import open_trained
 
     flags = {"data": data, "data_dir": data_dir, "device": device, "precision": precision}
     trained = open_trained(checkpoint)
@@ -68,11 +68,11 @@ def _measure(
 ) -> tuple[Report, list[str]]:
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import reports
-    from bigmodel_cli.engine.ask import mirrored
-    from bigmodel_cli.engine.assemble import load_data
-    from bigmodel_cli.engine.assemble import split as load_split
-    from bigmodel_cli.engine.evaluate import collect
-    from bigmodel_cli.engine.placement import place
+    from bigmodel_cli.engine.device.placement import place
+    from bigmodel_cli.engine.inference.predict import mirrored
+    from bigmodel_cli.engine.training.assemble import load_data
+    from bigmodel_cli.engine.training.assemble import split as load_split
+    from bigmodel_cli.engine.training.evaluate import collect
 
     recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)

@@ -18,7 +18,7 @@ from bigmodel_cli.core.errors import InputError, MachineError, nearest, printabl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.engine.start import Trained
+    from bigmodel_cli.engine.build.load import Trained
 
 
 class Method(StrEnum):
@@ -52,7 +52,7 @@ def explain(
 
         bigmodel explain runs/resnet18-digits-1 three.png --method grad-cam --out heat
     """
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
 
     trained = load_trained(checkpoint)
     if trained.task.spec.kind == "text":

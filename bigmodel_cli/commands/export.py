@@ -11,7 +11,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.start import Trained
+    from bigmodel_cli.engine.build.load import Trained
     from bigmodel_cli.export.proof import Proof, Subject
 
 
@@ -63,7 +63,7 @@ def export(
     from dataclasses import replace
 
     from bigmodel_cli.core.registry import exports
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.export.proof import prove
     from bigmodel_cli.export.publish import check_target
 
@@ -119,7 +119,7 @@ def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: 
     """The checkpoint as what an export is made of, with inputs from the validation split that it remembers."""
     import torch
 
-    from bigmodel_cli.engine.assemble import load_data, split
+    from bigmodel_cli.engine.training.assemble import load_data, split
     from bigmodel_cli.export.proof import Subject
 
     recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)

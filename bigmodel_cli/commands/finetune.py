@@ -101,8 +101,8 @@ def finetune(
 def _usual(layers: list[Layer], checkpoint: Path | None) -> str:
     """The method that the data is for, as pairs of answers are for dpo; else full."""
     from bigmodel_cli.core.registry import data
-    from bigmodel_cli.engine.foreign import is_foreign
-    from bigmodel_cli.engine.start import checkpoint_file, load_meta
+    from bigmodel_cli.engine.build.foreign_weights import is_foreign
+    from bigmodel_cli.engine.build.load import checkpoint_file, load_meta
 
     named = [layer.values["data"]["name"] for layer in layers if "name" in layer.values.get("data", {})]
     if not named and checkpoint is not None and not is_foreign(path := checkpoint_file(checkpoint)):
@@ -114,7 +114,7 @@ def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:
     """Hold the file to ``start.sha256``, where it is given, before anything else looks at it."""
     pins = [layer.values["start"]["sha256"] for layer in layers if "sha256" in layer.values.get("start", {})]
     if pins:
-        from bigmodel_cli.engine.start import check_pin, checkpoint_file
+        from bigmodel_cli.engine.build.load import check_pin, checkpoint_file
 
         check_pin(checkpoint_file(checkpoint), str(pins[-1]))
 
@@ -142,7 +142,7 @@ def _method(named: dict[str, Any], usual: Callable[[], str]) -> dict[str, Any]:
 def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> dict[str, Any]:
     """``--method auto``: the method that a short try of each found best on val."""
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.choose import choose
+    from bigmodel_cli.engine.experiments.auto_method import choose
 
     def recipe_of(start: dict[str, Any]) -> Recipe:
         return resolve(_start_layers(checkpoint, pretrained, start, layers)).recipe
@@ -173,8 +173,8 @@ def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], gi
 
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
     from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.foreign import architecture, is_foreign
-    from bigmodel_cli.engine.start import checkpoint_file, load_meta
+    from bigmodel_cli.engine.build.foreign_weights import architecture, is_foreign
+    from bigmodel_cli.engine.build.load import checkpoint_file, load_meta
 
     path = checkpoint_file(path)
     foreign = is_foreign(path)
@@ -200,8 +200,8 @@ def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) ->
 def _shaped_layer(path: Path, layers: list[Layer]) -> Layer:
     """The model's options that nobody gave and the shapes of foreign weights decide."""
     from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.assemble import load_data
-    from bigmodel_cli.engine.foreign import missing_options
+    from bigmodel_cli.engine.build.foreign_weights import missing_options
+    from bigmodel_cli.engine.training.assemble import load_data
 
     resolved = resolve(layers)
     given = [key for section, key in resolved.origin if section == "model"]

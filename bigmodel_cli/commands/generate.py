@@ -42,8 +42,8 @@ def generate(
     """
     import torch
 
-    from bigmodel_cli.engine.placement import place
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
+    from bigmodel_cli.engine.device.placement import place
 
     prompts = prompts or ["\n"]
     if stream and (len(prompts) > 1 or json):

@@ -44,8 +44,8 @@ class Launch:
         Raises:
             InputError: the flags do not fit together, or the folder is taken.
         """
-        from bigmodel_cli.engine.folder import RunFolder
-        from bigmodel_cli.engine.launcher import Plan, processes_here, start
+        from bigmodel_cli.engine.distributed.launcher import Plan, processes_here, start
+        from bigmodel_cli.engine.training.run_folder import RunFolder
 
         least, most = self.hosts()
         if dry_run:

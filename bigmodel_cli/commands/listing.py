@@ -51,7 +51,7 @@ def _model_row(name: str) -> dict[str, Any]:
     """A model's figures, from the model itself, built without memory."""
     from bigmodel_cli.core.registry import models, tasks
     from bigmodel_cli.core.types import SPECS
-    from bigmodel_cli.models.without_values import without_values
+    from bigmodel_cli.models.layers.meta_init import without_values
 
     entry = models.get(name)
     with without_values():

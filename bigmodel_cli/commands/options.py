@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-    from bigmodel_cli.engine.start import Trained
+    from bigmodel_cli.engine.build.load import Trained
 
 
 def _complete(registry: str) -> Any:
@@ -133,7 +133,7 @@ def own_data(value: str) -> dict[str, str] | None:
         return {"name": "image_folder", "path": str(path.absolute())}
     if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
         return None
-    from bigmodel_cli.data.own_text import source_for
+    from bigmodel_cli.data.user_data.text_files import source_for
 
     # Absolute, so that the checkpoint finds its data again from any folder.
     return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
@@ -187,7 +187,7 @@ def hub_layers(layers: list[Layer], weights: bool) -> list[Layer]:
     names = [str(layer.values.get("model", {}).get("name", "")) for layer in layers]
     if not any(name.startswith("hf:") for name in names):
         return layers
-    from bigmodel_cli.engine.hub_models import is_source, model_of
+    from bigmodel_cli.engine.build.huggingface_hub import is_source, model_of
 
     found = [i for i, name in enumerate(names) if is_source(name)]
     if not found:

@@ -8,7 +8,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.preflight import flops, size
+from bigmodel_cli.commands.dry_run import flops, size
 from bigmodel_cli.commands.progress import duration
 from bigmodel_cli.core.errors import MachineError
 

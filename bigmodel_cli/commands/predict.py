@@ -39,9 +39,9 @@ def predict(
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
-    from bigmodel_cli.commands.opened import open_trained
-    from bigmodel_cli.engine.ask import ask, mirrored, quick_to_ask
-    from bigmodel_cli.engine.placement import place
+    from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.engine.device.placement import place
+    from bigmodel_cli.engine.inference.predict import ask, mirrored, quick_to_ask
 
     if not files and not texts:
         raise InputError("nothing to predict", "expected FILE, or --text", "bigmodel predict --help")

@@ -146,11 +146,11 @@ class WaitBars:
         self.heard = ExitStack()
 
     def __enter__(self) -> Self:
-        from bigmodel_cli.data import download, in_parallel
+        from bigmodel_cli.data import download, thread_map
 
         download.on_progress.append(self.fetched)
         self.heard.callback(download.on_progress.remove, self.fetched)
-        self.heard.enter_context(in_parallel.listening(self.decoded))
+        self.heard.enter_context(thread_map.listening(self.decoded))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

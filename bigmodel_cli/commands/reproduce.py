@@ -11,7 +11,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.reproduce import Difference
+    from bigmodel_cli.engine.experiments.reproduce import Difference
 
 
 def reproduce(
@@ -30,9 +30,9 @@ def reproduce(
         bigmodel reproduce runs/resnet18-digits-1
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
-    from bigmodel_cli.engine.folder import RunFolder
-    from bigmodel_cli.engine.reproduce import compare, record
-    from bigmodel_cli.engine.session import train
+    from bigmodel_cli.engine.experiments.reproduce import compare, record
+    from bigmodel_cli.engine.training.run_folder import RunFolder
+    from bigmodel_cli.engine.training.session import train
 
     then = record(run, data_dir)
     folder = RunFolder(out, f"{run.resolve().name}-again")
@@ -64,7 +64,7 @@ def verify_resume(
     import tempfile
 
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.reproduce import verify_resume as verify
+    from bigmodel_cli.engine.experiments.reproduce import verify_resume as verify
 
     flags = {"data": data, "data_dir": data_dir, "batch_size": batch_size, "device": device}
     resolved = resolve([*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)])

@@ -12,7 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 
 if TYPE_CHECKING:
-    from bigmodel_cli.serve.served import Served
+    from bigmodel_cli.serve.model import Served
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MB = 1_000_000
@@ -64,12 +64,12 @@ def serve(
     import os
 
     from bigmodel_cli.core.errors import MachineError
-    from bigmodel_cli.core.pictures import MAX_PIXELS
+    from bigmodel_cli.core.images import MAX_PIXELS
 
     try:
         from bigmodel_cli.serve import server
         from bigmodel_cli.serve.app import build_app
-        from bigmodel_cli.serve.served import open_served
+        from bigmodel_cli.serve.model import open_served
         from bigmodel_cli.serve.service import Options, Service
         from bigmodel_cli.serve.uploads import Limits
     except ImportError as error:

@@ -33,7 +33,7 @@ def study(
         bigmodel study recipes/image/few-pictures.yaml --out runs/few
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
-    from bigmodel_cli.engine.study import read_study, run_study
+    from bigmodel_cli.engine.experiments.study import read_study, run_study
 
     path = opt.find_recipe(file)
     wanted = read_study(path)

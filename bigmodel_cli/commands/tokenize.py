@@ -16,7 +16,7 @@ from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.types import TextSpec
-    from bigmodel_cli.data.tokenizing import Progress, Unit
+    from bigmodel_cli.data.token_shards.tokenizing import Progress, Unit
 
 DEFAULT_SIZE = 8192
 SHARD_TOKENS = 100_000_000
@@ -56,8 +56,8 @@ def tokenize(
     """
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.recipe import data_root
-    from bigmodel_cli.data.shard_files import Writer, check_free
-    from bigmodel_cli.data.tokenizing import plan, text_of_files, write
+    from bigmodel_cli.data.token_shards.files import Writer, check_free
+    from bigmodel_cli.data.token_shards.tokenizing import plan, text_of_files, write
 
     if vocab_size is not None and tokenizer is not None:
         raise InputError("--vocab-size and --tokenizer together", "expected a new tokenizer or one that is there")
@@ -90,8 +90,8 @@ def tokenize(
 def _spec(units: Sequence[Unit], name: str | None, size: int, root: Path, tell: Progress) -> TextSpec:
     """The tokenizer to cut with: a new one of `size` tokens where none is named."""
     from bigmodel_cli.core.types import TextSpec
-    from bigmodel_cli.data import tokenizing
-    from bigmodel_cli.data.tokenizer_choice import chosen
+    from bigmodel_cli.data.text.tokenizer_choice import chosen
+    from bigmodel_cli.data.token_shards import tokenizing
 
     if name is None:
         return TextSpec("bpe", (tokenizing.trained_tokenizer(units, size, tell),), 2)
@@ -110,7 +110,7 @@ def show_shards(folder: Path, json: bool) -> None:
         InputError: the index is not one, or a file is not what was written.
     """
     from bigmodel_cli.core.tokens import tokenizer
-    from bigmodel_cli.data.shard_files import read_index
+    from bigmodel_cli.data.token_shards.files import read_index
 
     index = read_index(folder, context=2)
     damaged = index.damaged()

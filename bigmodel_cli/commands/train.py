@@ -16,10 +16,10 @@ from bigmodel_cli.core.errors import InputError
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer, Resolved
-    from bigmodel_cli.engine.folder import RunFolder
-    from bigmodel_cli.engine.group import Group
-    from bigmodel_cli.engine.ranks import Ranks
-    from bigmodel_cli.engine.session import Outcome
+    from bigmodel_cli.engine.device.ranks import Ranks
+    from bigmodel_cli.engine.distributed.process_group import Group
+    from bigmodel_cli.engine.training.run_folder import RunFolder
+    from bigmodel_cli.engine.training.session import Outcome
 
 
 def train(
@@ -95,7 +95,7 @@ def _saved_recipe(out: Path | None) -> list[Layer]:
 def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
     """``--lr-find``: a hundred steps with a climbing rate; the rate to take, and the picture."""
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.lr_find import find_rate
+    from bigmodel_cli.engine.experiments.lr_range_test import find_rate
     from bigmodel_cli.insight.range_test import draw
 
     recipe = resolve(layers).recipe
@@ -124,8 +124,8 @@ def go(
 ) -> None:
     """Resolve `layers`, then train, or with `dry_run` measure, what they say; here or in several processes."""
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.folder import RunFolder
-    from bigmodel_cli.engine.ranks import ranks
+    from bigmodel_cli.engine.device.ranks import ranks
+    from bigmodel_cli.engine.training.run_folder import RunFolder
 
     if resume and out is None:
         raise InputError("--resume needs the run to continue", "give its folder with --out")
@@ -150,9 +150,9 @@ def _take_part(
     here: Ranks, recipe: Recipe, out: Path | None, stem: str, resume: bool, overwrite: bool, json: bool
 ) -> None:
     """Train as one of several processes."""
-    from bigmodel_cli.engine.folder import Followed, RunFolder
-    from bigmodel_cli.engine.group import join, leave, losses_told
-    from bigmodel_cli.engine.placement import backend
+    from bigmodel_cli.engine.device.placement import backend
+    from bigmodel_cli.engine.distributed.process_group import join, leave, losses_told
+    from bigmodel_cli.engine.training.run_folder import Followed, RunFolder
 
     group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
     console.speak_as(here.rank, group.last_words)
@@ -170,8 +170,8 @@ def _take_part(
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
-    from bigmodel_cli.engine.group import ALONE
-    from bigmodel_cli.engine.session import train as run
+    from bigmodel_cli.engine.distributed.process_group import ALONE
+    from bigmodel_cli.engine.training.session import train as run
 
     group = group or ALONE
     with WaitBars() if group.leads else nullcontext(), for_output(json) if group.leads else Silence() as display:
@@ -186,7 +186,7 @@ def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = 
 
 
 def _dry_run(resolved: Resolved, folder: Path, json: bool) -> None:
-    from bigmodel_cli.commands.preflight import preflight
+    from bigmodel_cli.commands.dry_run import preflight
 
     preflight(resolved, folder, json)
 
@@ -223,7 +223,7 @@ def figure(name: str, value: float) -> str:
 
 def method_table(outcome: Outcome) -> Any:
     """What the method trained, what that changed on val, and how long it took."""
-    from bigmodel_cli.models.four_bit import parameters
+    from bigmodel_cli.models.quantization.nf4 import parameters
 
     run = outcome.run
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)

@@ -34,8 +34,8 @@ def tune(
     """
     from bigmodel_cli.core.resolve import document_layer
     from bigmodel_cli.core.strict_yaml import dump_yaml, read_yaml
-    from bigmodel_cli.engine.tune import read_search
-    from bigmodel_cli.engine.tune import tune as search_for
+    from bigmodel_cli.engine.experiments.tune import read_search
+    from bigmodel_cli.engine.experiments.tune import tune as search_for
 
     document = read_yaml(opt.find_recipe(recipe))
     search = read_search(document.values.get("search"), str(recipe))

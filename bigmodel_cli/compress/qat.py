@@ -9,7 +9,7 @@ from pydantic import Field
 
 from bigmodel_cli.compress.work import Work, fitting, slim
 from bigmodel_cli.core.registry import compressions
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
 
 
 @compressions.register(

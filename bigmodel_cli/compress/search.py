@@ -20,11 +20,11 @@ from typing import Any
 from bigmodel_cli.compress.prune import write_cut
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
-from bigmodel_cli.engine import durable
-from bigmodel_cli.engine.start import Trained, digest, load_trained
+from bigmodel_cli.engine.build.load import Trained, digest, load_trained
 from bigmodel_cli.export.folder import is_export
 
 RATIOS = (0.3, 0.5, 0.7, 0.85)
@@ -223,7 +223,7 @@ class Search:
         if path.is_dir():
             shutil.copytree(path, target)
         else:
-            durable.link(path, target)
+            atomic_files.link(path, target)
         return replace(point, path=str(target))
 
 
@@ -245,4 +245,4 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     from bigmodel_cli.core.types import finite
 
     raw = (json.dumps(finite(values), indent=2) + "\n").encode()
-    durable.replace(file, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))
+    atomic_files.replace(file, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))

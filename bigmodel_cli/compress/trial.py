@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bigmodel_cli.compress.work import Data
 from bigmodel_cli.core.recipe import PlacementSection
-from bigmodel_cli.engine.evaluate import evaluate
-from bigmodel_cli.engine.placement import Placement, place
-from bigmodel_cli.engine.start import Trained, load_trained
-from bigmodel_cli.export.answering import answering
+from bigmodel_cli.engine.build.load import Trained, load_trained
+from bigmodel_cli.engine.device.placement import Placement, place
+from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.export.exported_model import answering
 from bigmodel_cli.export.folder import is_export, model_files, read_folder
 from bigmodel_cli.export.latency import speeds
 

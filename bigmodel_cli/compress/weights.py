@@ -13,7 +13,7 @@ from bigmodel_cli.compress.work import Work
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.export.quiet import quiet
-from bigmodel_cli.models.packed import pack
+from bigmodel_cli.models.quantization.quantized_weights import pack
 
 KINDS = ("image", "text")
 Group = Annotated[int, Field(ge=8)]

@@ -126,11 +126,12 @@ class Registry:
         assert spec is not None and spec.submodule_search_locations
         result: dict[str, Found] = {}
         for folder in spec.submodule_search_locations:
-            for file in sorted(Path(folder).glob("*.py")):
+            for file in sorted(Path(folder).rglob("*.py")):
                 source = file.read_text(encoding="utf-8")
                 if f"@{self.variable}.register" not in source:
                     continue
-                for entry in self._scan(source, f"{self.package}.{file.stem}"):
+                inside = ".".join(file.relative_to(folder).with_suffix("").parts)
+                for entry in self._scan(source, f"{self.package}.{inside}"):
                     if entry.name in result:
                         raise ValueError(f"{self.kind} {entry.name!r} is registered twice")
                     result[entry.name] = entry

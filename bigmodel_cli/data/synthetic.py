@@ -14,7 +14,7 @@ from bigmodel_cli.core.keyed_random import uniforms
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import SPECIALS
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec, SampleKey, TextSpec
-from bigmodel_cli.data.text import Context
+from bigmodel_cli.data.text.windows import Context
 
 Count = Annotated[int, Field(gt=0)]
 

@@ -148,7 +148,7 @@ class ExportFolder:
         model: nn.Module = architecture(self.spec, **options)
         pruned = self.about["recipe"].get("model", {}).get("pruned")
         if pruned:
-            from bigmodel_cli.models.narrowed import narrow
+            from bigmodel_cli.models.adapters.pruned import narrow
 
             narrow(model, pruned)
         return model

@@ -88,8 +88,8 @@ def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, 
     if isinstance(inner, transformers.PreTrainedModel):  # hf:...: it is one already
         return inner
     from bigmodel_cli.models.gpt import GPT
-    from bigmodel_cli.models.gpt2_weights import to_gpt2
-    from bigmodel_cli.models.llama_weights import to_llama
+    from bigmodel_cli.models.pretrained.gpt2 import to_gpt2
+    from bigmodel_cli.models.pretrained.llama import to_llama
 
     if not isinstance(model, GPT):
         what = f"--format huggingface: transformers has no architecture like {carry['arch']}"

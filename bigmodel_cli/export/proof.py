@@ -18,11 +18,11 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports
 from bigmodel_cli.core.types import Batch, finite
 from bigmodel_cli.export import folder as layout
-from bigmodel_cli.export.card import model_card
 from bigmodel_cli.export.compare import Differences, compared, figures
 from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
 from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.model_card import model_card
 from bigmodel_cli.export.pixels import FromPixels, described, other_sizes, pictures
 from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
 from bigmodel_cli.export.quiet import quiet

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, by_torch
-from bigmodel_cli.models.without_values import without_values
+from bigmodel_cli.models.layers.meta_init import without_values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.models.activations import Activation
-from bigmodel_cli.models.activations import activation as act
+from bigmodel_cli.models.layers.activations import Activation
+from bigmodel_cli.models.layers.activations import activation as act
 
 SMALLEST = 16  # a 2x2 convolution and three poolings leave one pixel
 LOGITS = 1 / 9  # of the paper's code: what the head says is small at first

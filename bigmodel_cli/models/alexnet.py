@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.models.activations import Activation
-from bigmodel_cli.models.activations import activation as act
+from bigmodel_cli.models.layers.activations import Activation
+from bigmodel_cli.models.layers.activations import activation as act
 
 SMALLEST = {"small": 4, "imagenet": 63}  # fewer pixels a side, and a pooling is left with nothing
 

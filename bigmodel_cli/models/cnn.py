@@ -9,8 +9,8 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.models.activations import Activation
-from bigmodel_cli.models.activations import activation as act
+from bigmodel_cli.models.layers.activations import Activation
+from bigmodel_cli.models.layers.activations import activation as act
 
 SMALLEST = 16  # two 5x5 convolutions and two poolings leave one pixel
 

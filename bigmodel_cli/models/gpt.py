@@ -20,11 +20,11 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.documents import inside, restarting
-from bigmodel_cli.models.head_loss import head_losses
-from bigmodel_cli.models.kv_cache import Cache
-from bigmodel_cli.models.published_weights import published
-from bigmodel_cli.models.tensor_plan import tensor_plan
+from bigmodel_cli.models.layers.chunked_loss import head_losses
+from bigmodel_cli.models.layers.document_mask import inside, restarting
+from bigmodel_cli.models.layers.kv_cache import Cache
+from bigmodel_cli.models.layers.tensor_parallel_plan import tensor_plan
+from bigmodel_cli.models.pretrained.layouts import published
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

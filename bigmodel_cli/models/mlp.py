@@ -10,8 +10,8 @@ from torch import nn
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.models.activations import Activation
-from bigmodel_cli.models.activations import activation as act
+from bigmodel_cli.models.layers.activations import Activation
+from bigmodel_cli.models.layers.activations import activation as act
 
 
 @models.register(task="image_classification", head="head", backbone_first="head")

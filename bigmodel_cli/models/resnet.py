@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.models.activations import Activation
-from bigmodel_cli.models.activations import activation as act
+from bigmodel_cli.models.layers.activations import Activation
+from bigmodel_cli.models.layers.activations import activation as act
 
 Stem = Literal["auto", "small", "strided", "imagenet"]
 """small: 3x3, stride 1; strided: 3x3, stride 2; imagenet: 7x7, stride 2, then a pooling of stride 2."""

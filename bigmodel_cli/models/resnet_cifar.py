@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.models.activations import Activation
-from bigmodel_cli.models.activations import activation as act
+from bigmodel_cli.models.layers.activations import Activation
+from bigmodel_cli.models.layers.activations import activation as act
 from bigmodel_cli.models.resnet import DropPath, drop_rates, projection
 
 Shortcut = Literal["A", "B", "none"]

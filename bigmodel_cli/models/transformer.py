@@ -20,7 +20,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import END, PAD, START, tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.head_loss import head_losses
+from bigmodel_cli.models.layers.chunked_loss import head_losses
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -27,7 +27,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import PAD, tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.documents import restarting
+from bigmodel_cli.models.layers.document_mask import restarting
 
 CAUSAL, CLASSIFIES = "ForCausalLM", "ForSequenceClassification"
 GPT2 = "GPT2LMHeadModel"  # causal, from before the names said so

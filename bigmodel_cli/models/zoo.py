@@ -1,7 +1,7 @@
 """Every image classifier of timm and torchvision, as ``timm:resnet18`` and ``tv:resnet50``.
 
 Their names are read from the libraries' source, so that listing and completing them
-imports neither. Weights are described here and fetched by ``engine/pretrained.py``.
+imports neither. Weights are described here and fetched by ``engine/build/published_weights.py``.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from bigmodel_cli.serve.gate import Gate
+from bigmodel_cli.serve.http_errors import Refusal, line
+from bigmodel_cli.serve.middleware import Gate
 from bigmodel_cli.serve.page import PAGE, POLICY
-from bigmodel_cli.serve.refusal import Refusal, line
 from bigmodel_cli.serve.service import Service
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -20,8 +20,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
-from bigmodel_cli.serve.gate import ALWAYS, HEAD_BYTES, Gate
-from bigmodel_cli.serve.refusal import Refusal
+from bigmodel_cli.serve.http_errors import Refusal
+from bigmodel_cli.serve.middleware import ALWAYS, HEAD_BYTES, Gate
 
 HEAD_SECONDS = 10.0
 SPARE = 256

@@ -13,9 +13,9 @@ from starlette.requests import Request
 
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.serve.batching import Batcher
+from bigmodel_cli.serve.http_errors import Refusal
 from bigmodel_cli.serve.metrics import Metrics
-from bigmodel_cli.serve.refusal import Refusal
-from bigmodel_cli.serve.served import Served
+from bigmodel_cli.serve.model import Served
 from bigmodel_cli.serve.uploads import Limits, read_body
 
 FRESH = 1.0  # seconds: a model that answered this lately is not asked again whether it does

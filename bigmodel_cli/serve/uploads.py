@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from bigmodel_cli.serve.refusal import Refusal
+from bigmodel_cli.serve.http_errors import Refusal
 
 LINGER = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
 

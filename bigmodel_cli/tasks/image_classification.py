@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.pictures import decode
+from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
@@ -37,7 +37,7 @@ class ImageClassification:
     spec: ImageSpec
     loss_per_sample: Callable[[Tensor, Tensor], Tensor]
     augment: Callable[..., Tensor]
-    """See `Augment` in data/augment.py."""
+    """See `Augment` in data/image/augment.py."""
     labels: tuple[int, ...] | None = None
     """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
     name = "image_classification"
@@ -123,7 +123,7 @@ class ImageClassification:
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
         each = self.loss_per_sample(logits, batch["label"])
-        if "share" in batch:  # mixed pictures (see `mixing` in data/augment_photo.py): as soft labels, exactly
+        if "share" in batch:  # mixed pictures (see `mixing` in data/image/augment_photo.py): as soft labels, exactly
             each = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), each, batch["share"])
         return LossSum(each.sum(), len(logits))
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from bigmodel_cli.adapt.dpo import Preference
 from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.said_once import say_once
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.reference_outputs import say_once
 
 SHAPE = {"layers": 1, "heads": 2, "width": 16}
 

@@ -15,15 +15,15 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec, Start
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.evaluate import evaluate
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.start import digest, load_trained
-from bigmodel_cli.models.four_bit import NF4, FourBitLinear, nf4, parameters
-from bigmodel_cli.models.low_rank import LowRank
-from bigmodel_cli.models.packed import Packed, unpacked
+from bigmodel_cli.engine.build.load import digest, load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.models.adapters.lora import LowRank
+from bigmodel_cli.models.quantization.nf4 import NF4, FourBitLinear, nf4, parameters
+from bigmodel_cli.models.quantization.quantized_weights import Packed, unpacked
 
 DOCS = Path(__file__).parents[2] / "docs"
 """Real text that is always there."""

@@ -14,14 +14,14 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.features import features
-from bigmodel_cli.engine.loop import fit, train_step
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.solve import solve
-from bigmodel_cli.engine.start import digest, load_trained
-from bigmodel_cli.models.low_rank import merge_model, merged
+from bigmodel_cli.engine.build.load import digest, load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.cached_features import features
+from bigmodel_cli.engine.training.linear_probe import solve
+from bigmodel_cli.engine.training.loop import fit, train_step
+from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.models.adapters.lora import merge_model, merged
 
 OPTIONS = {"freeze-until": {"layer": "layer3"}, "l2-sp": {"alpha": 3.0}, "lora": {"rank": 4}}
 STEPPED = [name for name in methods.names() if name != "probe" and "task" not in methods.get(name).meta]

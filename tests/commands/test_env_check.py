@@ -12,7 +12,7 @@ import pytest
 
 from bigmodel_cli.commands.env_check import required, wanted_names
 from bigmodel_cli.commands.listing import found_in
-from bigmodel_cli.engine.machine import Check, _data
+from bigmodel_cli.engine.device.env_check import Check, _data
 
 BROKEN = {
     "missing library": ('raise ImportError("libcudnn.so.9: cannot open shared object file")', "libcudnn.so.9"),
@@ -138,8 +138,8 @@ def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
 def test_the_mirrors_are_those_of_the_data_sources() -> None:
     from urllib.parse import urlsplit
 
-    from bigmodel_cli.data.mnist import MIRRORS
-    from bigmodel_cli.engine.machine import mirrors
+    from bigmodel_cli.data.image.mnist import MIRRORS
+    from bigmodel_cli.engine.device.env_check import mirrors
 
     assert {urlsplit(a).hostname for addresses in MIRRORS.values() for a in addresses} < set(mirrors())
     assert "www.cs.toronto.edu" in mirrors()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
 
     from PIL import Image
 
-    from bigmodel_cli.data.digits import digits
+    from bigmodel_cli.data.image.digits import digits
 
     source = digits(tmp_path).load["test"]()
     picture = source.gather(torch.tensor([5]))
@@ -124,7 +124,7 @@ def test_mnist_by_the_book(run_cli: Any, tmp_path: Path, data_dir: Path) -> None
     ok(run_cli("finetune", "--from", "run", "--freeze-backbone", "--epochs", 1, "--out", "tuned"))
     from PIL import Image
 
-    from bigmodel_cli.data.mnist import mnist
+    from bigmodel_cli.data.image.mnist import mnist
 
     digit = mnist(data_dir).load["test"]().gather(torch.tensor([0]))  # a clear seven
     Image.fromarray(digit["image"][0, 0].numpy()).save(tmp_path / "seven.png")

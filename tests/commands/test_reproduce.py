@@ -15,8 +15,8 @@ from conftest import environment
 
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.reproduce import verify_resume
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.experiments.reproduce import verify_resume
 
 SHORT = ["train", "mlp", "--data", "digits", "--max-steps", 12, "--set", "model.dropout=0.1"]
 

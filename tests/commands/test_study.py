@@ -11,8 +11,8 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import DataBundle, ImageSpec
-from bigmodel_cli.data.arrays import ImageArrays, few_of_each
-from bigmodel_cli.engine.study import read_study, recipes
+from bigmodel_cli.data.image.arrays import ImageArrays, few_of_each
+from bigmodel_cli.engine.experiments.study import read_study, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """

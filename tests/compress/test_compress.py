@@ -30,12 +30,12 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import compressions, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec, TextSpec
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble, load_data
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.start import load_trained
-from bigmodel_cli.models.narrowed import differences, narrow
-from bigmodel_cli.models.packed import pack, unpack, unpacked
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble, load_data
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.models.adapters.pruned import differences, narrow
+from bigmodel_cli.models.quantization.quantized_weights import pack, unpack, unpacked
 
 
 @pytest.fixture(autouse=True)

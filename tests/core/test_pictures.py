@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bigmodel_cli.core import pictures
+from bigmodel_cli.core import images
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.pictures import decode
+from bigmodel_cli.core.images import decode
 
 
 def scene(width: int = 40, height: int = 24) -> Image.Image:
@@ -90,10 +90,10 @@ def test_exif_rotation_gives_the_upright_picture(kind: str, fast: bool, monkeypa
     from PIL import ImageOps
 
     if not fast:
-        monkeypatch.setattr(pictures, "_torchcodec", lambda: None)
+        monkeypatch.setattr(images, "_torchcodec", lambda: None)
     for orientation in range(1, 9):
         tags = Image.Exif()
-        tags[pictures.ORIENTATION] = orientation
+        tags[images.ORIENTATION] = orientation
         raw = encoded(scene(), kind, exif=tags)
         with Image.open(io.BytesIO(raw)) as picture:
             expected = pixels(ImageOps.exif_transpose(picture))
@@ -105,7 +105,7 @@ def noise(width: int, height: int, grain: int = 4) -> Image.Image:
     return Image.fromarray(rows).resize((width, height), Image.Resampling.BICUBIC)
 
 
-@pytest.mark.skipif(pictures._torchcodec() is None, reason="torchcodec is not installed")
+@pytest.mark.skipif(images._torchcodec() is None, reason="torchcodec is not installed")
 @pytest.mark.parametrize("side", [None, 32, 96])
 def test_both_decoders_give_the_same_pixels(side: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [
@@ -114,7 +114,7 @@ def test_both_decoders_give_the_same_pixels(side: int | None, monkeypatch: pytes
     ]  # fmt: skip
     files.append(encoded(noise(150, 110).convert("L"), "JPEG"))
     fast = [decode(raw, "x", 3, side) for raw in files]
-    monkeypatch.setattr(pictures, "_torchcodec", lambda: None)
+    monkeypatch.setattr(images, "_torchcodec", lambda: None)
     assert all(torch.equal(a, decode(raw, "x", 3, side)) for a, raw in zip(fast, files, strict=True))
 
 

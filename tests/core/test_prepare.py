@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.pictures import decode
-from bigmodel_cli.core.prepare import prepare
+from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.preprocessing import prepare
 from bigmodel_cli.core.specs import ImageSpec
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
@@ -83,7 +83,9 @@ def test_a_picture_that_is_none() -> None:
 
 
 def test_without_torch() -> None:
-    program = "import sys, io; from PIL import Image; from bigmodel_cli.core.prepare import prepare; b = io.BytesIO()"
+    program = (
+        "import sys, io; from PIL import Image; from bigmodel_cli.core.preprocessing import prepare; b = io.BytesIO()"
+    )
     program += "; Image.new('L', (9, 9)).save(b, 'PNG')"
     program += "; how = dict(mode='L', resize=dict(width=4, height=5), scale=1/255, mean=[0.5], std=[0.5])"
     program += "; print(prepare(b.getvalue(), 'x', how).shape, 'torch' in sys.modules)"

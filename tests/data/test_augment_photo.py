@@ -9,9 +9,9 @@ import torch
 
 from bigmodel_cli.core.registry import augments, losses
 from bigmodel_cli.core.types import ImageSpec, SampleKey
-from bigmodel_cli.data.augment import windows
-from bigmodel_cli.data.augment_photo import Mixing, _windows_cpu, _windows_grid, by_policy, coloured, cropped
-from bigmodel_cli.engine.weighted import Weighted
+from bigmodel_cli.data.image.augment import windows
+from bigmodel_cli.data.image.augment_photo import Mixing, _windows_cpu, _windows_grid, by_policy, coloured, cropped
+from bigmodel_cli.engine.training.class_weighted_loss import Weighted
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 STRONG: list[dict[str, Any]] = [

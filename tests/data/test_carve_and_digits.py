@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.data.arrays import ImageArrays
+from bigmodel_cli.data.image.arrays import ImageArrays
 from bigmodel_cli.data.subset import Subset, carve
 
 

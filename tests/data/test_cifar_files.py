@@ -12,7 +12,7 @@ from PIL import Image
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.data.cifar import CLASSES
+from bigmodel_cli.data.image.cifar import CLASSES
 
 RNG = np.random.default_rng(0)
 

@@ -14,8 +14,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import SampleKey, TextSpec
-from bigmodel_cli.data.own_text import source_for
-from bigmodel_cli.export.answering import Answering
+from bigmodel_cli.data.user_data.text_files import source_for
+from bigmodel_cli.export.exported_model import Answering
 
 END = 256  # of the byte tokenizer
 TALK = [

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.data.image_folder import image_folder
-from bigmodel_cli.data.picture_list import list_pictures
+from bigmodel_cli.data.user_data.image_discovery import list_pictures
+from bigmodel_cli.data.user_data.image_folder import image_folder
 
 COLOURS = {"cat": "red", "dog": "green", "frog": "blue"}
 
@@ -228,8 +228,8 @@ def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> N
         probabilities[Path(row["file"]).relative_to(root).as_posix()] = {
             t["class"]: t["probability"] for t in row["top"]
         }
-    from bigmodel_cli.engine.assemble import load_data, split
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
+    from bigmodel_cli.engine.training.assemble import load_data, split
 
     trained = load_trained(tmp_path / "r")
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
@@ -299,8 +299,8 @@ def test_fine_tuned_from_whole_pictures_predict_still_sees_what_eval_does(tmp_pa
         "finetune", "--from", "d", "--data", root, "--set", "data.channels=1", "--max-steps", 2, "--out", "r"
     )
     assert done.returncode == 0, done.stderr
-    from bigmodel_cli.engine.assemble import load_data, split
-    from bigmodel_cli.engine.start import load_trained
+    from bigmodel_cli.engine.build.load import load_trained
+    from bigmodel_cli.engine.training.assemble import load_data, split
 
     trained = load_trained(tmp_path / "r")
     assert trained.task.spec.height == 8 and trained.task.spec.square == 256

@@ -18,7 +18,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.data import download as downloads
 from bigmodel_cli.data.download import download
-from bigmodel_cli.data.mnist import read_idx
+from bigmodel_cli.data.image.mnist import read_idx
 
 ROOT = Path(os.environ.get("BIGMODEL_DATA") or Path(__file__).parents[2] / "../shared/data")
 REAL = pytest.mark.skipif(not (ROOT / "mnist").is_dir(), reason="real MNIST is not on this machine (BIGMODEL_DATA)")

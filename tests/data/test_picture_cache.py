@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.data import in_parallel
-from bigmodel_cli.data.image_folder import image_folder
+from bigmodel_cli.data import thread_map
+from bigmodel_cli.data.user_data.image_folder import image_folder
 
 N = 12
 
@@ -42,7 +42,7 @@ def load(photos: Path, **options: Any) -> tuple[torch.Tensor, int]:
         nonlocal decoded
         decoded = done
 
-    with in_parallel.listening(heard):
+    with thread_map.listening(heard):
         train = image_folder(photos, path=str(photos), size=14, **options).load["train"]()
     return train.gather(torch.arange(len(train)))["image"], decoded
 
@@ -148,7 +148,7 @@ def test_no_room_means_decoding_every_time_and_a_note(
 
 PROGRAM = """
 import sys, hashlib, torch
-from bigmodel_cli.data.image_folder import image_folder
+from bigmodel_cli.data.user_data.image_folder import image_folder
 train = image_folder(sys.argv[1], path=sys.argv[1], size=14).load["train"]()
 print(hashlib.sha256(train.gather(torch.arange(len(train)))["image"].numpy().tobytes()).hexdigest())
 """
@@ -179,7 +179,7 @@ def test_a_stop_while_decoding_leaves_nothing(photos: Path, cache: Path) -> None
     def stop(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with in_parallel.listening(stop), pytest.raises(KeyboardInterrupt):
+    with thread_map.listening(stop), pytest.raises(KeyboardInterrupt):
         image_folder(photos, path=str(photos), size=14).load["train"]()
     assert sum(p.stat().st_size for p in cache.iterdir()) == 0
 
@@ -210,7 +210,7 @@ def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None
     torch.set_num_threads(2)
     load(photos)
     assert torch.get_num_threads() == 2
-    with in_parallel.one_core_each(2, "test") as pool:  # and has computed, when torch sets a thread up
+    with thread_map.one_core_each(2, "test") as pool:  # and has computed, when torch sets a thread up
         assert pool.submit(lambda: (torch.ones(3).sum(), torch.get_num_threads())[1]).result() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)

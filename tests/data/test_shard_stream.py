@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
-from bigmodel_cli.data.shard_order import LANES, shard_order
-from bigmodel_cli.data.shard_stream import Streamed, make_index, make_room, read_shard_index, shard_stream
-from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.data.batches import Batches
+from bigmodel_cli.data.webdataset.order import LANES, shard_order
+from bigmodel_cli.data.webdataset.stream import Streamed, make_index, make_room, read_shard_index, shard_stream
 
 SHARDS, EACH = 17, 8
 

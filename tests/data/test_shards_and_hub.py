@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.data import shard_index
-from bigmodel_cli.data.image_folder import image_folder
-from bigmodel_cli.data.picture_list import list_pictures
+from bigmodel_cli.data.user_data.image_discovery import list_pictures
+from bigmodel_cli.data.user_data.image_folder import image_folder
+from bigmodel_cli.data.webdataset import index
 
 COLOURS = {"cat": (255, 0, 0), "dog": (0, 128, 0), "owl": (0, 0, 255)}
 
@@ -84,19 +84,19 @@ def test_splits_by_name_and_labels_in_json(tmp_path: Path) -> None:
 def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
     path = shard(tmp_path / "x.tar", {"0.png": b"12345", "0.cls": b"7"})
-    first = shard_index.members(path)
+    first = index.members(path)
     raw = path.read_bytes()
     assert [raw[m.offset : m.offset + m.size] for m in first] == [b"12345", b"7"]
-    monkeypatch.setattr(shard_index, "_read", lambda path: pytest.fail("read again"))
-    assert shard_index.members(path) == first
+    monkeypatch.setattr(index, "_read", lambda path: pytest.fail("read again"))
+    assert index.members(path) == first
     monkeypatch.undo()
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
     kept = next((tmp_path / "cache/shards").glob("*.json"))
     for damaged in ("", "[1]", '[["0.png", 0, 99999999]]'):
         kept.write_text(damaged)
-        assert shard_index.members(path) == first
+        assert index.members(path) == first
     shard(path, {"0.png": b"12345678", "0.cls": b"7"})
-    assert shard_index.members(path)[0].size == 8
+    assert index.members(path)[0].size == 8
 
 
 LABELLED = {"0.png": picture(COLOURS["cat"]), "0.cls": b"cat", "1.png": picture(COLOURS["dog"]), "1.cls": b"dog"}

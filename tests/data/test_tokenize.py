@@ -16,10 +16,10 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.data import tokenizing
-from bigmodel_cli.data.own_text import source_for
-from bigmodel_cli.data.shard_files import Writer, read_index
-from bigmodel_cli.data.tokenizer_choice import chosen, from_gpt2_files
+from bigmodel_cli.data.text.tokenizer_choice import chosen, from_gpt2_files
+from bigmodel_cli.data.token_shards import tokenizing
+from bigmodel_cli.data.token_shards.files import Writer, read_index
+from bigmodel_cli.data.user_data.text_files import source_for
 
 BYTES = TextSpec("byte", (), 8)
 VERSE = "".join(f"Line {i * i} of an epic, über alles.\n" + "\n" * (i % 7 == 0) for i in range(400))

@@ -12,11 +12,11 @@ from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import ask as asking
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.ask import ask
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.run import Run
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.inference.optimize import predict as asking
+from bigmodel_cli.engine.inference.predict import ask
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.run import Run
 
 
 @pytest.fixture(scope="module")

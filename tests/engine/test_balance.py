@@ -12,14 +12,14 @@ from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.data.arrays import ImageArrays
 from bigmodel_cli.data.balance import balanced_order, class_weights, uneven
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.batches import Batches
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.solve import solve
-from bigmodel_cli.engine.start import digest
+from bigmodel_cli.data.batches import Batches
+from bigmodel_cli.data.image.arrays import ImageArrays
+from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.linear_probe import solve
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.run import Run
 
 LABELS = torch.tensor([0] * 70 + [2] * 20 + [3] * 7)
 

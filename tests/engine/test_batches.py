@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.types import Batch
-from bigmodel_cli.engine.batches import Batches
+from bigmodel_cli.data.batches import Batches
 
 
 class Texts:

@@ -8,8 +8,8 @@ from torch import nn
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine.eight_bit_convs import EightBitConv2d, has_eight_bit, in_eight_bit
-from bigmodel_cli.engine.inference import fold
+from bigmodel_cli.engine.inference.int8_conv import EightBitConv2d, has_eight_bit, in_eight_bit
+from bigmodel_cli.engine.inference.optimize import fold
 
 needs_int8 = pytest.mark.skipif(not has_eight_bit(torch.device("cpu")), reason="no int8 products on this processor")
 

@@ -17,8 +17,14 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.foreign import architecture, find_weights, is_foreign, missing_options, transfer_foreign
+from bigmodel_cli.engine.build.foreign_weights import (
+    architecture,
+    find_weights,
+    is_foreign,
+    missing_options,
+    transfer_foreign,
+)
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 SPEC = ImageSpec(3, 32, 32, tuple("abcdefghij"))
 

@@ -14,19 +14,21 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint, features, inference
-from bigmodel_cli.engine.ask import ask, mirrored, quick_to_ask
-from bigmodel_cli.engine.assemble import assemble, load_data, split
-from bigmodel_cli.engine.eight_bit_convs import has_eight_bit
-from bigmodel_cli.engine.evaluate import collect, room
-from bigmodel_cli.engine.features import keep_features
-from bigmodel_cli.engine.folder import RunFolder
-from bigmodel_cli.engine.inference import difference, fold
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.placement import Placement, place
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.session import train
-from bigmodel_cli.engine.start import build_model, build_task, load_trained
+from bigmodel_cli.engine.build.load import build_model, build_task, load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.device.placement import Placement, place
+from bigmodel_cli.engine.inference import optimize
+from bigmodel_cli.engine.inference.int8_conv import has_eight_bit
+from bigmodel_cli.engine.inference.optimize import difference, fold
+from bigmodel_cli.engine.inference.predict import ask, mirrored, quick_to_ask
+from bigmodel_cli.engine.training import cached_features
+from bigmodel_cli.engine.training.assemble import assemble, load_data, split
+from bigmodel_cli.engine.training.cached_features import keep_features
+from bigmodel_cli.engine.training.evaluate import collect, room
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.training.session import train
 
 
 def recipe(**sections: Any) -> Any:
@@ -73,10 +75,10 @@ def test_a_model_that_cannot_be_traced_is_left_alone() -> None:
 
 
 def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "has_eight_bit", lambda device: False)
+    monkeypatch.setattr(optimize, "has_eight_bit", lambda device: False)
     monkeypatch.setattr(Placement, "has_bf16", True)
-    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(inference, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(optimize, "WORTH", 0.0)
     trained = load_trained(base)
     placement = place(trained.recipe.placement)
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
@@ -85,14 +87,14 @@ def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.M
     quick, note = collect(model, trained.task, source, placement, 64, free=True)
     assert said == "BatchNorm folded" or "BatchNorm folded" in said
     assert "bf16" in note
-    assert 0 < difference(quick, plain) < inference.TOLERANCE
+    assert 0 < difference(quick, plain) < optimize.TOLERANCE
     agree = (quick["logits"].argmax(1) == plain["logits"].argmax(1)).double().mean().item()
     assert agree > 0.95
 
 
 def test_many_files_are_asked_of_the_quick_form(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(inference, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(optimize, "WORTH", 0.0)
     trained = load_trained(base)
     placement = place(trained.recipe.placement)
     model = placement.model(trained.model)
@@ -117,8 +119,8 @@ def test_a_picture_and_its_mirror_image_are_answered_together(
     with torch.inference_mode():
         model.eval()
         wanted = (model(batch["image"]) + model(batch["image"].flip(3))) / 2
-    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(inference, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(optimize, "WORTH", 0.0)
     found, note = collect(mirrored(model, trained.task), trained.task, source, placement, 64)
     assert "BatchNorm folded" in note
     torch.testing.assert_close(found["logits"], wanted, rtol=1e-3, atol=1e-3)
@@ -130,9 +132,9 @@ def test_a_picture_and_its_mirror_image_are_answered_together(
 
 
 def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(inference, "WORTH", 0.0)
-    monkeypatch.setattr(inference, "TOLERANCE", 0.0)
+    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
+    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "TOLERANCE", 0.0)
     trained = load_trained(base)
     placement = place(trained.recipe.placement)
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
@@ -188,13 +190,13 @@ def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not has_eight_bit(torch.device("cpu")), reason="no int8 products on this processor")
 def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "BIG", 0)
-    monkeypatch.setattr(inference, "TOLERANCE", 0.1)
+    monkeypatch.setattr(cached_features, "BIG", 0)
+    monkeypatch.setattr(optimize, "TOLERANCE", 0.1)
     run, told = assemble(finetune(base)), []
     run.emit = told.append
 
     def kept() -> torch.Tensor:
-        found = features.features(run)
+        found = cached_features.features(run)
         assert found is not None
         return found[1].vectors
 
@@ -207,7 +209,7 @@ def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, mo
     run.recipe = run.recipe.model_copy(update={"placement": fixed})
     exact = kept()
     assert "int8" not in told[-1]["message"]
-    assert 0 < (small - exact).norm() < inference.TOLERANCE * exact.norm()
+    assert 0 < (small - exact).norm() < optimize.TOLERANCE * exact.norm()
 
 
 def test_augmentation_and_trained_layers_forbid_it(base: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint, measure
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.measure import Bench
-from bigmodel_cli.engine.placement import Placement
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.start import digest
+from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.device import autotune
+from bigmodel_cli.engine.device.autotune import Bench
+from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.run import Run
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def test_short_runs_are_not_measured(own_cache: Path) -> None:
 
 def test_measuring_leaves_the_run_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = assembled(precision="fp32")
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
     found = assembled()
     assert "measured" in found.placement.why
     assert digest(found.model) == digest(plain.model)
@@ -53,7 +54,7 @@ def _after(plain: Run) -> torch.Tensor:
 
 
 def test_a_choice_is_kept_and_a_damaged_cache_is_no_error(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
     first = assembled().placement
     assert len(json.loads(own_cache.read_text())) == 1
     monkeypatch.setattr(Bench, "trial", None)  # measuring again would fail
@@ -77,11 +78,11 @@ def test_a_fixed_precision_or_determinism_skips_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "_bf16_gain", lambda: 1.0)
+    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "_bf16_gain", lambda: 1.0)
     real = Bench.trial
 
-    def wrong(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> measure.Trial:
+    def wrong(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
         trial = real(self, placement, limit, best)
         if placement.precision == "bf16":  # quick, and off
             trial.seconds, trial.loss = 0.0001, trial.loss * 1.5
@@ -94,8 +95,8 @@ def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.Monk
 
 
 def test_bf16_is_not_tried_where_its_products_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "_bf16_gain", lambda: 0.5)
+    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "_bf16_gain", lambda: 0.5)
     placement = assembled().placement
     assert placement.precision == "fp32"
     assert "bf16 products 0.5x" in placement.why
@@ -109,11 +110,11 @@ def test_a_slow_batch_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.add(len(self.raw["index"]))
         return real(self, *arguments)
 
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "PART", 0.0)
+    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "PART", 0.0)
     monkeypatch.setattr(Bench, "once", once)
     assert "measured" in assembled().placement.why
-    assert sizes == {measure.FEW}
+    assert sizes == {autotune.FEW}
 
 
 def test_a_resumed_run_keeps_its_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,12 +132,12 @@ def test_texts_of_many_lengths_are_not_compiled(tmp_path: Path, monkeypatch: pyt
     """What is compiled for one shape is compiled again for the next, a minute each, and batches differ in length."""
     tried: list[bool] = []
 
-    def trial(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> measure.Trial:
+    def trial(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
         tried.append(placement.compile)
-        return measure.Trial(placement, 1.0, 0.0, torch.zeros(1))
+        return autotune.Trial(placement, 1.0, 0.0, torch.zeros(1))
 
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    monkeypatch.setattr(measure, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "COMPILE_SECONDS", 0.0)
     monkeypatch.setattr(Bench, "trial", trial)
     assembled()
     assert any(tried)

@@ -12,9 +12,9 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
 
 MLP = Layer("test", {"model": {"name": "mlp", "hidden": [4]}, "train": {"epochs": 1}})
 State = dict[str, Any]

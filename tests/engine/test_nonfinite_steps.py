@@ -11,13 +11,14 @@ import torch
 from bigmodel_cli.core.errors import DivergedError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import LossSum
-from bigmodel_cli.engine import checkpoint, loop
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.folder import RunFolder
-from bigmodel_cli.engine.placement import Placement
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.session import train
-from bigmodel_cli.engine.start import digest
+from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.training import loop
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.training.session import train
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 
@@ -44,7 +45,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: range) -> list[int]:
 
 
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigmodel_cli.engine.assemble.measured", lambda section, placement, *rest: placement)
+    monkeypatch.setattr("bigmodel_cli.engine.training.assemble.measured", lambda section, placement, *rest: placement)
 
 
 def test_bad_steps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

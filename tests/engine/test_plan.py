@@ -46,8 +46,8 @@ def test_the_traced_step_holds_what_a_real_one_holds(model: str, data: str, opti
     from torch.profiler import ProfilerActivity, profile
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bigmodel_cli.engine.assemble import assemble
-    from bigmodel_cli.engine.loop import train_step
+    from bigmodel_cli.engine.training.assemble import assemble
+    from bigmodel_cli.engine.training.loop import train_step
 
     wanted = recipe(model, data, *options, "placement.precision=fp32", "placement.device=cpu")
     trace = Tracer(wanted, cluster("cpu"), calibrate=False).trace(8, False, False)
@@ -240,7 +240,7 @@ def test_a_batch_that_does_not_fit_is_accumulated() -> None:
 
 
 def test_synthetic_data_is_a_function_of_the_index() -> None:
-    from bigmodel_cli.engine.assemble import load_data
+    from bigmodel_cli.engine.training.assemble import load_data
 
     for name, field in (("synthetic_text", "tokens"), ("synthetic_pictures", "image")):
         options = ("data.vocabulary=50", "data.context=8") if field == "tokens" else ("data.size=8", "data.count=100")

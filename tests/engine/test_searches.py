@@ -14,12 +14,12 @@ from conftest import environment
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import read_yaml
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.choose import choose
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.lr_find import find_rate, steepest
-from bigmodel_cli.engine.tune import Range, read_search
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.experiments.auto_method import choose
+from bigmodel_cli.engine.experiments.lr_range_test import find_rate, steepest
+from bigmodel_cli.engine.experiments.tune import Range, read_search
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit
 
 RECIPE = """model: {name: mlp, hidden: [16]}
 train: {epochs: 2}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigmodel_cli.engine.small_maps import SmallMapConv2d, dense_small_maps
+from bigmodel_cli.engine.device.small_map_conv import SmallMapConv2d, dense_small_maps
 
 
 @pytest.mark.parametrize(("kernel", "sides"), [(3, (1, 1)), (3, (2, 2)), (3, (1, 2)), (5, (3, 3)), (7, (4, 2))])

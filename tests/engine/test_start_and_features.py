@@ -14,12 +14,12 @@ from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.batches import Batches, in_order, micro_batches
-from bigmodel_cli.engine.loop import fit, train_step
-from bigmodel_cli.engine.placement import choose_device, place
-from bigmodel_cli.engine.start import Trained, build_model, load_trained, transfer, unchanged
+from bigmodel_cli.data.batches import Batches, in_order, micro_batches
+from bigmodel_cli.engine.build.load import Trained, build_model, load_trained, transfer, unchanged
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.device.placement import choose_device, place
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit, train_step
 
 
 def run_of(model: str = "mlp", **sections: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 OPTIMIZERS = """
 import sys, torch
-from bigmodel_cli.engine.late_compiler import postpone_compiler
+from bigmodel_cli.engine.device.lazy_dynamo import postpone_compiler
 
 def trained(kind, **options):
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
@@ -35,7 +35,7 @@ assert ("torch._dynamo" in sys.modules) != late, "the compiler was imported"
 """
 COMPILED = """
 from torch.utils.flop_counter import FlopCounterMode
-from bigmodel_cli.engine.late_compiler import without_compiler
+from bigmodel_cli.engine.device.lazy_dynamo import without_compiler
 layer = torch.nn.Linear(4, 2)
 with without_compiler(), FlopCounterMode(display=False) as counter:
     layer(torch.ones(3, 4))
@@ -52,8 +52,8 @@ for step in (optimizer.step, torch.compile(optimizer.step, backend="eager")):
 SHAPES = """
 import sys, torch
 from types import SimpleNamespace
-from bigmodel_cli.engine.preflight import layers
-from bigmodel_cli.models.without_values import without_values
+from bigmodel_cli.engine.experiments.dry_run import layers
+from bigmodel_cli.models.layers.meta_init import without_values
 with without_values():
     layer = torch.nn.Conv2d(3, 1 << 20, 3)
     torch.nn.init.kaiming_normal_(layer.weight)

@@ -8,8 +8,8 @@ import pytest
 
 from bigmodel_cli.commands import progress
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.utilisation import utilisation
+from bigmodel_cli.engine.plan.mfu import utilisation
+from bigmodel_cli.engine.training.assemble import assemble
 
 
 def test_training_a_gpt_takes_six_flops_a_weight_and_the_attention(tmp_path: Path) -> None:

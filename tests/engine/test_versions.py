@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("v*.pt"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bigmodel_cli.engine.stopwatch import SAMPLED, Stopwatch
+from bigmodel_cli.engine.training.timer import SAMPLED, Stopwatch
 
 
 def test_shares_are_of_what_was_timed_and_the_verdict_names_the_largest() -> None:

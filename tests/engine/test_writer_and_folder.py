@@ -13,10 +13,10 @@ import torch
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import parse_scalar
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.folder import RunFolder
-from bigmodel_cli.engine.session import train
-from bigmodel_cli.engine.writer import Writer, copied
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.checkpoint.async_writer import Writer, copied
+from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.training.session import train
 
 
 def state(step: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.loop import fit, settle, train_step
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.start import digest
-from bigmodel_cli.engine.writer import copied
+from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.checkpoint.async_writer import copied
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit, settle, train_step
+from bigmodel_cli.engine.training.run import Run
 
 STEPS = 20  # two epochs of ten
 

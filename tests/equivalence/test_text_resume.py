@@ -12,13 +12,13 @@ import torch
 
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.data.shard_files import Writer
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.run import Run
-from bigmodel_cli.engine.said_once import say_once
-from bigmodel_cli.engine.start import digest
+from bigmodel_cli.data.token_shards.files import Writer
+from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.reference_outputs import say_once
+from bigmodel_cli.engine.training.run import Run
 
 STEPS = 12  # two epochs of six
 

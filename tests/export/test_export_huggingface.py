@@ -14,7 +14,7 @@ from bigmodel_cli.core.registry import exports, models
 from bigmodel_cli.core.tokenizer_json import tokenizer_json
 from bigmodel_cli.core.tokens import SPECIALS, characters_of, tokenizer, train_bpe, words_of
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
 
 transformers = pytest.importorskip("transformers")
 TEXT = "to be or not to be,\nthat is the Question: été, naïve\t<end> 12 \U0001f600\n"

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.pictures import _square
-from bigmodel_cli.core.prepare import plain as plain_pixels
+from bigmodel_cli.core.images import _square
+from bigmodel_cli.core.preprocessing import plain as plain_pixels
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export import pixels
-from bigmodel_cli.export.answering import Unprepared, answering
+from bigmodel_cli.export.exported_model import Unprepared, answering
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.pixels import FromPixels
 from bigmodel_cli.export.proof import Proof, prove

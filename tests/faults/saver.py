@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.writer import Writer
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.checkpoint.async_writer import Writer
 
 SIZE = 1_000_000
 

@@ -18,9 +18,9 @@ import torch
 from conftest import environment
 from nursery import Nursery
 
+from bigmodel_cli.core.atomic_files import clean_temporary
 from bigmodel_cli.core.errors import BigmodelError
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.durable import clean_temporary
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 SAVER = Path(__file__).with_name("saver.py")
 

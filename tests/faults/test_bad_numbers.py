@@ -12,9 +12,9 @@ import torch
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, MachineError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import LossSum
-from bigmodel_cli.engine import checkpoint, writer
-from bigmodel_cli.engine.folder import RunFolder
-from bigmodel_cli.engine.session import train
+from bigmodel_cli.engine.checkpoint import async_writer, checkpoint
+from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.training.session import train
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 
@@ -92,7 +92,7 @@ def test_a_non_finite_step_is_not_taken(
 def test_negative_control_without_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inject(monkeypatch, 3, "gradient", float("nan"))
     monkeypatch.setattr(torch, "isfinite", lambda tensor: torch.ones_like(tensor, dtype=torch.bool))
-    monkeypatch.setattr(writer, "require_finite", lambda state: None)
+    monkeypatch.setattr(async_writer, "require_finite", lambda state: None)
     run(tmp_path / "run", recipe())
     monkeypatch.undo()
     saved = nan_saved(tmp_path / "run")

@@ -7,7 +7,7 @@ from pathlib import Path
 import figures
 from nursery import Nursery
 
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 OPTIONS = ["--data", "digits", "--precision", "fp32", "--set", "model.hidden=[300]"]
 

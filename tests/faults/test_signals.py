@@ -12,7 +12,7 @@ import figures
 import pytest
 from nursery import Nursery
 
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 # Evaluation one sample at a time takes about as long as training here, so that signals meet it too.

@@ -14,8 +14,8 @@ import figures
 import pytest
 from nursery import Child, Nursery
 
-from bigmodel_cli.data.shard_files import read_index
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.data.token_shards.files import read_index
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 GPT = ("--set", "model.layers=1", "--set", "model.heads=2", "--set", "model.width=16", "--set", "model.dropout=0.1")
 PLAIN = ("--precision", "fp32", "--batch-size", 4, "--set", "train.save_steps=1")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.engine import checkpoint
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 SOAK = figures.SOAK
 DAMAGE = {

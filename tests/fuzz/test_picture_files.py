@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import MAX_LINE, InputError
-from bigmodel_cli.data.image_folder import image_folder
+from bigmodel_cli.data.user_data.image_folder import image_folder
 
 MUTATIONS = 300 if figures.SOAK else 60
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

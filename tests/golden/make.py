@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit
 
 HERE = Path(__file__).parent
 

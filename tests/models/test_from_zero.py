@@ -14,8 +14,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.models.initialise import initialise
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.models.layers.initialise import initialise
 
 GREY = ImageSpec(1, 28, 28, tuple("0123456789"))
 COLOUR = ImageSpec(3, 32, 32, ("cat", "dog"))

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models import head_loss
-from bigmodel_cli.models.kv_cache import Cache
+from bigmodel_cli.models.layers import chunked_loss
+from bigmodel_cli.models.layers.kv_cache import Cache
 
 SPEC = TextSpec("byte", (), 16)
 KINDS = [
@@ -72,7 +72,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch
 
     whole = loss_and_gradient()
     assert not whole[0][0, :3].any() and whole[0][1].all()
-    monkeypatch.setattr(head_loss, "MOST_LOGITS", 257 * 5)
+    monkeypatch.setattr(chunked_loss, "MOST_LOGITS", 257 * 5)
     torch.testing.assert_close(loss_and_gradient(), whole)
     by_torch = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close(whole[0].sum(), by_torch.detach())

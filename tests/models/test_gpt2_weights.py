@@ -8,7 +8,7 @@ import torch
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.gpt2_weights import from_gpt2, to_gpt2
+from bigmodel_cli.models.pretrained.gpt2 import from_gpt2, to_gpt2
 
 transformers = pytest.importorskip("transformers")
 SPEC = TextSpec("byte", (), 32)

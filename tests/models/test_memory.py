@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models import head_loss
-from bigmodel_cli.models.head_loss import head_losses
+from bigmodel_cli.models.layers import chunked_loss
+from bigmodel_cli.models.layers.chunked_loss import head_losses
 
 N, WIDTH, VOCABULARY = 700, 8, 50_257
 
@@ -53,9 +53,9 @@ def test_the_whole_logits_are_never_there_and_nothing_else_changes(
     smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most, losses, *gradients = trained(smoothing)
-    assert most <= head_loss.MOST_LOGITS < N * VOCABULARY
+    assert most <= chunked_loss.MOST_LOGITS < N * VOCABULARY
     assert not losses[:9].any() and losses[9:].all()
-    monkeypatch.setattr(head_loss, "MOST_LOGITS", 1 << 40)
+    monkeypatch.setattr(chunked_loss, "MOST_LOGITS", 1 << 40)
     whole, expected, *theirs = trained(smoothing)
     assert whole == N * VOCABULARY  # the measure can tell
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)

@@ -12,8 +12,8 @@ from conftest import Run
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.engine.start import load_trained
-from bigmodel_cli.models.llama_weights import from_llama, to_llama
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.models.pretrained.llama import from_llama, to_llama
 
 transformers = pytest.importorskip("transformers")
 LLAMA = {

@@ -17,9 +17,9 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports, methods, models
 from bigmodel_cli.core.tokens import SPECIALS, train_bpe
 from bigmodel_cli.core.types import Start, TextSpec
-from bigmodel_cli.engine.pretrained import load_pretrained
-from bigmodel_cli.engine.start import load_trained, weights
-from bigmodel_cli.models.four_bit import FourBitLinear
+from bigmodel_cli.engine.build.load import load_trained, weights
+from bigmodel_cli.engine.build.published_weights import load_pretrained
+from bigmodel_cli.models.quantization.nf4 import FourBitLinear
 
 transformers = pytest.importorskip("transformers")
 TEXT = "to be or not to be, that is the question\n"

@@ -26,10 +26,10 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.loop import train_step
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import train_step
 
 timm = pytest.importorskip("timm")
 SPEC = ImageSpec(1, 64, 64, ("cat", "dog", "cow"))

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from bigmodel_cli.engine.group import Group, join, leave
-from bigmodel_cli.engine.ranks import Ranks
+from bigmodel_cli.engine.device.ranks import Ranks
+from bigmodel_cli.engine.distributed.process_group import Group, join, leave
 
 
 def free_port() -> int:

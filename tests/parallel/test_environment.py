@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.engine.ranks import first_host, ranks
+from bigmodel_cli.engine.device.ranks import first_host, ranks
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1"}
 SLURM = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.engine.launcher import exit_code, own_ends
+from bigmodel_cli.engine.distributed.launcher import exit_code, own_ends
 
 
 @pytest.mark.parametrize(

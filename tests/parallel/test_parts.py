@@ -13,7 +13,7 @@ from nursery import Nursery
 from spread import grown
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.engine import checkpoint, parts
+from bigmodel_cli.engine.checkpoint import checkpoint, sharded
 
 MODEL = ["train", "gpt", "--data", "letters.txt", "--precision", "fp32", "--json", "--batch-size", "8"]
 SIZE = ["layers=2", "heads=2", "width=32"]
@@ -68,28 +68,28 @@ def test_a_rank_reads_its_own_rows_alone(tmp_path: Path) -> None:
         def rows(value: torch.Tensor, rank: int = rank) -> tuple[torch.Tensor, int] | None:
             return (value[500 * rank : 500 * (rank + 1)], 500 * rank) if len(value) == 1000 else None
 
-        state, mine = parts.taken_apart({"large": large, "small": large[0, :5]}, rows, rank == 0)
+        state, mine = sharded.taken_apart({"large": large, "small": large[0, :5]}, rows, rank == 0)
         begins, cut = {k: b for k, (_, b, _) in mine.items()}, {k for k, (_, _, c) in mine.items() if c}
-        parts.write_part(tmp_path, rank, {k: t for k, (t, _, _) in mine.items()}, begins, cut)
-    parts.write_index(tmp_path, state, 2, 10, lambda: False)
-    assert torch.equal(parts.read(tmp_path)["large"], large)
+        sharded.write_part(tmp_path, rank, {k: t for k, (t, _, _) in mine.items()}, begins, cut)
+    sharded.write_index(tmp_path, state, 2, 10, lambda: False)
+    assert torch.equal(sharded.read(tmp_path)["large"], large)
     for share in ((1, 2), (1, 3), (0, 1)):
-        first, end = parts.rows_of(share, 1000)
-        peak, found = grown(lambda share=share: parts.read(tmp_path, share))
+        first, end = sharded.rows_of(share, 1000)
+        peak, found = grown(lambda share=share: sharded.read(tmp_path, share))
         assert found["large"].shape == large.shape and torch.equal(found["large"][first:end], large[first:end])
         assert torch.equal(found["small"], large[0, :5])
         assert share == (0, 1) or peak < 100e6  # of 80 MB it reads 40 or 27: once from the file, once for itself
         assert share == (0, 1) or not found["large"][:first].any()
     del found
-    assert grown(lambda: parts.read(tmp_path))[0] > 140e6
+    assert grown(lambda: sharded.read(tmp_path))[0] > 140e6
     part = tmp_path / "part-00001.safetensors"
     raw = bytearray(part.read_bytes())
     raw[-1] ^= 1
     part.write_bytes(raw)
-    assert parts.read(tmp_path, (2, 9))["large"].shape == large.shape  # rank 0, which looks at all, says so
+    assert sharded.read(tmp_path, (2, 9))["large"].shape == large.shape  # rank 0, which looks at all, says so
     for share in ((0, 9), (8, 9)):
         with pytest.raises(InputError, match="part-00001"):
-            parts.read(tmp_path, share)
+            sharded.read(tmp_path, share)
 
 
 def damage(folder: Path) -> None:
@@ -108,7 +108,7 @@ def damage(folder: Path) -> None:
         index.write_text(text.replace(old, new, 1))
         with pytest.raises(InputError, match=r"index\.json: damaged"):
             checkpoint.load(folder)
-    from bigmodel_cli.engine.parts import sealed
+    from bigmodel_cli.engine.checkpoint.sharded import sealed
 
     index.write_text('{"state": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(InputError, match="damaged"):

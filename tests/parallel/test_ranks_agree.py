@@ -11,11 +11,11 @@ import torch
 from spread import grown, spread
 
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble
-from bigmodel_cli.engine.group import ALONE, Group
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.writer import copied
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.checkpoint.async_writer import copied
+from bigmodel_cli.engine.distributed.process_group import ALONE, Group
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import fit
 
 MLP: dict[str, Any] = {
     "model": {"name": "mlp", "hidden": [16], "dropout": 0.0},
@@ -135,7 +135,7 @@ def test_batchnorm_counts_on_every_rank(tmp_path: Path) -> None:
 
 
 def test_a_split_smaller_than_the_ranks_is_counted_once(tmp_path: Path) -> None:
-    from bigmodel_cli.engine.evaluate import evaluate
+    from bigmodel_cli.engine.training.evaluate import evaluate
 
     run = assemble(recipe(), measure=False)
     few = run.batches.source

@@ -13,15 +13,15 @@ from test_ranks_agree import assert_equal, trained
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine import checkpoint
-from bigmodel_cli.engine.assemble import assemble, load_data, train_and_val
-from bigmodel_cli.engine.evaluate import evaluate
-from bigmodel_cli.engine.group import ALONE, Group
-from bigmodel_cli.engine.loop import fit
-from bigmodel_cli.engine.placement import place
-from bigmodel_cli.engine.ranks import Ranks
-from bigmodel_cli.engine.said_once import say_once
-from bigmodel_cli.engine.start import load_trained
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.device.placement import place
+from bigmodel_cli.engine.device.ranks import Ranks
+from bigmodel_cli.engine.distributed.process_group import ALONE, Group
+from bigmodel_cli.engine.training.assemble import assemble, load_data, train_and_val
+from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.reference_outputs import say_once
 
 LEARNED = {"heads": 2, "bias": True}
 ROTARY = {"heads": 4, "kv_heads": 2, "position": "rope", "norm": "rms", "mlp": "swiglu", "tied": False}

@@ -22,7 +22,7 @@ FORBIDDEN_CALLS = {
     "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "os.popen", "joblib.load", "dill.load",
 }  # fmt: skip
 FORBIDDEN_OPTIONS = {("weights_only", False), ("shell", True), ("allow_pickle", True)}
-ONLY_IN = {"torch.load": "engine/checkpoint.py", "print": "commands/console.py"}
+ONLY_IN = {"torch.load": "engine/checkpoint/checkpoint.py", "print": "commands/console.py"}
 
 
 def tree(name: str) -> ast.Module:
@@ -76,7 +76,7 @@ def test_one_place_loads_checkpoints() -> None:
         for node in ast.walk(tree(name))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
     ]
-    assert [name for name, _ in calls] == ["engine/checkpoint.py"]
+    assert [name for name, _ in calls] == ["engine/checkpoint/checkpoint.py"]
     options = {k.arg: ast.unparse(k.value) for k in calls[0][1].keywords}
     assert options["weights_only"] == "True"
 
@@ -111,7 +111,7 @@ def test_nothing_is_unfinished() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["bigmodel_cli", "bigmodel_cli.cli", "bigmodel_cli.core.registry", "bigmodel_cli.engine.machine"],
+    ["bigmodel_cli", "bigmodel_cli.cli", "bigmodel_cli.core.registry", "bigmodel_cli.engine.device.env_check"],
 )
 def test_no_torch_until_it_is_needed(module: str) -> None:
     program = f"import sys, {module}; assert sys.modules.get('{module}'); print('torch' in sys.modules)"
@@ -146,12 +146,13 @@ def test_the_source_names_what_the_registries_hold() -> None:
     for variable, registry in every.items():
         assert registry.variable == variable
         folder = ROOT / registry.package.replace(".", "/")
-        for file in sorted(folder.glob("*.py")):
-            importlib.import_module(f"{registry.package}.{file.stem}".removesuffix(".__init__"))
+        for file in sorted(folder.rglob("*.py")):
+            inside = ".".join(file.relative_to(folder).with_suffix("").parts)
+            importlib.import_module(f"{registry.package}.{inside}".removesuffix(".__init__"))
         assert set(registry._entries) == set(registry.found), variable
 
 
 def test_the_loop_fits_a_screen() -> None:
-    loop = ast.parse((ROOT / "bigmodel_cli/engine/loop.py").read_text())
+    loop = ast.parse((ROOT / "bigmodel_cli/engine/training/loop.py").read_text())
     fit = next(n for n in loop.body if isinstance(n, ast.FunctionDef) and n.name == "fit")
     assert fit.end_lineno is not None and fit.end_lineno - fit.lineno < 80

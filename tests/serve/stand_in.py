@@ -12,7 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.core.specs import ImageSpec
 from bigmodel_cli.serve import server
 from bigmodel_cli.serve.app import build_app
-from bigmodel_cli.serve.served import Pictures, Served
+from bigmodel_cli.serve.model import Pictures, Served
 from bigmodel_cli.serve.service import Options, Service
 from bigmodel_cli.serve.uploads import Limits
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.core.types import SampleKey, TextSpec
-from bigmodel_cli.data.text import Windows
+from bigmodel_cli.data.text.windows import Windows
 
 CHARS = TextSpec("char", ("a", "é", "b", "c"), 8)
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import losses, models, tasks
-from bigmodel_cli.data.parallel_text import ParallelTexts, parallel
-from bigmodel_cli.export.answering import Answering
+from bigmodel_cli.data.text.parallel import ParallelTexts, parallel
+from bigmodel_cli.export.exported_model import Answering
 from bigmodel_cli.tasks.beam import beam_search
 
 WORDS = ["a", "b", "c", "d", "e", "f"]

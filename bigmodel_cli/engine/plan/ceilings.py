@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
-from bigmodel_cli.engine import durable
-from bigmodel_cli.engine.machine import cpu_flags
-from bigmodel_cli.engine.placement import place
+from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.placement import place
 from bigmodel_cli.engine.plan.figures import COPIES, USUAL, figures
 from bigmodel_cli.engine.plan.roofline import interpolate
 from bigmodel_cli.engine.plan.trace import Op
@@ -80,7 +80,7 @@ def measured(threads: int) -> Measured:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"overhead": found.overhead, "curves": found.curves})
-        durable.replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"), lambda: len(text))
+        atomic_files.replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"), lambda: len(text))
     except (OSError, MachineError):  # measured again the next time
         pass
     return found

@@ -13,7 +13,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Batch, SampleKey, Task
-from bigmodel_cli.engine.assemble import load_data, train_and_val
+from bigmodel_cli.engine.build.load import architecture, build_task
 from bigmodel_cli.engine.plan import pipeline
 from bigmodel_cli.engine.plan.devices import Cluster
 from bigmodel_cli.engine.plan.roofline import Ceilings, Stated, phases
@@ -33,7 +33,7 @@ from bigmodel_cli.engine.plan.strategies import (
     spread,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
-from bigmodel_cli.engine.start import architecture, build_task
+from bigmodel_cli.engine.training.assemble import load_data, train_and_val
 
 MOST_SAMPLES = 8
 """Traces are made with at most so many samples; the line goes on from there. On a CPU it is the micro-batch itself,
@@ -142,7 +142,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: flo
 
 def cuttable(recipe: Recipe, task: Task, width: int) -> bool:
     """Whether the recipe's model says how its matrices are cut over so many devices."""
-    from bigmodel_cli.engine.tensor_parallel import plan_for
+    from bigmodel_cli.engine.distributed.tensor_parallel import plan_for
 
     try:
         with torch.device("meta"):
@@ -262,7 +262,7 @@ def _ceilings(recipe: Recipe, cluster: Cluster) -> Ceilings:
     if cluster.device.name != "cpu":
         return Stated(cluster.device)
     from bigmodel_cli.core.recipe import PlacementSection
-    from bigmodel_cli.engine.placement import place
+    from bigmodel_cli.engine.device.placement import place
     from bigmodel_cli.engine.plan.ceilings import measured
 
     return measured(place(PlacementSection(device="cpu", threads=recipe.placement.threads)).threads)

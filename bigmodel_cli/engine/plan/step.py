@@ -20,10 +20,10 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Batch, Start, Task
-from bigmodel_cli.engine.assemble import build_optimizer
+from bigmodel_cli.engine.build.load import build_model, head_of
+from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 from bigmodel_cli.engine.plan.trace import Recorder, Trace, size_of
-from bigmodel_cli.engine.small_maps import dense_small_maps
-from bigmodel_cli.engine.start import build_model, head_of
+from bigmodel_cli.engine.training.assemble import build_optimizer
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -81,7 +81,7 @@ def trace_step(
         master: weights are fp32 and the optimizer steps on them. Else the weights themselves are bf16, as
             gathered shards are, and there is no optimizer: the shards' is for the caller to count.
         recompute: blocks keep their inputs alone, and run again in the backward pass.
-        small_maps: as on a CPU, convolutions over tiny maps are matrix products (``engine/small_maps.py``).
+        small_maps: as on a CPU, convolutions over tiny maps are matrix products (``engine/device/small_map_conv.py``).
         depth: how many of the blocks that `deep_stack` counts are left; None: all.
     """
     trace = Trace(batch)

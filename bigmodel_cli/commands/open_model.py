@@ -1,0 +1,32 @@
+"""What a command is given to run: a checkpoint, or an export folder in the place of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bigmodel_cli.engine.build.load import Trained
+
+
+def open_trained(path: Path) -> Trained:
+    """The checkpoint at `path`; or the export folder there, which its format's runtime runs on the CPU in fp32.
+
+    Raises:
+        InputError: it is neither, or damaged.
+        MachineError: the export needs a package that is not installed.
+    """
+    from bigmodel_cli.engine.build.load import build_task, load_trained
+    from bigmodel_cli.export.folder import is_export, read_folder
+
+    if not is_export(path):
+        return load_trained(path)
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.export.exported_model import answering
+
+    folder = read_folder(path)
+    fixed = Layer("export", {"placement": {"device": "cpu", "precision": "fp32"}})
+    recipe = resolve([Layer(str(path / "export.json"), folder.about["recipe"]), fixed]).recipe
+    model, task = answering(folder, build_task(recipe, folder.spec))
+    return Trained(path, model.eval(), task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})

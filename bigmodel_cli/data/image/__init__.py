@@ -1,0 +1,1 @@
+"""Images: published data sets, decoding, augmentation."""

@@ -1,0 +1,209 @@
+"""Augmentation for photos: random crops at their own scale, colour, policies, erasing, and mixing two pictures.
+
+Keyed by (seed, epoch, index) as everything in data/image/augment.py. One thing more decides
+what mixing does: which samples share a micro-batch, since a partner must be there.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from bigmodel_cli.core.keyed_random import uniforms
+from bigmodel_cli.core.registry import augments
+from bigmodel_cli.core.types import SampleKey
+from bigmodel_cli.data.image.augment import Augment, Pixels, Size, erased, mirrored, shifted
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(ge=0, le=8)]
+LUMA = (0.299, 0.587, 0.114)
+RATIO = (3 / 4, 4 / 3)  # the crop's width to its height (Szegedy et al. 2015)
+
+
+@augments.register()
+def resized_crop(*, area: Annotated[float, Field(gt=0, le=1)] = 0.35, flip: bool = True) -> Augment:
+    """A window of `area` to all of the picture, 3:4 to 4:3, resized to the model's size (Szegedy et al. 2015)."""
+    return lambda images, key, size=None: cropped(images, key, size, area, flip)
+
+
+@dataclass(frozen=True)
+class Strong:
+    """The steps in their order; see :func:`strong`."""
+
+    steps: tuple[Callable[[Tensor, SampleKey, Size], Tensor], ...]
+    mixing: Mixing | None
+
+    def __call__(self, images: Tensor, key: SampleKey, size: Size = None, /) -> Tensor:
+        for step in self.steps:
+            images = step(images, key, size)
+        return images
+
+
+@augments.register()
+def strong(
+    *,
+    crop: Literal["resized", "shift", "none"] = "resized",
+    area: Annotated[float, Field(gt=0, le=1)] = 0.35,
+    pixels: Pixels = 4,
+    flip: bool = True,
+    policy: Literal["none", "trivial", "rand"] = "none",
+    colour: Share = 0.0,
+    erase: Annotated[int, Field(ge=0)] = 0,
+    mixup: Alpha = 0.0,
+    cutmix: Alpha = 0.0,
+) -> Strong:
+    """Crop, flip, TrivialAugment or RandAugment, colour, erase, mixup and cutmix: each where it is asked for."""
+    steps: list[Callable[[Tensor, SampleKey, Size], Tensor]] = []
+    if crop == "resized":
+        steps.append(lambda images, key, size: cropped(images, key, size, area, flip))
+    else:
+        steps.append(lambda images, key, size: shifted(images, key, pixels if crop == "shift" else 0, flip))
+    if policy != "none":
+        steps.append(lambda images, key, size: by_policy(images, key, policy))
+    if colour:
+        steps.append(lambda images, key, size: coloured(images, key, colour))
+    if erase:
+        steps.append(lambda images, key, size: erased(images, key, erase))
+    return Strong(tuple(steps), Mixing(mixup, cutmix) if mixup or cutmix else None)
+
+
+def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool) -> Tensor:
+    """(B,C,H,W) -> (B,C,*size): each picture's own window, resized (bilinear; antialiased on a CPU), half mirrored."""
+    height, width = images.shape[2:]
+    size = size or (height, width)
+    u = uniforms(key, 0, 1, 2, 3, 4)
+    share = area + (1 - area) * u[0]
+    ratio = torch.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * u[1])
+    tall = (height * width * share / ratio).sqrt().clamp(max=height)
+    wide = (height * width * share * ratio).sqrt().clamp(max=width)
+    top, left = u[2] * (height - tall), u[3] * (width - wide)
+    if images.device.type == "cpu":
+        images = _windows_cpu(images, (top, left, tall, wide), size)
+    else:
+        images = _windows_grid(images, (top, left, tall, wide), size)
+    return mirrored(images, u[4] < 0.5) if flip else images
+
+
+def _windows_cpu(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """One picture after the other in torch's uint8 resize: 8 times as fast as grid_sample on the batch."""
+    out = images.new_empty((*images.shape[:2], *size))
+    top, left, tall, wide = (torch.stack(places).round().int()).tolist()
+    for i in range(len(images)):
+        h, w = max(tall[i], 1), max(wide[i], 1)
+        y, x = min(top[i], images.shape[2] - h), min(left[i], images.shape[3] - w)
+        window = images[i : i + 1, :, y : y + h, x : x + w]
+        out[i] = F.interpolate(window, size, mode="bilinear", antialias=True)[0]
+    return out
+
+
+def _windows_grid(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """All at once, without a loop that a GPU would wait for; not antialiased, which hardly shows at these scales."""
+    top, left, tall, wide = places
+    height, width = images.shape[2:]
+    # Centre and half extent of the window, in grid_sample's coordinates from -1 to 1.
+    x, y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
+    zero = torch.zeros_like(x)
+    theta = torch.stack([wide / width, zero, x, zero, tall / height, y], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def coloured(images: Tensor, key: SampleKey, strength: float) -> Tensor:
+    """Brightness, contrast and saturation times 1 +- `strength` each, in that order (Howard 2013): float on 0..255."""
+    factors = 1 + strength * (2 * uniforms(key, 5, 6, 7) - 1)
+    bright, contrast, saturation = (f.view(-1, 1, 1, 1) for f in factors)
+    x = images.float() * bright
+    x.clamp_(0, 255)
+    luma = x.new_tensor(LUMA).view(1, 3, 1, 1) if images.shape[1] == 3 else x.new_ones(1, 1, 1, 1)
+    grey = (x * luma).sum(1, keepdim=True)
+    x = torch.lerp(grey.mean((2, 3), keepdim=True), x, contrast).clamp_(0, 255)
+    if images.shape[1] == 3:
+        x = torch.lerp((x * luma).sum(1, keepdim=True), x, saturation).clamp_(0, 255)
+    return x
+
+
+def by_policy(images: Tensor, key: SampleKey, policy: str) -> Tensor:
+    """TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020), torchvision's, picture by picture.
+
+    Each picture's operations are drawn from a generator seeded by its key; torch's own is left as it was.
+    """
+    operation = _policy(policy)
+    seeds = (uniforms(key, 8) * (1 << 24)).long()[0].tolist()
+    state = torch.get_rng_state()
+    out = []
+    for image, seed in zip(images.to(torch.uint8), seeds, strict=True):
+        torch.default_generator.manual_seed(seed)
+        out.append(operation(image))
+    torch.set_rng_state(state)
+    return torch.stack(out)
+
+
+@functools.cache
+def _policy(name: str) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2
+
+    made: Any = v2.TrivialAugmentWide() if name == "trivial" else v2.RandAugment()
+    return made  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), each with its Beta(alpha, alpha); 0 is without.
+
+    A picture's partner is the next in the micro-batch in the order of a keyed random
+    number, so the order of the batch does not count, but who is in it does: cutting a
+    batch into other micro-batches gives other partners. With both, each picture draws one.
+    """
+
+    mixup: float
+    cutmix: float
+
+    def __call__(self, images: Tensor, key: SampleKey) -> tuple[Tensor, Tensor, Tensor]:
+        """Float (B,C,H,W) -> the mixed pictures, each one's partner (B,) int64 and its own share (B,)."""
+        u = uniforms(key, 9, 10, 11, 12, 13)
+        order = u[0].argsort(stable=True)
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        cut = u[1] < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
+        share = torch.where(cut, _beta(u[2], self.cutmix), _beta(u[2], self.mixup))
+        own, exact = _outside_box(images, share, u[3], u[4])
+        share = torch.where(cut, exact, share)
+        weight = torch.where(cut.view(-1, 1, 1, 1), own, share.view(-1, 1, 1, 1))
+        return torch.lerp(images[partner], images, weight), partner, share
+
+
+def _outside_box(images: Tensor, share: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,1,H,W) float: 0 in a box of about 1 - `share` of the picture, centred at (u, v), else 1; and its mean."""
+    inside = torch.ones((), dtype=torch.bool, device=images.device)
+    for centre, side, shape in ((u, images.shape[2], (1, 1, -1, 1)), (v, images.shape[3], (1, 1, 1, -1))):
+        half = ((1 - share).sqrt() * side / 2).view(-1, 1, 1, 1)
+        distance = torch.arange(side, device=images.device).view(shape) + 0.5 - (centre * side).view(-1, 1, 1, 1)
+        inside = inside & (distance.abs() < half)
+    outside = (~inside).float()
+    return outside, outside.mean((1, 2, 3))
+
+
+def _beta(u: Tensor, alpha: float) -> Tensor:
+    """(B,) uniform numbers to Beta(alpha, alpha), by the inverse of its distribution function; 1 where alpha is 0."""
+    if not alpha:
+        return torch.ones_like(u)
+    table = torch.from_numpy(_inverse(alpha)).to(u.device)
+    place = u * (len(table) - 1)
+    low = place.long()
+    return torch.lerp(table[low], table[low + 1], place - low)
+
+
+@functools.cache
+def _inverse(alpha: float) -> numpy.ndarray[Any, Any]:
+    from scipy.special import betaincinv
+
+    return numpy.asarray(betaincinv(alpha, alpha, numpy.linspace(0, 1, 4097)), numpy.float32)

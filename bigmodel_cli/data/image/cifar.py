@@ -1,0 +1,206 @@
+"""CIFAR-10 from its binary files or from class folders; the pickled files are refused, since a pickle runs code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.types import DataBundle, ImageSpec
+from bigmodel_cli.data.download import download
+from bigmodel_cli.data.image import decode_cache
+from bigmodel_cli.data.image.arrays import ImageArrays, few_of_each
+from bigmodel_cli.data.thread_map import for_each
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+ARCHIVE = "cifar-10-binary.tar.gz"
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+RECORD = 1 + 3 * 32 * 32
+MAX_BATCH = 10_000 * RECORD
+MAX_PICTURE = 1_000_000  # bytes of one picture file
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a damaged archive raises."""
+
+
+@data.register()
+def cifar10(
+    root: Path, *, classes: tuple[str, ...] = (), samples_per_class: Annotated[int, Field(gt=0)] | None = None
+) -> DataBundle:
+    """60,000 colour pictures in 10 classes, 32x32 (Krizhevsky 2009).
+
+    `classes` are those to keep, in that order; none means all. With `samples_per_class`
+    train has exactly so many of each, and val as many others.
+    """
+    return few_of_each(_whole(root), classes, samples_per_class)
+
+
+def _whole(root: Path) -> DataBundle:
+    spec = ImageSpec(3, 32, 32, CLASSES)
+    for folder in (root / "cifar10", root):
+        if all((folder / split / CLASSES[0]).is_dir() for split in BATCHES):
+            pictures = functools.cache(functools.partial(_from_folders, folder))
+            return DataBundle(spec, {s: functools.partial(pictures, s) for s in BATCHES}, _listing(folder))
+    archive = root / "cifar10-images.tar.xz"
+    if archive.is_file():
+        packed = functools.cache(functools.partial(_from_archive, archive))
+        load = {s: functools.partial(packed, s) for s in BATCHES}
+        return DataBundle(spec, load, hashlib.sha256(archive.read_bytes()).hexdigest())
+    folder = _binary_folder(root)
+    binary = functools.cache(functools.partial(_from_binary, folder))
+    total = hashlib.sha256()
+    for name in BATCHES["train"]:
+        total.update((folder / name).read_bytes())
+    return DataBundle(spec, {s: functools.partial(binary, s) for s in BATCHES}, total.hexdigest())
+
+
+def _binary_folder(root: Path) -> Path:
+    for folder in (root / "cifar-10-batches-bin", root / "cifar10" / "cifar-10-batches-bin"):
+        if all((folder / name).is_file() for names in BATCHES.values() for name in names):
+            return folder
+    archive = next((p for p in (root / ARCHIVE, root / "cifar10" / ARCHIVE) if p.is_file()), None)
+    if archive is None and any((p / "cifar-10-batches-py").is_dir() for p in (root, root / "cifar10")):
+        raise InputError(f"{root}: only CIFAR-10's pickled files", "reading a pickle runs code", f"put {ARCHIVE} there")
+    for folder in (root / "cifar-10-batches-bin", root / "cifar10" / "cifar-10-batches-bin"):
+        if archive is None and folder.is_dir():
+            missing = [n for names in BATCHES.values() for n in names if not (folder / n).is_file()]
+            raise InputError(f"{folder}: {', '.join(missing)} not in it", hint=f"put {ARCHIVE} beside it")
+    if archive is None:
+        address = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+        archive = download([address], root / "cifar10" / ARCHIVE, sha256=SHA256, what="cifar10")
+    return _unpack(archive)
+
+
+def _unpack(archive: Path) -> Path:
+    """The known files of the archive, each of at most its known size; whatever else is in it stays there."""
+    folder = archive.parent / "cifar-10-batches-bin"
+    wanted = {name for names in BATCHES.values() for name in names}
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot unpack {archive}: {error}", hint="--data-dir a folder you can write") from None
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                # By its whole path: another folder's file of the same name must not take its place.
+                name = member.name.removeprefix("./").removeprefix("cifar-10-batches-bin/")
+                file = tar.extractfile(member) if member.isreg() and name in wanted else None
+                if file is not None:
+                    content = file.read(MAX_BATCH + 1)
+                    temporary = folder / f".{name}.tmp"
+                    try:
+                        temporary.write_bytes(content)
+                        temporary.replace(folder / name)
+                    except OSError as error:
+                        temporary.unlink(missing_ok=True)
+                        raise MachineError(f"cannot write {folder / name}: {error.strerror}") from None
+    except DAMAGE as error:
+        raise InputError(f"{archive}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
+    missing = sorted(name for name in wanted if not (folder / name).is_file())
+    if missing:
+        raise InputError(f"{archive}: {missing[0]} is not in it", "expected CIFAR-10's binary version")
+    return folder
+
+
+def _from_binary(folder: Path, split: str) -> ImageArrays:
+    parts = []
+    for name in BATCHES[split]:
+        raw = (folder / name).read_bytes()
+        if not raw or len(raw) % RECORD or len(raw) > MAX_BATCH:
+            raise InputError(f"{folder / name}: {len(raw)} bytes", f"expected a multiple of {RECORD}")
+        parts.append(torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(-1, RECORD))
+    rows = torch.cat(parts)
+    if int(rows[:, 0].max()) >= len(CLASSES):
+        raise InputError(f"{folder}: label {int(rows[:, 0].max())}", "expected 0 to 9")
+    return _arrays(rows, split)
+
+
+def _listing(folder: Path) -> str:
+    """A fingerprint from names and sizes: reading 60,000 files to name them would take longer than to use them."""
+    total = hashlib.sha256()
+    for path in sorted((folder / "train").glob("*/*")):
+        total.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+    return total.hexdigest()
+
+
+def _from_folders(folder: Path, split: str) -> ImageArrays:
+    there = {path.name for path in (folder / split).iterdir() if path.is_dir() and path.name[0] != "."}
+    if there != set(CLASSES):
+        wrong = [f"no {name}" for name in CLASSES if name not in there]
+        wrong += [f"{name} is no class" for name in sorted(there - set(CLASSES))]
+        raise InputError(f"{folder / split}: {', '.join(wrong)}", "expected one folder a class")
+    files = [(k, path) for k, name in enumerate(CLASSES) for path in sorted((folder / split / name).glob("[!.]*"))]
+    for k in sorted(set(range(len(CLASSES))) - {k for k, _ in files}):
+        raise InputError(f"{folder / split / CLASSES[k]}: no pictures", "expected at least one a class")
+    stats = [path.stat() for _, path in files]
+    made_from = [(str(p), k, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for (k, p), s in zip(files, stats, strict=True)]
+    decode_cache.settle(max(s.st_ctime_ns for s in stats))
+    return _decoded(made_from, lambda: [(str(path), k, path.read_bytes) for k, path in files], split)
+
+
+def _from_archive(archive: Path, split: str) -> ImageArrays:
+    """Class folders read in place from a tar: nothing is unpacked."""
+    stat = archive.stat()
+    decode_cache.settle(stat.st_ctime_ns)
+    made_from = [(str(archive.absolute()), split, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)]
+    return _decoded(made_from, lambda: _members(archive, split), split)
+
+
+Packed = tuple[str, int, Callable[[], bytes]]
+"""A picture's name, its label, and what gives its encoded bytes."""
+
+
+def _members(archive: Path, split: str) -> list[Packed]:
+    found: list[tuple[str, int, bytes]] = []
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                parts = member.name.split("/")[-3:]
+                if len(parts) != 3 or parts[0] != split or parts[1] not in CLASSES or member.size > MAX_PICTURE:
+                    continue
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None:
+                    found.append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
+    except DAMAGE as error:
+        raise InputError(f"{archive}: damaged or cut off ({error})") from None
+    if not found:
+        raise InputError(f"{archive}: no pictures in {split}/", "expected train/<class>/ and test/<class>/")
+    return [(f"{archive}:{name}", label, raw.__bytes__) for name, label, raw in sorted(found)]
+
+
+def _decoded(made_from: list[tuple[Any, ...]], find: Callable[[], list[Packed]], split: str) -> ImageArrays:
+    """The split as CIFAR's own records, label first: from the cache without finding any picture, or decoded into it."""
+    items = functools.cache(find)
+
+    def record(index: int) -> Tensor:
+        name, label, read = items()[index]
+        pixels = decode(read(), name, 3)
+        if pixels.shape != (3, 32, 32):
+            raise InputError(f"{name}: {pixels.shape[2]}x{pixels.shape[1]}", "expected 32x32")
+        return torch.cat([torch.tensor([label], dtype=torch.uint8), pixels.reshape(-1)])
+
+    what = f"decoding cifar10 {split}"
+    found = decode_cache.kept(made_from, (RECORD,), record)
+    found = found or decode_cache.stored(what, made_from, len(items()), (RECORD,), record)
+    if found is not None:
+        return _arrays(found.read(range(len(found.good))), split)
+    rows = torch.empty((len(items()), RECORD), dtype=torch.uint8)
+    for_each(what, len(rows), lambda i: rows[i].copy_(record(i)))
+    return _arrays(rows, split)
+
+
+def _arrays(rows: Tensor, split: str) -> ImageArrays:
+    """From records (N, 3073) uint8, a label and then 32x32 red, green and blue."""
+    return ImageArrays(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].long(), split)

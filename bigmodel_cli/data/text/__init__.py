@@ -1,0 +1,1 @@
+"""Texts as tokens: language modelling, labels, pairs, conversations."""

@@ -1,0 +1,242 @@
+"""Prompts with answers: conversations, completions, and pairs of a better and a worse answer. T tokens, B batch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from bigmodel_cli.core.chat import PREFIXES, Marked, is_conversation, is_messages, spoken
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.json_lines import is_text, read_records
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import AUTO
+from bigmodel_cli.core.tokens import END, PAD, tokenizer
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.text.packing import PackedRows
+from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, chosen, of_text
+from bigmodel_cli.data.text.windows import Context
+
+Encoding = Annotated[str, Field(description="of the file: auto (UTF-8, as JSON is), latin-1, ...")]
+ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share of the rows, at the end, that validates")]
+Prefixes = Annotated[
+    tuple[str, str, str], Field(description="what stands before a turn of the system, the user, the assistant")
+]
+Pack = Annotated[
+    bool, Field(description="rows share a window instead of being filled up, each read as if it stood alone")
+]
+CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One split: for each side, which may be one, rows of tokens and which of them are learned.
+
+    A batch has ``tokens`` and ``learn`` (B,T), as long as its longest row, and ``rejected`` and
+    ``rejected_learn`` where there is a second side.
+    """
+
+    sides: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+    where: Sequence[str]
+    fill: int
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """(n,) int64: tokens of each row, of the longer side of a pair."""
+        rows = zip(*self.sides.values(), strict=True)
+        return torch.tensor([max(len(ids) for ids, _ in row) for row in rows])
+
+    def gather(self, indices: Tensor) -> Batch:
+        chosen = indices.tolist()
+        batch: Batch = {"index": indices}
+        for side, rows in self.sides.items():
+            tokens, learn = ("tokens", "learn") if side == "chosen" else (side, f"{side}_learn")
+            batch[tokens] = pad_sequence([rows[i][0] for i in chosen], True, self.fill)
+            batch[learn] = pad_sequence([rows[i][1] for i in chosen], True, False)
+        return batch
+
+    def name(self, index: int) -> str:
+        return self.where[index]
+
+
+@data.register(task="language_modeling")
+def chat_file(
+    root: Path,
+    like: TextSpec | None = None,
+    *,
+    path: str,
+    tokenizer: Tokenizer = "auto",
+    context: Context | None = None,
+    encoding: Encoding = AUTO,
+    val_share: ValShare = 0.1,
+    prefixes: Prefixes = PREFIXES,
+    pack: Pack = False,
+) -> DataBundle:
+    """Your own conversations ("messages") or prompts with a "completion", as JSON lines; the answers are learned."""
+    first = _first(Path(path).expanduser())
+    spec = _spec(like, tokenizer, context, root, prefixes if "messages" in first else None)
+
+    def row(where: str, record: Mapping[str, Any]) -> dict[str, Marked]:
+        if "messages" in record:
+            return {"chosen": _said(where, record["messages"], spec)}
+        return {"chosen": _joined(where, record["prompt"], record["completion"], spec)}
+
+    fields: dict[str, Any] = {"prompt": is_text, "completion": is_text}
+    if "messages" in first:
+        fields = {"messages": is_conversation}
+    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, pack)
+
+
+@data.register(task="language_modeling", method="dpo")
+def preference_file(
+    root: Path,
+    like: TextSpec | None = None,
+    *,
+    path: str,
+    tokenizer: Tokenizer = "auto",
+    context: Context | None = None,
+    encoding: Encoding = AUTO,
+    val_share: ValShare = 0.1,
+    prefixes: Prefixes = PREFIXES,
+) -> DataBundle:
+    """Your own pairs of answers: JSON lines with "prompt", "chosen" and "rejected", text or messages."""
+    first = _first(Path(path).expanduser())
+    plain = all(isinstance(first.get(key), str) for key in ("prompt", "chosen", "rejected"))
+    spec = _spec(like, tokenizer, context, root, None if plain else prefixes)
+
+    def row(where: str, record: Mapping[str, Any]) -> dict[str, Marked]:
+        return {side: _answered(where, record["prompt"], record[side], spec) for side in ("chosen", "rejected")}
+
+    fields = {"prompt": _is_prompt, "chosen": _is_prompt, "rejected": _is_prompt}
+    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, False)
+
+
+def _spec(
+    like: TextSpec | None, name: str, context: int | None, root: Path, prefixes: tuple[str, ...] | None
+) -> TextSpec:
+    """The tokenizer, and the chat template: the start's own where no other `prefixes` are asked for."""
+    like = of_text(like)
+    spec = chosen(name, like, context or (like.context if like else CONTEXT), root)
+    if prefixes is None:
+        return spec.with_(chat=like.chat if like else ())
+    if not all(prefix.strip() for prefix in prefixes) or len(set(prefixes)) < len(prefixes):
+        raise InputError(f"data.prefixes = {list(prefixes)}", "expected three different ones that can be seen")
+    return spec.with_(chat=like.chat if like and like.chat and prefixes == PREFIXES else prefixes)
+
+
+def _is_prompt(value: Any) -> str | None:
+    return is_text(value) if isinstance(value, str) else is_messages(value)
+
+
+def _said(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> Marked:
+    try:
+        return spoken(messages, spec.chat, tokenizer(spec))
+    except ValueError as error:
+        raise InputError(f"{where}: {error}", "expected text without it", "--set data.prefixes=[...]") from None
+    except InputError as error:
+        raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
+
+
+def _joined(where: str, prompt: str, answer: str, spec: TextSpec) -> Marked:
+    """Prompt and answer as they are, and ``<end>``; the prompt is not learned."""
+    known = tokenizer(spec)
+    try:
+        first, then = list(known.encode(str(prompt))), list(known.encode(str(answer)))
+    except InputError as error:
+        raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
+    then += [known.special[END]] if END in known.special else []
+    return [*first, *then], [False] * len(first) + [True] * len(then)
+
+
+def _answered(where: str, prompt: Any, answer: Any, spec: TextSpec) -> Marked:
+    """A prompt and one of its answers, either of them text or messages; the answer alone is learned."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return _joined(where, prompt, answer, spec)
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    after = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    if list(after[: len(before)]) == list(before):  # some sets repeat the prompt in the answer
+        after = after[len(before) :]
+    if not after or any(message["role"] != "assistant" for message in after):
+        raise InputError(f"{where}: an answer that is not the assistant's", "expected text, or messages of its role")
+    ids, learn = _said(where, [*before, *after], spec)
+    start = len(_said(where, before, spec)[0])
+    return ids, [False] * start + learn[start:]
+
+
+def _first(path: Path) -> dict[str, Any]:
+    """The first object in the file: which fields it has decides what the others must have. {} where it is none."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            found = json.loads(next((line for line in iter(lambda: file.readline(1 << 24), "") if line.strip()), ""))
+    except (OSError, ValueError, RecursionError):
+        return {}  # reading it all will say what is wrong
+    return found if isinstance(found, dict) else {}
+
+
+def _bundle(
+    path: Path,
+    fields: Mapping[str, Any],
+    row: Callable[[str, Mapping[str, Any]], dict[str, Marked]],
+    spec: TextSpec,
+    encoding: str,
+    val_share: float,
+    pack: bool,
+) -> DataBundle:
+    notes: list[str] = []
+    rows = list(_rows(path, fields, row, spec.context, encoding, notes))
+    if len(rows) < 2:
+        raise InputError(f"{path}: {len(rows)} rows with an answer", "expected at least 2, some to validate")
+    cut = max(1, min(len(rows) - 1, round(len(rows) * (1 - val_share))))
+    parts = {"train": rows[:cut], "val": rows[cut:]}
+    total = hashlib.sha256(repr((spec.chat, pack)).encode())
+    for _, sides in rows:
+        for ids, learn in sides.values():
+            total.update(ids.numpy().tobytes() + learn.numpy().tobytes() + b"/")
+    known = tokenizer(spec)
+    fill = known.special.get(PAD, known.special.get(END, 0))
+
+    @functools.cache
+    def load(split: str) -> Answers | PackedRows:
+        part = parts[split]
+        sides = {side: [sides[side] for _, sides in part] for side in part[0][1]}
+        places = [where for where, _ in part]
+        return PackedRows(sides["chosen"], places, spec.context + 1, fill) if pack else Answers(sides, places, fill)
+
+    return DataBundle(spec, {split: functools.partial(load, split) for split in parts}, total.hexdigest(), notes)
+
+
+def _rows(
+    path: Path,
+    fields: Mapping[str, Any],
+    row: Callable[[str, Mapping[str, Any]], dict[str, Marked]],
+    context: int,
+    encoding: str,
+    notes: list[str],
+) -> Iterator[tuple[str, dict[str, tuple[Tensor, Tensor]]]]:
+    """Each row with its place, cut to what the model sees; without those in which nothing is left to learn."""
+    cut = lost = 0
+    for where, record in read_records(path, fields, encoding, notes):
+        sides = row(where, record)
+        cut += any(len(ids) > context + 1 for ids, _ in sides.values())
+        short = {side: (ids[: context + 1], learn[: context + 1]) for side, (ids, learn) in sides.items()}
+        if not all(any(learn[1:]) for _, learn in short.values()):
+            lost += 1
+            continue
+        yield (
+            where,
+            {side: (torch.tensor(ids, dtype=torch.int32), torch.tensor(learn)) for side, (ids, learn) in short.items()},
+        )
+    notes += [f"{cut} rows are longer than {context} tokens: cut off"] if cut else []
+    notes += [f"{lost} rows left out: no answer within {context} tokens"] if lost else []

@@ -1,0 +1,101 @@
+"""Texts with a class each. Shapes: B batch, T tokens."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.tokens import PAD, SPECIALS, characters_of, encode_padded, tokenizer, words_of
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.text.tokenizer_choice import chosen, of_text
+
+Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens of a text, the rest is cut off")]
+Vocabulary = Annotated[
+    str, Field(description="word, char, byte, gpt2, or a tokenizer.json; auto: the start's, else word", min_length=1)
+]
+FOLDS = 10
+
+
+class LabelledTexts:
+    """One split: `texts` and `labels` (n,) int64. A batch is as long as its longest text."""
+
+    def __init__(self, texts: Sequence[str], labels: Sequence[int], spec: TextSpec, split: str) -> None:
+        self.texts, self.labels, self.split = texts, torch.tensor(labels), split
+        self.rows = [encode_padded([text], spec, framed=True)[0].int() for text in texts]
+        self.fill = tokenizer(spec).special.get(PAD, 0)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def gather(self, indices: Tensor) -> Batch:
+        rows = [self.rows[i] for i in indices.tolist()]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.fill)
+        return {"tokens": tokens, "label": self.labels[indices], "index": indices}
+
+    def name(self, index: int) -> str:
+        text = self.texts[index]
+        return f"{self.split}[{index}] {text[:60]}{'…' * (len(text) > 60)}"
+
+
+Texts = Mapping[str, tuple[list[str], list[int]]]
+
+
+def labelled(
+    splits: Texts,
+    classes: Sequence[str],
+    tokens: str,
+    like: TextSpec | None,
+    context: int,
+    root: Path,
+    notes: Sequence[str] = (),
+) -> DataBundle:
+    """The bundle of (texts, labels) by split; a new vocabulary is that of the train split alone."""
+    train = splits["train"][0]
+    tokens = "word" if (tokens, like) == ("auto", None) else tokens
+    if tokens in ("word", "char"):
+        vocabulary = words_of(train, least=2) if tokens == "word" else characters_of(train, SPECIALS)
+        spec = TextSpec(tokens, vocabulary, context, tuple(classes))
+    else:
+        spec = chosen(tokens, like, context, root).with_(classes=tuple(classes))
+
+    @functools.cache
+    def load(split: str) -> LabelledTexts:
+        return LabelledTexts(*splits[split], spec, split)
+
+    digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
+
+
+@data.register("rt-polarity", task="text_classification")
+def rt_polarity(
+    root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: Vocabulary = "auto"
+) -> DataBundle:
+    """10,662 sentences of film reviews, positive or negative (Pang and Lee 2005); every tenth line tests.
+
+    The data comes without a split. Ours: of each file, lines 0, 10, 20, ... (from 0) test,
+    lines 1, 11, 21, ... validate, the rest trains.
+    """
+    splits: dict[str, tuple[list[str], list[int]]] = {s: ([], []) for s in ("train", "val", "test")}
+    for label, name in enumerate(("neg", "pos")):
+        file = root / "rt-polarity" / f"rt-polarity.{name}"
+        if not file.is_file():  # no address of these two files has a published checksum
+            hint = "unpack rt-polaritydata.tar.gz of https://www.cs.cornell.edu/people/pabo/movie-review-data/ there"
+            raise InputError(f"{file}: no such file", "it is not downloaded", hint)
+        lines = read_lines(file, "latin-1")  # what the files are in; as UTF-8 they do not decode
+        if len(lines) < FOLDS:
+            raise InputError(f"{file}: {len(lines)} lines", "expected 5,331")
+        for i, line in enumerate(lines):
+            texts, labels = splits[{0: "test", 1: "val"}.get(i % FOLDS, "train")]
+            texts.append(line)
+            labels.append(label)
+    return labelled(splits, ("negative", "positive"), tokenizer, of_text(like), context, root)

@@ -1,0 +1,125 @@
+"""Pairs of texts. Shapes: B batch, S source tokens, T target tokens."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.tokens import END, PAD, START, tokenizer, train_bpe, words_of
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.download import download
+from bigmodel_cli.data.text.tokenizer_choice import of_text
+
+Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens of a text, the rest is cut off")]
+Size = Annotated[int, Field(ge=300, le=1 << 17, description="tokens of the bpe vocabulary")]
+Pieces = Annotated[Literal["auto", "bpe", "word"], Field(description="auto: the start's, else bpe")]
+FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
+MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+MULTI30K_SHA256 = {
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+}
+Pairs = tuple[list[str], list[str]]
+
+
+class ParallelTexts:
+    """One split: `pairs` of sources and targets. A batch is as long as its longest text on either side."""
+
+    def __init__(self, pairs: Pairs, spec: TextSpec, split: str) -> None:
+        known, self.split, self.sources, self.targets = tokenizer(spec), split, *pairs
+        start, end, self.pad = (known.special[s] for s in (START, END, PAD))
+        self.source = [_ids(known.encode(t), spec.context, []) for t in pairs[0]]
+        # <start> stands in front, and <end> behind what the context leaves.
+        self.target = [_ids(known.encode(t), spec.context - 1, [end], [start]) for t in pairs[1]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """(n,) tokens of each pair, the source's and the target's: batches are made of pairs that are alike."""
+        return torch.tensor([len(a) + len(b) for a, b in zip(self.source, self.target, strict=True)])
+
+    def gather(self, indices: Tensor) -> Batch:
+        chosen = indices.tolist()
+        sides = {"source": self.source, "target": self.target}
+        rows = {k: pad_sequence([v[i] for i in chosen], True, self.pad) for k, v in sides.items()}
+        return {**rows, "index": indices}
+
+    def name(self, index: int) -> str:
+        return f"{self.split}[{index}] {self.sources[index][:60]}"
+
+
+def _ids(ids: Sequence[int], most: int, after: list[int], before: Sequence[int] = ()) -> Tensor:
+    return torch.tensor([*before, *list(ids)[:most], *after] or [0], dtype=torch.int32)
+
+
+def parallel(
+    splits: Mapping[str, Pairs],
+    kind: str,
+    like: TextSpec | None,
+    size: int,
+    context: int,
+    notes: Sequence[str] = (),
+) -> DataBundle:
+    """The bundle of (sources, targets) by split; one vocabulary for both: `like`'s, or the train split's."""
+    if kind == "auto" and like is not None:
+        spec = like.with_(context=context)
+    else:
+        train = [*splits["train"][0], *splits["train"][1]]
+        words = kind == "word"
+        vocabulary = words_of(train, least=2) if words else (train_bpe(train, size),)
+        spec = TextSpec("word" if words else "bpe", vocabulary, context)
+
+    @functools.cache
+    def load(split: str) -> ParallelTexts:
+        return ParallelTexts(splits[split], spec, split)
+
+    digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
+
+
+def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> Pairs:
+    """Two files with a sentence a line.
+
+    Raises:
+        InputError: they differ in their number of lines, or are empty.
+    """
+    pair = read_lines(source, encoding, notes), read_lines(target, encoding, notes)
+    if len(pair[0]) != len(pair[1]) or not pair[0]:
+        raise InputError(f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected as many")
+    return pair
+
+
+@data.register("multi30k-en-de", task="translation")
+def multi30k_en_de(
+    root: Path,
+    like: TextSpec | None = None,
+    *,
+    context: Context = 64,
+    tokenizer: Pieces = "auto",
+    vocabulary: Size = 8000,
+) -> DataBundle:
+    """31,014 descriptions of pictures, English to German (Elliott et al. 2016); test is test_2016_flickr."""
+    folder = root / "multi30k-en-de"
+    for file, checksum in MULTI30K_SHA256.items():
+        if not (folder / file).is_file():
+            hint = "--data-dir DIR with its six files in multi30k-en-de/"
+            download([MULTI30K + file], folder / file, sha256=checksum, what="multi30k-en-de", hint=hint)
+    splits = {split: read_pair(folder / f"{f}.en.gz", folder / f"{f}.de.gz") for split, f in FILES.items()}
+    return parallel(splits, tokenizer, of_text(like), vocabulary, context)

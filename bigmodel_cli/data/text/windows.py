@@ -1,0 +1,126 @@
+"""Text as windows of tokens. Shapes: B batch, T tokens (the context)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_files import read_text
+from bigmodel_cli.core.tokens import END, tokenizer
+from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.download import download
+from bigmodel_cli.data.text.tokenizer_choice import chosen, of_text
+
+Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
+Separate = Annotated[
+    bool, Field(description="documents in a window do not see each other, nor is one predicted from another")
+]
+CharTokenizer = Annotated[
+    str, Field(description="char, byte, gpt2, or a tokenizer.json; auto: the start's, else char", min_length=1)
+]
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/"
+    "data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class Tokens(Protocol):
+    """A long row of ids, in memory or in files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        """The ids at `places` (B,T) int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One split: `tokens` (n,), cut into windows of `context` that follow each other.
+
+    A gathered window is twice as long, so that training can start it anywhere in its
+    first half; the end of the text goes on at its beginning. ``length`` (B,) says how
+    many targets of the unshifted window are real.
+
+    With `end`, the id of the token that ends a document, ``document`` (B,2T) numbers those of a window.
+    """
+
+    tokens: Tokens
+    context: int
+    split: str
+    end: int | None = None
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.context)
+
+    def gather(self, indices: Tensor) -> Batch:
+        starts = indices * self.context
+        places = (starts[:, None] + torch.arange(2 * self.context)) % len(self.tokens)
+        length = (len(self.tokens) - 1 - starts).clamp(max=self.context)
+        batch = {"tokens": self.tokens[places], "length": length, "index": indices}
+        if self.end is not None:
+            batch["document"] = torch.nn.functional.pad(batch["tokens"][:, :-1] == self.end, (1, 0)).cumsum(1)
+        return batch
+
+    def name(self, index: int) -> str:
+        return f"{self.split}[{index * self.context}:{(index + 1) * self.context}]"
+
+
+@data.register(task="language_modeling")
+def tinyshakespeare(
+    root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: CharTokenizer = "auto"
+) -> DataBundle:
+    """1.1 MB of Shakespeare's plays (Karpathy 2015); the first 90% train, the last 10% validate, as in nanoGPT."""
+    file = root / "tinyshakespeare" / "input.txt"
+    if not file.is_file():
+        hint = f"--data-dir DIR with {file.relative_to(root)} in it, or --data FILE.txt, a text of your own"
+        download([SHAKESPEARE], file, sha256=SHAKESPEARE_SHA256, what="tinyshakespeare", hint=hint)
+    text = read_text(file)
+    like = of_text(like)
+    spec = chosen("char" if (tokenizer, like) == ("auto", None) else tokenizer, like, context, root, [text])
+    return windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
+
+
+def windows(
+    spec: TextSpec, texts: Mapping[str, str | Sequence[str]], notes: Sequence[str] = (), separate: bool = False
+) -> DataBundle:
+    """The bundle of one text a split, or of several documents that follow each other, ``<end>`` after each.
+
+    With `separate` a document is read as if it stood alone; its first token is not learned.
+    """
+    end = tokenizer(spec).special.get(END)
+
+    @functools.cache
+    def load(split: str) -> Windows:
+        found = texts[split]
+        if isinstance(found, str):
+            ids = encode(found, spec)
+        else:
+            ends = torch.tensor([end], dtype=encode("", spec).dtype)
+            ids = torch.cat([part for text in found for part in (encode(text, spec), ends)])
+        if len(ids) < 2:
+            raise InputError(f"the {split} text has {len(ids)} tokens", "expected at least 2")
+        return Windows(ids, spec.context, split, end if separate else None)
+
+    if end is None and not all(isinstance(t, str) for t in texts.values()):
+        raise InputError("a tokenizer without <end> for several documents", "expected one with <end> or <|endoftext|>")
+    digest = hashlib.sha256(repr(sorted(texts.items())).encode("utf-8", "surrogatepass")).hexdigest()
+    return DataBundle(spec, {split: functools.partial(load, split) for split in texts}, digest, notes)
+
+
+def encode(text: str, spec: TextSpec) -> Tensor:
+    """`text` as (n,) ids, in the smallest type that holds them."""
+    found = tokenizer(spec)
+    kind = torch.uint8 if found.size <= 256 else torch.int16 if found.size <= 1 << 15 else torch.int32
+    return torch.tensor(list(found.encode(text)), dtype=kind)

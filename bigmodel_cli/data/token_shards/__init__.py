@@ -1,0 +1,1 @@
+"""Tokenized text of any size in memory-mapped files."""

@@ -1,0 +1,98 @@
+"""Token shards, read where they lie: a run maps the files into memory and touches what it trains on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.tokens import END, tokenizer
+from bigmodel_cli.core.types import DataBundle, TextSpec
+from bigmodel_cli.data.text.tokenizer_choice import of_text
+from bigmodel_cli.data.text.windows import Context, Separate, Windows
+from bigmodel_cli.data.token_shards.files import Index, read_index
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The ids from `first` to `last` of all shards together, as one long row; `size` bounds them."""
+
+    index: Index
+    size: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    @functools.cached_property
+    def parts(self) -> tuple[np.ndarray, list[np.memmap]]:
+        """Where each shard begins, and its file mapped into memory."""
+        counts = [count for _, count, _ in self.index.shards]
+        return np.cumsum([0, *counts]), [np.memmap(path, self.index.kind, "r") for path, _, _ in self.index.shards]
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        """The ids at `places` (B,T) int64, as int32.
+
+        Raises:
+            InputError: an id is none of the tokenizer's: the file is damaged.
+        """
+        wanted = places.numpy() + self.first
+        starts, files = self.parts
+        found = np.empty(wanted.shape, np.int64)
+        which = np.searchsorted(starts, wanted, "right") - 1
+        for shard in np.unique(which):
+            here = which == shard
+            found[here] = files[shard][wanted[here] - starts[shard]]
+        if found.max() >= self.size:
+            path = self.index.shards[int(which.flat[int(found.argmax())])][0]
+            raise InputError(f"{path}: token {found.max()}", f"expected less than {self.size}", "make the shards again")
+        return torch.from_numpy(found.astype(np.int32))
+
+
+@data.register(task="language_modeling")
+def token_shards(
+    root: Path,
+    like: TextSpec | None = None,
+    *,
+    path: str,
+    context: Context | None = None,
+    val_share: Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")] = 0.1,
+    separate: Separate = False,
+) -> DataBundle:
+    """What `bigmodel data tokenize` made of a text: its end validates."""
+    like = of_text(like)
+    index = read_index(Path(path).expanduser(), context or (like.context if like else 64))
+    known = tokenizer(index.spec)
+    cut = _cut(index, val_share)
+    ranges = {"train": (0, cut), "val": (cut, index.tokens)}
+    if min(b - a for a, b in ranges.values()) < 2:
+        raise InputError(f"{path}: {index.tokens} tokens", "expected at least 2 to train on and 2 to validate")
+
+    @functools.cache
+    def load(split: str) -> Windows:
+        end = known.special[END] if separate else None
+        return Windows(Mapped(index, known.size, *ranges[split]), index.spec.context, split, end)
+
+    return DataBundle(index.spec, {split: functools.partial(load, split) for split in ranges}, index.fingerprint)
+
+
+def _cut(index: Index, val_share: float) -> int:
+    """Where the val split begins: after the document that ends nearest, or within one where none ends near."""
+    wanted = int(index.tokens * (1 - val_share))
+    ends = index.end_places()
+    if len(ends) < 2:
+        return wanted
+    far = val_share * index.tokens / 2
+    nearest = int(np.searchsorted(ends[:-1], wanted))
+    near = [int(ends[i]) for i in (nearest - 1, nearest) if 0 <= i < len(ends) - 1]
+    best = min(near, key=lambda place: abs(place - wanted))
+    return best if abs(best - wanted) <= far else wanted

@@ -1,0 +1,285 @@
+"""The files of token shards: ids in ``00000.bin``, ..., ends of documents, and an index that says what they are.
+
+Without torch: see :mod:`bigmodel_cli.data.token_shards.tokenizing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.json_lines import no_number, once
+from bigmodel_cli.core.text_files import read_text
+from bigmodel_cli.core.tokens import END
+from bigmodel_cli.core.tokens import tokenizer as build
+from bigmodel_cli.core.types import TextSpec
+
+FORMAT, VERSION = "bigmodel.tokens", 1
+INDEX, TOKENIZER, ENDS = "index.json", "tokenizer.json", "documents.bin"
+SHARD = re.compile(r"\d{5}\.bin")
+MOST_INDEX = 64_000_000
+SHARD_TOKENS = 100_000_000
+TYPES = {"uint16": "<u2", "uint32": "<u4"}
+
+
+@dataclass
+class _File:
+    """A file that is being written, its bytes hashed on the way."""
+
+    name: str
+    out: IO[bytes]
+    total: Any = field(default_factory=hashlib.sha256)
+    size: int = 0
+
+    def write(self, data: bytes) -> None:
+        self.out.write(data)
+        self.total.update(data)
+        self.size += len(data)
+
+    def close(self) -> dict[str, Any]:
+        self.out.flush()
+        os.fsync(self.out.fileno())
+        self.out.close()
+        return {"file": self.name, "sha256": self.total.hexdigest()}
+
+
+class Writer:
+    """Shards of up to `shard_tokens` ids in a hidden folder beside `folder`, which takes its place in `finish`.
+
+    A context manager: left without `finish`, by an error or a signal that Python hears, it leaves nothing behind.
+    What a killed one left, the next one beside it removes.
+
+    Raises:
+        InputError: `folder` is there and holds something, and `overwrite` is not asked for.
+        MachineError: the disk is full or cannot be written.
+    """
+
+    def __init__(self, folder: Path, spec: TextSpec, shard_tokens: int, overwrite: bool = False) -> None:
+        self.folder, self.spec, self.shard_tokens, self.overwrite = folder, spec, shard_tokens, overwrite
+        check_free(folder, overwrite)
+        self.kind = "uint16" if build(spec).size <= 1 << 16 else "uint32"
+        self.draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self.shards: list[dict[str, Any]] = []
+        self.tokens = self.documents = self.text_bytes = 0
+        self.now: _File | None = None
+
+    def __enter__(self) -> Self:
+        with self._disk():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(self.folder)
+            self.draft.mkdir()
+            self.ends = self._open(ENDS)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        shutil.rmtree(self.draft, ignore_errors=True)
+
+    def add(self, ids: bytes, ends: Sequence[int], text_bytes: int) -> None:
+        """Ids as bytes of the shards' type; `ends` are the places in them after which a document has ended."""
+        width = np.dtype(TYPES[self.kind]).itemsize
+        places = np.array(ends, "<u8") + np.uint64(self.tokens)
+        with self._disk():
+            self.ends.write(places.tobytes())
+            while ids:
+                if self.now is None:
+                    self.now = self._open(f"{len(self.shards):05}.bin")
+                room = self.shard_tokens * width - self.now.size
+                self.now.write(ids[:room])
+                self.tokens += len(ids[:room]) // width
+                ids = ids[room:]
+                if self.now.size == self.shard_tokens * width:
+                    self._close_shard()
+        self.documents += len(ends)
+        self.text_bytes += text_bytes
+
+    def finish(self, source: dict[str, Any]) -> dict[str, Any]:
+        """Close the files, write the index, and give the folder its name: the index's values."""
+        with self._disk():
+            if self.now is not None:
+                self._close_shard()
+            known = build(self.spec)
+            bpe = self.spec.tokenizer == "bpe"
+            values: dict[str, Any] = {
+                "format": FORMAT, "version": VERSION, "type": self.kind, "tokens": self.tokens,
+                "documents": self.documents, "bytes": self.text_bytes, "vocabulary_size": known.size,
+                "end": known.special[END], "tokenizer": self.spec.tokenizer,
+                "vocabulary": [] if bpe else list(self.spec.vocabulary), "source": source,
+                "ends": self.ends.close(), "shards": self.shards,
+            }  # fmt: skip
+            if bpe:
+                file = self._open(TOKENIZER)
+                file.write(self.spec.vocabulary[0].encode())
+                values["tokenizer_file"] = file.close()
+            file = self._open(INDEX)
+            file.write((json.dumps(values, indent=1) + "\n").encode())
+            file.close()
+            self._take_place()
+        return values
+
+    def _take_place(self) -> None:
+        _sync(self.draft)
+        old = self.folder.with_name(f".{self.folder.name}.old.{os.getpid()}.tmp")
+        if self.folder.exists():
+            self.folder.rename(old)
+        self.draft.rename(self.folder)
+        _sync(self.folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _open(self, name: str) -> _File:
+        return _File(name, (self.draft / name).open("wb"))
+
+    def _close_shard(self) -> None:
+        assert self.now is not None
+        tokens = self.now.size // np.dtype(TYPES[self.kind]).itemsize
+        self.shards.append({**self.now.close(), "tokens": tokens})
+        self.now = None
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = f"{self.folder}: {error.strerror or error} after {self.tokens} tokens"
+            raise MachineError(what, hint="give another --out") from None
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something; with `overwrite`, one that holds something other than shards."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: it is a file", "expected a folder to make")
+    if not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{folder}: it holds something", "expected a new folder", "--overwrite, or another --out")
+    if not is_shards(folder):
+        raise InputError(f"{folder}: it holds something other than shards", "expected shards to replace")
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Drafts of processes that are no more."""
+    for draft in folder.parent.glob(f".{folder.name}.*.tmp"):
+        pid = draft.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether `folder` says that it holds token shards."""
+    try:
+        with (folder / INDEX).open("rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(200)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index of a folder of shards says, held against the files: a stranger's word until then."""
+
+    folder: Path
+    spec: TextSpec
+    kind: np.dtype
+    tokens: int
+    documents: int
+    shards: tuple[tuple[Path, int, str], ...]
+    """Each file, its tokens and its SHA-256."""
+    ends: tuple[Path, str]
+    fingerprint: str
+
+    def end_places(self) -> np.ndarray:
+        """(documents,) uint64: after which token each document has ended."""
+        return np.memmap(self.ends[0], "<u8", "r") if self.documents else np.zeros(0, "<u8")
+
+    def document_lengths(self) -> tuple[int, int, int]:
+        """Tokens of the shortest, the median and the longest document."""
+        lengths = np.diff(self.end_places(), prepend=np.uint64(0))
+        return (int(lengths.min()), int(np.median(lengths)), int(lengths.max())) if len(lengths) else (0, 0, 0)
+
+    def damaged(self) -> list[str]:
+        """The files whose bytes are not those that were written."""
+        files = [(path, checksum) for path, _, checksum in self.shards] + [self.ends]
+        return [path.name for path, checksum in files if _sha256(path) != checksum]
+
+
+def read_index(folder: Path, context: int) -> Index:
+    """The index in `folder`, every size in it checked.
+
+    Raises:
+        InputError: it is damaged or hostile, or a file is missing or of another size.
+    """
+    path = folder / INDEX
+    try:
+        if path.stat().st_size > MOST_INDEX:
+            raise InputError(f"{path}: more than {MOST_INDEX} bytes", "expected an index of token shards")
+        text = read_text(path)
+        values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}", "expected what bigmodel data tokenize wrote") from None
+    try:
+        return _index(folder, values, context, hashlib.sha256(text.encode()).hexdigest())
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"{path}: not an index of token shards ({type(error).__name__}: {error})"
+        raise InputError(what, "expected what bigmodel data tokenize wrote") from None
+
+
+def _index(folder: Path, values: Any, context: int, fingerprint: str) -> Index:
+    if values["format"] != FORMAT or values["version"] != VERSION:
+        raise InputError(f"{folder / INDEX}: version {str(values['version'])[:20]}", f"expected {VERSION}")
+    kind = np.dtype(TYPES[values["type"]])
+    vocabulary = tuple(str(token) for token in values["vocabulary"])
+    if values["tokenizer"] == "bpe":
+        file = folder / TOKENIZER
+        vocabulary = (read_text(file),)
+        if hashlib.sha256(vocabulary[0].encode()).hexdigest() != values["tokenizer_file"]["sha256"]:
+            raise InputError(f"{file}: its bytes are not those that the shards were made with", "restore it")
+    spec = TextSpec(str(values["tokenizer"]), vocabulary, context)
+    known = build(spec)
+    if END not in known.special or known.size > np.iinfo(kind).max + 1:
+        raise InputError(f"{folder / INDEX}: a tokenizer of {known.size} tokens in {kind}", "expected it to fit")
+    shards = []
+    for shard in values["shards"]:
+        name, count, checksum = shard["file"], shard["tokens"], shard["sha256"]
+        if not SHARD.fullmatch(name) or type(count) is not int or type(checksum) is not str:
+            raise InputError(f"{folder / INDEX}: shard {str(name)[:40]!r}", "expected 00000.bin, ... and its tokens")
+        _check_size(folder / name, count * kind.itemsize)
+        shards.append((folder / name, count, checksum))
+    tokens, documents = values["tokens"], values["documents"]
+    if type(documents) is not int or tokens != sum(count for _, count, _ in shards):
+        raise InputError(f"{folder / INDEX}: {tokens} tokens", "expected as many as its shards hold")
+    _check_size(folder / ENDS, 8 * documents)
+    ends = (folder / ENDS, str(values["ends"]["sha256"]))
+    return Index(folder, spec, kind, tokens, documents, tuple(shards), ends, fingerprint)
+
+
+def _check_size(path: Path, expected: int) -> None:
+    found = path.stat().st_size if path.is_file() and not path.is_symlink() else -1
+    if found != expected:
+        what = f"{path}: {found} bytes" if found >= 0 else f"{path}: no such file"
+        raise InputError(what, f"the index says {expected}", "make the shards again, or copy them again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

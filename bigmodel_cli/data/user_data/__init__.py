@@ -1,0 +1,1 @@
+"""The user's own files: what a path given to ``--data`` holds."""

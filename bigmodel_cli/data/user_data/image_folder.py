@@ -1,0 +1,46 @@
+"""One's own pictures: ``--data PATH``, of class folders or whatever else ``list_pictures`` knows."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.types import DataBundle, ImageSpec, Source
+from bigmodel_cli.data.image.files import PictureFiles
+from bigmodel_cli.data.user_data.image_discovery import list_pictures
+
+
+@data.register()
+def image_folder(
+    root: Path,
+    *,
+    path: str,
+    size: Annotated[int, Field(ge=8, le=2048)] = 224,
+    crop: Annotated[
+        float, Field(ge=0.5, le=1, description="share of the stored square's side seen in evaluation")
+    ] = 0.875,
+    channels: Literal[1, 3] = 3,
+    skip_bad: bool = False,
+    cache: Literal["auto", "off"] = "auto",
+    image_column: str | None = None,
+    label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
+) -> DataBundle:
+    """Your own pictures, --data PATH: class folders, a table, a tar, WebDataset shards, Hugging Face data sets."""
+    listing = list_pictures(path, image_column, label_column)
+    side = round(size / crop)
+
+    notes = list(listing.notes)
+
+    @functools.cache
+    def load(split: str) -> Source:
+        files = PictureFiles(listing.splits[split], side, channels, split, skip_bad, cache)
+        notes.extend(files.notes)
+        return files
+
+    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop)
+    loaders = {split: functools.partial(load, split) for split in listing.splits}
+    return DataBundle(spec, loaders, listing.fingerprint(), notes)

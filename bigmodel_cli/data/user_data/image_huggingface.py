@@ -1,0 +1,195 @@
+"""Pictures in a Hugging Face data set: a folder that ``save_to_disk`` wrote, or one of the hub, by its library."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.registry import natural
+from bigmodel_cli.data.download import answer
+from bigmodel_cli.data.image.listing import SPLITS, Item, Listing, assemble
+
+SCHEME = "hf:"
+HUB = "https://huggingface.co/"
+PATIENCE = 3.0  # seconds for the hub's first answer: without a network, a no should be quick
+LABELS = ("label", "labels", "fine_label", "class")
+"""Columns taken for the class where no single one says that it is."""
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def from_hub(where: str, image: str | None = None, label: str | None = None) -> Listing:
+    """The pictures of the data set at `where`: a folder, or ``hf:owner/name`` or ``hf:owner/name:configuration``.
+
+    `image` and `label` name columns where there is more than one that they may be.
+    Rows without a class (the test split of a competition) are left out.
+
+    Raises:
+        MachineError: the library is not installed, or the hub cannot be reached.
+        InputError: there is no such data set, or no column of pictures and one of classes in it.
+    """
+    found = _loaded(where)
+    notes: list[str] = []
+    pictures: dict[str, dict[str, list[Item]]] = {}
+    order: Sequence[str] = ()
+    versions = []
+    for name, rows in found.items():
+        split = SPLITS.get(name)
+        if split is None:
+            notes.append(f"not used: the split {name}")
+            continue
+        column, classes = _columns(where, rows, image, label)
+        order = order or _names(rows, classes)
+        labelled = _rows(rows, name, column, classes)
+        if labelled:
+            pictures[split] = labelled
+            versions.append(f"{name}:{rows._fingerprint}")
+        left = len(rows) - sum(map(len, labelled.values()))
+        notes += [f"{name}: {left:,} rows without a class left out"] if left else []
+    if "train" not in pictures:
+        raise InputError(f"{where}: splits {', '.join(found)}", "expected train, with classes")
+    absent = [name for name in order if name not in pictures["train"]]
+    notes += [f"no pictures of {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"] if absent else []
+    return assemble(where, pictures, notes, order, " ".join(versions))
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        what = "datasets is not installed"
+        raise MachineError(what, "it needs the extra datasets", "pip install 'bigmodel[datasets]'") from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _loaded(where: str) -> dict[str, Any]:
+    """Split -> rows."""
+    if not where.startswith(SCHEME):
+        library = _library()
+        try:
+            found = library.load_from_disk(where)
+        except Exception as error:  # whatever a damaged Arrow file or JSON raises
+            reason = str(error).partition("\n")[0][:100]
+            raise InputError(f"{where}: cannot be read ({reason})", "expected what save_to_disk wrote") from None
+    else:
+        found = _fetched(where)
+    return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _fetched(where: str) -> Any:
+    """From the hub, or from what its library keeps on this machine where there is no network."""
+    name, _, configuration = where.removeprefix(SCHEME).partition(":")
+    reason = _unreachable(name)
+    library = _library()
+    with _offline() if reason else contextlib.nullcontext():
+        try:
+            return library.load_dataset(name, configuration or None)
+        except Exception as error:
+            if reason is None:
+                text = str(error).partition("\n")[0][:120]
+                raise InputError(f"{where}: cannot be loaded ({text})", f"see {HUB}datasets/{name}") from None
+    hint = f"where there is a network: datasets.load_dataset({name!r}).save_to_disk(FOLDER); then --data FOLDER"
+    raise MachineError(f"{where}: not on this machine, and {reason}", hint=hint)
+
+
+def _unreachable(name: str) -> str | None:
+    """Why the hub cannot be asked; None where it answers.
+
+    Raises:
+        InputError: it has no data set called `name`.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        return "this is offline"
+    endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    try:
+        with answer(f"{endpoint}/api/datasets/{name}", PATIENCE) as reply:
+            json.loads(reply.read(1 << 24))
+    except (OSError, ValueError) as error:
+        if getattr(error, "code", None) in (401, 404):
+            raise InputError(f"{SCHEME}{name}: no such data set on the hub", "expected owner/name") from None
+        return f"cannot ask {endpoint} ({getattr(error, 'reason', error)})"
+    return None
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """The library looks at what it keeps and asks nobody: its own retries take a minute."""
+    import datasets
+    import huggingface_hub.constants
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _columns(where: str, rows: Any, image: str | None, label: str | None) -> tuple[str, str]:
+    """The column of pictures and the column of classes.
+
+    Raises:
+        InputError: there is none, or more than one and none is named.
+    """
+    import datasets
+
+    kinds = rows.features
+    pictures = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
+    classes = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = [name for name in LABELS if name in kinds]
+    classes = classes if len(classes) == 1 else usual[:1] or classes
+    there = ", ".join(kinds)
+    for what, named, able in (("image", image, pictures), ("label", label, classes)):
+        if named is not None and named not in kinds:
+            raise InputError(f"data.{what}_column = {named}", f"expected one of {there}")
+        if named is None and len(able) != 1:
+            what = f"{where}: {len(able)} columns may be the {what}, of {there}"
+            raise InputError(what, hint="--set data.image_column=... --set data.label_column=...")
+    column = image or pictures[0]
+    if column not in pictures:
+        raise InputError(f"data.image_column = {column}", f"expected a column of pictures: {', '.join(pictures)}")
+    return column, label or classes[0]
+
+
+def _names(rows: Any, column: str) -> list[str]:
+    """The classes in their own order, or where they have none in that of their names."""
+    declared = getattr(rows.features[column], "names", None)
+    return declared or sorted({str(k) for k in rows[column] if k is not None}, key=natural)
+
+
+def _rows(rows: Any, split: str, column: str, classes: str) -> dict[str, list[Item]]:
+    import datasets
+
+    names = getattr(rows.features[classes], "names", None)
+    encoded = rows.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+    files = [Path(part["filename"]) for part in rows.cache_files]
+    stats = [path.stat() for path in files if path.is_file()]
+    stamp = (len(rows), max((s.st_ctime_ns for s in stats), default=0), sum(s.st_size for s in stats))
+    found: dict[str, list[Item]] = {}
+    for index, value in enumerate(rows[classes]):
+        if value is None or value == -1:
+            continue
+        content = functools.partial(_encoded, encoded, index, column)
+        item = Item(f"{split}[{index}]", -1, f"{split}:{rows._fingerprint}", 0, stamp, index, content)
+        found.setdefault(names[value] if names else str(value), []).append(item)
+    return found
+
+
+def _encoded(rows: Any, index: int, column: str) -> bytes:
+    picture = rows[index][column] or {}
+    if picture.get("bytes") is not None:
+        return picture["bytes"]  # type: ignore[no-any-return]
+    try:
+        return Path(picture.get("path") or "").read_bytes()
+    except OSError as error:
+        raise InputError(f"row {index}: no picture ({error.strerror})", "expected its bytes, or a file") from None

@@ -1,0 +1,1 @@
+"""WebDataset tar shards, read by index or streamed."""

@@ -1,0 +1,108 @@
+"""WebDataset shards of pictures, read by index: ``.jpg`` or another picture beside ``.cls`` or ``.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.images import SUFFIXES
+from bigmodel_cli.core.registry import natural
+from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, assemble, few
+from bigmodel_cli.data.webdataset.index import Member, members, samples
+
+LABELS = ("cls", "json")
+FIELDS = ("label", "cls", "class", "class_name", "label_name")
+"""Where a JSON keeps the class, unless ``data.label`` names another field."""
+NAMES = "classes.txt"
+MAX_LABEL = 2**20  # bytes of a .cls or .json
+EXPECTED = "expected .jpg, .png, ... with a .cls or .json of the same name"
+
+
+def is_shard(path: Path) -> bool:
+    """Whether the first samples of the tar at `path` are a picture with a label beside it, and not class folders."""
+    return any(_picture(parts) and any(kind in parts for kind in LABELS) for _, parts in samples(members(path))[:100])
+
+
+def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> Listing:
+    """The pictures in the shards at `paths`.
+
+    A shard belongs to the split that its name says (``val-000.tar``), or else its folder's; else to train.
+    Classes are the texts of ``.cls``, or a field of ``.json``. Where those are numbers,
+    ``classes.txt`` beside the shards names them, a line a class, from 0.
+
+    Raises:
+        InputError: a shard is damaged, or a sample has no picture or no label.
+    """
+    found: dict[str, dict[str, list[Item]]] = {}
+    for path in paths:
+        classes = found.setdefault(split_of(path), {})
+        for item, label in shard_items(path, field):
+            classes.setdefault(label, []).append(item)
+    if "train" not in found:
+        raise InputError(f"{where}: {', '.join(found)} but no train shards", "expected names as train-000.tar")
+    order = sorted({label for classes in found.values() for label in classes}, key=natural)
+    names = paths[0].with_name(NAMES)
+    if names.is_file() and all(label.isdigit() for label in order):
+        named = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        beyond = [label for label in order if int(label) >= len(named)]
+        if beyond:
+            raise InputError(f"{names}: {len(named)} names", f"the shards have class {few(beyond)}")
+        found = {s: {named[int(k)]: items for k, items in classes.items()} for s, classes in found.items()}
+        order = named
+    return assemble(where, found, order=order)
+
+
+def split_of(path: Path) -> str:
+    words = [*re.split(r"[^a-z]+", path.stem.lower()), path.parent.name.lower()]
+    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+
+
+def _picture(parts: dict[str, Member]) -> Member | None:
+    return next((parts[kind] for kind in parts if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
+
+
+def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:
+    """The pictures in the shard at `path`, each with its class.
+
+    Raises:
+        InputError: the shard is damaged, or a sample has no picture or no label.
+    """
+    stat = path.stat()
+    stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    found = []
+    with path.open("rb") as file:
+        for key, parts in samples(members(path)):
+            picture, kind = _picture(parts), next((kind for kind in LABELS if kind in parts), None)
+            if picture is None and kind is None:
+                continue  # something else that lies in the tar
+            if picture is None or kind is None or picture.size > MAX_FILE:
+                what = "no picture" if picture is None else "no .cls or .json" if kind is None else "too large"
+                raise InputError(f"{path}: {key} has {', '.join(parts)}: {what}", EXPECTED)
+            member = parts[kind]
+            file.seek(member.offset)
+            raw = file.read(min(member.size, MAX_LABEL + 1))
+            item = Item(f"{path.name}:{picture.name}", -1, str(path), picture.size, stamp, picture.offset)
+            found.append((item, _label(raw, kind, field, f"{path}: {member.name}")))
+    if not found:
+        raise InputError(f"{path}: no samples in it", EXPECTED)
+    return found
+
+
+def _label(raw: bytes, kind: str, field: str | None, name: str) -> str:
+    try:
+        if kind == "cls":
+            value: object = raw[:MAX_LABEL].decode("utf-8").strip()
+        else:
+            about = json.loads(raw)
+            known = [field] if field is not None else [f for f in FIELDS if f in about]
+            value = about[known[0]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise InputError(
+            f"{name}: no class in it", f"expected text, or JSON with {field or ', '.join(FIELDS)}"
+        ) from None
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value):
+        raise InputError(f"{name}: the class is {value!r}"[:150], "expected a name or a number")
+    return str(value)

@@ -1,0 +1,300 @@
+"""WebDataset shards that are streamed: fetched one by one as training comes to them, from a web server or a folder.
+
+An index says what there is: a JSON file beside the shards, in the format of WebDataset's
+``widsindex`` with what else must be known before the first sample is read (classes, sizes,
+checksums, mean and deviation of the pixels). ``bigmodel data index`` writes it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+from urllib.parse import urljoin, urlsplit
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.recipe import cache_root
+from bigmodel_cli.core.registry import data, natural
+from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec
+from bigmodel_cli.data.download import download, read_address
+from bigmodel_cli.data.image.decode_cache import limit_bytes, oldest_first
+from bigmodel_cli.data.image.listing import Item
+from bigmodel_cli.data.thread_map import decoders
+from bigmodel_cli.data.webdataset.images import shard_items, split_of
+from bigmodel_cli.data.webdataset.order import following, shard_order
+
+MOST_INDEX = 64 * 2**20  # bytes
+MOST_SHARD = 64 * 2**30
+OPEN = 64  # shards that are open at a time, their lists of samples in memory
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: where it is (an address or a path), how many samples it has, its size in bytes and its SHA-256."""
+
+    place: str
+    count: int
+    size: int
+    sha256: str
+
+    @property
+    def remote(self) -> bool:
+        return "://" in self.place
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What the index file says; shards by split."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: dict[str, tuple[Shard, ...]]
+    fingerprint: str
+
+
+def is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def read_shard_index(where: str) -> ShardIndex:
+    """The index at `where`, a path or an address; shards are relative to it.
+
+    Raises:
+        InputError: it is not such an index, or leads elsewhere.
+        MachineError: it cannot be reached.
+    """
+    raw = read_address(where, MOST_INDEX) if is_address(where) else _read_file(Path(where).expanduser())
+    try:
+        about = json.loads(raw)
+        splits: dict[str, tuple[Shard, ...]] = {}
+        for entry in about["shardlist"]:
+            shard = Shard(
+                _place(where, entry["url"]), int(entry["nsamples"]), int(entry["bytes"]), str(entry["sha256"])
+            )
+            if not (0 < shard.count <= 1 << 32 and 0 < shard.size <= MOST_SHARD and len(shard.sha256) == 64):
+                raise ValueError(f"{entry['url']}: nsamples, bytes or sha256")
+            split = str(entry.get("split", "train"))
+            splits[split] = (*splits.get(split, ()), shard)
+        classes = tuple(map(str, about["classes"]))
+        mean, std = (tuple(map(float, about[k])) for k in ("mean", "std"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: {error!r}"[:180], "expected what `bigmodel data index` writes") from None
+    if "train" not in splits or not classes or set(splits) - {"train", "val", "test"}:
+        raise InputError(f"{where}: splits {', '.join(splits)}, {len(classes)} classes", "expected train and classes")
+    return ShardIndex(classes, mean, std, splits, hashlib.sha256(raw).hexdigest())
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_INDEX)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", "expected the index of shards, or its address") from None
+
+
+def _place(index: str, url: str) -> str:
+    """A shard's address or path; only a name below the folder of the index is taken."""
+    if not isinstance(url, str) or "://" in url or url.startswith("/") or ".." in Path(url).parts:
+        raise ValueError(f"{url!r} leads out of the index's folder")
+    return urljoin(index, url) if is_address(index) else str(Path(index).expanduser().absolute().parent / url)
+
+
+class Streamed:
+    """One split of shards, read by index; see :class:`bigmodel_cli.core.types.Source`.
+
+    A remote shard is fetched whole when the first of its samples is wanted, verified, and kept in the
+    cache folder until others need the room; meanwhile the next one in the epoch's order is fetched.
+    """
+
+    def __init__(self, shards: tuple[Shard, ...], classes: tuple[str, ...], shape: tuple[int, int], split: str,
+                 window: int) -> None:  # fmt: skip
+        self.shards, self.split, self.window = shards, split, window
+        self.channels, self.side = shape
+        self._label = {name: k for k, name in enumerate(classes)}
+        self._starts = [0, *itertools.accumulate(s.count for s in shards)]
+        self._ahead = ThreadPoolExecutor(1, "shards")
+        self._coming: dict[int, Future[Path]] = {}
+        self._next: dict[int, int] = {}
+        self._opened: collections.OrderedDict[int, tuple[BinaryIO, list[tuple[Item, int]]]] = collections.OrderedDict()
+        self.fetched: list[str] = []
+        """Addresses of the shards that this process has fetched."""
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return decoders()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def order(self, generator: torch.Generator, steps: int) -> Tensor:
+        """(n,) int64: the epoch's order, shuffled by shard and in a window; see ``shard_order``."""
+        counts = [s.count for s in self.shards]
+        shards = torch.randperm(len(counts), generator=generator).tolist()
+        self._next = following(counts, shards)
+        return shard_order(counts, shards, self.window, steps, generator)
+
+    def gather(self, indices: Tensor) -> Batch:
+        found = [self._sample(i) for i in indices.tolist()]
+        pictures = torch.stack(list(self._pool.map(self._decode, found)))
+        return {"image": pictures, "label": torch.tensor([label for _, _, label in found]), "index": indices}
+
+    def name(self, index: int) -> str:
+        return self._sample(index)[1].name
+
+    def _sample(self, index: int) -> tuple[BinaryIO, Item, int]:
+        shard = bisect.bisect_right(self._starts, index) - 1
+        file, items = self._open(shard)
+        return file, *items[index - self._starts[shard]]
+
+    def _decode(self, sample: tuple[BinaryIO, Item, int]) -> Tensor:
+        file, item, _ = sample
+        return decode(os.pread(file.fileno(), item.size, item.offset or 0), item.place, self.channels, self.side)
+
+    def _open(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, int]]]:
+        """The open shard, and its samples with their labels.
+
+        Raises:
+            InputError: there are others than the index says.
+        """
+        if shard in self._opened:
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
+        about = self.shards[shard]
+        file, listed = self._listed(shard)
+        if len(listed) != about.count:
+            raise InputError(f"{about.place}: {len(listed)} samples", f"the index says {about.count}")
+        unknown = next((name for _, name in listed if name not in self._label), None)
+        if unknown is not None:
+            raise InputError(f"{about.place}: class {unknown!r}", "the index has others", "make it again")
+        self._opened[shard] = file, [(item, self._label[name]) for item, name in listed]
+        if len(self._opened) > OPEN:
+            self._opened.popitem(last=False)  # closed once nobody has it any more
+        after = self._next.get(shard)
+        if after is not None and self.shards[after].remote and after not in (*self._opened, *self._coming):
+            self._coming[after] = self._ahead.submit(self._local, after)
+        return self._opened[shard]
+
+    def _listed(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, str]]]:
+        """The open file, which stays readable when others make room in the cache, and what is in it."""
+        for again in (True, True, False):
+            path = self._coming.pop(shard).result() if shard in self._coming else self._local(shard)
+            try:
+                return path.open("rb"), shard_items(path, None)
+            except (OSError, InputError) as error:
+                if again and not path.exists() and self.shards[shard].remote:  # made room for, between two calls
+                    continue
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{path}: {error.strerror}", "expected the shard that the index names") from None
+        raise AssertionError("the last attempt raises")
+
+    def _local(self, shard: int) -> Path:
+        about = self.shards[shard]
+        return Path(about.place) if not about.remote else self._fetch(about)
+
+    def _fetch(self, shard: Shard) -> Path:
+        """The shard in the cache, fetched where it is not there; others make room, the longest unused first."""
+        folder = cache_root() / "streamed"
+        path = folder / f"{shard.sha256}.tar"
+        with contextlib.suppress(FileNotFoundError):  # also where another thread or process makes room just now
+            if path.stat().st_size == shard.size:
+                os.utime(path)
+                return path
+        make_room(folder, shard.size)
+        self.fetched.append(shard.place)
+        name = urlsplit(shard.place).path.rpartition("/")[2]
+        return download([shard.place], path, what=f"shard {name}", sha256=shard.sha256, most=shard.size,
+                        hint="the run goes on from its last checkpoint with --resume")  # fmt: skip
+
+
+def make_room(folder: Path, needed: int) -> None:
+    """Remove shards from `folder`, the longest unused first, until `needed` more bytes fit into BIGMODEL_CACHE_GB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = oldest_first(folder, ".tar")
+    used = sum(size for _, size, _ in there)
+    while there and used + needed > limit_bytes():
+        _, size, path = there.pop(0)
+        path.unlink(missing_ok=True)  # who has it open reads on
+        used -= size
+
+
+@data.register()
+def shard_stream(
+    root: Path,
+    *,
+    path: Annotated[str, Field(description="of the index, or its http(s) address")],
+    size: Annotated[int, Field(ge=8, le=2048)] = 224,
+    crop: Annotated[float, Field(ge=0.5, le=1)] = 0.875,
+    channels: Literal[1, 3] = 3,
+    window: Annotated[int, Field(gt=0, description="samples shuffled together, after the shards are")] = 8192,
+) -> DataBundle:
+    """WebDataset shards of pictures from a web server or a folder, fetched as training comes to them."""
+    index = read_shard_index(path)
+    side = round(size / crop)
+    splits = dict(index.splits)
+    if "val" not in splits:
+        cut = max(1, len(splits["train"]) // 10)
+        if len(splits["train"]) < 2:
+            raise InputError(f"{path}: one shard", "expected two or more: whole shards validate")
+        splits |= {"train": splits["train"][:-cut], "val": splits["train"][-cut:]}
+
+    def loader(split: str) -> Callable[[], Streamed]:
+        return functools.cache(
+            lambda: Streamed(splits[split], index.classes, (channels, side), split, window if split == "train" else 1)
+        )
+
+    mean, std = (_in_channels(values, channels) for values in (index.mean, index.std))
+    spec = ImageSpec(channels, size, size, index.classes, mean, std, square=side, crop=crop)
+    return DataBundle(spec, {split: loader(split) for split in splits}, index.fingerprint)
+
+
+def _in_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def make_index(paths: list[Path], out: Path) -> dict[str, Any]:
+    """The index of the shards at `paths`, which lie below the folder of `out`.
+
+    Raises:
+        InputError: a shard is damaged or lies elsewhere; the line names it.
+    """
+    entries: list[dict[str, Any]] = []
+    classes: set[str] = set()
+    pixels = torch.zeros(3, 3, dtype=torch.float64)  # sums, squares and counts by channel
+    folder = out.absolute().parent
+    each = max(1, 2048 // len(paths))
+    for path in paths:
+        if not path.is_relative_to(folder):
+            raise InputError(f"{path}: not below {folder}", "expected the index beside its shards")
+        found = shard_items(path, None)
+        classes |= {label for _, label in found}
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for item, _ in found[:: max(1, len(found) // each)]:
+            x = decode(item.read(), item.place, 3, 128).double() / 255
+            pixels += torch.stack([x.sum((1, 2)), x.square().sum((1, 2)), torch.full((3,), float(x[0].numel()))])
+        url = path.relative_to(folder).as_posix()
+        entries.append({"url": url, "nsamples": len(found), "bytes": path.stat().st_size, "sha256": digest,
+                        "split": split_of(path)})  # fmt: skip
+    mean = pixels[0] / pixels[2]
+    std = (pixels[1] / pixels[2] - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)
+    return {
+        "__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": entries,
+        "classes": sorted(classes, key=natural), "mean": mean.tolist(), "std": std.tolist(),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Checkpoints: written atomically, verified before use, safe to open whoever made them."""

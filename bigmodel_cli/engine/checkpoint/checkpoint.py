@@ -1,0 +1,243 @@
+"""Checkpoints: atomic to write, verified before use, safe to open whoever made them.
+
+One ordinary ``torch.save`` zip of tensors and plain values, so that
+``torch.load(path)["model"]`` works for anyone. This file holds the project's one
+``torch.load``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.atomic_files import replace
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine.checkpoint import sharded
+from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, look, open_regular, require_plain
+
+FORMAT = "bigmodel.checkpoint"
+VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From version n to n + 1: pure functions on the whole dictionary, chained."""
+
+SCHEMA: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "version": (int,),
+    "model": (dict,),
+    "model_ema": (dict, type(None)),
+    "optimizer": (dict,),
+    "scheduler": (dict, type(None)),
+    "scaler": (dict, type(None)),
+    "progress": (dict,),
+    "rng": (dict,),
+    "meta": (dict,),
+    "integrity": (dict,),
+}
+META: dict[str, tuple[type, ...]] = {
+    "arch": (str,), "arch_args": (dict,), "task": (str,), "classes": (list,), "input": (dict,),
+    "data": (dict,), "recipe": (dict,), "env": (dict,), "created": (float, int),
+}  # fmt: skip
+
+
+def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lambda: False) -> None:
+    """Write `state` to `path`: whole and durable, or not at all, the old file untouched until then.
+
+    Once `abandoned` says so the write ends early, and leaves nothing.
+
+    Raises:
+        MachineError: the disk is full or cannot be written.
+        TypeError: `state` holds something other than tensors and plain values.
+    """
+    state = {**state, "integrity": {"algo": "sha256", "digest": digest(state)}}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            torch.save(state, cast(IO[bytes], _Abandonable(file, abandoned)))
+            file.flush()
+            os.fsync(file.fileno())
+
+    replace(path, write, lambda: size(state))
+
+
+class _Abandonable:
+    """A file for ``torch.save``, whose next write raises once nobody wants it any more."""
+
+    def __init__(self, file: IO[bytes], abandoned: Callable[[], bool]) -> None:
+        self.file, self.abandoned = file, abandoned
+
+    def write(self, data: Any) -> int:
+        if self.abandoned():
+            raise RuntimeError("abandoned")
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def load(path: Path, share: sharded.Share | None = None) -> dict[str, Any]:
+    """The checkpoint at `path`, every byte of it verified, without running anything in it.
+
+    With `share`, of one in parts only a rank's own rows: see :func:`bigmodel_cli.engine.checkpoint.sharded.read`.
+
+    Raises:
+        InputError: missing, damaged, foreign, hostile, or made by a newer bigmodel.
+    """
+    return load_with_version(path, share)[1]
+
+
+def load_with_version(path: Path, share: sharded.Share | None = None) -> tuple[int, dict[str, Any]]:
+    """The version that the file was written in, and the checkpoint, brought up to the current one."""
+    if sharded.is_parts(path):
+        state = sharded.read(path, share)
+        if not isinstance(state, dict):
+            raise InputError(f"{path}: not a bigmodel checkpoint")
+        _check_schema(path, {**state, "integrity": {}}, SCHEMA)  # each part was held to its own SHA-256
+        _check_schema(path, state["meta"], META)
+        return VERSION, state
+    state = read(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: not a bigmodel checkpoint",
+            "expected one that bigmodel train made",
+            f"bigmodel checkpoint show {path}",
+        )
+    version = state.get("version")
+    if type(version) is not int or version < 1:
+        raise InputError(f"{path}: version {version!r}", f"expected 1 to {VERSION}")
+    if version > VERSION:
+        raise InputError(f"{path}: made by a newer bigmodel (version {version})", f"this one reads up to {VERSION}")
+    if version == VERSION:  # an older one is held to its own digest first, and to the schema once it is brought up
+        _check_schema(path, state, SCHEMA)
+    _check_digest(path, state)
+    for step in range(version, VERSION):
+        state = {**MIGRATIONS[step](state), "version": step + 1}
+    _check_schema(path, {**state, "integrity": {}}, SCHEMA)
+    _check_schema(path, state["meta"], META)
+    return version, state
+
+
+def _check_digest(path: Path, state: dict[str, Any]) -> None:
+    """Hold `state` to the digest in it, which is taken out."""
+    claimed = state.pop("integrity", None)
+    try:
+        right = isinstance(claimed, dict) and claimed == {"algo": "sha256", "digest": digest(state)}
+    except TypeError as error:
+        raise InputError(f"{path}: refused: {error}", "expected tensors and plain values") from None
+    if not right:
+        raise InputError(f"{path}: damaged: its digest does not match", "restore it from a copy")
+
+
+def fallback(folder: Path, share: sharded.Share | None = None) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest valid checkpoint of a run, and a line for each newer one that was not.
+
+    Raises:
+        InputError: there is none.
+    """
+    skipped: list[str] = []
+    for path in sorted(folder.glob("*.pt"), key=_made, reverse=True):
+        try:
+            return path, load(path, share), skipped
+        except InputError as error:
+            skipped.append(f"skipped {error.what}")
+    if skipped:
+        raise InputError(f"{folder}: no valid checkpoint; {skipped[0]}", hint="start again with --overwrite")
+    raise InputError(f"{folder}: no checkpoint to resume from", hint="start again with --overwrite")
+
+
+def _made(path: Path) -> tuple[float, bool]:
+    """When the checkpoint was made by its own word, which a copied folder keeps; else when the file was written."""
+    try:
+        created = look(path).values["meta"]["created"]
+    except (InputError, MachineError, LookupError, TypeError):
+        created = None
+    try:
+        written = path.stat().st_mtime
+    except OSError:  # a link to nowhere
+        written = 0.0
+    return (created if type(created) is float else written, path.name == "last.pt")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 over a canonical encoding: dictionary order does not count, every type, shape and byte does."""
+    total = hashlib.sha256()
+    for part in _encode(value, "state"):
+        total.update(part)
+    return total.hexdigest()
+
+
+def _encode(value: Any, where: str) -> Iterator[Any]:
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        yield f"T{value.dtype}{tuple(value.shape)}".encode()
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
+    elif isinstance(value, dict):
+        yield f"D{len(value)}".encode()
+        for key in sorted(value, key=lambda k: (type(k).__name__, k)):
+            if type(key) not in (str, int):
+                raise TypeError(f"{where}: key {key!r} of {type(key).__name__}")
+            yield from _encode(key, where)
+            yield from _encode(value[key], f"{where}.{key}")
+    elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        yield f"{'L' if type(value) is list else 'U'}{len(value)}".encode()
+        for i, item in enumerate(value):
+            yield from _encode(item, f"{where}[{i}]")
+    elif type(value) is float:
+        yield b"F" + struct.pack("<d", value)
+    elif value is None or type(value) in (bool, int, str):
+        text = str(value).encode("utf-8", "surrogatepass")
+        yield f"{type(value).__name__}{len(text)}:".encode() + text
+    else:
+        raise TypeError(f"{where}: {type(value).__name__} does not belong in a checkpoint")
+
+
+def read(path: Path) -> Any:
+    """The values of any file that torch.save or safetensors made: each check comes before the step it makes safe.
+
+    Raises:
+        InputError: it is damaged, or holds more than tensors and plain values.
+    """
+    found = look(path)
+    require_plain(found)
+    if found.kind == "safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with open_regular(path) as file:
+        _check_sums(path, file)
+        file.seek(0)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        # A hostile pickle raises whatever it likes, and torch's own text suggests to turn safety off.
+        except Exception as error:
+            what = f"{path}: refused: not plain tensors and values ({type(error).__name__})"
+            raise InputError(what, "expected a checkpoint") from None
+
+
+def _check_sums(path: Path, file: IO[bytes]) -> None:
+    broken = damaged_entry(file)
+    if broken is not None:
+        raise InputError(f"{path}: damaged: checksum of {broken} does not match", "restore it from a copy")
+
+
+def _check_schema(path: Path, values: dict[str, Any], schema: dict[str, tuple[type, ...]]) -> None:
+    for key, kinds in schema.items():
+        if key not in values:
+            raise InputError(f"{path}: {key} is missing", "expected a whole bigmodel checkpoint")
+        if not isinstance(values[key], kinds):
+            kind = type(values[key]).__name__
+            raise InputError(f"{path}: {key} is {kind}", f"expected {kinds[0].__name__}")
+
+
+def size(state: Any) -> int:
+    """Bytes of the tensors in `state`."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    items = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(size(item) for item in items)

@@ -1,0 +1,213 @@
+"""What a ``.pt`` or ``.safetensors`` file holds, whoever made it: found without running or loading any of it.
+
+The outer form is checked first, so that torch's zip reader and ours cannot see two
+different files in the same bytes: stored entries only, one folder, no name twice,
+nothing before, between or behind that is not accounted for.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine.checkpoint.safe_pickle import Opaque, TensorRef, Unreadable, read_plain, walk
+
+MAX_PICKLE = 256 * 2**20  # bytes of structure, tensors not counted; the largest models have a few MB
+MAX_ENTRIES = 1_000_000
+CONVERT = (
+    "where you trust it: python -c 'import torch; from safetensors.torch import save_file; "
+    'save_file(torch.load("FILE"), "FILE.safetensors")\''
+)
+SAFETENSORS_TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One file: `values` are plain values with each tensor as a TensorRef, and what stays closed as an Opaque."""
+
+    path: Path
+    kind: Literal["torch", "safetensors"]
+    size: int
+    values: Any
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Text that a safetensors file carries along."""
+
+    def tensors(self) -> Iterator[tuple[str, TensorRef]]:
+        """Each tensor with its path, such as ``model.fc.weight``."""
+        return ((name, item) for name, item in walk(self.values) if isinstance(item, TensorRef))
+
+    def closed(self) -> list[str]:
+        """The names of the classes and functions that the file asks for, beyond tensors and plain values."""
+        return sorted({item.name for _, item in walk(self.values) if isinstance(item, Opaque)})
+
+
+def look(path: Path) -> Contents:
+    """Describe the file at `path`.
+
+    Raises:
+        InputError: it is no such file, damaged, or not of a kind that can be opened safely.
+    """
+    with open_regular(path) as file:
+        start, size = file.read(9), os.fstat(file.fileno()).st_size
+        file.seek(0)
+        if start[:4] == b"PK\x03\x04":
+            return Contents(path, "torch", size, _torch(path, file, size))
+        if len(start) == 9 and start[8:] == b"{":
+            return _safetensors(path, size)
+    if start[:1] == b"\x80" or start[:2] in (b"(d", b"ct", b"cc", b"cp"):
+        raise InputError(
+            f"{path}: an old pickle file, which could run code", "expected a zip made by torch.save", CONVERT
+        )
+    raise InputError(f"{path}: not a checkpoint, or cut off", "expected a whole .pt by torch.save, or .safetensors")
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """The file at `path`, opened: a folder, a pipe or a device is refused.
+
+    Raises:
+        InputError: it is none, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
+        return path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def require_plain(contents: Contents) -> None:
+    """Hold the file to tensors and plain values, each tensor within its own bytes.
+
+    Raises:
+        InputError: it asks for anything else.
+    """
+    path, closed = contents.path, contents.closed()
+    if closed:
+        names = ", ".join(closed[:3]) + (f" and {len(closed) - 3} more" if len(closed) > 3 else "")
+        raise InputError(f"{path}: refused: it would run {names}", "expected tensors and plain values", CONVERT)
+    total = 0
+    for name, tensor in contents.tensors():
+        total += tensor.nbytes
+        if not tensor.inside():
+            raise InputError(f"{path}: refused: {name} reaches beyond its bytes", "expected a contiguous tensor")
+    if total > 8 * contents.size:  # tied weights are shared a few times, not a million
+        raise InputError(f"{path}: refused: larger inside than outside", f"{total} bytes in {contents.size}")
+
+
+def damaged_entry(file: IO[bytes]) -> str | None:
+    """The first zip entry whose CRC-32 does not match its bytes: torch never looks, and a flipped bit would load."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip()
+    except Exception:  # zipfile raises many kinds on damaged headers (struct, value, key, unicode errors)
+        return "an entry"
+
+
+def _torch(path: Path, file: IO[bytes], size: int) -> Any:
+    entries = _entries(path, file, size)
+    root = next(iter(entries)).partition("/")[0]
+    pickle = entries.get(f"{root}/data.pkl")
+    if f"{root}/constants.pkl" in entries or any(name.startswith(f"{root}/code/") for name in entries):
+        raise InputError(f"{path}: a TorchScript program, which would run", "expected weights", CONVERT)
+    if pickle is None:
+        raise InputError(f"{path}: a zip, but not one of torch.save", "expected a .pt or .safetensors file")
+    if pickle.file_size > MAX_PICKLE:
+        raise InputError(f"{path}: refused: {pickle.file_size} bytes of structure", f"expected at most {MAX_PICKLE}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            values = read_plain(archive.read(pickle))
+    except Unreadable as error:
+        raise InputError(f"{path}: refused: {error}", "expected a file made by torch.save") from None
+    except Exception:  # a wrong checksum or a broken local header
+        raise InputError(f"{path}: damaged: its structure cannot be read", "restore it from a copy") from None
+    for name, item in walk(values):
+        if isinstance(item, TensorRef):
+            entry = entries.get(f"{root}/data/{item.storage.key}")
+            declared = item.storage.bytes
+            if entry is None or not declared <= entry.file_size:
+                found = "none" if entry is None else entry.file_size
+                raise InputError(f"{path}: refused: {name} needs {declared} bytes", f"the file has {found}")
+    return values
+
+
+def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInfo]:
+    """The zip's directory by name, after the checks of form."""
+    expected = "expected a file made by torch.save"
+    if size > _memory():
+        raise MachineError(f"{path}: {size} bytes", f"this machine has {_memory()} bytes of memory")
+    try:
+        file.seek(max(size - 22, 0))
+        end = file.read(22)
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            comment = archive.comment
+    except Exception:  # zipfile raises many kinds on damaged directories (struct, value, key, unicode errors)
+        raise InputError(f"{path}: not a checkpoint, or cut off", "expected a whole file made by torch.save") from None
+    if not entries or len(entries) > MAX_ENTRIES:
+        raise InputError(f"{path}: refused: {len(entries)} entries", expected)
+    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
+        raise InputError(f"{path}: refused: compressed entries", expected)
+    # Without regard to case: torch's reader finds an entry that way.
+    if len({e.filename.lower() for e in entries}) != len(entries):
+        raise InputError(f"{path}: refused: an entry stands twice", expected)
+    roots = {e.filename.partition("/")[0] for e in entries}
+    if len(roots) != 1 or any({"..", ""} & set(e.filename.split("/")) or "\\" in e.filename for e in entries):
+        raise InputError(f"{path}: refused: entries outside one folder", expected)
+    if comment or end[:4] != b"PK\x05\x06":
+        raise InputError(f"{path}: refused: bytes behind the end of the zip", expected)
+    _check_layout(path, file, entries, expected)
+    return {e.filename: e for e in entries}
+
+
+def _check_layout(path: Path, file: IO[bytes], entries: list[zipfile.ZipInfo], expected: str) -> None:
+    """Each entry where its own header says, stored as it says, from the first byte on, and none within another."""
+    free = 0
+    for entry in sorted(entries, key=lambda e: e.header_offset):
+        at = entry.header_offset
+        if at < free or (free == 0 and at != 0):
+            raise InputError(f"{path}: refused: overlapping entries", expected)
+        file.seek(at)
+        header = file.read(30)
+        if len(header) < 30:
+            raise InputError(f"{path}: damaged: {entry.filename} lies beyond the end", "restore it from a copy")
+        fields = struct.unpack("<4sHHHHHLLLHH", header)
+        name = file.read(fields[9])
+        if fields[0] != b"PK\x03\x04" or fields[3] != 0 or name != entry.orig_filename.encode():
+            raise InputError(f"{path}: refused: {entry.filename} has two headers that differ", expected)
+        if entry.compress_size != entry.file_size:
+            raise InputError(f"{path}: refused: {entry.filename} has two sizes", expected)
+        free = at + 30 + fields[9] + fields[10] + entry.file_size
+
+
+def _safetensors(path: Path, size: int) -> Contents:
+    """The header, as the library reads it: it checks offsets, sizes and types, and nothing in it can run."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            values = {}
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                part = file.get_slice(name)
+                values[name] = TensorRef.of(SAFETENSORS_TYPES.get(part.get_dtype(), "uint8"), tuple(part.get_shape()))
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: damaged or not safetensors: {reason}", "expected a whole .safetensors file"
+        ) from None
+    return Contents(path, "safetensors", size, values, metadata)
+
+
+def _memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,1 @@
+"""The machine: which device there is, what is fastest on it, and whether it works."""

@@ -1,0 +1,71 @@
+"""Samples near the GPU: all in its memory where they fit, else in pinned memory that it copies from by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.engine.device.placement import Placement
+
+SHARE = 0.4  # of the free memory: the model and its activations need the rest
+CHUNK = 4096  # samples gathered at once on the way there
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A split whose tensors are all on the device: a batch is one indexing there, and nothing is copied."""
+
+    source: Source
+    held: Batch
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: Tensor) -> Batch:
+        return {k: v[indices.to(v.device, non_blocking=True)] for k, v in self.held.items()}
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A split whose batches lie in pinned memory: the copy to the device then goes on beside its work."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def lengths(self) -> Tensor | None:
+        return getattr(self.source, "lengths", None)
+
+    def gather(self, indices: Tensor) -> Batch:
+        return {k: v.pin_memory() for k, v in self.source.gather(indices).items()}
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+def near(source: Source, placement: Placement) -> Source:
+    """`source` as the device of `placement` gets at it fastest; on a CPU it is near already."""
+    free = placement.memory_free()
+    if not free or hasattr(source, "order"):  # or it is streamed: more than is wanted would be fetched
+        return source
+    one = source.gather(torch.arange(min(len(source), 2)))
+    needed = len(source) * sum(v[:1].numel() * v.element_size() for v in one.values())
+    same = all(v.shape[1:] == one[k].shape[1:] for k, v in source.gather(torch.tensor([len(source) - 1])).items())
+    held = resident(source, placement.device) if same and needed < SHARE * free else None
+    return held or Pinned(source)
+
+
+def resident(source: Source, device: torch.device) -> Resident | None:
+    """Every sample of `source` on `device`; None where they are of several lengths."""
+    chunks = [source.gather(part) for part in torch.arange(len(source)).split(CHUNK)]
+    if len({tuple(v.shape[1:] for v in chunk.values()) for chunk in chunks}) > 1:
+        return None
+    return Resident(source, {k: torch.cat([c[k].to(device) for c in chunks]) for k in chunks[0]})

@@ -1,0 +1,278 @@
+"""What this machine is and can do: each probe does the thing it reports on, and none of them can fail the others.
+
+What loads foreign binaries (torch, CUDA, ONNX) runs in processes of its own: an
+illegal instruction, a crash or a hang there becomes a line here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["pass", "warn", "fail"]
+COMPILE_LIMIT = 8.5  # seconds from the start; the whole command answers in ten
+COMPILE_PATIENCE = 120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
+PROBE_LIMIT = 9.0  # seconds from the start, for all that torch and the extras are asked
+IMPORT_LIMIT = 40.0  # seconds for torch and torchvision: a slow first import is no fault
+NETWORK_LIMIT = 2.0
+COMPILE_PROGRAM = """
+import torch
+x = torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu")
+print(float(torch.compile(lambda x: (x * 2 + 1).sum())(x)))
+"""
+TORCH_FIX = "pip install --force-reinstall torch torchvision (the two must be a pair)"
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of env-check: `value` is what was found, `fix` what to do about it."""
+
+    name: str
+    status: Status
+    value: str
+    fix: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def checks(data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: float = COMPILE_LIMIT) -> list[Check]:
+    """Every check, in the order they are shown. The slow ones run side by side.
+
+    Args:
+        data_root: the folder of data files.
+        data_sets: the names of the data sets found in it.
+        out: where runs would be written.
+        compile_limit: seconds from the start that torch.compile may take.
+    """
+    started = time.monotonic()
+    with _child(["-c", COMPILE_PROGRAM]) as compiling:  # the slowest goes first
+        network = [_in_background(_reach, host) for host in mirrors()]
+        driver = _in_background(_driver)
+        found = [_python(), _cpu(), *_probed(started), _compile(compiling, started, compile_limit)]
+    with contextlib.suppress(queue.Empty):  # its own time limit is shorter
+        found.insert(next(i for i, c in enumerate(found) if c.name == "cuda") + 1, driver.get(timeout=5))
+    found += [_disk(out), _memory(), _data(data_root, data_sets)]
+    for host, answer in zip(mirrors(), network, strict=True):
+        try:
+            found.append(answer.get(timeout=max(0.0, started + NETWORK_LIMIT + 0.5 - time.monotonic())))
+        except queue.Empty:  # looking up a name has no time limit of its own
+            found.append(_unreached(host, "no answer from the name server"))
+    return found
+
+
+def _in_background(probe: Callable[..., Check], *arguments: Any) -> queue.Queue[Check]:
+    """`probe` in a daemon thread: one that never ends does not hold up the process."""
+    answer: queue.Queue[Check] = queue.Queue()
+    threading.Thread(target=lambda: answer.put(probe(*arguments)), daemon=True).start()
+    return answer
+
+
+@contextlib.contextmanager
+def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Python with the same packages in sight. On leaving, it and all that it started are ended."""
+    paths = os.pathsep.join(p for p in sys.path if p)
+    # One compile worker: a pool of them takes longer to start than the function to compile.
+    environment = {**os.environ, "PYTHONPATH": paths, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-P", *arguments],
+        stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace",
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGKILL):  # first in kindness: a compiler removes its half-written files
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.3)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def _probed(started: float) -> list[Check]:
+    """The probes of ``engine/device/probes.py``; after a crash or a hang the rest run in a fresh process."""
+    from bigmodel_cli.engine.device.probes import PROBES, unloaded
+
+    said = {name: check for name in PROBES if (check := unloaded(name))}
+    left, found = [name for name in PROBES if name not in said], []
+    while left:
+        with _child(["-m", "bigmodel_cli.engine.device.probes", *left]) as process:
+            lines: queue.Queue[str] = queue.Queue()
+            threading.Thread(target=_pump, args=(process, lines), daemon=True).start()
+            done, reason = _collect(process, lines, left, started)
+        found += done
+        if reason is not None:
+            status, fix = PROBES[left[0]]
+            found.append(Check(left.pop(0), status, reason, fix))
+    return found + list(said.values())
+
+
+def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError):  # closed under it, after a kill
+        for line in process.stdout:
+            lines.put(line)
+    lines.put("")
+
+
+def _collect(
+    process: subprocess.Popen[str], lines: queue.Queue[str], left: list[str], started: float
+) -> tuple[list[Check], str | None]:
+    """What the process reports, with each finished probe taken off `left`; and why it stopped short, or None."""
+    found: list[Check] = []
+    while left:
+        limit = IMPORT_LIMIT if left[0] in ("torch", "torchvision") else PROBE_LIMIT
+        try:
+            line = lines.get(timeout=max(0.2, started + limit - time.monotonic()))
+        except queue.Empty:
+            return found, f"no answer after {time.monotonic() - started:.0f} s"
+        if not line:
+            code = process.wait()
+            assert process.stderr is not None
+            last = (process.stderr.read().strip().splitlines() or [""])[-1]
+            return found, f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended: {last[:120]}"
+        if line.startswith("{"):  # a package may write to stdout when it is imported
+            report = json.loads(line)
+            found += [Check(**c) for c in report["checks"]]
+            left.remove(report["probe"])
+    return found, None
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    return Check("python", "pass", f"{version}, {platform.system()} {platform.machine()}")
+
+
+def cpu_flags() -> tuple[str, set[str]]:
+    """The processor's name and the names of its instruction sets, as the system spells them; "" where unknown."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor(), set()
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+    return fields.get("model name", ""), set(fields.get("flags", fields.get("Features", "")).split())
+
+
+def _cpu() -> Check:
+    """Model name and the instruction sets that matter for training."""
+    name, flags = cpu_flags()
+    sets = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AMX": "amx_tile",
+            "AMX bf16": "amx_bf16", "NEON": "asimd", "SVE": "sve", "bf16": "bf16"}  # fmt: skip
+    have = [label for label, flag in sets.items() if flag in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Check("cpu", "pass", ", ".join([name or platform.machine(), f"{cores} cores", *have]))
+
+
+def _driver() -> Check:
+    """The NVIDIA driver, as its own program reports it."""
+    fix = "none needed for the CPU; for an NVIDIA GPU install its driver"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=4)
+    except FileNotFoundError:
+        return Check("driver", "warn", "no NVIDIA driver", fix)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("driver", "warn", f"nvidia-smi failed: {error}", "restart the machine or reinstall the driver")
+    answer = ((done.stdout or done.stderr).strip().splitlines() or ["no answer"])[0]
+    if done.returncode:
+        return Check("driver", "warn", f"nvidia-smi failed: {answer[:120]}", "reinstall the NVIDIA driver")
+    return Check("driver", "pass", f"NVIDIA {answer}")
+
+
+def _compile(process: subprocess.Popen[str], started: float, limit: float) -> Check:
+    """torch.compile of a small function: a hang or a crash of the compiler is a warning."""
+    fix = "needed for placement.compile=true alone; install g++ or clang (Debian: apt install g++)"
+    try:
+        answer, errors = process.communicate(timeout=max(0.2, started + limit - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        value = f"torch.compile did not finish in {limit:g} s: the first time on a machine is the slowest"
+        return Check("compile", "warn", value, "bigmodel env-check --require compile, which waits for it")
+    if process.returncode < 0:
+        return Check("compile", "warn", f"torch.compile crashed ({signal.Signals(-process.returncode).name})", fix)
+    if process.returncode or answer.strip() != "24.0":
+        # The error is a line "SomethingError: why"; advice in many lines may come after it.
+        reasons = [line for line in errors.splitlines() if re.match(r"[\w.]*(Error|Exception|Invalid\w*)\b", line)]
+        reason = (reasons or errors.strip().splitlines() or [f"a wrong answer, {answer.strip()!r}"])[-1]
+        return Check("compile", "warn", f"torch.compile failed: {reason[:120]}", fix)
+    return Check("compile", "pass", "torch.compile compiled a function, and its answer is right")
+
+
+def _disk(folder: Path) -> Check:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check("disk", "warn", f"{folder}: {error.strerror}", "run bigmodel in a folder that exists")
+    status: Status = "pass" if free > 2 * GB else "warn"
+    fix = None if status == "pass" else "make room, or write elsewhere with --out"
+    return Check("disk", status, f"{free / GB:.1f} GB free in {folder}", fix)
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Free and total bytes of this machine's memory.
+
+    Raises:
+        OSError, KeyError, ValueError, IndexError: the system does not say.
+    """
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
+def _memory() -> Check:
+    try:
+        free, total = memory_bytes()
+    except (OSError, KeyError, ValueError, IndexError):
+        return Check("memory", "warn", "cannot be read on this system", "none needed")
+    status: Status = "pass" if free > 2 * GB else "warn"
+    fix = None if status == "pass" else "close programs, or train with a smaller --batch-size"
+    return Check("memory", status, f"{free / GB:.1f} of {total / GB:.1f} GB free", fix)
+
+
+def _data(root: Path, names: Sequence[str]) -> Check:
+    if not root.is_dir():
+        return Check("data", "warn", f"no folder {root}", "set BIGMODEL_DATA, or let train download into it")
+    if not names:
+        return Check("data", "warn", f"no known data set in {root}", "--data-dir, or let train download into it")
+    return Check("data", "pass", f"{', '.join(names)} in {root}")
+
+
+def mirrors() -> list[str]:
+    """The hosts that data is downloaded from, as the data sources name them: there is no second list to keep."""
+    spec = importlib.util.find_spec("bigmodel_cli.data")
+    assert spec is not None and spec.submodule_search_locations
+    files = [f for folder in spec.submodule_search_locations for f in sorted(Path(folder).rglob("*.py"))]
+    return sorted({h for f in files for h in re.findall(r"https://([\w.-]+)/", f.read_text(encoding="utf-8"))})
+
+
+def _reach(host: str) -> Check:
+    try:
+        with socket.create_connection((host, 443), timeout=NETWORK_LIMIT):
+            return Check(f"network {host}", "pass", "reached")
+    except OSError as error:
+        return _unreached(host, str(error))
+
+
+def _unreached(host: str, why: str) -> Check:
+    """A warning at most: training needs no network once the data is there."""
+    return Check(f"network {host}", "warn", f"not reached: {why}", "--data-dir with the files, or --data digits")

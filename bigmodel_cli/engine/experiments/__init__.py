@@ -1,0 +1,1 @@
+"""Several runs that answer one question: studies, searches, reproductions, trial runs."""

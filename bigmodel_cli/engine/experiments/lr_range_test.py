@@ -1,0 +1,69 @@
+"""The learning-rate range test (Smith 2015): the rate climbs each step, and the loss tells which rates teach."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.loop import train_step
+
+LOWEST, HIGHEST = 1e-7, 10.0
+SMOOTHING = 0.9  # of the running mean of the loss
+BLOWN_UP = 4.0  # times the least loss so far: no larger rate is worth a step
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Rates and smoothed losses, a pair a step; `suggested` is where the loss falls fastest."""
+
+    rates: list[float]
+    losses: list[float]
+    suggested: float
+
+
+def find_rate(recipe: Recipe, steps: int = 100) -> RangeTest:
+    """Train for up to `steps` steps with rates from 1e-7 to 10, each the same factor above the last; nothing is kept.
+
+    Raises:
+        InputError: the loss never fell: there is no rate to suggest.
+    """
+    run = assemble(recipe)
+    run.train_mode()
+    base = max(run.base_lrs)
+    rates: list[float] = []
+    losses: list[float] = []
+    smooth, epoch, raws = 0.0, 0, run.batches.steps(0)
+    for step in range(steps):
+        raw = next(raws, None)
+        if raw is None:
+            epoch += 1
+            raws = run.batches.steps(epoch)
+            raw = next(raws)
+        rate = LOWEST * (HIGHEST / LOWEST) ** (step / max(steps - 1, 1))
+        run.factor = lambda _, scale=rate / base: scale  # type: ignore[misc]
+        taken = train_step(run, raw)
+        loss = taken.loss.item() / taken.count
+        if not math.isfinite(loss) or not taken.finite.item():
+            break
+        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * loss
+        rates.append(rate)
+        losses.append(smooth / (1 - SMOOTHING ** (step + 1)))  # without it the mean would begin at zero
+        if losses[-1] > BLOWN_UP * min(losses):
+            break
+    return RangeTest(rates, losses, steepest(rates, losses))
+
+
+def steepest(rates: list[float], losses: list[float]) -> float:
+    """The rate at which the loss falls fastest per factor of the rate, before its minimum.
+
+    Raises:
+        InputError: it does not fall.
+    """
+    lowest = losses.index(min(losses)) if losses else 0
+    falls = [losses[i + 1] - losses[i - 1] for i in range(1, lowest)]
+    if not falls or min(falls) >= 0:
+        raise InputError("the loss fell at no learning rate", "expected it to, somewhere from 1e-7 to 10", "more data")
+    return rates[falls.index(min(falls)) + 1]

@@ -1,0 +1,163 @@
+"""The same run again: from what a finished run recorded, or cut in two at the middle; and what came out different."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine.build.load import described
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble, load_data
+from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.run import Event
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished run wrote down: enough to do it again."""
+
+    folder: Path
+    recipe: Recipe
+    state: Mapping[str, Any]
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return self.state["meta"]["env"]  # type: ignore[no-any-return]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the last evaluation in its log, and where the run ended."""
+        return last_metrics(self.folder)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it was."""
+
+    what: str
+    then: Any
+    now: Any
+
+
+def record(folder: Path, data_dir: Path | None) -> Record:
+    """The record of the run in `folder`.
+
+    Raises:
+        InputError: it is no finished run, or its data or start is not what it was.
+    """
+    status = folder / "status.json"
+    try:
+        state = json.loads(status.read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder}: no run", "expected a run folder with its status.json") from None
+    if state != "done":
+        hint = f"bigmodel train --resume --out {folder}"
+        raise InputError(f"{folder}: the run is {state}", "expected one that is done", hint)
+    saved = checkpoint.load(folder / "last.pt")
+    recipe, spec = described(saved, str(folder / "last.pt"))
+    if data_dir is not None:
+        recipe = resolve(
+            [Layer("record", recipe.to_dict()), Layer("--data-dir", {"data": {"dir": str(data_dir)}})]
+        ).recipe
+    then, now = saved["meta"]["data"].get("fingerprint"), load_data(recipe.data, spec).fingerprint
+    if then != now:
+        raise InputError(f"{folder}: trained on data {str(then)[:16]}", f"the data now is {now[:16]}", "--data-dir DIR")
+    return Record(folder, recipe, saved)
+
+
+def compare(then: Record, folder: Path) -> tuple[bool, list[Difference]]:
+    """Whether the run in `folder` ended in the same weights as `then`; and everything that drifted."""
+    again = checkpoint.load(folder / "last.pt")
+    one, other = ({k: s[k] for k in ("model", "model_ema")} for s in (then.state, again))
+    same = checkpoint.digest(one) == checkpoint.digest(other)
+    found = _different("", _surroundings(then.state), _surroundings(again))
+    if not same:
+        found += _different("", then.metrics, last_metrics(folder))
+        changed = [d.what for d in differences({"model": one["model"]}, {"model": other["model"]})]
+        found.append(Difference("weights that differ", 0, f"{len(changed)} of {len(one['model'])} tensors"))
+    return same, found
+
+
+def _surroundings(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {**state["meta"]["env"], **state["meta"].get("origin", {})}
+
+
+def _different(name: str, then: Any, now: Any) -> list[Difference]:
+    """Leaves that differ in two nested dictionaries."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        keys = sorted({*then, *now})
+        return [d for k in keys for d in _different(f"{name}.{k}" if name else k, then.get(k), now.get(k))]
+    return [] if then == now else [Difference(name, then, now)]
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The validation metrics of the last epoch in a run's log; empty where there is none."""
+    found: dict[str, Any] = {}
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut off
+            continue
+        if isinstance(event, dict) and event.get("event") == "epoch":
+            found = {k: v for k, v in event.items() if k == "train_loss" or k.startswith("val_")}
+    return found
+
+
+def verify_resume(
+    recipe: Recipe, steps: int, folder: Path, tell: Callable[[Event], None]
+) -> tuple[list[Difference], int]:
+    """Train `steps` steps at a stretch, and again with a stop, a save and a fresh start in the middle.
+
+    Returns what differs at the end, in weights, averages, optimizer, progress and
+    random numbers, and how many values were compared.
+    """
+    short = resolve([Layer("recipe", recipe.to_dict()), Layer("--steps", {"train": {"max_steps": steps}})]).recipe
+
+    def trained(stop_at: int | None, resumed: dict[str, Any] | None) -> dict[str, Any]:
+        run = assemble(short, resumed, recorded)
+        run.emit, run.stop = tell, lambda: run.progress.step == stop_at
+        fit(run)
+        return run.state()
+
+    recorded: Mapping[str, Any] | None = None
+    whole = trained(None, None)
+    recorded = whole["meta"]["env"]  # what was measured once holds for both
+    reached = whole["progress"]["step"]
+    if reached < 2:
+        raise InputError(f"the recipe trains {reached} step", "expected at least 2, to stop in the middle")
+    checkpoint.save(folder / "half.pt", trained(reached // 2, None))
+    torch.manual_seed(987654321)  # a resumed process starts with other random numbers
+    split = trained(None, checkpoint.load(folder / "half.pt"))
+    parts = ("model", "model_ema", "optimizer", "progress", "rng")
+    one, other = ({k: state[k] for k in parts} for state in (whole, split))
+    return differences(one, other), _count(one)
+
+
+def differences(one: Any, other: Any, name: str = "") -> list[Difference]:
+    """Tensors and values that differ, by path: bit by bit, so that a NaN equals itself."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        keys = sorted({*one, *other}, key=str)
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{name}.{k}" if name else str(k))]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{name}[{i}]")]
+    if checkpoint.digest([one]) == checkpoint.digest([other]):
+        return []
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
+        largest = (one.double() - other.double()).abs().max().item()
+        return [Difference(name, 0.0, f"up to {largest:.3g}")]
+    return [Difference(name, one, other)]
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_count(v) for v in value.values())
+    return sum(_count(v) for v in value) if isinstance(value, (list, tuple)) else 1

@@ -1,0 +1,143 @@
+"""A study: several runs that answer one question together. What is finished is not done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Component, Recipe, Section
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.strict_yaml import Document, read_yaml
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.device.placement import place
+from bigmodel_cli.engine.training.assemble import load_data, split
+from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.run import Event
+from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.training.session import train
+
+Values = dict[str, dict[str, Any]]
+
+
+class Study(Section):
+    """The file: sections of a recipe in `base`, and in each of `runs` what it changes.
+
+    In a run's ``start``, ``"@name"`` is the best checkpoint of an earlier run.
+    """
+
+    title: str
+    base: Values = Field(default_factory=dict)
+    runs: dict[str, Values]
+    test: bool = Field(False, description="measure each run's best checkpoint on the test split, once, at the end")
+    figure: Component | None = None
+
+
+def read_study(path: Path) -> Study:
+    """The study in the file at `path`.
+
+    Raises:
+        InputError: it is a recipe, or no study at all.
+    """
+    document: Document = read_yaml(path)
+    if "runs" not in document.values:
+        raise InputError(f"{path}: no runs in it", "expected a study", f"bigmodel train {path}")
+    try:
+        return Study(**document.values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = tuple(str(part) for part in first["loc"])
+        where = f"{path}:{document.lines[key]}" if key in document.lines else str(path)
+        what = f"{where}: {'.'.join(key)}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise InputError(what, f"a study has {', '.join(Study.model_fields)}") from None
+
+
+def recipes(study: Study, out: Path, flags: list[Layer]) -> dict[str, Recipe]:
+    """The recipe of each run, all of them checked before the first one trains."""
+    found: dict[str, Recipe] = {}
+    for name, changes in study.runs.items():
+        start = {key: _earlier(name, value, found, out) for key, value in changes.get("start", {}).items()}
+        changes = {**changes, "start": start} if start else changes
+        found[name] = resolve([Layer("base", study.base), Layer(f"run {name}", changes), *flags]).recipe
+    return found
+
+
+def _earlier(run: str, value: Any, found: Mapping[str, Recipe], out: Path) -> Any:
+    """`value`, or where it is ``@name`` the best checkpoint of the earlier run of that name."""
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    if value[1:] not in found:
+        raise InputError(f"run {run}: {value}", "expected @ and the name of an earlier run")
+    return str((out / value[1:] / "best.pt").resolve())
+
+
+def run_study(
+    study: Study, out: Path, flags: list[Layer], emit: Callable[[Event], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train what is not yet trained, in order; yields each run's name and what came of it.
+
+    Raises:
+        InputError: the folder holds a run of that name that another recipe made.
+    """
+    for name, recipe in recipes(study, out, flags).items():
+        folder = out / name
+        if not _is_done(folder, recipe):
+            resume = (folder / "last.pt").exists()
+            train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit)
+        yield name, {"run": name, **outcome(folder, recipe, study.test)}
+
+
+def _is_done(folder: Path, recipe: Recipe) -> bool:
+    if not (folder / "recipe.yaml").exists():
+        return False
+    # Resolved, so that a field which has come since then has its default in both.
+    made_from = Layer(str(folder / "recipe.yaml"), read_yaml(folder / "recipe.yaml").values)
+    saved, ours = resolve([made_from]).recipe.to_dict(), recipe.to_dict()
+    for section, values in ours.items():
+        for key, value in values.items():
+            old = saved.get(section, {}).get(key)
+            if old != value and section != "placement" and (section, key) not in (("data", "dir"),):
+                what = f"{folder}: made with {section}.{key} = {old!r}, now {value!r}"
+                raise InputError(what[:150], "expected the same recipe", "give another --out")
+    status = folder / "status.json"
+    return status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done"
+
+
+def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
+    """What a finished run's folder says of it; with `test`, its figures on the test split too, measured once."""
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    start, end = (_last(events, kind) for kind in ("start", "end"))
+    epochs = [e for e in events if e["event"] == "epoch"]
+    found = {
+        "model": recipe.model.name,
+        "method": recipe.start.method if recipe.start.trained else "from zero",
+        "parameters": start["parameters"],
+        "trained": start["trainable"],
+        "train_loss": epochs[-1]["train_loss"],
+        **{k: v for k, v in end.items() if k.startswith("val_")},
+        "seconds": end["seconds"],
+        "epochs": epochs,
+    }
+    if test:
+        found |= _test(folder, recipe)
+    return found
+
+
+def _last(events: list[Event], kind: str) -> Event:
+    return next(e for e in reversed(events) if e["event"] == kind)
+
+
+def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
+    file = folder / "test.json"
+    if not file.exists():
+        trained, placement = load_trained(folder), place(recipe.placement)
+        bundle = load_data(recipe.data, trained.task.spec)
+        source, size = split(bundle, recipe.data, "test"), recipe.train.eval_batch_size
+        task = trained.task.for_data(bundle.spec)
+        metrics = evaluate(placement.model(trained.model), task, source, placement, size)
+        file.write_text(json.dumps({f"test_{k}": v for k, v in (metrics or {}).items()}), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]

@@ -1,0 +1,145 @@
+"""What a model says of files: read in parallel ahead of it, answered in batches, told in their order."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.types import Batch
+from bigmodel_cli.data.thread_map import decoders
+from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.inference.optimize import Quick, quickened
+from bigmodel_cli.engine.training.evaluate import room
+
+MOST = 64  # samples in a batch
+WINDOW, HELD = 1024, 1 << 26  # samples and bytes that come while one waits for others of its shape, at most
+Reading = tuple[str, Batch | InputError]
+Answer = list[tuple[str, float]]
+
+
+def ask(
+    model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
+) -> Iterator[tuple[str, Answer | InputError]]:
+    """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it."""
+    size = min(MOST, room(task, placement))
+    given = ((f"text {i}", task.asked([text])) for i, text in enumerate(texts, 1))
+    known: dict[int, tuple[str, Answer | InputError]] = {}  # told when all before them are
+    told = 0
+    for places, names, batch in _batches(itertools.chain(given, _readings(task, files, ahead=2 * size)), size):
+        if isinstance(batch, InputError):
+            known[places[0]] = names[0], batch
+        else:
+            with torch.inference_mode(), placement.autocast():
+                inputs = placement.inputs(task.prepare(placement.batch(batch)))
+                known.update(zip(places, zip(names, task.answers(model, inputs, top), strict=True), strict=True))
+        while told in known:
+            yield known.pop(told)
+            told += 1
+
+
+class Mirrored(nn.Module):
+    """The mean of what `model` says of pictures and of their mirror images: (B,C,H,W) -> (B,K)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(torch.cat([x, x.flip(-1)])).unflatten(0, (2, -1)).mean(0)  # type: ignore[no-any-return]
+
+
+def mirrored(model: nn.Module, task: Any) -> nn.Module:
+    """`model` asked twice of each picture.
+
+    Raises:
+        InputError: what `task` is about has no mirror image.
+    """
+    if [x.dim() for x in task.example(1)] != [4]:
+        raise InputError(f"--tta: {task.name.replace('_', ' ')}", "expected a model of pictures")
+    return Mirrored(model)
+
+
+def quick_to_ask(model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], free: bool) -> Quick:
+    """The quickest agreeing form of `model` for as many samples as there are `files`, chosen on some from all of them.
+
+    As it is where that would take longer than to answer, and where it has no convolutions to make quicker.
+    """
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return Quick(model, placement)
+    few = min(len(files), max(1, room(task, placement) // 2), MOST // 2)
+    raws: list[Batch] = []
+    for file in [files[i * len(files) // few] for i in range(few)] if few > 1 else []:
+        with contextlib.suppress(InputError):  # told when it is asked
+            raws += [raw for _, raw in itertools.islice(task.readings(file), 1)]
+    shapes = {tuple((k, v.shape[1:]) for k, v in raw.items()) for raw in raws}
+    if len(shapes) != 1:  # nothing that could be read, or pictures of several sizes
+        return Quick(model, placement)
+    joined = {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}
+    look = placement.inputs(task.prepare(placement.batch(joined)))
+    return quickened(model, task.outputs, placement, look, len(files), free)
+
+
+def _readings(task: Any, files: Sequence[Path], ahead: int) -> Iterator[Reading]:
+    """The samples of `files`, at most `ahead` files being read or waiting; one that cannot be read is its error."""
+
+    def read(file: Path) -> list[Reading]:
+        found: list[Reading] = []
+        try:
+            found.extend(task.readings(file))
+        except InputError as error:
+            found.append((str(file), error))
+        return found
+
+    waiting: deque[Future[list[Reading]]] = deque()
+    remaining = iter(files)
+    pool = decoders()
+    try:
+        waiting.extend(pool.submit(read, file) for file in itertools.islice(remaining, ahead))
+        while waiting:
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(read, file) for file in itertools.islice(remaining, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(readings: Iterator[Reading], size: int) -> Iterator[tuple[list[int], list[str], Batch | InputError]]:
+    """Up to `size` samples of one shape together, with their places among all; an error by itself.
+
+    Texts of one length need no fill, so what else is asked changes no answer.
+    """
+    waiting: dict[Any, list[tuple[int, str, Batch]]] = {}  # by shape; in front the one that has waited longest
+    held = 0
+
+    def together(shape: Any) -> tuple[list[int], list[str], Batch]:
+        nonlocal held
+        places, names, raws = zip(*waiting.pop(shape), strict=True)
+        joined = {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}
+        held -= _bytes(joined)
+        return list(places), list(names), joined
+
+    for place, (name, raw) in enumerate(readings):
+        if isinstance(raw, InputError):
+            yield [place], [name], raw
+        else:
+            shape = tuple((key, value.shape[1:]) for key, value in raw.items())
+            waiting.setdefault(shape, []).append((place, name, raw))
+            held += _bytes(raw)
+            if len(waiting[shape]) == size:
+                yield together(shape)
+        while waiting and (held > HELD or next(iter(waiting.values()))[0][0] <= place - WINDOW):
+            yield together(next(iter(waiting)))
+    while waiting:
+        yield together(next(iter(waiting)))
+
+
+def _bytes(raw: Batch) -> int:
+    return sum(value.nbytes for value in raw.values())

@@ -1,0 +1,61 @@
+"""Model-FLOPs utilisation (Chowdhery et al. 2022): what a run computes for its model, as a share of the device's peak.
+
+Counted are the products of the forward pass, three times: the backward pass has two for each of them. What is
+computed again (checkpointing), elementwise work and the optimizer are none of the model's FLOPs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bigmodel_cli.engine.plan.devices import DEVICES
+
+if TYPE_CHECKING:
+    from bigmodel_cli.engine.device.placement import Placement
+    from bigmodel_cli.engine.training.run import Run
+
+SIDE, TRIES = 1024, 5
+
+
+def utilisation(run: Run) -> dict[str, Any]:
+    """``flops_per_unit`` of training (a token, a picture), the ``peak`` of all devices in FLOP/s, and ``which`` it is.
+
+    Empty where the model's work cannot be counted.
+    """
+    from bigmodel_cli.engine.build.load import build_model
+    from bigmodel_cli.engine.experiments.dry_run import layers
+    from bigmodel_cli.models.layers.meta_init import without_values
+
+    flops = 0
+    # A model may not run without its values; what building one draws is no part of the run.
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), without_values():
+        _, flops = layers(build_model(run.recipe, run.task.spec), run.task)
+    example = run.task.example(1)[-1]
+    units = example.shape[1] if run.task.unit == "tokens" else 1
+    if not flops:
+        return {}
+    peak, which = peak_of(run.placement)
+    return {"flops_per_unit": 3 * flops / units, "peak": peak * run.parallel.group.world, "which": which}
+
+
+def peak_of(placement: Placement) -> tuple[float, str]:
+    """FLOP/s of matrix products on the device in the run's precision: its maker's figure, else measured here."""
+    if placement.device.type == "cuda":
+        said = torch.cuda.get_device_name(placement.device).replace("-", " ").upper()
+        for name, device in DEVICES.items():
+            if name.partition("-")[0].replace("RTX", "RTX ").upper() in said:
+                peak = device.bf16 if placement.precision == "bf16" and device.bf16 else device.fp32
+                return peak, f"the data sheet's for {name}, {placement.precision}, dense"
+    kind = torch.bfloat16 if placement.precision == "bf16" else torch.float32
+    a = torch.ones(SIDE, SIDE, device=placement.device, dtype=kind)
+    least = float("inf")
+    for _ in range(TRIES):
+        clock = time.perf_counter()
+        a @ a
+        placement.wait()
+        least = min(least, time.perf_counter() - clock)
+    return 2 * SIDE**3 / least, f"measured here: a {placement.precision} product of {SIDE} x {SIDE}"

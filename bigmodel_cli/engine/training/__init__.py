@@ -1,0 +1,1 @@
+"""One run, from its recipe to its last checkpoint: assembling, the loop, evaluation, the run folder."""

@@ -1,0 +1,42 @@
+"""A head found at once, by a method that solves for it, on the features that the frozen rest gives.
+
+Shapes: N samples, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from bigmodel_cli.data.balance import class_weights
+from bigmodel_cli.engine.build.load import head_of
+from bigmodel_cli.engine.training.cached_features import features
+from bigmodel_cli.engine.training.loop import end_epoch
+from bigmodel_cli.engine.training.run import Run
+
+
+def solve(run: Run) -> bool:
+    """Solve for the head, then evaluate and save as after an epoch. False where a signal stopped it."""
+    assert run.adapted.solve is not None
+    clock = time.perf_counter()
+    head = run.model.get_submodule(head_of(run.recipe))
+    assert isinstance(head, nn.Linear)
+    both = features(run)
+    if both is None:
+        return False
+    train, val = both
+    even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum
+    weights = class_weights(train.labels, head.out_features)[train.labels] if even else torch.ones(len(train))
+    weight, bias, note = run.adapted.solve(train.vectors, train.labels, weights, val.vectors, val.labels)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        loss = nn.functional.cross_entropy(train.vectors @ weight.T + bias, train.labels, reduction="sum")
+    if run.ema is not None:
+        run.ema.module.load_state_dict(run.model.state_dict())
+    run.emit({"event": "warning", "message": note})
+    run.total_steps = run.progress.step = 0  # no step was taken, and none is left to take
+    run.progress.loss_sum, run.progress.loss_count = loss.item(), len(train)
+    return end_epoch(run, len(train) / (time.perf_counter() - clock))

@@ -1,0 +1,191 @@
+"""What a set of pictures holds before anything is trained on it: counts, sizes, formats, leaks, damage; and a sheet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy
+import torch
+
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.images import decode, picture_header
+from bigmodel_cli.data.balance import uneven
+from bigmodel_cli.data.image.listing import Item, Listing
+from bigmodel_cli.data.thread_map import for_each
+
+SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest: the largest that the pictures fill
+TINY = 32  # side of the square that pictures are compared at
+NEAR_BITS = 3  # of 64 bits of the gradient hash, at most this many differ
+NEAR_LEVELS = 4.0  # and grey levels differ by at most this much on average
+CROWD = 200  # a bucket of more pictures than this says nothing of its members
+TILE = 96  # pixels of a picture on the sheet
+
+
+@dataclass
+class Look:
+    """One picture as it was found; `problem` where it cannot be decoded."""
+
+    item: Item
+    split: str
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    digest: bytes = b""
+    grey: numpy.ndarray[Any, Any] | None = field(default=None, repr=False)
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything seen, and what follows from it."""
+
+    listing: Listing
+    looks: list[Look]
+    same: list[tuple[Look, Look]]
+    near: list[tuple[Look, Look]]
+
+    @property
+    def undecodable(self) -> list[Look]:
+        return [look for look in self.looks if look.problem]
+
+    @property
+    def size(self) -> int:
+        """The largest of SIZES that half of the pictures fill without being enlarged."""
+        short = [min(look.width, look.height) for look in self.looks if not look.problem]
+        return max([size for size in SIZES if short and size <= median(short)], default=SIZES[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        listing = self.listing
+        good = [look for look in self.looks if not look.problem]
+        sides = sorted((look.width, look.height) for look in good)
+        short = sorted(min(side) for side in sides)
+        return {
+            "classes": len(listing.classes),
+            "pictures": {split: len(items) for split, items in listing.splits.items()},
+            "counts": {
+                name: {split: listing.counts(split)[k] for split in listing.splits}
+                for k, name in enumerate(listing.classes)
+            },
+            "formats": dict(Counter(look.format for look in good).most_common()),
+            "modes": dict(Counter(look.mode for look in good).most_common()),
+            "shorter_side": {"min": short[0], "median": median(short), "max": short[-1]} if short else None,
+            "undecodable": [{"name": look.name, "problem": look.problem} for look in self.undecodable],
+            "leaks": _pairs(self.same, across=True),
+            "duplicates": _pairs(self.same, across=False),
+            "two_labels": [[a.name, b.name] for a, b in self.same if a.item.label != b.item.label],
+            "near_leaks": _pairs(self.near, across=True),
+            "near_duplicates": _pairs(self.near, across=False),
+            "suggested_size": self.size,
+            "notes": [*listing.notes, *filter(None, [uneven(listing.counts("train"), listing.classes)])],
+        }
+
+
+def _pairs(pairs: Iterable[tuple[Look, Look]], across: bool) -> list[list[str]]:
+    return [[a.name, b.name] for a, b in pairs if (a.split != b.split) == across]
+
+
+def inspect(listing: Listing) -> Findings:
+    """Read every picture of every split once, in parallel."""
+    looks = [Look(item, split) for split, items in listing.splits.items() for item in items]
+    for_each("reading pictures", len(looks), lambda i: _look(looks[i]))
+    good = [look for look in looks if not look.problem]
+    same = _groups((look.digest, look) for look in good)
+    exact = {id(b) for _, b in same}
+    return Findings(listing, looks, same, _near([look for look in good if id(look) not in exact]))
+
+
+def _look(look: Look) -> None:
+    try:
+        raw = look.item.read()
+        pixels = decode(raw, look.name, 1, TINY)
+        look.format, look.width, look.height, look.mode = picture_header(raw)
+    except InputError as error:
+        look.problem = error.what.removeprefix(f"{look.name}: ")
+        return
+    look.digest = hashlib.sha256(raw).digest()
+    look.grey = pixels[0].float().view(8, 4, 8, 4).mean((1, 3)).numpy()
+
+
+def _groups(keyed: Iterable[tuple[bytes, Look]]) -> list[tuple[Look, Look]]:
+    """Each picture beside the first that is the same."""
+    first: dict[bytes, Look] = {}
+    pairs = []
+    for key, look in keyed:
+        if key in first:
+            pairs.append((first[key], look))
+        first.setdefault(key, look)
+    return pairs
+
+
+def _near(looks: list[Look]) -> list[tuple[Look, Look]]:
+    """Pairs that look alike: gradient hashes within NEAR_BITS, then the pixels themselves compared.
+
+    Hashes that differ in at most 3 bits agree in one of their 4 quarters, so only those are compared.
+    """
+    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    hashes = []
+    for place, look in enumerate(looks):
+        assert look.grey is not None
+        grey = numpy.concatenate([look.grey, look.grey[:, :1]], 1)
+        bits = numpy.packbits(grey[:, 1:] > grey[:, :-1])
+        hashes.append(int.from_bytes(bits.tobytes(), "big"))
+        if numpy.ptp(look.grey) > 2 * NEAR_LEVELS:  # a plain picture is like every other plain picture
+            for part in range(4):
+                buckets[part, bits[2 * part : 2 * part + 2].tobytes()].append(place)
+    found: set[tuple[int, int]] = set()
+    for members in buckets.values():
+        if len(members) > CROWD:
+            continue
+        for i, a in enumerate(members):
+            for b in members[i + 1 :]:
+                if (hashes[a] ^ hashes[b]).bit_count() <= NEAR_BITS and (a, b) not in found:
+                    one, two = looks[a].grey, looks[b].grey
+                    if one is not None and two is not None and numpy.abs(one - two).mean() <= NEAR_LEVELS:
+                        found.add((a, b))
+    return [(looks[a], looks[b]) for a, b in sorted(found)]
+
+
+def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8) -> None:
+    """A PNG with evenly spaced train pictures, a row a class, as the model's centre crop shows them.
+
+    Raises:
+        MachineError: `path` cannot be written.
+    """
+    from PIL import Image, ImageDraw
+
+    members: Mapping[int, list[Item]] = defaultdict(list)
+    for item in listing.splits["train"]:
+        members[item.label].append(item)
+    shown = list(range(len(listing.classes)))[:rows]
+    margin = 20
+    sheet = Image.new("RGB", (columns * (TILE + 4) + 4, len(shown) * (TILE + margin + 4) + 4), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(shown):
+        top = 4 + row * (TILE + margin + 4)
+        items = members[label]
+        text = f"{listing.classes[label]}  ({len(items)})".encode("latin-1", "replace").decode("latin-1")
+        draw.text((4, top + 3), text[:90], fill="black")
+        chosen = torch.linspace(0, len(items) - 1, min(columns, len(items))).round().int().tolist()
+        for column, place in enumerate(chosen):
+            try:
+                pixels = decode(items[place].read(), items[place].name, 3, TILE)
+            except InputError:
+                draw.rectangle((4 + column * (TILE + 4), top + margin, column * (TILE + 4) + TILE, top + margin + TILE))
+                continue
+            tile = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            sheet.paste(tile, (4 + column * (TILE + 4), top + margin))
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror or error}", hint="another --sheet") from None

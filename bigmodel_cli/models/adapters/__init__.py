@@ -1,0 +1,1 @@
+"""Changes to a trained model's layers: low-rank adapters, pruned channels."""

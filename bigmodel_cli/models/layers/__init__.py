@@ -1,0 +1,1 @@
+"""Layers and building blocks that several models share."""

@@ -1,0 +1,1 @@
+"""Published weights in other layouts, converted to ours and back."""
