@@ -104,7 +104,7 @@ def _row(name: str, proof: Any, side: str = "export") -> str:
 
 
 def _processor() -> str:
-    from bigmodel_cli.engine.device.env_check import cpu_flags
+    from bigmodel_cli.engine.device.hardware import cpu_flags
 
     return cpu_flags()[0]
 

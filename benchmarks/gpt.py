@@ -19,7 +19,7 @@ import torch
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_flags
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import settle, train_step
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens

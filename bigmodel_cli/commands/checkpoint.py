@@ -99,7 +99,7 @@ def migrate(
 
         bigmodel checkpoint migrate old.pt --out new.pt
     """
-    from bigmodel_cli.engine.build.load import checkpoint_file
+    from bigmodel_cli.engine.build.locate import checkpoint_file
     from bigmodel_cli.engine.checkpoint import checkpoint
 
     path = checkpoint_file(file)
@@ -132,7 +132,7 @@ def consolidate(
 
         bigmodel checkpoint consolidate runs/big/last.pt --out big.pt
     """
-    from bigmodel_cli.engine.build.load import checkpoint_file
+    from bigmodel_cli.engine.build.locate import checkpoint_file
     from bigmodel_cli.engine.checkpoint import checkpoint
 
     path = checkpoint_file(file)

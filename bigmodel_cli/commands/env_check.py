@@ -13,7 +13,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.device.env_check import Check
+    from bigmodel_cli.engine.device.check import Check
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gpu", "bf16", "compile", "disk",
@@ -85,7 +85,7 @@ def required(found: list[Check], wanted: list[str]) -> list[Check]:
     """
     from dataclasses import replace
 
-    from bigmodel_cli.engine.device.env_check import Check
+    from bigmodel_cli.engine.device.check import Check
     from bigmodel_cli.engine.device.probes import EXTRAS
 
     names = {member for name in wanted for member in EXTRAS.get(name, (name,))}

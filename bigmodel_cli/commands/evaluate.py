@@ -68,10 +68,10 @@ def _measure(
 ) -> tuple[Report, list[str]]:
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import reports
+    from bigmodel_cli.engine.build.data import load_data
+    from bigmodel_cli.engine.build.data import split as load_split
     from bigmodel_cli.engine.device.placement import place
-    from bigmodel_cli.engine.inference.predict import mirrored
-    from bigmodel_cli.engine.training.assemble import load_data
-    from bigmodel_cli.engine.training.assemble import split as load_split
+    from bigmodel_cli.engine.inference.tta import mirrored
     from bigmodel_cli.engine.training.evaluate import collect
 
     recipe = opt.recipe_of(trained, flags, assignments)

@@ -12,7 +12,8 @@ from bigmodel_cli.commands import options as opt
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import Trained
-    from bigmodel_cli.export.proof import Proof, Subject
+    from bigmodel_cli.export.proof import Proof
+    from bigmodel_cli.export.subject import Subject
 
 
 def _formats(incomplete: str) -> list[str]:
@@ -119,8 +120,8 @@ def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: 
     """The checkpoint as what an export is made of, with inputs from the validation split that it remembers."""
     import torch
 
-    from bigmodel_cli.engine.training.assemble import load_data, split
-    from bigmodel_cli.export.proof import Subject
+    from bigmodel_cli.engine.build.data import load_data, split
+    from bigmodel_cli.export.subject import Subject
 
     recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
     bundle = load_data(recipe.data, trained.task.spec)

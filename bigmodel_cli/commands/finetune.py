@@ -102,7 +102,8 @@ def _usual(layers: list[Layer], checkpoint: Path | None) -> str:
     """The method that the data is for, as pairs of answers are for dpo; else full."""
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.engine.build.foreign_weights import is_foreign
-    from bigmodel_cli.engine.build.load import checkpoint_file, load_meta
+    from bigmodel_cli.engine.build.load import load_meta
+    from bigmodel_cli.engine.build.locate import checkpoint_file
 
     named = [layer.values["data"]["name"] for layer in layers if "name" in layer.values.get("data", {})]
     if not named and checkpoint is not None and not is_foreign(path := checkpoint_file(checkpoint)):
@@ -114,7 +115,7 @@ def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:
     """Hold the file to ``start.sha256``, where it is given, before anything else looks at it."""
     pins = [layer.values["start"]["sha256"] for layer in layers if "sha256" in layer.values.get("start", {})]
     if pins:
-        from bigmodel_cli.engine.build.load import check_pin, checkpoint_file
+        from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
 
         check_pin(checkpoint_file(checkpoint), str(pins[-1]))
 
@@ -174,7 +175,8 @@ def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], gi
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.foreign_weights import architecture, is_foreign
-    from bigmodel_cli.engine.build.load import checkpoint_file, load_meta
+    from bigmodel_cli.engine.build.load import load_meta
+    from bigmodel_cli.engine.build.locate import checkpoint_file
 
     path = checkpoint_file(path)
     foreign = is_foreign(path)
@@ -200,8 +202,8 @@ def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) ->
 def _shaped_layer(path: Path, layers: list[Layer]) -> Layer:
     """The model's options that nobody gave and the shapes of foreign weights decide."""
     from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.data import load_data
     from bigmodel_cli.engine.build.foreign_weights import missing_options
-    from bigmodel_cli.engine.training.assemble import load_data
 
     resolved = resolve(layers)
     given = [key for section, key in resolved.origin if section == "model"]

@@ -9,6 +9,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.recipe_files import recipes_folder
 
 Search = Annotated[str | None, typer.Option("--search", help="Only names that contain this.")]
 
@@ -114,10 +115,3 @@ def recipes_command(json: opt.Json = False) -> None:
             console.print_json(row)
         return
     console.show(console.table(None, ("recipe", "what it does"), [(r["recipe"], r["summary"]) for r in rows]))
-
-
-def recipes_folder() -> Path:
-    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"

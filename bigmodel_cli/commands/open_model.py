@@ -16,7 +16,8 @@ def open_trained(path: Path) -> Trained:
         InputError: it is neither, or damaged.
         MachineError: the export needs a package that is not installed.
     """
-    from bigmodel_cli.engine.build.load import build_task, load_trained
+    from bigmodel_cli.engine.build.load import load_trained
+    from bigmodel_cli.engine.build.model import build_task
     from bigmodel_cli.export.folder import is_export, read_folder
 
     if not is_export(path):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.engine.build.load import Trained
+from bigmodel_cli.commands.recipe_files import find_recipe
 
 
 def _complete(registry: str) -> Any:
@@ -167,17 +168,6 @@ def base_layers(model: str | None, recipe: Path | None) -> list[Layer]:
     if model is not None:
         layers.append(Layer("MODEL", {"model": {"name": model}}))
     return layers
-
-
-def find_recipe(path: Path) -> Path:
-    """`path` itself, or the recipe of that name that comes with bigmodel."""
-    from bigmodel_cli.commands.listing import recipes_folder
-
-    if not path.exists() and path.parts[:1] == ("recipes",):
-        bundled = recipes_folder() / Path(*path.parts[1:])
-        if bundled.exists():
-            return bundled
-    return path
 
 
 def hub_layers(layers: list[Layer], weights: bool) -> list[Layer]:

@@ -41,7 +41,8 @@ def predict(
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.engine.device.placement import place
-    from bigmodel_cli.engine.inference.predict import ask, mirrored, quick_to_ask
+    from bigmodel_cli.engine.inference.predict import ask, quick_to_ask
+    from bigmodel_cli.engine.inference.tta import mirrored
 
     if not files and not texts:
         raise InputError("nothing to predict", "expected FILE, or --text", "bigmodel predict --help")

@@ -15,7 +15,7 @@ from bigmodel_cli.compress.work import Work, slim, write_checkpoint
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine.build.load import build_model
+from bigmodel_cli.engine.build.model import build_model
 from bigmodel_cli.models.adapters.pruned import KINDS, differences, sides_of
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]

@@ -24,7 +24,8 @@ from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
-from bigmodel_cli.engine.build.load import Trained, digest, load_trained
+from bigmodel_cli.engine.build.digest import digest
+from bigmodel_cli.engine.build.load import Trained, load_trained
 from bigmodel_cli.export.folder import is_export
 
 RATIOS = (0.3, 0.5, 0.7, 0.85)

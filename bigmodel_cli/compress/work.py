@@ -26,13 +26,13 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import Batch, DataBundle, Source, Spec
+from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.load import Trained, load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import load_data, train_and_val
 from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.run_folder import RunFolder
 from bigmodel_cli.engine.training.session import train
-from bigmodel_cli.export.proof import Subject
+from bigmodel_cli.export.subject import Subject
 
 Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 """Opens a display of training, which takes a run's events."""

@@ -52,7 +52,7 @@ def spoken(messages: Sequence[Message], prefixes: Sequence[str], known: Tokenize
         ValueError: a content holds a prefix, and so would speak for another role.
         InputError: the vocabulary lacks one of its characters.
     """
-    from bigmodel_cli.core.tokens import END
+    from bigmodel_cli.core.special_tokens import END
 
     ids: list[int] = []
     learned: list[bool] = []

@@ -72,3 +72,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "one of " + ", ".join(known) if len(known) <= 12 else f"one of {len(known)} known names"
+
+
+class LostRank(MachineError):
+    """Another process of the job ended, or does not answer: what went wrong is its to tell."""

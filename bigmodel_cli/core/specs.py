@@ -146,7 +146,7 @@ class TextSpec:
     @classmethod
     def typical(cls) -> TextSpec:
         """What the list of models counts parameters for: 256 tokens, as many as bytes; two classes."""
-        from bigmodel_cli.core.tokens import SPECIALS  # which needs TextSpec
+        from bigmodel_cli.core.special_tokens import SPECIALS
 
         words = [f"w{i}" for i in range(256 - len(SPECIALS))]
         return cls("word", (*SPECIALS, *words), 64, ("no", "yes"))

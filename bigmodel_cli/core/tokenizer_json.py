@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bigmodel_cli.core.tokens import PAD, SPECIALS, UNKNOWN, needed, tokenizer
+from bigmodel_cli.core.special_tokens import PAD, SPECIALS, UNKNOWN
+from bigmodel_cli.core.tokens import needed, tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 

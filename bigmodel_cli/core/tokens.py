@@ -15,21 +15,12 @@ from json import dumps
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.special_tokens import ALIASES, END, PAD, SPECIALS, UNKNOWN
 from bigmodel_cli.core.tokenizer_files import MOST_TOKENS, checked_tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
-SPECIALS = (PAD, UNKNOWN, START, END)
-ALIASES = {
-    PAD: ("[PAD]", "<|pad|>", "<|endoftext|>"),
-    UNKNOWN: ("[UNK]",),
-    START: ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>"),
-    END: ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
-}
-"""What published tokenizers call them."""
 
 
 class Tokenizer(Protocol):

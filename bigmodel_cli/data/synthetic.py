@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.keyed_random import uniforms
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tokens import SPECIALS
+from bigmodel_cli.core.special_tokens import SPECIALS
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec, SampleKey, TextSpec
 from bigmodel_cli.data.text.windows import Context
 

@@ -19,10 +19,10 @@ from bigmodel_cli.core.registry import Entry
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.example_text import sample_text, text_expected, text_script
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.pixels import SCALES, resized_sample
+from bigmodel_cli.export.resized_samples import SCALES, resized_sample
 
 if TYPE_CHECKING:
-    from bigmodel_cli.export.proof import Subject
+    from bigmodel_cli.export.subject import Subject
 
 LIMIT = 300  # seconds
 APART = 1e-3  # of a probability: the picture is resized by Pillow here, by torch in training

@@ -14,7 +14,7 @@ from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
 
 if TYPE_CHECKING:
-    from bigmodel_cli.export.proof import Subject
+    from bigmodel_cli.export.subject import Subject
 
 LONGEST = 200
 """Characters of the text that an example is tried with: it is an argument of a command."""

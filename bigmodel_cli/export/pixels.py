@@ -7,28 +7,18 @@ against the task's own preparation. Shapes: B batch, H height, W width, C channe
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch, ImageSpec
-from bigmodel_cli.export.folder import Run
 
 if TYPE_CHECKING:
-    from bigmodel_cli.export.proof import Subject
+    pass
 
 LAYOUT = "NHWC uint8"
-SCALES = ((2.0, 1.5), (0.8, 1.3))
-"""Of height and width: a taller and a wider picture than the data's."""
-FEW = 8
-APART, APART_ROUNDED = 1e-3, 0.05
-"""Largest difference of a logit on pictures of other sizes; where they are rounded to grey levels on the way, a few
-are one level off (training rounds in integers)."""
 
 
 class FromPixels(nn.Module):
@@ -108,35 +98,3 @@ def described(steps: dict[str, Any], size: tuple[int, int] | None) -> dict[str, 
     inside = {key: value for key, value in steps.items() if key not in (*outside, "layout")}
     fixed = "any" if size is None else {"height": size[0], "width": size[1]}
     return {**outside, "size": fixed, "layout": LAYOUT, "in_the_graph": inside}
-
-
-def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
-    """The export on real pictures of other sizes, beside the checkpoint on the same files as the task reads them."""
-    from PIL import Image
-
-    task, largest, equal, count = subject.task, 0.0, 0, 0
-    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place, torch.inference_mode():
-        for scale in SCALES:
-            for i in range(min(FEW, len(subject.raw[0]["image"]))):
-                file = resized_sample(subject, i, scale, Path(place))
-                plain = torch.from_numpy(np.array(Image.open(file))[None])
-                given = plain if plain.dim() == 4 else plain[..., None]
-                ours = subject.model(task.prepare(task.read(file))["image"])
-                theirs = torch.from_numpy(run(given.expand(-1, -1, -1, task.spec.channels).contiguous().numpy()))
-                largest = max(largest, float((ours - theirs).abs().max()))
-                equal += int(ours.argmax() == theirs.argmax())
-                count += 1
-    tolerance = APART if task.spec.square is None else APART_ROUNDED
-    return {"inputs": count, "largest_difference": largest, "equal_answers": equal / count, "tolerance": tolerance}
-
-
-def resized_sample(subject: Subject, index: int, scale: tuple[float, float], place: Path) -> Path:
-    """Picture `index` of the first batch as a PNG, its height and width scaled."""
-    from PIL import Image
-
-    pixels = subject.raw[0]["image"][index].permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    size = max(2, round(picture.width * scale[1])), max(2, round(picture.height * scale[0]))
-    file = place / f"sample-{index}.png"
-    picture.resize(size, Image.Resampling.BICUBIC).save(file)
-    return file

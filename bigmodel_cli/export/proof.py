@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,75 +15,24 @@ from torch import Tensor, nn
 import bigmodel_cli
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports
-from bigmodel_cli.core.types import Batch, finite
+from bigmodel_cli.core.types import finite
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.compare import Differences, compared, figures
 from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
 from bigmodel_cli.export.latency import speeds
 from bigmodel_cli.export.model_card import model_card
-from bigmodel_cli.export.pixels import FromPixels, described, other_sizes, pictures
+from bigmodel_cli.export.pixels import pictures
 from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
 from bigmodel_cli.export.quiet import quiet
+from bigmodel_cli.export.resized_samples import other_sizes
+from bigmodel_cli.export.subject import Subject
 
 TOLERANCE = 1e-4
 """Largest difference of a logit for a format that computes in fp32."""
 
 Write = Callable[[nn.Module, tuple[Tensor, ...], Path, dict[str, Any]], object]
 """Writes a model, traced on an example, to a path; the dictionary may go along (see `Subject.carry`)."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A trained model, and what an export of it is compared on.
-
-    Args:
-        model: on the CPU, fp32, in eval mode.
-        task: what a batch means.
-        raw: validation samples as the data gives them, with labels.
-        about: plain values of export.json: arch, arch_args, task, input, recipe, checkpoint.
-        pixels: the preparation goes into the graph; the export takes plain pictures.
-    """
-
-    model: nn.Module
-    task: Any
-    raw: Sequence[Batch]
-    about: Mapping[str, Any]
-    pixels: bool = False
-
-    @cached_property
-    def prepared(self) -> list[Batch]:
-        return [self.task.prepare(batch) for batch in self.raw]
-
-    @property
-    def inputs(self) -> list[tuple[Tensor, ...]]:
-        return [tuple(b[name].contiguous() for name in self.task.inputs) for b in self.prepared]
-
-    @property
-    def given(self) -> list[tuple[Tensor, ...]]:
-        """What the export takes where the checkpoint takes `inputs`."""
-        return [(pictures(batch, self.task.spec),) for batch in self.raw] if self.pixels else self.inputs
-
-    def example(self) -> tuple[Tensor, ...]:
-        """Two samples: a batch of one would be taken for a constant by the tracers."""
-        return tuple(x[:1].repeat(2, *(1,) * (x.dim() - 1)) for x in self.given[0])
-
-    def graph(self) -> nn.Module:
-        """What is exported."""
-        return FromPixels(self.model, self.task.spec).eval() if self.pixels else self.model
-
-    def preprocessing(self, fixed: bool) -> dict[str, Any]:
-        """What is left to do before; `fixed`: the format takes pictures of one size."""
-        steps = self.task.preprocessing()
-        if not self.pixels:
-            return steps  # type: ignore[no-any-return]
-        height, width = self.given[0][0].shape[1:3]
-        return described(steps, (height, width) if fixed else None)
-
-    def carry(self) -> dict[str, Any]:
-        """What may go along inside the file, where its format has room."""
-        described = {key: self.about[key] for key in ("arch", "arch_args")}
-        return {**described, "classes": list(self.task.spec.classes), "preprocess": self.task.preprocessing()}
 
 
 @dataclass(frozen=True)

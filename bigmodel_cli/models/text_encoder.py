@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.core.tokens import PAD, tokenizer
+from bigmodel_cli.core.special_tokens import PAD
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 Count = Annotated[int, Field(gt=0)]

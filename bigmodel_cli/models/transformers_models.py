@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import PAD, tokenizer
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.document_mask import restarting
 

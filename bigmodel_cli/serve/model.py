@@ -109,7 +109,8 @@ class Texts:
         return [(name, np.array(ids or [self._pad()], np.int64)) for name, ids in found]
 
     def _pad(self) -> int:
-        from bigmodel_cli.core.tokens import PAD, tokenizer
+        from bigmodel_cli.core.special_tokens import PAD
+        from bigmodel_cli.core.tokens import tokenizer
 
         return tokenizer(self.spec).special.get(PAD, 0)
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.tokens import END, PAD, START, tokenizer
+from bigmodel_cli.core.special_tokens import END, PAD, START
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 PENALTY = 0.6  # of short answers: scores are divided by ((5 + length) / 6)^PENALTY (Wu et al. 2016)

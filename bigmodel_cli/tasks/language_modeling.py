@@ -16,7 +16,8 @@ from bigmodel_cli.core.chat import Message, spoken
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.tokens import END, tokenizer, translated
+from bigmodel_cli.core.special_tokens import END
+from bigmodel_cli.core.tokens import tokenizer, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import PAD, encode_padded, tokenizer, translated
+from bigmodel_cli.core.tokens import encode_padded, tokenizer, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 

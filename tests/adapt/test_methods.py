@@ -14,7 +14,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine.build.load import digest, load_trained
+from bigmodel_cli.engine.build.digest import digest
+from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.cached_features import features

@@ -12,7 +12,8 @@ import pytest
 
 from bigmodel_cli.commands.env_check import required, wanted_names
 from bigmodel_cli.commands.listing import found_in
-from bigmodel_cli.engine.device.env_check import Check, _data
+from bigmodel_cli.engine.device.check import Check
+from bigmodel_cli.engine.device.env_check import _data
 
 BROKEN = {
     "missing library": ('raise ImportError("libcudnn.so.9: cannot open shared object file")', "libcudnn.so.9"),

@@ -30,9 +30,10 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import compressions, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec, TextSpec
+from bigmodel_cli.engine.build.data import load_data
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble, load_data
+from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.models.adapters.pruned import differences, narrow
 from bigmodel_cli.models.quantization.quantized_weights import pack, unpack, unpacked

@@ -228,8 +228,8 @@ def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> N
         probabilities[Path(row["file"]).relative_to(root).as_posix()] = {
             t["class"]: t["probability"] for t in row["top"]
         }
+    from bigmodel_cli.engine.build.data import load_data, split
     from bigmodel_cli.engine.build.load import load_trained
-    from bigmodel_cli.engine.training.assemble import load_data, split
 
     trained = load_trained(tmp_path / "r")
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
@@ -299,8 +299,8 @@ def test_fine_tuned_from_whole_pictures_predict_still_sees_what_eval_does(tmp_pa
         "finetune", "--from", "d", "--data", root, "--set", "data.channels=1", "--max-steps", 2, "--out", "r"
     )
     assert done.returncode == 0, done.stderr
+    from bigmodel_cli.engine.build.data import load_data, split
     from bigmodel_cli.engine.build.load import load_trained
-    from bigmodel_cli.engine.training.assemble import load_data, split
 
     trained = load_trained(tmp_path / "r")
     assert trained.task.spec.height == 8 and trained.task.spec.square == 256

@@ -13,7 +13,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import copied
 from bigmodel_cli.engine.training.assemble import assemble

@@ -13,7 +13,7 @@ import torch
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import Writer
-from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit

@@ -9,7 +9,7 @@ from torch import nn
 
 from bigmodel_cli.core.registry import exports, models, tasks
 from bigmodel_cli.core.types import ImageSpec, Spec, TextSpec
-from bigmodel_cli.export.proof import Subject
+from bigmodel_cli.export.subject import Subject
 
 CLASSES = ("null", "één", "<two>", "3", "4")
 PICTURES = ImageSpec(3, 32, 32, CLASSES, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3))

@@ -18,8 +18,9 @@ from bigmodel_cli.core.registry import exports, tasks
 from bigmodel_cli.core.tokens import encode_padded, tokenizer, train_bpe
 from bigmodel_cli.core.types import ImageSpec, TextSpec
 from bigmodel_cli.export import example
-from bigmodel_cli.export.proof import Proof, Subject, prove
+from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.export.runtime import Runtime
+from bigmodel_cli.export.subject import Subject
 
 LARGE = ImageSpec(3, 28, 24, CLASSES, (0.5, 0.25, 0.125), (0.1, 0.2, 0.3), square=40, crop=0.8)
 CROPPED = ImageSpec(3, 32, 32, CLASSES, (0.5,) * 3, (0.2,) * 3, square=40, crop=0.8)

@@ -20,8 +20,9 @@ from bigmodel_cli.core.registry import exports, models, tasks
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export import runtime
 from bigmodel_cli.export.folder import read_folder
-from bigmodel_cli.export.proof import Proof, Subject, prove
+from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.export.shapes import free
+from bigmodel_cli.export.subject import Subject
 
 QUICK = ["onnx", "pt2", "safetensors"]
 """Written in a second; what they share is tried on these."""

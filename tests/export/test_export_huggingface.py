@@ -11,8 +11,9 @@ from conftest import Run
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports, models
+from bigmodel_cli.core.special_tokens import SPECIALS
 from bigmodel_cli.core.tokenizer_json import tokenizer_json
-from bigmodel_cli.core.tokens import SPECIALS, characters_of, tokenizer, train_bpe, words_of
+from bigmodel_cli.core.tokens import characters_of, tokenizer, train_bpe, words_of
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.engine.build.load import load_trained
 

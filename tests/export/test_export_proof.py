@@ -23,7 +23,8 @@ from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export.folder import Run, read_folder
 from bigmodel_cli.export.latency import speeds
-from bigmodel_cli.export.proof import Proof, Subject, prove
+from bigmodel_cli.export.proof import Proof, prove
+from bigmodel_cli.export.subject import Subject
 
 FORMATS = ["onnx", "pt2", "safetensors"]
 Array = np.ndarray

@@ -13,12 +13,13 @@ from test_ranks_agree import assert_equal, trained
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import place
 from bigmodel_cli.engine.device.ranks import Ranks
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group
-from bigmodel_cli.engine.training.assemble import assemble, load_data, train_and_val
+from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.reference_outputs import say_once

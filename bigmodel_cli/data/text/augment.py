@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import augments
-from bigmodel_cli.core.tokens import SPECIALS, UNKNOWN
+from bigmodel_cli.core.special_tokens import SPECIALS, UNKNOWN
 from bigmodel_cli.core.types import SampleKey
 
 

@@ -19,8 +19,9 @@ from bigmodel_cli.core.chat import PREFIXES, Marked, is_conversation, is_message
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.json_lines import is_text, read_records
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.special_tokens import END, PAD
 from bigmodel_cli.core.text_files import AUTO
-from bigmodel_cli.core.tokens import END, PAD, tokenizer
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.packing import PackedRows
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, chosen, of_text

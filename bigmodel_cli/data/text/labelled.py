@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import PAD, SPECIALS, characters_of, encode_padded, tokenizer, words_of
+from bigmodel_cli.core.tokens import characters_of, encode_padded, tokenizer, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import chosen, of_text
 

@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import END, PAD, START, tokenizer, train_bpe, words_of
+from bigmodel_cli.core.tokens import tokenizer, train_bpe, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.tokenizer_choice import of_text

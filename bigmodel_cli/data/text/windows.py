@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import END, tokenizer
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.tokenizer_choice import chosen, of_text

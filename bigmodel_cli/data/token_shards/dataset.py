@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tokens import END, tokenizer
+from bigmodel_cli.core.special_tokens import END
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import of_text
 from bigmodel_cli.data.text.windows import Context, Separate, Windows

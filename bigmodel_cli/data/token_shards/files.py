@@ -21,8 +21,8 @@ import numpy as np
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import no_number, once
+from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import END
 from bigmodel_cli.core.tokens import tokenizer as build
 from bigmodel_cli.core.types import TextSpec
 

@@ -29,8 +29,9 @@ import numpy as np
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import is_text, parse, strict
+from bigmodel_cli.core.special_tokens import END, SPECIALS
 from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_blocks
-from bigmodel_cli.core.tokens import END, SPECIALS, encode_many, tokenizer, train_bpe
+from bigmodel_cli.core.tokens import encode_many, tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import Writer
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
+from bigmodel_cli.engine.build.compatibility import check_fit
+from bigmodel_cli.engine.build.transfer import fit_channels
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import Contents, look, require_plain
-from bigmodel_cli.engine.checkpoint.sharded import is_parts
 from bigmodel_cli.engine.checkpoint.safe_pickle import TensorRef
-from bigmodel_cli.engine.build.load import check_fit, fit_channels
+from bigmodel_cli.engine.checkpoint.sharded import is_parts
 from bigmodel_cli.models.layers.meta_init import without_values
 
 CONTAINERS = (

@@ -15,7 +15,7 @@ from bigmodel_cli.core.errors import InputError, MachineError, nearest
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.data.download import answer
-from bigmodel_cli.engine.build.published_weights import HUB, PATIENCE, hub_cache
+from bigmodel_cli.engine.build.hub import HUB, PATIENCE, hub_cache
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SMALL = ["config.json", "tokenizer.json", "tokenizer_config.json"]

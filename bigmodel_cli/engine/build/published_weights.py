@@ -13,15 +13,16 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, data_root
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.data.download import answer, download
-from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.build.compatibility import check_fit
 from bigmodel_cli.engine.build.foreign_weights import find_weights
-from bigmodel_cli.engine.build.load import Trained, build_model, build_task, check_fit, check_pin
+from bigmodel_cli.engine.build.load import Trained
+from bigmodel_cli.engine.build.locate import check_pin
+from bigmodel_cli.engine.build.model import build_model, build_task
+from bigmodel_cli.engine.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from bigmodel_cli.models.zoo import Weights
-
-HUB = "https://huggingface.co"
-PATIENCE = 3.0  # seconds for the hub's first answer: without a network, a no should be quick
+from bigmodel_cli.engine.build.hub import HUB, PATIENCE, hub_cache
 
 
 def load_pretrained(recipe: Recipe) -> Trained:
@@ -102,8 +103,3 @@ def _pinned(about: dict[str, Any], file: str) -> tuple[str, str]:
     if entry is None or "lfs" not in entry:
         raise ValueError(f"it has no {file}")
     return str(about["sha"]), str(entry["lfs"]["sha256"])
-
-
-def hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

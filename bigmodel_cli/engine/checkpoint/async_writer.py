@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.errors import DivergedError, InterruptedRun
+from bigmodel_cli.core.errors import DivergedError, InterruptedRun, LostRank
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.sharded import Held, write_index, write_part
-from bigmodel_cli.engine.distributed.process_group import LostRank
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
 from bigmodel_cli.core.types import Batch, SampleKey, Task
-from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_flags
 from bigmodel_cli.engine.device.placement import CHOICES, Placement, device_name, is_out_of_memory
 
 SHORTEST = 10.0  # seconds: below this a run is over before a choice pays, and stays the same on every machine

@@ -21,11 +21,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Status = Literal["pass", "warn", "fail"]
+from bigmodel_cli.engine.device.check import GB, Check, Status
+from bigmodel_cli.engine.device.hardware import cpu_flags, memory_bytes
+
 COMPILE_LIMIT = 8.5  # seconds from the start; the whole command answers in ten
 COMPILE_PATIENCE = 120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
 PROBE_LIMIT = 9.0  # seconds from the start, for all that torch and the extras are asked
@@ -36,21 +37,6 @@ import torch
 x = torch.ones(8, device="cuda" if torch.cuda.is_available() else "cpu")
 print(float(torch.compile(lambda x: (x * 2 + 1).sum())(x)))
 """
-TORCH_FIX = "pip install --force-reinstall torch torchvision (the two must be a pair)"
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of env-check: `value` is what was found, `fix` what to do about it."""
-
-    name: str
-    status: Status
-    value: str
-    fix: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def checks(data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: float = COMPILE_LIMIT) -> list[Check]:
@@ -164,16 +150,6 @@ def _python() -> Check:
     return Check("python", "pass", f"{version}, {platform.system()} {platform.machine()}")
 
 
-def cpu_flags() -> tuple[str, set[str]]:
-    """The processor's name and the names of its instruction sets, as the system spells them; "" where unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor(), set()
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
-    return fields.get("model name", ""), set(fields.get("flags", fields.get("Features", "")).split())
-
-
 def _cpu() -> Check:
     """Model name and the instruction sets that matter for training."""
     name, flags = cpu_flags()
@@ -226,17 +202,6 @@ def _disk(folder: Path) -> Check:
     status: Status = "pass" if free > 2 * GB else "warn"
     fix = None if status == "pass" else "make room, or write elsewhere with --out"
     return Check("disk", status, f"{free / GB:.1f} GB free in {folder}", fix)
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Free and total bytes of this machine's memory.
-
-    Raises:
-        OSError, KeyError, ValueError, IndexError: the system does not say.
-    """
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}
-    return sizes["MemAvailable"], sizes["MemTotal"]
 
 
 def _memory() -> Check:

@@ -22,7 +22,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
-from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_flags
 from bigmodel_cli.engine.device.ranks import ONE, Ranks
 from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 

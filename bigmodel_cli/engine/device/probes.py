@@ -11,7 +11,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from bigmodel_cli.engine.device.env_check import GB, TORCH_FIX, Check, Status, cpu_flags
+from bigmodel_cli.engine.device.check import GB, TORCH_FIX, Check, Status
+from bigmodel_cli.engine.device.hardware import cpu_flags
 
 MEND = "mend torch first"
 EXTRAS = {

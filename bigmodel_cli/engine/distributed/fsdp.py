@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.checkpoint.sharded import rows_of
 from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.distributed.ddp import DataParallel
 from bigmodel_cli.engine.distributed.process_group import Group
-from bigmodel_cli.engine.distributed.strategy import DataParallel
 from bigmodel_cli.models.layers.meta_init import is_hollow
 
 

@@ -14,15 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.errors import LostRank, MachineError
 from bigmodel_cli.engine.device.ranks import Ranks, interface, own_address
 
 FAREWELL = 3.0  # seconds that a rank with an error waits for rank 0's, which may be the same
 CPU = torch.device("cpu")
-
-
-class LostRank(MachineError):
-    """Another process of the job ended, or does not answer: what went wrong is its to tell."""
 
 
 @dataclass(frozen=True)

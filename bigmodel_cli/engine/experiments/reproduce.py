@@ -14,9 +14,10 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine.build.data import load_data
 from bigmodel_cli.engine.build.load import described
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble, load_data
+from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Event
 

@@ -13,9 +13,9 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Component, Recipe, Section
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import Document, read_yaml
+from bigmodel_cli.engine.build.data import load_data, split
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.device.placement import place
-from bigmodel_cli.engine.training.assemble import load_data, split
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.run import Event
 from bigmodel_cli.engine.training.run_folder import RunFolder

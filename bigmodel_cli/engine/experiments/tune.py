@@ -13,7 +13,7 @@ from bigmodel_cli.core.recipe import Recipe, Section
 from bigmodel_cli.core.registry import models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import SPECS
-from bigmodel_cli.engine.build.load import build_task
+from bigmodel_cli.engine.build.model import build_task
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Event

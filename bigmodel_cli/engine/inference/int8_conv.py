@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_flags
 
 WIDE = 64  # input channels: with a ResNet-20's 16 to 64 int8 was no quicker than fp32
 INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8"}

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data.thread_map import decoders
 from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.inference.batch_size import room
 from bigmodel_cli.engine.inference.optimize import Quick, quickened
-from bigmodel_cli.engine.training.evaluate import room
 
 MOST = 64  # samples in a batch
 WINDOW, HELD = 1024, 1 << 26  # samples and bytes that come while one waits for others of its shape, at most
@@ -44,28 +44,6 @@ def ask(
         while told in known:
             yield known.pop(told)
             told += 1
-
-
-class Mirrored(nn.Module):
-    """The mean of what `model` says of pictures and of their mirror images: (B,C,H,W) -> (B,K)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(torch.cat([x, x.flip(-1)])).unflatten(0, (2, -1)).mean(0)  # type: ignore[no-any-return]
-
-
-def mirrored(model: nn.Module, task: Any) -> nn.Module:
-    """`model` asked twice of each picture.
-
-    Raises:
-        InputError: what `task` is about has no mirror image.
-    """
-    if [x.dim() for x in task.example(1)] != [4]:
-        raise InputError(f"--tta: {task.name.replace('_', ' ')}", "expected a model of pictures")
-    return Mirrored(model)
 
 
 def quick_to_ask(model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], free: bool) -> Quick:

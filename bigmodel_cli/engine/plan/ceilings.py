@@ -16,7 +16,7 @@ import torch
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
-from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_flags
 from bigmodel_cli.engine.device.placement import place
 from bigmodel_cli.engine.plan.figures import COPIES, USUAL, figures
 from bigmodel_cli.engine.plan.roofline import interpolate

@@ -109,7 +109,7 @@ def cluster(text: str, network: float | None = None) -> Cluster:
 
 def this_machine() -> Device:
     """The CPU here; its rates are measured, see ``ceilings.py``."""
-    from bigmodel_cli.engine.device.env_check import memory_bytes
+    from bigmodel_cli.engine.device.hardware import memory_bytes
 
     try:
         total = memory_bytes()[1]

@@ -13,7 +13,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Batch, SampleKey, Task
-from bigmodel_cli.engine.build.load import architecture, build_task
+from bigmodel_cli.engine.build.data import load_data, train_and_val
+from bigmodel_cli.engine.build.model import architecture, build_task
 from bigmodel_cli.engine.plan import pipeline
 from bigmodel_cli.engine.plan.devices import Cluster
 from bigmodel_cli.engine.plan.roofline import Ceilings, Stated, phases
@@ -33,7 +34,6 @@ from bigmodel_cli.engine.plan.strategies import (
     spread,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
-from bigmodel_cli.engine.training.assemble import load_data, train_and_val
 
 MOST_SAMPLES = 8
 """Traces are made with at most so many samples; the line goes on from there. On a CPU it is the micro-batch itself,

@@ -15,31 +15,32 @@ import torch
 from bigmodel_cli.engine.plan.devices import DEVICES
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
+    from bigmodel_cli.core.types import Task
     from bigmodel_cli.engine.device.placement import Placement
-    from bigmodel_cli.engine.training.run import Run
 
 SIDE, TRIES = 1024, 5
 
 
-def utilisation(run: Run) -> dict[str, Any]:
+def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1) -> dict[str, Any]:
     """``flops_per_unit`` of training (a token, a picture), the ``peak`` of all devices in FLOP/s, and ``which`` it is.
 
     Empty where the model's work cannot be counted.
     """
-    from bigmodel_cli.engine.build.load import build_model
-    from bigmodel_cli.engine.experiments.dry_run import layers
+    from bigmodel_cli.engine.build.model import build_model
+    from bigmodel_cli.engine.plan.flops import layers
     from bigmodel_cli.models.layers.meta_init import without_values
 
     flops = 0
     # A model may not run without its values; what building one draws is no part of the run.
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), without_values():
-        _, flops = layers(build_model(run.recipe, run.task.spec), run.task)
-    example = run.task.example(1)[-1]
-    units = example.shape[1] if run.task.unit == "tokens" else 1
+        _, flops = layers(build_model(recipe, task.spec), task)
+    example = task.example(1)[-1]
+    units = example.shape[1] if task.unit == "tokens" else 1
     if not flops:
         return {}
-    peak, which = peak_of(run.placement)
-    return {"flops_per_unit": 3 * flops / units, "peak": peak * run.parallel.group.world, "which": which}
+    peak, which = peak_of(placement)
+    return {"flops_per_unit": 3 * flops / units, "peak": peak * world, "which": which}
 
 
 def peak_of(placement: Placement) -> tuple[float, str]:

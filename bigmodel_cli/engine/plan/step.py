@@ -20,10 +20,10 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Batch, Start, Task
-from bigmodel_cli.engine.build.load import build_model, head_of
+from bigmodel_cli.engine.build.model import build_model, head_of
+from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 from bigmodel_cli.engine.plan.trace import Recorder, Trace, size_of
-from bigmodel_cli.engine.training.assemble import build_optimizer
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

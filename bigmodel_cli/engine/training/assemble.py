@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,21 @@ import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.recipe import DataSection, Recipe, data_root
-from bigmodel_cli.core.registry import data, methods, models, optimizers, schedules
-from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Spec, Start, Task
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import data, methods, models, schedules
+from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
-from bigmodel_cli.data.subset import carve
+from bigmodel_cli.engine.build.compatibility import first_difference
+from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.foreign_weights import is_foreign, transfer_foreign
-from bigmodel_cli.engine.build.load import (
-    Trained,
-    build_model,
-    build_task,
-    check_pin,
-    checkpoint_file,
-    described,
-    first_difference,
-    head_of,
-    load_trained,
-    show,
-    transfer,
-)
+from bigmodel_cli.engine.build.load import Trained, described, load_trained
+from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
+from bigmodel_cli.engine.build.model import build_model, build_task, head_of, show
+from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.build.published_weights import load_pretrained
+from bigmodel_cli.engine.build.transfer import transfer
 from bigmodel_cli.engine.device.autotune import measured
 from bigmodel_cli.engine.device.device_cache import near
-from bigmodel_cli.engine.device.lazy_dynamo import postpone_compiler
 from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group
 from bigmodel_cli.engine.distributed.strategy import parallel_for
@@ -52,41 +43,6 @@ from bigmodel_cli.engine.training.sharded_build import (
 )
 from bigmodel_cli.engine.training.timer import Stopwatch
 from bigmodel_cli.models.layers.meta_init import hollow
-
-
-def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
-    """The data that `section` names; `like` is the spec of the checkpoint that is gone on from, for those who ask.
-
-    Text is then cut into the checkpoint's tokens.
-    """
-    entry = data.get(section.name)
-    known = {"like": like} if "like" in inspect.signature(entry.function).parameters else {}
-    return entry(data_root(section.dir), **known, **section.options)  # type: ignore[no-any-return]
-
-
-def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
-    """The train and val splits: the data's own val split, or one carved from train by seed."""
-    train = bundle.load["train"]()
-    if "val" in bundle.load:
-        return train, bundle.load["val"]()
-    return carve(train, section.val_fraction, section.split_seed)
-
-
-def split(bundle: DataBundle, section: DataSection, name: str) -> Source:
-    """One split by name, for evaluation.
-
-    Raises:
-        InputError: the data has no such split.
-    """
-    if name in ("train", "val") and "val" not in bundle.load:
-        return train_and_val(bundle, section)[name == "val"]
-    if name not in bundle.load:
-        raise InputError(f"{section.name} has no {name} split", "it has train, val" + _others(bundle))
-    return bundle.load[name]()
-
-
-def _others(bundle: DataBundle) -> str:
-    return "".join(f", {k}" for k in sorted(bundle.load) if k not in ("train", "val"))
 
 
 def assemble(
@@ -277,33 +233,6 @@ def _measured(
         steps * recipe.train.accumulate,
         about,
     )
-
-
-def build_optimizer(
-    recipe: Recipe, model: nn.Module, rates: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer on what trains; `rates` are factors of the learning rate by parameter name."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not trainable:
-        raise InputError(f"method {recipe.start.method} leaves nothing to train")
-    postpone_compiler()
-    optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
-    if rates:
-        scale_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})
-    return optimizer  # type: ignore[no-any-return]
-
-
-def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
-    """Cut each parameter group by factor (by ``id`` of the parameter) and scale its learning rate."""
-    parts = getattr(optimizer, "parts", [optimizer])
-    for part in parts:
-        cut = []
-        for group in part.param_groups:
-            for factor in dict.fromkeys(factors[id(p)] for p in group["params"]):
-                members = [p for p in group["params"] if factors[id(p)] == factor]
-                cut.append({**group, "params": members, "lr": group["lr"] * factor})
-        part.param_groups[:] = cut
-    optimizer.param_groups = [group for part in parts for group in part.param_groups]
 
 
 def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:

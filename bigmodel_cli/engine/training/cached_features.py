@@ -15,9 +15,9 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
-from bigmodel_cli.engine.build.load import head_of
+from bigmodel_cli.engine.build.model import head_of
+from bigmodel_cli.engine.inference.batch_size import a_look, elements, forward_pass
 from bigmodel_cli.engine.inference.optimize import Quick, Says, by_rule
-from bigmodel_cli.engine.training.evaluate import a_look, elements, forward_pass
 from bigmodel_cli.engine.training.run import Run
 
 MOST = 2**30  # bytes of features held in memory

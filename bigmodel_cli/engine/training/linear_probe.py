@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bigmodel_cli.data.balance import class_weights
-from bigmodel_cli.engine.build.load import head_of
+from bigmodel_cli.engine.build.model import head_of
 from bigmodel_cli.engine.training.cached_features import features
 from bigmodel_cli.engine.training.loop import end_epoch
 from bigmodel_cli.engine.training.run import Run

@@ -7,7 +7,7 @@ import platform
 import subprocess
 from typing import Any
 
-from bigmodel_cli.engine.device.env_check import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_flags
 
 GIT_SECONDS = 5
 

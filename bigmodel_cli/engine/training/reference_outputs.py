@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch, Source
-from bigmodel_cli.engine.training.evaluate import forward_pass
+from bigmodel_cli.engine.inference.batch_size import forward_pass
 from bigmodel_cli.engine.training.run import Run
 
 

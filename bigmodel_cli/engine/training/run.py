@@ -19,7 +19,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.types import Adapted, Batch, Frozen, Source, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.device.placement import Placement
-from bigmodel_cli.engine.distributed.strategy import Parallel
+from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.training.timer import Stopwatch
 
 Event = dict[str, Any]

@@ -17,7 +17,7 @@ from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
-from bigmodel_cli.engine.build.load import digest, unchanged
+from bigmodel_cli.engine.build.digest import digest, unchanged
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import Parts, Writer
 from bigmodel_cli.engine.checkpoint.sharded import Share, taken_apart
@@ -109,7 +109,7 @@ def train(
             emit(event)
             if event["event"] == "step" and time.perf_counter() > look_at:
                 look_at = float("inf")
-                if found := utilisation(run):
+                if found := utilisation(recipe, run.task, run.placement, group.world):
                     told({"event": "utilisation", **found})
 
         def save(run: Run, best: bool) -> None:

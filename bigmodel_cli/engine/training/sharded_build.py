@@ -16,8 +16,9 @@ from bigmodel_cli.core.types import Source
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.checkpoint.sharded import Share
 from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.distributed.process_group import Group
-from bigmodel_cli.engine.distributed.strategy import Parallel, with_synced_batchnorm
+from bigmodel_cli.engine.distributed.strategy import with_synced_batchnorm
 
 
 def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bigmodel_cli.models.adapters.lora import LowRank
 from bigmodel_cli.models.quantization.quantized_weights import CODE, OFFSET, PACKED, SCALE, SHAPE, Packed, two_a_byte
 
 NF4 = (
@@ -67,7 +66,7 @@ class FourBitLinear(nn.Module):
     Its tensors have the names of a layer with a parametrized weight: merging an adapter is the same for both.
     """
 
-    def __init__(self, layer: nn.Linear, double: bool, low_rank: LowRank | None) -> None:
+    def __init__(self, layer: nn.Linear, double: bool, low_rank: nn.Module | None) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
         held = nn.Module()
@@ -81,8 +80,9 @@ class FourBitLinear(nn.Module):
         return self.get_submodule("parametrizations.weight.original")  # type: ignore[return-value]
 
     @property
-    def low_rank(self) -> LowRank | None:
-        return self.parametrizations.weight._modules["0"]  # type: ignore[return-value, union-attr]
+    def low_rank(self) -> Any:
+        """The adapter (a (r,C), b (R,r), scale) or None."""
+        return self.parametrizations.weight._modules["0"]  # type: ignore[union-attr]
 
     @property
     def weight(self) -> Tensor:

@@ -15,7 +15,10 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.data.batches import Batches, in_order, micro_batches
-from bigmodel_cli.engine.build.load import Trained, build_model, load_trained, transfer, unchanged
+from bigmodel_cli.engine.build.digest import unchanged
+from bigmodel_cli.engine.build.load import Trained, load_trained
+from bigmodel_cli.engine.build.model import build_model
+from bigmodel_cli.engine.build.transfer import transfer
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import choose_device, place
 from bigmodel_cli.engine.training.assemble import assemble

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device import autotune
 from bigmodel_cli.engine.device.autotune import Bench

@@ -19,7 +19,7 @@ def test_training_a_gpt_takes_six_flops_a_weight_and_the_attention(tmp_path: Pat
         "model": {"name": "gpt", "layers": layers, "width": width, "heads": 4},
         "data": {"name": "text_files", "path": str(tmp_path / "a.txt"), "context": context},
     })]).recipe, measure=False)  # fmt: skip
-    found = utilisation(run)
+    found = utilisation(run.recipe, run.task, run.placement)
     weights = layers * 12 * width**2 + 257 * width  # PaLM, appendix B: 6 N + 12 L H Q T a token
     assert found["flops_per_unit"] == pytest.approx(6 * weights + 12 * layers * width * context, rel=0.01)
     assert 1e8 < found["peak"] < 1e14 and "measured here: a fp32 product" in found["which"]

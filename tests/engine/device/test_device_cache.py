@@ -9,10 +9,10 @@ import torch
 
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.device import device_cache as subject
 from bigmodel_cli.engine.device.device_cache import Pinned, Resident, near, resident
 from bigmodel_cli.engine.device.placement import Placement, place
-from bigmodel_cli.engine.training.assemble import load_data, train_and_val
 
 
 def split() -> Any:

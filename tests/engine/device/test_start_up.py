@@ -52,7 +52,7 @@ for step in (optimizer.step, torch.compile(optimizer.step, backend="eager")):
 SHAPES = """
 import sys, torch
 from types import SimpleNamespace
-from bigmodel_cli.engine.experiments.dry_run import layers
+from bigmodel_cli.engine.plan.flops import layers
 from bigmodel_cli.models.layers.meta_init import without_values
 with without_values():
     layer = torch.nn.Conv2d(3, 1 << 20, 3)

@@ -240,7 +240,7 @@ def test_a_batch_that_does_not_fit_is_accumulated() -> None:
 
 
 def test_synthetic_data_is_a_function_of_the_index() -> None:
-    from bigmodel_cli.engine.training.assemble import load_data
+    from bigmodel_cli.engine.build.data import load_data
 
     for name, field in (("synthetic_text", "tokens"), ("synthetic_pictures", "image")):
         options = ("data.vocabulary=50", "data.context=8") if field == "tokens" else ("data.size=8", "data.count=100")

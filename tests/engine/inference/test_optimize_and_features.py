@@ -14,17 +14,21 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine.build.load import build_model, build_task, load_trained
+from bigmodel_cli.engine.build.data import load_data, split
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.build.model import build_model, build_task
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.inference import optimize
+from bigmodel_cli.engine.inference.batch_size import room
 from bigmodel_cli.engine.inference.int8_conv import has_eight_bit
 from bigmodel_cli.engine.inference.optimize import difference, fold
-from bigmodel_cli.engine.inference.predict import ask, mirrored, quick_to_ask
+from bigmodel_cli.engine.inference.predict import ask, quick_to_ask
+from bigmodel_cli.engine.inference.tta import mirrored
 from bigmodel_cli.engine.training import cached_features
-from bigmodel_cli.engine.training.assemble import assemble, load_data, split
+from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.cached_features import keep_features
-from bigmodel_cli.engine.training.evaluate import collect, room
+from bigmodel_cli.engine.training.evaluate import collect
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Run
 from bigmodel_cli.engine.training.run_folder import RunFolder

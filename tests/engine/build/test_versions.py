@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("v*.pt"))
+GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("v*.pt"))
 
 
 def test_every_version_has_a_golden_file_of_at_most_100_kb() -> None:

@@ -15,7 +15,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.data.balance import balanced_order, class_weights, uneven
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.image.arrays import ImageArrays
-from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.linear_probe import solve
 from bigmodel_cli.engine.training.loop import fit

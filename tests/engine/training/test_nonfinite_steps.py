@@ -11,7 +11,7 @@ import torch
 from bigmodel_cli.core.errors import DivergedError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import LossSum
-from bigmodel_cli.engine.build.load import digest
+from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.training import loop

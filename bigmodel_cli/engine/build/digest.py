@@ -1,0 +1,38 @@
+"""SHA-256 of a model's tensors, and the proof that frozen ones did not change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import BigmodelError
+
+
+def digest(model: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes of a model's tensors, or of the tensors themselves."""
+    total = hashlib.sha256()
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    for key, tensor in sorted(state.items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(flat.numpy().tobytes())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+    """Hold the tensors called `names` to their bytes across the block.
+
+    Raises:
+        BigmodelError: one of them changed (a bug, hence exit code 1).
+    """
+    before = {k: v.detach().clone() for k, v in model.state_dict().items() if k in names}
+    yield
+    after = model.state_dict()
+    changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
+    if changed:
+        raise BigmodelError(f"{len(changed)} frozen tensors changed, first {changed[0]}")

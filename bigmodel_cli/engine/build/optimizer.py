@@ -1,0 +1,40 @@
+"""The optimizer section of a recipe to an optimizer over what trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import optimizers
+from bigmodel_cli.engine.device.lazy_dynamo import postpone_compiler
+
+
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer on what trains; `rates` are factors of the learning rate by parameter name."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError(f"method {recipe.start.method} leaves nothing to train")
+    postpone_compiler()
+    optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
+    if rates:
+        scale_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})
+    return optimizer  # type: ignore[no-any-return]
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
+    """Cut each parameter group by factor (by ``id`` of the parameter) and scale its learning rate."""
+    parts = getattr(optimizer, "parts", [optimizer])
+    for part in parts:
+        cut = []
+        for group in part.param_groups:
+            for factor in dict.fromkeys(factors[id(p)] for p in group["params"]):
+                members = [p for p in group["params"] if factors[id(p)] == factor]
+                cut.append({**group, "params": members, "lr": group["lr"] * factor})
+        part.param_groups[:] = cut
+    optimizer.param_groups = [group for part in parts for group in part.param_groups]

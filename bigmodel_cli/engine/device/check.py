@@ -1,0 +1,27 @@
+"""One line of env-check."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["pass", "warn", "fail"]
+
+
+TORCH_FIX = "pip install --force-reinstall torch torchvision (the two must be a pair)"
+
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of env-check: `value` is what was found, `fix` what to do about it."""
+
+    name: str
+    status: Status
+    value: str
+    fix: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
