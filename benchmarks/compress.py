@@ -3,7 +3,7 @@
     python benchmarks/compress.py            # about 8 minutes on 2 quiet cores
 
 Trains the source for one epoch, searches with --max-drop 0.2 --epochs 3, and reads the test split once
-for the source and once for what was chosen. The table and the picture in docs/ are written from what came out.
+for the source and once for what was chosen. The table and the image in docs/ are written from what came out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, PICTURE = ROOT / "docs/compress.md", ROOT / "docs/compress-frontier.png"
+PAGE, IMAGE = ROOT / "docs/compress.md", ROOT / "docs/compress-frontier.png"
 BETWEEN = re.compile(r"(<!-- figures: .* -->\n).*(<!-- to here -->)", re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def main() -> None:
             bigmodel(folder, "eval", path, "--split", "test", "--precision", "fp32")["headline"]["top1"]
             for path in ("source", chosen["path"])
         ]
-        shutil.copy(folder / "small/frontier.png", PICTURE)
+        shutil.copy(folder / "small/frontier.png", IMAGE)
     before, after = (f"{t['value']:.2%} ({t['low']:.2%} .. {t['high']:.2%})" for t in tests)
     text = "\n".join([
         "MNIST `resnet18` (`mnist-resnet18-fast`, one epoch, seed 0), searched with "

@@ -26,7 +26,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests keep decoded pictures in a folder of their own, which the commands they run inherit."""
+    """Tests keep decoded images in a folder of their own, which the commands they run inherit."""
     os.environ["BIGMODEL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 

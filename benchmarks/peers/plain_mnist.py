@@ -22,7 +22,7 @@ BATCH, WARM = 128, 5
 
 
 class Mnist(Dataset):
-    """As torchvision's: a PIL picture an item, then the transforms."""
+    """As torchvision's: a PIL image an item, then the transforms."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self.images = read_image_file(str(folder / f"{split}-images-idx3-ubyte"))

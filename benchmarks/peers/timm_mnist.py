@@ -19,8 +19,8 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.functional import to_pil_image
 
 
-class Pictures(torch.utils.data.Dataset):
-    """PIL pictures and labels, as timm's own data sets give them; the loader sets `transform`."""
+class Images(torch.utils.data.Dataset):
+    """PIL images and labels, as timm's own data sets give them; the loader sets `transform`."""
 
     transform = None
 
@@ -32,15 +32,15 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = to_pil_image(self.images[index])
-        return (self.transform(picture) if self.transform else picture), int(self.labels[index])
+        image = to_pil_image(self.images[index])
+        return (self.transform(image) if self.transform else image), int(self.labels[index])
 
 
 def main(name: str, folder: Path, steps: int) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, in_chans=1, num_classes=10)
     loader = create_loader(
-        Pictures(folder), input_size=(1, 28, 28), batch_size=BATCH, is_training=True, no_aug=True,
+        Images(folder), input_size=(1, 28, 28), batch_size=BATCH, is_training=True, no_aug=True,
         use_prefetcher=False, mean=(0.1307,), std=(0.3081,), num_workers=2, device=torch.device("cpu"),
     )  # fmt: skip
     optimizer = create_optimizer_v2(model, opt="momentum", lr=0.01, momentum=0.9, weight_decay=0.0)

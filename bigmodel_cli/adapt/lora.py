@@ -37,7 +37,7 @@ def lora(
         InputError: there is no layer that `rank` is small for, or none to keep in 4 bits.
     """
     from bigmodel_cli.models.adapters.lora import LowRank, add_adapter, weights_to_adapt
-    from bigmodel_cli.models.quantization.nf4 import FourBitLinear
+    from bigmodel_cli.models.quantization.nf4 import NF4Linear
 
     chosen = {
         name: (module, key)
@@ -55,7 +55,7 @@ def lora(
             add_adapter(module, key, rank, alpha)
     for name, layer in packed.items():
         added = LowRank(layer.weight.detach(), rank, alpha) if name in chosen else None
-        start.model.set_submodule(name, FourBitLinear(layer, base == "nf4-double", added))
+        start.model.set_submodule(name, NF4Linear(layer, base == "nf4-double", added))
     adapters = {name for name, module in start.model.named_modules() if isinstance(module, LowRank)}
     return Adapted(freeze(start.model, {key for key in below_head(start) if key.rpartition(".")[0] not in adapters}))
 

@@ -82,7 +82,7 @@ def distill(
 
     (1 - weight) loss + weight T^2 KL(teacher || student), both softened by the temperature T.
     `teacher` is a checkpoint, of any architecture, that knows all of the student's classes; it
-    sees the same augmented pictures, at its own size and normalisation.
+    sees the same augmented images, at its own size and normalisation.
     """
     trained = start.open(teacher)
     device = next(start.model.parameters()).device

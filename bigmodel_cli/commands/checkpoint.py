@@ -146,18 +146,18 @@ def consolidate(
 
 
 def _look(file: Path) -> Contents:
-    from bigmodel_cli.engine.checkpoint.inspect import look
-    from bigmodel_cli.engine.checkpoint.sharded import is_parts
+    from bigmodel_cli.engine.checkpoint.inspect import inspect_file
+    from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 
-    if file.is_dir() and not is_parts(file):
+    if file.is_dir() and not is_sharded(file):
         found = next((file / name for name in ("best.pt", "last.pt") if (file / name).exists()), None)
         if found is None:
             raise InputError(f"{file}: no checkpoint in this folder", "expected best.pt or last.pt")
         file = found
-    if is_parts(file):
+    if is_sharded(file):
         hint = f"bigmodel checkpoint consolidate {file} --out whole.pt"
         raise InputError(f"{file}: a checkpoint in parts", "expected one file", hint)
-    return look(file)
+    return inspect_file(file)
 
 
 def _ours(found: Contents) -> bool:

@@ -213,7 +213,7 @@ def _draw(found: Frontier, values: dict[str, Any], title: str, path: Path) -> No
     chosen = found.chosen.name if found.chosen else None
     try:
         draw_frontier(title, values["source"], values["points"], chosen, path)
-    except MachineError as error:  # the search is worth more than its picture
+    except MachineError as error:  # the search is worth more than its image
         console.note(f"frontier.png is not drawn: {error.line}")
 
 

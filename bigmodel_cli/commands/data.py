@@ -1,4 +1,4 @@
-"""``bigmodel data``: the data sets there are, and ``data inspect``: what one's own pictures or shards hold."""
+"""``bigmodel data``: the data sets there are, and ``data inspect``: what one's own images or shards hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app.command()(tokenize)
 
 @app.callback()
 def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
-    """The data sets, and which of them lie in the data folder; `inspect` looks into your own pictures or shards.
+    """The data sets, and which of them lie in the data folder; `inspect` looks into your own images or shards.
 
     `tokenize` makes token shards of a large text.
 
@@ -68,7 +68,7 @@ def inspect(
     ] = None,
     json: opt.Json = False,
 ) -> None:
-    """Look at pictures before training on them: counts, sizes, formats, leaks between splits, damaged files.
+    """Look at images before training on them: counts, sizes, formats, leaks between splits, damaged files.
 
     Of text: how it is read, its splits, tokens and classes. Of token shards: whether every byte is what was written.
 
@@ -92,10 +92,10 @@ def inspect(
         show_text(Path(path), text, json)
         return
     from bigmodel_cli.commands.progress import WaitBars
-    from bigmodel_cli.data.user_data.image_discovery import list_pictures
+    from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.insight import image_dataset
 
-    listing = list_pictures(path)
+    listing = list_images(path)
     with WaitBars():
         findings = image_dataset.inspect(listing)
     if sheet is not None:
@@ -132,11 +132,11 @@ def index(
 
 def _show(findings: Findings, path: str, sheet: Path | None) -> None:
     seen = findings.to_dict()
-    splits = list(seen["pictures"])
+    splits = list(seen["images"])
     rows = [(name, *(f"{counts[s]:,}" for s in splits)) for name, counts in seen["counts"].items()]
     more = len(rows) - MOST_CLASSES
     rows = [*rows[:MOST_CLASSES], *([(f"and {more} more classes", *("" for _ in splits))] if more > 0 else [])]
-    total = ("total", *(f"{n:,}" for n in seen["pictures"].values()))
+    total = ("total", *(f"{n:,}" for n in seen["images"].values()))
     console.show(console.table(None, ("class", *splits), [*rows, total], right=True))
     side = seen["shorter_side"]
     facts = [
@@ -147,9 +147,9 @@ def _show(findings: Findings, path: str, sheet: Path | None) -> None:
     ]
     problems = [
         ("cannot be decoded", [f"{b['name']} ({b['problem']})" for b in seen["undecodable"]]),
-        ("same picture in two splits", [" = ".join(p) for p in seen["leaks"]]),
-        ("same picture, two classes", [" = ".join(p) for p in seen["two_labels"]]),
-        ("same picture twice in a split", [" = ".join(p) for p in seen["duplicates"]]),
+        ("same image in two splits", [" = ".join(p) for p in seen["leaks"]]),
+        ("same image, two classes", [" = ".join(p) for p in seen["two_labels"]]),
+        ("same image twice in a split", [" = ".join(p) for p in seen["duplicates"]]),
         ("look alike in two splits", [" ~ ".join(p) for p in seen["near_leaks"]]),
         ("look alike in a split", [" ~ ".join(p) for p in seen["near_duplicates"]]),
     ]

@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import MachineError
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.resolve import Resolved
-    from bigmodel_cli.engine.experiments.dry_run import Preflight
+    from bigmodel_cli.engine.experiments.dry_run import DryRun
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -47,7 +47,7 @@ def _recipe_table(resolved: Resolved) -> Any:
     return console.table("recipe", ("field", "value", "from"), rows)
 
 
-def _show(found: Preflight) -> None:
+def _show(found: DryRun) -> None:
     rows = [(x.name, x.kind, f"{x.parameters:,}", flops(x.flops)) for x in found.layers]
     rows.append(("total", "", f"{found.parameters:,}", flops(found.flops)))
     console.show(console.table("model", ("layer", "kind", "parameters", "FLOPs"), rows, right=True))

@@ -78,7 +78,7 @@ def _measure(
     placement = place(recipe.placement)
     asked = mirrored(trained.model, trained.task) if tta else trained.model
     bundle = load_data(recipe.data, trained.task.spec)
-    task = trained.task.for_data(bundle.spec)  # before any picture is decoded: the classes may not fit
+    task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not fit
     with WaitBars():
         source = load_split(bundle, recipe.data, split)
     hows: list[str] = []
@@ -91,5 +91,5 @@ def _measure(
         return out
 
     report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong)
-    hows += ["each answer is the mean over the picture and its mirror image"] if tta else []
+    hows += ["each answer is the mean over the image and its mirror image"] if tta else []
     return report, [*bundle.notes, *filter(None, hows), *report.notes]

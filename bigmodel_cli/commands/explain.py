@@ -1,4 +1,4 @@
-"""``bigmodel explain``: which words, or which part of a picture, made a checkpoint answer as it did."""
+"""``bigmodel explain``: which words, or which part of an image, made a checkpoint answer as it did."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Method(StrEnum):
 
 def explain(
     checkpoint: opt.Checkpoint,
-    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="Texts, or pictures.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="Texts, or images.")] = None,
     texts: Annotated[list[str] | None, typer.Option("--text", help="A text; for a language model, a prompt.")] = None,
     wanted: Annotated[
         str | None, typer.Option("--class", help="The class or next token to explain.  [default: the likeliest]")
     ] = None,
-    method: Annotated[Method, typer.Option("--method", help="grad-cam is for pictures.")] = Method.integrated_gradients,
+    method: Annotated[Method, typer.Option("--method", help="grad-cam is for images.")] = Method.integrated_gradients,
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Points of the path that is summed.")] = 64,
-    out: Annotated[Path | None, typer.Option("--out", help="Page of texts; folder for pictures, with heat.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Page of texts; folder for images, with heat.")] = None,
     json: opt.Json = False,
 ) -> None:
-    """Show what an answer came from: each word's weight, or the part of a picture.
+    """Show what an answer came from: each word's weight, or the part of an image.
 
     The weights of a text sum to the answer's log-probability less that of a text of nothing.
 
@@ -57,13 +57,13 @@ def explain(
     trained = load_trained(checkpoint)
     if trained.task.spec.kind == "text":
         if method is Method.grad_cam:
-            raise InputError("--method grad-cam is for pictures", hint="--method integrated-gradients")
+            raise InputError("--method grad-cam is for images", hint="--method integrated-gradients")
         found = [_explained(trained, *sample, wanted, steps) for sample in _texts(trained, files or [], texts or [])]
         _show_texts(trained, found, out, json)
     else:
         if texts:
-            raise InputError(f"{trained.path} takes pictures", "expected files, no --text")
-        _pictures(trained, files or [], wanted, method, steps, out or Path("explained"), json)
+            raise InputError(f"{trained.path} takes images", "expected files, no --text")
+        _images(trained, files or [], wanted, method, steps, out or Path("explained"), json)
 
 
 def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -169,7 +169,7 @@ def _write(path: Path, text: str) -> None:
         raise MachineError(f"{path}: cannot write: {error.strerror}", hint="give another --out") from None
 
 
-def _pictures(
+def _images(
     trained: Trained, files: list[Path], wanted: str | None, method: Method, steps: int, out: Path, json: bool
 ) -> None:
     import torch
@@ -180,7 +180,7 @@ def _pictures(
 
     task, model, spec = trained.task, trained.model, trained.task.spec
     if not files:
-        raise InputError("nothing to explain", "expected pictures", "bigmodel explain --help")
+        raise InputError("nothing to explain", "expected images", "bigmodel explain --help")
     rows: list[tuple[str, ...]] = []
     for name, raw in (sample for file in _expand(files) for sample in task.readings(file)):
         image = task.prepare(raw)["image"][0]
@@ -205,9 +205,9 @@ def _pictures(
             raise MachineError(f"{out}: cannot write: {error.strerror or error}", hint="give another --out") from None
         rows.append((name, names[answer], f"{values['probability']:.2%}", str(path)))
         if json:
-            console.print_json({**values, "picture": str(path)})
+            console.print_json({**values, "image": str(path)})
     if not json:
-        console.show(console.table(None, ("picture", "answer", "probability", "written"), rows))
+        console.show(console.table(None, ("image", "answer", "probability", "written"), rows))
 
 
 def _log_probability(model: Any, answer: int, images: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def export(
         float, typer.Option("--seconds", min=0, help="How long both are timed at each batch size.")
     ] = 1.0,
     with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Resize and normalise in the graph: it takes uint8 pictures.")
+        bool, typer.Option("--with-preprocessing", help="Resize and normalise in the graph: it takes uint8 images.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export in --out.")] = False,
     data_dir: opt.DataDir = None,
@@ -154,7 +154,7 @@ def _differences(proof: Proof) -> list[tuple[str, ...]]:
     ]
     if proof.other_sizes:
         apart, limit = (proof.other_sizes[k] for k in ("largest_difference", "tolerance"))
-        rows.append((f"{proof.other_sizes['inputs']} pictures of other sizes", f"{apart:.2g}", f"{limit:g}"))
+        rows.append((f"{proof.other_sizes['inputs']} images of other sizes", f"{apart:.2g}", f"{limit:g}"))
     if proof.example:
         rows.append(("example.py, run alone", f"{proof.example['answer']}", ""))
     return rows

@@ -15,7 +15,7 @@ Search = Annotated[str | None, typer.Option("--search", help="Only names that co
 
 
 def models_command(search: Search = None, json: opt.Json = False) -> None:
-    """The models: parameters, size, one line each (for 28x28 grey pictures of 10 classes, or text of 256 tokens).
+    """The models: parameters, size, one line each (for 28x28 grey images of 10 classes, or text of 256 tokens).
 
     With --search those of timm and torchvision too, by name alone.
 
@@ -52,10 +52,10 @@ def _model_row(name: str) -> dict[str, Any]:
     """A model's figures, from the model itself, built without memory."""
     from bigmodel_cli.core.registry import models, tasks
     from bigmodel_cli.core.types import SPECS
-    from bigmodel_cli.models.layers.meta_init import without_values
+    from bigmodel_cli.models.layers.meta_init import init_on_meta
 
     entry = models.get(name)
-    with without_values():
+    with init_on_meta():
         model = entry(SPECS[tasks.get(entry.meta["task"]).meta["kind"]].typical())
     parameters = sum(p.numel() for p in model.parameters())
     task, summary = entry.meta["task"], models.found[name].summary

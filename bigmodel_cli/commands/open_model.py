@@ -24,10 +24,10 @@ def open_trained(path: Path) -> Trained:
         return load_trained(path)
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.load import Trained
-    from bigmodel_cli.export.exported_model import answering
+    from bigmodel_cli.export.exported_model import exported_model
 
     folder = read_folder(path)
     fixed = Layer("export", {"placement": {"device": "cpu", "precision": "fp32"}})
     recipe = resolve([Layer(str(path / "export.json"), folder.about["recipe"]), fixed]).recipe
-    model, task = answering(folder, build_task(recipe, folder.spec))
+    model, task = exported_model(folder, build_task(recipe, folder.spec))
     return Trained(path, model.eval(), task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})

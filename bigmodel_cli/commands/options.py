@@ -33,7 +33,7 @@ Model = Annotated[
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Data set, or a path to your own pictures or text.", autocompletion=_complete("data")),
+    typer.Option("--data", help="Data set, or a path to your own images or text.", autocompletion=_complete("data")),
 ]
 DataDir = Annotated[
     Path | None,
@@ -60,7 +60,7 @@ Balance = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16.")]
-Tta = Annotated[bool, typer.Option("--tta", help="Average the answers to each picture and its mirror image.")]
+Tta = Annotated[bool, typer.Option("--tta", help="Average the answers to each image and its mirror image.")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after this many optimizer steps.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/<model>-<data>-<n>]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")]
@@ -147,7 +147,7 @@ def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | 
     saved = Layer(str(trained.path), trained.meta["recipe"])
     layers = flag_layers(flags, assignments)
     spec = trained.task.spec
-    if getattr(spec, "square", 0) is None:  # a model of whole pictures: another folder's come in its size, uncropped
+    if getattr(spec, "square", 0) is None:  # a model of whole images: another folder's come in its size, uncropped
         for layer in layers:
             if layer.values.get("data", {}).get("name") == "image_folder":
                 layer.values["data"].update(size=spec.height, crop=1.0, channels=spec.channels)

@@ -16,7 +16,7 @@ def predict(
     checkpoint: opt.Checkpoint,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE...]", help="Pictures, texts with a sample a line, or folders of them."),
+        typer.Argument(metavar="[FILE...]", help="Images, texts with a sample a line, or folders of them."),
     ] = None,
     texts: Annotated[list[str] | None, typer.Option("--text", help="A text, instead of a file.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many answers a sample.")] = 3,
@@ -25,7 +25,7 @@ def predict(
     tta: opt.Tta = False,
     json: opt.Json = False,
 ) -> None:
-    """What a checkpoint says of each picture, or of each line of a text: a class and its probability, a translation.
+    """What a checkpoint says of each image, or of each line of a text: a class and its probability, a translation.
 
     Files are read ahead and answered in batches. One that cannot be read is named, and the others answered.
 
@@ -41,7 +41,7 @@ def predict(
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.engine.device.placement import place
-    from bigmodel_cli.engine.inference.predict import ask, quick_to_ask
+    from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import mirrored
 
     if not files and not texts:
@@ -55,11 +55,11 @@ def predict(
     placement = place(recipe.placement)
     model = placement.model(mirrored(trained.model, trained.task) if tta else trained.model)
     listed = _expand(files or [])
-    quick = quick_to_ask(model, trained.task, placement, listed, recipe.placement.precision == "auto")
+    quick = optimize_for_files(model, trained.task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
     rows, wrong = [], []
-    for name, answer in ask(quick.model, trained.task, quick.placement, listed, top, texts or []):
+    for name, answer in predict_files(quick.model, trained.task, quick.placement, listed, top, texts or []):
         if isinstance(answer, InputError):
             wrong.append(answer)
         elif json:

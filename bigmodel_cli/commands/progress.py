@@ -163,7 +163,7 @@ class WaitBars:
         self._show(f"downloading {name}", done, total, amount)
 
     def decoded(self, what: str, done: int, total: int) -> None:
-        self._show(what, done, total, f"{done:,}/{total:,} pictures")
+        self._show(what, done, total, f"{done:,}/{total:,} images")
 
     def read(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, f"{done / 1e6:.1f}/{total / 1e6:.1f} MB")

@@ -12,7 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 
 if TYPE_CHECKING:
-    from bigmodel_cli.serve.model import Served
+    from bigmodel_cli.serve.model import ServedModel
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MB = 1_000_000
@@ -26,7 +26,7 @@ Queue = Annotated[int, typer.Option("--queue", min=1, max=65536, help="Most requ
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, max=3600, help="Seconds for a body, and for an answer.")]
 StopTimeout = Annotated[int, typer.Option("--stop-timeout", min=0, max=3600, help="Seconds to finish what is in work.")]
 MaxMB = Annotated[float, typer.Option("--max-mb", min=0.001, max=1000, help="Largest body, in MB.")]
-MaxPixels = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Largest picture.  [default: 64000000]")]
+MaxPixels = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Largest image.  [default: 64000000]")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.  [default: all]")]
 AllowHost = Annotated[list[str] | None, typer.Option("--allow-host", metavar="NAME", help="Another name it has.")]
 Log = Annotated[bool, typer.Option("--log", help="A line a request on stderr.")]
@@ -69,7 +69,7 @@ def serve(
     try:
         from bigmodel_cli.serve import server
         from bigmodel_cli.serve.app import build_app
-        from bigmodel_cli.serve.model import open_served
+        from bigmodel_cli.serve.model import open_model
         from bigmodel_cli.serve.service import Options, Service
         from bigmodel_cli.serve.uploads import Limits
     except ImportError as error:
@@ -79,7 +79,7 @@ def serve(
         os.environ["OMP_NUM_THREADS"] = str(threads)  # what every runtime reads
     listening = server.bind(host, port)
     address, chosen = listening.getsockname()[:2]
-    served = open_served(export)
+    served = open_model(export)
     options = Options(
         limits=Limits(size=int(max_mb * MB), pixels=max_pixels or MAX_PIXELS, samples=max_batch, seconds=timeout),
         max_batch=max_batch,
@@ -104,7 +104,7 @@ def _local(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def _greeting(served: Served, address: str, port: int, json: bool) -> Callable[[], None]:
+def _greeting(served: ServedModel, address: str, port: int, json: bool) -> Callable[[], None]:
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
     def ready() -> None:

@@ -1,4 +1,4 @@
-"""``bigmodel study``: several runs that answer one question, in a table and a picture."""
+"""``bigmodel study``: several runs that answer one question, in a table and an image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def study(
 
         bigmodel study recipes/image/resnet-paper/short.yaml
 
-        bigmodel study recipes/image/few-pictures.yaml --out runs/few
+        bigmodel study recipes/image/few-images.yaml --out runs/few
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
     from bigmodel_cli.engine.experiments.study import read_study, run_study

@@ -93,24 +93,24 @@ def _saved_recipe(out: Path | None) -> list[Layer]:
 
 
 def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
-    """``--lr-find``: a hundred steps with a climbing rate; the rate to take, and the picture."""
+    """``--lr-find``: a hundred steps with a climbing rate; the rate to take, and the image."""
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.experiments.lr_range_test import find_rate
+    from bigmodel_cli.engine.experiments.lr_range_test import lr_range_test
     from bigmodel_cli.insight.range_test import draw
 
     recipe = resolve(layers).recipe
-    found = find_rate(recipe)
+    found = lr_range_test(recipe)
     folder = out or Path("runs")
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / f"lr-find-{recipe.model.name}-{recipe.data.name}.png".replace(":", "-")
-    draw(found.rates, found.losses, found.suggested, picture)
+    image = folder / f"lr-find-{recipe.model.name}-{recipe.data.name}.png".replace(":", "-")
+    draw(found.rates, found.losses, found.suggested, image)
     if json:
         console.print_json({"suggested": found.suggested, "rates": found.rates, "losses": found.losses})
         return
     console.say(
         f"the loss falls fastest at --lr {found.suggested:.2g} ({len(found.rates)} steps; {recipe.optimizer.name})"
     )
-    console.say(f"drawn in {picture}")
+    console.say(f"drawn in {image}")
 
 
 def go(
@@ -151,18 +151,18 @@ def _take_part(
 ) -> None:
     """Train as one of several processes."""
     from bigmodel_cli.engine.device.placement import backend
-    from bigmodel_cli.engine.distributed.process_group import join, leave, losses_told
+    from bigmodel_cli.engine.distributed.process_group import join, leave, translate_rank_errors
     from bigmodel_cli.engine.training.run_folder import Followed, RunFolder
 
     group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
     console.speak_as(here.rank, group.last_words)
-    with losses_told():
+    with translate_rank_errors():
         jobs = sorted(set(group.gather(here.job)))
-        if group.leads:
+        if group.is_main:
             folder = RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs)
-            group.share((str(folder.path), folder.resume))
+            group.broadcast((str(folder.path), folder.resume))
         else:
-            path, resumes = group.share(None)
+            path, resumes = group.broadcast(None)
             folder = Followed(Path(path), resume=resumes)
     _train(recipe, folder, json, group)
     leave()
@@ -174,9 +174,9 @@ def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = 
     from bigmodel_cli.engine.training.session import train as run
 
     group = group or ALONE
-    with WaitBars() if group.leads else nullcontext(), for_output(json) if group.leads else Silence() as display:
+    with WaitBars() if group.is_main else nullcontext(), for_output(json) if group.is_main else Silence() as display:
         outcome = run(recipe, folder, display.emit, group=group)
-    if not group.leads:
+    if not group.is_main:
         return
     _write_report(recipe, outcome)
     if json:
@@ -211,8 +211,8 @@ def show_outcome(outcome: Outcome) -> None:
         console.show(method_table(outcome))
     metrics = ", ".join(f"{k.replace('_', ' ')} {figure(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
-    if run.watch.verdict():
-        console.say(run.watch.verdict(), prose=True)
+    if run.timer.verdict():
+        console.say(run.timer.verdict(), prose=True)
     console.say(f"best checkpoint {outcome.best}, report {outcome.folder / 'report.html'}")
     console.say(f"next: bigmodel eval {outcome.best}{' --split test' if 'test' in run.splits else ''}")
 

@@ -16,7 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.model import build_model
-from bigmodel_cli.models.adapters.pruned import KINDS, differences, sides_of
+from bigmodel_cli.models.adapters.pruned import KINDS, differences, layer_widths
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 ROOTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -136,7 +136,7 @@ def _can_lose_one(model: nn.Module, example: tuple[Tensor, ...], name: str) -> b
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(copied, _inputs(example))
-            graph.get_pruning_group(layer, cut, idxs=[*range(min(ROUND_TO, sides_of(layer)[1] // 2))]).prune()
+            graph.get_pruning_group(layer, cut, idxs=[*range(min(ROUND_TO, layer_widths(layer)[1] // 2))]).prune()
             return _answers_alike(copied, model, example)
         except PRUNING_ERRORS:
             return False
@@ -157,7 +157,7 @@ def _inputs(example: tuple[Tensor, ...]) -> Any:
 
 
 def _round_to(model: nn.Module) -> int | None:
-    widths = [sides_of(m)[1] for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
+    widths = [layer_widths(m)[1] for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
     return ROUND_TO if widths and min(widths) >= 4 * ROUND_TO else None
 
 

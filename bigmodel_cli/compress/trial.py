@@ -16,7 +16,7 @@ from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.engine.build.load import Trained, load_trained
 from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.training.evaluate import evaluate
-from bigmodel_cli.export.exported_model import answering
+from bigmodel_cli.export.exported_model import exported_model
 from bigmodel_cli.export.folder import is_export, model_files, read_folder
 from bigmodel_cli.export.latency import speeds
 
@@ -99,7 +99,7 @@ class Judge:
         if is_export(path):
             folder = read_folder(path)
             model: nn.Module
-            model, task = answering(folder, self.task)
+            model, task = exported_model(folder, self.task)
             size = sum(file.stat().st_size for file in model_files(path))
             steps = folder.about.get("compressed", [])
         else:

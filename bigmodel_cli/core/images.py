@@ -1,7 +1,7 @@
-"""A picture file's bytes to pixels: the one path that data sets, ``eval`` and ``predict`` all take.
+"""An image file's bytes to pixels: the one path that data sets, ``eval`` and ``predict`` all take.
 
 It lives here because data and tasks may not import each other, and two ways of reading
-a picture would disagree. Shapes: C channels, H height, W width, S side of a square.
+an image would disagree. Shapes: C channels, H height, W width, S side of a square.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 })  # fmt: skip
-"""Which files of a folder are taken for pictures."""
+"""Which files of a folder are taken for images."""
 MAX_PIXELS = 64_000_000
 ORIENTATION = 274  # the EXIF tag
 TURNS = {
@@ -36,56 +36,56 @@ TURNS = {
 
 
 def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Tensor:
-    """(C,H,W) uint8: the upright picture in `raw`, 1 channel (luma) or 3 (RGB), transparency laid over white.
+    """(C,H,W) uint8: the upright image in `raw`, 1 channel (luma) or 3 (RGB), transparency laid over white.
 
-    With `side`, the centred square whose sides are the picture's shorter side, resized
+    With `side`, the centred square whose sides are the image's shorter side, resized
     (bilinear, antialiased) to (C,side,side). Large JPEG files are decoded at 1/2, 1/4 or 1/8
     scale, still at least twice the square: twice as fast for 4000x3000.
 
     Raises:
-        InputError: not a picture of a format in FORMATS, larger than MAX_PIXELS, or damaged.
+        InputError: not an image of a format in FORMATS, larger than MAX_PIXELS, or damaged.
             `name` is what the message calls it.
     """
-    with _opened(raw, name, MAX_PIXELS) as picture:
-        pixels = _pixels(picture, raw, channels, side)
+    with _opened(raw, name, MAX_PIXELS) as image:
+        pixels = _pixels(image, raw, channels, side)
     return pixels if side is None else _square(pixels, side)
 
 
 def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, most: int = MAX_PIXELS) -> Image:
-    """As :func:`decode`, but a PIL picture, and without torch: upright, in mode L or RGB.
+    """As :func:`decode`, but a PIL image, and without torch: upright, in mode L or RGB.
 
     With `side`, a large JPEG file is decoded at a smaller scale; the square is not cut.
     `most`: pixels; more are refused.
     """
-    with _opened(raw, name, most) as picture:
+    with _opened(raw, name, most) as image:
         if side is not None:
-            _draft(picture, side)
-        return _upright(picture, channels)
+            _draft(image, side)
+        return _upright(image, channels)
 
 
 @contextlib.contextmanager
 def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
-    """The picture in `raw`, its header read; whatever goes wrong with it inside is an InputError."""
+    """The image in `raw`, its header read; whatever goes wrong with it inside is an InputError."""
     from PIL import Image, UnidentifiedImageError
 
     _quiet()
     try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            width, height = image.size
             if width * height > most:
                 raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {most}")
-            yield picture
+            yield image
     except UnidentifiedImageError:
-        raise InputError(f"{name}: not a picture", "expected one of " + ", ".join(FORMATS)) from None
+        raise InputError(f"{name}: not an image", "expected one of " + ", ".join(FORMATS)) from None
     except Image.DecompressionBombError:
         raise InputError(f"{name}: too many pixels", f"expected at most {most}") from None
     except InputError:
         raise
     except Exception as error:  # a damaged file raises a dozen kinds, struct.error and KeyError among them
-        raise InputError(f"{name}: cannot decode the picture: {error or type(error).__name__}") from None
+        raise InputError(f"{name}: cannot decode the image: {error or type(error).__name__}") from None
 
 
-def picture_header(raw: bytes) -> tuple[str, int, int, str]:
+def image_header(raw: bytes) -> tuple[str, int, int, str]:
     """(format, width, height, PIL mode) without decoding; width and height as stored.
 
     Raises:
@@ -94,72 +94,72 @@ def picture_header(raw: bytes) -> tuple[str, int, int, str]:
     from PIL import Image
 
     _quiet()
-    with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-        return str(picture.format), picture.width, picture.height, picture.mode
+    with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+        return str(image.format), image.width, image.height, image.mode
 
 
 @functools.cache
 def _quiet() -> None:
-    """PIL warns of odd metadata, which does no harm, and of large pictures, which are refused here.
+    """PIL warns of odd metadata, which does no harm, and of large images, which are refused here.
 
     Once for the process: `warnings.catch_warnings` is not safe among threads.
     """
     warnings.filterwarnings("ignore", module="PIL")
 
 
-def _pixels(picture: Image, raw: bytes, channels: int, side: int | None) -> Tensor:
+def _pixels(image: Image, raw: bytes, channels: int, side: int | None) -> Tensor:
     import torch
 
-    full = picture.size
+    full = image.size
     if side is not None:
-        _draft(picture, side)
-    jpeg = picture.format == "JPEG" and picture.mode in ("RGB", "L")
-    fast = _torchcodec() if jpeg and channels == 3 and picture.size == full else None
+        _draft(image, side)
+    jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+    fast = _torchcodec() if jpeg and channels == 3 and image.size == full else None
     if fast is not None:
         try:
             return fast(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
         except RuntimeError:
             pass  # PIL says what is wrong in words for people
-    picture = _upright(picture, channels)
-    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return flat.view(picture.height, picture.width, channels).permute(2, 0, 1)
+    image = _upright(image, channels)
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, channels).permute(2, 0, 1)
 
 
-def _draft(picture: Image, side: int) -> None:
+def _draft(image: Image, side: int) -> None:
     """Have a large JPEG decoded at a smaller scale, never below twice the square: no visible difference."""
-    if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
-        picture.draft(picture.mode, (2 * side, 2 * side))
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        image.draft(image.mode, (2 * side, 2 * side))
 
 
-def _upright(picture: Image, channels: int) -> Image:
+def _upright(image: Image, channels: int) -> Image:
     """The pixels in mode L or RGB, turned as EXIF says."""
     from PIL import Image
 
-    picture.load()  # TIFF turns itself here, and forgets its tag
-    turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    picture = _plain(picture, "L" if channels == 1 else "RGB")
-    return picture if turn is None else picture.transpose(Image.Transpose[turn])
+    image.load()  # TIFF turns itself here, and forgets its tag
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    image = _plain(image, "L" if channels == 1 else "RGB")
+    return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
-def _plain(picture: Image, mode: str) -> Image:
-    """`picture` in 8-bit `mode`: the high byte of 16-bit grey, and white where it is transparent."""
+def _plain(image: Image, mode: str) -> Image:
+    """`image` in 8-bit `mode`: the high byte of 16-bit grey, and white where it is transparent."""
     from PIL import Image
 
-    if picture.mode[0] in "IF":  # I;16 and its kin, and I, in which older PIL gives 16-bit PNG
-        picture = _high_byte(picture)
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture if picture.mode == mode else picture.convert(mode)
+    if image.mode[0] in "IF":  # I;16 and its kin, and I, in which older PIL gives 16-bit PNG
+        image = _high_byte(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _high_byte(picture: Image) -> Image:
+def _high_byte(image: Image) -> Image:
     import numpy
     from PIL import Image
 
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is unknown")
-    values = numpy.asarray(picture)
+    values = numpy.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
     return Image.fromarray((values >> 8).astype(numpy.uint8))
@@ -182,7 +182,7 @@ def _torchcodec() -> Callable[[Tensor], Tensor] | None:
     """torchcodec's JPEG decoder, or None where it is not installed or does not fit the torch in use.
 
     It turns by EXIF itself, and gives PIL's pixels to the bit (both are libjpeg-turbo), so
-    that a model answers the same with and without it; tests/core/test_pictures.py holds them together.
+    that a model answers the same with and without it; tests/core/test_images.py holds them together.
     """
     try:
         from torchcodec.decoders import decode_jpeg

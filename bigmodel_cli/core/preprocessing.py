@@ -1,7 +1,7 @@
-"""A picture file's bytes to a model's input, as ``preprocess.json`` of an export says, by PIL and NumPy alone.
+"""An image file's bytes to a model's input, as ``preprocess.json`` of an export says, by PIL and NumPy alone.
 
 What decodes and prepares in training needs torch, which an exported model is meant to live without.
-tests/core/test_prepare.py holds the two together. Shapes: C channels, H height, W width.
+tests/core/test_preprocessing.py holds the two together. Shapes: C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXELS) -> np.ndarray:
-    """(C,H,W) float32 from the picture in `raw`; `how` is what the task's ``preprocessing()`` gave.
+    """(C,H,W) float32 from the image in `raw`; `how` is what the task's ``preprocessing()`` gave.
 
     A pixel may be one grey level off what torch's resize gives, which rounds otherwise than PIL's.
 
     Raises:
-        InputError: not a picture, of more than `most` pixels, or damaged. `name` is what the message calls it.
+        InputError: not an image, of more than `most` pixels, or damaged. `name` is what the message calls it.
     """
     import numpy as np
 
     channels = 1 if how["mode"] == "L" else 3
     square = how["resize_square"]["height"] if "resize_square" in how else None
-    picture = decode_plain(raw, name, channels, square, most)
+    image = decode_plain(raw, name, channels, square, most)
     if square is not None:
-        picture = _square(picture, square)
+        image = _square(image, square)
     if "crop" in how:
-        picture = _middle(picture, how["crop"]["width"], how["crop"]["height"])
-    pixels = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, channels)
+        image = _middle(image, how["crop"]["width"], how["crop"]["height"])
+    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, channels)
     pixels = pixels.transpose(2, 0, 1)
     if "resize" in how:
         pixels = _resized(pixels, how["resize"]["width"], how["resize"]["height"])
@@ -45,10 +45,10 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
 
 
 def plain(raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, most: int = MAX_PIXELS) -> np.ndarray:
-    """(H,W,C) uint8, for a model that prepares its pictures itself: the square in the middle, or all of the picture.
+    """(H,W,C) uint8, for a model that prepares its images itself: the square in the middle, or all of the image.
 
     It is of the `size` (H,W) that the model takes; None, any: of the size that the model would make of it. So a large
-    picture is not kept, and batches are of one size.
+    image is not kept, and batches are of one size.
 
     Raises:
         InputError: as :func:`prepare`.
@@ -56,26 +56,26 @@ def plain(raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, 
     import numpy as np
     from PIL import Image
 
-    picture = decode_plain(raw, name, spec.channels, spec.square, most)
+    image = decode_plain(raw, name, spec.channels, spec.square, most)
     if spec.square is not None:
-        picture = _square(picture, spec.square)
+        image = _square(image, spec.square)
     height, width = size or ((spec.square,) * 2 if spec.square is not None else (spec.height, spec.width))
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, spec.channels)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
 
 
-def _square(picture: Image, side: int) -> Image:
+def _square(image: Image, side: int) -> Image:
     from PIL import Image
 
-    short = min(picture.size)
-    picture = _middle(picture, short, short)
-    return picture if short == side else picture.resize((side, side), Image.Resampling.BILINEAR)
+    short = min(image.size)
+    image = _middle(image, short, short)
+    return image if short == side else image.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _middle(picture: Image, width: int, height: int) -> Image:
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+def _middle(image: Image, width: int, height: int) -> Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -39,13 +39,13 @@ class Spec(Protocol):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Pictures of C x H x W with class names, and how they are normalised.
+    """Images of C x H x W with class names, and how they are normalised.
 
     `mean` and `std` are per channel on the 0..1 scale, measured on the train
     split; empty until then.
 
-    `square`: a picture file becomes the square in its middle, resized to this side, and
-    the model sees the middle `crop` of that; None: the whole picture, pressed into H x W.
+    `square`: an image file becomes the square in its middle, resized to this side, and
+    the model sees the middle `crop` of that; None: the whole image, pressed into H x W.
     """
 
     kind: ClassVar[str] = "image"

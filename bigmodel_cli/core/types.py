@@ -30,7 +30,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> Batch:
-        """The samples at `indices` ((B,) int64, CPU), as raw as they are stored (uint8 pictures, int64 labels)."""
+        """The samples at `indices` ((B,) int64, CPU), as raw as they are stored (uint8 images, int64 labels)."""
         ...
 
     def name(self, index: int) -> str:
@@ -67,7 +67,7 @@ class SampleKey:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss as a *sum* over `count` units (pictures, tokens, ratings). Only the engine divides, globally."""
+    """A loss as a *sum* over `count` units (images, tokens, ratings). Only the engine divides, globally."""
 
     total: Tensor
     count: int | Tensor

@@ -57,7 +57,7 @@ class Repeated:
     """`source` under indices of any size, modulo its length.
 
     A batch keeps the index as it was asked for: augmentation is keyed by it, so that a
-    sample that comes twice in an epoch comes as two pictures.
+    sample that comes twice in an epoch comes as two images.
     """
 
     def __init__(self, source: Source) -> None:

@@ -23,8 +23,8 @@ class Batches:
     """The train split as optimizer steps. The order depends on (seed, epoch) alone.
 
     An epoch is cut into ceil(n / batch_size) *nearly equal* steps, so every sample is
-    seen exactly once an epoch and no step is tiny (a last step of one picture would
-    break BatchNorm and weigh that picture like a whole batch).
+    seen exactly once an epoch and no step is tiny (a last step of one image would
+    break BatchNorm and weigh that image like a whole batch).
 
     With `even`, the labels (n,) of the split, an epoch is as long but gives each class as many
     places: see :func:`bigmodel_cli.data.balance.balanced_order`.

@@ -41,8 +41,8 @@ class RandomTokens:
 
 
 @dataclass(frozen=True)
-class RandomPictures:
-    """`count` pictures (C,side,side) uint8 of noise with a label each, a function of the index alone."""
+class RandomImages:
+    """`count` images (C,side,side) uint8 of noise with a label each, a function of the index alone."""
 
     count: int
     channels: int
@@ -56,9 +56,9 @@ class RandomPictures:
     def gather(self, indices: Tensor) -> Batch:
         key = SampleKey(0, self.split == "val", indices)
         drawn = uniforms(key, *range(self.channels * self.side**2)).t()
-        pictures = (drawn * 256).to(torch.uint8).view(-1, self.channels, self.side, self.side)
+        images = (drawn * 256).to(torch.uint8).view(-1, self.channels, self.side, self.side)
         label = (uniforms(key, 1 << 20)[0] * self.classes).long()
-        return {"image": pictures, "label": label, "index": indices}
+        return {"image": images, "label": label, "index": indices}
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}]"
@@ -94,13 +94,13 @@ def synthetic_pictures(
     classes: Annotated[int, Field(ge=2, le=1 << 16)] = 1000,
     count: Annotated[int, Field(gt=0, description="in the train split; default ImageNet's")] = 1_281_167,
 ) -> DataBundle:
-    """Random pictures, as many as you say: for `plan` and for speed, without a file."""
+    """Random images, as many as you say: for `plan` and for speed, without a file."""
     spec = ImageSpec(channels, size, size, tuple(f"class{i}" for i in range(classes)))
     return DataBundle(
         spec,
         {
-            "train": lambda: RandomPictures(count, channels, size, classes, "train"),
-            "val": lambda: RandomPictures(max(classes, min(count // 10, 512)), channels, size, classes, "val"),
+            "train": lambda: RandomImages(count, channels, size, classes, "train"),
+            "val": lambda: RandomImages(max(classes, min(count // 10, 512)), channels, size, classes, "val"),
         },
         f"synthetic {size} {channels} {classes} {count}",
     )

@@ -1,4 +1,4 @@
-"""Work on many pictures at once, in threads: what decodes them lets go of Python's lock."""
+"""Work on many images at once, in threads: what decodes them lets go of Python's lock."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-TASK = 16  # pictures handed to a thread at once
+TASK = 16  # images handed to a thread at once
 AHEAD = 128  # tasks that wait for a thread
 REPORT = 0.1  # seconds between two reports of progress
 Progress = Callable[[str, int, int], None]
-"""(what, done, in all), called from the thread that asked for the pictures; it may raise to stop the decoding."""
+"""(what, done, in all), called from the thread that asked for the images; it may raise to stop the decoding."""
 
 _listeners: list[Progress] = []
 
@@ -55,7 +55,7 @@ def for_each(what: str, count: int, do: Callable[[int], object]) -> None:
 
 
 def _in_turn(pool: ThreadPoolExecutor, run: Callable[[range], None], count: int) -> Iterator[int]:
-    """`run` 0 to `count` - 1 in tasks of several, since handing over a small picture takes longer than decoding it.
+    """`run` 0 to `count` - 1 in tasks of several, since handing over a small image takes longer than decoding it.
 
     Gives how many are done, in order, with never more than AHEAD tasks waiting.
     """

@@ -12,7 +12,7 @@ from pydantic import Field
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, in_parts, needed
+from bigmodel_cli.export.runtime import Runtime, needed, saves_shards
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ def run_coreml(path: Path, build: Callable[[], nn.Module]) -> Run:
         (logits,) = model.predict(dict(zip(names, inputs, strict=True))).values()
         return logits
 
-    return in_parts(run, int(most))
+    return saves_shards(run, int(most))
 
 
 @exports.register(suffix=".mlpackage", run=run_coreml, runtime=RUNTIME, sizes="fixed")

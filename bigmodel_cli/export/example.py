@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LIMIT = 300  # seconds
-APART = 1e-3  # of a probability: the picture is resized by Pillow here, by torch in training
+APART = 1e-3  # of a probability: the image is resized by Pillow here, by torch in training
 HEAD = '''\
-"""What this model says of a picture: python example.py PICTURE. Needs {needs}."""
+"""What this model says of an image: python example.py IMAGE. Needs {needs}."""
 
 import json
 import sys
@@ -51,12 +51,12 @@ def resized(x, size):  # (height, width, channels) float32: bilinear, antialiase
 
 """
 READ = """\
-picture = ImageOps.exif_transpose(Image.open(sys.argv[1]))
-if picture.has_transparency_data:
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-picture = picture.convert(steps["mode"])
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.has_transparency_data:
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+image = image.convert(steps["mode"])
 """
-PIXELS = "x = np.asarray(picture, np.float32).reshape(picture.height, picture.width, -1)\n"
+PIXELS = "x = np.asarray(image, np.float32).reshape(image.height, image.width, -1)\n"
 SQUARE = """\
 side = min(x.shape[:2])  # the square in the middle
 top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
@@ -81,7 +81,7 @@ from pathlib import Path
 here = Path(__file__).resolve().parent
 {run}
 '''
-PLAIN = "x = np.asarray(picture).reshape(1, picture.height, picture.width, -1)  # the rest is in the graph\n"
+PLAIN = "x = np.asarray(image).reshape(1, image.height, image.width, -1)  # the rest is in the graph\n"
 ANSWER = """
 probability = np.exp(logits[0] - logits[0].max())
 probability /= probability.sum()
@@ -113,12 +113,12 @@ def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> st
 
 
 def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
-    """Lines that bring the picture to the one size that the format takes."""
+    """Lines that bring the image to the one size that the format takes."""
     if preprocess["size"] == "any":
         return []
-    call = "ImageOps.fit(picture, size" if "resize_square" in preprocess["in_the_graph"] else "picture.resize(size"
+    call = "ImageOps.fit(image, size" if "resize_square" in preprocess["in_the_graph"] else "image.resize(size"
     size = 'size = steps["size"]["width"], steps["size"]["height"]\n'
-    return [size, f"picture = {call}, Image.Resampling.BILINEAR)\n"]
+    return [size, f"image = {call}, Image.Resampling.BILINEAR)\n"]
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
@@ -132,7 +132,7 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
     own, text = entry.meta["runtime"], subject.task.spec.kind == "text"
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
         arguments = []
-        if own.answers:  # a picture that is larger, and not of the model's shape: it must be prepared
+        if own.answers:  # an image that is larger, and not of the model's shape: it must be prepared
             arguments = [sample_text(subject) if text else str(resized_sample(subject, 0, SCALES[0], Path(place)))]
         done = _alone(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
         if done.returncode:
@@ -148,9 +148,9 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
 
 
 def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:
-    """The logits (1,K) for the picture in `file`, as bigmodel reads it.
+    """The logits (1,K) for the image in `file`, as bigmodel reads it.
 
-    A format that takes plain pictures of one size gets them resized by Pillow: then there is only its own word.
+    A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
     """
     raw = subject.task.read(file)
     if not subject.pixels:
@@ -161,12 +161,12 @@ def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Ten
 
         height, width = subject.given[0][0].shape[1:3]
         fit = Image.Image.resize if subject.task.spec.square is None else ImageOps.fit
-        picture = fit(
+        image = fit(
             Image.open(file).convert("L" if subject.task.spec.channels == 1 else "RGB"),
             (width, height),
             Image.Resampling.BILINEAR,
         )
-        return torch.from_numpy(run(np.array(picture).reshape(1, height, width, -1)))
+        return torch.from_numpy(run(np.array(image).reshape(1, height, width, -1)))
     with torch.inference_mode():
         return subject.model(subject.task.prepare(raw)["image"])  # type: ignore[no-any-return]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, in_parts, needed
+from bigmodel_cli.export.runtime import Runtime, needed, saves_shards
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,7 @@ def run_executorch(path: Path, build: Callable[[], nn.Module]) -> Run:
     def run(*inputs: Any, program: Any = program) -> Any:
         return method.execute([torch.from_numpy(x) for x in inputs])[0].numpy().copy()
 
-    return in_parts(run, most)
+    return saves_shards(run, most)
 
 
 @exports.register(suffix=".pte", run=run_executorch, runtime=RUNTIME, sizes="fixed")

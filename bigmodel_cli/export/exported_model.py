@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.export.folder import ExportFolder, Run
-from bigmodel_cli.export.pixels import pictures
+from bigmodel_cli.export.pixels import images
 
 PerToken = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,7 +29,7 @@ class Written:
         return Written(self.source[rows], self.target[rows])
 
 
-class Answering(nn.Module):
+class ExportedModel(nn.Module):
     """Calls `run`, which is on the CPU: inputs (B, ...) -> logits (B, ..., K) float32, on the device of the inputs."""
 
     def __init__(self, run: Run, inputs: int) -> None:
@@ -75,7 +75,7 @@ class Answering(nn.Module):
 
 @dataclass(frozen=True)
 class Unprepared:
-    """`task` for an export that prepares pictures itself: it gets them (B,H,W,C) uint8, as they were read.
+    """`task` for an export that prepares images itself: it gets them (B,H,W,C) uint8, as they were read.
 
     `size` (H,W): the only one that its format takes; None: any.
     """
@@ -93,11 +93,11 @@ class Unprepared:
         image = batch["image"]
         if self.size is not None and image.shape[2:] != self.size:
             image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
-        return {**self.task.prepare(batch), "image": pictures({"image": image}, self.task.spec)}
+        return {**self.task.prepare(batch), "image": images({"image": image}, self.task.spec)}
 
 
-def answering(folder: ExportFolder, task: Any) -> tuple[Answering, Any]:
+def exported_model(folder: ExportFolder, task: Any) -> tuple[ExportedModel, Any]:
     """The export, opened, in the place of its model, and `task` as it prepares batches for that."""
     if folder.takes_pixels:
         task = Unprepared(task, folder.size)
-    return Answering(folder.open(), len(task.inputs)), task
+    return ExportedModel(folder.open(), len(task.inputs)), task

@@ -36,8 +36,8 @@ EXAMPLE, CARD = "example.py", "MODEL_CARD.md"
 MOST_JSON = 1 << 27  # bytes; a vocabulary is a few millions
 
 Run = Callable[..., "ndarray"]
-"""Input arrays to logits (B,K) float32. Inputs: prepared float32 pictures (B,C,H,W), or token ids (B,T) int64; where
-the preprocessing is in the graph, plain uint8 pictures (B,H,W,C)."""
+"""Input arrays to logits (B,K) float32. Inputs: prepared float32 images (B,C,H,W), or token ids (B,T) int64; where
+the preprocessing is in the graph, plain uint8 images (B,H,W,C)."""
 
 
 def is_export(path: Path) -> bool:
@@ -91,12 +91,12 @@ class ExportFolder:
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether it takes plain uint8 pictures (B,H,W,C), the preparation being in the graph."""
+        """Whether it takes plain uint8 images (B,H,W,C), the preparation being in the graph."""
         return bool(self.about["with_preprocessing"])
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the plain pictures that it takes; None: any.
+        """Height and width of the plain images that it takes; None: any.
 
         Raises:
             InputError: preprocess.json does not say it.
@@ -106,7 +106,7 @@ class ExportFolder:
             return None
         if isinstance(size, dict) and all(isinstance(size.get(side), int) for side in ("height", "width")):
             return size["height"], size["width"]
-        raise InputError(f"{self.path / PREPROCESS}: no size of pictures", hint="export it again")
+        raise InputError(f"{self.path / PREPROCESS}: no size of images", hint="export it again")
 
     @functools.cached_property
     def spec(self) -> Any:

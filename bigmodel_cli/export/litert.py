@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, in_parts, needed, threads
+from bigmodel_cli.export.runtime import Runtime, needed, saves_shards, threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +39,7 @@ def run_litert(path: Path, build: Callable[[], nn.Module]) -> Run:
         model.invoke()
         return model.get_tensor(answer)
 
-    return in_parts(run, 1)
+    return saves_shards(run, 1)
 
 
 @exports.register(suffix=".tflite", run=run_litert, runtime=RUNTIME, sizes="fixed")

@@ -1,7 +1,7 @@
-"""``--with-preprocessing``: resize, crop and normalisation as a part of the graph, which then takes plain pictures.
+"""``--with-preprocessing``: resize, crop and normalisation as a part of the graph, which then takes plain images.
 
 The resize is written as two matrix products, since every format has those, for any size of
-picture, where few have an antialiased resize. tests/export/test_export_pixels.py holds it
+image, where few have an antialiased resize. tests/export/test_export_pixels.py holds it
 against the task's own preparation. Shapes: B batch, H height, W width, C channels, K classes.
 """
 
@@ -76,14 +76,14 @@ def _resize(x: Tensor, dim: int, size: Tensor, start: Tensor, length: Tensor, ou
     return weight / weight.sum(1, keepdim=True)
 
 
-def pictures(raw: Batch, spec: Any) -> Tensor:
-    """The raw batch as plain pictures (B,H,W,C) uint8, in the model's channels.
+def images(raw: Batch, spec: Any) -> Tensor:
+    """The raw batch as plain images (B,H,W,C) uint8, in the model's channels.
 
     Raises:
-        InputError: the data has colour and the model does not see it, or they are no pictures.
+        InputError: the data has colour and the model does not see it, or they are no images.
     """
     if not isinstance(spec, ImageSpec):
-        raise InputError("--with-preprocessing is for pictures", f"expected a model of pictures, not of {spec.kind}")
+        raise InputError("--with-preprocessing is for images", f"expected a model of images, not of {spec.kind}")
     x = raw["image"]
     if x.shape[1] == 1:
         x = x.expand(-1, spec.channels, -1, -1)

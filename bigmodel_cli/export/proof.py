@@ -22,7 +22,7 @@ from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
 from bigmodel_cli.export.latency import speeds
 from bigmodel_cli.export.model_card import model_card
-from bigmodel_cli.export.pixels import pictures
+from bigmodel_cli.export.pixels import images
 from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
 from bigmodel_cli.export.quiet import quiet
 from bigmodel_cli.export.resized_samples import other_sizes
@@ -46,7 +46,7 @@ class Proof:
         speed: by name and batch size, with the threads that both had.
         size: bytes of the checkpoint's weights, and of the export's files.
         files: SHA-256 of each file of the model.
-        other_sizes: with the preprocessing in the graph, how pictures of other sizes compared.
+        other_sizes: with the preprocessing in the graph, how images of other sizes compared.
         example: what ``example.py`` said, where it answers; None where it is not for this kind of input.
     """
 
@@ -104,7 +104,7 @@ def prove(
     if subject.pixels and not entry.meta["runtime"].answers:
         raise InputError(f"--with-preprocessing: {format_name} holds weights and no graph", hint="--format onnx")
     if subject.pixels:
-        pictures(subject.raw[0], subject.task.spec)  # says so where they are none
+        images(subject.raw[0], subject.task.spec)  # says so where they are none
     check_target(out, overwrite)
     tolerance = entry.meta.get("tolerance", TOLERANCE) if tolerance is None else tolerance
     options = dict(options or {})
@@ -172,7 +172,7 @@ def _proven(
         failed.append(f"a logit differs by {found.largest:.3g}, more than {tolerance:g}")
     if sizes is not None and not sizes["largest_difference"] <= sizes["tolerance"]:
         apart = f"{sizes['largest_difference']:.3g}, more than {sizes['tolerance']:g}"
-        failed.append(f"on pictures of other sizes a logit differs by {apart}")
+        failed.append(f"on images of other sizes a logit differs by {apart}")
     example = None if failed else run_example(entry, subject, new, run)
     failed += [] if example is None else example.pop("failed")
     weights = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
@@ -197,7 +197,7 @@ def _proven(
 
 
 def _any_size(entry: Entry) -> bool:
-    """Whether the format takes pictures of any size."""
+    """Whether the format takes images of any size."""
     return entry.meta.get("sizes") != "fixed"
 
 

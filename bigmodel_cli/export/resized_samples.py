@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 FEW = 8
 APART, APART_ROUNDED = 1e-3, 0.05
-"""Largest difference of a logit on pictures of other sizes; where they are rounded to grey levels on the way, a few
+"""Largest difference of a logit on images of other sizes; where they are rounded to grey levels on the way, a few
 are one level off (training rounds in integers)."""
 SCALES = ((2.0, 1.5), (0.8, 1.3))
-"""Of height and width: a taller and a wider picture than the data's."""
+"""Of height and width: a taller and a wider image than the data's."""
 
 
 def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
-    """The export on real pictures of other sizes, beside the checkpoint on the same files as the task reads them."""
+    """The export on real images of other sizes, beside the checkpoint on the same files as the task reads them."""
     from PIL import Image
 
     task, largest, equal, count = subject.task, 0.0, 0, 0
@@ -43,12 +43,12 @@ def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
 
 
 def resized_sample(subject: Subject, index: int, scale: tuple[float, float], place: Path) -> Path:
-    """Picture `index` of the first batch as a PNG, its height and width scaled."""
+    """Image `index` of the first batch as a PNG, its height and width scaled."""
     from PIL import Image
 
     pixels = subject.raw[0]["image"][index].permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    size = max(2, round(picture.width * scale[1])), max(2, round(picture.height * scale[0]))
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    size = max(2, round(image.width * scale[1])), max(2, round(image.height * scale[0]))
     file = place / f"sample-{index}.png"
-    picture.resize(size, Image.Resampling.BICUBIC).save(file)
+    image.resize(size, Image.Resampling.BICUBIC).save(file)
     return file

@@ -69,7 +69,7 @@ def by_torch(model: Callable[..., Any]) -> Run:
     return run
 
 
-def in_parts(run: Run, most: int) -> Run:
+def saves_shards(run: Run, most: int) -> Run:
     """`run` for any batch size, of which it takes at most `most` samples a call."""
 
     def whole(*inputs: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, by_torch
-from bigmodel_cli.models.layers.meta_init import without_values
+from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
     from safetensors import safe_open
     from safetensors.torch import load_model
 
-    with without_values():  # a width of a billion, in a stranger's JSON, stays a number
+    with init_on_meta():  # a width of a billion, in a stranger's JSON, stays a number
         wanted = sum(p.numel() for p in build().parameters())
     with safe_open(path, "pt") as file:
         held = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118

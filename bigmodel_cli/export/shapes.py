@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def tokens(x: Tensor) -> bool:
-    """Whether `x` holds token ids (B,T): texts are of any length, pictures of one size."""
+    """Whether `x` holds token ids (B,T): texts are of any length, images of one size."""
     return x.dim() == 2 and not x.is_floating_point()
 
 
 def pixels(x: Tensor) -> bool:
-    """Whether `x` holds plain pictures (B,H,W,C), of any size where the preparation is in the graph."""
+    """Whether `x` holds plain images (B,H,W,C), of any size where the preparation is in the graph."""
     return x.dtype == torch.uint8 and x.dim() == 4
 
 

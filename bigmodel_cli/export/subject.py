@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch
-from bigmodel_cli.export.pixels import FromPixels, described, pictures
+from bigmodel_cli.export.pixels import FromPixels, described, images
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Subject:
         task: what a batch means.
         raw: validation samples as the data gives them, with labels.
         about: plain values of export.json: arch, arch_args, task, input, recipe, checkpoint.
-        pixels: the preparation goes into the graph; the export takes plain pictures.
+        pixels: the preparation goes into the graph; the export takes plain images.
     """
 
     model: nn.Module
@@ -42,7 +42,7 @@ class Subject:
     @property
     def given(self) -> list[tuple[Tensor, ...]]:
         """What the export takes where the checkpoint takes `inputs`."""
-        return [(pictures(batch, self.task.spec),) for batch in self.raw] if self.pixels else self.inputs
+        return [(images(batch, self.task.spec),) for batch in self.raw] if self.pixels else self.inputs
 
     def example(self) -> tuple[Tensor, ...]:
         """Two samples: a batch of one would be taken for a constant by the tracers."""
@@ -53,7 +53,7 @@ class Subject:
         return FromPixels(self.model, self.task.spec).eval() if self.pixels else self.model
 
     def preprocessing(self, fixed: bool) -> dict[str, Any]:
-        """What is left to do before; `fixed`: the format takes pictures of one size."""
+        """What is left to do before; `fixed`: the format takes images of one size."""
         steps = self.task.preprocessing()
         if not self.pixels:
             return steps  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Attributions as a person sees them: a page of coloured tokens, a picture with its heat over it."""
+"""Attributions as a person sees them: a page of coloured tokens, an image with its heat over it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def heat_of(values: Tensor) -> Tensor:
 
 
 def overlay(pixels: Tensor, heat: Tensor, path: Path, least_side: int = 224) -> None:
-    """Write the picture (C,H,W), in 0..1, with `heat` (H,W), in -1..1, over it in colour; small ones are enlarged."""
+    """Write the image (C,H,W), in 0..1, with `heat` (H,W), in -1..1, over it in colour; small ones are enlarged."""
     from PIL import Image
 
     grey = pixels.mean(0, keepdim=True).expand(3, -1, -1)
@@ -65,8 +65,8 @@ def overlay(pixels: Tensor, heat: Tensor, path: Path, least_side: int = 224) -> 
     alpha = heat.abs()[None] * 0.75
     mixed = (grey * (1 - alpha) + tint * alpha).clamp(0, 1)
     both = torch.cat((pixels.expand(3, -1, -1).clamp(0, 1), mixed), 2)
-    picture = Image.fromarray((both.permute(1, 2, 0) * 255).round().byte().numpy())
+    image = Image.fromarray((both.permute(1, 2, 0) * 255).round().byte().numpy())
     times = -(-least_side // min(pixels.shape[1:]))
     if times > 1:
-        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    picture.save(path)
+        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    image.save(path)

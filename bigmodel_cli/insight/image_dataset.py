@@ -1,4 +1,4 @@
-"""What a set of pictures holds before anything is trained on it: counts, sizes, formats, leaks, damage; and a sheet."""
+"""What a set of images holds before anything is trained on it: counts, sizes, formats, leaks, damage; and a sheet."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy
 import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.images import decode, picture_header
+from bigmodel_cli.core.images import decode, image_header
 from bigmodel_cli.data.balance import uneven
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.thread_map import for_each
 
-SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest: the largest that the pictures fill
-TINY = 32  # side of the square that pictures are compared at
+SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest: the largest that the images fill
+TINY = 32  # side of the square that images are compared at
 NEAR_BITS = 3  # of 64 bits of the gradient hash, at most this many differ
 NEAR_LEVELS = 4.0  # and grey levels differ by at most this much on average
-CROWD = 200  # a bucket of more pictures than this says nothing of its members
-TILE = 96  # pixels of a picture on the sheet
+CROWD = 200  # a bucket of more images than this says nothing of its members
+TILE = 96  # pixels of an image on the sheet
 
 
 @dataclass
 class Look:
-    """One picture as it was found; `problem` where it cannot be decoded."""
+    """One image as it was found; `problem` where it cannot be decoded."""
 
     item: Item
     split: str
@@ -61,7 +61,7 @@ class Findings:
 
     @property
     def size(self) -> int:
-        """The largest of SIZES that half of the pictures fill without being enlarged."""
+        """The largest of SIZES that half of the images fill without being enlarged."""
         short = [min(look.width, look.height) for look in self.looks if not look.problem]
         return max([size for size in SIZES if short and size <= median(short)], default=SIZES[0])
 
@@ -72,7 +72,7 @@ class Findings:
         short = sorted(min(side) for side in sides)
         return {
             "classes": len(listing.classes),
-            "pictures": {split: len(items) for split, items in listing.splits.items()},
+            "images": {split: len(items) for split, items in listing.splits.items()},
             "counts": {
                 name: {split: listing.counts(split)[k] for split in listing.splits}
                 for k, name in enumerate(listing.classes)
@@ -96,9 +96,9 @@ def _pairs(pairs: Iterable[tuple[Look, Look]], across: bool) -> list[list[str]]:
 
 
 def inspect(listing: Listing) -> Findings:
-    """Read every picture of every split once, in parallel."""
+    """Read every image of every split once, in parallel."""
     looks = [Look(item, split) for split, items in listing.splits.items() for item in items]
-    for_each("reading pictures", len(looks), lambda i: _look(looks[i]))
+    for_each("reading images", len(looks), lambda i: _look(looks[i]))
     good = [look for look in looks if not look.problem]
     same = _groups((look.digest, look) for look in good)
     exact = {id(b) for _, b in same}
@@ -109,7 +109,7 @@ def _look(look: Look) -> None:
     try:
         raw = look.item.read()
         pixels = decode(raw, look.name, 1, TINY)
-        look.format, look.width, look.height, look.mode = picture_header(raw)
+        look.format, look.width, look.height, look.mode = image_header(raw)
     except InputError as error:
         look.problem = error.what.removeprefix(f"{look.name}: ")
         return
@@ -118,7 +118,7 @@ def _look(look: Look) -> None:
 
 
 def _groups(keyed: Iterable[tuple[bytes, Look]]) -> list[tuple[Look, Look]]:
-    """Each picture beside the first that is the same."""
+    """Each image beside the first that is the same."""
     first: dict[bytes, Look] = {}
     pairs = []
     for key, look in keyed:
@@ -140,7 +140,7 @@ def _near(looks: list[Look]) -> list[tuple[Look, Look]]:
         grey = numpy.concatenate([look.grey, look.grey[:, :1]], 1)
         bits = numpy.packbits(grey[:, 1:] > grey[:, :-1])
         hashes.append(int.from_bytes(bits.tobytes(), "big"))
-        if numpy.ptp(look.grey) > 2 * NEAR_LEVELS:  # a plain picture is like every other plain picture
+        if numpy.ptp(look.grey) > 2 * NEAR_LEVELS:  # a plain image is like every other plain image
             for part in range(4):
                 buckets[part, bits[2 * part : 2 * part + 2].tobytes()].append(place)
     found: set[tuple[int, int]] = set()
@@ -157,7 +157,7 @@ def _near(looks: list[Look]) -> list[tuple[Look, Look]]:
 
 
 def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8) -> None:
-    """A PNG with evenly spaced train pictures, a row a class, as the model's centre crop shows them.
+    """A PNG with evenly spaced train images, a row a class, as the model's centre crop shows them.
 
     Raises:
         MachineError: `path` cannot be written.

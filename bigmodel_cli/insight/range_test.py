@@ -1,4 +1,4 @@
-"""The learning-rate range test as a picture."""
+"""The learning-rate range test as an image."""
 
 from __future__ import annotations
 

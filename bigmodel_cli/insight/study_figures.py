@@ -1,4 +1,4 @@
-"""What a study shows, as a picture. A figure takes the results of all runs and the file to write."""
+"""What a study shows, as an image. A figure takes the results of all runs and the file to write."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Airbench(nn.Module):
         self.head = nn.Linear(4 * width, spec.num_classes, bias=False)
 
     def look_at(self, images: Tensor) -> None:
-        """Called once, before training from zero, with prepared pictures (N, C, H, W) of the train split."""
+        """Called once, before training from zero, with prepared images (N, C, H, W) of the train split."""
         self.whiten.look_at(images)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ class Airbench(nn.Module):
 def airbench(
     spec: ImageSpec, *, width: Annotated[int, Field(ge=1, le=4096)] = 64, activation: Activation = "gelu"
 ) -> nn.Module:
-    """Six convolutions after a whitening of patches; the quickest to learn small pictures.
+    """Six convolutions after a whitening of patches; the quickest to learn small images.
 
     Raises:
-        InputError: pictures smaller than 16 x 16.
+        InputError: images smaller than 16 x 16.
     """
     if min(spec.height, spec.width) < SMALLEST:
         size = f"{spec.height}x{spec.width}"
         expected = f"expected at least {SMALLEST}x{SMALLEST}"
-        raise InputError(f"airbench on {size} pictures", expected, "use mlp or resnet18")
+        raise InputError(f"airbench on {size} images", expected, "use mlp or resnet18")
     return Airbench(spec, width, activation)

@@ -22,7 +22,7 @@ class AlexNet(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, small: bool, activation: Activation, dropout: float) -> None:
         super().__init__()
-        if small:  # strides and poolings of the 224-pixel stem would leave nothing of a small picture
+        if small:  # strides and poolings of the 224-pixel stem would leave nothing of a small image
             first: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1), act(activation), nn.MaxPool2d(2)]
             middle: nn.Module = nn.MaxPool2d(2)
             last: nn.Module = nn.Identity()
@@ -66,17 +66,17 @@ def alexnet(
     activation: Activation = "relu",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
 ) -> nn.Module:
-    """AlexNet; pictures of at most 64 pixels get small filters and a narrower classifier.
+    """AlexNet; images of at most 64 pixels get small filters and a narrower classifier.
 
     Raises:
-        InputError: the pictures are smaller than 4 pixels a side, or than 63 with the imagenet stem.
+        InputError: the images are smaller than 4 pixels a side, or than 63 with the imagenet stem.
     """
     side = min(spec.height, spec.width)
     if stem == "auto":
         stem = "small" if side <= 64 else "imagenet"
     least = SMALLEST[stem]
     if side < least:
-        what = f"alexnet with the {stem} stem on {spec.height}x{spec.width} pictures"
+        what = f"alexnet with the {stem} stem on {spec.height}x{spec.width} images"
         hint = "use mlp or resnet18" if stem == "small" else "--set model.stem=small"
         raise InputError(what, f"expected at least {least}x{least}", hint)
     return AlexNet(spec.channels, spec.num_classes, stem == "small", activation, dropout)

@@ -20,8 +20,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.layers.chunked_loss import head_losses
-from bigmodel_cli.models.layers.document_mask import inside, restarting
+from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy
+from bigmodel_cli.models.layers.document_mask import restart_positions, same_document
 from bigmodel_cli.models.layers.kv_cache import Cache
 from bigmodel_cli.models.layers.tensor_parallel_plan import tensor_plan
 from bigmodel_cli.models.pretrained.layouts import published
@@ -188,7 +188,7 @@ class GPT(nn.Module):
         x = self.hidden(tokens, cache, document)
         if targets is None or loss is None:
             return self.head(x)  # type: ignore[no-any-return]
-        return head_losses(self.head, x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
+        return chunked_cross_entropy(self.head, x.flatten(0, 1), targets.flatten(), loss).view(targets.shape)
 
     def new_cache(self, pad: Tensor | None = None) -> Cache:
         """An empty cache for one context; `pad` (B,) counts the fill tokens on the left of each prompt."""
@@ -202,7 +202,7 @@ class GPT(nn.Module):
         if cache is not None:
             mask, place = cache.masks(t, tokens.device)
         elif document is not None:
-            mask, place = inside(document), restarting(document)
+            mask, place = same_document(document), restart_positions(document)
         if self.position is not None:
             x = x + (self.position.weight[place] if isinstance(place, slice) else self.position(place))
         else:

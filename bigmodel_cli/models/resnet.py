@@ -31,7 +31,7 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, a branch is left out for a picture with probability p.
+    """Stochastic depth (Huang et al. 2016): in training, a branch is left out for an image with probability p.
 
     Those that stay are divided by 1 - p, so that evaluation needs no change. (B, ...) -> (B, ...).
     """

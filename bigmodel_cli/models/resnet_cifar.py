@@ -133,7 +133,7 @@ def resnet(
     activation: Activation = "relu",
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """Residual network for small pictures."""
+    """Residual network for small images."""
     block = {"shortcut": shortcut, "preactivation": preactivation, "activation": activation}
     return CifarResNet(depth, spec.channels, spec.num_classes, drop_path, **block)
 

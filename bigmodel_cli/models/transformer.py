@@ -21,7 +21,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.layers.chunked_loss import head_losses
+from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
         if labels is None or loss is None:
             return self.head(x)  # type: ignore[no-any-return]
         real = labels != self.pad  # the head is the costly part: fill never reaches it
-        found = head_losses(self.head, x[real], labels[real], loss)
+        found = chunked_cross_entropy(self.head, x[real], labels[real], loss)
         return torch.zeros(labels.shape, dtype=found.dtype, device=x.device).masked_scatter(real, found)
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.layers.document_mask import restarting
+from bigmodel_cli.models.layers.document_mask import restart_positions
 
 CAUSAL, CLASSIFIES = "ForCausalLM", "ForSequenceClassification"
 GPT2 = "GPT2LMHeadModel"  # causal, from before the names said so
@@ -134,7 +134,9 @@ class Causal(nn.Module):
             cache.length = end
         elif document is not None:
             _keeps_documents_apart(self.inner)
-            options["position_ids"] = restarting(document)  # the library masks what is before a place that restarts
+            options["position_ids"] = restart_positions(
+                document
+            )  # the library masks what is before a place that restarts
         logits = self.inner(input_ids=tokens, **options).logits
         if targets is None or loss is None:
             return logits  # type: ignore[no-any-return]

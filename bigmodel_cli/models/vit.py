@@ -120,17 +120,17 @@ def vit(
     dropout: Share = 0.0,
     drop_path: Share = 0.0,
 ) -> nn.Module:
-    """Vision transformer; patches of 16 pixels for photos, 4 for small pictures, 2 for tiny ones.
+    """Vision transformer; patches of 16 pixels for photos, 4 for small images, 2 for tiny ones.
 
     Raises:
-        InputError: the patches do not tile the picture, or the heads do not share the width evenly.
+        InputError: the patches do not tile the image, or the heads do not share the width evenly.
     """
     side = min(spec.height, spec.width)
     if patch == "auto":
         patch = 16 if side >= 128 else 4 if side >= 16 else 2
     if spec.height % patch or spec.width % patch:
         divisors = [n for n in range(1, side + 1) if spec.height % n == spec.width % n == 0]
-        what = f"vit with patches of {patch} on {spec.height}x{spec.width} pictures"
+        what = f"vit with patches of {patch} on {spec.height}x{spec.width} images"
         raise InputError(what, f"expected model.patch to be one of {', '.join(map(str, divisors))}")
     if width % heads:
         raise InputError(f"model.width = {width} with model.heads = {heads}", "expected a multiple of the heads")

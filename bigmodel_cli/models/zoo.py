@@ -25,7 +25,7 @@ DECORATED = re.compile(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)", re.
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights: where they lie, and the pictures they were trained on.
+    """Published weights: where they lie, and the images they were trained on.
 
     `repository` and `file` are those of the Hugging Face hub; or `address` is the file
     itself, and `digest` begins its SHA-256.
@@ -125,7 +125,7 @@ def timm_model(spec: ImageSpec, member: str, *, dropout: Share = 0.0, drop_path:
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         size = f"{spec.channels}x{spec.height}x{spec.width}"
         raise InputError(
-            f"timm:{member} for {size} pictures: {str(error).splitlines()[0]}", hint="another size"
+            f"timm:{member} for {size} images: {str(error).splitlines()[0]}", hint="another size"
         ) from None
 
 

@@ -24,7 +24,7 @@ def _library() -> Any:
     return torchao.optim
 
 
-class EightBit(torch.optim.Optimizer):
+class AdamW8bit(torch.optim.Optimizer):
     """torchao's optimizer with rates that are numbers, as schedules set them, and a state of plain tensors."""
 
     def __init__(self, inner: Any) -> None:
@@ -78,4 +78,4 @@ def adamw8bit(
     Raises:
         MachineError: torchao is not installed.
     """
-    return EightBit(_library().AdamW8bit(groups(named, weight_decay), lr=lr, betas=betas))
+    return AdamW8bit(_library().AdamW8bit(groups(named, weight_decay), lr=lr, betas=betas))

@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from bigmodel_cli.serve.http_errors import Refusal, line
-from bigmodel_cli.serve.middleware import Gate
+from bigmodel_cli.serve.http_errors import HttpRefusal, line
+from bigmodel_cli.serve.middleware import Middleware
 from bigmodel_cli.serve.page import PAGE, POLICY
 from bigmodel_cli.serve.service import Service
 
@@ -18,7 +18,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
 TEXT = {"type": "string"}
 BODIES: dict[str, Any] = {
-    "picture": {"image/*": BINARY, "multipart/form-data": FORM},
+    "image": {"image/*": BINARY, "multipart/form-data": FORM},
     "text": {
         "application/json": {
             "schema": {
@@ -34,7 +34,7 @@ TOP = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1}
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def build_app(service: Service, log: Callable[[str], None], every: bool) -> Gate:
+def build_app(service: Service, log: Callable[[str], None], every: bool) -> Middleware:
     """The ASGI application. `log` takes a line of text for each request that met a bug, or, with `every`, for each."""
     # The documentation's own pages load scripts from elsewhere; /openapi.json is there.
     app = FastAPI(title="bigmodel serve", docs_url=None, redoc_url=None)
@@ -76,7 +76,7 @@ def build_app(service: Service, log: Callable[[str], None], every: bool) -> Gate
         return Response(service.metrics.text(), headers={"content-type": PROMETHEUS})
 
     _errors(app)
-    return Gate(app, service, log, every)
+    return Middleware(app, service, log, every)
 
 
 def _errors(app: FastAPI) -> None:
@@ -86,11 +86,13 @@ def _errors(app: FastAPI) -> None:
     async def of_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = {404: "no such path", 405: f"{request.method} is not for this path"}.get(error.status_code, error.detail)
-        return _refused(Refusal(error.status_code, what, hint="the paths are " + " ".join(paths)), error.headers or {})
+        return _refused(
+            HttpRefusal(error.status_code, what, hint="the paths are " + " ".join(paths)), error.headers or {}
+        )
 
-    @app.exception_handler(Refusal)
+    @app.exception_handler(HttpRefusal)
     async def refused(request: Request, refusal: Exception) -> Response:
-        assert isinstance(refusal, Refusal)
+        assert isinstance(refusal, HttpRefusal)
         return _refused(refusal, {})
 
     @app.exception_handler(ClientDisconnect)
@@ -99,12 +101,12 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
-        return _refused(Refusal(500, f"the service failed: {type(error).__name__}"), {})
+        return _refused(HttpRefusal(500, f"the service failed: {type(error).__name__}"), {})
 
 
 def _json(value: Any) -> Response:
     return Response(line(value), media_type="application/json")
 
 
-def _refused(refusal: Refusal, headers: Any) -> Response:
+def _refused(refusal: HttpRefusal, headers: Any) -> Response:
     return Response(refusal.body(), refusal.status, {**headers, **refusal.headers()}, "application/json")

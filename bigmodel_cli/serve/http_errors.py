@@ -8,7 +8,7 @@ from typing import Any
 from bigmodel_cli.core.errors import BigmodelError, printable
 
 
-class Refusal(BigmodelError):
+class HttpRefusal(BigmodelError):
     """A reply with a status of 400 or more.
 
     Args:

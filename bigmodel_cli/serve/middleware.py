@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from bigmodel_cli.serve.http_errors import Refusal
+from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.service import Service
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ALWAYS = {
 """Headers of every reply. There is no CORS: another site's page may neither read a reply nor send a request."""
 
 
-class Gate:
+class Middleware:
     """The application with its door."""
 
     def __init__(self, app: FastAPI, service: Service, log: Callable[[str], None], every: bool) -> None:
@@ -57,23 +57,23 @@ class Gate:
         except asyncio.CancelledError:
             self.cut += 1
             if not status:
-                await _refuse(Refusal(503, "the service is stopping", close=True), sending)
+                await _refuse(HttpRefusal(503, "the service is stopping", close=True), sending)
         except Exception as error:  # the framework has answered with 500, and passes it on to be told of
             self.log(f"error: a bug in bigmodel: {type(error).__name__}: {error}")
         finally:
             self._count(scope, status, time.perf_counter() - began)
 
-    def _stranger(self, method: str, headers: Headers) -> Refusal | None:
+    def _stranger(self, method: str, headers: Headers) -> HttpRefusal | None:
         """Why a request is none of ours: a page of another site sent it, or sent it here by a name of its own."""
         host = headers.get("host", "").rpartition("@")[2]
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
         allowed = self.service.options.hosts
         if allowed is not None and name and name.lower() not in allowed:  # without a Host it is no browser
             # A name that a hostile site has pointed at this machine would make its pages same-origin.
-            return Refusal(400, f"Host {name[:80]!r} is not this service's name", hint="serve --allow-host NAME")
+            return HttpRefusal(400, f"Host {name[:80]!r} is not this service's name", hint="serve --allow-host NAME")
         a_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site") == "cross-site" and not a_link:
-            return Refusal(403, "a page of another site sent this request")
+            return HttpRefusal(403, "a page of another site sent this request")
         return None
 
     def _count(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
@@ -83,14 +83,14 @@ class Gate:
             self.log(f"{scope['method']} {scope['path'][:100]} {status} {seconds * 1000:.1f} ms")
 
 
-def _too_long(scope: Scope) -> Refusal | None:
+def _too_long(scope: Scope) -> HttpRefusal | None:
     size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(k) + len(v) for k, v in scope["headers"])
     if size <= HEAD_BYTES:
         return None
-    return Refusal(431, f"a head of {size} bytes", f"expected at most {HEAD_BYTES}", close=True)
+    return HttpRefusal(431, f"a head of {size} bytes", f"expected at most {HEAD_BYTES}", close=True)
 
 
-async def _refuse(refusal: Refusal, send: Send) -> None:
+async def _refuse(refusal: HttpRefusal, send: Send) -> None:
     body = refusal.body()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers()}
     raw = [(k.encode(), v.encode()) for k, v in headers.items()]

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
-from bigmodel_cli.core.images import picture_header
+from bigmodel_cli.core.images import image_header
 from bigmodel_cli.core.preprocessing import plain, prepare
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
-from bigmodel_cli.serve.http_errors import Refusal
-from bigmodel_cli.serve.uploads import Limits, pictures, texts
+from bigmodel_cli.serve.http_errors import HttpRefusal
+from bigmodel_cli.serve.uploads import Limits, images, texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,27 +40,27 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageReader:
     """(C,H,W) float32 samples; with `plain`, (H,W,C) uint8 ones, of `size` (H,W) where the model takes no other."""
 
     how: Mapping[str, Any]
     spec: ImageSpec
     plain: bool = False
     size: tuple[int, int] | None = None
-    kind = "picture"
+    kind = "image"
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
-        return [(name, self._one(name, raw, limits)) for name, raw in pictures(content_type, body, limits)]
+        return [(name, self._one(name, raw, limits)) for name, raw in images(content_type, body, limits)]
 
     def _one(self, name: str, raw: bytes, limits: Limits) -> np.ndarray:
         if not raw:
-            raise Refusal(400, f"{name}: empty", "expected a picture")
+            raise HttpRefusal(400, f"{name}: empty", "expected an image")
         try:
             if self.plain:
                 return plain(raw, name, self.spec, self.size, limits.pixels)
             return prepare(raw, name, self.how, limits.pixels)
         except InputError as error:
-            raise Refusal(_status(raw, limits.pixels), error.what, error.expected, error.hint) from None
+            raise HttpRefusal(_status(raw, limits.pixels), error.what, error.expected, error.hint) from None
 
     def batch(self, samples: Sequence[np.ndarray]) -> np.ndarray:
         import numpy as np
@@ -78,11 +78,11 @@ class Pictures:
 
 
 def _status(raw: bytes, most: int) -> int:
-    """What HTTP calls the fault of a picture that was refused: too large, damaged, or none that we read."""
+    """What HTTP calls the fault of an image that was refused: too large, damaged, or none that we read."""
     from PIL import Image
 
     try:
-        _, width, height, _ = picture_header(raw)
+        _, width, height, _ = image_header(raw)
     except Image.DecompressionBombError:
         return 413
     except Exception:  # a damaged header raises a dozen kinds
@@ -91,7 +91,7 @@ def _status(raw: bytes, most: int) -> int:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextReader:
     """(T,) int64 samples: token ids, cut to the model's context."""
 
     spec: TextSpec
@@ -105,7 +105,7 @@ class Texts:
         try:
             found = [(name, ids_of(text, self.spec, framed=True)) for name, text in texts(body, limits)]
         except InputError as error:  # a character that the model does not know
-            raise Refusal(400, error.what, error.expected, error.hint) from None
+            raise HttpRefusal(400, error.what, error.expected, error.hint) from None
         return [(name, np.array(ids or [self._pad()], np.int64)) for name, ids in found]
 
     def _pad(self) -> int:
@@ -129,7 +129,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """What the service answers with. `about`: what ``/model`` tells of it."""
 
     run: Run
@@ -157,7 +157,7 @@ class Served:
         return [{"class": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in best]
 
 
-def open_served(folder: Path) -> Served:
+def open_model(folder: Path) -> ServedModel:
     """The export in `folder`, ready to answer.
 
     Raises:
@@ -170,9 +170,9 @@ def open_served(folder: Path) -> Served:
     reader: Reader
     if export.about["task"] == "image_classification":
         size = export.size if export.takes_pixels else None
-        reader = Pictures(export.preprocess, export.spec, export.takes_pixels, size)
+        reader = ImageReader(export.preprocess, export.spec, export.takes_pixels, size)
     elif export.about["task"] == "text_classification":
-        reader = Texts(export.spec)
+        reader = TextReader(export.spec)
     else:
         raise InputError(f"{folder}: an export for {export.about['task']}", "serve answers with classes only")
     about = {
@@ -182,4 +182,4 @@ def open_served(folder: Path) -> Served:
         "classes": list(export.labels),
         "digest": export.digest,
     }
-    return Served(export.open(), reader, export.labels, about)
+    return ServedModel(export.open(), reader, export.labels, about)

@@ -20,8 +20,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
-from bigmodel_cli.serve.http_errors import Refusal
-from bigmodel_cli.serve.middleware import ALWAYS, HEAD_BYTES, Gate
+from bigmodel_cli.serve.http_errors import HttpRefusal
+from bigmodel_cli.serve.middleware import ALWAYS, HEAD_BYTES, Middleware
 
 HEAD_SECONDS = 10.0
 SPARE = 256
@@ -38,9 +38,9 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        gate: Gate = self.config.app  # type: ignore[assignment]
+        gate: Middleware = self.config.app  # type: ignore[assignment]
         if len(self.connections) > gate.service.options.queue + SPARE:
-            self._refuse(Refusal(503, f"{len(self.connections)} connections are open", close=True))
+            self._refuse(HttpRefusal(503, f"{len(self.connections)} connections are open", close=True))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -65,17 +65,17 @@ class Protocol(H11Protocol):
     def _late(self) -> None:
         self._head = None
         if not self.transport.is_closing():
-            self._refuse(Refusal(408, f"no whole request within {HEAD_SECONDS:g} s", close=True))
+            self._refuse(HttpRefusal(408, f"no whole request within {HEAD_SECONDS:g} s", close=True))
 
     def send_400_response(self, msg: str) -> None:
         """Not HTTP, or a head of more than HEAD_BYTES."""
         self._refuse(
-            Refusal(
+            HttpRefusal(
                 400, f"not a request: {msg}", f"expected HTTP/1.1, a head of at most {HEAD_BYTES} bytes", close=True
             )
         )
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: HttpRefusal) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = refusal.body()
             headers = {**ALWAYS, **refusal.headers(), "content-type": "application/json"}
@@ -138,7 +138,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def run(gate: Gate, listening: socket.socket, stop_seconds: int, ready: Callable[[], None]) -> None:
+def run(gate: Middleware, listening: socket.socket, stop_seconds: int, ready: Callable[[], None]) -> None:
     """Serve until a signal asks to stop; what is in work then has `stop_seconds` to be answered.
 
     `ready` is called when the model has answered once and requests are taken.

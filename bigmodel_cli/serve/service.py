@@ -13,9 +13,9 @@ from starlette.requests import Request
 
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.serve.batching import Batcher
-from bigmodel_cli.serve.http_errors import Refusal
+from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.metrics import Metrics
-from bigmodel_cli.serve.model import Served
+from bigmodel_cli.serve.model import ServedModel
 from bigmodel_cli.serve.uploads import Limits, read_body
 
 FRESH = 1.0  # seconds: a model that answered this lately is not asked again whether it does
@@ -39,7 +39,7 @@ class Options:
 class Service:
     """The model, its queue, and what is counted."""
 
-    def __init__(self, served: Served, options: Options) -> None:
+    def __init__(self, served: ServedModel, options: Options) -> None:
         self.served, self.options = served, options
         self.in_work = 0
         self._probe: asyncio.Task[Any] | None = None
@@ -56,7 +56,7 @@ class Service:
         """The classes of each sample in the body, ``?top=`` of them, likeliest first."""
         top = self._top(request.query_params.get("top"))
         if self.in_work >= self.options.queue:
-            raise Refusal(503, f"{self.in_work} requests are in work", hint="try again")
+            raise HttpRefusal(503, f"{self.in_work} requests are in work", hint="try again")
         self.in_work += 1
         try:
             body = await read_body(request, self.options.limits)
@@ -77,7 +77,7 @@ class Service:
         if asked is None:
             return min(5, len(self.served.labels))
         if not asked.isascii() or not asked.isdigit() or not 1 <= len(asked) <= 6 or int(asked) < 1:
-            raise Refusal(400, f"top={asked[:40]}", "expected a whole number from 1")
+            raise HttpRefusal(400, f"top={asked[:40]}", "expected a whole number from 1")
         return int(asked)
 
     async def _answers(self, samples: list[Any]) -> list[Any]:
@@ -85,7 +85,7 @@ class Service:
             async with asyncio.timeout(self.options.timeout):
                 return await self.batcher(samples)
         except TimeoutError:
-            raise Refusal(504, f"the model did not answer within {self.options.timeout:g} s") from None
+            raise HttpRefusal(504, f"the model did not answer within {self.options.timeout:g} s") from None
 
     async def healthy(self) -> None:
         """That the model answers: it did so lately, or does when asked.
@@ -102,7 +102,7 @@ class Service:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            raise Refusal(503, f"the model does not answer: {error}") from None
+            raise HttpRefusal(503, f"the model does not answer: {error}") from None
 
     async def warm_up(self) -> None:
         """Have the model answer once, so that what is wrong with it is told at the start.
@@ -122,7 +122,7 @@ class Service:
             Refusal: 503, the service is full.
         """
         if self.in_work >= self.options.queue:
-            raise Refusal(503, f"{self.in_work} requests are in work")
+            raise HttpRefusal(503, f"{self.in_work} requests are in work")
 
     def close(self) -> None:
         self.batcher.close(timeout=0.5)

@@ -1,4 +1,4 @@
-"""A request's body to named samples: pictures (multipart, or the body itself), or texts (JSON)."""
+"""A request's body to named samples: images (multipart, or the body itself), or texts (JSON)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from bigmodel_cli.serve.http_errors import Refusal
+from bigmodel_cli.serve.http_errors import HttpRefusal
 
 LINGER = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`size`: bytes of a body. `pixels`: of a picture. `samples`: of a request. `seconds`: for the body to arrive."""
+    """`size`: bytes of a body. `pixels`: of an image. `samples`: of a request. `seconds`: for the body to arrive."""
 
     size: int
     pixels: int
@@ -43,30 +43,30 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 elif size > limits.size * LINGER:
                     break  # a sender that never ends; a connection that is closed while it sends may lose the reply
     except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {limits.seconds:g} s", close=True) from None
+        raise HttpRefusal(408, f"the body did not arrive within {limits.seconds:g} s", close=True) from None
     if size > limits.size:
-        raise Refusal(413, f"the body is larger than {limits.size} bytes", close=size > limits.size * LINGER)
+        raise HttpRefusal(413, f"the body is larger than {limits.size} bytes", close=size > limits.size * LINGER)
     if not size:
-        raise Refusal(400, "the body is empty", hint="curl --data-binary @FILE, or -F file=@FILE")
+        raise HttpRefusal(400, "the body is empty", hint="curl --data-binary @FILE, or -F file=@FILE")
     return bytes(received)
 
 
-def pictures(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, bytes]]:
-    """(name, bytes) of each picture.
+def images(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, bytes]]:
+    """(name, bytes) of each image.
 
     Raises:
-        Refusal: 400, a body that is not what its type says; 413, too many pictures; 415, a type that holds none.
+        Refusal: 400, a body that is not what its type says; 413, too many images; 415, a type that holds none.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return _files(content_type, body, limits)
     if kind.startswith(("application/json", "text/", "application/x-www-form-urlencoded")) and not _binary(body):
-        raise Refusal(415, f"a body of type {kind}", "expected a picture, or multipart/form-data with pictures")
-    return [("picture", body)]
+        raise HttpRefusal(415, f"a body of type {kind}", "expected an image, or multipart/form-data with images")
+    return [("image", body)]
 
 
 def _binary(body: bytes) -> bool:
-    """curl sends pictures as application/x-www-form-urlencoded unless told otherwise."""
+    """curl sends images as application/x-www-form-urlencoded unless told otherwise."""
     return any(byte < 9 or byte > 126 for byte in body[:16])
 
 
@@ -83,7 +83,7 @@ class _Parts:
     def on_part_begin(self) -> None:
         self.parts, self._file, self._disposition = self.parts + 1, False, b""
         if self.parts > self.most:
-            raise Refusal(413, "too many parts in a form", f"expected at most {self.most}")
+            raise HttpRefusal(413, "too many parts in a form", f"expected at most {self.most}")
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -101,7 +101,7 @@ class _Parts:
         if b"filename" in options:
             self._file = True
             name = options[b"filename"].decode("utf-8", "replace")
-            self.files.append((name or f"picture {len(self.files) + 1}", bytearray()))
+            self.files.append((name or f"image {len(self.files) + 1}", bytearray()))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._file:
@@ -120,13 +120,13 @@ def _files(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, by
         parser.write(body)
         parser.finalize()
     except KeyError:
-        raise Refusal(400, "multipart/form-data without a boundary") from None
+        raise HttpRefusal(400, "multipart/form-data without a boundary") from None
     except (FormParserError, ValueError) as error:
-        raise Refusal(400, f"bad multipart body: {error}") from None
+        raise HttpRefusal(400, f"bad multipart body: {error}") from None
     if not found.whole:
-        raise Refusal(400, "bad multipart body: it ends without its last boundary")
+        raise HttpRefusal(400, "bad multipart body: it ends without its last boundary")
     if not found.files:
-        raise Refusal(400, "no file in the form", hint="curl -F file=@FILE")
+        raise HttpRefusal(400, "no file in the form", hint="curl -F file=@FILE")
     return [(name, bytes(content)) for name, content in found.files]
 
 
@@ -139,13 +139,15 @@ def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
     try:
         given: Any = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refusal(400, "the body is not JSON", 'expected {"text": "..."}') from None
+        raise HttpRefusal(400, "the body is not JSON", 'expected {"text": "..."}') from None
     text = given.get("text") if isinstance(given, dict) and set(given) == {"text"} else None
     found = [text] if isinstance(text, str) else text
     if not isinstance(found, list) or not found or not all(isinstance(t, str) and t.strip() for t in found):
-        raise Refusal(400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}')
+        raise HttpRefusal(
+            400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}'
+        )
     if any("\ud800" <= character <= "\udfff" for character in "".join(found)):
-        raise Refusal(400, "a text with half a character in it", "expected Unicode")
+        raise HttpRefusal(400, "a text with half a character in it", "expected Unicode")
     if len(found) > limits.samples:
-        raise Refusal(413, f"{len(found)} texts in a request", f"expected at most {limits.samples}")
+        raise HttpRefusal(413, f"{len(found)} texts in a request", f"expected at most {limits.samples}")
     return [(f"text {i}", t) for i, t in enumerate(found, 1)]

@@ -1,4 +1,4 @@
-"""Pictures to classes. Shapes: B batch, C channels, H height, W width, K classes."""
+"""Images to classes. Shapes: B batch, C channels, H height, W width, K classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 def image_classification(
     spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:
-    """One class a picture."""
+    """One class an image."""
     return ImageClassification(spec, loss, augment)
 
 
@@ -63,7 +63,7 @@ class ImageClassification:
             square = square + x.square().sum((0, 2, 3), dtype=torch.float64)
             pixels += x.shape[0] * x.shape[2] * x.shape[3]
         mean = total / pixels
-        # A constant channel must not divide by zero; half a grey level is below anything a picture can show.
+        # A constant channel must not divide by zero; half a grey level is below anything an image can show.
         std = (square / pixels - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)
         return replace(self, spec=self.spec.with_(mean=tuple(mean.tolist()), std=tuple(std.tolist())))
 
@@ -83,7 +83,7 @@ class ImageClassification:
             std = _channels(std, data.channels)
         if (trained.height, trained.width) != (data.height, data.width):
             size = f"{trained.height}x{trained.width}"
-            notes.append(f"pictures are resized from {data.height}x{data.width} to the checkpoint's {size}")
+            notes.append(f"images are resized from {data.height}x{data.width} to the checkpoint's {size}")
         same = set(trained.classes) == set(data.classes)
         classes = trained.classes if same else data.classes
         changed: dict[str, Any] = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}
@@ -123,7 +123,7 @@ class ImageClassification:
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
         each = self.loss_per_sample(logits, batch["label"])
-        if "share" in batch:  # mixed pictures (see `mixing` in data/image/augment_photo.py): as soft labels, exactly
+        if "share" in batch:  # mixed images (see `mixing` in data/image/augment_photo.py): as soft labels, exactly
             each = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), each, batch["share"])
         return LossSum(each.sum(), len(logits))
 
@@ -137,17 +137,17 @@ class ImageClassification:
         return labelled.summarise(sums)
 
     def read(self, path: Path) -> Batch:
-        """One picture file as a raw batch of one, in the model's channels.
+        """One image file as a raw batch of one, in the model's channels.
 
         Raises:
-            InputError: the file is not a picture we read, is too large, or is damaged.
+            InputError: the file is not an image we read, is too large, or is damaged.
         """
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}", "expected a picture") from None
+            raise InputError(f"{path}: {error.strerror}", "expected an image") from None
         pixels = decode(raw, str(path), self.spec.channels, self.spec.square)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
@@ -155,18 +155,18 @@ class ImageClassification:
         yield str(path), self.read(path)
 
     def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
-        """For each picture the `top` classes with their probabilities, likeliest first."""
+        """For each image the `top` classes with their probabilities, likeliest first."""
         return labelled.likeliest(model(batch["image"]), self.spec.classes, top)
 
     def preprocessing(self) -> dict[str, Any]:
-        """How another program prepares a picture, in the order of the keys."""
+        """How another program prepares an image, in the order of the keys."""
         spec = self.spec
         resize = {"height": spec.height, "width": spec.width, "interpolation": "bilinear, antialiased"}
         steps: dict[str, Any] = {"resize": resize}
         if spec.square is not None:
             side = round(spec.square * spec.crop)
             steps = {
-                "crop_square": "centred, of the picture's shorter side",
+                "crop_square": "centred, of the image's shorter side",
                 "resize_square": {**resize, "height": spec.square, "width": spec.square},
                 "crop": {"height": side, "width": side, "where": "centre"},
             }
@@ -210,4 +210,4 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
         return x.expand(-1, channels, -1, -1)
     if x.shape[1] == 3 and channels == 1:
         return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    raise InputError(f"pictures have {x.shape[1]} channels", f"the model takes {channels}")
+    raise InputError(f"images have {x.shape[1]} channels", f"the model takes {channels}")

@@ -16,7 +16,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import say_once
+from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
 
 SHAPE = {"layers": 1, "heads": 2, "width": 16}
 
@@ -90,7 +90,10 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
     }  # fmt: skip
     recipe = resolve([Layer("test", values)]).recipe
     run = assemble(recipe)
-    assert say_once(run) and {k: len(v["chosen_started"]) for k, v in run.said.items()} == {"train": 36, "val": 4}
+    assert add_reference_outputs(run) and {k: len(v["chosen_started"]) for k, v in run.said.items()} == {
+        "train": 36,
+        "val": 4,
+    }
     events: list[dict[str, Any]] = []
     run.emit = events.append
     fit(run)
@@ -103,7 +106,7 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
     with pytest.raises(Exception, match="said"):
         assemble(recipe, state)
     resumed = assemble(recipe, {**state, "said": said})
-    assert say_once(resumed)
+    assert add_reference_outputs(resumed)
     assert torch.equal(resumed.said["train"]["chosen_started"], said["train"]["chosen_started"])
     with pytest.raises(Exception, match="not of this data"):
-        say_once(assemble(recipe, {**state, "said": {"train": said["val"], "val": said["val"]}}))
+        add_reference_outputs(assemble(recipe, {**state, "said": {"train": said["val"], "val": said["val"]}}))

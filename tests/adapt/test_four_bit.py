@@ -23,7 +23,7 @@ from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Run
 from bigmodel_cli.models.adapters.lora import LowRank
-from bigmodel_cli.models.quantization.nf4 import NF4, FourBitLinear, nf4, parameters
+from bigmodel_cli.models.quantization.nf4 import NF4, NF4Linear, nf4, parameters
 from bigmodel_cli.models.quantization.quantized_weights import Packed, unpacked
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -79,7 +79,7 @@ def test_the_layer_computes_with_the_weight_it_stands_for_and_keeps_none(precisi
     layer = nn.Linear(128, 96)
     low_rank = LowRank(layer.weight.detach(), 4, 8.0)
     nn.init.normal_(low_rank.b, std=0.1)
-    ours, saved = FourBitLinear(layer, True, low_rank), []
+    ours, saved = NF4Linear(layer, True, low_rank), []
     x = torch.randn(2, 5, 128, requires_grad=True)
     learned = [x, low_rank.a, low_rank.b, layer.bias]
     with (
@@ -149,7 +149,7 @@ def test_a_base_in_4_bits_learns_what_an_exact_one_does(base: Path, tmp_path: Pa
         assert difference < 1e-5
     whole = sum(p.numel() for p in tuning(base, "exact").model.parameters())
     assert parameters(run.model) == whole
-    layers = [m for m in run.model.modules() if isinstance(m, FourBitLinear)]
+    layers = [m for m in run.model.modules() if isinstance(m, NF4Linear)]
     assert len(layers) == 8 and all(bits(m.packed) < 4.2 * math.prod(m.packed.size) for m in layers)
     assert abs(losses["nf4"] - losses["exact"]) < MARGIN and abs(losses["nf4-double"] - losses["exact"]) < MARGIN
 
@@ -178,7 +178,7 @@ def test_what_has_no_linear_layer_is_refused_and_what_is_no_linear_layer_stays()
     net = nn.Sequential(nn.Linear(7, 64), encoder, nn.Linear(64, 3))
     net[0].weight.data *= 0  # 7 * 64 weights are whole blocks, yet too few columns for an adapter
     methods.get("lora")(Start(net, "2", lambda path: None), rank=8, base="nf4")
-    kinds = {name: isinstance(m, FourBitLinear) for name, m in net.named_modules()}
+    kinds = {name: isinstance(m, NF4Linear) for name, m in net.named_modules()}
     assert kinds["0"] and kinds["1.linear1"] and not kinds["1.self_attn.out_proj"] and not kinds["2"]
     assert net[0].low_rank is None and net[1].linear1.low_rank is not None
     x = torch.randn(2, 3, 7)

@@ -50,13 +50,13 @@ def test_what_is_found(photos: Path, run_cli: Any, tmp_path: Path) -> None:
     assert found["shorter_side"] == {"min": 90, "median": 90, "max": 90} and found["suggested_size"] == 64
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 800 and sheet.height > 200
-        assert len(sheet.getcolors(1 << 20) or []) > 1000  # pictures are on it
+        assert len(sheet.getcolors(1 << 20) or []) > 1000  # images are on it
 
 
 def test_the_table_for_people(photos: Path, run_cli: Any) -> None:
     done = run_cli("data", "inspect", photos)
     assert done.returncode == 0, done.stderr
-    for words in ("cat", "JPEG 13", "median 90", "same picture in two splits", "none", "next: bigmodel train resnet18"):
+    for words in ("cat", "JPEG 13", "median 90", "same image in two splits", "none", "next: bigmodel train resnet18"):
         assert words in done.stdout, words
 
 
@@ -66,7 +66,7 @@ def test_a_broken_layout_is_the_same_line_as_in_training(photos: Path, run_cli: 
     assert done.returncode == 2 and "val has no dog" in done.stderr
 
 
-def test_plain_pictures_are_not_near_duplicates(tmp_path: Path, run_cli: Any) -> None:
+def test_plain_images_are_not_near_duplicates(tmp_path: Path, run_cli: Any) -> None:
     for i in range(6):
         folder = tmp_path / "photos" / ("a", "b")[i % 2]
         folder.mkdir(parents=True, exist_ok=True)

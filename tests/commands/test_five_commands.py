@@ -43,10 +43,10 @@ def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
     from bigmodel_cli.data.image.digits import digits
 
     source = digits(tmp_path).load["test"]()
-    picture = source.gather(torch.tensor([5]))
-    Image.fromarray(picture["image"][0, 0].numpy()).resize((64, 64)).save(tmp_path / "digit.png")
+    image = source.gather(torch.tensor([5]))
+    Image.fromarray(image["image"][0, 0].numpy()).resize((64, 64)).save(tmp_path / "digit.png")
     answer = lines(ok(run_cli("predict", "run", "digit.png", "--json")).stdout)[0]
-    assert answer["class"] == str(int(picture["label"]))
+    assert answer["class"] == str(int(image["label"]))
     assert sum(t["probability"] for t in answer["top"]) <= 1 + 1e-6
 
     for name in ("onnx", "pt2", "safetensors"):

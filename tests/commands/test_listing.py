@@ -26,7 +26,7 @@ def test_models_with_their_parameters(run_cli: Any) -> None:
     # By hand: 784 x 10 + 10; and two convolutions, two linear layers.
     assert found["perceptron"]["parameters"] == 7850
     assert found["cnn"]["parameters"] == 10 * 26 + 20 * 251 + 50 * 321 + 10 * 51
-    # torchvision's has a 7x7 stem over three channels; ours over one, 3x3 where pictures are small.
+    # torchvision's has a 7x7 stem over three channels; ours over one, 3x3 where images are small.
     theirs = sum(p.numel() for p in torchvision.models.resnet50(num_classes=10).parameters())
     stems = {theirs - 64 * 49 * 3 + 64 * k for k in (9, 49)}
     assert found["resnet50"]["parameters"] in stems

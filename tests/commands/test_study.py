@@ -1,4 +1,4 @@
-"""Studies: several runs by one command, the picture and the table of them, and what is done is not done again."""
+"""Studies: several runs by one command, the image and the table of them, and what is done is not done again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
     assert other.returncode == 2 and "made with train.epochs = 2, now 3" in other.stderr
 
 
-@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-pictures"])
+@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-images"])
 def test_the_studies_that_come_along_resolve(name: str) -> None:
     study = read_study(ROOT / f"recipes/image/{name}.yaml")
     found = recipes(study, Path("out"), [])
@@ -77,14 +77,14 @@ def test_the_papers_figure_is_drawn(tmp_path: Path) -> None:
     figures.get("depth")(results, tmp_path / "depth.png")
     from PIL import Image
 
-    with Image.open(tmp_path / "depth.png") as picture:
-        assert picture.width > 3 * picture.height / 2
+    with Image.open(tmp_path / "depth.png") as image:
+        assert image.width > 3 * image.height / 2
 
 
 def test_few_of_each_class() -> None:
     labels = torch.arange(60) % 3
     arrays = ImageArrays(torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1), labels, "train")
-    test = ImageArrays(arrays.pictures, labels, "test")
+    test = ImageArrays(arrays.images, labels, "test")
     whole = DataBundle(ImageSpec(1, 1, 1, ("a", "b", "c")), {"train": lambda: arrays, "test": lambda: test})
     few = few_of_each(whole, ("c", "a"), 4)
     assert few.spec.classes == ("c", "a") and set(few.load) == {"train", "val", "test"}  # type: ignore[attr-defined]
@@ -92,8 +92,8 @@ def test_few_of_each_class() -> None:
     for split in ("train", "val"):
         part: Any = few.load[split]()
         assert part.labels.bincount().tolist() == [4, 4]
-        assert all(int(p) % 3 == (2, 0)[int(k)] for p, k in zip(part.pictures.flatten(), part.labels, strict=True))
-        seen[split] = set(part.pictures.flatten().tolist())
+        assert all(int(p) % 3 == (2, 0)[int(k)] for p, k in zip(part.images.flatten(), part.labels, strict=True))
+        seen[split] = set(part.images.flatten().tolist())
     assert not seen["train"] & seen["val"] and len(few.load["test"]()) == 40
     assert few_of_each(whole, (), None) is whole
     for classes, count, message in [

@@ -56,7 +56,7 @@ def test_a_text_classifier_answers_lines_of_a_file(run_cli: Run, tmp_path: Path)
     assert json.loads(given.stdout)["top"] == answers[0]["top"], given.stderr
     assert run_cli("predict", "run").returncode == 2
     turned = run_cli("eval", "run", "--tta")
-    assert turned.returncode == 2 and "expected a model of pictures" in turned.stderr
+    assert turned.returncode == 2 and "expected a model of images" in turned.stderr
     refused = run_cli("generate", "run")
     assert refused.returncode == 2 and "expected a language model" in refused.stderr
     mixed = run_cli("train", "text-cnn", "--data", "./a.csv", "--set", "augment.name=shift", "--out", "other")

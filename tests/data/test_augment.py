@@ -10,7 +10,7 @@ from bigmodel_cli.core.types import SampleKey
 NAMES = ["shift", "crop_flip", "affine", "erase", "resized_crop", "strong"]
 
 
-def pictures(n, height=12, width=10):
+def random_images(n, height=12, width=10):
     return torch.randint(1, 256, (n, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
@@ -20,7 +20,7 @@ def key(indices, seed=1, epoch=2):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_neither_batch_nor_order_matters(name):
-    augment, images = augments.get(name)(), pictures(67)
+    augment, images = augments.get(name)(), random_images(67)
     expected = augment(images, key(torch.arange(67)))
     order = torch.randperm(67, generator=torch.Generator().manual_seed(5))
     assert torch.equal(augment(images[order], key(order)), expected[order])
@@ -32,7 +32,7 @@ def test_neither_batch_nor_order_matters(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_epoch_and_seed_matter(name):
-    augment, images, places = augments.get(name)(), pictures(32), torch.arange(32)
+    augment, images, places = augments.get(name)(), random_images(32), torch.arange(32)
     first = augment(images, key(places))
     assert first.shape == images.shape
     assert not torch.equal(first, augment(images, key(places, epoch=3)))
@@ -40,12 +40,12 @@ def test_epoch_and_seed_matter(name):
 
 
 def test_none_changes_nothing():
-    images = pictures(4)
+    images = random_images(4)
     assert torch.equal(augments.get("none")()(images, key(torch.arange(4))), images)
 
 
-def test_shift_is_a_crop_of_the_padded_picture_and_reaches_every_place():
-    pixels, images, places = 2, pictures(400), torch.arange(400)
+def test_shift_is_a_crop_of_the_padded_image_and_reaches_every_place():
+    pixels, images, places = 2, random_images(400), torch.arange(400)
     moved = augments.get("shift")(pixels=pixels)(images, key(places))
     padded = torch.nn.functional.pad(images, (pixels,) * 4)
     seen = set()
@@ -62,21 +62,21 @@ def test_shift_is_a_crop_of_the_padded_picture_and_reaches_every_place():
 
 
 def test_flip_mirrors_about_half():
-    images = pictures(400)
+    images = random_images(400)
     out = augments.get("crop_flip")(pixels=0)(images, key(torch.arange(400)))
     flipped = [torch.equal(o, i.flip(2)) for o, i in zip(out, images, strict=True)]
     assert all(f or torch.equal(o, i) for f, o, i in zip(flipped, out, images, strict=True))
     assert 150 < sum(flipped) < 250
 
 
-def test_affine_without_amounts_is_the_picture_itself():
-    images = pictures(8)
+def test_affine_without_amounts_is_the_image_itself():
+    images = random_images(8)
     zero = dict.fromkeys(augments.get("affine").schema.model_fields, 0.0)
     out = augments.get("affine")(**zero)(images, key(torch.arange(8)))
     torch.testing.assert_close(out, images.float(), atol=1e-2, rtol=0)
 
 
-def test_affine_turns_without_shear_where_pictures_are_not_square():
+def test_affine_turns_without_shear_where_images_are_not_square():
     # A disc far from every edge is a disc after any turn about the centre: its area and its width stay.
     y, x = torch.meshgrid(torch.arange(40) - 19.5, torch.arange(80) - 39.5, indexing="ij")
     disc = ((x**2 + y**2) < 12**2).float().expand(64, 1, 40, 80) * 255
@@ -86,7 +86,7 @@ def test_affine_turns_without_shear_where_pictures_are_not_square():
 
 
 def test_erase_blanks_a_square():
-    images = pictures(200, 20, 20)
+    images = random_images(200, 20, 20)
     blank = (augments.get("erase")(size=6)(images, key(torch.arange(200))) == 0).all(1)
     sizes = blank.flatten(1).sum(1)
     assert sizes.max() == 36 and (sizes > 0).any()

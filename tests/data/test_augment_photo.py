@@ -19,7 +19,7 @@ STRONG: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def pictures(n: int, side: int = 32) -> torch.Tensor:
+def random_images(n: int, side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
@@ -29,7 +29,7 @@ def key(indices: Any, seed: int = 1, epoch: int = 2) -> SampleKey:
 
 @pytest.mark.parametrize("options", STRONG, ids=str)
 def test_neither_batch_nor_order_matters(options: dict[str, Any]) -> None:
-    augment, images = augments.get("strong")(**options), pictures(24)
+    augment, images = augments.get("strong")(**options), random_images(24)
     expected = augment(images, key(torch.arange(24)), (28, 28))
     order = torch.randperm(24, generator=torch.Generator().manual_seed(5))
     again = augment(images[order], key(order), (28, 28))
@@ -43,7 +43,7 @@ def test_a_policy_leaves_torchs_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    by_policy(pictures(3), key([0, 1, 2]), "rand")
+    by_policy(random_images(3), key([0, 1, 2]), "rand")
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -69,7 +69,7 @@ def test_half_of_the_crops_are_mirrored() -> None:
 
 def test_windows_on_both_devices_agree() -> None:
     """The CPU's gather is numpy's: torch's, which other devices use, gives the same."""
-    padded = pictures(9, 20)
+    padded = random_images(9, 20)
     top, left = torch.tensor([0, 1, 2, 3, 4, 0, 4, 2, 2]), torch.tensor([4, 3, 2, 1, 0, 0, 4, 1, 3])
     got = windows(padded, top, left, 5)
     for i in range(9):
@@ -88,8 +88,8 @@ def test_crops_on_a_gpu_are_those_on_a_cpu() -> None:
     assert (cpu - grid).abs().mean() < 255 / 64 / 2
 
 
-def test_colour_keeps_the_range_and_zero_strength_the_picture() -> None:
-    images, places = pictures(16), key(torch.arange(16))
+def test_colour_keeps_the_range_and_zero_strength_the_image() -> None:
+    images, places = random_images(16), key(torch.arange(16))
     out = coloured(images, places, 0.8)
     assert out.min() >= 0 and out.max() <= 255 and not torch.equal(out, images.float())
     assert torch.allclose(coloured(images, places, 0.0), images.float(), atol=1e-3)
@@ -98,7 +98,7 @@ def test_colour_keeps_the_range_and_zero_strength_the_picture() -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.2, 1.0)])
 def test_mixing_depends_on_who_is_there_but_not_on_their_order(mixup: float, cutmix: float) -> None:
-    images = pictures(16).float()
+    images = random_images(16).float()
     mixed, partner, share = Mixing(mixup, cutmix)(images, key(torch.arange(16)))
     assert sorted(partner.tolist()) == list(range(16)) and not (partner == torch.arange(16)).any()
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
@@ -125,9 +125,9 @@ def task(augment: Any, **spec: Any) -> ImageClassification:
     return ImageClassification(ImageSpec(3, 28, 28, ("a", "b", "c"), **spec), losses.get("cross_entropy")(), augment)
 
 
-def test_the_loss_of_mixed_pictures_is_that_of_soft_labels() -> None:
+def test_the_loss_of_mixed_images_is_that_of_soft_labels() -> None:
     job = task(augments.get("strong")(mixup=1.0), square=32, crop=0.875)
-    raw = {"image": pictures(8), "label": torch.arange(8) % 3, "index": torch.arange(8)}
+    raw = {"image": random_images(8), "label": torch.arange(8) % 3, "index": torch.arange(8)}
     batch = job.prepare(raw, key(torch.arange(8)))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 28 * 28, 3))
     soft = torch.nn.functional.one_hot(batch["label"], 3) * batch["share"][:, None]
@@ -148,7 +148,7 @@ def test_class_weights_weigh_training_and_leave_evaluation_alone() -> None:
 
 
 def test_without_an_augmentation_the_middle_is_seen() -> None:
-    job, images = task(augments.get("none")(), square=32, crop=0.875), pictures(4)
+    job, images = task(augments.get("none")(), square=32, crop=0.875), random_images(4)
     raw = {"image": images, "label": torch.zeros(4, dtype=torch.int64), "index": torch.arange(4)}
     assert torch.equal(job.prepare(raw)["image"], images[:, :, 2:30, 2:30].float())
     assert torch.equal(job.prepare(raw, key(torch.arange(4)))["image"], images[:, :, 2:30, 2:30].float())

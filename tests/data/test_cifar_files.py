@@ -54,10 +54,10 @@ def test_class_folders(tmp_path):
     (tmp_path / "cifar10/train/.ipynb_checkpoints").mkdir()
     train = data.get("cifar10")(tmp_path).load["train"]()
     assert train.labels.tolist() == [k for k in range(10) for _ in range(2)]
-    assert train.pictures[:, 0, 0, 0].tolist() == [k * 10 + i for k in range(10) for i in range(2)]
+    assert train.images[:, 0, 0, 0].tolist() == [k * 10 + i for k in range(10) for i in range(2)]
 
 
-@pytest.mark.parametrize("fault", ["empty", "missing", "extra", "not a picture", "size"])
+@pytest.mark.parametrize("fault", ["empty", "missing", "extra", "not an image", "size"])
 def test_broken_class_folders_are_named(tmp_path, fault):
     class_folders(tmp_path)
     cat = tmp_path / "train/cat"
@@ -70,7 +70,7 @@ def test_broken_class_folders_are_named(tmp_path, fault):
         cat = tmp_path / "train/zebra"
         cat.mkdir()
         (cat / "0.png").write_bytes(png())
-    if fault == "not a picture":
+    if fault == "not an image":
         (cat / "0.png").write_bytes(b"text")
     if fault == "size":
         (cat / "0.png").write_bytes(png(33))
@@ -87,10 +87,10 @@ def test_binary_folder_and_archive_agree(tmp_path):
     members = [(tarfile.TarInfo(f"cifar-10-batches-bin/{name}"), raw) for name, raw in content.items()]
     archive(tmp_path / "b/cifar-10-binary.tar.gz", members)
     one, two = (data.get("cifar10")(tmp_path / x).load["train"]() for x in "ab")
-    assert one.pictures.shape == (50, 3, 32, 32) and torch.equal(one.pictures, two.pictures)
+    assert one.images.shape == (50, 3, 32, 32) and torch.equal(one.images, two.images)
     assert one.labels.tolist() == two.labels.tolist() == list(range(10)) * 5
     first = content["data_batch_1.bin"]
-    assert one.pictures[0].flatten().tolist() == list(first[1:3073])
+    assert one.images[0].flatten().tolist() == list(first[1:3073])
 
 
 @pytest.mark.parametrize("fault", ["cut", "label", "gone", "empty"])
@@ -157,16 +157,16 @@ def test_an_archive_member_of_another_name_never_replaces_a_batch(tmp_path):
     real = plain()
     archive(tmp_path / "cifar-10-binary.tar.gz", [*real, (tarfile.TarInfo("../data_batch_1.bin"), b"\x01" * 3073)])
     train = data.get("cifar10")(tmp_path).load["train"]()
-    assert len(train) == 50 and train.pictures[0].flatten().tolist() == list(real[0][1][1:3073])
+    assert len(train) == 50 and train.images[0].flatten().tolist() == list(real[0][1][1:3073])
 
 
 @pytest.mark.parametrize("name", ["cifar-10-binary.tar.gz", "cifar10-images.tar.xz"])
 def test_damaged_archives_are_one_line(tmp_path, name):
     path = tmp_path / name
-    pictures = [
+    images = [
         (tarfile.TarInfo(f"{s}/{c}/{i:04}.png"), png()) for s in ("train", "test") for c in CLASSES for i in range(3)
     ]
-    archive(path, plain() if "binary" in name else pictures)
+    archive(path, plain() if "binary" in name else images)
     whole = path.read_bytes()
     places = range(1, len(whole), max(len(whole) // 25, 1))
     cases = [whole[:i] for i in places] + [whole[:i] + os.urandom(64) + whole[i + 64 :] for i in places]
@@ -180,7 +180,7 @@ def test_damaged_archives_are_one_line(tmp_path, name):
             assert name in error.line or "cifar-10-batches-bin" in error.line
 
 
-def test_picture_archive_is_read_in_place(tmp_path):
+def test_image_archive_is_read_in_place(tmp_path):
     members = [
         (tarfile.TarInfo(f"{split}/{c}/{i:04}.png"), png(value=k * 10 + i))
         for split in ("train", "test")
@@ -190,5 +190,5 @@ def test_picture_archive_is_read_in_place(tmp_path):
     archive(tmp_path / "cifar10-images.tar.xz", members)
     test = data.get("cifar10")(tmp_path).load["test"]()
     assert test.labels.bincount().tolist() == [2] * 10
-    assert test.pictures[:, 0, 0, 0].tolist() == [k * 10 + i for k in range(10) for i in range(2)]
+    assert test.images[:, 0, 0, 0].tolist() == [k * 10 + i for k in range(10) for i in range(2)]
     assert [p.name for p in tmp_path.iterdir()] == ["cifar10-images.tar.xz"]

@@ -15,7 +15,7 @@ from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import SampleKey, TextSpec
 from bigmodel_cli.data.user_data.text_files import source_for
-from bigmodel_cli.export.exported_model import Answering
+from bigmodel_cli.export.exported_model import ExportedModel
 
 END = 256  # of the byte tokenizer
 TALK = [
@@ -120,7 +120,7 @@ def test_a_document_that_is_packed_with_others_is_read_as_if_it_stood_alone(
         def exported(tokens: Any) -> Any:
             return model(torch.from_numpy(tokens)).numpy()
 
-        answers = Answering(exported, 1)(batch["tokens"], document=batch["document"])
+        answers = ExportedModel(exported, 1)(batch["tokens"], document=batch["document"])
         torch.testing.assert_close(answers, whole, rtol=0, atol=1e-5)  # an export, which knows of no documents
         together = model(batch["tokens"])
         assert (together - whole).abs().max() > 1e-3, "the control: without the numbers they see each other"

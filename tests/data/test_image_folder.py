@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.data.user_data.image_discovery import list_pictures
+from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_folder import image_folder
 
 COLOURS = {"cat": "red", "dog": "green", "frog": "blue"}
@@ -64,7 +64,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
         put(tmp_path / junk / "x.png")
     for junk in ("train/.DS_Store", "train/cat/._0.png", "train/dog/Thumbs.db", "train/cat/notes.txt"):
         (tmp_path / junk).write_bytes(b"junk")
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert listing.classes == ("cat", "dog") and listing.counts("train") == [2, 2]
 
 
@@ -79,9 +79,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no train": (lambda p: folders(p, val={"a": 1, "b": 1}), "val/ but no train/"),
     "one class": (lambda p: folders(p, _={"a": 3}), "one class only (a)"),
-    "flat": (lambda p: [put(p / f"{i}.png") for i in range(3)], "3 pictures directly in it and no class folders"),
-    "flat train": (lambda p: [put(p / s / "0.png") for s in ("train", "val")], "train: 1 pictures directly in it"),
-    "loose pictures": (lambda p: put(folders(p, _={"a": 1, "b": 1}) / "x.png"), "1 pictures lie beside"),
+    "flat": (lambda p: [put(p / f"{i}.png") for i in range(3)], "3 images directly in it and no class folders"),
+    "flat train": (lambda p: [put(p / s / "0.png") for s in ("train", "val")], "train: 1 images directly in it"),
+    "loose images": (lambda p: put(folders(p, _={"a": 1, "b": 1}) / "x.png"), "1 images lie beside"),
     "empty": (lambda p: p, "no class folders in it"),
     "two vals": (lambda p: folders(p, train={"a": 1, "b": 1}, val={"a": 1}, valid={"a": 1}), "both val/ and valid/"),
     "test has another": (lambda p: folders(p, train={"a": 1, "b": 1}, test={"c": 1}), "test has c not in train"),
@@ -119,7 +119,7 @@ def test_more_odd_folders_that_are_fine(tmp_path: Path) -> None:
     (root / "Train" / "linked").symlink_to(root / "Train" / "a", target_is_directory=True)
     (root / "Validation" / "linked").symlink_to(root / "Validation" / "a", target_is_directory=True)
     (root / "annotations").mkdir()
-    listing = list_pictures(root)
+    listing = list_images(root)
     assert listing.classes == ("a", "b", "linked") and listing.counts("train") == [3, 4, 3]
     assert any("not used: annotations/" in note for note in listing.notes)
 
@@ -129,18 +129,18 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
         put(tmp_path / name)
     table = tmp_path / "list.csv"
     table.write_text('path,label,split\nx/1.png,b,train\nx/2.png,a,\ny/3.png,b,valid\n"z 4.png",a,val\n\n')
-    listing = list_pictures(table)
+    listing = list_images(table)
     assert listing.classes == ("a", "b")
     assert [i.name for i in listing.splits["train"]] == ["x/2.png", "x/1.png"]
     assert [i.label for i in listing.splits["val"]] == [0, 1]
     tabs = tmp_path / "list.tsv"
     tabs.write_text("label\tpath\nb\tx/1.png\na\tx/2.png\n")
-    assert list_pictures(tabs).counts("train") == [1, 1]
+    assert list_images(tabs).counts("train") == [1, 1]
     other = tmp_path / "other.csv"
     other.write_text("ID,File,Species\n1,x/1.png,b\n2,x/2.png,a\n")
-    assert list_pictures(other, "File", "species").classes == ("a", "b")
+    assert list_images(other, "File", "species").classes == ("a", "b")
     with pytest.raises(InputError, match=r":1: columns id, file, species; expected a header file,kind\[,split\]"):
-        list_pictures(other, "file", "kind")
+        list_images(other, "file", "kind")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_broken_tables_are_named(text: str, words: str, tmp_path: Path) -> None:
     put(tmp_path / "x.png")
     (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError) as caught:
-        list_pictures(tmp_path / "list.csv")
+        list_images(tmp_path / "list.csv")
     assert any(w in f"{caught.value.what}; {caught.value.expected}" for w in words.split("|"))
 
 
@@ -197,12 +197,12 @@ def test_a_tar_of_classes_alone(tmp_path: Path) -> None:
         (["cat/1.png", "/dog/1.png"], "a member called /dog/1.png"),
         (["cat/1.png", "loose.png"], "loose.png is in no class folder"),
         (["val/a/1.png", "val/b/1.png", "test/a/1.png"], "no train/"),
-        ([], "no pictures in it"),
+        ([], "no images in it"),
     ],
 )
 def test_broken_tars_are_named(names: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        list_pictures(tar_of(tmp_path / "p.tar", names))
+        list_images(tar_of(tmp_path / "p.tar", names))
     assert words in caught.value.line
 
 
@@ -210,7 +210,7 @@ def test_a_cut_tar_is_named(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "p.tar.gz", ["cat/1.png", "dog/1.png"], "w:gz")
     path.write_bytes(path.read_bytes()[:80])
     with pytest.raises(InputError, match="damaged or cut off"):
-        list_pictures(path)
+        list_images(path)
 
 
 def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> None:
@@ -262,12 +262,12 @@ def test_the_stated_preprocessing_is_what_is_done(size: int, crop: float, tmp_pa
     from bigmodel_cli.tasks.image_classification import ImageClassification
 
     coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
-    picture = Image.fromarray(coarse, "RGBA").resize((91, 57), Image.Resampling.BICUBIC)
+    image = Image.fromarray(coarse, "RGBA").resize((91, 57), Image.Resampling.BICUBIC)
     tags = Image.Exif()
     tags[274] = 6
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
-        picture.save(tmp_path / "photos" / name / "x.png", exif=tags)
+        image.save(tmp_path / "photos" / name / "x.png", exif=tags)
     found = image_folder(tmp_path, path=str(tmp_path / "photos"), size=size, crop=crop)
     task = ImageClassification(found.spec, losses.get("cross_entropy")(), augments.get("none")())
     train = found.load["train"]()
@@ -275,7 +275,7 @@ def test_the_stated_preprocessing_is_what_is_done(size: int, crop: float, tmp_pa
     ours = task.prepare(train.gather(torch.tensor([0])))["image"][0]
     steps = task.preprocessing()
     assert steps["transparency"] == "over white" and steps["orientation"] == "EXIF applied"
-    upright = picture.transpose(Image.Transpose.ROTATE_270)
+    upright = image.transpose(Image.Transpose.ROTATE_270)
     flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert(steps["mode"])
     short = min(flat.size)
     left, top = (flat.width - short) // 2, (flat.height - short) // 2
@@ -290,7 +290,7 @@ def test_the_stated_preprocessing_is_what_is_done(size: int, crop: float, tmp_pa
     assert np.abs(ours.numpy() - theirs).max() * min(steps["std"]) <= 1.01 / 255  # one grey level of rounding
 
 
-def test_fine_tuned_from_whole_pictures_predict_still_sees_what_eval_does(tmp_path: Path, run_cli: Any) -> None:
+def test_fine_tuned_from_whole_images_predict_still_sees_what_eval_does(tmp_path: Path, run_cli: Any) -> None:
     """A model of 8x8 digits, fine-tuned on photos: square, crop and size come from different places."""
     root = folders(tmp_path / "photos", train={"cat": 6, "dog": 6}, val={"cat": 2, "dog": 2})
     put(root / "val" / "cat" / "0.png", "red", (300, 120))

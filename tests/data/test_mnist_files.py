@@ -47,8 +47,8 @@ def test_real_mnist_is_the_published_one():
     bundle = data.get("mnist")(ROOT)
     for split, stem, n in (("train", "train", 60_000), ("test", "t10k", 10_000)):
         source = bundle.load[split]()
-        assert source.pictures.shape == (n, 1, 28, 28) and source.pictures.dtype == torch.uint8
-        images, labels = idx(source.pictures[:, 0]), idx(source.labels)
+        assert source.images.shape == (n, 1, 28, 28) and source.images.dtype == torch.uint8
+        images, labels = idx(source.images[:, 0]), idx(source.labels)
         assert hashlib.md5(images).hexdigest() == MD5[f"{stem}-images-idx3-ubyte"]
         assert hashlib.md5(labels).hexdigest() == MD5[f"{stem}-labels-idx1-ubyte"]
         assert bundle.load[split]() is source
@@ -61,7 +61,7 @@ def test_raw_files_in_torchvisions_layout_are_the_same(tmp_path):
     for path in (ROOT / "mnist").glob("*.gz"):
         (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     ours, theirs = (data.get("mnist")(root).load["test"]() for root in (tmp_path, ROOT))
-    assert torch.equal(ours.pictures, theirs.pictures) and torch.equal(ours.labels, theirs.labels)
+    assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
 
 
 def test_a_folder_of_the_files_themselves_is_found(tmp_path):

@@ -31,16 +31,16 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """17 shards of 8 pictures with their index, and the address of a server that has them."""
+    """17 shards of 8 images with their index, and the address of a server that has them."""
     folder = tmp_path / "shards"
     folder.mkdir()
     for shard in range(SHARDS):
         with tarfile.open(folder / f"part-{shard:03}.tar", "w") as tar:
             for i in range(EACH):
-                picture = io.BytesIO()
-                Image.new("RGB", (16, 16), (shard * 15, i * 30, 0)).save(picture, "PNG")
+                image = io.BytesIO()
+                Image.new("RGB", (16, 16), (shard * 15, i * 30, 0)).save(image, "PNG")
                 for name, raw in (
-                    (f"{shard:03}-{i}.png", picture.getvalue()),
+                    (f"{shard:03}-{i}.png", image.getvalue()),
                     (f"{shard:03}-{i}.cls", b"ab"[i % 2 :][:1]),
                 ):
                     info = tarfile.TarInfo(name)

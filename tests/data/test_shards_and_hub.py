@@ -1,4 +1,4 @@
-"""WebDataset shards and Hugging Face data sets as pictures: real tars, real Arrow files, a hub of our own."""
+"""WebDataset shards and Hugging Face data sets as images: real tars, real Arrow files, a hub of our own."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.data.user_data.image_discovery import list_pictures
+from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_folder import image_folder
 from bigmodel_cli.data.webdataset import index
 
 COLOURS = {"cat": (255, 0, 0), "dog": (0, 128, 0), "owl": (0, 0, 255)}
 
 
-def picture(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
+def image(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (20, 16), colour).save(out, kind)
     return out.getvalue()
@@ -44,11 +44,11 @@ def shard(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def numbered(folder: Path, shards: int = 4, each: int = 6, split: str = "train") -> None:
-    """Shards of pictures with the class's number beside them: sample i is of class i % 3."""
+    """Shards of images with the class's number beside them: sample i is of class i % 3."""
     for s in range(shards):
         files = {}
         for i in range(s * each, (s + 1) * each):
-            files |= {f"{i:06}.png": picture([*COLOURS.values()][i % 3]), f"{i:06}.cls": str(i % 3).encode()}
+            files |= {f"{i:06}.png": image([*COLOURS.values()][i % 3]), f"{i:06}.cls": str(i % 3).encode()}
         shard(folder / f"{split}-{s:06}.tar", files)
 
 
@@ -64,7 +64,7 @@ def test_a_pattern_of_shards(tmp_path: Path) -> None:
     assert batch["label"].tolist() == [2, 0, 1]
     assert [tuple(p[:, 0, 0].tolist()) for p in batch["image"]] == [COLOURS[k] for k in ("owl", "cat", "dog")]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == []  # nothing was unpacked
-    assert list_pictures(tmp_path).fingerprint() == list_pictures(str(tmp_path / "train-*.tar")).fingerprint()
+    assert list_images(tmp_path).fingerprint() == list_images(str(tmp_path / "train-*.tar")).fingerprint()
 
 
 def test_splits_by_name_and_labels_in_json(tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_splits_by_name_and_labels_in_json(tmp_path: Path) -> None:
         files = {}
         for i, name in enumerate(names.split()):
             about = {"species": name, "label": 99}
-            files |= {f"a/{i}.left.jpg": picture(COLOURS[name], "JPEG"), f"a/{i}.json": json.dumps(about).encode()}
+            files |= {f"a/{i}.left.jpg": image(COLOURS[name], "JPEG"), f"a/{i}.json": json.dumps(about).encode()}
         shard(tmp_path / split / "0.tar", files)
     pattern = str(tmp_path / "{train,val}/0.tar")
     for where in (pattern, tmp_path):
-        listing = list_pictures(where, label="species")
+        listing = list_images(where, label="species")
         assert listing.classes == ("cat", "dog") and listing.counts("train") == [2, 1] and len(listing.splits) == 2
-    assert list_pictures(tmp_path / "train/0.tar", label="species").counts("train") == [2, 1]
+    assert list_images(tmp_path / "train/0.tar", label="species").counts("train") == [2, 1]
 
 
 def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path, monkeypatch: Any) -> None:
@@ -99,10 +99,10 @@ def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path,
     assert index.members(path)[0].size == 8
 
 
-LABELLED = {"0.png": picture(COLOURS["cat"]), "0.cls": b"cat", "1.png": picture(COLOURS["dog"]), "1.cls": b"dog"}
+LABELLED = {"0.png": image(COLOURS["cat"]), "0.cls": b"cat", "1.png": image(COLOURS["dog"]), "1.cls": b"dog"}
 BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "no label": ({**LABELLED, "2.png": b"x"}, "2 has png: no .cls or .json"),
-    "no picture": ({**LABELLED, "2.cls": b"1"}, "2 has cls: no picture"),
+    "no image": ({**LABELLED, "2.cls": b"1"}, "2 has cls: no image"),
     "twice": ({**LABELLED, "2.png": b"x", "2.PNG": b"x"}, "2.PNG is twice"),
     "JSON without a class": ({**LABELLED, "2.png": b"x", "2.json": b"{}"}, "2.json: no class in it"),
     "JSON bomb": ({**LABELLED, "2.png": b"x", "2.json": b"[" * 100_000}, "2.json: no class in it"),
@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
 def test_broken_shards_are_named(case: str, tmp_path: Path) -> None:
     files, words = BROKEN[case]
     with pytest.raises(InputError) as caught:
-        list_pictures(shard(tmp_path / "x.tar", files))
+        list_images(shard(tmp_path / "x.tar", files))
     assert words in caught.value.line
 
 
@@ -130,15 +130,15 @@ def test_more_of_what_may_be_wrong_with_shards(tmp_path: Path) -> None:
         ("train-{0..99999999}.tar", "with at most 100000 numbers"),
     ]:
         with pytest.raises(InputError) as caught:
-            list_pictures(str(tmp_path / pattern))
+            list_images(str(tmp_path / pattern))
         assert words in caught.value.line
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(InputError, match="2 names; the shards have class 2"):
-        list_pictures(tmp_path)
+        list_images(tmp_path)
     cut = tmp_path / "train-000001.tar"
     cut.write_bytes(cut.read_bytes()[:3000])
     with pytest.raises(InputError, match="damaged or cut off"):
-        list_pictures(tmp_path)
+        list_images(tmp_path)
 
 
 def test_the_command_trains_on_shards_of_a_pattern(run_cli: Any, tmp_path: Path) -> None:
@@ -149,20 +149,20 @@ def test_the_command_trains_on_shards_of_a_pattern(run_cli: Any, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert run_cli("eval", "r").returncode == 0
     seen = run_cli("data", "inspect", "shards", "--json")
-    assert json.loads(seen.stdout)["pictures"] == {"train": 24, "val": 3}
+    assert json.loads(seen.stdout)["images"] == {"train": 24, "val": 3}
 
 
 # --- Hugging Face
 
 
 def saved(folder: Path, columns: dict[str, Any] | None = None, **splits: list[Any]) -> Path:
-    """What ``save_to_disk`` writes: pictures in an Arrow file, of the classes given; None is a row without one."""
+    """What ``save_to_disk`` writes: images in an Arrow file, of the classes given; None is a row without one."""
     datasets = pytest.importorskip("datasets")
     kinds = columns or {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])}
     made = {}
     for split, names in splits.items():
         rows = {
-            "image": [{"bytes": picture(COLOURS.get(str(k), (9, 9, 9))), "path": None} for k in names],
+            "image": [{"bytes": image(COLOURS.get(str(k), (9, 9, 9))), "path": None} for k in names],
             "label": names,
         }
         made[split] = datasets.Dataset.from_dict(rows, datasets.Features(kinds))
@@ -174,7 +174,7 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     folder = saved(tmp_path / "set", train=["owl", "cat", "owl", "cat"], validation=["cat", "owl"], test=[None, None])
     found = image_folder(tmp_path, path=str(folder), size=14)
     assert found.spec.classes == ("cat", "owl") and list(found.load) == ["train", "val"]
-    assert any("no pictures of dog" in n for n in found.notes) and any("test: 2 rows without" in n for n in found.notes)
+    assert any("no images of dog" in n for n in found.notes) and any("test: 2 rows without" in n for n in found.notes)
     train = found.load["train"]()
     batch = train.gather(torch.arange(4))
     assert batch["label"].tolist() == [0, 0, 1, 1] and train.name(2) == "train[0]"
@@ -187,7 +187,7 @@ def test_one_split_saved_alone_and_classes_as_text(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     kinds = {"image": datasets.Image(), "label": datasets.Value("string")}
     folder = saved(tmp_path / "set", kinds, train=["dog", "cat", "dog"])
-    listing = list_pictures(folder / "train")
+    listing = list_images(folder / "train")
     assert listing.classes == ("cat", "dog") and listing.counts("train") == [1, 2]
 
 
@@ -201,18 +201,18 @@ def test_columns_that_are_not_plain_say_so(tmp_path: Path) -> None:
         ({}, "2 columns may be the image, of a, b, kind, size"),
         ({"image": "a"}, "2 columns may be the label"),
         ({"image": "c"}, "data.image_column = c; expected one of a, b, kind, size"),
-        ({"image": "kind", "label": "size"}, "expected a column of pictures: a, b"),
+        ({"image": "kind", "label": "size"}, "expected a column of images: a, b"),
     ]:
         with pytest.raises(InputError) as caught:
-            list_pictures(tmp_path / "set", **options)
+            list_images(tmp_path / "set", **options)
         assert words in caught.value.line
-    listing = list_pictures(tmp_path / "set", "b", "size")
-    with pytest.raises(InputError, match="row 0: no picture"):
+    listing = list_images(tmp_path / "set", "b", "size")
+    with pytest.raises(InputError, match="row 0: no image"):
         listing.splits["train"][1].read()
     for file in (tmp_path / "set").glob("*.arrow"):
         file.write_bytes(b"no arrow")
     with pytest.raises(InputError, match="expected what save_to_disk wrote"):
-        list_pictures(tmp_path / "set", "b", "size")
+        list_images(tmp_path / "set", "b", "size")
 
 
 def test_the_command_fine_tunes_on_a_saved_data_set(run_cli: Any, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_without_a_network_or_the_library_the_no_is_quick(run_cli: Any, tmp_path
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MachineError) as caught:
-        list_pictures("hf:owner/flowers")
+        list_images("hf:owner/flowers")
     assert caught.value.hint == "pip install 'bigmodel[datasets]'"
 
 
@@ -319,7 +319,7 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["shard", "saved"])
-def test_mutations_end_in_pictures_or_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_mutations_end_in_images_or_in_one_line(kind: str, tmp_path: Path) -> None:
     rng, tried, named = random.Random(1), 400 if kind == "shard" else 40, 0
     where = tmp_path / kind
     if kind == "shard":
@@ -332,7 +332,7 @@ def test_mutations_end_in_pictures_or_in_one_line(kind: str, tmp_path: Path) -> 
         for path, raw in kept.items():
             path.write_bytes(mutated(raw, rng) if path == changed else raw)
         try:
-            for items in list_pictures(where).splits.values():
+            for items in list_images(where).splits.values():
                 for item in items:
                     item.read()
         except InputError as error:

@@ -172,7 +172,7 @@ def test_out_of_memory_halves_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -
     events: list[Any] = []
     run.emit = events.append
     fit(run)
-    assert run.pieces == 4
+    assert run.num_micro_batches == 4
     assert sum(e["event"] == "warning" for e in events) == 2
     steps = [e["loss"] for e in events if e["event"] == "step"]
     assert steps == pytest.approx([float.fromhex(x) for x in losses], abs=1e-5)
@@ -196,7 +196,7 @@ def test_non_finite_is_never_stepped_on(where: str, monkeypatch: pytest.MonkeyPa
         bad = lambda self, model, batch: LossSum(real(self, model, batch).total * float("nan"), 1)  # noqa: E731
         monkeypatch.setattr(ImageClassification, "loss", bad)
     with pytest.raises(DivergedError) as caught:
-        run.taken.append(train_step(run, next(steps)))
+        run.pending_steps.append(train_step(run, next(steps)))
         settle(run)
     assert caught.value.exit_code == 4
     assert digest(run.model) == before

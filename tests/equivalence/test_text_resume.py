@@ -17,7 +17,7 @@ from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import say_once
+from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
 from bigmodel_cli.engine.training.run import Run
 
 STEPS = 12  # two epochs of six
@@ -103,7 +103,7 @@ def preferences(folder: Path) -> dict[str, Any]:
 def trained(values: dict[str, Any], stop_at: int | None = None, resume: Path | None = None) -> tuple[Run, list[str]]:
     values = {**values, "placement": {"precision": "fp32", "device": "cpu"}}
     run = assemble(resolve([Layer("test", values)]).recipe, checkpoint.load(resume) if resume else None)
-    assert say_once(run)
+    assert add_reference_outputs(run)
     losses: list[str] = []
     run.emit = lambda event: losses.append(event["loss"].hex()) if event["event"] == "step" else None
     run.stop = lambda: run.progress.step == stop_at

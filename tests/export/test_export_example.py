@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from subjects import CLASSES, GREY, PICTURES, SMALL, subject
+from subjects import CLASSES, GREY, IMAGES, SMALL, subject
 from torch import nn
 
 from bigmodel_cli.core.registry import exports, tasks
@@ -30,8 +30,8 @@ def made(name: str, folder: Path, what: Subject, **more: Any) -> Proof:
     return prove(what, name, folder / "out", **{"seconds": 0, **more})
 
 
-@pytest.mark.parametrize("spec", [PICTURES, GREY, CROPPED, LARGE], ids=["plain", "grey", "cropped", "all steps"])
-def test_it_prepares_a_picture_as_training_did(spec: ImageSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [IMAGES, GREY, CROPPED, LARGE], ids=["plain", "grey", "cropped", "all steps"])
+def test_it_prepares_a_image_as_training_did(spec: ImageSpec, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     found = made("onnx", tmp_path, subject(spec=spec, sizes=(3,)))
     assert found.passed and found.example and found.example["answer"] in CLASSES, found.failed

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import CLASSES, GREY, PICTURES, TEXTS, pictures, subject, suffix
+from subjects import CLASSES, GREY, IMAGES, TEXTS, images, subject, suffix
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -111,7 +111,7 @@ def test_any_batch_size_runs_from_the_folder(name: str, tmp_path: Path) -> None:
     assert made(name, tmp_path, what).passed
     run = read_folder(tmp_path / "out").open()
     for size in (1, 3, 7):
-        x = what.task.prepare(pictures(PICTURES, (size,))[0])["image"]
+        x = what.task.prepare(images(IMAGES, (size,))[0])["image"]
         with torch.inference_mode():
             torch.testing.assert_close(torch.from_numpy(run(x.numpy())), what.model(x), atol=1e-4, rtol=0)
 

@@ -1,4 +1,4 @@
-"""--with-preprocessing: plain pictures of any size go in, and the answers are those of the task's own preparation."""
+"""--with-preprocessing: plain images of any size go in, and the answers are those of the task's own preparation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from subjects import CLASSES, GREY, PICTURES, TEXTS, subject
+from subjects import CLASSES, GREY, IMAGES, TEXTS, subject
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ from bigmodel_cli.core.images import _square
 from bigmodel_cli.core.preprocessing import plain as plain_pixels
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export import pixels
-from bigmodel_cli.export.exported_model import Unprepared, answering
+from bigmodel_cli.export.exported_model import Unprepared, exported_model
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.pixels import FromPixels
 from bigmodel_cli.export.proof import Proof, prove
@@ -33,7 +33,7 @@ CASES = [("onnx", GREY), *((n, SQUARE) for n in ("onnx", "pt2", "openvino", "tor
 CASES += [(name, spec) for name in ("executorch", "litert") for spec in (GREY, SQUARE)]
 
 
-def picture(height: int, width: int, channels: int) -> torch.Tensor:
+def image(height: int, width: int, channels: int) -> torch.Tensor:
     """Smooth and busy at once, as photos are: (1,C,H,W) uint8."""
     torch.manual_seed(height * width)
     coarse = torch.rand(1, channels, max(2, height // 6), max(2, width // 6))
@@ -43,7 +43,7 @@ def picture(height: int, width: int, channels: int) -> torch.Tensor:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("spec", [GREY, SQUARE], ids=["grey", "square"])
 def test_the_graph_prepares_as_the_task_does(spec: ImageSpec, height: int, width: int) -> None:
-    plain = picture(height, width, spec.channels)
+    plain = image(height, width, spec.channels)
     raw = plain if spec.square is None else _square(plain[0], spec.square)[None]
     task = ImageClassification(spec, nn.CrossEntropyLoss(), lambda x: x)
     expected = task.prepare({"image": raw, "label": torch.zeros(1).long(), "index": torch.zeros(1)})["image"]
@@ -61,7 +61,7 @@ def made(name: str, folder: Path, spec: ImageSpec, **more: Any) -> Proof:
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES, ids=[f"{n}-{s.square}" for n, s in CASES])
-def test_a_format_takes_plain_pictures(name: str, spec: ImageSpec, tmp_path: Path) -> None:
+def test_a_format_takes_plain_images(name: str, spec: ImageSpec, tmp_path: Path) -> None:
     if name == "aoti" and not os.environ.get("BIGMODEL_SOAK"):
         pytest.skip("compiles for half a minute; BIGMODEL_SOAK=1")
     package = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "litert": "litert_torch"}
@@ -72,7 +72,7 @@ def test_a_format_takes_plain_pictures(name: str, spec: ImageSpec, tmp_path: Pat
     assert folder.takes_pixels and folder.preprocess["layout"] == "NHWC uint8"
     run = folder.open()
     what = subject(spec=spec, sizes=(4, 2))
-    model, task = answering(folder, what.task)  # as eval and predict call it
+    model, task = exported_model(folder, what.task)  # as eval and predict call it
     with torch.inference_mode():
         for batch in what.raw:
             expected = what.model(what.task.prepare(batch)["image"])
@@ -89,7 +89,7 @@ def test_a_format_takes_plain_pictures(name: str, spec: ImageSpec, tmp_path: Pat
 
 
 def test_a_format_of_one_size_is_given_that() -> None:
-    raw = {**subject(spec=GREY, sizes=(1,)).raw[0], "image": picture(61, 40, 1)}
+    raw = {**subject(spec=GREY, sizes=(1,)).raw[0], "image": image(61, 40, 1)}
     given = Unprepared(subject(spec=GREY).task, (30, 20)).prepare(raw)["image"]
     assert given.shape == (1, 30, 20, 1) and given.dtype == torch.uint8
     buffer = io.BytesIO()
@@ -105,17 +105,17 @@ def test_a_resize_that_is_another_fails(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(pixels, "_resize", nearest)
     found = made("pt2", tmp_path, GREY)
-    assert not found.passed and "pictures of other sizes" in found.failed[0] and list(tmp_path.iterdir()) == []
+    assert not found.passed and "images of other sizes" in found.failed[0] and list(tmp_path.iterdir()) == []
     assert found.largest_difference <= 1e-4, "the data's own size needs no resize"
 
 
 def test_where_it_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="weights and no graph"):
-        made("safetensors", tmp_path, PICTURES)
+        made("safetensors", tmp_path, IMAGES)
     index = torch.arange(2)
     raw = [{"tokens": torch.ones(2, 9).long(), "label": index, "index": index}]
     text = dataclasses.replace(subject("text-cnn", TEXTS, raw=raw, width=8, filters=4), pixels=True)
-    with pytest.raises(InputError, match="for pictures"):
+    with pytest.raises(InputError, match="for images"):
         prove(text, "pt2", tmp_path / "out")
     raw = [{"image": torch.zeros(2, 3, 28, 28).byte(), "label": index, "index": index}]
     colour = dataclasses.replace(subject(spec=GREY, raw=raw), pixels=True)

@@ -25,7 +25,7 @@ PROMISED = {
     "two hosts, SIGKILL of a rank, ended with the bits of an undisturbed run": 1,
     "two hosts, one cut off": 1,
     "hostile checkpoint": 40,
-    "mutated picture": 300,
+    "mutated image": 300,
     "mutated recipe": 5000,
 }
 """The least number of trials, by the name that a test records."""

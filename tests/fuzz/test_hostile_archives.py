@@ -14,17 +14,17 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 
 
-def picture() -> bytes:
+def image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), (9, 9, 9)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PICTURE = picture()
+IMAGE = image()
 Member = tuple[tarfile.TarInfo, bytes | None]
 
 
-def file(name: str, content: bytes = PICTURE, size: int | None = None) -> Member:
+def file(name: str, content: bytes = IMAGE, size: int | None = None) -> Member:
     info = tarfile.TarInfo(name)
     info.size = len(content) if size is None else size
     return info, content
@@ -49,7 +49,7 @@ HOSTILE: dict[str, list[Member]] = {
     "device_of_cifar": [special(tarfile.FIFOTYPE, "cifar-10-batches-bin/data_batch_1.bin")],
     "another_folders_batch": [file("evil/cifar-10-batches-bin/../data_batch_1.bin", b"x" * 3073)],
     "escape_in_the_name": [file("train/cat/\x1b[31m\r\n.png")],
-    "size_of_a_terabyte": [file("train/cat/big.png", PICTURE, 2**40)],
+    "size_of_a_terabyte": [file("train/cat/big.png", IMAGE, 2**40)],
     "thousand_times_the_same": [file("train/cat/same.png")] * 1000,
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ def everything(root: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("kind", ["pictures", "cifar10"])
+@pytest.mark.parametrize("kind", ["images", "cifar10"])
 def test_nothing_is_written_outside(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "deep" / "home"
     home.mkdir(parents=True)

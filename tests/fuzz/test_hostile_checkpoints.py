@@ -23,7 +23,7 @@ from pathlib import Path
 from bigmodel_cli.commands.checkpoint import describe
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.inspect import look
+from bigmodel_cli.engine.checkpoint.inspect import inspect_file
 from bigmodel_cli.engine.build.load import load_trained
 
 ways = {"show": lambda p: describe(look(p)), "read": checkpoint.read, "eval": load_trained,

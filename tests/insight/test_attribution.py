@@ -69,7 +69,7 @@ def test_grad_cam_looks_where_the_class_is() -> None:
         grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), image, 0)
 
 
-def test_the_command_on_texts_and_pictures(run_cli: Run, tmp_path: Path) -> None:
+def test_the_command_on_texts_and_images(run_cli: Run, tmp_path: Path) -> None:
     rows = [f"{'good fine' if i % 2 else 'bad dull'} film {i % 7},{'yes' if i % 2 else 'no'}" for i in range(80)]
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     run_cli(
@@ -85,7 +85,7 @@ def test_the_command_on_texts_and_pictures(run_cli: Run, tmp_path: Path) -> None
     shown = run_cli("explain", "run", "--text", "a good film")
     assert shown.returncode == 0 and "'good'" in shown.stdout and "difference" in shown.stdout
     for arguments, words in (
-        (("--text", "a", "--method", "grad-cam"), "for pictures"),
+        (("--text", "a", "--method", "grad-cam"), "for images"),
         (("--text", "a", "--class", "yess"), "did you mean yes"),
         ((), "nothing to explain"),
     ):
@@ -94,8 +94,8 @@ def test_the_command_on_texts_and_pictures(run_cli: Run, tmp_path: Path) -> None
     from PIL import Image
 
     Image.new("L", (8, 8), 99).save(tmp_path / "digit.png")
-    run_cli("train", "resnet8", "--data", "digits", "--max-steps", "3", "--out", "pictures")
+    run_cli("train", "resnet8", "--data", "digits", "--max-steps", "3", "--out", "images")
     for method in ("integrated-gradients", "grad-cam"):
-        drawn = run_cli("explain", "pictures", "digit.png", "--method", method, "--out", "heat", "--json")
+        drawn = run_cli("explain", "images", "digit.png", "--method", method, "--out", "heat", "--json")
         assert drawn.returncode == 0, drawn.stderr
-        assert Image.open(tmp_path / json.loads(drawn.stdout)["picture"]).size[1] >= 224
+        assert Image.open(tmp_path / json.loads(drawn.stdout)["image"]).size[1] >= 224

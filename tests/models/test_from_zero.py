@@ -21,11 +21,11 @@ GREY = ImageSpec(1, 28, 28, tuple("0123456789"))
 COLOUR = ImageSpec(3, 32, 32, ("cat", "dog"))
 TINY = ImageSpec(1, 8, 8, tuple("abc"))
 PHOTO = ImageSpec(3, 224, 224, tuple(str(i) for i in range(1000)))
-PICTURES = [n for n in models.names() if tasks.get(models.get(n).meta["task"]).meta["kind"] == "image"]
+IMAGES = [n for n in models.names() if tasks.get(models.get(n).meta["task"]).meta["kind"] == "image"]
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR, TINY], ids=["28x28", "32x32", "8x8"])
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_shapes_and_head(name: str, spec: ImageSpec) -> None:
     entry = models.get(name)
     if name in ("cnn", "airbench") and spec is TINY:
@@ -41,13 +41,13 @@ def test_shapes_and_head(name: str, spec: ImageSpec) -> None:
 
 
 @pytest.mark.parametrize(("stem", "least"), [("auto", 4), ("small", 4), ("imagenet", 63)])
-def test_alexnet_names_the_smallest_picture(stem: str, least: int) -> None:
+def test_alexnet_names_the_smallest_image(stem: str, least: int) -> None:
     build = models.get("alexnet")
     with torch.device("meta"):
         for height, width in ((least, least), (least, least + 9)):
             model = build(ImageSpec(2, height, width, ("a", "b")), stem=stem).eval()
             assert model(torch.zeros(1, 2, height, width)).shape == (1, 2)
-    with pytest.raises(InputError, match=f"{least + 9}x{least - 1} pictures; expected at least {least}x{least}"):
+    with pytest.raises(InputError, match=f"{least + 9}x{least - 1} images; expected at least {least}x{least}"):
         build(ImageSpec(2, least + 9, least - 1, ("a", "b")), stem=stem)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers import chunked_loss
-from bigmodel_cli.models.layers.chunked_loss import head_losses
+from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy
 
 N, WIDTH, VOCABULARY = 700, 8, 50_257
 
@@ -42,7 +42,7 @@ def trained(smoothing: float) -> tuple[int, Tensor, Tensor, Tensor]:
     targets = torch.randint(VOCABULARY, (N,))
     targets[:9] = -100
     with Largest() as largest:
-        losses = head_losses(head, x, targets, cross_entropy(smoothing))
+        losses = chunked_cross_entropy(head, x, targets, cross_entropy(smoothing))
         (losses * torch.linspace(0.5, 1, N)).sum().backward()
     assert x.grad is not None and head.weight.grad is not None
     return largest.seen, losses.detach(), x.grad, head.weight.grad
@@ -68,7 +68,7 @@ def test_torch_has_the_same_loss_where_it_has_one() -> None:
         pytest.skip("this torch has no linear_cross_entropy")
     head, x, targets = nn.Linear(WIDTH, 301, bias=False), torch.randn(50, WIDTH), torch.randint(301, (50,))
     theirs = F.linear_cross_entropy(x, head.weight, targets, reduction="none")
-    torch.testing.assert_close(head_losses(head, x, targets, cross_entropy(0.0)), theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(chunked_cross_entropy(head, x, targets, cross_entropy(0.0)), theirs, atol=1e-5, rtol=0)
 
 
 def kept(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[int, Tensor, list[Tensor]]:

@@ -59,8 +59,8 @@ def test_stochastic_depth_keeps_the_mean_and_leaves_evaluation_alone() -> None:
         model = models.get(name)(CIFAR, drop_path=0.3, **options)
         rates = [m.p for m in model.modules() if isinstance(m, DropPath)]
         assert rates == sorted(rates) and 0 < rates[0] < rates[-1] == pytest.approx(0.3)
-        picture = torch.rand(1, 3, 32, 32).expand(8, -1, -1, -1)
-        assert model.eval()(picture).std(0).max() < 1e-5 < model.train()(picture).std(0).max()
+        image = torch.rand(1, 3, 32, 32).expand(8, -1, -1, -1)
+        assert model.eval()(image).std(0).max() < 1e-5 < model.train()(image).std(0).max()
 
 
 def test_the_transformer_is_timms() -> None:
@@ -74,9 +74,9 @@ def test_the_transformer_is_timms() -> None:
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def test_patches_must_tile_the_picture() -> None:
+def test_patches_must_tile_the_image() -> None:
     assert models.get("vit")(CIFAR).get_parameter("pos_embed").shape == (1, 65, 192)
-    with pytest.raises(InputError, match=r"patches of 5 on 32x32 pictures; expected model\.patch to be one of 1, 2, 4"):
+    with pytest.raises(InputError, match=r"patches of 5 on 32x32 images; expected model\.patch to be one of 1, 2, 4"):
         models.get("vit")(CIFAR, patch=5)
     with pytest.raises(InputError, match="multiple of the heads"):
         models.get("vit")(CIFAR, heads=5)

@@ -20,7 +20,7 @@ from bigmodel_cli.core.tokens import train_bpe
 from bigmodel_cli.core.types import Start, TextSpec
 from bigmodel_cli.engine.build.load import load_trained, weights
 from bigmodel_cli.engine.build.published_weights import load_pretrained
-from bigmodel_cli.models.quantization.nf4 import FourBitLinear
+from bigmodel_cli.models.quantization.nf4 import NF4Linear
 
 transformers = pytest.importorskip("transformers")
 TEXT = "to be or not to be, that is the question\n"
@@ -54,7 +54,7 @@ def test_a_base_in_4_bits_merges_into_the_model_in_use() -> None:
     model = transformers.Qwen2ForCausalLM(config).eval()
     plain, tokens = set(model.state_dict()), torch.randint(300, (2, 16))
     methods.get("lora")(Start(model, "lm_head", lambda path: None), rank=4, base="nf4-double")
-    packed = [m for m in model.modules() if isinstance(m, FourBitLinear)]
+    packed = [m for m in model.modules() if isinstance(m, NF4Linear)]
     assert len(packed) == 14 and all(m.low_rank is not None for m in packed)
     for module in packed:
         torch.nn.init.normal_(module.low_rank.b, std=0.1)

@@ -90,7 +90,7 @@ def test_head_and_first_layer_are_what_they_say(name: str) -> None:
 def test_models_that_do_not_fit_say_why() -> None:
     with pytest.raises(InputError, match="has two heads"):
         models.get("timm:deit_tiny_distilled_patch16_224")
-    with pytest.raises(InputError, match="timm:swin_s3_tiny_224 for 1x0x0 pictures"), torch.device("meta"):
+    with pytest.raises(InputError, match="timm:swin_s3_tiny_224 for 1x0x0 images"), torch.device("meta"):
         models.get("timm:swin_s3_tiny_224")(SPEC.with_(height=0, width=0))
 
 
@@ -130,7 +130,7 @@ def at_hub(address: str, tmp_path: Path) -> dict[str, Any]:
 
 
 def photos(folder: Path) -> Path:
-    """Class folders of twelve pictures."""
+    """Class folders of twelve images."""
     for i, name in enumerate(("cat", "cow", "dog")):
         for split, count in (("train", 3), ("val", 1)):
             (folder / split / name).mkdir(parents=True, exist_ok=True)

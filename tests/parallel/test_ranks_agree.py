@@ -225,7 +225,7 @@ def test_no_rank_but_the_first_holds_the_whole_model(tmp_path: Path) -> None:
     def work(group: Group) -> Any:
         assemble(small, measure=False, group=group)  # 100 MB of torch's own
         peak, run = grown(lambda: assemble(wanted, measure=False, group=group))
-        return {"peak": peak, "digest": checkpoint.digest(run.parallel.whole(dict(run.model.state_dict())))}
+        return {"peak": peak, "digest": checkpoint.digest(run.parallel.gather_full(dict(run.model.state_dict())))}
 
     first, second = spread(2, work, tmp_path)
     assert first["digest"] == second["digest"] == checkpoint.digest(dict(alone.state_dict()))

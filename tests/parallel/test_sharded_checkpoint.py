@@ -68,9 +68,9 @@ def test_a_rank_reads_its_own_rows_alone(tmp_path: Path) -> None:
         def rows(value: torch.Tensor, rank: int = rank) -> tuple[torch.Tensor, int] | None:
             return (value[500 * rank : 500 * (rank + 1)], 500 * rank) if len(value) == 1000 else None
 
-        state, mine = sharded.taken_apart({"large": large, "small": large[0, :5]}, rows, rank == 0)
+        state, mine = sharded.split_state({"large": large, "small": large[0, :5]}, rows, rank == 0)
         begins, cut = {k: b for k, (_, b, _) in mine.items()}, {k for k, (_, _, c) in mine.items() if c}
-        sharded.write_part(tmp_path, rank, {k: t for k, (t, _, _) in mine.items()}, begins, cut)
+        sharded.write_shard(tmp_path, rank, {k: t for k, (t, _, _) in mine.items()}, begins, cut)
     sharded.write_index(tmp_path, state, 2, 10, lambda: False)
     assert torch.equal(sharded.read(tmp_path)["large"], large)
     for share in ((1, 2), (1, 3), (0, 1)):

@@ -33,9 +33,9 @@ def write_folder(folder: Path, model: Any, labels: tuple[str, ...], about: dict[
 
 
 def shades(folder: Path, side: int = 16, plain: bool = False) -> Path:
-    """A picture's mean brightness m in 0..1 -> SHADES, each a fifth of the way; logits -80 (m - centre)^2.
+    """An image's mean brightness m in 0..1 -> SHADES, each a fifth of the way; logits -80 (m - centre)^2.
 
-    With `plain` it takes uint8 (B,H,W,C) pictures.
+    With `plain` it takes uint8 (B,H,W,C) images.
     """
     from onnx import TensorProto, helper, numpy_helper
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from serving import form, picture
+from serving import form, image
 
 
 @dataclass
@@ -38,7 +38,7 @@ def noise(draw: random.Random) -> bytes:
 
 def known() -> list[Upload]:
     """What is known to trip decoders and form parsers; the limits are those of the `service` fixture."""
-    png, jpeg = picture(), picture(kind="JPEG")
+    png, jpeg = image(), image(kind="JPEG")
     good, headers = form(("a.png", png))
     several = form(*((f"{i}.png", png) for i in range(9)))
     plain = {"content-type": "multipart/form-data; boundary=cut"}
@@ -61,7 +61,7 @@ def known() -> list[Upload]:
         Upload("a bit too many pixels", bomb(2001, 1000), {}, (413,)),
         Upload("no pixels", bomb(0, 10), {}, (400, 415)),
         Upload("rows that are missing", bomb(1000, 1000)),
-        Upload("gif without pictures", b"GIF89a\xff\xff\xff\xff\x00\x00\x00;", {}, (400, 413, 415)),
+        Upload("gif without images", b"GIF89a\xff\xff\xff\xff\x00\x00\x00;", {}, (400, 413, 415)),
         Upload("tiff in a loop", b"II*\0\x08\0\0\0\x01\0" + bytes(12) + b"\x08\0\0\0", {}, (400, 415)),
         Upload("too large", bytes(1_000_001), {}, (413,)),
         Upload("far too large", bytes(7_000_000), {}, (413,)),
@@ -81,7 +81,7 @@ def known() -> list[Upload]:
         Upload("part with a bad head", b"--cut\r\n\x00\x01: y\r\n\r\nx\r\n--cut--\r\n", plain),
         Upload("part with an endless head", b"--cut\r\nA: " + b"x" * 200_000 + b"\r\n\r\nx\r\n--cut--\r\n", plain),
         Upload("form with an empty file", *form(("a.png", b""))),
-        Upload("form with a file of text", *form(("<script>.png", b"no picture")), (415,)),
+        Upload("form with a file of text", *form(("<script>.png", b"no image")), (415,)),
         Upload("form with one bad of two", *form(("a.png", png), ("b.png", png[:50]))),
         Upload("a name of control characters", *form(("\x1b[31m\x07.png", b"x")), (400, 415)),
         Upload("a name of 10,000 characters", *form(("n" * 10_000, b"x")), (400, 415)),
@@ -92,7 +92,7 @@ def known() -> list[Upload]:
 
 
 def mutated(count: int, seed: int = 0) -> Iterator[Upload]:
-    """Forms and pictures with bytes changed, cut, doubled: pictures that then decode are left out.
+    """Forms and images with bytes changed, cut, doubled: images that then decode are left out.
 
     What decodes is not malformed, and libjpeg decodes nearly anything: so PNG, whose chunks have checksums.
     """

@@ -87,7 +87,7 @@ def until(true: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def picture(grey: int = 200, size: tuple[int, int] = (40, 30), kind: str = "PNG", mode: str = "L") -> bytes:
+def image(grey: int = 200, size: tuple[int, int] = (40, 30), kind: str = "PNG", mode: str = "L") -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()

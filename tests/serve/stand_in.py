@@ -12,7 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.core.specs import ImageSpec
 from bigmodel_cli.serve import server
 from bigmodel_cli.serve.app import build_app
-from bigmodel_cli.serve.model import Pictures, Served
+from bigmodel_cli.serve.model import ImageReader, ServedModel
 from bigmodel_cli.serve.service import Options, Service
 from bigmodel_cli.serve.uploads import Limits
 
@@ -20,7 +20,7 @@ HOW = {"mode": "L", "resize": {"height": 4, "width": 4}, "scale": 1 / 255, "mean
 
 
 def main() -> None:
-    """`seconds` a run, of pictures that are not black; one of a grey of 51, 102 or 153 is answered with nonsense."""
+    """`seconds` a run, of images that are not black; one of a grey of 51, 102 or 153 is answered with nonsense."""
     given = {"seconds": 0.0, "queue": 64, "timeout": 20.0, "head": 10.0, "max_batch": 8, "max_wait": 0.0}
     given |= {"stop": 5, "spare": 256, **json.loads(sys.argv[1])}
 
@@ -34,10 +34,10 @@ def main() -> None:
         return np.full((len(x), 3 if grey == 102 else 2), np.nan if grey == 51 else 0, np.float32)
 
     server.HEAD_SECONDS, server.SPARE = given["head"], given["spare"]
-    reader = Pictures(HOW, ImageSpec(1, 4, 4, ("a", "b")))
+    reader = ImageReader(HOW, ImageSpec(1, 4, 4, ("a", "b")))
     limits = Limits(1_000_000, 1_000_000, 8, given["timeout"])
     options = Options(limits, given["max_batch"], given["max_wait"], given["queue"], given["timeout"], None)
-    service = Service(Served(model, reader, ("a", "b"), {}), options)
+    service = Service(ServedModel(model, reader, ("a", "b"), {}), options)
     listening = server.bind("127.0.0.1", 0)
     ready = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.run(build_app(service, console.note, False), listening, given["stop"], lambda: console.say(ready))

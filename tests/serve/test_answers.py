@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 from exported import SHADES
-from serving import Running, Start, form, picture
+from serving import Running, Start, form, image
 
 pytest_plugins = ("services",)
 
 
-def test_one_picture_as_the_body(service: Running) -> None:
-    reply = service.ask("POST", "/predict", picture(255))
+def test_one_image_as_the_body(service: Running) -> None:
+    reply = service.ask("POST", "/predict", image(255))
     assert reply.status == 200 and reply.headers["content-type"] == "application/json"
     (said,) = reply.json["predictions"]
-    assert said["name"] == "picture" and said["class"] == "<b>white</b>" == said["top"][0]["class"]
+    assert said["name"] == "image" and said["class"] == "<b>white</b>" == said["top"][0]["class"]
     assert [one["class"] for one in said["top"]] == [*SHADES[::-1]]
     assert said["probability"] == pytest.approx(0.9933, abs=1e-4)
     assert sum(one["probability"] for one in said["top"]) == pytest.approx(1, abs=1e-5)
@@ -26,13 +26,13 @@ def test_one_picture_as_the_body(service: Running) -> None:
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("BMP", "L")])
 def test_formats(service: Running, kind: str, mode: str) -> None:
-    said = service.ask("POST", "/predict?top=1", picture(64, (90, 70), kind, mode), {"content-type": "image/*"}).json
+    said = service.ask("POST", "/predict?top=1", image(64, (90, 70), kind, mode), {"content-type": "image/*"}).json
     # A quarter opaque: 64 at alpha 64 over white is 207.
     assert said["predictions"][0]["class"] == ("light" if mode == "RGBA" else "dark")
 
 
-def test_several_pictures_in_a_form_keep_their_names_and_order(service: Running) -> None:
-    body, headers = form(("a.png", picture(0)), ("dir/<b>.jpg", picture(255, kind="JPEG")), ("c", picture(128)))
+def test_several_images_in_a_form_keep_their_names_and_order(service: Running) -> None:
+    body, headers = form(("a.png", image(0)), ("dir/<b>.jpg", image(255, kind="JPEG")), ("c", image(128)))
     reply = service.ask("POST", "/predict?top=2", body, headers)
     said = reply.json["predictions"]
     assert [(one["name"], one["class"]) for one in said] == [
@@ -43,8 +43,8 @@ def test_several_pictures_in_a_form_keep_their_names_and_order(service: Running)
 
 def test_the_answers_of_a_batch_are_those_of_each_alone(service: Running) -> None:
     greys = [0, 40, 80, 120, 160, 200, 240]
-    alone = [service.ask("POST", "/predict", picture(g)).json["predictions"][0]["top"] for g in greys]
-    together = service.ask("POST", "/predict", *form(*((str(g), picture(g)) for g in greys))).json["predictions"]
+    alone = [service.ask("POST", "/predict", image(g)).json["predictions"][0]["top"] for g in greys]
+    together = service.ask("POST", "/predict", *form(*((str(g), image(g)) for g in greys))).json["predictions"]
     assert [one["top"] for one in together] == alone
 
 
@@ -53,7 +53,7 @@ def test_requests_at_once_each_get_their_own_answer_and_share_runs(service: Runn
     greys = [0, 64, 128, 191, 255] * 12
 
     def one(grey: int) -> str:
-        return service.ask("POST", "/predict?top=1", picture(grey)).json["predictions"][0]["class"]
+        return service.ask("POST", "/predict?top=1", image(grey)).json["predictions"][0]["class"]
 
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(one, greys)) == list(SHADES) * 12
@@ -66,7 +66,7 @@ def test_what_is_served(service: Running, exports: Path) -> None:
     said = service.ask("GET", "/model").json
     digest = json.loads((exports / "shades/proof.json").read_text())["files"]["model.onnx"]
     assert said == {
-        "name": "shades", "format": "onnx", "takes": "picture", "classes": list(SHADES), "digest": digest,
+        "name": "shades", "format": "onnx", "takes": "image", "classes": list(SHADES), "digest": digest,
         "limits": {"bytes": 1_000_000, "pixels": 2_000_000, "samples": 8},
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_health_and_figures(service: Running) -> None:
     assert service.ask("GET", "/readyz").json == {"status": "ready"}
     name = 'bigmodel_requests_total{code="200",path="/predict"}'
     before = service.figures()[name]
-    service.ask("POST", "/predict", picture())
+    service.ask("POST", "/predict", image())
     service.ask("GET", "/no/such/path/1")
     after = service.figures()
     assert after[name] == before + 1 == after['bigmodel_request_seconds_bucket{le="+Inf",path="/predict"}']
@@ -114,10 +114,10 @@ def test_a_client_without_a_host(service: Running) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_a_model_that_prepares_its_pictures_itself(start: Start) -> None:
+def test_a_model_that_prepares_its_images_itself(start: Start) -> None:
     service = start(folder="plain")
     sizes = [(0, (40, 30)), (64, (16, 16)), (128, (7, 90)), (191, (300, 200)), (255, (1, 1))]
-    files = [(str(grey), picture(grey, size)) for grey, size in sizes]
+    files = [(str(grey), image(grey, size)) for grey, size in sizes]
     said = service.ask("POST", "/predict", *form(*files)).json["predictions"]
     assert [one["class"] for one in said] == list(SHADES)
     assert service.ask("GET", "/healthz").status == 200

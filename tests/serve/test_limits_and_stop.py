@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import environment
-from serving import Running, Start, picture, until
+from serving import Running, Start, image, until
 
 pytest_plugins = ("services",)
 
@@ -41,12 +41,12 @@ def received(client: socket.socket) -> tuple[int, Any]:
 def test_a_slow_model_and_a_dead_one(stand_in: Start) -> None:
     service = stand_in(seconds=1.5, timeout=0.3, max_batch=1)
     began = time.monotonic()
-    reply = service.ask("POST", "/predict", picture())
+    reply = service.ask("POST", "/predict", image())
     assert reply.status == 504 and time.monotonic() - began < 1.2
     assert reply.json == {"error": "the model did not answer within 0.3 s"}
     until(lambda: service.ask("GET", "/healthz").status == 503, 3)  # it is asked, and is busy beyond the time
     until(lambda: service.ask("GET", "/healthz").status == 200, 5)
-    service.ask("POST", "/predict", picture())
+    service.ask("POST", "/predict", image())
     began = time.monotonic()
     assert service.stop() == 0 and time.monotonic() - began < 5
 
@@ -54,20 +54,20 @@ def test_a_slow_model_and_a_dead_one(stand_in: Start) -> None:
 def test_a_full_queue_is_refused_at_once_and_says_when_to_come_again(stand_in: Start) -> None:
     service = stand_in(seconds=0.4, queue=3, max_batch=1)
     with ThreadPoolExecutor(12) as pool:
-        replies = list(pool.map(lambda _: service.ask("POST", "/predict", picture()), range(12)))
+        replies = list(pool.map(lambda _: service.ask("POST", "/predict", image()), range(12)))
     codes = [r.status for r in replies]
     assert codes.count(200) >= 3 and codes.count(503) >= 6 and set(codes) == {200, 503}
     refused = next(r for r in replies if r.status == 503)
     assert refused.headers["retry-after"] == "1" and "in work" in refused.json["error"]
-    assert service.ask("POST", "/predict", picture()).status == 200
+    assert service.ask("POST", "/predict", image()).status == 200
 
 
 def test_a_model_that_answers_nonsense(stand_in: Start) -> None:
     service = stand_in()
     for grey in (51, 102, 153):  # not finite, of another shape, an error of its own
-        reply = service.ask("POST", "/predict", picture(grey))
+        reply = service.ask("POST", "/predict", image(grey))
         assert reply.status == 500 and reply.json["error"].startswith("the service failed: ")
-        assert service.ask("POST", "/predict", picture(0)).status == 200
+        assert service.ask("POST", "/predict", image(0)).status == 200
     assert service.figures()['bigmodel_requests_total{code="500",path="/predict"}'] == 3
     assert service.stop() == 0
     lines = service.error.splitlines()  # one each, and no traceback
@@ -77,7 +77,7 @@ def test_a_model_that_answers_nonsense(stand_in: Start) -> None:
 
 def test_slow_clients(stand_in: Start) -> None:
     service = stand_in(head=0.5, timeout=0.5)
-    with opened(service) as silent, opened(service) as drip, half_sent(service, picture()) as body:
+    with opened(service) as silent, opened(service) as drip, half_sent(service, image()) as body:
         drip.sendall(b"GET / HT")
         time.sleep(0.3)
         drip.sendall(b"TP/1.1\r\n")  # which does not renew the time
@@ -99,7 +99,7 @@ def test_too_many_connections(stand_in: Start) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0)])
 def test_a_signal_lets_what_is_in_work_finish(start: Start, number: int, code: int) -> None:
     service = start("--stop-timeout", 20)
-    body = picture(255)
+    body = image(255)
     with half_sent(service, body) as client:
         service.process.send_signal(number)
         until(lambda: _refused(service.port))
@@ -112,7 +112,7 @@ def test_a_signal_lets_what_is_in_work_finish(start: Start, number: int, code: i
 
 def test_what_does_not_finish_is_cut_off_and_told(start: Start) -> None:
     service = start("--stop-timeout", 1)
-    with half_sent(service, picture()) as client:
+    with half_sent(service, image()) as client:
         began = time.monotonic()
         assert service.stop() == 128 + signal.SIGTERM
         assert time.monotonic() - began < 6
@@ -165,7 +165,7 @@ def test_it_is_small_and_prints_what_a_program_reads(start: Start) -> None:
         said["host"] == "127.0.0.1" and said["url"] == f"http://127.0.0.1:{said['port']}" and said["name"] == "shades"
     )
     running.port = said["port"]
-    assert running.ask("POST", "/predict", picture()).status == 200
+    assert running.ask("POST", "/predict", image()).status == 200
     maps = Path(f"/proc/{running.process.pid}/maps").read_text()
     assert "libonnx" in maps or "onnxruntime" in maps
     assert "torch" not in maps and "sklearn" not in maps
@@ -176,7 +176,7 @@ def test_it_is_small_and_prints_what_a_program_reads(start: Start) -> None:
 def test_a_line_a_request(start: Start) -> None:
     running = start("--log")
     running.ask("GET", "/a%1b%5b31m")
-    running.ask("POST", "/predict", picture())
+    running.ask("POST", "/predict", image())
     assert running.stop() == 0
     _, first, second = running.error.splitlines()
     assert first.startswith("GET /a\\x1b[31m 404 ") and second.startswith("POST /predict 200 ")

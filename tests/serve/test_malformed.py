@@ -7,14 +7,14 @@ import socket
 
 import pytest
 from malformed import Upload, known
-from serving import Running, picture
+from serving import Running, image
 
 pytest_plugins = ("services",)
 KNOWN = known()
 
 
 def alive(service: Running) -> None:
-    assert service.ask("POST", "/predict", picture(255)).json["predictions"][0]["class"] == "<b>white</b>"
+    assert service.ask("POST", "/predict", image(255)).json["predictions"][0]["class"] == "<b>white</b>"
 
 
 @pytest.mark.parametrize("upload", KNOWN, ids=[u.what for u in KNOWN])
@@ -33,7 +33,7 @@ def test_uploads(service: Running, upload: Upload) -> None:
 def test_a_bad_number_of_answers(service: Running, top: str) -> None:
     from urllib.parse import quote
 
-    reply = service.ask("POST", f"/predict?top={quote(top, safe='&=%')}", picture())
+    reply = service.ask("POST", f"/predict?top={quote(top, safe='&=%')}", image())
     if top.startswith("1&"):
         assert reply.status == 200 and len(reply.json["predictions"][0]["top"]) == 2
     else:

@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture is dropped, chosen, pasted, and its class is read.
+"""The page in a real browser: an image is dropped, chosen, pasted, and its class is read.
 
 Under BIGMODEL_SOAK=1, where Debian's chromium is installed (apt-get install chromium).
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, Browser
 from figures import SOAK
-from serving import Running, Start, picture
+from serving import Running, Start, image
 
 from bigmodel_cli.serve.page import PAGE, POLICY
 
@@ -35,14 +35,14 @@ def visit(browser: Browser, service: Running) -> None:
 
 
 @in_a_browser
-def test_a_picture_is_dropped_and_its_class_read(service: Running, tmp_path: Path) -> None:
-    (tmp_path / "a <i>light<b> one.png").write_bytes(picture(200))
-    (tmp_path / "broken.png").write_bytes(picture()[:60])
+def test_a_image_is_dropped_and_its_class_read(service: Running, tmp_path: Path) -> None:
+    (tmp_path / "a <i>light<b> one.png").write_bytes(image(200))
+    (tmp_path / "broken.png").write_bytes(image()[:60])
     with Browser(tmp_path / "profile") as browser:
         visit(browser, service)
         browser.drop([tmp_path / "a <i>light<b> one.png", tmp_path / "broken.png"], 300, 250)
         browser.until("document.querySelector('dl') && document.querySelector('.failed')")
-        assert browser.run(ANSWER) == ["cannot decode the picture: image file is truncated", "light"]
+        assert browser.run(ANSWER) == ["cannot decode the image: image file is truncated", "light"]
         shares = browser.run("[...document.querySelectorAll('dl > div')].map(d => d.innerText.split(/\\s+/).join(' '))")
         assert shares[0].startswith("light 9") and shares[1].startswith("<b>white</b> ")  # text, never markup
         assert "a <i>light<b> one.png" in browser.run("document.body.innerText")
@@ -50,13 +50,13 @@ def test_a_picture_is_dropped_and_its_class_read(service: Running, tmp_path: Pat
         widths = browser.run("[...document.querySelectorAll('.bar i')].map(i => parseFloat(i.style.width))")
         assert widths[0] > 90 and sum(widths) == pytest.approx(100, abs=0.1)
         assert "<b>white</b>" not in browser.run("document.getElementById('said').innerHTML")
-        refused = [c for c in browser.complaints if "400" not in c]  # the browser tells of the broken picture's status
+        refused = [c for c in browser.complaints if "400" not in c]  # the browser tells of the broken image's status
         assert refused == []
 
 
 @in_a_browser
-def test_a_picture_is_chosen_by_keyboard_and_pasted(service: Running, tmp_path: Path) -> None:
-    (tmp_path / "dark.png").write_bytes(picture(64))
+def test_a_image_is_chosen_by_keyboard_and_pasted(service: Running, tmp_path: Path) -> None:
+    (tmp_path / "dark.png").write_bytes(image(64))
     with Browser(tmp_path / "profile", width=390, height=844, dark=True) as browser:
         visit(browser, service)
         browser.key("Tab", 9)
@@ -66,7 +66,7 @@ def test_a_picture_is_chosen_by_keyboard_and_pasted(service: Running, tmp_path: 
         browser("DOM.setFileInputFiles", files=[str(tmp_path / "dark.png")], nodeId=node["nodeId"])
         browser.until("document.querySelector('dl')")
         assert browser.run(ANSWER) == ["dark"]
-        raw = base64.b64encode(picture(255)).decode()
+        raw = base64.b64encode(image(255)).decode()
         browser.run(f"""(() => {{
             const bytes = Uint8Array.from(atob('{raw}'), c => c.charCodeAt(0)), data = new DataTransfer();
             data.items.add(new File([bytes], 'image.png', {{ type: 'image/png' }}));

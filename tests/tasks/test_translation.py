@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.data.text.parallel import ParallelTexts, parallel
-from bigmodel_cli.export.exported_model import Answering
+from bigmodel_cli.export.exported_model import ExportedModel
 from bigmodel_cli.tasks.beam import beam_search
 
 WORDS = ["a", "b", "c", "d", "e", "f"]
@@ -107,9 +107,9 @@ def test_an_export_translates_like_its_model(learned) -> None:
         return model(*map(torch.from_numpy, inputs)).numpy()
 
     with torch.inference_mode():
-        ours, theirs = (beam_search(m, rows, 4, task.spec) for m in (model, Answering(run, 2)))
+        ours, theirs = (beam_search(m, rows, 4, task.spec) for m in (model, ExportedModel(run, 2)))
         batch = task.prepare(source.gather(torch.arange(20)))
-        sums = [task.evaluate(m, batch)["loss"] for m in (model, Answering(run, 2))]
+        sums = [task.evaluate(m, batch)["loss"] for m in (model, ExportedModel(run, 2))]
         torch.testing.assert_close(*sums)  # the fill of short targets counts in neither
     assert torch.equal(ours[0], theirs[0])
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Pictures that live in memory as uint8. Shapes: N samples, B batch, C channels, H height, W width."""
+"""Images that live in memory as uint8. Shapes: N samples, B batch, C channels, H height, W width."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bigmodel_cli.core.types import Batch, DataBundle
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split: `pictures` (N,C,H,W) uint8 and `labels` (N,) int64."""
+    """One split: `images` (N,C,H,W) uint8 and `labels` (N,) int64."""
 
-    pictures: Tensor
+    images: Tensor
     labels: Tensor
     split: str
 
@@ -27,8 +27,8 @@ class ImageArrays:
 
     def gather(self, indices: Tensor) -> Batch:
         # Whole rows in one kernel: a tenth of what indexing by a tensor takes.
-        pictures, labels = self.pictures.index_select(0, indices), self.labels.index_select(0, indices)
-        return {"image": pictures, "label": labels, "index": indices}
+        images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
+        return {"image": images, "label": labels, "index": indices}
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}]"
@@ -58,7 +58,7 @@ def few_of_each(bundle: DataBundle, classes: tuple[str, ...], samples_per_class:
         source: Any = bundle.load["test" if split == "test" else "train"]()
         chosen = [_members(source, place, samples_per_class, split) for place in places]
         labels = torch.cat([torch.full((len(part),), k) for k, part in enumerate(chosen)])
-        return ImageArrays(source.pictures[torch.cat(chosen)], labels, split)
+        return ImageArrays(source.images[torch.cat(chosen)], labels, split)
 
     splits = ("train", "test") if samples_per_class is None else ("train", "val", "test")
     loaders: dict[str, Callable[[], ImageArrays]] = {split: functools.partial(load, split) for split in splits}

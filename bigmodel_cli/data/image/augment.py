@@ -23,9 +23,9 @@ Size = tuple[int, int] | None
 
 
 class Augment(Protocol):
-    """pictures (B,C,H,W) uint8 and the key of the batch -> pictures (B,C,H',W'), uint8 or float on 0..255.
+    """images (B,C,H,W) uint8 and the key of the batch -> images (B,C,H',W'), uint8 or float on 0..255.
 
-    `size` is the (height, width) that the model takes: what cuts a picture may cut it to that.
+    `size` is the (height, width) that the model takes: what cuts an image may cut it to that.
     """
 
     def __call__(self, images: Tensor, key: SampleKey, size: Size = None, /) -> Tensor: ...
@@ -47,7 +47,7 @@ def none() -> Augment:
 
 @augments.register()
 def shift(*, pixels: Pixels = 2) -> Augment:
-    """Move each picture by up to `pixels` in both directions; what comes in is zero."""
+    """Move each image by up to `pixels` in both directions; what comes in is zero."""
 
     def apply(images: Tensor, key: SampleKey, size: Size = None) -> Tensor:
         return shifted(images, key, pixels, flip=False)
@@ -57,7 +57,7 @@ def shift(*, pixels: Pixels = 2) -> Augment:
 
 @augments.register()
 def crop_flip(*, pixels: Pixels = 4, flip: bool = True) -> Augment:
-    """Shift by up to `pixels` and, with `flip`, mirror half of the pictures: CIFAR's standard (He et al. 2015)."""
+    """Shift by up to `pixels` and, with `flip`, mirror half of the images: CIFAR's standard (He et al. 2015)."""
 
     def apply(images: Tensor, key: SampleKey, size: Size = None) -> Tensor:
         return shifted(images, key, pixels, flip)
@@ -98,7 +98,7 @@ def erase(*, size: Annotated[int, Field(gt=0)] = 8, pixels: Pixels = 0, flip: bo
 
 
 def shifted(images: Tensor, key: SampleKey, pixels: int, flip: bool) -> Tensor:
-    """Each picture's own window of the zero-padded picture, half of them mirrored where `flip` is set."""
+    """Each image's own window of the zero-padded image, half of them mirrored where `flip` is set."""
     if not pixels and not flip:
         return images
     u = uniforms(key, 0, 1, 2)
@@ -109,7 +109,7 @@ def shifted(images: Tensor, key: SampleKey, pixels: int, flip: bool) -> Tensor:
 
 
 def windows(padded: Tensor, top: Tensor, left: Tensor, places: int) -> Tensor:
-    """(B,C,H,W) -> (B,C,H-places+1,W-places+1): the window of each picture at its own (top, left), (B,) int64."""
+    """(B,C,H,W) -> (B,C,H-places+1,W-places+1): the window of each image at its own (top, left), (B,) int64."""
     b, c, h, w = padded.shape
     h, w = h - places + 1, w - places + 1
     n, ch, row, column = padded.stride()
@@ -129,7 +129,7 @@ def mirrored(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def erased(images: Tensor, key: SampleKey, size: int) -> Tensor:
-    """`images` with a square of `size` pixels set to zero, its centre anywhere in the picture."""
+    """`images` with a square of `size` pixels set to zero, its centre anywhere in the image."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     u = uniforms(key, 3, 4)
     for values, side, shape in ((u[0], images.shape[2], (1, 1, -1, 1)), (u[1], images.shape[3], (1, 1, 1, -1))):

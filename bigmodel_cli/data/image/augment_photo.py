@@ -1,4 +1,4 @@
-"""Augmentation for photos: random crops at their own scale, colour, policies, erasing, and mixing two pictures.
+"""Augmentation for photos: random crops at their own scale, colour, policies, erasing, and mixing two images.
 
 Keyed by (seed, epoch, index) as everything in data/image/augment.py. One thing more decides
 what mixing does: which samples share a micro-batch, since a partner must be there.
@@ -31,7 +31,7 @@ RATIO = (3 / 4, 4 / 3)  # the crop's width to its height (Szegedy et al. 2015)
 
 @augments.register()
 def resized_crop(*, area: Annotated[float, Field(gt=0, le=1)] = 0.35, flip: bool = True) -> Augment:
-    """A window of `area` to all of the picture, 3:4 to 4:3, resized to the model's size (Szegedy et al. 2015)."""
+    """A window of `area` to all of the image, 3:4 to 4:3, resized to the model's size (Szegedy et al. 2015)."""
     return lambda images, key, size=None: cropped(images, key, size, area, flip)
 
 
@@ -77,7 +77,7 @@ def strong(
 
 
 def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool) -> Tensor:
-    """(B,C,H,W) -> (B,C,*size): each picture's own window, resized (bilinear; antialiased on a CPU), half mirrored."""
+    """(B,C,H,W) -> (B,C,*size): each image's own window, resized (bilinear; antialiased on a CPU), half mirrored."""
     height, width = images.shape[2:]
     size = size or (height, width)
     u = uniforms(key, 0, 1, 2, 3, 4)
@@ -94,7 +94,7 @@ def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool)
 
 
 def _windows_cpu(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
-    """One picture after the other in torch's uint8 resize: 8 times as fast as grid_sample on the batch."""
+    """One image after the other in torch's uint8 resize: 8 times as fast as grid_sample on the batch."""
     out = images.new_empty((*images.shape[:2], *size))
     top, left, tall, wide = (torch.stack(places).round().int()).tolist()
     for i in range(len(images)):
@@ -132,9 +132,9 @@ def coloured(images: Tensor, key: SampleKey, strength: float) -> Tensor:
 
 
 def by_policy(images: Tensor, key: SampleKey, policy: str) -> Tensor:
-    """TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020), torchvision's, picture by picture.
+    """TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020), torchvision's, image by image.
 
-    Each picture's operations are drawn from a generator seeded by its key; torch's own is left as it was.
+    Each image's operations are drawn from a generator seeded by its key; torch's own is left as it was.
     """
     operation = _policy(policy)
     seeds = (uniforms(key, 8) * (1 << 24)).long()[0].tolist()
@@ -159,16 +159,16 @@ def _policy(name: str) -> Callable[[Tensor], Tensor]:
 class Mixing:
     """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), each with its Beta(alpha, alpha); 0 is without.
 
-    A picture's partner is the next in the micro-batch in the order of a keyed random
+    An image's partner is the next in the micro-batch in the order of a keyed random
     number, so the order of the batch does not count, but who is in it does: cutting a
-    batch into other micro-batches gives other partners. With both, each picture draws one.
+    batch into other micro-batches gives other partners. With both, each image draws one.
     """
 
     mixup: float
     cutmix: float
 
     def __call__(self, images: Tensor, key: SampleKey) -> tuple[Tensor, Tensor, Tensor]:
-        """Float (B,C,H,W) -> the mixed pictures, each one's partner (B,) int64 and its own share (B,)."""
+        """Float (B,C,H,W) -> the mixed images, each one's partner (B,) int64 and its own share (B,)."""
         u = uniforms(key, 9, 10, 11, 12, 13)
         order = u[0].argsort(stable=True)
         partner = torch.empty_like(order)
@@ -182,7 +182,7 @@ class Mixing:
 
 
 def _outside_box(images: Tensor, share: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,1,H,W) float: 0 in a box of about 1 - `share` of the picture, centred at (u, v), else 1; and its mean."""
+    """(B,1,H,W) float: 0 in a box of about 1 - `share` of the image, centred at (u, v), else 1; and its mean."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     for centre, side, shape in ((u, images.shape[2], (1, 1, -1, 1)), (v, images.shape[3], (1, 1, 1, -1))):
         half = ((1 - share).sqrt() * side / 2).view(-1, 1, 1, 1)

@@ -30,7 +30,7 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 RECORD = 1 + 3 * 32 * 32
 MAX_BATCH = 10_000 * RECORD
-MAX_PICTURE = 1_000_000  # bytes of one picture file
+MAX_IMAGE = 1_000_000  # bytes of one image file
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a damaged archive raises."""
 
@@ -39,7 +39,7 @@ DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 def cifar10(
     root: Path, *, classes: tuple[str, ...] = (), samples_per_class: Annotated[int, Field(gt=0)] | None = None
 ) -> DataBundle:
-    """60,000 colour pictures in 10 classes, 32x32 (Krizhevsky 2009).
+    """60,000 colour images in 10 classes, 32x32 (Krizhevsky 2009).
 
     `classes` are those to keep, in that order; none means all. With `samples_per_class`
     train has exactly so many of each, and val as many others.
@@ -51,8 +51,8 @@ def _whole(root: Path) -> DataBundle:
     spec = ImageSpec(3, 32, 32, CLASSES)
     for folder in (root / "cifar10", root):
         if all((folder / split / CLASSES[0]).is_dir() for split in BATCHES):
-            pictures = functools.cache(functools.partial(_from_folders, folder))
-            return DataBundle(spec, {s: functools.partial(pictures, s) for s in BATCHES}, _listing(folder))
+            images = functools.cache(functools.partial(_from_folders, folder))
+            return DataBundle(spec, {s: functools.partial(images, s) for s in BATCHES}, _listing(folder))
     archive = root / "cifar10-images.tar.xz"
     if archive.is_file():
         packed = functools.cache(functools.partial(_from_archive, archive))
@@ -143,7 +143,7 @@ def _from_folders(folder: Path, split: str) -> ImageArrays:
         raise InputError(f"{folder / split}: {', '.join(wrong)}", "expected one folder a class")
     files = [(k, path) for k, name in enumerate(CLASSES) for path in sorted((folder / split / name).glob("[!.]*"))]
     for k in sorted(set(range(len(CLASSES))) - {k for k, _ in files}):
-        raise InputError(f"{folder / split / CLASSES[k]}: no pictures", "expected at least one a class")
+        raise InputError(f"{folder / split / CLASSES[k]}: no images", "expected at least one a class")
     stats = [path.stat() for _, path in files]
     made_from = [(str(p), k, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for (k, p), s in zip(files, stats, strict=True)]
     decode_cache.settle(max(s.st_ctime_ns for s in stats))
@@ -159,7 +159,7 @@ def _from_archive(archive: Path, split: str) -> ImageArrays:
 
 
 Packed = tuple[str, int, Callable[[], bytes]]
-"""A picture's name, its label, and what gives its encoded bytes."""
+"""An image's name, its label, and what gives its encoded bytes."""
 
 
 def _members(archive: Path, split: str) -> list[Packed]:
@@ -168,7 +168,7 @@ def _members(archive: Path, split: str) -> list[Packed]:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 parts = member.name.split("/")[-3:]
-                if len(parts) != 3 or parts[0] != split or parts[1] not in CLASSES or member.size > MAX_PICTURE:
+                if len(parts) != 3 or parts[0] != split or parts[1] not in CLASSES or member.size > MAX_IMAGE:
                     continue
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is not None:
@@ -176,12 +176,12 @@ def _members(archive: Path, split: str) -> list[Packed]:
     except DAMAGE as error:
         raise InputError(f"{archive}: damaged or cut off ({error})") from None
     if not found:
-        raise InputError(f"{archive}: no pictures in {split}/", "expected train/<class>/ and test/<class>/")
+        raise InputError(f"{archive}: no images in {split}/", "expected train/<class>/ and test/<class>/")
     return [(f"{archive}:{name}", label, raw.__bytes__) for name, label, raw in sorted(found)]
 
 
 def _decoded(made_from: list[tuple[Any, ...]], find: Callable[[], list[Packed]], split: str) -> ImageArrays:
-    """The split as CIFAR's own records, label first: from the cache without finding any picture, or decoded into it."""
+    """The split as CIFAR's own records, label first: from the cache without finding any image, or decoded into it."""
     items = functools.cache(find)
 
     def record(index: int) -> Tensor:

@@ -1,10 +1,10 @@
-"""Decoded pictures on disk: decoded once, in parallel, and read back as plain bytes in every later epoch and run.
+"""Decoded images on disk: decoded once, in parallel, and read back as plain bytes in every later epoch and run.
 
 A file holds the pixels of one split of one data set, one after the other, then a
-checksum a picture. Its name is a hash of what it was made from, so a changed picture
+checksum an image. Its name is a hash of what it was made from, so a changed image
 is never served from an old file. It is written beside its place and renamed when
 whole; two runs that fill it at once write the same bytes, and one of them wins. Each
-picture's checksum is compared when a run first reads it, and a damaged one is decoded
+image's checksum is compared when a run first reads it, and a damaged one is decoded
 again. The folder is bounded: what was used longest ago goes first.
 
 Pixels are read with ``preadv`` into the batch, not mapped: mapped pages would count as
@@ -40,13 +40,13 @@ VERSION = 1
 LIMIT_GB = 32.0
 TICK = 0.02  # seconds; a file system's clock is not finer than this
 STALE = 24 * 3600.0  # seconds after which a half-written file has no owner any more
-PER_PICTURE, DIGEST = 5, 32  # bytes after the pixels: a CRC-32 and a mark each, and a SHA-256 of those
+PER_IMAGE, DIGEST = 5, 32  # bytes after the pixels: a CRC-32 and a mark each, and a SHA-256 of those
 FREE = 2**30  # bytes of disk that are left alone
 
 
 def cache_folder() -> Path:
-    """BIGMODEL_CACHE, else ~/.cache/bigmodel; its folder of pictures."""
-    return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser() / "pictures"
+    """BIGMODEL_CACHE, else ~/.cache/bigmodel; its folder of images."""
+    return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser() / "images"
 
 
 def limit_bytes() -> int:
@@ -66,7 +66,7 @@ def limit_bytes() -> int:
 
 
 class Stored:
-    """N pictures of one shape in a file; see :func:`stored`."""
+    """N images of one shape in a file; see :func:`stored`."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], good: Tensor, sums: Tensor, decode: Decode) -> None:
         self.path, self.shape, self.good, self._sums, self._decode = path, shape, good, sums, decode
@@ -78,7 +78,7 @@ class Stored:
         """(B, *shape) uint8.
 
         Raises:
-            InputError: one is damaged, and its picture is not to be had any more.
+            InputError: one is damaged, and its image is not to be had any more.
         """
         out = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         rows = out.view(-1).numpy().data
@@ -118,7 +118,7 @@ def kept(made_from: Sequence[object], shape: tuple[int, ...], decode: Decode) ->
 def stored(
     what: str, made_from: Sequence[object], count: int, shape: tuple[int, ...], decode: Decode, skip_bad: bool = False
 ) -> Stored | None:
-    """The pictures 0 to `count` - 1, from the cache or decoded into it; None where the cache has no room for them.
+    """The images 0 to `count` - 1, from the cache or decoded into it; None where the cache has no room for them.
 
     Args:
         what: what a person calls them, for progress.
@@ -132,7 +132,7 @@ def stored(
     if found is not None and len(found.good) == count and (skip_bad or bool(found.good.all())):
         return found
     path = _place(made_from, shape)
-    if not _make_room(path.parent, count * (math.prod(shape) + PER_PICTURE) + DIGEST):
+    if not _make_room(path.parent, count * (math.prod(shape) + PER_IMAGE) + DIGEST):
         return None
     try:
         with _alone(path, what, count):
@@ -174,11 +174,11 @@ def _open(path: Path, shape: tuple[int, ...], decode: Decode) -> Stored | None:
     size = math.prod(shape)
     try:
         with path.open("rb") as file:
-            count, rest = divmod(os.fstat(file.fileno()).st_size - DIGEST, size + PER_PICTURE)
+            count, rest = divmod(os.fstat(file.fileno()).st_size - DIGEST, size + PER_IMAGE)
             if rest or count <= 0:
                 return None
             file.seek(count * size)
-            body, claimed = file.read(PER_PICTURE * count), file.read(DIGEST)
+            body, claimed = file.read(PER_IMAGE * count), file.read(DIGEST)
         if hashlib.sha256(body).digest() != claimed:
             return None
         os.utime(path)

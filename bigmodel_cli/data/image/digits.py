@@ -22,7 +22,7 @@ TEST_PER_CLASS = 36  # a fifth: 360 of 1,797
 @data.register()
 def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None = None) -> DataBundle:
     """1,797 real 8x8 handwritten digits (Alpaydin and Kaynak 1998), embedded: works with no network."""
-    pictures, labels = _read()
+    images, labels = _read()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
     for k in range(10):
@@ -39,18 +39,18 @@ def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None 
 
     def load(split: str) -> ImageArrays:
         chosen = torch.cat(parts[split]).sort().values
-        return ImageArrays(pictures[chosen], labels[chosen], split)
+        return ImageArrays(images[chosen], labels[chosen], split)
 
     return DataBundle(
         spec=ImageSpec(1, 8, 8, tuple(str(k) for k in range(10))),
         load={split: functools.partial(load, split) for split in splits},
-        fingerprint=hashlib.sha256(pictures.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
+        fingerprint=hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
     )
 
 
 @functools.cache
 def _read() -> tuple[Tensor, Tensor]:
-    """Pictures (1797,1,8,8) uint8 scaled from 0..16 to 0..255, labels (1797,) int64.
+    """Images (1797,1,8,8) uint8 scaled from 0..16 to 0..255, labels (1797,) int64.
 
     The file is read where scikit-learn keeps it: importing scikit-learn itself takes a second.
     """
@@ -63,5 +63,5 @@ def _read() -> tuple[Tensor, Tensor]:
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     with gzip.open(file, "rt") as text:
         rows = torch.tensor([[int(float(v)) for v in row] for row in csv.reader(text)])
-    pictures = (rows[:, :64].float() * (255 / 16)).round().to(torch.uint8)
-    return pictures.view(-1, 1, 8, 8), rows[:, 64].clone()
+    images = (rows[:, :64].float() * (255 / 16)).round().to(torch.uint8)
+    return images.view(-1, 1, 8, 8), rows[:, 64].clone()

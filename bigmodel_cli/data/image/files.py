@@ -1,4 +1,4 @@
-"""Pictures in files as a split: decoded in parallel, once where the cache has room for them."""
+"""Images in files as a split: decoded in parallel, once where the cache has room for them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from bigmodel_cli.data.thread_map import decoders, for_each
 MAX_BAD = 0.05  # the share of a split that may be left out: beyond it something else is wrong
 
 
-class PictureFiles:
-    """One split of pictures, each a (C,side,side) uint8 square.
+class ImageFiles:
+    """One split of images, each a (C,side,side) uint8 square.
 
     Args:
-        items: the pictures and their labels.
+        items: the images and their labels.
         side: what each is resized and cut to.
         channels: 1 or 3.
         split: its name.
-        skip_bad: leave undecodable pictures out, instead of stopping at the first.
+        skip_bad: leave undecodable images out, instead of stopping at the first.
         cache: keep the decoded squares on disk.
 
     Raises:
-        InputError: a picture cannot be decoded; with `skip_bad`, more than MAX_BAD of them.
+        InputError: an image cannot be decoded; with `skip_bad`, more than MAX_BAD of them.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class PictureFiles:
     def gather(self, indices: Tensor) -> Batch:
         places = self._places[indices].tolist()
         if self._stored is not None:
-            pictures = self._stored.read(places)
+            images = self._stored.read(places)
         else:
             assert self._pool is not None
-            pictures = torch.stack(list(self._pool.map(self._decode, places)))
-        return {"image": pictures, "label": self.labels[indices], "index": indices}
+            images = torch.stack(list(self._pool.map(self._decode, places)))
+        return {"image": images, "label": self.labels[indices], "index": indices}
 
     def name(self, index: int) -> str:
         return self.items[int(self._places[index])].name
@@ -88,7 +88,7 @@ class PictureFiles:
         if not bad:
             return
         names = ", ".join(self.items[i].name for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-        what = f"{self.split}: {len(bad)} of {len(self.items)} pictures cannot be decoded: {names}"
+        what = f"{self.split}: {len(bad)} of {len(self.items)} images cannot be decoded: {names}"
         if len(bad) > MAX_BAD * len(self.items):
             raise InputError(what, f"data.skip_bad leaves out at most {MAX_BAD:.0%}")
         self.notes.append(f"{what}; left out")

@@ -1,4 +1,4 @@
-"""The pictures of a data set and their classes, whatever they were found in; nothing is decoded here."""
+"""The images of a data set and their classes, whatever they were found in; nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bigmodel_cli.core.errors import InputError
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """A folder's or a table's word for a split -> the split."""
 HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")
-MAX_FILE = 256 * 2**20  # bytes of one picture file
+MAX_FILE = 256 * 2**20  # bytes of one image file
 Found = Mapping[str, Mapping[str, list["Item"]]]
-"""Split -> class -> its pictures."""
+"""Split -> class -> its images."""
 
 
 @dataclass(slots=True)
 class Item:
-    """One picture: where its bytes lie, and what tells that they have not changed."""
+    """One image: where its bytes lie, and what tells that they have not changed."""
 
     name: str
     label: int
@@ -51,7 +51,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of each split, sorted by name, and what a person should know of them."""
+    """The images of each split, sorted by name, and what a person should know of them."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, list[Item]]
@@ -60,14 +60,14 @@ class Listing:
     """What else tells this data from other data of the same names and sizes."""
 
     def counts(self, split: str) -> list[int]:
-        """How many pictures each class has in `split`."""
+        """How many images each class has in `split`."""
         result = [0] * len(self.classes)
         for item in self.splits[split]:
             result[item.label] += 1
         return result
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and sizes of the train pictures: the same wherever the folder lies."""
+        """SHA-256 over the names and sizes of the train images: the same wherever the folder lies."""
         total = hashlib.sha256(self.version.encode())
         for item in self.splits["train"]:
             total.update(f"{item.name}:{item.size}\n".encode("utf-8", "surrogateescape"))

@@ -60,7 +60,7 @@ def mnist(root: Path) -> DataBundle:
 
 @data.register("fashion-mnist")
 def fashion_mnist(root: Path) -> DataBundle:
-    """70,000 pictures of clothes in 10 classes, 28x28 (Xiao et al. 2017)."""
+    """70,000 images of clothes in 10 classes, 28x28 (Xiao et al. 2017)."""
     classes = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
     return _bundle(root, "fashion-mnist", "FashionMNIST", tuple(classes.split(",")))
 
@@ -79,15 +79,15 @@ def _bundle(root: Path, name: str, torchvision_name: str, classes: tuple[str, ..
 
     @functools.cache
     def load(split: str) -> ImageArrays:
-        pictures, labels = (read_idx(path) for path in found[split])
-        if pictures.dim() != 3 or labels.dim() != 1 or len(pictures) != len(labels):
-            shapes = f"{tuple(pictures.shape)} pictures, {tuple(labels.shape)} labels"
+        images, labels = (read_idx(path) for path in found[split])
+        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
+            shapes = f"{tuple(images.shape)} images, {tuple(labels.shape)} labels"
             raise InputError(f"{found[split][0]}: {shapes}", "expected (N, H, W) and (N,)")
-        if pictures.shape[1:] != (28, 28):
-            raise InputError(f"{found[split][0]}: pictures of {tuple(pictures.shape[1:])}", "expected 28x28")
+        if images.shape[1:] != (28, 28):
+            raise InputError(f"{found[split][0]}: images of {tuple(images.shape[1:])}", "expected 28x28")
         if int(labels.max()) >= len(classes):
             raise InputError(f"{found[split][1]}: label {int(labels.max())}", f"expected 0 to {len(classes) - 1}")
-        return ImageArrays(pictures[:, None], labels.long(), split)
+        return ImageArrays(images[:, None], labels.long(), split)
 
     spec = ImageSpec(1, 28, 28, classes)
     return DataBundle(spec, {s: functools.partial(load, s) for s in FILES}, total.hexdigest())

@@ -1,4 +1,4 @@
-"""Which pictures there are, and their classes: class folders, a table of paths, or whatever else they lie in.
+"""Which images there are, and their classes: class folders, a table of paths, or whatever else they lie in.
 
 Nothing is decoded here. Whatever a layout has wrong is said in one line.
 """
@@ -23,7 +23,7 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 EXPECTED = "expected PATH/train/<class>/ and PATH/val/<class>/, or PATH/<class>/"
 
 
-def list_pictures(where: str | Path, image: str | None = None, label: str | None = None) -> Listing:
+def list_images(where: str | Path, image: str | None = None, label: str | None = None) -> Listing:
     """What lies at `where`: class folders, a CSV or TSV table, a tar, shards, or a Hugging Face data set.
 
     `image` and `label` are the columns of a table or a data set, `label` the field of a shard's JSON.
@@ -86,20 +86,20 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _class_folders(root: Path, folder: Path) -> dict[str, list[Item]]:
-    """Class name -> its pictures, from the folders in `folder`, at any depth."""
+    """Class name -> its images, from the folders in `folder`, at any depth."""
     entries = _entries(folder)
     classes = sorted(p.name for p in entries if p.is_dir())
     loose = sum(p.is_file() and p.suffix.lower() in SUFFIXES for p in entries)
     if loose and not classes:
-        raise InputError(f"{folder}: {loose} pictures directly in it and no class folders", EXPECTED)
+        raise InputError(f"{folder}: {loose} images directly in it and no class folders", EXPECTED)
     if not classes:
         raise InputError(f"{folder}: no class folders in it", EXPECTED)
     if loose:
-        raise InputError(f"{folder}: {loose} pictures lie beside the class folders", "each belongs into a class")
-    return {name: sorted(_pictures(root, folder / name), key=lambda item: item.name) for name in classes}
+        raise InputError(f"{folder}: {loose} images lie beside the class folders", "each belongs into a class")
+    return {name: sorted(_images(root, folder / name), key=lambda item: item.name) for name in classes}
 
 
-def _pictures(root: Path, folder: Path) -> Iterator[Item]:
+def _images(root: Path, folder: Path) -> Iterator[Item]:
     other: list[str] = []
     found = False
     for entry in _files(str(folder)):
@@ -110,7 +110,7 @@ def _pictures(root: Path, folder: Path) -> Iterator[Item]:
             other.append(entry.name)
     if not found:
         there = f" (only {len(other)} other files, as {other[0]})" if other else ""
-        raise InputError(f"{folder}: an empty class: no pictures in it{there}", "remove it, or put its pictures there")
+        raise InputError(f"{folder}: an empty class: no images in it{there}", "remove it, or put its images there")
 
 
 def _files(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -131,7 +131,7 @@ def _item(file: str, name: str) -> Item:
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}", "a link that leads nowhere?") from None
     if stat.st_size > MAX_FILE:
-        raise InputError(f"{file}: {stat.st_size} bytes", f"expected a picture of at most {MAX_FILE}")
+        raise InputError(f"{file}: {stat.st_size} bytes", f"expected an image of at most {MAX_FILE}")
     return Item(name, -1, file, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
 
 

@@ -1,4 +1,4 @@
-"""One's own pictures: ``--data PATH``, of class folders or whatever else ``list_pictures`` knows."""
+"""One's own images: ``--data PATH``, of class folders or whatever else ``list_images`` knows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import Field
 
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec, Source
-from bigmodel_cli.data.image.files import PictureFiles
-from bigmodel_cli.data.user_data.image_discovery import list_pictures
+from bigmodel_cli.data.image.files import ImageFiles
+from bigmodel_cli.data.user_data.image_discovery import list_images
 
 
 @data.register()
@@ -29,15 +29,15 @@ def image_folder(
     image_column: str | None = None,
     label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
 ) -> DataBundle:
-    """Your own pictures, --data PATH: class folders, a table, a tar, WebDataset shards, Hugging Face data sets."""
-    listing = list_pictures(path, image_column, label_column)
+    """Your own images, --data PATH: class folders, a table, a tar, WebDataset shards, Hugging Face data sets."""
+    listing = list_images(path, image_column, label_column)
     side = round(size / crop)
 
     notes = list(listing.notes)
 
     @functools.cache
     def load(split: str) -> Source:
-        files = PictureFiles(listing.splits[split], side, channels, split, skip_bad, cache)
+        files = ImageFiles(listing.splits[split], side, channels, split, skip_bad, cache)
         notes.extend(files.notes)
         return files
 

@@ -1,4 +1,4 @@
-"""Pictures in a Hugging Face data set: a folder that ``save_to_disk`` wrote, or one of the hub, by its library."""
+"""Images in a Hugging Face data set: a folder that ``save_to_disk`` wrote, or one of the hub, by its library."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def is_saved(folder: Path) -> bool:
 
 
 def from_hub(where: str, image: str | None = None, label: str | None = None) -> Listing:
-    """The pictures of the data set at `where`: a folder, or ``hf:owner/name`` or ``hf:owner/name:configuration``.
+    """The images of the data set at `where`: a folder, or ``hf:owner/name`` or ``hf:owner/name:configuration``.
 
     `image` and `label` name columns where there is more than one that they may be.
     Rows without a class (the test split of a competition) are left out.
 
     Raises:
         MachineError: the library is not installed, or the hub cannot be reached.
-        InputError: there is no such data set, or no column of pictures and one of classes in it.
+        InputError: there is no such data set, or no column of images and one of classes in it.
     """
     found = _loaded(where)
     notes: list[str] = []
-    pictures: dict[str, dict[str, list[Item]]] = {}
+    images: dict[str, dict[str, list[Item]]] = {}
     order: Sequence[str] = ()
     versions = []
     for name, rows in found.items():
@@ -51,15 +51,15 @@ def from_hub(where: str, image: str | None = None, label: str | None = None) -> 
         order = order or _names(rows, classes)
         labelled = _rows(rows, name, column, classes)
         if labelled:
-            pictures[split] = labelled
+            images[split] = labelled
             versions.append(f"{name}:{rows._fingerprint}")
         left = len(rows) - sum(map(len, labelled.values()))
         notes += [f"{name}: {left:,} rows without a class left out"] if left else []
-    if "train" not in pictures:
+    if "train" not in images:
         raise InputError(f"{where}: splits {', '.join(found)}", "expected train, with classes")
-    absent = [name for name in order if name not in pictures["train"]]
-    notes += [f"no pictures of {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"] if absent else []
-    return assemble(where, pictures, notes, order, " ".join(versions))
+    absent = [name for name in order if name not in images["train"]]
+    notes += [f"no images of {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"] if absent else []
+    return assemble(where, images, notes, order, " ".join(versions))
 
 
 def _library() -> Any:
@@ -136,7 +136,7 @@ def _offline() -> Iterator[None]:
 
 
 def _columns(where: str, rows: Any, image: str | None, label: str | None) -> tuple[str, str]:
-    """The column of pictures and the column of classes.
+    """The column of images and the column of classes.
 
     Raises:
         InputError: there is none, or more than one and none is named.
@@ -144,20 +144,20 @@ def _columns(where: str, rows: Any, image: str | None, label: str | None) -> tup
     import datasets
 
     kinds = rows.features
-    pictures = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
+    images = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
     classes = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
     usual = [name for name in LABELS if name in kinds]
     classes = classes if len(classes) == 1 else usual[:1] or classes
     there = ", ".join(kinds)
-    for what, named, able in (("image", image, pictures), ("label", label, classes)):
+    for what, named, able in (("image", image, images), ("label", label, classes)):
         if named is not None and named not in kinds:
             raise InputError(f"data.{what}_column = {named}", f"expected one of {there}")
         if named is None and len(able) != 1:
             what = f"{where}: {len(able)} columns may be the {what}, of {there}"
             raise InputError(what, hint="--set data.image_column=... --set data.label_column=...")
-    column = image or pictures[0]
-    if column not in pictures:
-        raise InputError(f"data.image_column = {column}", f"expected a column of pictures: {', '.join(pictures)}")
+    column = image or images[0]
+    if column not in images:
+        raise InputError(f"data.image_column = {column}", f"expected a column of images: {', '.join(images)}")
     return column, label or classes[0]
 
 
@@ -186,10 +186,10 @@ def _rows(rows: Any, split: str, column: str, classes: str) -> dict[str, list[It
 
 
 def _encoded(rows: Any, index: int, column: str) -> bytes:
-    picture = rows[index][column] or {}
-    if picture.get("bytes") is not None:
-        return picture["bytes"]  # type: ignore[no-any-return]
+    image = rows[index][column] or {}
+    if image.get("bytes") is not None:
+        return image["bytes"]  # type: ignore[no-any-return]
     try:
-        return Path(picture.get("path") or "").read_bytes()
+        return Path(image.get("path") or "").read_bytes()
     except OSError as error:
-        raise InputError(f"row {index}: no picture ({error.strerror})", "expected its bytes, or a file") from None
+        raise InputError(f"row {index}: no image ({error.strerror})", "expected its bytes, or a file") from None

@@ -11,7 +11,7 @@ from bigmodel_cli.core.images import SUFFIXES
 from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, assemble, is_hidden
 from bigmodel_cli.data.webdataset.index import Member, check_name, members
 
-MAX_PACKED = 4 * 2**30  # bytes of pictures in a compressed tar, which are held in memory
+MAX_PACKED = 4 * 2**30  # bytes of images in a compressed tar, which are held in memory
 
 
 def from_tar(path: Path) -> Listing:
@@ -31,14 +31,14 @@ def from_tar(path: Path) -> Listing:
 
 
 def _wanted(name: str, size: int) -> bool:
-    """Whether the member of that name is a picture that is not hidden."""
+    """Whether the member of that name is an image that is not hidden."""
     path = PurePosixPath(name)
     hidden = any(is_hidden(part) for part in path.parts if part != ".")
     return not hidden and path.suffix.lower() in SUFFIXES and size <= MAX_FILE
 
 
 def _packed(path: Path) -> list[tuple[Member, Callable[[], bytes]]]:
-    """The pictures of a compressed tar, which are held in memory: there is no offset to read them at."""
+    """The images of a compressed tar, which are held in memory: there is no offset to read them at."""
     found: list[tuple[Member, Callable[[], bytes]]] = []
     total = 0
     try:
@@ -58,9 +58,9 @@ def _packed(path: Path) -> list[tuple[Member, Callable[[], bytes]]]:
 
 
 def _tar_splits(path: Path, members: list[tuple[tuple[str, ...], Item]]) -> dict[str, dict[str, list[Item]]]:
-    """Split -> class -> pictures. Folders that hold everything are skipped."""
+    """Split -> class -> images. Folders that hold everything are skipped."""
     if not members:
-        raise InputError(f"{path}: no pictures in it", "expected [train/]<class>/<file>")
+        raise InputError(f"{path}: no images in it", "expected [train/]<class>/<file>")
     top = 0
     while len({parts[top] for parts, _ in members if len(parts) > top + 2}) == 1 and all(
         len(parts) > top + 2 for parts, _ in members

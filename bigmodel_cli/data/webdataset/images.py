@@ -1,4 +1,4 @@
-"""WebDataset shards of pictures, read by index: ``.jpg`` or another picture beside ``.cls`` or ``.json``."""
+"""WebDataset shards of images, read by index: ``.jpg`` or another image beside ``.cls`` or ``.json``."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EXPECTED = "expected .jpg, .png, ... with a .cls or .json of the same name"
 
 
 def is_shard(path: Path) -> bool:
-    """Whether the first samples of the tar at `path` are a picture with a label beside it, and not class folders."""
-    return any(_picture(parts) and any(kind in parts for kind in LABELS) for _, parts in samples(members(path))[:100])
+    """Whether the first samples of the tar at `path` are an image with a label beside it, and not class folders."""
+    return any(_image(parts) and any(kind in parts for kind in LABELS) for _, parts in samples(members(path))[:100])
 
 
 def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> Listing:
-    """The pictures in the shards at `paths`.
+    """The images in the shards at `paths`.
 
     A shard belongs to the split that its name says (``val-000.tar``), or else its folder's; else to train.
     Classes are the texts of ``.cls``, or a field of ``.json``. Where those are numbers,
     ``classes.txt`` beside the shards names them, a line a class, from 0.
 
     Raises:
-        InputError: a shard is damaged, or a sample has no picture or no label.
+        InputError: a shard is damaged, or a sample has no image or no label.
     """
     found: dict[str, dict[str, list[Item]]] = {}
     for path in paths:
@@ -60,31 +60,31 @@ def split_of(path: Path) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
-def _picture(parts: dict[str, Member]) -> Member | None:
+def _image(parts: dict[str, Member]) -> Member | None:
     return next((parts[kind] for kind in parts if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
 
 
 def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:
-    """The pictures in the shard at `path`, each with its class.
+    """The images in the shard at `path`, each with its class.
 
     Raises:
-        InputError: the shard is damaged, or a sample has no picture or no label.
+        InputError: the shard is damaged, or a sample has no image or no label.
     """
     stat = path.stat()
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     found = []
     with path.open("rb") as file:
         for key, parts in samples(members(path)):
-            picture, kind = _picture(parts), next((kind for kind in LABELS if kind in parts), None)
-            if picture is None and kind is None:
+            image, kind = _image(parts), next((kind for kind in LABELS if kind in parts), None)
+            if image is None and kind is None:
                 continue  # something else that lies in the tar
-            if picture is None or kind is None or picture.size > MAX_FILE:
-                what = "no picture" if picture is None else "no .cls or .json" if kind is None else "too large"
+            if image is None or kind is None or image.size > MAX_FILE:
+                what = "no image" if image is None else "no .cls or .json" if kind is None else "too large"
                 raise InputError(f"{path}: {key} has {', '.join(parts)}: {what}", EXPECTED)
             member = parts[kind]
             file.seek(member.offset)
             raw = file.read(min(member.size, MAX_LABEL + 1))
-            item = Item(f"{path.name}:{picture.name}", -1, str(path), picture.size, stamp, picture.offset)
+            item = Item(f"{path.name}:{image.name}", -1, str(path), image.size, stamp, image.offset)
             found.append((item, _label(raw, kind, field, f"{path}: {member.name}")))
     if not found:
         raise InputError(f"{path}: no samples in it", EXPECTED)

@@ -151,8 +151,8 @@ class Streamed:
 
     def gather(self, indices: Tensor) -> Batch:
         found = [self._sample(i) for i in indices.tolist()]
-        pictures = torch.stack(list(self._pool.map(self._decode, found)))
-        return {"image": pictures, "label": torch.tensor([label for _, _, label in found]), "index": indices}
+        images = torch.stack(list(self._pool.map(self._decode, found)))
+        return {"image": images, "label": torch.tensor([label for _, _, label in found]), "index": indices}
 
     def name(self, index: int) -> str:
         return self._sample(index)[1].name
@@ -244,7 +244,7 @@ def shard_stream(
     channels: Literal[1, 3] = 3,
     window: Annotated[int, Field(gt=0, description="samples shuffled together, after the shards are")] = 8192,
 ) -> DataBundle:
-    """WebDataset shards of pictures from a web server or a folder, fetched as training comes to them."""
+    """WebDataset shards of images from a web server or a folder, fetched as training comes to them."""
     index = read_shard_index(path)
     side = round(size / crop)
     splits = dict(index.splits)

@@ -22,10 +22,10 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine.build.compatibility import check_fit
 from bigmodel_cli.engine.build.transfer import fit_channels
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.inspect import Contents, look, require_plain
+from bigmodel_cli.engine.checkpoint.inspect import Contents, inspect_file, require_plain
 from bigmodel_cli.engine.checkpoint.safe_pickle import TensorRef
-from bigmodel_cli.engine.checkpoint.sharded import is_parts
-from bigmodel_cli.models.layers.meta_init import without_values
+from bigmodel_cli.engine.checkpoint.sharded import is_sharded
+from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 CONTAINERS = (
     "model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net", "network",
@@ -57,9 +57,9 @@ def is_foreign(path: Path) -> bool:
     Raises:
         InputError: it is damaged, or holds more than tensors and plain values.
     """
-    if is_parts(path):
+    if is_sharded(path):
         return False
-    found = look(path)
+    found = inspect_file(path)
     require_plain(found)
     values = found.values
     return not (isinstance(values, dict) and values.get("format") == checkpoint.FORMAT)
@@ -67,7 +67,7 @@ def is_foreign(path: Path) -> bool:
 
 def architecture(path: Path) -> dict[str, Any]:
     """The model section that a safetensors file of ``bigmodel export`` carries along; empty for any other."""
-    metadata = look(path).metadata
+    metadata = inspect_file(path).metadata
     try:
         arguments = json.loads(metadata.get("arch_args", "{}"))
     except ValueError:
@@ -144,7 +144,7 @@ def missing_options(recipe: Recipe, given: Iterable[str], spec: Any, path: Path)
 
     Each choice of each option is tried on the meta device, and kept where more tensors fit.
     """
-    contents = look(path)
+    contents = inspect_file(path)
     entry, options = models.get(recipe.model.name), dict(recipe.model.options)
     chosen: dict[str, Any] = {}
     best = _fitting(entry, spec, options, contents)
@@ -162,7 +162,7 @@ def _fitting(entry: Any, spec: Any, options: Mapping[str, Any], contents: Conten
     """How many tensors in the file have the name and the shape that the model wants (but for input channels)."""
     theirs = find_weights(contents.values, TensorRef)[1]
     try:
-        with without_values():
+        with init_on_meta():
             ours = entry(spec, **options).state_dict()
     except InputError:
         return -1

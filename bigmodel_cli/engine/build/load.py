@@ -17,7 +17,7 @@ from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.locate import checkpoint_file
 from bigmodel_cli.engine.build.model import architecture, build_model, build_spec, build_task, head_of
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.models.layers.meta_init import without_noise, without_values
+from bigmodel_cli.models.layers.meta_init import init_on_meta, skip_random_init
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load_trained(path: Path) -> Trained:
     state = checkpoint.load(path)
     recipe, spec = described(state, str(path))
     task = build_task(recipe, spec)
-    with without_noise():
+    with skip_random_init():
         model = build_model(recipe, spec)
     model.load_state_dict(weights(state))
     return Trained(path, model.eval(), task, recipe, state["meta"], state["progress"])
@@ -102,7 +102,7 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
     if list(getattr(spec, "classes", ())) != meta["classes"]:
         difference = first_difference("classes", meta["classes"], list(getattr(spec, "classes", ())), "meta", "input")
         raise InputError(f"{source}: {difference}", hint="restore it from a copy")
-    with without_values():
+    with init_on_meta():
         ours = architecture(recipe, spec).state_dict()
     for part in ("model", "model_ema"):
         for key, value in (state[part] or {}).items():

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.engine.checkpoint.sharded import is_parts
+from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 
 
 def checkpoint_file(path: Path) -> Path:
@@ -15,7 +15,7 @@ def checkpoint_file(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    if path.is_dir() and not is_parts(path):
+    if path.is_dir() and not is_sharded(path):
         found = next((path / name for name in ("best.pt", "last.pt") if (path / name).exists()), None)
         if found is None:
             raise InputError(f"{path}: no checkpoint in this folder", "expected best.pt or last.pt")

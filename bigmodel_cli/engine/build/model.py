@@ -13,7 +13,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, losses, models, tasks
 from bigmodel_cli.core.types import SPECS, Source, Spec, Task
 
-SHOWN = 1 << 23  # numbers of the train split that a model may begin from: some 2,700 pictures of CIFAR
+SHOWN = 1 << 23  # numbers of the train split that a model may begin from: some 2,700 images of CIFAR
 
 
 def head_of(recipe: Recipe) -> str:

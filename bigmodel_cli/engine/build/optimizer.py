@@ -10,7 +10,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import optimizers
-from bigmodel_cli.engine.device.lazy_dynamo import postpone_compiler
+from bigmodel_cli.engine.device.lazy_dynamo import postpone_dynamo
 
 
 def build_optimizer(
@@ -20,7 +20,7 @@ def build_optimizer(
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise InputError(f"method {recipe.start.method} leaves nothing to train")
-    postpone_compiler()
+    postpone_dynamo()
     optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
     if rates:
         scale_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})

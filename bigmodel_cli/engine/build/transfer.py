@@ -18,7 +18,7 @@ def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
     The head is kept where the class names are the same set. The first layer is
     adapted where the number of input channels differs: filters are summed over the
     channels for one grey channel, and repeated, divided by the count, for several,
-    so that a grey picture gives the same activations either way.
+    so that a grey image gives the same activations either way.
     """
     state = dict(weights({"model": trained.model.state_dict(), "model_ema": None}))
     ours, notes = model.state_dict(), []

@@ -22,7 +22,7 @@ from torch import Tensor
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import DivergedError, InterruptedRun, LostRank
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.sharded import Held, write_index, write_part
+from bigmodel_cli.engine.checkpoint.sharded import Held, write_index, write_shard
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Writer:
             folder = self.last.parent / parts.name
             folder.mkdir(exist_ok=True)
             begins = {name: begin for name, (_, begin, _) in parts.mine.items()}
-            write_part(folder, parts.rank, copy, begins, {name for name, (_, _, cut) in parts.mine.items() if cut})
+            write_shard(folder, parts.rank, copy, begins, {name for name, (_, _, cut) in parts.mine.items() if cut})
             if parts.rank == 0:
                 write_index(folder, parts.state, parts.world, parts.timeout, self._abandoned.is_set)
                 for target in (self.best, self.last) if best else (self.last,):  # in this order, as below

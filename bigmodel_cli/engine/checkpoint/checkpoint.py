@@ -20,7 +20,7 @@ from torch import Tensor
 from bigmodel_cli.core.atomic_files import replace
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.checkpoint import sharded
-from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, look, open_regular, require_plain
+from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, open_regular, require_plain
 
 FORMAT = "bigmodel.checkpoint"
 VERSION = 1
@@ -94,7 +94,7 @@ def load(path: Path, share: sharded.Share | None = None) -> dict[str, Any]:
 
 def load_with_version(path: Path, share: sharded.Share | None = None) -> tuple[int, dict[str, Any]]:
     """The version that the file was written in, and the checkpoint, brought up to the current one."""
-    if sharded.is_parts(path):
+    if sharded.is_sharded(path):
         state = sharded.read(path, share)
         if not isinstance(state, dict):
             raise InputError(f"{path}: not a bigmodel checkpoint")
@@ -154,7 +154,7 @@ def fallback(folder: Path, share: sharded.Share | None = None) -> tuple[Path, di
 def _made(path: Path) -> tuple[float, bool]:
     """When the checkpoint was made by its own word, which a copied folder keeps; else when the file was written."""
     try:
-        created = look(path).values["meta"]["created"]
+        created = inspect_file(path).values["meta"]["created"]
     except (InputError, MachineError, LookupError, TypeError):
         created = None
     try:
@@ -203,7 +203,7 @@ def read(path: Path) -> Any:
     Raises:
         InputError: it is damaged, or holds more than tensors and plain values.
     """
-    found = look(path)
+    found = inspect_file(path)
     require_plain(found)
     if found.kind == "safetensors":
         from safetensors.torch import load_file

@@ -51,7 +51,7 @@ class Contents:
         return sorted({item.name for _, item in walk(self.values) if isinstance(item, Opaque)})
 
 
-def look(path: Path) -> Contents:
+def inspect_file(path: Path) -> Contents:
     """Describe the file at `path`.
 
     Raises:

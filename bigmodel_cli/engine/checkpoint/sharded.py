@@ -40,7 +40,7 @@ Share = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorShard:
     """What one part has of a tensor: so many `rows` from `begin` on, -1 for a whole one; `held` is what was read."""
 
     begin: int
@@ -50,11 +50,11 @@ class Piece:
     held: Tensor | None
 
 
-def is_parts(path: Path) -> bool:
+def is_sharded(path: Path) -> bool:
     return path.is_dir() and (path / INDEX).is_file()
 
 
-def taken_apart(value: Any, rows: Callable[[Any], tuple[Tensor, int] | None], first: bool) -> tuple[Any, Held]:
+def split_state(value: Any, rows: Callable[[Any], tuple[Tensor, int] | None], first: bool) -> tuple[Any, Held]:
     """`value` as JSON with each tensor by its path; and what this rank holds of them.
 
     `rows` gives a cut tensor's own rows and where they begin, None for a whole one, which only the `first` rank keeps.
@@ -78,7 +78,7 @@ def taken_apart(value: Any, rows: Callable[[Any], tuple[Tensor, int] | None], fi
     return walk(value, ""), mine
 
 
-def write_part(folder: Path, rank: int, tensors: dict[str, Tensor], begins: dict[str, int], cut: set[str]) -> None:
+def write_shard(folder: Path, rank: int, tensors: dict[str, Tensor], begins: dict[str, int], cut: set[str]) -> None:
     """This rank's tensors, and beside them what the index will say of them.
 
     Raises:
@@ -164,7 +164,7 @@ def read(folder: Path, share: Share | None = None) -> Any:
     from safetensors import SafetensorError
 
     index = _index(folder)
-    pieces: dict[str, list[Piece]] = {}
+    pieces: dict[str, list[TensorShard]] = {}
     try:
         lengths = _lengths(index["state"])
         for about in index["files"]:
@@ -177,7 +177,7 @@ def read(folder: Path, share: Share | None = None) -> Any:
                 raise InputError(f"{path}: damaged: its SHA-256 does not match", "restore it from a copy")
             held = _held(path, about["tensors"], wanted) if needed else {}
             for name, (begin, rows) in about["tensors"].items():
-                pieces.setdefault(name, []).append(Piece(int(begin), int(rows), wanted[name][0], held.get(name)))
+                pieces.setdefault(name, []).append(TensorShard(int(begin), int(rows), wanted[name][0], held.get(name)))
         return _put_together(index["state"], pieces, {}, share is not None)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OSError) as error:
         what = f"{folder}: not a checkpoint in parts ({type(error).__name__})"
@@ -243,7 +243,7 @@ def _held(path: Path, tensors: dict[str, Any], wanted: dict[str, tuple[int, int]
     return found
 
 
-def _put_together(value: Any, pieces: dict[str, list[Piece]], done: dict[str, Tensor], sparse: bool) -> Any:
+def _put_together(value: Any, pieces: dict[str, list[TensorShard]], done: dict[str, Tensor], sparse: bool) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
@@ -259,7 +259,7 @@ def _put_together(value: Any, pieces: dict[str, list[Piece]], done: dict[str, Te
     return {"list": list, "tuple": tuple}[kind](_put_together(v, pieces, done, sparse) for v in items)
 
 
-def _joined(parts: list[Piece], shape: list[int], dtype: torch.dtype, sparse: bool) -> Tensor:
+def _joined(parts: list[TensorShard], shape: list[int], dtype: torch.dtype, sparse: bool) -> Tensor:
     """One tensor of its parts, which must cover it exactly.
 
     Raises:

@@ -51,7 +51,7 @@ class Pinned:
         return self.source.name(index)
 
 
-def near(source: Source, placement: Placement) -> Source:
+def cache_on_device(source: Source, placement: Placement) -> Source:
     """`source` as the device of `placement` gets at it fastest; on a CPU it is near already."""
     free = placement.memory_free()
     if not free or hasattr(source, "order"):  # or it is streamed: more than is wanted would be fetched

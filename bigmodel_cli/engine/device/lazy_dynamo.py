@@ -18,7 +18,7 @@ import torch
 SHIELDED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
-def postpone_compiler() -> None:
+def postpone_dynamo() -> None:
     """Let the optimizers of ``torch.optim`` run without the compiler, with the same results.
 
     In a torch that does it in another way nothing is changed, and the compiler is imported as before.
@@ -34,7 +34,7 @@ def postpone_compiler() -> None:
 
 
 @contextlib.contextmanager
-def without_compiler() -> Iterator[None]:
+def without_dynamo() -> Iterator[None]:
     """Let dispatch modes and torch's Python kernels, inside, run without the compiler that they are to be kept from.
 
     ``torch._disable_dynamo`` imports it when what it wraps is first called. A stand-in takes its place

@@ -217,7 +217,7 @@ def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None, 
 def _keep_memory() -> None:
     """Have glibc reuse freed blocks instead of giving each back: a CPU step frees and takes all its activations.
 
-    Measured on 2 cores, ResNet-18 on 28x28 pictures: 5,000 page faults a step without, none with.
+    Measured on 2 cores, ResNet-18 on 28x28 images: 5,000 page faults a step without, none with.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt

@@ -1,7 +1,7 @@
 """Convolutions over maps so small that every output sees every input: one matrix product does them.
 
 On a 2x2 map a 3x3 convolution spends more than half of its work on padding, and on a
-1x1 map eight ninths. The last stages of a ResNet on 28x28 pictures are such maps; there
+1x1 map eight ninths. The last stages of a ResNet on 28x28 images are such maps; there
 oneDNN took half of a training step on a 2-core CPU. Same weights, same state dict, the
 same sums in another order. Shapes: B batch, C input and O output channels, H, W the input map.
 """

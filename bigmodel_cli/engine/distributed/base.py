@@ -21,7 +21,7 @@ class Parallel:
     """One run on one process; the base of the others. `forward` is what training calls."""
 
     strategy = "none"
-    cuts = False
+    shards_tensors = False
     """Whether tensors are cut over the ranks."""
 
     def __init__(self, group: Group | None = None) -> None:
@@ -31,7 +31,7 @@ class Parallel:
         """`model` as training calls it."""
         return model
 
-    def pieces(self, wanted: int, size: int) -> int:
+    def num_micro_batches(self, wanted: int, size: int) -> int:
         """Micro-batches in a step of `size` samples over all ranks: as many on every rank."""
         return min(wanted, size // self.group.shards)
 
@@ -52,27 +52,27 @@ class Parallel:
 
     def total(self, count: int) -> int:
         """The sum of every rank's `count` of what its part of the batch holds."""
-        return int(self.group.total(count))
+        return int(self.group.sum(count))
 
-    def whole(self, value: Any, keep: bool = True) -> Any:
+    def gather_full(self, value: Any, keep: bool = True) -> Any:
         """`value` with each tensor that is cut over the ranks as one; every rank calls it, one with `keep` has it."""
         return value
 
-    def own_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
+    def local_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
         """This rank's rows of a tensor that is cut over the ranks, and the first one's place; None for a whole one."""
         return None
 
-    def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> Mapping[str, Any]:
+    def shard_state(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> Mapping[str, Any]:
         """Whole tensors cut as those of the same name in `like` are."""
         return values
 
-    def cut_optimizer(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
+    def shard_optimizer_state(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
         """A whole optimizer's state as the ranks hold it."""
         return state
 
     def straggler(self, seconds: float) -> str:
         """The rank that keeps the others waiting, where one's own part of the work (`seconds`) takes far longer."""
-        each = self.group.each(seconds)
+        each = self.group.all_gather(seconds)
         usual, slowest = sorted(each)[(len(each) - 1) // 2], max(each)
         if slowest < BEHIND * usual or slowest - usual < LEAST_BEHIND:
             return ""
@@ -82,11 +82,11 @@ class Parallel:
         """Make what BatchNorm counted on each rank the mean over ranks."""
 
     @property
-    def averaged(self) -> int:
+    def gradient_divisor(self) -> int:
         """Over how many parts gradients are averaged, where they should be summed."""
         return self.group.shards
 
     @property
-    def in_parts(self) -> bool:
+    def saves_shards(self) -> bool:
         """Whether each rank's own part of a checkpoint is rows of its tensors, which it can write."""
         return False

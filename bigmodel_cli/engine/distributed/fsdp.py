@@ -23,13 +23,13 @@ from bigmodel_cli.engine.checkpoint.sharded import rows_of
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.ddp import DataParallel
 from bigmodel_cli.engine.distributed.process_group import Group
-from bigmodel_cli.models.layers.meta_init import is_hollow
+from bigmodel_cli.models.layers.meta_init import has_meta_parameters
 
 
-class Cut(DataParallel):
+class ShardedParallel(DataParallel):
     """What the strategies have in common that cut tensors over the ranks."""
 
-    cuts = True
+    shards_tensors = True
 
     def out_of_memory(self, here: bool) -> bool:
         if here:  # the others wait in the middle of a pass: there is no way back to its beginning
@@ -37,24 +37,24 @@ class Cut(DataParallel):
             raise MachineError(what, hint="--set train.accumulate=2, --set model.checkpointing=true, or more processes")
         return False
 
-    def whole(self, value: Any, keep: bool = True) -> Any:
+    def gather_full(self, value: Any, keep: bool = True) -> Any:
         if isinstance(value, DTensor):
             full = value.full_tensor()
             return full if keep else full.new_empty(0)  # gathered by all ranks, held by those that need it
         if isinstance(value, dict):
-            return {k: self.whole(v, keep) for k, v in value.items()}
-        return type(value)(self.whole(v, keep) for v in value) if type(value) in (list, tuple) else value
+            return {k: self.gather_full(v, keep) for k, v in value.items()}
+        return type(value)(self.gather_full(v, keep) for v in value) if type(value) in (list, tuple) else value
 
-    def cut(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: cut_like(v, like[k]) if k in like else v for k, v in values.items()}
+    def shard_state(self, values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: distribute_like(v, like[k]) if k in like else v for k, v in values.items()}
 
-    def cut_optimizer(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def shard_optimizer_state(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        cut = {i: {k: cut_like(v, parameters[i]) for k, v in held.items()} for i, held in state["state"].items()}
+        cut = {i: {k: distribute_like(v, parameters[i]) for k, v in held.items()} for i, held in state["state"].items()}
         return {**state, "state": cut}
 
 
-class FullyShard(Cut):
+class FullyShard(ShardedParallel):
     """Each rank keeps a part of every tensor, and takes its share of each batch."""
 
     strategy = "fsdp"
@@ -77,12 +77,14 @@ class FullyShard(Cut):
         options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self.precision, "offload_policy": self.offload}
         # The losses of a language model are a view of what it computed, and nothing changes them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        hollow = self.group.each(float(is_hollow(model)))
-        for part in (*blocks(model), model):
-            if any(hollow):  # a block at a time, and what is left of it is cut: no rank but 0 ever holds the whole
-                fill(part, model, self.device, first_has_them=not hollow[0])
+        parameters_on_meta = self.group.all_gather(float(has_meta_parameters(model)))
+        for part in (*repeated_blocks(model), model):
+            if any(
+                parameters_on_meta
+            ):  # a block at a time, and what is left of it is cut: no rank but 0 ever holds the whole
+                materialize(part, model, self.device, first_has_them=not parameters_on_meta[0])
             fully_shard(part, **options)  # type: ignore[arg-type]
-            if any(hollow):
+            if any(parameters_on_meta):
                 gc.collect()  # fully_shard leaves the whole tensors in a cycle
         self.model = model
         return model
@@ -92,17 +94,17 @@ class FullyShard(Cut):
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def own_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
+    def local_rows(self, value: Tensor) -> tuple[Tensor, int] | None:
         if not isinstance(value, DTensor):
             return None
         return value.to_local(), rows_of((self.group.rank, self.group.world), len(value))[0]
 
     @property
-    def in_parts(self) -> bool:
+    def saves_shards(self) -> bool:
         return True
 
 
-def cut_like(value: Any, target: Any) -> Any:
+def distribute_like(value: Any, target: Any) -> Any:
     """The whole tensor `value` cut as `target` is, where they are of one shape: no rank asks another."""
     if isinstance(value, Tensor) and isinstance(target, DTensor) and value.shape == target.shape:
         mesh = target.device_mesh
@@ -110,7 +112,7 @@ def cut_like(value: Any, target: Any) -> Any:
     return value
 
 
-def fill(part: nn.Module, model: nn.Module, device: torch.device, first_has_them: bool) -> None:
+def materialize(part: nn.Module, model: nn.Module, device: torch.device, first_has_them: bool) -> None:
     """Give the parameters of `part` of `model` memory on `device`, and rank 0's values where it has them.
 
     Every rank calls it, on the parts in the same order. What is tied stays tied. What is cut
@@ -129,7 +131,7 @@ def fill(part: nn.Module, model: nn.Module, device: torch.device, first_has_them
                 module.register_parameter(name, now[id(parameter)])
 
 
-def blocks(model: nn.Module) -> Iterator[nn.Module]:
+def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
     """What repeats in a model: the members of each list or sequence that holds several of one class."""
     for module in model.modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):

@@ -48,11 +48,11 @@ class Group:
         return self.ranks.world // self.width
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0, which alone writes and prints."""
         return self.ranks.rank == 0
 
-    def totals(self, values: list[float]) -> list[float]:
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
         """The sum over shards of each of `values`. On one host about 0.1 ms."""
         if self.world == 1:
             return values
@@ -64,14 +64,14 @@ class Group:
         dist.all_reduce(sent)
         return sent.tolist()  # type: ignore[no-any-return]
 
-    def total(self, value: float) -> float:
-        return self.totals([value])[0]
+    def sum(self, value: float) -> float:
+        return self.all_reduce_sum([value])[0]
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank."""
         return flag if self.world == 1 else self._sums([float(flag)])[0] > 0
 
-    def each(self, value: float) -> list[float]:
+    def all_gather(self, value: float) -> list[float]:
         """Every rank's `value`, in order of rank."""
         if self.world == 1:
             return [value]
@@ -79,7 +79,7 @@ class Group:
         dist.all_gather(parts, torch.tensor([value], dtype=torch.float64))
         return [float(p.item()) for p in parts]
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` (plain values), on every rank."""
         if self.world == 1:
             return value
@@ -95,7 +95,7 @@ class Group:
         dist.all_gather_object(parts, value)
         return parts
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every rank is here."""
         self.any(False)
 
@@ -107,7 +107,7 @@ class Group:
         if self.store is None:
             return True
         with contextlib.suppress(Exception):  # the store has gone with its host: better told twice than never
-            if self.leads:
+            if self.is_main:
                 self.store.set("last-words", line)
                 return True
             with contextlib.suppress(dist.DistError, RuntimeError):
@@ -143,7 +143,7 @@ def join(ranks: Ranks, backend: str, timeout: float) -> Group:
         store = dist.PrefixStore(f"bigmodel-{ranks.round}", store)
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=limit)
         group = Group(ranks, dist.PrefixStore("words", store))
-        group.wait()
+        group.barrier()
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         what = f"rank {ranks.rank} met no other at {place.split('?')[0]} ({reason})"
@@ -168,7 +168,7 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def losses_told() -> Iterator[None]:
+def translate_rank_errors() -> Iterator[None]:
     """A broken or silent connection inside as what it is: the loss of another rank.
 
     Raises:

@@ -26,7 +26,9 @@ def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.M
         return Parallel(group)
     chosen = section.strategy
     if chosen == "auto":
-        chosen = group.share("ddp" if needs(model) < SHARE_OF_MEMORY * placement.memory_here(group.ranks) else "fsdp")
+        chosen = group.broadcast(
+            "ddp" if needs(model) < SHARE_OF_MEMORY * placement.memory_here(group.ranks) else "fsdp"
+        )
     if chosen == "ddp":
         return DataParallel(group, unused=unused or section.unused)
     from bigmodel_cli.engine.distributed.fsdp import FullyShard

@@ -20,7 +20,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine.device.placement import Placement
-from bigmodel_cli.engine.distributed.fsdp import Cut, FullyShard
+from bigmodel_cli.engine.distributed.fsdp import FullyShard, ShardedParallel
 from bigmodel_cli.engine.distributed.process_group import Group
 
 
@@ -40,7 +40,7 @@ def plan_for(recipe: Recipe, model: nn.Module, width: int) -> dict[str, Any]:
     return make(model, width)  # type: ignore[no-any-return]
 
 
-class TensorParallel(Cut):
+class TensorParallel(ShardedParallel):
     """All ranks share every matrix, and each sees the whole batch."""
 
     strategy = "tp"
@@ -86,7 +86,7 @@ class FullyShardTensorParallel(FullyShard):
         return value
 
     @property
-    def in_parts(self) -> bool:
+    def saves_shards(self) -> bool:
         return False  # a part has rows and columns
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from bigmodel_cli.core.errors import DivergedError, InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import keep_features
+from bigmodel_cli.engine.training.cached_features import cache_features
 from bigmodel_cli.engine.training.linear_probe import solve
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import say_once
+from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
 
 CANDIDATES = ("probe", "norm-only", "lora", "full")
 """From the cheapest on: of two that are equally good, the earlier is taken."""
@@ -59,8 +59,8 @@ def _try(method: str, recipe: Recipe) -> Trial:
     short = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // SHARE, 1)})
     try:
         run = assemble(recipe.model_copy(update={"train": short}))
-        keep_features(run)
-        say_once(run)
+        cache_features(run)
+        add_reference_outputs(run)
         if run.adapted.solve:
             solve(run)
         else:

@@ -18,11 +18,11 @@ from bigmodel_cli.engine.plan.flops import Layer, layers
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.loop import train_step
 from bigmodel_cli.engine.training.run import Run
-from bigmodel_cli.models.layers.meta_init import without_values
+from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 
 @dataclass(frozen=True)
-class Preflight:
+class DryRun:
     """Times in seconds, sizes in bytes."""
 
     layers: list[Layer]
@@ -45,12 +45,12 @@ class Preflight:
         return asdict(self)
 
 
-def measure(run: Run, folder: Path) -> Preflight:
+def measure(run: Run, folder: Path) -> DryRun:
     """Run one real train and one real val batch and write one checkpoint; `run` is spent afterwards.
 
     `folder` is where the run would be: its disk is looked at, and nothing is left on it.
     """
-    with without_values():
+    with init_on_meta():
         table, flops = layers(build_model(run.recipe, run.task.spec), run.task)
     raw = next(run.batches.steps(0))
     run.train_mode()
@@ -70,7 +70,7 @@ def measure(run: Run, folder: Path) -> Preflight:
         save_seconds = time.perf_counter() - clock
         size = (Path(scratch) / "last.pt").stat().st_size
     epochs = -(-run.total_steps // run.batches.steps_per_epoch)
-    return Preflight(
+    return DryRun(
         layers=table,
         parameters=sum(p.numel() for p in run.model.parameters()),
         flops=flops,

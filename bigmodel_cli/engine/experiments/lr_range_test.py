@@ -24,7 +24,7 @@ class RangeTest:
     suggested: float
 
 
-def find_rate(recipe: Recipe, steps: int = 100) -> RangeTest:
+def lr_range_test(recipe: Recipe, steps: int = 100) -> RangeTest:
     """Train for up to `steps` steps with rates from 1e-7 to 10, each the same factor above the last; nothing is kept.
 
     Raises:

@@ -46,7 +46,7 @@ class Seen:
         return scale, min(max(round(-self.low / scale), 0), 255)
 
 
-def has_eight_bit(device: torch.device) -> bool:
+def has_int8(device: torch.device) -> bool:
     """Whether this processor and this torch multiply int8 faster than fp32."""
     return device.type == "cpu" and bool(INSTRUCTIONS & cpu_flags()[1]) and hasattr(torch.ops.onednn, "qconv_prepack")
 
@@ -57,7 +57,7 @@ def is_wide(model: nn.Module) -> bool:
     return 2 * sum(wide) > len(wide)
 
 
-class EightBitConv2d(nn.Module):
+class Int8Conv2d(nn.Module):
     """`conv` on (B,C,H,W) uint8, and what was made one with it: a sum, then a ReLU.
 
     Gives fp32; or uint8, where `out` is the grid of it.
@@ -94,7 +94,7 @@ class EightBitConv2d(nn.Module):
         return y
 
 
-def in_eight_bit(folded: fx.GraphModule, run: Callable[[nn.Module], object]) -> fx.GraphModule:
+def to_int8(folded: fx.GraphModule, run: Callable[[nn.Module], object]) -> fx.GraphModule:
     """A copy of `folded` whose plain convolutions are in int8; `run` has it answer what its ranges are taken from."""
     model = copy.deepcopy(folded)
     seen = _seen(model, run)
@@ -104,7 +104,7 @@ def in_eight_bit(folded: fx.GraphModule, run: Callable[[nn.Module], object]) -> 
         n for n in graph.nodes if calls[n.target] == 1 and _is_plain(model, n) and n.all_input_nodes[0].name in seen
     ]
     for node in convs:
-        model.set_submodule(str(node.target), EightBitConv2d(model.get_submodule(str(node.target))))  # type: ignore[arg-type]
+        model.set_submodule(str(node.target), Int8Conv2d(model.get_submodule(str(node.target))))  # type: ignore[arg-type]
     for node in convs:
         _join(model, graph, node, seen)
     _hand_over(model, graph, seen)
@@ -236,9 +236,9 @@ def _seen(model: fx.GraphModule, run: Callable[[nn.Module], object]) -> dict[str
     return found
 
 
-def _eight_bit(model: fx.GraphModule, node: fx.Node) -> EightBitConv2d | None:
+def _eight_bit(model: fx.GraphModule, node: fx.Node) -> Int8Conv2d | None:
     module = _module(model, node)
-    return module if isinstance(module, EightBitConv2d) else None
+    return module if isinstance(module, Int8Conv2d) else None
 
 
 def _module(model: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -16,16 +16,16 @@ from torch.fx import GraphModule
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
-from bigmodel_cli.engine.inference.int8_conv import has_eight_bit, in_eight_bit, is_wide
+from bigmodel_cli.engine.inference.int8_conv import has_int8, is_wide, to_int8
 
 WORTH_A_LOOK = 2.0  # seconds: shorter work is done before a quicker way is found
 WORTH = 1.1  # a smaller gain is noise
 TOLERANCE = 0.02  # relative L2 difference of the answers; in a ResNet-18 bf16 is off by 0.007, int8 by 0.01
-Says = Callable[[nn.Module, Batch], Batch]
+ForwardFn = Callable[[nn.Module, Batch], Batch]
 
 
 @dataclass(frozen=True)
-class Quick:
+class Optimized:
     """A model in eval mode, how to run it, and a line on what was done to it; empty where nothing was."""
 
     model: nn.Module
@@ -33,7 +33,9 @@ class Quick:
     note: str = ""
 
 
-def quickened(model: nn.Module, says: Says, placement: Placement, batch: Batch, samples: int, free: bool) -> Quick:
+def optimize_for_inference(
+    model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch, samples: int, allow_low_precision: bool
+) -> Optimized:
     """The quickest agreeing form of `model` for `samples` samples like those in the model-ready `batch`, by timing.
 
     `model` is on its device and stays as it is; `says` is what is asked of it. Folding is exact but for rounding;
@@ -43,35 +45,37 @@ def quickened(model: nn.Module, says: Says, placement: Placement, batch: Batch, 
     _answer(model, says, placement, {k: v[:2] for k, v in batch.items()})  # wakes threads, loads kernels
     least, expected = _answer(model, says, placement, batch)
     if least / len(batch["index"]) * samples < WORTH_A_LOOK:
-        return Quick(model, placement)
-    kinds = {"int8": has_eight_bit(placement.device), "bf16": placement.has_bf16 or placement.device.type != "cpu"}
-    for form in _forms(model, says, placement, batch, kinds if free else {}):
+        return Optimized(model, placement)
+    kinds = {"int8": has_int8(placement.device), "bf16": placement.has_bf16 or placement.device.type != "cpu"}
+    for form in _forms(model, says, placement, batch, kinds if allow_low_precision else {}):
         with contextlib.suppress(RuntimeError):  # an operation without a kernel for bf16
             _answer(form.model, says, form.placement, batch)
             seconds, answers = _answer(form.model, says, form.placement, batch)
             apart = difference(answers, expected)
             if apart <= TOLERANCE and least / seconds >= WORTH:
                 gain = f"{least / seconds:.2g}x as fast, answers within {apart:.1g} of fp32"
-                return Quick(form.model, form.placement, f"{form.note}: {gain}")
-    return Quick(model, placement)
+                return Optimized(form.model, form.placement, f"{form.note}: {gain}")
+    return Optimized(model, placement)
 
 
-def by_rule(model: nn.Module, says: Says, placement: Placement, batch: Batch, free: bool) -> Quick:
-    """As :func:`quickened`, without a clock: the same choice each time, which a run that is resumed depends on."""
+def optimize_by_rule(
+    model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch, allow_low_precision: bool
+) -> Optimized:
+    """As :func:`optimize_for_inference`, without a clock: the same choice each time, which a resumed run depends on."""
     model.eval()
     _, expected = _answer(model, says, placement, batch)
-    kinds = {"int8": has_eight_bit(placement.device) and is_wide(model), "bf16": placement.has_bf16}
-    for form in _forms(model, says, placement, batch, kinds if free else {}):
+    kinds = {"int8": has_int8(placement.device) and is_wide(model), "bf16": placement.has_bf16}
+    for form in _forms(model, says, placement, batch, kinds if allow_low_precision else {}):
         with contextlib.suppress(RuntimeError):
             apart = difference(_answer(form.model, says, form.placement, batch)[1], expected)
             if apart <= TOLERANCE:
-                return Quick(form.model, form.placement, f"{form.note}: answers within {apart:.1g} of fp32")
-    return Quick(model, placement)
+                return Optimized(form.model, form.placement, f"{form.note}: answers within {apart:.1g} of fp32")
+    return Optimized(model, placement)
 
 
 def _forms(
-    model: nn.Module, says: Says, placement: Placement, batch: Batch, kinds: Mapping[str, bool]
-) -> Iterator[Quick]:
+    model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch, kinds: Mapping[str, bool]
+) -> Iterator[Optimized]:
     """Other forms of `model`, the quickest first; int8 and bf16 where `kinds` says so."""
     folded = fold(model)
     name = "" if folded is None else "BatchNorm folded"
@@ -80,14 +84,14 @@ def _forms(
         plain: Any = placement.with_(small_maps=False).model(folded)
         some = {k: v[::2] for k, v in batch.items()}  # the other half is news to its ranges
         with contextlib.suppress(RuntimeError):  # a torch whose kernels want other arguments
-            form = in_eight_bit(plain, lambda m: _answer(m, says, placement, some))
-            yield Quick(form, placement, f"{name}, int8")
+            form = to_int8(plain, lambda m: _answer(m, says, placement, some))
+            yield Optimized(form, placement, f"{name}, int8")
     if kinds.get("bf16"):
         half = copy.deepcopy(model if folded is None else folded).to(torch.bfloat16)
         how = placement.with_(precision="bf16")
-        yield Quick(how.model(half), how, ", ".join(filter(None, (name, "bf16"))))
+        yield Optimized(how.model(half), how, ", ".join(filter(None, (name, "bf16"))))
     if folded is not None:
-        yield Quick(placement.model(folded), placement, name)
+        yield Optimized(placement.model(folded), placement, name)
 
 
 def fold(model: nn.Module) -> nn.Module | None:
@@ -118,7 +122,7 @@ def difference(outputs: Batch, expected: Batch) -> float:
     return apart if apart == apart else float("inf")
 
 
-def _answer(model: nn.Module, says: Says, placement: Placement, batch: Batch) -> tuple[float, Batch]:
+def _answer(model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch) -> tuple[float, Batch]:
     placement.wait()
     clock = time.perf_counter()
     with torch.inference_mode(), placement.autocast():

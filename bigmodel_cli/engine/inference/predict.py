@@ -17,8 +17,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data.thread_map import decoders
 from bigmodel_cli.engine.device.placement import Placement
-from bigmodel_cli.engine.inference.batch_size import room
-from bigmodel_cli.engine.inference.optimize import Quick, quickened
+from bigmodel_cli.engine.inference.batch_size import max_batch_size
+from bigmodel_cli.engine.inference.optimize import Optimized, optimize_for_inference
 
 MOST = 64  # samples in a batch
 WINDOW, HELD = 1024, 1 << 26  # samples and bytes that come while one waits for others of its shape, at most
@@ -26,11 +26,11 @@ Reading = tuple[str, Batch | InputError]
 Answer = list[tuple[str, float]]
 
 
-def ask(
+def predict_files(
     model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
 ) -> Iterator[tuple[str, Answer | InputError]]:
     """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it."""
-    size = min(MOST, room(task, placement))
+    size = min(MOST, max_batch_size(task, placement))
     given = ((f"text {i}", task.asked([text])) for i, text in enumerate(texts, 1))
     known: dict[int, tuple[str, Answer | InputError]] = {}  # told when all before them are
     told = 0
@@ -46,24 +46,26 @@ def ask(
             told += 1
 
 
-def quick_to_ask(model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], free: bool) -> Quick:
+def optimize_for_files(
+    model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], allow_low_precision: bool
+) -> Optimized:
     """The quickest agreeing form of `model` for as many samples as there are `files`, chosen on some from all of them.
 
     As it is where that would take longer than to answer, and where it has no convolutions to make quicker.
     """
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return Quick(model, placement)
-    few = min(len(files), max(1, room(task, placement) // 2), MOST // 2)
+        return Optimized(model, placement)
+    few = min(len(files), max(1, max_batch_size(task, placement) // 2), MOST // 2)
     raws: list[Batch] = []
     for file in [files[i * len(files) // few] for i in range(few)] if few > 1 else []:
         with contextlib.suppress(InputError):  # told when it is asked
             raws += [raw for _, raw in itertools.islice(task.readings(file), 1)]
     shapes = {tuple((k, v.shape[1:]) for k, v in raw.items()) for raw in raws}
-    if len(shapes) != 1:  # nothing that could be read, or pictures of several sizes
-        return Quick(model, placement)
+    if len(shapes) != 1:  # nothing that could be read, or images of several sizes
+        return Optimized(model, placement)
     joined = {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}
     look = placement.inputs(task.prepare(placement.batch(joined)))
-    return quickened(model, task.outputs, placement, look, len(files), free)
+    return optimize_for_inference(model, task.outputs, placement, look, len(files), allow_low_precision)
 
 
 def _readings(task: Any, files: Sequence[Path], ahead: int) -> Iterator[Reading]:

@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import InputError
 
 
 class Mirrored(nn.Module):
-    """The mean of what `model` says of pictures and of their mirror images: (B,C,H,W) -> (B,K)."""
+    """The mean of what `model` says of images and of their mirror images: (B,C,H,W) -> (B,K)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class Mirrored(nn.Module):
 
 
 def mirrored(model: nn.Module, task: Any) -> nn.Module:
-    """`model` asked twice of each picture.
+    """`model` asked twice of each image.
 
     Raises:
         InputError: what `task` is about has no mirror image.
     """
     if [x.dim() for x in task.example(1)] != [4]:
-        raise InputError(f"--tta: {task.name.replace('_', ' ')}", "expected a model of pictures")
+        raise InputError(f"--tta: {task.name.replace('_', ' ')}", "expected a model of images")
     return Mirrored(model)

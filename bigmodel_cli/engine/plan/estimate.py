@@ -56,7 +56,7 @@ class Plan:
     batch: int
     unit: str
     units: int
-    """Pictures or tokens in an optimizer step."""
+    """Images or tokens in an optimizer step."""
     flops: float
     """Of an optimizer step, all devices together, recomputation not counted."""
     steps: int

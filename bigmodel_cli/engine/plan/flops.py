@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigmodel_cli.core.types import Task
-from bigmodel_cli.engine.device.lazy_dynamo import without_compiler
+from bigmodel_cli.engine.device.lazy_dynamo import without_dynamo
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], i
     example = tuple(x.to("meta") for x in task.example(1))
     model.eval()
     try:
-        with without_compiler():
+        with without_dynamo():
             counts = _counted(model, example)
     except (ImportError, AttributeError):
         counts = _counted(model, example)

@@ -23,17 +23,17 @@ SIDE, TRIES = 1024, 5
 
 
 def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1) -> dict[str, Any]:
-    """``flops_per_unit`` of training (a token, a picture), the ``peak`` of all devices in FLOP/s, and ``which`` it is.
+    """``flops_per_unit`` of training (a token, an image), the ``peak`` of all devices in FLOP/s, and ``which`` it is.
 
     Empty where the model's work cannot be counted.
     """
     from bigmodel_cli.engine.build.model import build_model
     from bigmodel_cli.engine.plan.flops import layers
-    from bigmodel_cli.models.layers.meta_init import without_values
+    from bigmodel_cli.models.layers.meta_init import init_on_meta
 
     flops = 0
     # A model may not run without its values; what building one draws is no part of the run.
-    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), without_values():
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), init_on_meta():
         _, flops = layers(build_model(recipe, task.spec), task)
     example = task.example(1)[-1]
     units = example.shape[1] if task.unit == "tokens" else 1

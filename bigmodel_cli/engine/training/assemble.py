@@ -24,25 +24,25 @@ from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import transfer
 from bigmodel_cli.engine.device.autotune import measured
-from bigmodel_cli.engine.device.device_cache import near
+from bigmodel_cli.engine.device.device_cache import cache_on_device
 from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group
 from bigmodel_cli.engine.distributed.strategy import parallel_for
-from bigmodel_cli.engine.training.cached_features import can_keep
+from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import labels_of, told, weighted
 from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.run import Run, rank_seed
 from bigmodel_cli.engine.training.sharded_build import (
     agreed,
-    averaged,
     batches_for,
-    built_hollow,
-    is_cut,
+    build_ema,
+    builds_on_meta,
     on_device,
+    shards_parameters,
     with_width,
 )
-from bigmodel_cli.engine.training.timer import Stopwatch
-from bigmodel_cli.models.layers.meta_init import hollow
+from bigmodel_cli.engine.training.timer import Timer
+from bigmodel_cli.models.layers.meta_init import parameters_on_meta
 
 
 def assemble(
@@ -72,7 +72,7 @@ def assemble(
     bundle = load_data(recipe.data, like)
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
-    with hollow(built_hollow(recipe, group, resumed is not None)):
+    with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
     model = on_device(recipe, model, placement, group)
     start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
@@ -80,23 +80,25 @@ def assemble(
     how = recipe.train.balance
     labels = labels_of(train, how) if how != "none" else None
     notes += told(train, getattr(bundle.spec, "classes", ()), how)
-    train, val = near(train, placement), near(val, placement)
+    train, val = cache_on_device(train, placement), cache_on_device(val, placement)
     batches = batches_for(recipe, train, labels if how == "sampling" else None, group)
     total = recipe.train.epochs * batches.steps_per_epoch
     total = min(total, recipe.train.max_steps or total)
     task = task.for_data(bundle.spec)
     task = weighted(task, labels) if labels is not None and how == "loss" else task
     task = adapted.objective(task) if adapted.objective else task
-    keeps, why_not = can_keep(recipe, task, model, adapted, len(train) + len(val))
+    keeps, why_not = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
     if group.world > 1 and adapted.solve:
         raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
     keeps = keeps and group.world == 1
     if measure and resumed is None and recorded is None and adapted.solve is None and not keeps:
-        if group.leads and not is_cut(recipe, group):  # alone, the others wait: what it finds holds for all
+        if group.is_main and not shards_parameters(
+            recipe, group
+        ):  # alone, the others wait: what it finds holds for all
             placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
         placement = agreed(recipe, placement, model, group)
     parallel = parallel_for(group, recipe, placement, model, unused=bool(adapted.stages))
-    ema = averaged(recipe, model, parallel)  # before it is wrapped
+    ema = build_ema(recipe, model, parallel)  # before it is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
     run = Run(
@@ -113,11 +115,11 @@ def assemble(
         val=val,
         total_steps=total,
         placement=placement,
-        watch=Stopwatch(placement.wait if placement.lag else None),
+        timer=Timer(placement.wait if placement.lag else None),
         meta=_meta(recipe, task, bundle),
         notes=[*bundle.notes, *notes, *filter(None, [why_not])],
         splits=frozenset(bundle.load),
-        keeps_features=keeps,
+        caches_features=keeps,
         parallel=parallel,
     )
     if group.shard:

@@ -16,8 +16,8 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
 from bigmodel_cli.engine.build.model import head_of
-from bigmodel_cli.engine.inference.batch_size import a_look, elements, forward_pass
-from bigmodel_cli.engine.inference.optimize import Quick, Says, by_rule
+from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
+from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
 from bigmodel_cli.engine.training.run import Run
 
 MOST = 2**30  # bytes of features held in memory
@@ -59,7 +59,7 @@ class OnFeatures:
         return (torch.zeros(batch_size, 1),)
 
 
-def can_keep(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samples: int) -> tuple[bool, str]:
+def can_cache_features(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samples: int) -> tuple[bool, str]:
     """Whether the head can train on kept features of `samples` samples, and be the head that it would be anyway.
 
     Where everything below the head is frozen and it is not possible all the same, the line says why.
@@ -70,7 +70,7 @@ def can_keep(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samp
         return False, ""
     name, last, why = recipe.augment.name, model.get_submodule(head), ""
     if augments.get(name).meta.get("changes", True):
-        why = f"augmentation {name} makes other pictures each time (--set augment.name=none)"
+        why = f"augmentation {name} makes other images each time (--set augment.name=none)"
     elif len(getattr(task, "inputs", ())) != 1:
         why = "the model takes more than one input"
     elif not isinstance(last, nn.Linear):
@@ -80,11 +80,11 @@ def can_keep(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samp
     return not why, f"the backbone runs every epoch: {why}" if why else ""
 
 
-def keep_features(run: Run) -> bool:
+def cache_features(run: Run) -> bool:
     """Put features in the place of samples, and the head in the place of the model. False where a signal came first."""
-    if not run.keeps_features:
+    if not run.caches_features:
         return True
-    with run.watch("features"):
+    with run.timer("features"):
         both = features(run)
     if both is None:
         return False
@@ -104,9 +104,9 @@ def features(run: Run) -> tuple[Features, Features] | None:
         InputError: the head takes something other than one vector a sample.
     """
     source, says = run.batches.source, _vectors(run)
-    free = run.recipe.placement.precision == "auto" and elements(run.task) * len(source) > BIG
-    look = a_look(run.task, source, run.placement, run.recipe.train.eval_batch_size)
-    quick = by_rule(run.model, says, run.placement, look, free)
+    free = run.recipe.placement.precision == "auto" and elements_per_sample(run.task) * len(source) > BIG
+    look = sample_inputs(run.task, source, run.placement, run.recipe.train.eval_batch_size)
+    quick = optimize_by_rule(run.model, says, run.placement, look, free)
     if quick.note:
         run.emit({"event": "note", "message": f"features from a quicker backbone: {quick.note}"})
     train = _split(run, quick, says, source)
@@ -114,7 +114,7 @@ def features(run: Run) -> tuple[Features, Features] | None:
     return None if train is None or val is None else (train, val)
 
 
-def _split(run: Run, quick: Quick, says: Says, source: Source) -> Features | None:
+def _split(run: Run, quick: Optimized, says: ForwardFn, source: Source) -> Features | None:
     vectors: list[Tensor] = []
     labels: list[Tensor] = []
     with torch.inference_mode(), quick.placement.autocast():
@@ -126,7 +126,7 @@ def _split(run: Run, quick: Quick, says: Says, source: Source) -> Features | Non
     return Features(source, torch.cat(vectors).clone(), torch.cat(labels).clone())
 
 
-def _vectors(run: Run) -> Says:
+def _vectors(run: Run) -> ForwardFn:
     """What a model, of which the head is a part, puts into it."""
     head = head_of(run.recipe)
 

@@ -11,8 +11,8 @@ from bigmodel_cli.core.types import Batch, Source, Task
 from bigmodel_cli.data.batches import gathered, shares
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group
-from bigmodel_cli.engine.inference.batch_size import a_look, forward_pass, room
-from bigmodel_cli.engine.inference.optimize import quickened
+from bigmodel_cli.engine.inference.batch_size import forward_pass, max_batch_size, sample_inputs
+from bigmodel_cli.engine.inference.optimize import optimize_for_inference
 
 
 def _shared_pass(
@@ -23,7 +23,7 @@ def _shared_pass(
     A sharded model needs every rank in every pass.
     """
     model.eval()
-    parts = shares(len(source), min(batch_size, room(task, placement)), group.shard, group.shards)
+    parts = shares(len(source), min(batch_size, max_batch_size(task, placement)), group.shard, group.shards)
     stand_in = torch.zeros(1, dtype=torch.int64)
     for part, raw in zip(parts, gathered(source, [p if len(p) else stand_in for p in parts]), strict=True):
         yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))
@@ -51,19 +51,24 @@ def evaluate(
             for key, value in task.evaluate(model, batch).items():
                 value = value.double() if counts else torch.zeros_like(value, dtype=torch.float64)
                 sums[key] = sums[key] + value if key in sums else value
-    totals = group.totals([v.item() for v in sums.values()])  # the one host sync of the pass
+    totals = group.all_reduce_sum([v.item() for v in sums.values()])  # the one host sync of the pass
     return task.summarise(dict(zip(sums, totals, strict=True)))
 
 
 def collect(
-    model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int, free: bool = False
+    model: nn.Module,
+    task: Task,
+    source: Source,
+    placement: Placement,
+    batch_size: int,
+    allow_low_precision: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
     """The task's outputs for every sample of `source`, on the CPU, first dimension N; and how they were had.
 
     The quickest agreeing form of the model answers; `free` lets that be int8 or bf16.
     """
-    look = a_look(task, source, placement, batch_size)
-    quick = quickened(model, task.outputs, placement, look, len(source), free)
+    look = sample_inputs(task, source, placement, batch_size)
+    quick = optimize_for_inference(model, task.outputs, placement, look, len(source), allow_low_precision)
     parts: list[Batch] = []
     with torch.inference_mode(), quick.placement.autocast():
         for batch in forward_pass(quick.model, task, source, quick.placement, batch_size):

@@ -12,7 +12,7 @@ from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.batches import micro_batches
 from bigmodel_cli.engine.device.placement import is_out_of_memory
 from bigmodel_cli.engine.training.evaluate import evaluate
-from bigmodel_cli.engine.training.run import Run, Taken
+from bigmodel_cli.engine.training.run import Run, StepResult
 
 MIN_LR_SCALE = 1 / 8  # a run that was halved three times and diverges again needs a person
 
@@ -44,8 +44,8 @@ def _epoch(run: Run) -> float:
     train, progress = run.recipe.train, run.progress
     run.train_mode()
     clock, first = time.perf_counter(), progress.loss_count
-    for raw in run.watch.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
-        run.taken.append(train_step(run, raw))
+    for raw in run.timer.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
+        run.pending_steps.append(train_step(run, raw))
         progress.step += 1
         progress.samples_seen += run.batches.size(progress.batch_in_epoch)
         progress.batch_in_epoch += 1
@@ -59,47 +59,51 @@ def _epoch(run: Run) -> float:
     return (progress.loss_count - first) / (time.perf_counter() - clock)
 
 
-def train_step(run: Run, raw: Batch) -> Taken:
+def train_step(run: Run, raw: Batch) -> StepResult:
     """One optimizer step on this rank's part of the batch, not taken where the loss or gradient is not finite.
 
     Where memory runs out, the micro-batch is halved for good and the step is done
     again with more accumulation: the effective batch stays what the recipe says.
     """
     run.set_lr()
-    run.watch.steps += 1
+    run.timer.steps += 1
     kept = [b.clone() for b in run.model.buffers()] if run.recipe.train.skip_nonfinite else []
     count = int(run.parallel.total(run.task.count(raw)))
     while (total := _gradients(run, raw, count)) is None:
         _halve(run)
-    with run.watch("optimizer"):
+    with run.timer("optimizer"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in parameters if p.grad is not None]
-        norm = run.parallel.whole(torch.nn.utils.get_total_norm(grads))
+        norm = run.parallel.gather_full(torch.nn.utils.get_total_norm(grads))
         if run.recipe.train.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, run.recipe.train.clip_norm, norm)
         finite = torch.isfinite(norm + total)
         for before, now in zip(kept, run.model.buffers(), strict=False):  # BatchNorm has averaged a NaN in by now
             now.copy_(torch.where(finite, now, before))
         _update(run, finite)
-    return Taken(total, norm, finite, count)
+    return StepResult(total, norm, finite, count)
 
 
 def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
     """Leave the mean gradient over `count` units of all ranks; the sum of their losses. None: memory ran out."""
-    train, task, place, watch = run.recipe.train, run.task, run.placement, run.watch
+    train, task, place, timer = run.recipe.train, run.task, run.placement, run.timer
     total = torch.zeros((), device=place.device)
-    pieces = run.parallel.pieces(max(run.pieces, train.accumulate), run.batches.size(run.progress.batch_in_epoch))
+    num_micro_batches = run.parallel.num_micro_batches(
+        max(run.num_micro_batches, train.accumulate), run.batches.size(run.progress.batch_in_epoch)
+    )
     short = False
     try:
-        for micro, last in micro_batches(place.batch(raw), pieces):
-            with watch("prepare"):
+        for micro, last in micro_batches(place.batch(raw), num_micro_batches):
+            with timer("prepare"):
                 key = SampleKey(train.seed, run.progress.epoch, micro["index"])
                 micro = place.inputs(task.prepare(micro, key))
             with run.parallel.syncing(last):
-                with watch("forward"), place.autocast():
+                with timer("forward"), place.autocast():
                     loss = task.loss(run.forward, micro).total
-                with watch("backward"):
-                    loss.backward(torch.full_like(loss, run.parallel.averaged / count))  # of the mean over all units
+                with timer("backward"):
+                    loss.backward(
+                        torch.full_like(loss, run.parallel.gradient_divisor / count)
+                    )  # of the mean over all units
                     total += loss.detach()
     except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
         if not is_out_of_memory(error):
@@ -115,14 +119,14 @@ def _halve(run: Run) -> None:
         MachineError: there is one sample in each.
     """
     size = run.batches.size(run.progress.batch_in_epoch)
-    if size // run.batches.shards // run.pieces <= 1:
+    if size // run.batches.shards // run.num_micro_batches <= 1:
         hint = "a smaller model, --precision bf16, or a machine with more memory"
         raise MachineError("out of memory at micro-batch 1", hint=hint)
-    run.pieces *= 2
+    run.num_micro_batches *= 2
     run.optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
-    micro = -(-size // run.batches.shards // run.pieces)
-    message = f"out of memory: micro-batch {micro} x {run.pieces} accumulated; the batch stays {size}"
+    micro = -(-size // run.batches.shards // run.num_micro_batches)
+    message = f"out of memory: micro-batch {micro} x {run.num_micro_batches} accumulated; the batch stays {size}"
     run.emit({"event": "warning", "message": message})
 
 
@@ -149,9 +153,9 @@ def settle(run: Run, leave: int = 0) -> None:
     Raises:
         DivergedError: a step was not finite.
     """
-    while len(run.taken) > leave:
-        step = run.progress.step - len(run.taken) + 1
-        taken = run.taken.popleft()
+    while len(run.pending_steps) > leave:
+        step = run.progress.step - len(run.pending_steps) + 1
+        taken = run.pending_steps.popleft()
         loss = taken.loss.item()
         if not taken.finite.item():
             _not_finite(run, f"step {step}: loss {loss / taken.count:g}, gradient norm {taken.norm.item():g}")
@@ -180,7 +184,7 @@ def _not_finite(run: Run, what: str) -> None:
     if run.bad_steps <= run.recipe.train.skip_nonfinite:
         run.emit({"event": "warning", "message": f"{what}: step not taken"})
         return
-    run.taken.clear()
+    run.pending_steps.clear()
     scale = run.progress.lr_scale / 2
     if not run.recipe.train.skip_nonfinite or scale < MIN_LR_SCALE or not run.roll_back():
         hint = "a lower --lr, a longer warm-up, or --set train.clip_norm=1"
@@ -193,7 +197,7 @@ def _not_finite(run: Run, what: str) -> None:
 
 def _save(run: Run, best: bool) -> None:
     settle(run)
-    with run.watch("saving"):
+    with run.timer("saving"):
         run.save(run, best)
 
 
@@ -210,11 +214,11 @@ def end_epoch(run: Run, rate: float) -> bool:
         f"{run.task.unit}_per_second": rate,
     }
     if run.parallel.group.world > 1:
-        event["straggler"] = run.parallel.straggler(run.watch.own())
+        event["straggler"] = run.parallel.straggler(run.timer.own())
     best = False
     if last or every(train.eval_epochs, progress.epoch + 1):
         run.emit({"event": "evaluating"})
-        with run.watch("evaluation"):
+        with run.timer("evaluation"):
             run.parallel.average_buffers(run)
             metrics = evaluate(
                 run.eval_model, run.task, run.val, run.placement, train.eval_batch_size, run.stop, run.parallel.group

@@ -29,11 +29,11 @@ def traced(run: Run, path: Path) -> Iterator[None]:
     with torch.profiler.profile(
         activities=kinds, schedule=plan, on_trace_ready=lambda p: p.export_chrome_trace(str(draft))
     ) as profiler:
-        run.tick, run.watch.label = profiler.step, torch.profiler.record_function
+        run.tick, run.timer.label = profiler.step, torch.profiler.record_function
         try:
             yield
         finally:
-            run.tick, run.watch.label = lambda: None, None
+            run.tick, run.timer.label = lambda: None, None
     if draft.exists():
         draft.replace(path)
         run.emit({"event": "warning", "message": f"trace of {min(STEPS, max(left, 1))} steps in {path}"})

@@ -20,7 +20,7 @@ from bigmodel_cli.engine.training.run import Run
 
 
 @dataclass(frozen=True)
-class Beside:
+class WithReferences:
     """`source` with `said`, tensors (N,...), beside its own."""
 
     source: Source
@@ -40,7 +40,7 @@ class Beside:
         return self.source.name(index)
 
 
-def say_once(run: Run) -> bool:
+def add_reference_outputs(run: Run) -> bool:
     """Put what the start says beside each sample of train and val. False where a signal came first.
 
     Raises:
@@ -49,7 +49,7 @@ def say_once(run: Run) -> bool:
     if run.adapted.once is None:
         return True
     if not run.said:
-        with run.watch("features"):
+        with run.timer("features"):
             found = {"train": _said(run, run.batches.source), "val": _said(run, run.val)}
         if not all(found.values()):
             return False
@@ -64,7 +64,7 @@ def _said(run: Run, source: Source) -> Batch | None:
     parts: list[Batch] = []
     size = run.recipe.train.eval_batch_size
     # What the passes of a model leave that is cut over ranks is used in training: no inference tensors then.
-    with torch.no_grad() if run.parallel.cuts else torch.inference_mode(), run.placement.autocast():
+    with torch.no_grad() if run.parallel.shards_tensors else torch.inference_mode(), run.placement.autocast():
         for batch in forward_pass(run.model, run.task, source, run.placement, size):
             if run.stop():
                 return None
@@ -72,7 +72,7 @@ def _said(run: Run, source: Source) -> Batch | None:
     return {k: torch.cat([part[k] for part in parts]).clone() for k in parts[0]}
 
 
-def _beside(source: Source, said: Mapping[str, Batch], split: str) -> Beside:
+def _beside(source: Source, said: Mapping[str, Batch], split: str) -> WithReferences:
     if split not in said or any(len(v) != len(source) for v in said[split].values()):
         raise InputError("--resume: what the start said is not of this data", "expected the data of the run")
-    return Beside(source, said[split])
+    return WithReferences(source, said[split])

@@ -20,7 +20,7 @@ from bigmodel_cli.core.types import Adapted, Batch, Frozen, Source, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.base import Parallel
-from bigmodel_cli.engine.training.timer import Stopwatch
+from bigmodel_cli.engine.training.timer import Timer
 
 Event = dict[str, Any]
 
@@ -43,7 +43,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What a step gave, still on its device: `loss` is a sum over `count` units, `norm` the gradient's."""
 
     loss: Tensor
@@ -84,16 +84,16 @@ class Run:
     """Called after each step."""
     bad_steps: int = 0
     """Steps in a row, up to now, that were not finite."""
-    pieces: int = 1
-    keeps_features: bool = False
+    num_micro_batches: int = 1
+    caches_features: bool = False
     """Whether a frozen backbone runs once, and the head trains on what it said."""
     said: dict[str, Batch] = field(default_factory=dict)
     """By split, what the start said of each sample (``adapted.once``)."""
     part: str = ""
     """The submodule that batches go into: the head where they are features of a frozen backbone; "" is all of it."""
-    taken: deque[Taken] = field(default_factory=deque)
+    pending_steps: deque[StepResult] = field(default_factory=deque)
     """Steps whose results have not been read yet."""
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    timer: Timer = field(default_factory=Timer)
     parallel: Parallel = field(default_factory=Parallel)
     """Over which processes this run is spread."""
 
@@ -154,7 +154,7 @@ class Run:
             **({"said": self.said} if self.said else {}),
             "meta": {**self.meta, "env": self.environment(), "created": time.time()},
         }
-        return self.parallel.whole(state, self.parallel.group.leads) if whole else state  # type: ignore[no-any-return]
+        return self.parallel.gather_full(state, self.parallel.group.is_main) if whole else state  # type: ignore[no-any-return]
 
     def random_state(self) -> dict[str, Any]:
         rng = {"cpu": torch.get_rng_state()}
@@ -180,12 +180,12 @@ class Run:
             raise KeyError("model_ema")
         if self.adapted.once is not None:
             self.said = {split: {k: v.float() for k, v in said.items()} for split, said in state["said"].items()}
-        self.model.load_state_dict(self.parallel.cut(state["model"], self.model.state_dict()))
+        self.model.load_state_dict(self.parallel.shard_state(state["model"], self.model.state_dict()))
         if self.ema is not None:
             ema = dict(state["model_ema"])
             self.ema.n_averaged.copy_(ema.pop("n_averaged"))
-            self.ema.module.load_state_dict(self.parallel.cut(ema, self.ema.module.state_dict()))
-        self.optimizer.load_state_dict(dict(self.parallel.cut_optimizer(state["optimizer"], self.optimizer)))
+            self.ema.module.load_state_dict(self.parallel.shard_state(ema, self.ema.module.state_dict()))
+        self.optimizer.load_state_dict(dict(self.parallel.shard_optimizer_state(state["optimizer"], self.optimizer)))
         self.progress = Progress(**state["progress"])
         self._restore_random_state(state["rng"])
         now, then = self.environment(), {"world": 1, **state["meta"]["env"]}
@@ -195,7 +195,7 @@ class Run:
         """This rank's own where the job is as large as it was; else rank 0 goes on, and the others begin anew."""
         group = self.parallel.group
         parts = rng.get("ranks", [rng])
-        if len(parts) != group.world and not group.leads:
+        if len(parts) != group.world and not group.is_main:
             torch.manual_seed(rank_seed(self.recipe.train.seed + self.progress.step, group.rank))
             return
         mine = parts[group.rank]

@@ -20,19 +20,19 @@ from bigmodel_cli.core.strict_yaml import dump_yaml
 from bigmodel_cli.engine.build.digest import digest, unchanged
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import Parts, Writer
-from bigmodel_cli.engine.checkpoint.sharded import Share, taken_apart
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group, losses_told
+from bigmodel_cli.engine.checkpoint.sharded import Share, split_state
+from bigmodel_cli.engine.distributed.process_group import ALONE, Group, translate_rank_errors
 from bigmodel_cli.engine.plan.mfu import utilisation
 from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import keep_features
+from bigmodel_cli.engine.training.cached_features import cache_features
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.linear_probe import solve
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.profiler import traced
-from bigmodel_cli.engine.training.reference_outputs import say_once
+from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
 from bigmodel_cli.engine.training.run import Event, Run
 from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.sharded_build import own_share
+from bigmodel_cli.engine.training.sharded_build import own_shard
 from bigmodel_cli.engine.training.signals import StopFlag
 from bigmodel_cli.models.quantization.nf4 import parameters
 
@@ -65,8 +65,8 @@ class Outcome:
             "seconds": self.seconds,
             "steps": self.run.progress.step,
             "digest": self.digest,
-            "time": self.run.watch.shares(),
-            "verdict": self.run.watch.verdict(),
+            "time": self.run.timer.shares(),
+            "verdict": self.run.timer.verdict(),
             "frozen_unchanged": len(self.run.frozen.tensors),
             "memory_peak": self.run.placement.memory_peak(),
             **{f"{name}_before": value for name, value in self.before.items()},
@@ -93,7 +93,7 @@ def train(
     clock = time.perf_counter()
     with (
         StopFlag() as stop,
-        losses_told(),
+        translate_rank_errors(),
         _prepared(recipe, folder, recorded, group) as run,
         Writer(folder.path, run.frozen.tensors) as writer,
     ):
@@ -114,33 +114,33 @@ def train(
 
         def save(run: Run, best: bool) -> None:
             state = run.state(whole=False)
-            if run.parallel.in_parts and checkpoint.size(state) > recipe.train.shard_above:
+            if run.parallel.saves_shards and checkpoint.size(state) > recipe.train.shard_above:
                 writer.save_parts(_parts(run, state), best)
                 return
-            state = run.parallel.whole(state, group.leads)
-            if group.leads:
+            state = run.parallel.gather_full(state, group.is_main)
+            if group.is_main:
                 writer.save(state, best)
 
         run.emit, run.stop = told, lambda: group.any(stop.requested)
         run.save = save
         run.roll_back = lambda: _roll_back(run, folder, writer)
-        run.watch.seconds["start"] += time.perf_counter() - clock
+        run.timer.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
         with unchanged(run.model, run.frozen.tensors):
-            through = keep_features(run) and say_once(run)
+            through = cache_features(run) and add_reference_outputs(run)
             before = _before(run)
             if not run.adapted.solve:  # which has nothing to save until it is through
                 stop.gently()
             trace = traced(run, folder.path / "trace.json") if recipe.train.profile else contextlib.nullcontext()
             with trace:
                 through = through and (solve(run) if run.adapted.solve else fit(run))
-        with run.watch("saving"):
+        with run.timer("saving"):
             writer.wait()
-            group.wait()
+            group.barrier()
         if not through:
             raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)
         best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}
-        of_weights = digest(run.parallel.whole(dict(run.model.state_dict()), group.leads))
+        of_weights = digest(run.parallel.gather_full(dict(run.model.state_dict()), group.is_main))
         outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, of_weights, before)
         folder.event(outcome.to_dict())
         folder.status("done", 0, run.progress.step, str(outcome.best), "")
@@ -166,15 +166,15 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
     with folder:
         try:
             if run is None:
-                state, skipped = _newest(folder, group, own_share(recipe, group))
+                state, skipped = _newest(folder, group, own_shard(recipe, group))
                 run = assemble(recipe, state, group=group)
                 run.notes[:0] = skipped
                 folder.rewind(run.progress.epoch)
             else:
                 folder.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
             folder.status("running", None, run.progress.step, None, "")
-            folder.path = Path(group.share(str(folder.path)))
-            with losses_told():
+            folder.path = Path(group.broadcast(str(folder.path)))
+            with translate_rank_errors():
                 yield run
         except BigmodelError as error:
             step = run.progress.step if run else 0
@@ -198,8 +198,8 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
 
 def _parts(run: Run, state: dict[str, Any]) -> Parts:
     group = run.parallel.group
-    plain, mine = taken_apart(state, run.parallel.own_rows, group.leads)
-    name = group.share(atomic_files.PARTS + uuid.uuid4().hex[:12])
+    plain, mine = split_state(state, run.parallel.local_rows, group.is_main)
+    name = group.broadcast(atomic_files.PARTS + uuid.uuid4().hex[:12])
     return Parts(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
 
 
@@ -209,19 +209,19 @@ def _newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[
     Raises:
         InputError: there is none.
     """
-    if not group.leads:
-        chosen = group.share(None)
+    if not group.is_main:
+        chosen = group.broadcast(None)
         if chosen is None:
             raise InputError(f"{folder.path}: no valid checkpoint")
         return checkpoint.load(Path(chosen), share), []
     try:
         newest, state, skipped = checkpoint.fallback(folder.path, share)
     except InputError:
-        group.share(None)
+        group.broadcast(None)
         raise
     if newest.name == "best.pt" and not skipped:  # a kill came between best.pt and its link: end that save
         atomic_files.link(newest, folder.path / "last.pt")
-    group.share(str(newest))
+    group.broadcast(str(newest))
     return state, skipped
 
 
@@ -229,7 +229,7 @@ def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
     writer.wait()
     try:
         group = run.parallel.group
-        state, _ = _newest(folder, group, own_share(run.recipe, group))
+        state, _ = _newest(folder, group, own_shard(run.recipe, group))
     except InputError:
         return False
     run.restore(state)

@@ -21,7 +21,7 @@ from bigmodel_cli.engine.distributed.process_group import Group
 from bigmodel_cli.engine.distributed.strategy import with_synced_batchnorm
 
 
-def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:
+def build_ema(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:
     """The moving average of the weights that the recipe asks for, spread over ranks as the model will be."""
     decay = recipe.train.ema_decay
     if decay is None:
@@ -35,7 +35,7 @@ def averaged(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedMo
         else:
             torch._foreach_copy_(kept, now)
 
-    if not parallel.cuts:
+    if not parallel.shards_tensors:
         return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     from torch.distributed.fsdp import FSDPModule  # slow to import
 
@@ -80,37 +80,37 @@ def with_width(group: Group, recipe: Recipe) -> Group:
     return replace(group, width=width)
 
 
-def is_cut(recipe: Recipe, group: Group) -> bool:
+def shards_parameters(recipe: Recipe, group: Group) -> bool:
     return group.world > 1 and recipe.parallel.strategy in ("fsdp", "tp")
 
 
-def own_share(recipe: Recipe, group: Group) -> Share | None:
+def own_shard(recipe: Recipe, group: Group) -> Share | None:
     """Which rows of every tensor are this rank's, where each has rows and nothing else."""
     rows = group.world > 1 and recipe.parallel.strategy == "fsdp" and recipe.parallel.tensor == 1
     return (group.rank, group.world) if rows else None
 
 
-def built_hollow(recipe: Recipe, group: Group, resumed: bool) -> bool:
+def builds_on_meta(recipe: Recipe, group: Group, resumed: bool) -> bool:
     """Whether this process builds the model without weights, whose part of them comes later.
 
     From rank 0, which draws them; or for every rank from the checkpoint that is resumed.
     """
-    parts = own_share(recipe, group) is not None and recipe.start.method == "full"
-    return parts and (resumed or (not group.leads and not recipe.start.trained))
+    parts = own_shard(recipe, group) is not None and recipe.start.method == "full"
+    return parts and (resumed or (not group.is_main and not recipe.start.trained))
 
 
 def on_device(recipe: Recipe, model: nn.Module, placement: Placement, group: Group) -> nn.Module:
     """`model` on the device; what is to be cut over ranks goes there part by part, and need not fit whole."""
     if recipe.parallel.sync_batchnorm:
         model = with_synced_batchnorm(model, group, placement)
-    return model if is_cut(recipe, group) else placement.model(model)
+    return model if shards_parameters(recipe, group) else placement.model(model)
 
 
 def agreed(recipe: Recipe, placement: Placement, model: nn.Module, group: Group) -> Placement:
     """Rank 0's choices, on every rank."""
-    if group.world == 1 or is_cut(recipe, group):
+    if group.world == 1 or shards_parameters(recipe, group):
         return placement
-    placement = placement.with_(**group.share({**placement.choices(), "why": placement.why}))
+    placement = placement.with_(**group.broadcast({**placement.choices(), "why": placement.why}))
     placement.use()
     placement.model(model)
     return placement

@@ -38,7 +38,7 @@ class Timed(contextlib.AbstractContextManager[None]):
         self.seconds[self.part] += time.perf_counter() - self.clock
 
 
-class Stopwatch:
+class Timer:
     """Adds up seconds by part: ``with watch("forward"): ...``. About a microsecond a part.
 
     `wait` blocks until the device is idle; None where calls return when they are done (a CPU).

@@ -20,7 +20,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS = (*CONVOLUTIONS, nn.Linear, _BatchNorm, nn.LayerNorm, nn.PReLU)
 
 
-def sides_of(module: nn.Module) -> tuple[int, int]:
+def layer_widths(module: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a layer of one of KINDS; a normalisation has as many of either."""
     if isinstance(module, CONVOLUTIONS):
         return module.in_channels, module.out_channels
@@ -43,7 +43,7 @@ def differences(model: nn.Module, whole: nn.Module) -> dict[str, Sides]:
     found: dict[str, Sides] = {}
     for name, module in model.named_modules():
         if isinstance(module, KINDS):
-            now, was = sides_of(module), sides_of(whole.get_submodule(name))
+            now, was = layer_widths(module), layer_widths(whole.get_submodule(name))
             if now != was:
                 sides = [n if n != w else None for n, w in zip(now, was, strict=True)]
                 found[name] = (sides[0], sides[1])
@@ -61,7 +61,7 @@ def narrow(model: nn.Module, pruned: Mapping[str, Sides]) -> nn.Module:
         if name not in layers:
             raise InputError(f"model.pruned: the model has no layer {name!r}", nearest(name, layers))
         module = layers[name]
-        was = sides_of(module)
+        was = layer_widths(module)
         now = (was[0] if inputs is None else inputs, was[1] if outputs is None else outputs)
         if not all(1 <= n <= w for n, w in zip(now, was, strict=True)):
             raise InputError(f"model.pruned: {name} is {list(now)}", f"expected 1 to {list(was)} inputs and outputs")

@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 MOST_LOGITS = 1 << 24  # of a chunk: 64 MB in fp32
 
 
-def head_losses(head: nn.Linear, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def chunked_cross_entropy(
+    head: nn.Linear, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """Each token's loss (N,) of the last layer's `x` (N,D) against `targets` (N,); 0 where the target is negative.
 
     `head` maps (N,D) to (N,V). What fits into one chunk is done at once; the logits of more are computed

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-def inside(document: Tensor) -> Tensor:
+def same_document(document: Tensor) -> Tensor:
     """What each token of `document` (B,T) may see, (B,1,T,T) bool: itself, and what is before it in its document."""
     return (document[:, :, None] == document[:, None]).tril()[:, None]
 
 
-def restarting(document: Tensor) -> Tensor:
+def restart_positions(document: Tensor) -> Tensor:
     """Each token's place in its own document, (B,T) int64, from 0 on."""
     place = torch.arange(document.shape[1], device=document.device).expand_as(document)
     same = document[:, 1:] == document[:, :-1]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
-class without_noise(TorchFunctionMode):
+class skip_random_init(TorchFunctionMode):
     """Modules made in here are not drawn at random: for weights that are loaded next. A ResNet-18 is made in half."""
 
     def __torch_function__(
@@ -21,18 +21,18 @@ class without_noise(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def without_values() -> Iterator[None]:
+def init_on_meta() -> Iterator[None]:
     """Modules made in here are on the meta device.
 
     Not ``torch.device("meta")`` alone: there normal noise for nobody is drawn by a Python
     function, whose imports (sympy is one) take a second.
     """
-    with torch.device("meta"), without_noise():
+    with torch.device("meta"), skip_random_init():
         yield
 
 
 @contextlib.contextmanager
-def hollow(on: bool = True) -> Iterator[None]:
+def parameters_on_meta(on: bool = True) -> Iterator[None]:
     """Models that are built inside have parameters on the meta device, and real buffers, which hold what is computed.
 
     A parameter is drawn as usual and forgotten once its module has it: at most one is in memory.
@@ -54,5 +54,5 @@ def hollow(on: bool = True) -> Iterator[None]:
         nn.Module.register_parameter = real  # type: ignore[method-assign]
 
 
-def is_hollow(model: nn.Module) -> bool:
+def has_meta_parameters(model: nn.Module) -> bool:
     return any(p.is_meta for p in model.parameters())

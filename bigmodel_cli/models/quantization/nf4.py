@@ -60,7 +60,7 @@ def _shape(weight: Tensor) -> Tensor:
     return torch.tensor(weight.shape, device=weight.device)  # where the other parts are: ranks exchange them together
 
 
-class FourBitLinear(nn.Module):
+class NF4Linear(nn.Module):
     """y = x W^T + scale * (x A^T) B^T + bias, with W in 4 bits: whole only while a product with it is taken.
 
     Its tensors have the names of a layer with a parametrized weight: merging an adapter is the same for both.
@@ -122,5 +122,5 @@ class _Product(torch.autograd.Function):
 
 def parameters(model: nn.Module) -> int:
     """How many parameters `model` has, those in 4 bits included."""
-    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, FourBitLinear))
+    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, NF4Linear))
     return packed + sum(p.numel() for p in model.parameters())

@@ -38,7 +38,7 @@ def saved(tmp_path: Path, model: str = "resnet18") -> Trained:
 
 @pytest.mark.parametrize(("channels", "word"), [(3, "repeated"), (1, "summed")])
 def test_grey_and_colour_backbones_answer_alike(channels: int, word: str, tmp_path: Path) -> None:
-    """A grey picture gives the same features before and after the first convolution is adapted, either way."""
+    """A grey image gives the same features before and after the first convolution is adapted, either way."""
     trained = saved(tmp_path)
     spec: ImageSpec = trained.task.spec
     if channels == 1:  # start from a three-channel network instead

@@ -11,7 +11,7 @@ from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.device import device_cache as subject
-from bigmodel_cli.engine.device.device_cache import Pinned, Resident, near, resident
+from bigmodel_cli.engine.device.device_cache import Pinned, Resident, cache_on_device, resident
 from bigmodel_cli.engine.device.placement import Placement, place
 
 
@@ -34,7 +34,7 @@ def test_held_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cpu_is_near_already_and_a_small_gpu_gets_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     source, placement = split(), place(PlacementSection())
     if placement.device.type == "cpu":
-        assert near(source, placement) is source
+        assert cache_on_device(source, placement) is source
     for free, kind in ((10**9, Resident), (1000, Pinned)):
-        monkeypatch.setattr(Placement, "memory_free", lambda self, free=free: free)
-        assert type(near(source, placement)) is kind
+        monkeypatch.setattr(Placement, "memory_free", lambda self, allow_low_precision=free: free)
+        assert type(cache_on_device(source, placement)) is kind

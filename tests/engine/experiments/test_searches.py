@@ -16,7 +16,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import read_yaml
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.experiments.auto_method import choose
-from bigmodel_cli.engine.experiments.lr_range_test import find_rate, steepest
+from bigmodel_cli.engine.experiments.lr_range_test import lr_range_test, steepest
 from bigmodel_cli.engine.experiments.tune import Range, read_search
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
@@ -73,7 +73,7 @@ def test_the_rate_at_which_the_loss_falls_fastest() -> None:
     assert steepest([1, 2, 4, 8, 16, 32], [3.0, 2.9, 2.5, 1.5, 1.4, 9.0]) == 4
     with pytest.raises(InputError, match="fell at no learning rate"):
         steepest([1, 2, 4], [1.0, 2.0, 3.0])
-    found = find_rate(resolve([Layer("t", {"model": {"name": "mlp"}})]).recipe)
+    found = lr_range_test(resolve([Layer("t", {"model": {"name": "mlp"}})]).recipe)
     assert found.rates[0] == pytest.approx(1e-7) and 1e-4 < found.suggested < 1
     assert found.losses[found.rates.index(found.suggested)] < found.losses[0]
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine.inference.int8_conv import EightBitConv2d, has_eight_bit, in_eight_bit
+from bigmodel_cli.engine.inference.int8_conv import Int8Conv2d, has_int8, to_int8
 from bigmodel_cli.engine.inference.optimize import fold
 
-needs_int8 = pytest.mark.skipif(not has_eight_bit(torch.device("cpu")), reason="no int8 products on this processor")
+needs_int8 = pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="no int8 products on this processor")
 
 
 @needs_int8
@@ -27,13 +27,13 @@ def test_a_residual_network_answers_alike(name: str) -> None:
     x = torch.randn(24, 3, 32, 32) + 0.5
     with torch.inference_mode():
         expected = folded(x)
-        small = in_eight_bit(folded, lambda m: m(x[:8]))
+        small = to_int8(folded, lambda m: m(x[:8]))
         got, again = small(x), small(x)
         torch.testing.assert_close(folded(x), expected)  # the original is as it was
     assert torch.equal(got, again)
     assert (got - expected)[8:].norm() < 0.1 * expected[8:].norm()
     kinds = [type(m) for m in small.modules()]
-    assert EightBitConv2d in kinds and nn.Conv2d not in kinds
+    assert Int8Conv2d in kinds and nn.Conv2d not in kinds
 
 
 @needs_int8
@@ -62,7 +62,7 @@ def test_each_way_of_joining_is_right() -> None:
     kept = x.clone()
     with torch.inference_mode():
         expected = net(x)
-        small = in_eight_bit(net, lambda m: m(x))
+        small = to_int8(net, lambda m: m(x))
         got = small(x)
     assert torch.equal(x, kept)
     assert torch.equal(small(x), got)

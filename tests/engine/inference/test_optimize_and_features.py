@@ -20,14 +20,14 @@ from bigmodel_cli.engine.build.model import build_model, build_task
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.inference import optimize
-from bigmodel_cli.engine.inference.batch_size import room
-from bigmodel_cli.engine.inference.int8_conv import has_eight_bit
+from bigmodel_cli.engine.inference.batch_size import max_batch_size
+from bigmodel_cli.engine.inference.int8_conv import has_int8
 from bigmodel_cli.engine.inference.optimize import difference, fold
-from bigmodel_cli.engine.inference.predict import ask, quick_to_ask
+from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
 from bigmodel_cli.engine.inference.tta import mirrored
 from bigmodel_cli.engine.training import cached_features
 from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import keep_features
+from bigmodel_cli.engine.training.cached_features import cache_features
 from bigmodel_cli.engine.training.evaluate import collect
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Run
@@ -88,7 +88,7 @@ def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.M
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
     model = placement.model(trained.model)
     plain, said = collect(model, trained.task, source, placement, 64)
-    quick, note = collect(model, trained.task, source, placement, 64, free=True)
+    quick, note = collect(model, trained.task, source, placement, 64, allow_low_precision=True)
     assert said == "BatchNorm folded" or "BatchNorm folded" in said
     assert "bf16" in note
     assert 0 < difference(quick, plain) < optimize.TOLERANCE
@@ -105,14 +105,14 @@ def test_many_files_are_asked_of_the_quick_form(base: Path, tmp_path: Path, monk
     files = [tmp_path / f"{i}.png" for i in range(6)]
     for i, file in enumerate(files[1:]):  # the first is missing
         Image.new("L", (8, 8), 40 * i).save(file)
-    quick = quick_to_ask(model, trained.task, placement, files, free=False)
+    quick = optimize_for_files(model, trained.task, placement, files, allow_low_precision=False)
     assert quick.note.startswith("BatchNorm folded")
-    asked = [dict(ask(m, trained.task, placement, files, 1)) for m in (model, quick.model)]
+    asked = [dict(predict_files(m, trained.task, placement, files, 1)) for m in (model, quick.model)]
     assert isinstance(asked[1].pop(str(files[0])), InputError)
     assert all(asked[0][name][0][0] == answer[0][0] for name, answer in asked[1].items())
 
 
-def test_a_picture_and_its_mirror_image_are_answered_together(
+def test_a_image_and_its_mirror_image_are_answered_together(
     run_cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = load_trained(base)
@@ -142,16 +142,16 @@ def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.Monke
     trained = load_trained(base)
     placement = place(trained.recipe.placement)
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
-    _, note = collect(placement.model(trained.model), trained.task, source, placement, 64, free=True)
+    _, note = collect(placement.model(trained.model), trained.task, source, placement, 64, allow_low_precision=True)
     assert note == ""
 
 
-def test_large_pictures_are_answered_in_smaller_batches() -> None:
+def test_large_images_are_answered_in_smaller_batches() -> None:
     placement = place(recipe(model={"name": "mlp"}).placement)
     wanted = recipe(model={"name": "resnet18"})
     spec = load_data(wanted.data).spec
-    assert room(build_task(wanted, spec), placement) > 10_000
-    assert room(build_task(wanted, spec.with_(channels=3, height=224, width=224)), placement) == 27
+    assert max_batch_size(build_task(wanted, spec), placement) > 10_000
+    assert max_batch_size(build_task(wanted, spec.with_(channels=3, height=224, width=224)), placement) == 27
 
 
 def finetune(base: Path, **sections: Any) -> Any:
@@ -168,7 +168,7 @@ def finetune(base: Path, **sections: Any) -> Any:
 def test_kept_features_give_the_same_head_to_rounding(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = finetune(base)
     kept, whole = assemble(wanted), assemble(wanted)
-    assert kept.keeps_features and keep_features(kept)
+    assert kept.caches_features and cache_features(kept)
     assert kept.part == "fc"
     assert fit(kept) and fit(whole)
     for key, value in whole.model.state_dict().items():
@@ -180,7 +180,7 @@ def test_kept_features_give_the_same_head_to_rounding(base: Path, monkeypatch: p
 def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
     def run(stop_at: int | None, resume: Path | None = None) -> Run:
         found = assemble(finetune(base), checkpoint.load(resume) if resume else None)
-        keep_features(found)
+        cache_features(found)
         found.stop = lambda: found.progress.step == stop_at
         fit(found)
         return found
@@ -192,7 +192,7 @@ def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
         assert torch.equal(rest.model.state_dict()[key], value)
 
 
-@pytest.mark.skipif(not has_eight_bit(torch.device("cpu")), reason="no int8 products on this processor")
+@pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="no int8 products on this processor")
 def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_features, "BIG", 0)
     monkeypatch.setattr(optimize, "TOLERANCE", 0.1)
@@ -218,11 +218,11 @@ def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, mo
 
 def test_augmentation_and_trained_layers_forbid_it(base: Path) -> None:
     run = assemble(finetune(base, augment={"name": "shift"}))
-    assert not run.keeps_features
+    assert not run.caches_features
     assert any("augmentation shift" in note for note in run.notes)
-    assert keep_features(run) and run.part == ""
+    assert cache_features(run) and run.part == ""
     start = {"checkpoint": str(base), "method": "norm-only"}
-    assert not assemble(finetune(base, start=start)).keeps_features
+    assert not assemble(finetune(base, start=start)).caches_features
 
 
 def test_the_command_trains_on_features(run_cli: Any, base: Path, tmp_path: Path) -> None:

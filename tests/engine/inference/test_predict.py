@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.inference.optimize import predict as asking
-from bigmodel_cli.engine.inference.predict import ask
+from bigmodel_cli.engine.inference.predict import predict_files
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.run import Run
 
@@ -26,7 +26,7 @@ def run() -> Run:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     """Of two sizes, the fourth and the last broken."""
     files = []
     for i in range(11):
@@ -34,18 +34,18 @@ def pictures(tmp_path: Path) -> list[Path]:
         path = tmp_path / f"{i:02}.png"
         Image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
         files.append(path)
-    files[3].write_bytes(b"no picture")
+    files[3].write_bytes(b"no image")
     files[10].unlink()
     return files
 
 
-def test_batches_answer_as_one_by_one_does(run: Run, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_answer_as_one_by_one_does(run: Run, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model = run.model.eval()
-    together = list(ask(model, run.task, run.placement, pictures, 3))
-    assert [name for name, _ in together] == [str(p) for p in pictures]
+    together = list(predict_files(model, run.task, run.placement, images, 3))
+    assert [name for name, _ in together] == [str(p) for p in images]
     assert [i for i, (_, answer) in enumerate(together) if isinstance(answer, InputError)] == [3, 10]
     monkeypatch.setattr(asking, "MOST", 1)
-    for (_, one), (_, other) in zip(together, ask(model, run.task, run.placement, pictures, 3), strict=True):
+    for (_, one), (_, other) in zip(together, predict_files(model, run.task, run.placement, images, 3), strict=True):
         if isinstance(one, InputError):
             assert isinstance(other, InputError) and one.line == other.line
         else:
@@ -54,12 +54,12 @@ def test_batches_answer_as_one_by_one_does(run: Run, pictures: list[Path], monke
             assert [p for _, p in one] == pytest.approx([p for _, p in other], abs=1e-6)
 
 
-def test_the_command_answers_the_rest_and_exits_2(run: Run, pictures: list[Path], run_cli: Any, tmp_path: Path) -> None:
+def test_the_command_answers_the_rest_and_exits_2(run: Run, images: list[Path], run_cli: Any, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "m.pt", run.state())
-    done = run_cli("predict", "m.pt", *pictures, "--json")
+    done = run_cli("predict", "m.pt", *images, "--json")
     assert done.returncode == 2
     assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [
-        str(p) for i, p in enumerate(pictures) if i not in (3, 10)
+        str(p) for i, p in enumerate(images) if i not in (3, 10)
     ]
     assert "03.png" in done.stderr and "10.png" in done.stderr
 
@@ -83,7 +83,7 @@ def test_lines_of_one_length_are_answered_together_in_the_order_of_the_file(
 
     def asked() -> list[tuple[str, Any]]:
         batches.clear()
-        return list(ask(model, run.task, run.placement, files, 2))
+        return list(predict_files(model, run.task, run.placement, files, 2))
 
     found = asked()
     assert [name for name, _ in found] == [

@@ -66,7 +66,7 @@ def test_batchnorm_does_not_remember_a_bad_batch(monkeypatch: pytest.MonkeyPatch
     before = digest(run.model)
     raw = next(run.batches.steps(0))
     next(run.model.parameters()).register_hook(lambda g: g * float("inf"))
-    run.taken.append(loop.train_step(run, raw))
+    run.pending_steps.append(loop.train_step(run, raw))
     loop.settle(run)
     assert digest(run.model) == before
 
@@ -100,10 +100,10 @@ def test_a_fused_optimizer_skips_on_the_device(optimizer: str, monkeypatch: pyte
     values = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "optimizer": {"name": optimizer, "lr": 0.01}}
     run: Run = assemble(resolve([Layer("test", values)]).recipe)
     steps = run.batches.steps(0)
-    run.taken.append(loop.train_step(run, next(steps)))
+    run.pending_steps.append(loop.train_step(run, next(steps)))
     before = digest(run.model)
     hook = next(run.model.parameters()).register_hook(lambda g: g * float("nan"))
-    run.taken.append(loop.train_step(run, next(steps)))
+    run.pending_steps.append(loop.train_step(run, next(steps)))
     hook.remove()
     loop.settle(run, leave=1)  # the good one
     assert digest(run.model) == before

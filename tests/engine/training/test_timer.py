@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bigmodel_cli.engine.training.timer import SAMPLED, Stopwatch
+from bigmodel_cli.engine.training.timer import SAMPLED, Timer
 
 
 def test_shares_are_of_what_was_timed_and_the_verdict_names_the_largest() -> None:
-    watch = Stopwatch()
+    watch = Timer()
     for part, seconds in (("data", 0.08), ("forward", 0.01), ("backward", 0.01)):
         with watch(part):
             time.sleep(seconds)
@@ -22,11 +22,11 @@ def test_shares_are_of_what_was_timed_and_the_verdict_names_the_largest() -> Non
     assert "cores" in watch.verdict()
     watch.seconds["backward"] = 10.0
     assert "a faster device" in watch.verdict()
-    assert Stopwatch().verdict() == ""
+    assert Timer().verdict() == ""
 
 
 def test_waiting_counts_the_time_until_an_item() -> None:
-    watch = Stopwatch()
+    watch = Timer()
 
     def slow() -> Any:
         for i in range(3):
@@ -43,7 +43,7 @@ def test_waiting_counts_the_time_until_an_item() -> None:
 
 def test_a_device_is_waited_for_on_some_steps_alone() -> None:
     waits: list[int] = []
-    watch = Stopwatch(lambda: waits.append(1))
+    watch = Timer(lambda: waits.append(1))
     for watch.steps in range(2 * SAMPLED):
         with watch("forward"):
             pass

@@ -1,4 +1,4 @@
-"""Picture files to pixels: every kind that people have, upright, over white, and the same with either decoder."""
+"""Image files to pixels: every kind that people have, upright, over white, and the same with either decoder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def scene(width: int = 40, height: int = 24) -> Image.Image:
     return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, 0 * x + 80], 2).astype(np.uint8))
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-def pixels(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def grey16() -> Image.Image:
@@ -71,9 +71,9 @@ def test_grey_one_bit_and_sixteen_bits() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_laid_over_white(mode: str) -> None:
-    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    picture.paste((0, 0, 0, 255), (0, 0, 4, 8))
-    got = decode(encoded(picture.convert(mode), "PNG"), mode, 3)
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    got = decode(encoded(image.convert(mode), "PNG"), mode, 3)
     assert int(got[:, :, :4].max()) == 0 and int(got[:, :, 4:].min()) == 255
 
 
@@ -86,7 +86,7 @@ def test_first_frame_of_an_animation() -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_rotation_gives_the_upright_picture(kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exif_rotation_gives_the_upright_image(kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import ImageOps
 
     if not fast:
@@ -95,8 +95,8 @@ def test_exif_rotation_gives_the_upright_picture(kind: str, fast: bool, monkeypa
         tags = Image.Exif()
         tags[images.ORIENTATION] = orientation
         raw = encoded(scene(), kind, exif=tags)
-        with Image.open(io.BytesIO(raw)) as picture:
-            expected = pixels(ImageOps.exif_transpose(picture))
+        with Image.open(io.BytesIO(raw)) as image:
+            expected = pixels(ImageOps.exif_transpose(image))
         assert torch.equal(decode(raw, kind, 3), expected), orientation
 
 
@@ -119,20 +119,20 @@ def test_both_decoders_give_the_same_pixels(side: int | None, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("size", [(40, 24), (24, 40), (600, 400), (31, 31), (5, 3)])
-def test_the_square_is_the_middle_of_the_picture(size: tuple[int, int]) -> None:
-    picture = scene(*size)
-    got = decode(encoded(picture, "PNG"), "x", 3, 16)
+def test_the_square_is_the_middle_of_the_image(size: tuple[int, int]) -> None:
+    image = scene(*size)
+    got = decode(encoded(image, "PNG"), "x", 3, 16)
     short = min(size)
     left, top = (size[0] - short) // 2, (size[1] - short) // 2
-    expected = picture.crop((left, top, left + short, top + short)).resize((16, 16), Image.Resampling.BILINEAR)
+    expected = image.crop((left, top, left + short, top + short)).resize((16, 16), Image.Resampling.BILINEAR)
     assert got.shape == (3, 16, 16)
     assert (got.int() - pixels(expected).int()).abs().max() <= 1
 
 
 def test_reduced_scale_decoding_is_close_to_the_whole() -> None:
     """A JPEG of 800x600 is decoded at a quarter for a square of 64, to 200x150: a PNG of the same pixels is not."""
-    picture = noise(800, 600, 50)
-    jpeg = encoded(picture, "JPEG", quality=98)
+    image = noise(800, 600, 50)
+    jpeg = encoded(image, "JPEG", quality=98)
     with Image.open(io.BytesIO(jpeg)) as same:
         png = encoded(same, "PNG")
     difference = (decode(jpeg, "j", 3, 64).int() - decode(png, "p", 3, 64).int()).abs().float()
@@ -146,19 +146,19 @@ def test_the_first_bytes_decide_not_the_name() -> None:
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"", "not a picture"),
-        (b"hello", "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"", "not an image"),
+        (b"hello", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (KINDS["jpeg"][0][:300], "cannot decode"),
         (KINDS["png"][0][:60], "cannot decode"),
         (encoded(Image.new("1", (9000, 9000)), "PNG"), "9000x9000"),
         (encoded(Image.new("1", (20000, 20000)), "PNG"), "pixels"),
         (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating-point"),
         (encoded(Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "TIFF"), "32-bit"),
-        (encoded(scene(), "ICO", sizes=[(16, 16)]), "not a picture"),  # a format that is not allowed
+        (encoded(scene(), "ICO", sizes=[(16, 16)]), "not an image"),  # a format that is not allowed
     ],
 )
-def test_what_is_no_picture_is_named(raw: bytes, words: str) -> None:
+def test_what_is_no_image_is_named(raw: bytes, words: str) -> None:
     with pytest.raises(InputError) as caught:
         decode(raw, "some/file.png", 3, 32)
     assert caught.value.line.startswith("some/file.png") and words in caught.value.line

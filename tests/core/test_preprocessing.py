@@ -37,9 +37,9 @@ def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray((waves + noise).clip(0, 255).astype(np.uint8)).convert(mode)
 
 
-def file(picture: Image.Image, kind: str, **options: object) -> bytes:
+def file(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -49,7 +49,7 @@ def turned(orientation: int) -> bytes:
     return file(photo(90, 61), "JPEG", exif=exif, quality=95)
 
 
-PICTURES = {
+IMAGES = {
     "small": file(photo(28, 28, "L"), "PNG"),
     "wide": file(photo(150, 97), "PNG"),
     "tall palette": file(photo(97, 150).convert("P"), "GIF"),
@@ -61,13 +61,13 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_the_same_input_as_with_torch(spec: ImageSpec, picture: bytes) -> None:
+def test_the_same_input_as_with_torch(spec: ImageSpec, image: bytes) -> None:
     task = ImageClassification(spec, lambda x, y: x, lambda x, *_: x)
-    pixels = decode(picture, "x", spec.channels, spec.square)
+    pixels = decode(image, "x", spec.channels, spec.square)
     wanted = task.prepare({"image": pixels[None], "label": torch.zeros(1).long()})["image"][0].numpy()
-    got = prepare(picture, "x", task.preprocessing())
+    got = prepare(image, "x", task.preprocessing())
     assert got.dtype == np.float32 and got.shape == wanted.shape == (spec.channels, spec.height, spec.width)
     levels = np.abs(got - wanted) * (np.array(spec.std).reshape(-1, 1, 1) * 255 if spec.std else 1)
     # Without the square, which torch resizes in whole grey levels, there is nothing to round.
@@ -75,9 +75,9 @@ def test_the_same_input_as_with_torch(spec: ImageSpec, picture: bytes) -> None:
     assert levels.mean() <= 0.3
 
 
-def test_a_picture_that_is_none() -> None:
+def test_a_image_that_is_none() -> None:
     how = ImageClassification(SPECS["square"], lambda x, y: x, lambda x, *_: x).preprocessing()
-    for raw, what in ((b"", "not a picture"), (b"GIF89a", "cannot decode|not a picture"), (PICTURES["wide"], "pixels")):
+    for raw, what in ((b"", "not an image"), (b"GIF89a", "cannot decode|not an image"), (IMAGES["wide"], "pixels")):
         with pytest.raises(InputError, match=f"x: .*({what})"):
             prepare(raw, "x", how, most=150 * 97 - 1)
 

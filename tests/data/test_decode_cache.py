@@ -31,11 +31,11 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pictures"
+    return tmp_path / "cache" / "images"
 
 
 def load(photos: Path, **options: Any) -> tuple[torch.Tensor, int]:
-    """Every picture of the split by label and name, and how many of them were decoded for it."""
+    """Every image of the split by label and name, and how many of them were decoded for it."""
     decoded = 0
 
     def heard(what: str, done: int, total: int) -> None:
@@ -47,8 +47,8 @@ def load(photos: Path, **options: Any) -> tuple[torch.Tensor, int]:
     return train.gather(torch.arange(len(train)))["image"], decoded
 
 
-def reds(pictures: torch.Tensor) -> list[int]:
-    return sorted(pictures[:, 0, 0, 0].tolist())
+def reds(images: torch.Tensor) -> list[int]:
+    return sorted(images[:, 0, 0, 0].tolist())
 
 
 def test_the_second_time_nothing_is_decoded(photos: Path, cache: Path) -> None:
@@ -76,8 +76,8 @@ def test_a_changed_file_is_never_served_stale(photos: Path, cache: Path) -> None
         Image.new("RGB", (30, 20), (red, 0, 0)).save(file, "BMP")
         assert file.stat().st_size == before.st_size
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-        pictures, decoded = load(photos)
-        assert decoded == N and reds(pictures).count(red) == 1 + (red == 200)  # dog/... has 200 too
+        images, decoded = load(photos)
+        assert decoded == N and reds(images).count(red) == 1 + (red == 200)  # dog/... has 200 too
 
 
 def test_added_and_removed_files(photos: Path, cache: Path) -> None:
@@ -105,7 +105,7 @@ def test_damage_is_found_and_mended(where: str, photos: Path, cache: Path) -> No
     assert file.read_bytes() != bytes(raw)
 
 
-def test_damage_is_not_mended_from_a_picture_that_has_gone(photos: Path, cache: Path) -> None:
+def test_damage_is_not_mended_from_a_image_that_has_gone(photos: Path, cache: Path) -> None:
     train = image_folder(photos, path=str(photos), size=14).load["train"]()
     file = next(cache.glob("*.pixels"))
     raw = bytearray(file.read_bytes())
@@ -165,9 +165,9 @@ def test_runs_that_fill_it_at_once(photos: Path, cache: Path) -> None:
 
 def test_one_fills_it_and_the_others_wait(photos: Path, cache: Path) -> None:
     program = PROGRAM.replace("import torch", "import torch, time").replace(
-        "train =", "from bigmodel_cli.data import picture_cache, picture_files\n"
-        "told = []\nreal = picture_files.decode\n"
-        "picture_files.decode = lambda *a: (time.sleep(0.2), told.append(1), real(*a))[2]\ntrain ="
+        "train =", "from bigmodel_cli.data import image_cache, image_files\n"
+        "told = []\nreal = image_files.decode\n"
+        "image_files.decode = lambda *a: (time.sleep(0.2), told.append(1), real(*a))[2]\ntrain ="
     ) + "print(len(told), file=sys.stderr)"  # fmt: skip
     command = [sys.executable, "-c", program.replace("import sys, hashlib, torch", "import sys, hashlib, torch, time")]
     runs = [subprocess.Popen([*command, str(photos)], stdout=-1, stderr=-1, text=True) for _ in range(3)]
@@ -191,12 +191,12 @@ def test_the_first_undecodable_file_is_named_or_left_out(kept: str, photos: Path
     bad = photos / "dog" / "7.png"
     bad.write_bytes(bad.read_bytes()[:50])
     with pytest.raises(InputError, match=r"dog/7\.png: cannot decode"):
-        pictures = image_folder(photos, path=str(photos), size=14, cache=kept).load["train"]()
-        pictures.gather(torch.arange(60))
+        images = image_folder(photos, path=str(photos), size=14, cache=kept).load["train"]()
+        images.gather(torch.arange(60))
     bundle = image_folder(photos, path=str(photos), size=14, cache=kept, skip_bad=True)
     train = bundle.load["train"]()
     assert len(train) == len(train.labels) == 59
-    assert any("1 of 60 pictures cannot be decoded: dog/7.png" in note for note in bundle.notes)
+    assert any("1 of 60 images cannot be decoded: dog/7.png" in note for note in bundle.notes)
     assert "dog/7.png" not in {train.name(i) for i in range(59)}
     assert train.gather(torch.arange(59))["label"].tolist() == train.labels.tolist()
     for i in (1, 3, 5):

@@ -1,4 +1,4 @@
-"""Mutated pictures in six formats, through the path that training reads them by: each is read, or named."""
+"""Mutated images in six formats, through the path that training reads them by: each is read, or named."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def mutate(raw: bytes, rng: random.Random) -> bytes:
 
 def folder_of_mutations(root: Path) -> None:
     rng = random.Random(20)
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8))
-    picture = picture.resize((90, 60), Image.Resampling.BICUBIC)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    image = image.resize((90, 60), Image.Resampling.BICUBIC)
     for i in range(MUTATIONS):
         out = io.BytesIO()
-        picture.save(out, KINDS[i % len(KINDS)], **({"compression": "tiff_lzw"} if i % 12 == 5 else {}))
+        image.save(out, KINDS[i % len(KINDS)], **({"compression": "tiff_lzw"} if i % 12 == 5 else {}))
         file = root / ("a", "b")[i % 2] / f"{i:03}.png"  # the name says nothing of the format
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(mutate(out.getvalue(), rng))
 
 
-def test_every_mutated_picture_is_read_or_named(tmp_path: Path, run_cli: Any) -> None:
+def test_every_mutated_image_is_read_or_named(tmp_path: Path, run_cli: Any) -> None:
     root = tmp_path / "photos"
     folder_of_mutations(root)
     train = image_folder(root, path=str(root), size=28, cache="off").load["train"]()
@@ -68,6 +68,6 @@ def test_every_mutated_picture_is_read_or_named(tmp_path: Path, run_cli: Any) ->
     done = run_cli("data", "inspect", root, "--json")
     assert done.returncode == 0 and not done.stderr.count("Traceback"), done.stderr
     assert {row["name"] for row in json.loads(done.stdout)["undecodable"]} == bad
-    figures.record("mutated picture", MUTATIONS, 0, f"{len(bad)} undecodable, each named; the others are read")
+    figures.record("mutated image", MUTATIONS, 0, f"{len(bad)} undecodable, each named; the others are read")
     done = run_cli("train", "mlp", "--data", root, "--set", "data.size=28", "--max-steps", 1)
     assert done.returncode == 2 and min(bad).split("/")[-1] in done.stderr and "Traceback" not in done.stderr
