@@ -17,7 +17,7 @@ SMALLEST = 16  # two 5x5 convolutions and two poolings leave one pixel
 
 @models.register(task="image_classification", head="head", backbone_first="conv1")
 def cnn(spec: ImageSpec, *, activation: Activation = "relu") -> nn.Module:
-    """conv 5x5x10, pool, conv 5x5x20, pool, then 320-50-K for 28x28 pictures: (B, C, H, W) -> (B, K).
+    """conv 5x5x10, pool, conv 5x5x20, pool, then 320-50-K for 28x28 images: (B, C, H, W) -> (B, K).
 
     Raises:
         InputError: pictures smaller than 16 x 16.

@@ -39,7 +39,7 @@ DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 def cifar10(
     root: Path, *, classes: tuple[str, ...] = (), samples_per_class: Annotated[int, Field(gt=0)] | None = None
 ) -> DataBundle:
-    """60,000 colour pictures in 10 classes, 32x32 (Krizhevsky 2009).
+    """60,000 colour images in 10 classes, 32x32 (Krizhevsky 2009).
 
     `classes` are those to keep, in that order; none means all. With `samples_per_class`
     train has exactly so many of each, and val as many others.

@@ -29,7 +29,7 @@ def image_folder(
     image_column: str | None = None,
     label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
 ) -> DataBundle:
-    """Your own pictures, --data PATH: class folders, a table, a tar, WebDataset shards, Hugging Face data sets."""
+    """Your own images: class folders, a table, a tar, WebDataset shards or a Hugging Face data set."""
     listing = list_pictures(path, image_column, label_column)
     side = round(size / crop)
 
