@@ -1,6 +1,6 @@
-"""`bigmodel serve` under load, on loopback: 10,000 real pictures, 1,000 malformed uploads; rewrites RESULTS-serve.md.
+"""`bigmodel serve` under load, on loopback: 10,000 real images, 1,000 malformed uploads; rewrites RESULTS-serve.md.
 
-A network is trained for a few steps on MNIST (BIGMODEL_DATA or ../shared/data), exported and served; the pictures are
+A network is trained for a few steps on MNIST (BIGMODEL_DATA or ../shared/data), exported and served; the images are
 those of its test split, each sent as a PNG, so that a reply that was given to the wrong request would cost accuracy.
 The client is this process, on the same machine.
 
@@ -143,8 +143,8 @@ def trained(model: str, folder: Path) -> Path:
     return export
 
 
-def pictures(count: int) -> list[tuple[bytes, dict[str, str], str]]:
-    """The first of MNIST's test pictures as PNG files, over and over up to `count`."""
+def images(count: int) -> list[tuple[bytes, dict[str, str], str]]:
+    """The first of MNIST's test images as PNG files, over and over up to `count`."""
     import torch
     from PIL import Image
 
@@ -190,7 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = given.export or trained(given.model, Path(place))
         log = Path(place) / "log"
-        good, bad = pictures(given.requests), malformed(given.malformed)
+        good, bad = images(given.requests), malformed(given.malformed)
         with served(folder, log) as (port, process):
 
             def run(work: Any) -> Load:
@@ -220,14 +220,14 @@ share, Python {platform.python_version()}, onnxruntime {version("onnxruntime")},
 
 | load | replies | broken | p50 ms | p95 ms | p99 ms | requests/s | MB at 10% | MB at the end |
 |---|---|---|---|---|---|---|---|---|
-{row(f"{given.requests:,} pictures", answers)}
+{row(f"{given.requests:,} images", answers)}
 {row(f"{given.malformed:,} malformed uploads", refused)}
 
-- Of the pictures {answers.right / given.requests:.2%} got their right class ({warm.right / 500:.2%} of the first 500,
+- Of the images {answers.right / given.requests:.2%} got the right class ({warm.right / 500:.2%} of the first 500,
   which warmed up): a reply to the wrong request would be right one time in ten.
-- The service's memory over the pictures: {", ".join(f"{m:.0f}" for m in answers.memory)} MB.
+- The service's memory during the images: {", ".join(f"{m:.0f}" for m in answers.memory)} MB.
 - Tracebacks in its log: {said.count("Traceback")}; lines in it: {len(said.splitlines())}, the first of which greets.
-- Alive afterwards: {alive.statuses[200]} of 100 pictures answered; ended by SIGTERM with exit 0.
+- Alive afterwards: {alive.statuses[200]} of 100 images answered; ended by SIGTERM with exit 0.
 """
 
 
