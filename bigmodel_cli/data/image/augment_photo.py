@@ -61,7 +61,7 @@ def strong(
     mixup: Alpha = 0.0,
     cutmix: Alpha = 0.0,
 ) -> Strong:
-    """Any of crop, flip, TrivialAugment or RandAugment, colour jitter, erase, mixup and cutmix."""
+    """Crop and flip, then on request TrivialAugment or RandAugment, colour jitter, erase, mixup and cutmix."""
     steps: list[Callable[[Tensor, SampleKey, Size], Tensor]] = []
     if crop == "resized":
         steps.append(lambda images, key, size: cropped(images, key, size, area, flip))
