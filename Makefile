@@ -4,7 +4,7 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench exports soak clean
+.PHONY: demo test lint docs bench exports soak clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,10 +24,13 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy bigmodel_cli
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed  ## the tables of README and docs/, made from the registries
+	$(BIN)/python docs/tables.py
+
 bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in the same run
 	$(BIN)/python benchmarks/run.py
 
-exports: $(VENV)/.installed  ## every export format of five models on MNIST: the tables of docs/export.md
+exports: $(VENV)/.installed  ## every export format of five models on MNIST: the tables of benchmarks/RESULTS-export.md
 	$(BIN)/python benchmarks/exports.py
 
 soak: $(VENV)/.installed  ## the fault and fuzz figures in full

@@ -1,9 +1,9 @@
-"""MNIST ResNet-18 made smaller and quicker: the commands a person would type, and the figures of docs/compress.md.
+"""MNIST ResNet-18 made smaller and quicker: the commands a person would type, and RESULTS-compress.md.
 
     python benchmarks/compress.py            # about 8 minutes on 2 quiet cores
 
 Trains the source for one epoch, searches with --max-drop 0.2 --epochs 3, and reads the test split once
-for the source and once for what was chosen. The table and the image in docs/ are written from what came out.
+for the source and once for what was chosen. Writes the table of RESULTS-compress.md and the figure of docs/compress.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, IMAGE = ROOT / "docs/compress.md", ROOT / "docs/compress-frontier.png"
+PAGE, FIGURE = ROOT / "benchmarks/RESULTS-compress.md", ROOT / "docs/compress-frontier.png"
 BETWEEN = re.compile(r"(<!-- figures: .* -->\n).*(<!-- to here -->)", re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def main() -> None:
             bigmodel(folder, "eval", path, "--split", "test", "--precision", "fp32")["headline"]["top1"]
             for path in ("source", chosen["path"])
         ]
-        shutil.copy(folder / "small/frontier.png", IMAGE)
+        shutil.copy(folder / "small/frontier.png", FIGURE)
     before, after = (f"{t['value']:.2%} ({t['low']:.2%} .. {t['high']:.2%})" for t in tests)
     text = "\n".join([
         "MNIST `resnet18` (`mnist-resnet18-fast`, one epoch, seed 0), searched with "
@@ -66,10 +66,10 @@ def main() -> None:
         f"{found['source']['threads']} threads of {platform.machine()}, torch {torch.__version__}; one run "
         "(`python benchmarks/compress.py`):",
         "", *rows(found), "",
-        f"Chosen was `{chosen['name']}`: {found['source']['bytes'] / chosen['bytes']:.1f} times smaller and "
+        f"Chosen: `{chosen['name']}`, {found['source']['bytes'] / chosen['bytes']:.1f} times smaller and "
         f"{chosen['speedup']:.1f} times as fast. On the test split, read once afterwards, the source has {before} "
-        f"and it has {after}.", "",
-        "![size against accuracy of every try](compress-frontier.png)", "",
+        f"and the chosen model {after}.", "",
+        "![size against accuracy of every candidate](../docs/compress-frontier.png)", "",
     ])  # fmt: skip
     PAGE.write_text(BETWEEN.sub(lambda m: m[1] + text + m[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     sys.stdout.write(text)

@@ -1,4 +1,4 @@
-"""Every export format of five models trained on real MNIST, proven, as the Markdown tables of docs/export.md.
+"""Every export format of five models trained on real MNIST, proven, as the Markdown tables of RESULTS-export.md.
 
 python benchmarks/exports.py [MODEL ...] [--formats onnx,pt2] [--steps 120] [--seconds 1]
 

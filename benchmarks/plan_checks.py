@@ -4,7 +4,7 @@
     python benchmarks/plan_checks.py time        # predicted and measured seconds of one step, on this CPU
     python benchmarks/plan_checks.py published   # predicted and published rates of large runs; a name: of that one
 
-Each prints the table that stands in docs/plan.md. A step is measured in a process of its own.
+Each prints a table of RESULTS-plan.md. A step is measured in a process of its own.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def table(work: Work, rounds: dict[str, list[Measured]]) -> list[str]:
         asked = verdict(work, medians[who], ratio) if who == "bigmodel" else ""
         light = ""
         if who == "bigmodel" and work.asked is not None and not work.at_most:
-            light = " (at most 1.2x asked: " + ("reached)" if memory <= 1.2 * base_memory else "not reached)")
+            light = " (target at most 1.2x: " + ("met)" if memory <= 1.2 * base_memory else "missed)")
         lines.append(
             f"| {who} | {shown}{note} | {ratio:.2f}x{asked} | {memory:,.0f} MB, {memory / base_memory:.2f}x{light} |"
         )
@@ -248,7 +248,7 @@ def verdict(work: Work, value: float, ratio: float) -> str:
         asked, reached = f"under {work.asked:g}x", ratio < work.asked
     else:
         asked, reached = f"{work.asked:g}x", ratio >= work.asked
-    return f" ({asked} asked: {'reached' if reached else 'not reached'})"
+    return f" (target {asked}: {'met' if reached else 'missed'})"
 
 
 def merged(old: str, name: str, section: list[str]) -> str:

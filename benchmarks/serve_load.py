@@ -223,9 +223,9 @@ share, Python {platform.python_version()}, onnxruntime {version("onnxruntime")},
 {row(f"{given.requests:,} images", answers)}
 {row(f"{given.malformed:,} malformed uploads", refused)}
 
-- Of the images {answers.right / given.requests:.2%} got their right class ({warm.right / 500:.2%} of the first 500,
+- Of the images {answers.right / given.requests:.2%} got the right class ({warm.right / 500:.2%} of the first 500,
   which warmed up): a reply to the wrong request would be right one time in ten.
-- The service's memory over the images: {", ".join(f"{m:.0f}" for m in answers.memory)} MB.
+- The service's memory during the images: {", ".join(f"{m:.0f}" for m in answers.memory)} MB.
 - Tracebacks in its log: {said.count("Traceback")}; lines in it: {len(said.splitlines())}, the first of which greets.
 - Alive afterwards: {alive.statuses[200]} of 100 images answered; ended by SIGTERM with exit 0.
 """

@@ -27,7 +27,7 @@ def dpo(
     rank: Annotated[int, Field(gt=0)] | None = None,
     base: Base = "exact",
 ) -> Adapted:
-    """The better of two answers becomes likelier than the worse one, beside the start (Rafailov et al. 2023, eq. 7).
+    """Raises the better of two answers over the worse, relative to the start (Rafailov et al. 2023, eq. 7).
 
     -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected)))), where p0 is the
     model as it started: its log-probabilities are computed once, and kept with the run. A small `beta` lets it go

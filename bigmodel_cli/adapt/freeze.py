@@ -28,13 +28,13 @@ def full(start: Start) -> Adapted:
 
 @methods.register("freeze-backbone", lr=1e-3)
 def freeze_backbone(start: Start) -> Adapted:
-    """Only the head trains; everything below it is frozen, BatchNorm statistics and dropout included."""
+    """Only the head trains; the backbone is frozen, with its BatchNorm statistics and dropout."""
     return Adapted(freeze(start.model, below_head(start)))
 
 
 @methods.register("freeze-until", lr=3e-4)
 def freeze_until(start: Start, *, layer: str) -> Adapted:
-    """Everything before `layer` is frozen; it and what follows train.
+    """Everything before `layer` is frozen; `layer` and what follows it train.
 
     Raises:
         InputError: the model has no such layer.
@@ -51,7 +51,7 @@ def freeze_until(start: Start, *, layer: str) -> Adapted:
 
 @methods.register("gradual", lr=3e-4)
 def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
-    """The head trains first; the layers below thaw from the top, evenly over `share` of the epochs (ULMFiT, 2018)."""
+    """The head trains first; layers are unfrozen from the top down over `share` of the epochs (ULMFiT, 2018)."""
     layers = units(start.model, start.head)
     stages = []
     for thawed in range(len(layers) + 1):
@@ -63,7 +63,7 @@ def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
 
 @methods.register("layer-decay", lr=5e-4)
 def layer_decay(start: Start, *, decay: Share = 0.75) -> Adapted:
-    """Each layer's learning rate is `decay` times that of the one above it; the head has the full one (BEiT, 2021)."""
+    """Everything trains, each layer at `decay` times the learning rate of the one above it (BEiT, 2021)."""
     layers = units(start.model, start.head)
     depth = {unit: len(layers) - i for i, unit in enumerate(layers)}
     rates = {}
@@ -75,14 +75,14 @@ def layer_decay(start: Start, *, decay: Share = 0.75) -> Adapted:
 
 @methods.register("bitfit", lr=1e-3)
 def bitfit(start: Start) -> Adapted:
-    """Biases and the head train alone (Ben Zaken et al. 2021)."""
+    """Only the biases and the head train (Ben Zaken et al. 2021)."""
     held = [key for key in below_head(start) if not key.endswith("bias")]
     return Adapted(freeze(start.model, held))
 
 
 @methods.register("norm-only", lr=1e-3)
 def norm_only(start: Start) -> Adapted:
-    """Normalisation layers, with their statistics, and the head train alone (Frankle et al. 2020).
+    """Only normalisation layers, with their statistics, and the head train (Frankle et al. 2020).
 
     Raises:
         InputError: the model has none.

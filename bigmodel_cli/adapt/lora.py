@@ -27,7 +27,7 @@ def lora(
     layers: tuple[str, ...] = (),
     base: Base = "exact",
 ) -> Adapted:
-    """Low-rank updates W + (alpha / rank) B A train beside frozen weights, with the head whole (Hu et al. 2021).
+    """Low-rank updates W + (alpha / rank) B A of frozen weights train, and the whole head (Hu et al. 2021).
 
     `layers` are names, or parts of names, of the layers to adapt; none means all. With `base` nf4 every linear layer
     below the head, adapted or not, keeps its frozen weights in 4 bits (QLoRA, Dettmers et al. 2023).

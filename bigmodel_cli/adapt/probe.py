@@ -20,7 +20,7 @@ Strength = Annotated[float, Field(gt=0)]
 def probe(
     start: Start, *, strengths: tuple[Strength, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), max_iter: int = 1000
 ) -> Adapted:
-    """Logistic regression on the frozen backbone's features, solved to its optimum; the strength is chosen on val.
+    """Logistic regression on the frozen backbone's features, solved exactly; its penalty is chosen on val.
 
     `strengths` are inverse regularisation strengths (scikit-learn's C). Nothing is
     augmented, and optimizer, schedule and epochs have no meaning.

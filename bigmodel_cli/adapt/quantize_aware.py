@@ -14,7 +14,7 @@ from bigmodel_cli.core.types import Adapted, Start
 
 @methods.register("qat", lr=1e-4)
 def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
-    """Everything trains, the weights rounded to `bits` a row and the inputs of each layer to 8 (Jacob et al. 2017).
+    """Everything trains, weights fake-quantized to `bits` per row and layer inputs to 8 (Jacob et al. 2017).
 
     The grid is the one that ``bigmodel compress --method int8`` uses, so little is lost in it afterwards.
     Whatever loads the checkpoint gets the rounded weights.

@@ -78,7 +78,7 @@ def distill(
     temperature: Annotated[float, Field(gt=0)] = 4.0,
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
 ) -> Adapted:
-    """Everything trains, on the loss and on a teacher's answers (Hinton et al. 2015).
+    """Everything trains, on the loss and on a teacher's outputs (Hinton et al. 2015).
 
     (1 - weight) loss + weight T^2 KL(teacher || student), both softened by the temperature T.
     `teacher` is a checkpoint, of any architecture, that knows all of the student's classes; it

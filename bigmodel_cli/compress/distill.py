@@ -21,7 +21,7 @@ def distill(
     temperature: Annotated[float, Field(gt=0)] = 4.0,
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
 ) -> None:
-    """Train `model` from zero with the checkpoint as its teacher (Hinton et al. 2015)."""
+    """Train `model` from scratch with the checkpoint as its teacher (Hinton et al. 2015)."""
     remembered = work.recipe.to_dict()
     teacher = str(work.trained.path.resolve())
     about = {

@@ -25,7 +25,7 @@ Write = Callable[[nn.Module, tuple[Tensor, ...], Path, dict[str, Any]], object]
     extra="compress",
 )  # fmt: skip
 def int8_openvino(work: Work, *, samples: Samples = 300) -> None:
-    """Static int8 for OpenVINO by nncf, with fast bias correction."""
+    """Static int8 for OpenVINO, calibrated by nncf, with fast bias correction."""
 
     def write(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
         nncf, openvino = _nncf()
@@ -53,7 +53,7 @@ def int8_openvino(work: Work, *, samples: Samples = 300) -> None:
 def int8_onnx(
     work: Work, *, samples: Samples = 512, ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
 ) -> None:
-    """Static int8 for onnxruntime: QDQ form, weights a scale a channel, `ranges` how inputs' ranges are found."""
+    """Static int8 for onnxruntime (QDQ), weight scales per channel; `ranges` is the calibration method."""
 
     def write(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -79,7 +79,7 @@ def int8_onnx(
     "dynamic-int8", gives="export", kinds=("image", "text"), needs=("onnx", "onnxscript", "onnxruntime"), extra="onnx"
 )  # fmt: skip
 def dynamic_int8(work: Work) -> None:
-    """int8 linear layers for onnxruntime, input ranges found as they come: no calibration, for text models."""
+    """int8 linear layers for onnxruntime, input ranges found at run time: no calibration; for text models."""
 
     def write(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -38,7 +38,7 @@ def prune(
     lr: Annotated[float, Field(gt=0)] = 1e-3,
     batch_size: Annotated[int, Field(gt=0)] = 128,
 ) -> None:
-    """Take the `ratio` of channels with the smallest weights out of every layer, then train for `epochs` to repair.
+    """Remove the `ratio` of channels with the smallest weights from every layer, then train for `epochs`.
 
     Groups of layers that share their channels (a residual stage) are pruned as one, by the
     L2 norm of all that belongs to a channel (Fang et al. 2023, "DepGraph"). The head keeps

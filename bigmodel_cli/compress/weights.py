@@ -21,13 +21,13 @@ Group = Annotated[int, Field(ge=8)]
 
 @compressions.register("bf16", gives="checkpoint", kinds=KINDS)
 def bf16(work: Work) -> None:
-    """Weights as bfloat16: half the size, the range of fp32 and 8 bits of precision."""
+    """Weights as bfloat16: half the size, fp32's range, 8 bits of precision."""
     _halved(work, torch.bfloat16, "bf16")
 
 
 @compressions.register("fp16", gives="checkpoint", kinds=KINDS)
 def fp16(work: Work) -> None:
-    """Weights as float16: half the size, 11 bits of precision; a weight past 65504 is an error."""
+    """Weights as float16: half the size, 11 bits of precision; a weight beyond 65504 is an error."""
     _halved(work, torch.float16, "fp16")
 
 
@@ -42,7 +42,7 @@ def _halved(work: Work, dtype: torch.dtype, method: str) -> None:
 
 @compressions.register("int8-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
 def int8_weights(work: Work) -> None:
-    """Weights of linear, convolution and embedding layers as int8, a scale a row (torchao): a quarter of the size."""
+    """Linear, convolution and embedding weights as int8, a scale per row (torchao): a quarter of the size."""
     with quiet():  # its import warns
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -51,7 +51,7 @@ def int8_weights(work: Work) -> None:
 
 @compressions.register("int4-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
 def int4_weights(work: Work, *, group_size: Group = 32) -> None:
-    """Weights as 4-bit numbers, a scale for each `group_size` of a row (torchao): an eighth of the size and some."""
+    """Weights as 4-bit numbers, a scale per `group_size` of a row (torchao): about an eighth of the size."""
     with quiet():
         from torchao.quantization import IntxWeightOnlyConfig
         from torchao.quantization.granularity import PerGroup

@@ -72,7 +72,7 @@ def synthetic_text(
     context: Context = 1024,
     tokens: Annotated[int, Field(gt=0, description="in the train split")] = 1 << 20,
 ) -> DataBundle:
-    """Random tokens, as many as you say: for `plan` and for speed, without a file."""
+    """Random tokens, as many as you ask for: for `plan` and speed measurements, without a file."""
     spec = TextSpec("word", (*SPECIALS, *(f"w{i}" for i in range(vocabulary - len(SPECIALS)))), context)
     count = max(1, tokens // context)
     return DataBundle(
@@ -94,7 +94,7 @@ def synthetic_pictures(
     classes: Annotated[int, Field(ge=2, le=1 << 16)] = 1000,
     count: Annotated[int, Field(gt=0, description="in the train split; default ImageNet's")] = 1_281_167,
 ) -> DataBundle:
-    """Random images, as many as you say: for `plan` and for speed, without a file."""
+    """Random images, as many as you ask for: for `plan` and speed measurements, without a file."""
     spec = ImageSpec(channels, size, size, tuple(f"class{i}" for i in range(classes)))
     return DataBundle(
         spec,

@@ -41,7 +41,7 @@ def aoti(
     *,
     freezing: bool = True,
 ) -> None:
-    """Compiled ahead of time for this kind of CPU (AOTInductor); C++ or torch runs it.
+    """Compiled ahead of time for this kind of CPU (AOTInductor); runs from C++ or torch.
 
     Args:
         freezing: the weights become constants, which the kernels are laid out for.

@@ -64,7 +64,7 @@ def coreml(
     *,
     batch: Annotated[int, Field(ge=1)] = 32,
 ) -> None:
-    """An ML program for iOS 17 and macOS 14 (.mlpackage), in fp32; on macOS.
+    """An ML program for iOS 17 and macOS 14 (.mlpackage), in fp32; written on macOS only.
 
     Args:
         batch: the most samples a call.

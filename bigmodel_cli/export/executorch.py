@@ -48,7 +48,7 @@ def executorch(
     *,
     batch: Annotated[int, Field(ge=1)] = 32,
 ) -> None:
-    """A program for phones and small boards (.pte), on XNNPACK.
+    """A program for phones and small boards (.pte), on the XNNPACK backend.
 
     Args:
         batch: the most samples a call; the memory is planned for them.

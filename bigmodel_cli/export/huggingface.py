@@ -60,7 +60,7 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".safetensors", run=run_huggingface, runtime=RUNTIME, tolerance=1e-5)
 def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """A folder for ``transformers``: weights, configuration and tokenizer of a text model.
+    """A folder that `transformers` loads: weights, configuration and tokenizer of a text model.
 
     A gpt in GPT-2's layout becomes a ``GPT2LMHeadModel``, one in Llama's a ``LlamaForCausalLM``.
 

@@ -44,6 +44,6 @@ def run_litert(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".tflite", run=run_litert, runtime=RUNTIME, sizes="fixed")
 def litert(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """A flat file for phones and microcontrollers (.tflite), one sample a call."""
+    """A FlatBuffer for phones and microcontrollers (.tflite), one sample per call."""
     package, _ = needed("litert", "litert_torch", "ai_edge_litert.interpreter")
     package.convert(model, tuple(x[:1] for x in example)).export(str(path))

@@ -44,7 +44,7 @@ def onnx(
     *,
     opset: Annotated[int, Field(ge=18)] = 18,
 ) -> None:
-    """One file with a dynamic batch (and length of texts), for onnxruntime and most others.
+    """One file with a dynamic batch (and text length), for onnxruntime and most other runtimes.
 
     Class names and preprocessing are in its metadata.
 

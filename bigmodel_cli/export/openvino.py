@@ -44,7 +44,7 @@ def run_openvino(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".xml", run=run_openvino, runtime=RUNTIME)
 def openvino(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """Intel's format (model.xml and model.bin) in fp32 with a dynamic batch (and length of texts)."""
+    """OpenVINO IR (model.xml and model.bin) in fp32 with a dynamic batch (and text length)."""
     package = library()
     import torch
 

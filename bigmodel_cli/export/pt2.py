@@ -34,7 +34,7 @@ def run_pt2(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".pt2", run=run_pt2, runtime=RUNTIME)
 def pt2(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """The traced graph with a dynamic batch (and length of texts), for torch itself.
+    """A torch.export program with a dynamic batch (and text length), for torch itself.
 
     Class names and preprocessing are in ``extra_files["bigmodel.json"]``.
     """

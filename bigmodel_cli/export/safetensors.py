@@ -50,7 +50,7 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".safetensors", run=run_safetensors, runtime=RUNTIME)
 def safetensors(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """The weights alone; architecture, class names and preprocessing as JSON in its metadata and beside it."""
+    """The weights alone, with architecture, class names and preprocessing as JSON metadata."""
     from safetensors import SafetensorError
     from safetensors.torch import save_model
 

@@ -44,7 +44,7 @@ def run_torchscript(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".ts", run=run_torchscript, runtime=RUNTIME)
 def torchscript(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """A trace of the model, frozen, for programs that still load TorchScript.
+    """A frozen trace, for programs that still load TorchScript.
 
     Class names and preprocessing are in ``_extra_files["bigmodel.json"]``.
     """

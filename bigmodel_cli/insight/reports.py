@@ -32,7 +32,7 @@ class Report:
 
 @reports.register()
 def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """Classes matched by name: loss, accuracy, calibration, each class, confusion, the wrong ones."""
+    """Classes matched by name: loss, accuracy, calibration, per-class scores, confusion, mistakes."""
     match = match_classes(task.spec.classes, data.classes)
     out = outputs()
     found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes)
@@ -64,7 +64,7 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
 
 @reports.register()
 def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """Loss in nats a token, perplexity, bits a byte; intervals over windows of text."""
+    """Loss in nats per token, perplexity, bits per byte; intervals over windows of text."""
     out = outputs()
     nats, count, size = (out[k].double() for k in ("nats", "count", "bytes"))
 

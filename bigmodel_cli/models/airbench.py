@@ -96,7 +96,7 @@ class Airbench(nn.Module):
 def airbench(
     spec: ImageSpec, *, width: Annotated[int, Field(ge=1, le=4096)] = 64, activation: Activation = "gelu"
 ) -> nn.Module:
-    """Six convolutions after a whitening of patches; the quickest to learn small images.
+    """Six convolutions behind a patch-whitening layer; the fastest to train on small images.
 
     Raises:
         InputError: images smaller than 16 x 16.

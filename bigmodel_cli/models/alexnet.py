@@ -66,7 +66,7 @@ def alexnet(
     activation: Activation = "relu",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
 ) -> nn.Module:
-    """AlexNet; images of at most 64 pixels get small filters and a narrower classifier.
+    """AlexNet; for images of at most 64 pixels, smaller filters and a narrower classifier.
 
     Raises:
         InputError: the images are smaller than 4 pixels a side, or than 63 with the imagenet stem.

@@ -238,7 +238,7 @@ def gpt(
     dropout: Share = 0.0,
     checkpointing: Checkpointing = False,
 ) -> nn.Module:
-    """A decoder-only transformer of any size: the defaults are nanoGPT's setting for a CPU.
+    """A decoder-only transformer of any size; the defaults are nanoGPT's CPU setting.
 
     Args:
         kv_heads: keys and values are shared by groups of heads; None: each head has its own.
@@ -266,7 +266,7 @@ def gpt(
 def gpt_nano(
     spec: TextSpec, *, position: Position = "learned", dropout: Share = 0.0, checkpointing: Checkpointing = False
 ) -> nn.Module:
-    """4 layers, 128 wide: nanoGPT's setting for a CPU (Karpathy 2022)."""
+    """4 layers, 128 wide: nanoGPT's CPU setting (Karpathy 2022)."""
     return gpt(spec, position=position, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return]
 
 
@@ -299,7 +299,7 @@ def _gpt2(
     dropout: Share = 0.0,
     checkpointing: Checkpointing = False,
 ) -> nn.Module:
-    """GPT-2 of this size (Radford et al. 2019)."""
+    """GPT-2 at this size (Radford et al. 2019)."""
     layers, heads, width = size
     options = {"layers": layers, "heads": heads, "width": width, "bias": True, "mlp": "gelu-tanh"}
     return gpt(spec, **options, dropout=dropout, checkpointing=checkpointing)  # type: ignore[no-any-return, arg-type]

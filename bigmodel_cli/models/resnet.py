@@ -172,7 +172,7 @@ def resnet(
     zero_init_residual: bool = True,
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """Residual network; from 50 layers on, of bottleneck blocks.
+    """Residual network for photos, with bottleneck blocks from 50 layers on (He et al. 2015).
 
     `stem` auto leaves layer1 maps of at least 8 pixels a side, and never more work than that needs.
     """

@@ -133,7 +133,7 @@ def resnet(
     activation: Activation = "relu",
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """Residual network for small images."""
+    """Residual network for small images (He et al. 2015, section 4.2)."""
     block = {"shortcut": shortcut, "preactivation": preactivation, "activation": activation}
     return CifarResNet(depth, spec.channels, spec.num_classes, drop_path, **block)
 
@@ -145,6 +145,6 @@ def resnet(
 @models.register("plain56", depth=56, **TASK)
 @models.register("plain110", depth=110, **TASK)
 def plain(spec: ImageSpec, depth: int, *, activation: Activation = "relu") -> nn.Module:
-    """The same without shortcuts: what depth costs."""
+    """The CIFAR ResNet of that depth without its shortcuts, for comparison."""
     block = {"shortcut": "none", "preactivation": False, "activation": activation}
     return CifarResNet(depth, spec.channels, spec.num_classes, 0.0, **block)

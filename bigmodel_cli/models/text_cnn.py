@@ -54,7 +54,7 @@ def text_cnn(
     windows: tuple[Count, ...] = (3, 4, 5),
     dropout: Share = 0.5,
 ) -> nn.Module:
-    """Convolutions of 3, 4 and 5 words, the maximum of each over the text (Kim 2014, CNN-rand)."""
+    """Convolutions over 3, 4 and 5 words, max-pooled over the text (Kim 2014, CNN-rand)."""
     known = tokenizer(spec)
     pad = known.special.get(PAD, -1)
     return TextCnn(known.size, pad, width, filters, windows, dropout, max(spec.num_classes, 1))

@@ -181,7 +181,7 @@ def transformers_model(
     source: Annotated[str, Field(description="the folder or the name on the hub that it came from")] = "",
     checkpointing: bool = False,
 ) -> nn.Module:
-    """A causal or sequence-classification model of transformers (Wolf et al. 2019).
+    """A causal or sequence-classification model from transformers (Wolf et al. 2019).
 
     Raises:
         InputError: it has no configuration, or one of another size than the data's.

@@ -120,7 +120,7 @@ def vit(
     dropout: Share = 0.0,
     drop_path: Share = 0.0,
 ) -> nn.Module:
-    """Vision transformer; patches of 16 pixels for photos, 4 for small images, 2 for tiny ones.
+    """Vision transformer; 16-pixel patches for photos, 4 for small images, 2 for tiny ones.
 
     Raises:
         InputError: the patches do not tile the image, or the heads do not share the width evenly.

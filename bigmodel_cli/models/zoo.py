@@ -111,7 +111,7 @@ def imagenet(count: int) -> tuple[str, ...]:
 
 @models.register("timm:*", task="image_classification", members=timm_names, describe=timm_layers)
 def timm_model(spec: ImageSpec, member: str, *, dropout: Share = 0.0, drop_path: Share = 0.0) -> Any:
-    """A model of timm."""
+    """An image classifier from timm."""
     timm, about = _timm(), _configuration(member)
     options: dict[str, Any] = {"drop_rate": dropout}
     if drop_path:
@@ -163,7 +163,7 @@ def _torchvision(member: str, num_classes: int, side: int) -> Any:
 
 @models.register("tv:*", task="image_classification", members=torchvision_names, describe=torchvision_layers)
 def torchvision_model(spec: ImageSpec, member: str) -> Any:
-    """A model of torchvision."""
+    """An image classifier from torchvision."""
     from torch import nn
 
     side = min(spec.height, spec.width)

@@ -73,7 +73,7 @@ def _packed(value: Any) -> Any:
 def adamw8bit(
     named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.01
 ) -> torch.optim.Optimizer:
-    """AdamW with averages of 8 bits (Dettmers et al. 2021); compiled at its first step, which takes a compiler.
+    """AdamW with 8-bit moments (Dettmers et al. 2021); its first step compiles, which takes a C++ compiler.
 
     Raises:
         MachineError: torchao is not installed.

@@ -37,7 +37,7 @@ def _fused(named: Named) -> bool:
 
 @optimizers.register(full_batch=True)
 def gd(named: Named, *, lr: Rate = 0.1, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
-    """Gradient descent over the whole train split a step: w <- w - lr g (Cauchy 1847)."""
+    """Gradient descent, the whole train split at each step: w <- w - lr g (Cauchy 1847)."""
     return torch.optim.SGD(groups(named, weight_decay), lr=lr, fused=_fused(named))
 
 
@@ -45,7 +45,7 @@ def gd(named: Named, *, lr: Rate = 0.1, weight_decay: Decay = 0.0) -> torch.opti
 def sgd(
     named: Named, *, lr: Rate = 0.1, momentum: Share = 0.0, nesterov: bool = False, weight_decay: Decay = 0.0
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent: w <- w - lr g of a batch (Robbins and Monro 1951)."""
+    """Stochastic gradient descent, one batch at each step: w <- w - lr g (Robbins and Monro 1951)."""
     if nesterov and not momentum:
         raise InputError("optimizer.nesterov without momentum", "expected momentum > 0", "--optimizer momentum")
     fused = _fused(named)
@@ -64,7 +64,7 @@ def momentum(
 def adam(
     named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.0
 ) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2014); its decay is added to the gradient."""
+    """Adam (Kingma and Ba 2014); weight decay is added to the gradient."""
     return torch.optim.Adam(groups(named, weight_decay), lr=lr, betas=betas, fused=_fused(named))
 
 
@@ -72,7 +72,7 @@ def adam(
 def adamw(
     named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.01
 ) -> torch.optim.Optimizer:
-    """Adam with decoupled decay (Loshchilov and Hutter 2017)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017)."""
     return torch.optim.AdamW(groups(named, weight_decay), lr=lr, betas=betas, fused=_fused(named))
 
 
@@ -118,7 +118,7 @@ def radam(named: Named, *, lr: Rate = 1e-3, weight_decay: Decay = 0.0) -> torch.
 def muon(
     named: Named, *, lr: Rate = 2e-2, momentum: Share = 0.95, adamw_lr: Rate = 1e-3, weight_decay: Decay = 0.01
 ) -> torch.optim.Optimizer:
-    """Muon (Jordan 2024) on hidden matrices and filters, AdamW on the rest.
+    """Muon (Jordan 2024) for hidden matrices and filters, AdamW for the rest.
 
     The last two parameters are the head's weight and bias: outputs train better with AdamW.
 

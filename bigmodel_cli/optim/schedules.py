@@ -32,7 +32,7 @@ def _warmed(total_steps: int, warmup: float, after: Callable[[float], float], st
 
 @schedules.register()
 def constant(total_steps: int, *, warmup: Fraction = 0.0) -> Factor:
-    """1 throughout."""
+    """Constant: 1 throughout."""
     return _warmed(total_steps, warmup, lambda done: 1.0)
 
 
@@ -44,7 +44,7 @@ def step(
     gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1,
     warmup: Fraction = 0.0,
 ) -> Factor:
-    """Times `gamma` at each milestone, given as a share of the run (He et al. 2015)."""
+    """Multiplied by `gamma` at each milestone, a fraction of the run (He et al. 2015)."""
     warmed = _warmed(total_steps, warmup, lambda done: 1.0)
     return lambda at: warmed(at) * gamma ** sum(at >= m * total_steps for m in milestones)
 
@@ -59,5 +59,5 @@ def cosine(total_steps: int, *, final: Annotated[float, Field(ge=0, le=1)] = 0.0
 def one_cycle(
     total_steps: int, *, warmup: Fraction = 0.25, start: Annotated[float, Field(gt=0, le=1)] = 0.04
 ) -> Factor:
-    """Up from `start` to 1, then linearly down to 0 (Smith and Topin 2017)."""
+    """Warms up from `start` to 1, then falls linearly to 0 (Smith and Topin 2017)."""
     return _warmed(total_steps, warmup, lambda done: 1 - done, start)

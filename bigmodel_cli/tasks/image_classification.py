@@ -26,7 +26,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 def image_classification(
     spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:
-    """One class an image."""
+    """One class per image."""
     return ImageClassification(spec, loss, augment)
 
 

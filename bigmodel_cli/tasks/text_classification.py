@@ -21,7 +21,7 @@ from bigmodel_cli.tasks import labelled
 def text_classification(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> TextClassification:
-    """One class a text."""
+    """One class per text."""
     return TextClassification(spec, loss, augment)
 
 

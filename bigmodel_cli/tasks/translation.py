@@ -26,7 +26,7 @@ BEAMS = 4
 def translation(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> Translation:
-    """A text for each text."""
+    """A target text for each source text."""
     return Translation(spec, loss)
 
 

@@ -64,10 +64,18 @@ def served(arguments: list[str], folder: Path) -> int:
             process.kill()
 
 
+def anchors(document: Path) -> set[str]:
+    """The fragments of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for target, fragment in re.findall(r"\]\(([^):#]*)(?:#([^)]+))?\)", document.read_text()):
+            page = document.parent / target if target else document
+            assert page.exists(), f"{document.name}: {target}"
+            assert not fragment or fragment in anchors(page), f"{document.name}: {target}#{fragment}"
     text = (ROOT / "docs/from-zero.md").read_text()
     for file in re.findall(r"`(bigmodel_cli/[a-z_/]+\.py)`", text):
         assert (ROOT / file).exists(), file

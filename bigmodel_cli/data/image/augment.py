@@ -41,13 +41,13 @@ def integers(values: Tensor, low: int, high: int) -> Tensor:
 
 @augments.register(changes=False)
 def none() -> Augment:
-    """Samples as they are."""
+    """No augmentation."""
     return lambda images, key, size=None: images
 
 
 @augments.register()
 def shift(*, pixels: Pixels = 2) -> Augment:
-    """Move each image by up to `pixels` in both directions; what comes in is zero."""
+    """Shift each image by up to `pixels` in both directions, padding with zeros."""
 
     def apply(images: Tensor, key: SampleKey, size: Size = None) -> Tensor:
         return shifted(images, key, pixels, flip=False)
@@ -57,7 +57,7 @@ def shift(*, pixels: Pixels = 2) -> Augment:
 
 @augments.register()
 def crop_flip(*, pixels: Pixels = 4, flip: bool = True) -> Augment:
-    """Shift by up to `pixels` and, with `flip`, mirror half of the images: CIFAR's standard (He et al. 2015)."""
+    """Shift by up to `pixels` and, with `flip`, mirror half of the images: the CIFAR standard (He et al. 2015)."""
 
     def apply(images: Tensor, key: SampleKey, size: Size = None) -> Tensor:
         return shifted(images, key, pixels, flip)
@@ -72,7 +72,7 @@ def affine(
     translate: Annotated[float, Field(ge=0, le=1)] = 0.1,
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.1,
 ) -> Augment:
-    """Turn by up to `degrees`, move by up to `translate` of the side, scale by up to 1 +- `scale`."""
+    """Rotate by up to `degrees`, translate by up to `translate` of the side, scale by up to 1 +- `scale`."""
 
     def apply(images: Tensor, key: SampleKey, size: Size = None) -> Tensor:
         u = uniforms(key, 0, 1, 2, 3) * 2 - 1
@@ -89,7 +89,7 @@ def affine(
 
 @augments.register()
 def erase(*, size: Annotated[int, Field(gt=0)] = 8, pixels: Pixels = 0, flip: bool = False) -> Augment:
-    """Crop and flip as ``crop_flip``, then blank a square of `size` pixels somewhere (Cutout, DeVries 2017)."""
+    """Crop and flip as `crop_flip`, then blank a random square of `size` pixels (Cutout, DeVries 2017)."""
 
     def apply(images: Tensor, key: SampleKey, _: Size = None) -> Tensor:
         return erased(shifted(images, key, pixels, flip), key, size)

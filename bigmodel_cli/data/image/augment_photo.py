@@ -31,7 +31,7 @@ RATIO = (3 / 4, 4 / 3)  # the crop's width to its height (Szegedy et al. 2015)
 
 @augments.register()
 def resized_crop(*, area: Annotated[float, Field(gt=0, le=1)] = 0.35, flip: bool = True) -> Augment:
-    """A window of `area` to all of the image, 3:4 to 4:3, resized to the model's size (Szegedy et al. 2015)."""
+    """A random crop of `area` to all of the image, 3:4 to 4:3, resized to the model's input (Szegedy et al. 2015)."""
     return lambda images, key, size=None: cropped(images, key, size, area, flip)
 
 
@@ -61,7 +61,7 @@ def strong(
     mixup: Alpha = 0.0,
     cutmix: Alpha = 0.0,
 ) -> Strong:
-    """Crop, flip, TrivialAugment or RandAugment, colour, erase, mixup and cutmix: each where it is asked for."""
+    """Crop and flip, then on request TrivialAugment or RandAugment, colour jitter, erase, mixup and cutmix."""
     steps: list[Callable[[Tensor, SampleKey, Size], Tensor]] = []
     if crop == "resized":
         steps.append(lambda images, key, size: cropped(images, key, size, area, flip))

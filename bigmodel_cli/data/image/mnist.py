@@ -60,7 +60,7 @@ def mnist(root: Path) -> DataBundle:
 
 @data.register("fashion-mnist")
 def fashion_mnist(root: Path) -> DataBundle:
-    """70,000 images of clothes in 10 classes, 28x28 (Xiao et al. 2017)."""
+    """70,000 images of clothing in 10 classes, 28x28 (Xiao et al. 2017)."""
     classes = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
     return _bundle(root, "fashion-mnist", "FashionMNIST", tuple(classes.split(",")))
 

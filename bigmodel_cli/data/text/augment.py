@@ -17,7 +17,7 @@ from bigmodel_cli.core.types import SampleKey
 
 @augments.register(kind="text")
 def word_dropout(*, share: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> Callable[[Tensor, SampleKey], Tensor]:
-    """Each token becomes unknown with this probability (Iyyer et al. 2015): no single word may decide."""
+    """Replace each token by the unknown token with this probability (Iyyer et al. 2015)."""
 
     def apply(tokens: Tensor, key: SampleKey) -> Tensor:
         drawn = torch.stack([uniform(key, 100 + t) for t in range(tokens.shape[1])], 1)

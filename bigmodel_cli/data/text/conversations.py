@@ -85,7 +85,7 @@ def chat_file(
     prefixes: Prefixes = PREFIXES,
     pack: Pack = False,
 ) -> DataBundle:
-    """Your own conversations ("messages") or prompts with a "completion", as JSON lines; the answers are learned."""
+    """Your own conversations (`messages`) or `prompt` and `completion`, as JSON lines; only answers are trained on."""
     first = _first(Path(path).expanduser())
     spec = _spec(like, tokenizer, context, root, prefixes if "messages" in first else None)
 
@@ -112,7 +112,7 @@ def preference_file(
     val_share: ValShare = 0.1,
     prefixes: Prefixes = PREFIXES,
 ) -> DataBundle:
-    """Your own pairs of answers: JSON lines with "prompt", "chosen" and "rejected", text or messages."""
+    """Your own preference pairs: JSON lines with `prompt`, `chosen` and `rejected`, as text or messages."""
     first = _first(Path(path).expanduser())
     plain = all(isinstance(first.get(key), str) for key in ("prompt", "chosen", "rejected"))
     spec = _spec(like, tokenizer, context, root, None if plain else prefixes)

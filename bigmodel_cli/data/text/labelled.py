@@ -81,7 +81,7 @@ def labelled(
 def rt_polarity(
     root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: Vocabulary = "auto"
 ) -> DataBundle:
-    """10,662 sentences of film reviews, positive or negative (Pang and Lee 2005); every tenth line tests.
+    """10,662 sentences from film reviews, positive or negative (Pang and Lee 2005); every tenth line is test.
 
     The data comes without a split. Ours: of each file, lines 0, 10, 20, ... (from 0) test,
     lines 1, 11, 21, ... validate, the rest trains.

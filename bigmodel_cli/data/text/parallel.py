@@ -116,7 +116,7 @@ def multi30k_en_de(
     tokenizer: Pieces = "auto",
     vocabulary: Size = 8000,
 ) -> DataBundle:
-    """31,014 descriptions of images, English to German (Elliott et al. 2016); test is test_2016_flickr."""
+    """31,014 image captions, English to German (Elliott et al. 2016); the test split is test_2016_flickr."""
     folder = root / "multi30k-en-de"
     for file, checksum in MULTI30K_SHA256.items():
         if not (folder / file).is_file():

@@ -69,7 +69,7 @@ def token_shards(
     val_share: Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")] = 0.1,
     separate: Separate = False,
 ) -> DataBundle:
-    """What `bigmodel data tokenize` made of a text: its end validates."""
+    """Token shards written by `bigmodel data tokenize`; the last part is the validation split."""
     like = of_text(like)
     index = read_index(Path(path).expanduser(), context or (like.context if like else 64))
     known = tokenizer(index.spec)

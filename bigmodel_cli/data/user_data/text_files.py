@@ -42,7 +42,7 @@ def text_files(
     val_share: ValShare = 0.1,
     separate: Separate = False,
 ) -> DataBundle:
-    """Your own text for language models: a file, a folder of them, or JSON lines with "text"."""
+    """Your own text for language models: a file, a folder of files, or JSON lines with `text`."""
     notes, like = list[str](), of_text(like)
     documents, empty = list(_documents(Path(path).expanduser(), encoding, notes)), 0
     if len(documents) > 1:
@@ -76,7 +76,7 @@ def labelled_file(
     context: Context = 64,
     encoding: Encoding = AUTO,
 ) -> DataBundle:
-    """Your own texts with a class each: .csv, .tsv or .jsonl with text and label, and split where there is one."""
+    """Your own labelled texts: .csv, .tsv or .jsonl with `text` and `label`, optionally `split`."""
     file, notes = Path(path).expanduser(), list[str]()
     rows = list(_records(file, encoding, ("text", "label"), notes))
     classes = sorted({str(row["label"]) for row in rows})
@@ -102,7 +102,7 @@ def parallel_file(
     encoding: Encoding = AUTO,
     val_share: ValShare = 0.1,
 ) -> DataBundle:
-    """Your own pairs of texts: .csv, .tsv or .jsonl with source and target, or two files of as many lines."""
+    """Your own translation pairs: .csv, .tsv or .jsonl with `source` and `target`, or two line-aligned files."""
     file, notes = Path(path).expanduser(), list[str]()
     if target is not None:
         pairs: Pairs = read_pair(file, Path(target).expanduser(), encoding, notes)

@@ -244,7 +244,7 @@ def shard_stream(
     channels: Literal[1, 3] = 3,
     window: Annotated[int, Field(gt=0, description="samples shuffled together, after the shards are")] = 8192,
 ) -> DataBundle:
-    """WebDataset shards of images from a web server or a folder, fetched as training comes to them."""
+    """WebDataset image shards streamed from a web server or a folder, fetched as training reaches them."""
     index = read_shard_index(path)
     side = round(size / crop)
     splits = dict(index.splits)
