@@ -22,7 +22,7 @@ TEST_PER_CLASS = 36  # a fifth: 360 of 1,797
 @data.register()
 def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None = None) -> DataBundle:
     """1,797 real 8x8 handwritten digits (Alpaydin and Kaynak 1998), bundled: needs no network."""
-    pictures, labels = _read()
+    images, labels = _read()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
     for k in range(10):

@@ -30,7 +30,7 @@ def image_folder(
     label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
 ) -> DataBundle:
     """Your own images: class folders, a table, a tar, WebDataset shards or a Hugging Face data set."""
-    listing = list_pictures(path, image_column, label_column)
+    listing = list_images(path, image_column, label_column)
     side = round(size / crop)
 
     notes = list(listing.notes)
