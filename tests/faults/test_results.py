@@ -50,5 +50,5 @@ def test_every_promise_was_tried_in_full_and_kept() -> None:
 def test_every_figure_comes_from_a_test() -> None:
     """A row that no test records was written by hand, or outlived its test."""
     tests = figures.HERE.parent
-    source = "".join(p.read_text(encoding="utf-8") for p in tests.glob("*/test_*.py") if p.name != "test_results.py")
+    source = "".join(p.read_text(encoding="utf-8") for p in tests.rglob("test_*.py") if p.name != "test_results.py")
     assert [what for what in rows() if what.split(": ")[0] not in source] == []
