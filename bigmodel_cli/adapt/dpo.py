@@ -19,7 +19,7 @@ from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start
 SIDES = ("chosen", "rejected")
 
 
-@methods.register("dpo", lr=5e-5, task="language_modeling")
+@methods.register("dpo", lr=5e-5, task="language_modeling", best=("reward_accuracy", "max"))
 def dpo(
     start: Start,
     *,

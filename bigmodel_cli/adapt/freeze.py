@@ -20,7 +20,7 @@ from bigmodel_cli.core.types import Adapted, Frozen, Start
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@methods.register("full", lr=3e-4)
+@methods.register("full", lr=3e-4, builds_on_meta=True, auto=4)
 def full(start: Start) -> Adapted:
     """Every parameter trains."""
     return Adapted()
@@ -80,7 +80,7 @@ def bitfit(start: Start) -> Adapted:
     return Adapted(freeze(start.model, held))
 
 
-@methods.register("norm-only", lr=1e-3)
+@methods.register("norm-only", lr=1e-3, auto=2)
 def norm_only(start: Start) -> Adapted:
     """Only normalisation layers, with their statistics, and the head train (Frankle et al. 2020).
 

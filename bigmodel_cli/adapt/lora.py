@@ -18,7 +18,7 @@ Base = Annotated[
 ]
 
 
-@methods.register("lora", lr=2e-3)
+@methods.register("lora", lr=2e-3, auto=3)
 def lora(
     start: Start,
     *,

@@ -16,7 +16,7 @@ from bigmodel_cli.core.types import Adapted, Start
 Strength = Annotated[float, Field(gt=0)]
 
 
-@methods.register("probe", lr=1e-3)
+@methods.register("probe", lr=1e-3, auto=1)
 def probe(
     start: Start, *, strengths: tuple[Strength, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), max_iter: int = 1000
 ) -> Adapted:

@@ -41,8 +41,8 @@ class Regularised:
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:
         seen: list[Tensor] = []
 
-        def watched(*inputs: Tensor) -> Tensor:
-            seen.append(model(*inputs))
+        def watched(*inputs: Any, **named: Any) -> Tensor:
+            seen.append(model(*inputs, **named))
             return seen[-1]
 
         plain = self.task.loss(watched, batch)
@@ -89,6 +89,9 @@ def distill(
     expert = trained.model.to(device).eval().requires_grad_(False)
 
     def objective(task: Any) -> Regularised:
+        if not getattr(task.spec, "classes", ()):
+            what = f"distill: {task.name.replace('_', ' ')} has no classes"
+            raise InputError(what, "expected a model that answers with one of some classes", "--method full")
         columns = _columns(trained, task)
         its_task = dataclasses.replace(trained.task, augment=task.augment)
 

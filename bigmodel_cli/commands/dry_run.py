@@ -23,10 +23,8 @@ def preflight(resolved: Resolved, folder: Path, json: bool) -> None:
         MachineError: the disk cannot hold the checkpoints.
     """
     from bigmodel_cli.engine.experiments.dry_run import measure
-    from bigmodel_cli.engine.training.assemble import assemble
 
-    run = assemble(resolved.recipe, measure=False)
-    found = measure(run, folder)
+    found = measure(resolved.recipe, folder)
     if json:
         origin = {".".join(path): where for path, where in resolved.origin.items()}
         console.print_json({"recipe": resolved.recipe.to_dict(), "origin": origin, **found.to_dict()})

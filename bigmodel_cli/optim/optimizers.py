@@ -114,7 +114,7 @@ def radam(named: Named, *, lr: Rate = 1e-3, weight_decay: Decay = 0.0) -> torch.
     return torch.optim.RAdam(groups(named, weight_decay), lr=lr)
 
 
-@optimizers.register()
+@optimizers.register(whole_matrices=True)
 def muon(
     named: Named, *, lr: Rate = 2e-2, momentum: Share = 0.95, adamw_lr: Rate = 1e-3, weight_decay: Decay = 0.01
 ) -> torch.optim.Optimizer:

@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.dpo import Preference
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
+from bigmodel_cli.engine.training.run import Hooks
 
 SHAPE = {"layers": 1, "heads": 2, "width": 16}
 
@@ -89,24 +90,19 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
         "placement": {"precision": "fp32", "device": "cpu"},
     }  # fmt: skip
     recipe = resolve([Layer("test", values)]).recipe
-    run = assemble(recipe)
-    assert add_reference_outputs(run) and {k: len(v["chosen_started"]) for k, v in run.said.items()} == {
-        "train": 36,
-        "val": 4,
-    }
     events: list[dict[str, Any]] = []
-    run.emit = events.append
-    fit(run)
+    run = assemble(recipe, hooks=Hooks(events.append))
+    assert {k: len(v["chosen_started"]) for k, v in run.reference_outputs.items()} == {"train": 36, "val": 4}
+    execute(run)
     ends = [event for event in events if event["event"] == "epoch"]
     assert ends[-1]["val_reward_accuracy"] == 1.0 and ends[-1]["val_reward_margin"] > 0
     assert ends[-1]["val_loss"] < 0.69 and ends[-1]["train_loss"] < ends[0]["train_loss"]
     # A checkpoint without what the start said is no checkpoint of this run.
     state = run.state()
     said = state.pop("said")
-    with pytest.raises(Exception, match="said"):
+    with pytest.raises(InputError, match="said.* are missing"):
         assemble(recipe, state)
     resumed = assemble(recipe, {**state, "said": said})
-    assert add_reference_outputs(resumed)
-    assert torch.equal(resumed.said["train"]["chosen_started"], said["train"]["chosen_started"])
-    with pytest.raises(Exception, match="not of this data"):
-        add_reference_outputs(assemble(recipe, {**state, "said": {"train": said["val"], "val": said["val"]}}))
+    assert torch.equal(resumed.reference_outputs["train"]["chosen_started"], said["train"]["chosen_started"])
+    with pytest.raises(InputError, match="not of this data"):
+        assemble(recipe, {**state, "said": {"train": said["val"], "val": said["val"]}})

@@ -21,7 +21,7 @@ from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.models.adapters.lora import LowRank
 from bigmodel_cli.models.quantization.nf4 import NF4, NF4Linear, nf4, parameters
 from bigmodel_cli.models.quantization.quantized_weights import Packed, unpacked
@@ -118,9 +118,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tuning(start: Path, kind: str, resumed: Any = None, steps: int = 60, **sections: Any) -> Run:
+def tuning(
+    start: Path, kind: str, resumed: Any = None, steps: int = 60, stop_at: int | None = None, **sections: Any
+) -> Run:
     section = {"checkpoint": str(start), "method": "lora", "rank": 4, "base": kind}
-    return assemble(recipe("finetune.md", steps, start=section, **sections), resumed, measure=False)
+    hooks = Hooks(should_stop=lambda run: run.progress.step == stop_at)
+    return assemble(recipe("finetune.md", steps, start=section, **sections), resumed, measure=False, hooks=hooks)
 
 
 def val_loss(run: Run) -> float:
@@ -156,9 +159,8 @@ def test_a_base_in_4_bits_learns_what_an_exact_one_does(base: Path, tmp_path: Pa
 
 def test_resumed_is_the_unbroken_run_and_so_is_its_average(base: Path) -> None:
     train = {"ema_decay": 0.9}
-    whole, broken = (tuning(base, "nf4-double", steps=6, train=train) for _ in range(2))
+    whole, broken = (tuning(base, "nf4-double", steps=6, stop_at=stop, train=train) for stop in (None, 3))
     assert fit(whole)
-    broken.stop = lambda: broken.progress.step == 3
     assert not fit(broken)
     resumed = tuning(base, "nf4-double", broken.state(), steps=6, train=train)
     assert fit(resumed) and digest(resumed.model) == digest(whole.model)

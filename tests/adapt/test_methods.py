@@ -17,11 +17,10 @@ from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.cached_features import features
-from bigmodel_cli.engine.training.linear_probe import solve
 from bigmodel_cli.engine.training.loop import fit, train_step
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.models.adapters.lora import merge_model, merged
 
 OPTIONS = {"freeze-until": {"layer": "layer3"}, "l2-sp": {"alpha": 3.0}, "lora": {"rank": 4}}
@@ -38,11 +37,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tuning(base: Path, method: str, resumed: Any = None, epochs: int = 2, **options: Any) -> Run:
+def tuning(
+    base: Path, method: str, resumed: Any = None, epochs: int = 2, stop_at: int | None = None, **options: Any
+) -> Run:
     options = {**OPTIONS.get(method, {}), **({"teacher": str(base)} if method == "distill" else {}), **options}
     start = {"checkpoint": str(base), "method": method, **options}
     layers = {"model": {"name": "resnet8"}, "start": start, "train": {"epochs": epochs, "batch_size": 512}}
-    return assemble(resolve([Layer("t", layers)]).recipe, resumed)
+    hooks = Hooks(should_stop=lambda run: run.progress.step == stop_at)
+    return assemble(resolve([Layer("t", layers)]).recipe, resumed, hooks=hooks)
 
 
 @pytest.mark.parametrize("method", STEPPED)
@@ -68,9 +70,8 @@ def test_what_is_frozen_stays_and_all_else_moves(method: str, base: Path, tmp_pa
 
 @pytest.mark.parametrize("method", ["gradual", "qat", "layer-decay", "lora", "l2-sp", "distill", "freeze-until"])
 def test_resumed_is_the_unbroken_run(method: str, base: Path) -> None:
-    whole, broken = tuning(base, method), tuning(base, method)
+    whole, broken = tuning(base, method), tuning(base, method, stop_at=2)
     assert fit(whole)
-    broken.stop = lambda: broken.progress.step == 2
     assert not fit(broken)
     resumed = tuning(base, method, broken.state())
     assert resumed.progress.step == 2 and fit(resumed)
@@ -169,10 +170,9 @@ def test_the_probe_is_at_its_optimum(base: Path) -> None:
     run = tuning(base, "probe", strengths=(1.0,), max_iter=5000)
     head = run.model.get_submodule("fc")
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    found = features(run)
-    assert found is not None
-    x, y = found[0].vectors, found[0].labels
-    assert solve(run) and run.progress.step == 0 and run.progress.epoch == 1
+    found, _ = features(run)
+    x, y = found.vectors, found.labels
+    assert execute(run) and run.progress.step == 0 and run.progress.epoch == 1
     assert {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])} == {"fc.weight", "fc.bias"}
     # At the optimum of sum CE + |W'|^2 / 2, W' on scaled features, the gradient is zero.
     mean, scale = x.double().mean(0), x.double().std(0).clamp(min=1e-6)

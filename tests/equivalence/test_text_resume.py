@@ -15,10 +15,8 @@ from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import Writer
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.run import Hooks, Run
 
 STEPS = 12  # two epochs of six
 
@@ -102,12 +100,14 @@ def preferences(folder: Path) -> dict[str, Any]:
 
 def trained(values: dict[str, Any], stop_at: int | None = None, resume: Path | None = None) -> tuple[Run, list[str]]:
     values = {**values, "placement": {"precision": "fp32", "device": "cpu"}}
-    run = assemble(resolve([Layer("test", values)]).recipe, checkpoint.load(resume) if resume else None)
-    assert add_reference_outputs(run)
     losses: list[str] = []
-    run.emit = lambda event: losses.append(event["loss"].hex()) if event["event"] == "step" else None
-    run.stop = lambda: run.progress.step == stop_at
-    fit(run)
+    hooks = Hooks(
+        on_event=lambda event: losses.append(event["loss"].hex()) if event["event"] == "step" else None,
+        should_stop=lambda run: run.progress.step == stop_at,
+    )
+    recipe = resolve([Layer("test", values)]).recipe
+    run = assemble(recipe, checkpoint.load(resume) if resume else None, hooks=hooks)
+    execute(run)
     return run, losses
 
 

@@ -16,6 +16,7 @@ from bigmodel_cli.engine.checkpoint.async_writer import copied
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
+from bigmodel_cli.engine.training.run import Hooks
 
 MLP: dict[str, Any] = {
     "model": {"name": "mlp", "hidden": [16], "dropout": 0.0},
@@ -33,8 +34,17 @@ def trained(
     wanted: Any, group: Group = ALONE, stop_at: int | None = None, resume: Path | None = None
 ) -> dict[str, Any]:
     """Train; the losses, this rank's samples in order, the metrics of each epoch, the last state."""
-    run = assemble(wanted, checkpoint.load(resume) if resume else None, measure=False, group=group)
     told: dict[str, Any] = {"losses": [], "seen": [], "metrics": []}
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            told["losses"].append(event["loss"])
+        if event["event"] == "epoch":
+            told["metrics"].append({k: v for k, v in event.items() if k.startswith("val_")})
+
+    hooks = Hooks(emit, lambda run: group.any(run.progress.step == stop_at))
+    state = checkpoint.load(resume) if resume else None
+    run = assemble(wanted, state, measure=False, group=group, hooks=hooks)
     gather = run.batches.source.gather
 
     def watched(indices: torch.Tensor) -> Any:
@@ -43,13 +53,6 @@ def trained(
 
     object.__setattr__(run.batches, "source", Watched(run.batches.source, watched))
 
-    def emit(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            told["losses"].append(event["loss"])
-        if event["event"] == "epoch":
-            told["metrics"].append({k: v for k, v in event.items() if k.startswith("val_")})
-
-    run.emit, run.stop = emit, lambda: group.any(run.progress.step == stop_at)
     fit(run)
     state, arrived = copied(run.state())
     arrived()

@@ -19,10 +19,8 @@ from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import place
 from bigmodel_cli.engine.device.ranks import Ranks
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group
-from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.evaluate import evaluate
-from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
 
 LEARNED = {"heads": 2, "bias": True}
 ROTARY = {"heads": 4, "kv_heads": 2, "position": "rope", "norm": "rms", "mlp": "swiglu", "tied": False}
@@ -137,9 +135,8 @@ def test_finetuning_by_preferences(tmp_path: Path) -> None:
 
     def work(group: Group, strategy: str) -> Any:
         run = assemble(sections("dpo", strategy), measure=False, group=group)
-        assert add_reference_outputs(run)
-        fit(run)
-        return checkpoint.digest(run.said["train"]), float(run.progress.best_loss)
+        execute(run)
+        return checkpoint.digest(run.reference_outputs["train"]), float(run.progress.best_loss)
 
     _, alone = work(ALONE, "auto")
     for strategy in ("tp", "fsdp"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -17,7 +17,18 @@ def build_optimizer(
     recipe: Recipe, model: nn.Module, rates: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer on what trains; `rates` are factors of the learning rate by parameter name."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return optimizer_over(recipe, model.named_parameters(), rates)
+
+
+def optimizer_over(
+    recipe: Recipe, parameters: Iterable[tuple[str, nn.Parameter]], rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """:func:`build_optimizer`, over `parameters` with their names.
+
+    Raises:
+        InputError: none of them trains.
+    """
+    trainable = [(name, p) for name, p in parameters if p.requires_grad]
     if not trainable:
         raise InputError(f"method {recipe.start.method} leaves nothing to train")
     postpone_dynamo()

@@ -19,7 +19,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -111,13 +111,40 @@ def start(plan: Plan, arguments: list[str], cut_off: Callable[[MachineError], No
     Raises:
         MachineError: the hosts did not meet, or the place where they met is gone.
     """
+    _set_environment(plan)
+    meeting, here, first = _meeting(plan.meeting)
+    if not first:
+        threading.Thread(target=_watch, args=(meeting, cut_off), name="meeting", daemon=True).start()
+    try:
+        handler = rendezvous.get_rendezvous_handler(_rendezvous_parameters(plan, meeting, here, first))
+        agent = Agent(_workers(plan, arguments, handler), DefaultLogsSpecs())
+        agent.codes = {}
+        with _handed_on(agent.hand_on):
+            result = agent.run()
+    except Exception as error:  # the agent raises what its store does: timeouts, resets, closed meetings
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        what = f"the hosts did not meet at {meeting}, or lost each other ({type(error).__name__}: {reason})"
+        raise MachineError(what, hint="the first host's address and an open port") from None
+    with contextlib.suppress(Exception):
+        handler.shutdown()
+    if result is None:
+        raise MachineError(
+            "the hosts' meeting was closed", "expected this host to be wanted", "the same --nnodes on all"
+        )
+    return exit_code(agent.codes) if result.is_failed() else 0
+
+
+def _set_environment(plan: Plan) -> None:
+    """What the agent and its workers take from this process."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it logs, we tell
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // plan.processes, 1))
     os.environ["BIGMODEL_LAUNCHER"] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are ours
-    meeting, here, first = _meeting(plan.meeting)
-    parameters = RendezvousParameters(
+
+
+def _rendezvous_parameters(plan: Plan, meeting: str, here: str, first: bool) -> RendezvousParameters:
+    return RendezvousParameters(
         backend="c10d",
         endpoint=meeting,
         run_id="bigmodel" if plan.meeting else str(uuid.uuid4()),
@@ -129,36 +156,19 @@ def start(plan: Plan, arguments: list[str], cut_off: Callable[[MachineError], No
         keep_alive_interval=KEEP_ALIVE,
         read_timeout=4 * ANSWER,  # it can hang for good when that is over: `_watch` comes before
     )
-    if not first:
-        threading.Thread(target=_watch, args=(meeting, cut_off), name="meeting", daemon=True).start()
-    try:
-        handler = rendezvous.get_rendezvous_handler(parameters)
-        agent = Agent(
-            WorkerSpec(
-                role="rank",
-                local_world_size=plan.processes,
-                entrypoint=sys.executable,
-                args=("-m", "bigmodel_cli", *arguments),
-                rdzv_handler=handler,
-                max_restarts=plan.max_restarts,
-                monitor_interval=0.1,
-            ),
-            DefaultLogsSpecs(),
-        )
-        agent.codes = {}
-        with _handed_on(agent.hand_on):
-            result = agent.run()
-    except Exception as error:  # the agent raises what its store does: timeouts, resets, closed meetings
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        what = f"the hosts did not meet at {parameters.endpoint}, or lost each other ({type(error).__name__}: {reason})"
-        raise MachineError(what, hint="the first host's address and an open port") from None
-    with contextlib.suppress(Exception):
-        handler.shutdown()
-    if result is None:
-        raise MachineError(
-            "the hosts' meeting was closed", "expected this host to be wanted", "the same --nnodes on all"
-        )
-    return exit_code(agent.codes) if result.is_failed() else 0
+
+
+def _workers(plan: Plan, arguments: list[str], handler: RendezvousHandler) -> WorkerSpec:
+    """The same command again, in each process."""
+    return WorkerSpec(
+        role="rank",
+        local_world_size=plan.processes,
+        entrypoint=sys.executable,
+        args=("-m", "bigmodel_cli", *arguments),
+        rdzv_handler=handler,
+        max_restarts=plan.max_restarts,
+        monitor_interval=0.1,
+    )
 
 
 def _meeting(place: str | None) -> tuple[str, str, bool]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import methods
+from bigmodel_cli.core.registry import methods, optimizers
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.distributed.ddp import DataParallel
@@ -47,9 +47,9 @@ def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.M
 
 def _needs_whole(recipe: Recipe, stages: bool) -> str:
     """What in `recipe` works on whole tensors, of a model that is the same throughout; "" where nothing does."""
-    method = recipe.start.method
+    method, optimizer = recipe.start.method, recipe.optimizer.name
     found = {
-        "muon": recipe.optimizer.name == "muon",
+        optimizer: optimizers.get(optimizer).meta.get("whole_matrices", False),
         "a method in stages": stages,
         f"method {method}": methods.get(method).meta.get("holds_weights", False),
         "sync_batchnorm": recipe.parallel.sync_batchnorm,

@@ -8,14 +8,9 @@ from typing import Any
 
 from bigmodel_cli.core.errors import DivergedError, InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import cache_features
-from bigmodel_cli.engine.training.linear_probe import solve
-from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
+from bigmodel_cli.core.registry import methods
+from bigmodel_cli.engine.training.assemble import assemble, execute
 
-CANDIDATES = ("probe", "norm-only", "lora", "full")
-"""From the cheapest on: of two that are equally good, the earlier is taken."""
 SHARE = 5  # a trial has a fifth of the epochs, at least one
 
 
@@ -43,7 +38,7 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], tell: Callable[[str], 
         InputError: none of them fits the model.
     """
     trials = []
-    for method in CANDIDATES:
+    for method in candidates():
         trials.append(_try(method, recipe_of({"method": method})))
         tell(f"tried {trials[-1]}")
     able = [t for t in trials if t.value is not None]
@@ -55,16 +50,17 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], tell: Callable[[str], 
     return best.method, trials
 
 
+def candidates() -> list[str]:
+    """The methods registered with ``auto``, their place from the cheapest on: of two equally good the earlier wins."""
+    places = {name: int(methods.get(name).meta.get("auto", 0)) for name in methods.names()}
+    return sorted((name for name, place in places.items() if place), key=places.__getitem__)
+
+
 def _try(method: str, recipe: Recipe) -> Trial:
     short = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // SHARE, 1)})
     try:
         run = assemble(recipe.model_copy(update={"train": short}))
-        cache_features(run)
-        add_reference_outputs(run)
-        if run.adapted.solve:
-            solve(run)
-        else:
-            fit(run)
+        execute(run)
     except (InputError, DivergedError) as error:
         return Trial(method, "", None, float("inf"), 0, error.line)
     metric, mode = run.task.best

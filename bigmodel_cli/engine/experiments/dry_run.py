@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bigmodel_cli.data.batches import in_order
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.types import Source
+from bigmodel_cli.data.subset import Subset
 from bigmodel_cli.engine.build.model import build_model
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.plan.flops import Layer, layers
+from bigmodel_cli.engine.training.assemble import execute, prepare
+from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.loop import train_step
 from bigmodel_cli.engine.training.run import Run
@@ -45,31 +49,25 @@ class DryRun:
         return asdict(self)
 
 
-def measure(run: Run, folder: Path) -> DryRun:
-    """Run one real train and one real val batch and write one checkpoint; `run` is spent afterwards.
+def measure(recipe: Recipe, folder: Path) -> DryRun:
+    """Build the run of `recipe`, take some of its steps on a batch of train and of val, and write one checkpoint.
 
     `folder` is where the run would be: its disk is looked at, and nothing is left on it.
     """
+    built = build(recipe, measure=False)
+    whole = built.draft
     with init_on_meta():
-        table, flops = layers(build_model(run.recipe, run.task.spec), run.task)
-    raw = next(run.batches.steps(0))
-    run.train_mode()
-    taken = train_step(run, raw)
-    train_loss = taken.loss.item() / taken.count
+        table, flops = layers(build_model(recipe, whole.task.spec), whole.task)
+    run, share = _on_a_batch(built)
+    before_steps = _solve(run) + run.timer.seconds["features"]
+    step_seconds, train_loss = _steps(run)
     clock = time.perf_counter()
-    train_step(run, raw).loss.item()  # the first one paid for warming up
-    step_seconds = time.perf_counter() - clock
-    val_batch = next(in_order(run.val, min(run.recipe.train.eval_batch_size, run.recipe.train.batch_size)))
-    clock = time.perf_counter()
-    metrics = evaluate(run.eval_model, run.task, _One(val_batch), run.placement, run.recipe.train.eval_batch_size)
-    val_seconds = (time.perf_counter() - clock) * len(run.val) / len(val_batch["index"])
+    metrics = evaluate(run.eval_model, run.task, run.val, run.placement, recipe.train.eval_batch_size)
+    val_seconds = (time.perf_counter() - clock) * len(whole.val) / len(run.val)
     here = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(dir=here, prefix=".preflight-") as scratch:
-        clock = time.perf_counter()
-        checkpoint.save(Path(scratch) / "last.pt", run.state())
-        save_seconds = time.perf_counter() - clock
-        size = (Path(scratch) / "last.pt").stat().st_size
-    epochs = -(-run.total_steps // run.batches.steps_per_epoch)
+    save_seconds, size = _save(run, here)
+    epochs = max(-(-run.total_steps // whole.batches.steps_per_epoch), 1)
+    steps = run.total_steps * step_seconds + epochs * (val_seconds + save_seconds)
     return DryRun(
         layers=table,
         parameters=sum(p.numel() for p in run.model.parameters()),
@@ -85,21 +83,54 @@ def measure(run: Run, folder: Path) -> DryRun:
         disk_needed=3 * size,  # last, best, and the one being written
         disk_free=shutil.disk_usage(here).free,
         memory_peak=run.placement.memory_peak(),
-        estimated_seconds=run.total_steps * step_seconds + epochs * (val_seconds + save_seconds),
+        estimated_seconds=before_steps / share + steps,
     )
 
 
-@dataclass(frozen=True)
-class _One:
-    """A source that is one batch already gathered."""
+def _on_a_batch(built: Built) -> tuple[Run, float]:
+    """The run on one batch of train and one of val alone, and which share of all samples that is.
 
-    batch: dict[str, torch.Tensor]
+    What is computed once for each sample, such as features, is then computed for these.
+    """
+    draft, batches = built.draft, built.draft.batches
+    train, val = (_evenly(source, batches.batch_size) for source in (batches.source, draft.val))
+    even = None if batches.even is None else batches.even[train.indices]
+    draft = replace(draft, batches=replace(batches, source=train, even=even), val=val)
+    share = (len(train) + len(val)) / (len(built.draft.batches.source) + len(built.draft.val))
+    return prepare(replace(built, draft=draft)), share
 
-    def __len__(self) -> int:
-        return len(self.batch["index"])
 
-    def gather(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {k: v[indices] for k, v in self.batch.items()}
+def _evenly(source: Source, count: int) -> Subset:
+    """`count` samples from all over `source`, which may be in order."""
+    count = min(count, len(source))
+    return Subset(source, torch.arange(count) * len(source) // count)
 
-    def name(self, index: int) -> str:
-        return f"batch[{index}]"
+
+def _solve(run: Run) -> float:
+    """Seconds that a run takes which solves for its weights; nothing for one that takes steps."""
+    clock = time.perf_counter()
+    if run.total_steps == 0:
+        execute(run)
+    return time.perf_counter() - clock
+
+
+def _steps(run: Run) -> tuple[float, float]:
+    """Seconds of a step, and the mean loss of the first one; of a run without steps nothing, and its loss on val."""
+    if run.total_steps == 0:
+        return 0.0, run.progress.best_loss
+    raw = next(run.batches.steps(0))
+    run.train_mode()
+    taken = train_step(run, raw)
+    loss = taken.loss.item() / taken.count
+    clock = time.perf_counter()
+    train_step(run, raw).loss.item()  # the first one paid for warming up
+    return time.perf_counter() - clock, loss
+
+
+def _save(run: Run, folder: Path) -> tuple[float, int]:
+    """Seconds of a save in `folder`, and the bytes of the checkpoint, which is gone again."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".preflight-") as scratch:
+        file = Path(scratch) / "last.pt"
+        clock = time.perf_counter()
+        checkpoint.save(file, run.state())
+        return time.perf_counter() - clock, file.stat().st_size

@@ -17,9 +17,8 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data
 from bigmodel_cli.engine.build.load import described
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.run import Event
+from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.run import REFERENCES, Event, Hooks
 
 
 @dataclass(frozen=True)
@@ -114,32 +113,36 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 
 
 def verify_resume(
-    recipe: Recipe, steps: int, folder: Path, tell: Callable[[Event], None]
+    recipe: Recipe, steps: int, folder: Path, on_event: Callable[[Event], None]
 ) -> tuple[list[Difference], int]:
     """Train `steps` steps at a stretch, and again with a stop, a save and a fresh start in the middle.
 
     Returns what differs at the end, in weights, averages, optimizer, progress and
     random numbers, and how many values were compared.
+
+    Raises:
+        InputError: the recipe has no middle to stop in.
     """
     short = resolve([Layer("recipe", recipe.to_dict()), Layer("--steps", {"train": {"max_steps": steps}})]).recipe
 
     def trained(stop_at: int | None, resumed: dict[str, Any] | None) -> dict[str, Any]:
-        run = assemble(short, resumed, recorded)
-        run.emit, run.stop = tell, lambda: run.progress.step == stop_at
-        fit(run)
+        hooks = Hooks(on_event, should_stop=lambda run: run.progress.step == stop_at)
+        run = assemble(short, resumed, recorded, hooks=hooks)
+        if run.total_steps < 2:
+            what = f"method {recipe.start.method} takes {run.total_steps} steps here"
+            raise InputError(what, "expected at least 2, to stop in the middle")
+        execute(run)
         return run.state()
 
     recorded: Mapping[str, Any] | None = None
     whole = trained(None, None)
     recorded = whole["meta"]["env"]  # what was measured once holds for both
     reached = whole["progress"]["step"]
-    if reached < 2:
-        raise InputError(f"the recipe trains {reached} step", "expected at least 2, to stop in the middle")
     checkpoint.save(folder / "half.pt", trained(reached // 2, None))
     torch.manual_seed(987654321)  # a resumed process starts with other random numbers
     split = trained(None, checkpoint.load(folder / "half.pt"))
-    parts = ("model", "model_ema", "optimizer", "progress", "rng")
-    one, other = ({k: state[k] for k in parts} for state in (whole, split))
+    parts = ("model", "model_ema", "optimizer", "progress", "rng", REFERENCES)
+    one, other = ({k: state.get(k) for k in parts} for state in (whole, split))
     return differences(one, other), _count(one)
 
 

@@ -10,13 +10,12 @@ from pydantic import Field
 
 from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, Section
-from bigmodel_cli.core.registry import models, tasks
+from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import SPECS
 from bigmodel_cli.engine.build.model import build_task
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.run import Event
+from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.run import Event, Hooks
 
 
 class Range(Section):
@@ -57,7 +56,7 @@ def read_search(values: Any, source: str) -> Search:
 
 
 def tune(
-    layers: Iterable[Layer], search: Search, folder: Path, trials: int, emit: Callable[[Event], None]
+    layers: Iterable[Layer], search: Search, folder: Path, trials: int, on_event: Callable[[Event], None]
 ) -> tuple[Recipe, list[dict[str, Any]]]:
     """The best recipe, and every trial, after `trials` of them in all, those of other processes among them.
 
@@ -68,43 +67,18 @@ def tune(
     optuna = _optuna()
     layers = list(layers)
     first = resolve([*layers, _layer({k: _example(v) for k, v in search.items()})]).recipe
-    kind = tasks.get(models.get(first.model.name).meta["task"]).meta["kind"]
-    metric, mode = build_task(first, SPECS[kind].typical()).best
-    folder.mkdir(parents=True, exist_ok=True)
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "trials.log"))
-    study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name="bigmodel",
-        load_if_exists=True,
-        direction="maximize" if mode == "max" else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-    )
+    metric, mode = chosen_by(first)
+    study = _study(optuna, folder, mode)
 
     def objective(trial: Any) -> float:
         # A seed a trial: two processes that ask at the same moment, and one started again, get other answers.
         study.sampler = optuna.samplers.TPESampler(seed=first.train.seed + trial.number)
         chosen = {name: _suggest(trial, name, space) for name, space in search.items()}
-        recipe = resolve([*layers, _layer(chosen)]).recipe
-        run = assemble(recipe)
-
-        def told(event: Event) -> None:
-            if event["event"] == "epoch" and f"val_{metric}" in event:
-                trial.report(event[f"val_{metric}"], event["epoch"])
-                if trial.should_prune():
-                    raise optuna.TrialPruned
-
-        run.emit = told
-        try:
-            fit(run)
-        except DivergedError:
-            raise optuna.TrialPruned from None
-        if run.progress.best_metric is None:
-            raise optuna.TrialPruned
-        return run.progress.best_metric
+        return _try(optuna, trial, resolve([*layers, _layer(chosen)]).recipe, metric)
 
     def after(study: Any, trial: Any) -> None:
         figures = {**trial.params, f"val_{metric}": trial.value}
-        emit({"event": "trial", "trial": trial.number, "state": trial.state.name.lower(), **figures})
+        on_event({"event": "trial", "trial": trial.number, "state": trial.state.name.lower(), **figures})
 
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     if len(study.get_trials(states=ended)) < trials:
@@ -114,6 +88,49 @@ def tune(
         raise InputError(f"{folder}: every trial diverged or was cut short", "expected one to end", "other ranges")
     best = {(s, k): v for (s, k), v in ((tuple(n.split(".")), v) for n, v in study.best_params.items())}
     return resolve([*layers, _layer(best)]).recipe, done
+
+
+def chosen_by(recipe: Recipe) -> tuple[str, str]:
+    """The validation metric that the recipe's runs are compared by, and "max" or "min"."""
+    kind = tasks.get(models.get(recipe.model.name).meta["task"]).meta["kind"]
+    own = methods.get(recipe.start.method).meta.get("best")  # of a method with a task of its own
+    return own or build_task(recipe, SPECS[kind].typical()).best
+
+
+def _study(optuna: Any, folder: Path, mode: str) -> Any:
+    """The search in `folder`, which other processes may share; a new one where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "trials.log"))
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name="bigmodel",
+        load_if_exists=True,
+        direction="maximize" if mode == "max" else "minimize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+    )
+
+
+def _try(optuna: Any, trial: Any, recipe: Recipe, metric: str) -> float:
+    """The best `metric` of a run of `recipe`; a run that is worse than others at its epoch is cut short.
+
+    Raises:
+        optuna.TrialPruned: it was, or it diverged.
+    """
+
+    def report(event: Event) -> None:
+        if event["event"] == "epoch" and f"val_{metric}" in event:
+            trial.report(event[f"val_{metric}"], event["epoch"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    run = assemble(recipe, hooks=Hooks(report))
+    try:
+        execute(run)
+    except DivergedError:
+        raise optuna.TrialPruned from None
+    if run.progress.best_metric is None:
+        raise optuna.TrialPruned
+    return run.progress.best_metric
 
 
 def _optuna() -> Any:

@@ -20,7 +20,7 @@ from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forwar
 from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
 from bigmodel_cli.engine.training.run import Run
 
-MOST = 2**30  # bytes of features held in memory
+MAX_BYTES = 2**30  # of features held in memory
 BIG = 10_000_000  # input elements in all; less is done at once whatever the precision
 
 
@@ -75,62 +75,60 @@ def can_cache_features(recipe: Recipe, task: Any, model: nn.Module, adapted: Ada
         why = "the model takes more than one input"
     elif not isinstance(last, nn.Linear):
         why = "the head is not one linear layer"
-    elif 4 * last.in_features * samples > MOST:
+    elif 4 * last.in_features * samples > MAX_BYTES:
         why = f"its features would take {4 * last.in_features * samples / 1e9:.1f} GB"
     return not why, f"the backbone runs every epoch: {why}" if why else ""
 
 
-def cache_features(run: Run) -> bool:
-    """Put features in the place of samples, and the head in the place of the model. False where a signal came first."""
-    if not run.caches_features:
-        return True
+def with_cached_features(run: Run) -> Run:
+    """`run` with features in the place of samples, and the head in the place of the model."""
     with run.timer("features"):
-        both = features(run)
-    if both is None:
-        return False
-    train, val = both
-    run.batches = replace(run.batches, source=train)
-    run.val, run.task, run.part = val, OnFeatures(run.task), head_of(run.recipe)
-    run.forward = run.model.get_submodule(run.part)
-    return True
+        train, val = features(run)
+    head = head_of(run.recipe)
+    return replace(
+        run,
+        batches=replace(run.batches, source=train),
+        val=val,
+        task=OnFeatures(run.task),
+        submodule=head,
+        forward=run.model.get_submodule(head),
+    )
 
 
-def features(run: Run) -> tuple[Features, Features] | None:
-    """What goes into the head for every sample of train and of val; None where a signal came.
+def features(run: Run) -> tuple[Features, Features]:
+    """What goes into the head for every sample of train and of val.
 
     From a form of the model chosen by rule, so that a resumed run has the same features.
 
     Raises:
         InputError: the head takes something other than one vector a sample.
     """
-    source, says = run.batches.source, _vectors(run)
-    free = run.recipe.placement.precision == "auto" and elements_per_sample(run.task) * len(source) > BIG
-    look = sample_inputs(run.task, source, run.placement, run.recipe.train.eval_batch_size)
-    quick = optimize_by_rule(run.model, says, run.placement, look, free)
-    if quick.note:
-        run.emit({"event": "note", "message": f"features from a quicker backbone: {quick.note}"})
-    train = _split(run, quick, says, source)
-    val = None if train is None else _split(run, quick, says, run.val)
-    return None if train is None or val is None else (train, val)
+    source, forward_fn = run.batches.source, _into_the_head(run)
+    work = elements_per_sample(run.task) * len(source)
+    allow_low_precision = run.recipe.placement.precision == "auto" and work > BIG
+    some = sample_inputs(run.task, source, run.placement, run.recipe.train.eval_batch_size)
+    optimized = optimize_by_rule(run.model, forward_fn, run.placement, some, allow_low_precision)
+    if optimized.note:
+        run.emit({"event": "note", "message": f"features from a quicker backbone: {optimized.note}"})
+    return _split(run, optimized, forward_fn, source), _split(run, optimized, forward_fn, run.val)
 
 
-def _split(run: Run, quick: Optimized, says: ForwardFn, source: Source) -> Features | None:
+def _split(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source) -> Features:
     vectors: list[Tensor] = []
     labels: list[Tensor] = []
-    with torch.inference_mode(), quick.placement.autocast():
-        for batch in forward_pass(quick.model, run.task, source, quick.placement, run.recipe.train.eval_batch_size):
-            if run.stop():
-                return None
-            vectors.append(says(quick.model, batch)["features"].cpu())
+    model, placement = optimized.model, optimized.placement
+    with torch.inference_mode(), placement.autocast():
+        for batch in forward_pass(model, run.task, source, placement, run.recipe.train.eval_batch_size):
+            vectors.append(forward_fn(model, batch)["features"].cpu())
             labels.append(batch["label"].cpu())
     return Features(source, torch.cat(vectors).clone(), torch.cat(labels).clone())
 
 
-def _vectors(run: Run) -> ForwardFn:
+def _into_the_head(run: Run) -> ForwardFn:
     """What a model, of which the head is a part, puts into it."""
     head = head_of(run.recipe)
 
-    def says(model: nn.Module, batch: Batch) -> Batch:
+    def forward(model: nn.Module, batch: Batch) -> Batch:
         seen: list[Tensor] = []
         handle = model.get_submodule(head).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
@@ -142,4 +140,4 @@ def _vectors(run: Run) -> ForwardFn:
             raise InputError(what, "expected one vector a sample", "--freeze-backbone")
         return {"features": seen[0].float()}
 
-    return says
+    return forward

@@ -41,7 +41,7 @@ EVENED = {
 }
 
 
-def told(train: Source, classes: Sequence[str], how: str) -> list[str]:
+def imbalance_notes(train: Source, classes: Sequence[str], how: str) -> list[str]:
     """A line where the classes of the train split are uneven, with what ``train.balance = how`` does about it."""
     labels = getattr(train, "labels", None)
     if labels is None or not classes:

@@ -19,14 +19,13 @@ from bigmodel_cli.engine.training.run import Run
 
 def solve(run: Run) -> bool:
     """Solve for the head, then evaluate and save as after an epoch. False where a signal stopped it."""
+    if run.progress.epoch:  # resumed once it was through
+        return True
     assert run.adapted.solve is not None
     clock = time.perf_counter()
     head = run.model.get_submodule(head_of(run.recipe))
     assert isinstance(head, nn.Linear)
-    both = features(run)
-    if both is None:
-        return False
-    train, val = both
+    train, val = features(run)
     even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum
     weights = class_weights(train.labels, head.out_features)[train.labels] if even else torch.ones(len(train))
     weight, bias, note = run.adapted.solve(train.vectors, train.labels, weights, val.vectors, val.labels)
@@ -37,6 +36,5 @@ def solve(run: Run) -> bool:
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
     run.emit({"event": "warning", "message": note})
-    run.total_steps = run.progress.step = 0  # no step was taken, and none is left to take
     run.progress.loss_sum, run.progress.loss_count = loss.item(), len(train)
     return end_epoch(run, len(train) / (time.perf_counter() - clock))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ def every(n: int | None, step: int) -> bool:
     return n is not None and step % n == 0
 
 
-def fit(run: Run) -> bool:
+def fit(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
     """Train until the last step, early stopping or a signal. True where it ended by itself.
+
+    `after_step` is called after each step, as a profiler wants.
 
     Raises:
         DivergedError: a loss or gradient is not finite; the step was not taken.
@@ -30,16 +33,16 @@ def fit(run: Run) -> bool:
     """
     while run.progress.step < run.total_steps and not _out_of_patience(run):
         try:
-            rate = _epoch(run)
+            rate = _epoch(run, after_step)
         except RolledBack:
             continue
-        if run.stop() or not end_epoch(run, rate):
+        if run.should_stop() or not end_epoch(run, rate):
             _save(run, False)
             return False
     return True
 
 
-def _epoch(run: Run) -> float:
+def _epoch(run: Run, after_step: Callable[[], None]) -> float:
     """The rest of the epoch, or as far as a signal lets it go; the task's units a second."""
     train, progress = run.recipe.train, run.progress
     run.train_mode()
@@ -50,10 +53,10 @@ def _epoch(run: Run) -> float:
         progress.samples_seen += run.batches.size(progress.batch_in_epoch)
         progress.batch_in_epoch += 1
         settle(run, leave=run.placement.lag)
-        run.tick()
+        after_step()
         if every(train.save_steps, progress.step):
             _save(run, False)
-        if progress.step == run.total_steps or run.stop():
+        if progress.step == run.total_steps or run.should_stop():
             break
     settle(run)
     return (progress.loss_count - first) / (time.perf_counter() - clock)
@@ -89,7 +92,7 @@ def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
     train, task, place, timer = run.recipe.train, run.task, run.placement, run.timer
     total = torch.zeros((), device=place.device)
     num_micro_batches = run.parallel.num_micro_batches(
-        max(run.num_micro_batches, train.accumulate), run.batches.size(run.progress.batch_in_epoch)
+        max(run.recovery.num_micro_batches, train.accumulate), run.batches.size(run.progress.batch_in_epoch)
     )
     short = False
     try:
@@ -118,15 +121,15 @@ def _halve(run: Run) -> None:
     Raises:
         MachineError: there is one sample in each.
     """
-    size = run.batches.size(run.progress.batch_in_epoch)
-    if size // run.batches.shards // run.num_micro_batches <= 1:
+    size, recovery = run.batches.size(run.progress.batch_in_epoch), run.recovery
+    if size // run.batches.shards // recovery.num_micro_batches <= 1:
         hint = "a smaller model, --precision bf16, or a machine with more memory"
         raise MachineError("out of memory at micro-batch 1", hint=hint)
-    run.num_micro_batches *= 2
+    recovery.num_micro_batches *= 2
     run.optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
-    micro = -(-size // run.batches.shards // run.num_micro_batches)
-    message = f"out of memory: micro-batch {micro} x {run.num_micro_batches} accumulated; the batch stays {size}"
+    micro = -(-size // run.batches.shards // recovery.num_micro_batches)
+    message = f"out of memory: micro-batch {micro} x {recovery.num_micro_batches} accumulated; the batch stays {size}"
     run.emit({"event": "warning", "message": message})
 
 
@@ -160,7 +163,7 @@ def settle(run: Run, leave: int = 0) -> None:
         if not taken.finite.item():
             _not_finite(run, f"step {step}: loss {loss / taken.count:g}, gradient norm {taken.norm.item():g}")
             continue
-        run.bad_steps = 0
+        run.recovery.bad_steps = 0
         run.progress.loss_sum += loss
         run.progress.loss_count += taken.count
         event = {"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / taken.count}
@@ -180,16 +183,16 @@ def _not_finite(run: Run, what: str) -> None:
         DivergedError: the default; or nothing to go back to; or three times back already.
         RolledBack: the run stands at its last checkpoint.
     """
-    run.bad_steps += 1
-    if run.bad_steps <= run.recipe.train.skip_nonfinite:
+    run.recovery.bad_steps += 1
+    if run.recovery.bad_steps <= run.recipe.train.skip_nonfinite:
         run.emit({"event": "warning", "message": f"{what}: step not taken"})
         return
     run.pending_steps.clear()
     scale = run.progress.lr_scale / 2
-    if not run.recipe.train.skip_nonfinite or scale < MIN_LR_SCALE or not run.roll_back():
+    if not run.recipe.train.skip_nonfinite or scale < MIN_LR_SCALE or not run.hooks.roll_back(run):
         hint = "a lower --lr, a longer warm-up, or --set train.clip_norm=1"
         raise DivergedError(what, "both must be finite", hint)
-    run.progress.lr_scale, run.bad_steps = scale, 0
+    run.progress.lr_scale, run.recovery.bad_steps = scale, 0
     message = f"{what}: back to step {run.progress.step}, learning rate times {scale:g} from here"
     run.emit({"event": "warning", "message": message})
     raise RolledBack
@@ -198,7 +201,7 @@ def _not_finite(run: Run, what: str) -> None:
 def _save(run: Run, best: bool) -> None:
     settle(run)
     with run.timer("saving"):
-        run.save(run, best)
+        run.hooks.save(run, best)
 
 
 def end_epoch(run: Run, rate: float) -> bool:
@@ -220,9 +223,8 @@ def end_epoch(run: Run, rate: float) -> bool:
         run.emit({"event": "evaluating"})
         with run.timer("evaluation"):
             run.parallel.average_buffers(run)
-            metrics = evaluate(
-                run.eval_model, run.task, run.val, run.placement, train.eval_batch_size, run.stop, run.parallel.group
-            )
+            size, group = train.eval_batch_size, run.parallel.group
+            metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.should_stop, group)
         if metrics is None:
             return False
         best = _is_best(run, metrics)

@@ -1,11 +1,11 @@
-"""A run: everything that training needs, built once by ``assemble`` and saved whole by ``state``."""
+"""A run: everything that training needs, made once by ``assemble``, and saved whole by ``Run.state``."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import bigmodel_cli
-from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.types import Adapted, Batch, Frozen, Source, Task
 from bigmodel_cli.data.batches import Batches
-from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.device.placement import Placement, device_name
 from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.training.timer import Timer
 
 Event = dict[str, Any]
+REFERENCES = "said"  # what a checkpoint calls a run's reference outputs
 
 
 @dataclass
@@ -53,8 +53,31 @@ class StepResult:
 
 
 @dataclass
+class Recovery:
+    """What the loop did about bad luck since this process began. No checkpoint needs it."""
+
+    bad_steps: int = 0
+    """Steps in a row, up to now, that were not finite."""
+    num_micro_batches: int = 1
+    """At least so many in a step: doubled each time memory runs out."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What whoever starts a run wants of it. By default it trains in silence, to its end, and saves nothing."""
+
+    on_event: Callable[[Event], None] = lambda event: None
+    """Takes events (plain dicts); the commands decide how they look."""
+    should_stop: Callable[[Run], bool] = lambda run: False
+    """Asked after each step, and in each batch of an evaluation."""
+    save: Callable[[Run, bool], None] = lambda run, best: None
+    roll_back: Callable[[Run], bool] = lambda run: False
+    """Restore the last checkpoint; False where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One training run. `emit` takes events (plain dicts); the commands decide how they look."""
+    """One training run. Nothing of it is replaced once it is made; what changes are the objects that it holds."""
 
     recipe: Recipe
     task: Task
@@ -64,38 +87,36 @@ class Run:
     ema: AveragedModel | None
     adapted: Adapted
     optimizer: torch.optim.Optimizer
-    factor: Callable[[int], float]
+    lr_factor: Callable[[int], float]
+    """The schedule: of `base_lrs`, by step."""
     base_lrs: list[float]
     batches: Batches
     val: Source
     total_steps: int
+    """0 where a method solves for the weights: no step is taken then."""
     placement: Placement
     meta: dict[str, Any]
     notes: list[str]
     splits: frozenset[str]
     """The splits that the data has of its own."""
+    hooks: Hooks = Hooks()
+    submodule: str = ""
+    """Where batches go in: the head where they are features of a frozen backbone; "" is the whole model."""
+    reference_outputs: dict[str, Batch] = field(default_factory=dict)
+    """By split, what the start answered for each sample (``adapted.once``)."""
     progress: Progress = field(default_factory=Progress)
-    emit: Callable[[Event], None] = lambda event: None
-    stop: Callable[[], bool] = lambda: False
-    save: Callable[[Run, bool], None] = lambda run, best: None
-    roll_back: Callable[[], bool] = lambda: False
-    """Restore the last checkpoint; False where there is none."""
-    tick: Callable[[], None] = lambda: None
-    """Called after each step."""
-    bad_steps: int = 0
-    """Steps in a row, up to now, that were not finite."""
-    num_micro_batches: int = 1
-    caches_features: bool = False
-    """Whether a frozen backbone runs once, and the head trains on what it said."""
-    said: dict[str, Batch] = field(default_factory=dict)
-    """By split, what the start said of each sample (``adapted.once``)."""
-    part: str = ""
-    """The submodule that batches go into: the head where they are features of a frozen backbone; "" is all of it."""
+    recovery: Recovery = field(default_factory=Recovery)
     pending_steps: deque[StepResult] = field(default_factory=deque)
     """Steps whose results have not been read yet."""
     timer: Timer = field(default_factory=Timer)
     parallel: Parallel = field(default_factory=Parallel)
     """Over which processes this run is spread."""
+
+    def emit(self, event: Event) -> None:
+        self.hooks.on_event(event)
+
+    def should_stop(self) -> bool:
+        return self.hooks.should_stop(self)
 
     @property
     def frozen(self) -> Frozen:
@@ -106,7 +127,7 @@ class Run:
     def eval_model(self) -> nn.Module:
         """The averaged model where there is one: the one that is evaluated, kept as best and exported."""
         model = self.model if self.ema is None else self.ema.module
-        return model.get_submodule(self.part)
+        return model.get_submodule(self.submodule)
 
     @property
     def lr(self) -> float:
@@ -114,7 +135,7 @@ class Run:
 
     def set_lr(self) -> None:
         """The schedule, a pure function of the step: nothing of it needs saving but the step."""
-        factor = self.factor(self.progress.step)
+        factor = self.lr_factor(self.progress.step)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor * self.progress.lr_scale
 
@@ -151,7 +172,7 @@ class Run:
             "scaler": None,
             "progress": asdict(self.progress),
             "rng": rng,
-            **({"said": self.said} if self.said else {}),
+            **({REFERENCES: self.reference_outputs} if self.reference_outputs else {}),
             "meta": {**self.meta, "env": self.environment(), "created": time.time()},
         }
         return self.parallel.gather_full(state, self.parallel.group.is_main) if whole else state  # type: ignore[no-any-return]
@@ -163,71 +184,7 @@ class Run:
         return rng
 
     def environment(self) -> dict[str, Any]:
-        return {**environment(self.placement), "world": self.parallel.group.world}
-
-    def restore(self, state: Mapping[str, Any]) -> list[str]:
-        """Continue from `state`: bit-exact in the same environment, else a line for each thing that differs.
-
-        Raises:
-            InputError: the checkpoint is of another recipe.
-            KeyError, TypeError, ValueError, RuntimeError: its state does not fit.
-        """
-        self._check_same(state["meta"]["recipe"])
-        if asdict(self.progress).keys() != state["progress"].keys():
-            different = asdict(self.progress).keys() ^ state["progress"].keys()
-            raise KeyError(f"progress: {', '.join(sorted(map(str, different))[:3])}")
-        if (self.ema is None) != (state["model_ema"] is None):
-            raise KeyError("model_ema")
-        if self.adapted.once is not None:
-            self.said = {split: {k: v.float() for k, v in said.items()} for split, said in state["said"].items()}
-        self.model.load_state_dict(self.parallel.shard_state(state["model"], self.model.state_dict()))
-        if self.ema is not None:
-            ema = dict(state["model_ema"])
-            self.ema.n_averaged.copy_(ema.pop("n_averaged"))
-            self.ema.module.load_state_dict(self.parallel.shard_state(ema, self.ema.module.state_dict()))
-        self.optimizer.load_state_dict(dict(self.parallel.shard_optimizer_state(state["optimizer"], self.optimizer)))
-        self.progress = Progress(**state["progress"])
-        self._restore_random_state(state["rng"])
-        now, then = self.environment(), {"world": 1, **state["meta"]["env"]}
-        return [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if then.get(k) != v]
-
-    def _restore_random_state(self, rng: Mapping[str, Any]) -> None:
-        """This rank's own where the job is as large as it was; else rank 0 goes on, and the others begin anew."""
-        group = self.parallel.group
-        parts = rng.get("ranks", [rng])
-        if len(parts) != group.world and not group.is_main:
-            torch.manual_seed(rank_seed(self.recipe.train.seed + self.progress.step, group.rank))
-            return
-        mine = parts[group.rank]
-        torch.set_rng_state(mine["cpu"])
-        if self.placement.device.type == "cuda" and "cuda" in mine:
-            torch.cuda.set_rng_state(mine["cuda"], self.placement.device)
-
-    def _check_same(self, saved: Mapping[str, Any]) -> None:
-        ours = self.recipe.to_dict()
-        # A resumed run may run longer, look elsewhere for its data, or save and evaluate at other times.
-        free = {
-            ("train", "profile"),
-            ("data", "dir"),
-            ("train", "epochs"),
-            ("train", "max_steps"),
-            ("train", "save_steps"),
-            ("train", "shard_above"),
-        }
-        free |= {("train", "eval_batch_size"), ("train", "patience"), ("train", "eval_epochs")}
-        for section, values in ours.items():
-            if section in ("placement", "parallel"):
-                continue
-            typed = Recipe.model_fields[section].get_default()
-            # The name first: another model has other options, which would say less.
-            for key in sorted(values.keys() | saved.get(section, {}).keys(), key=lambda k: (k != "name", k)):
-                # What the recipe did not know of when the checkpoint was made was as it is by default.
-                old, new = saved.get(section, {}).get(key, getattr(typed, key, None)), values.get(key)
-                if old != new and (section, key) not in free:
-                    raise InputError(
-                        f"--resume: {section}.{key} is {new!r}, but the checkpoint was made with {old!r}",
-                        hint=f"give {old!r} again, or start a new run with --out",
-                    )
+        return environment(self.placement, self.parallel.group.world)
 
 
 def rank_seed(seed: int, rank: int) -> int:
@@ -235,14 +192,13 @@ def rank_seed(seed: int, rank: int) -> int:
     return seed + 1_000_003 * rank
 
 
-def environment(placement: Placement) -> dict[str, Any]:
-    """What bit-exact resume depends on beside the recipe."""
-    from bigmodel_cli.engine.device.placement import device_name
-
+def environment(placement: Placement, world: int) -> dict[str, Any]:
+    """What bit-exact resume depends on beside the recipe, in a job of `world` processes."""
     return {
         "bigmodel": bigmodel_cli.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": device_name(placement.device),
         **placement.choices(),
+        "world": world,
     }

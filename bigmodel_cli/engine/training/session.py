@@ -7,31 +7,25 @@ import shlex
 import signal
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
+from bigmodel_cli.core.errors import BigmodelError, DivergedError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
 from bigmodel_cli.engine.build.digest import digest, unchanged
-from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.async_writer import Parts, Writer
-from bigmodel_cli.engine.checkpoint.sharded import Share, split_state
+from bigmodel_cli.engine.checkpoint.async_writer import Writer
 from bigmodel_cli.engine.distributed.process_group import ALONE, Group, translate_rank_errors
 from bigmodel_cli.engine.plan.mfu import utilisation
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import cache_features
+from bigmodel_cli.engine.training.assemble import execute, prepare
+from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.evaluate import evaluate
-from bigmodel_cli.engine.training.linear_probe import solve
-from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.profiler import traced
-from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
-from bigmodel_cli.engine.training.run import Event, Run
+from bigmodel_cli.engine.training.profiler import profiled
+from bigmodel_cli.engine.training.run import Event, Hooks, Run
 from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.training.saving import Checkpoints, newest
 from bigmodel_cli.engine.training.sharded_build import own_shard
 from bigmodel_cli.engine.training.signals import StopFlag
 from bigmodel_cli.models.quantization.nf4 import parameters
@@ -94,57 +88,59 @@ def train(
     with (
         StopFlag() as stop,
         translate_rank_errors(),
-        _prepared(recipe, folder, recorded, group) as run,
-        Writer(folder.path, run.frozen.tensors) as writer,
+        _built_in(folder, recipe, recorded, group) as built,
+        Writer(folder.path, built.draft.frozen.tensors) as writer,
     ):
-        best: dict[str, Any] = {}
-        look_at: float = time.perf_counter() + UTILISATION_AFTER
-
-        def told(event: Event) -> None:
-            nonlocal best, look_at
-            if event["event"] != "step":
-                folder.event(event)
-            if event.get("best"):
-                best = {k: event[k] for k in event if k.startswith("val_")} | {"best_epoch": event["epoch"]}
-            emit(event)
-            if event["event"] == "step" and time.perf_counter() > look_at:
-                look_at = float("inf")
-                if found := utilisation(recipe, run.task, run.placement, group.world):
-                    told({"event": "utilisation", **found})
-
-        def save(run: Run, best: bool) -> None:
-            state = run.state(whole=False)
-            if run.parallel.saves_shards and checkpoint.size(state) > recipe.train.shard_above:
-                writer.save_parts(_parts(run, state), best)
-                return
-            state = run.parallel.gather_full(state, group.is_main)
-            if group.is_main:
-                writer.save(state, best)
-
-        run.emit, run.stop = told, lambda: group.any(stop.requested)
-        run.save = save
-        run.roll_back = lambda: _roll_back(run, folder, writer)
-        run.timer.seconds["start"] += time.perf_counter() - clock
-        told(_start(run, folder))
-        with unchanged(run.model, run.frozen.tensors):
-            through = cache_features(run) and add_reference_outputs(run)
+        log, checkpoints = _EventLog(built, folder, emit), Checkpoints(folder, writer, group)
+        hooks = Hooks(log.add, lambda run: group.any(stop.requested), checkpoints.save, checkpoints.roll_back)
+        built.draft.timer.seconds["start"] += time.perf_counter() - clock
+        log.add(_start(built.draft, folder))
+        with unchanged(built.draft.model, built.draft.frozen.tensors):
+            run = prepare(built, hooks)
             before = _before(run)
             if not run.adapted.solve:  # which has nothing to save until it is through
                 stop.gently()
-            trace = traced(run, folder.path / "trace.json") if recipe.train.profile else contextlib.nullcontext()
-            with trace:
-                through = through and (solve(run) if run.adapted.solve else fit(run))
+            with profiled(run, folder.path / "trace.json") as after_step:
+                through = execute(run, after_step)
         with run.timer("saving"):
             writer.wait()
             group.barrier()
         if not through:
             raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)
-        best = best or {"best_epoch": run.progress.best_epoch, f"val_{run.task.best[0]}": run.progress.best_metric}
         of_weights = digest(run.parallel.gather_full(dict(run.model.state_dict()), group.is_main))
-        outcome = Outcome(folder.path, run, best, time.perf_counter() - clock, of_weights, before)
+        seconds = time.perf_counter() - clock
+        outcome = Outcome(folder.path, run, log.best_metrics(run), seconds, of_weights, before)
         folder.event(outcome.to_dict())
         folder.status("done", 0, run.progress.step, str(outcome.best), "")
         return outcome
+
+
+class _EventLog:
+    """The events of a run, on their way to its folder and to whoever watches."""
+
+    def __init__(self, built: Built, folder: RunFolder, emit: Callable[[Event], None]) -> None:
+        self.run, self.folder, self.emit = built.draft, folder, emit
+        self._best: dict[str, Any] = {}
+        # A head that trains on features does little of the network's work: a share of it would mean nothing.
+        wait = float("inf") if built.caches_features else UTILISATION_AFTER
+        self._utilisation_at = time.perf_counter() + wait
+
+    def add(self, event: Event) -> None:
+        if event["event"] != "step":
+            self.folder.event(event)
+        if event.get("best"):
+            self._best = {k: event[k] for k in event if k.startswith("val_")} | {"best_epoch": event["epoch"]}
+        self.emit(event)
+        if event["event"] == "step" and time.perf_counter() > self._utilisation_at:
+            self._utilisation_at = float("inf")
+            run = self.run
+            if found := utilisation(run.recipe, run.task, run.placement, run.parallel.group.world):
+                self.add({"event": "utilisation", **found})
+
+    def best_metrics(self, run: Run) -> dict[str, Any]:
+        """Those of the best epoch; of one before `run` was resumed the metric that chose it alone."""
+        name = f"val_{run.task.best[0]}"
+        return self._best or {"best_epoch": run.progress.best_epoch, name: run.progress.best_metric}
 
 
 def _before(run: Run) -> dict[str, Any]:
@@ -153,88 +149,50 @@ def _before(run: Run) -> dict[str, Any]:
         return {}
     size = run.recipe.train.eval_batch_size
     group = run.parallel.group
-    metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.stop, group)
+    metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.should_stop, group)
     return {f"val_{k}": v for k, v in (metrics or {}).items()}
 
 
 @contextlib.contextmanager
-def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | None, group: Group) -> Iterator[Run]:
-    """The run, built and holding the folder's lock; however it ends, ``status.json`` says so."""
-    run: Run | None = None
+def _built_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | None, group: Group) -> Iterator[Built]:
+    """All that the run is made of, holding the folder's lock; however it ends, ``status.json`` says so."""
+    built: Built | None = None
     if not folder.resume:
-        run = assemble(recipe, None, recorded, group=group)  # before the folder exists
+        built = build(recipe, None, recorded, group=group)  # before the folder exists
     with folder:
         try:
-            if run is None:
-                state, skipped = _newest(folder, group, own_shard(recipe, group))
-                run = assemble(recipe, state, group=group)
-                run.notes[:0] = skipped
-                folder.rewind(run.progress.epoch)
+            if built is None:
+                state, skipped = newest(folder, group, own_shard(recipe, group))
+                built = build(recipe, state, group=group, notes=skipped)
+                folder.rewind(built.draft.progress.epoch)
             else:
                 folder.write_text("recipe.yaml", dump_yaml(recipe.to_dict()))
-            folder.status("running", None, run.progress.step, None, "")
+            folder.status("running", None, _step(built), None, "")
             folder.path = Path(group.broadcast(str(folder.path)))
             with translate_rank_errors():
-                yield run
+                yield built
         except BigmodelError as error:
-            step = run.progress.step if run else 0
             last = folder.path / "last.pt"
             if isinstance(error, DivergedError) and last.exists():
                 error.hint = f"last good checkpoint {last}; {error.hint}"
             how = "interrupted" if isinstance(error, InterruptedRun) else "failed"
             with contextlib.suppress(BigmodelError):  # on a full disk the first error is the one to tell
-                folder.status(how, error.exit_code, step, str(last) if last.exists() else None, error.line)
+                folder.status(how, error.exit_code, _step(built), str(last) if last.exists() else None, error.line)
             raise
         except BrokenPipeError:  # whoever read our output has gone
-            folder.status("failed", 128 + signal.SIGPIPE, run.progress.step if run else 0, None, "output pipe closed")
+            folder.status("failed", 128 + signal.SIGPIPE, _step(built), None, "output pipe closed")
             raise
         except Exception as error:
             with contextlib.suppress(BigmodelError):
                 folder.write_text("crash.log", traceback.format_exc())
                 error.add_note(f"the traceback is in {folder.path / 'crash.log'}")
-                folder.status("failed", 1, run.progress.step if run else 0, None, "a bug in bigmodel: see crash.log")
+                folder.status("failed", 1, _step(built), None, "a bug in bigmodel: see crash.log")
             raise
 
 
-def _parts(run: Run, state: dict[str, Any]) -> Parts:
-    group = run.parallel.group
-    plain, mine = split_state(state, run.parallel.local_rows, group.is_main)
-    name = group.broadcast(atomic_files.PARTS + uuid.uuid4().hex[:12])
-    return Parts(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
-
-
-def _newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[str, Any], list[str]]:
-    """The newest valid checkpoint, which rank 0 chooses and every rank reads; and a line for each that was skipped.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not group.is_main:
-        chosen = group.broadcast(None)
-        if chosen is None:
-            raise InputError(f"{folder.path}: no valid checkpoint")
-        return checkpoint.load(Path(chosen), share), []
-    try:
-        newest, state, skipped = checkpoint.fallback(folder.path, share)
-    except InputError:
-        group.broadcast(None)
-        raise
-    if newest.name == "best.pt" and not skipped:  # a kill came between best.pt and its link: end that save
-        atomic_files.link(newest, folder.path / "last.pt")
-    group.broadcast(str(newest))
-    return state, skipped
-
-
-def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
-    writer.wait()
-    try:
-        group = run.parallel.group
-        state, _ = _newest(folder, group, own_shard(run.recipe, group))
-    except InputError:
-        return False
-    run.restore(state)
-    folder.rewind(run.progress.epoch)
-    return True
+def _step(built: Built | None) -> int:
+    """How far the run is; what is built and the run that is made of it have one progress."""
+    return built.draft.progress.step if built else 0
 
 
 def _interrupted(signum: int, run: Run, folder: RunFolder) -> InterruptedRun:

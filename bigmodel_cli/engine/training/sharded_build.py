@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import optimizers
+from bigmodel_cli.core.registry import methods, optimizers
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.checkpoint.sharded import Share
@@ -95,8 +95,9 @@ def builds_on_meta(recipe: Recipe, group: Group, resumed: bool) -> bool:
 
     From rank 0, which draws them; or for every rank from the checkpoint that is resumed.
     """
-    parts = own_shard(recipe, group) is not None and recipe.start.method == "full"
-    return parts and (resumed or (not group.is_main and not recipe.start.trained))
+    parts = own_shard(recipe, group) is not None
+    as_built = methods.get(recipe.start.method).meta.get("builds_on_meta", False)  # others change what is there
+    return parts and as_built and (resumed or (not group.is_main and not recipe.start.trained))
 
 
 def on_device(recipe: Recipe, model: nn.Module, placement: Placement, group: Group) -> nn.Module:

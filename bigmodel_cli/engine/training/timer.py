@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Label = Callable[[str], contextlib.AbstractContextManager[Any]]
 SAMPLED = 50  # on a GPU every so many steps are timed: knowing a part's time there means to wait for it
 STEP_PARTS = ("prepare", "forward", "backward", "optimizer")
 OWN = ("data", "prepare", "forward")  # the passes back are where ranks wait for each other
@@ -39,27 +40,35 @@ class Timed(contextlib.AbstractContextManager[None]):
 
 
 class Timer:
-    """Adds up seconds by part: ``with watch("forward"): ...``. About a microsecond a part.
+    """Adds up seconds by part: ``with timer("forward"): ...``. About a microsecond a part.
 
     `wait` blocks until the device is idle; None where calls return when they are done (a CPU).
     """
 
     def __init__(self, wait: Callable[[], None] | None = None) -> None:
         self.wait = wait
-        self.label: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None
-        """Names a part in a trace, where one is being recorded."""
+        self._label: Label | None = None
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = 0
         self._own = 0.0
 
+    @contextlib.contextmanager
+    def labelled(self, label: Label) -> Iterator[None]:
+        """While entered, `label` names each part, as in a trace that is being recorded."""
+        self._label = label
+        try:
+            yield
+        finally:
+            self._label = None
+
     def __call__(self, part: str) -> contextlib.AbstractContextManager[None]:
         timed = self._sampled(part) if self.wait is not None and part in STEP_PARTS else Timed(self.seconds, part)
-        return timed if self.label is None else self._named(part, timed)
+        return timed if self._label is None else self._named(part, timed)
 
     @contextlib.contextmanager
     def _named(self, part: str, timed: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-        assert self.label is not None
-        with self.label(part), timed:
+        assert self._label is not None
+        with self._label(part), timed:
             yield
 
     @contextlib.contextmanager

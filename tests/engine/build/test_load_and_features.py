@@ -105,8 +105,6 @@ def test_early_stopping_and_best() -> None:
     run = run_of(
         train={"epochs": 50, "patience": 2}, optimizer={"name": "sgd", "lr": 1e-9}, schedule={"name": "constant"}
     )
-    events: list[Any] = []
-    run.emit = events.append
     assert fit(run)
     assert run.progress.epoch - run.progress.best_epoch == 2 and run.progress.epoch < 50
 

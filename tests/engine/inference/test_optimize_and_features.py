@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from bigmodel_cli.engine.inference.optimize import difference, fold
 from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
 from bigmodel_cli.engine.inference.tta import mirrored
 from bigmodel_cli.engine.training import cached_features
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import cache_features
+from bigmodel_cli.engine.training.assemble import assemble, prepare
+from bigmodel_cli.engine.training.build_run import build
 from bigmodel_cli.engine.training.evaluate import collect
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.engine.training.run_folder import RunFolder
 from bigmodel_cli.engine.training.session import train
 
@@ -167,9 +168,9 @@ def finetune(base: Path, **sections: Any) -> Any:
 
 def test_kept_features_give_the_same_head_to_rounding(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = finetune(base)
-    kept, whole = assemble(wanted), assemble(wanted)
-    assert kept.caches_features and cache_features(kept)
-    assert kept.part == "fc"
+    built = build(wanted)
+    kept, whole = prepare(built), prepare(replace(build(wanted), caches_features=False))
+    assert built.caches_features and (kept.submodule, whole.submodule) == ("fc", "")
     assert fit(kept) and fit(whole)
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(kept.model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
@@ -179,9 +180,8 @@ def test_kept_features_give_the_same_head_to_rounding(base: Path, monkeypatch: p
 
 def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
     def run(stop_at: int | None, resume: Path | None = None) -> Run:
-        found = assemble(finetune(base), checkpoint.load(resume) if resume else None)
-        cache_features(found)
-        found.stop = lambda: found.progress.step == stop_at
+        hooks = Hooks(should_stop=lambda run: run.progress.step == stop_at)
+        found = assemble(finetune(base), checkpoint.load(resume) if resume else None, hooks=hooks)
         fit(found)
         return found
 
@@ -196,33 +196,29 @@ def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
 def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_features, "BIG", 0)
     monkeypatch.setattr(optimize, "TOLERANCE", 0.1)
-    run, told = assemble(finetune(base)), []
-    run.emit = told.append
+    told: list[Any] = []
+    run = replace(build(finetune(base)).draft, hooks=Hooks(told.append))
 
-    def kept() -> torch.Tensor:
-        found = cached_features.features(run)
-        assert found is not None
-        return found[1].vectors
+    def kept(run: Run) -> torch.Tensor:
+        return cached_features.features(run)[1].vectors
 
-    small = kept()
+    small = kept(run)
     assert "int8" in told[0]["message"]
     with torch.no_grad():
         run.model.get_submodule("fc").weight.zero_()  # a resumed run's has trained
-    assert torch.equal(small, kept())
+    assert torch.equal(small, kept(run))
     fixed = run.recipe.placement.model_copy(update={"precision": "fp32"})
-    run.recipe = run.recipe.model_copy(update={"placement": fixed})
-    exact = kept()
+    exact = kept(replace(run, recipe=run.recipe.model_copy(update={"placement": fixed})))
     assert "int8" not in told[-1]["message"]
     assert 0 < (small - exact).norm() < optimize.TOLERANCE * exact.norm()
 
 
 def test_augmentation_and_trained_layers_forbid_it(base: Path) -> None:
     run = assemble(finetune(base, augment={"name": "shift"}))
-    assert not run.caches_features
     assert any("augmentation shift" in note for note in run.notes)
-    assert cache_features(run) and run.part == ""
+    assert run.submodule == ""
     start = {"checkpoint": str(base), "method": "norm-only"}
-    assert not assemble(finetune(base, start=start)).caches_features
+    assert assemble(finetune(base, start=start)).submodule == ""
 
 
 def test_the_command_trains_on_features(run_cli: Any, base: Path, tmp_path: Path) -> None:

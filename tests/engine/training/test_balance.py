@@ -16,10 +16,9 @@ from bigmodel_cli.data.balance import balanced_order, class_weights, uneven
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.image.arrays import ImageArrays
 from bigmodel_cli.engine.build.digest import digest
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.linear_probe import solve
+from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run import Hooks, Run
 
 LABELS = torch.tensor([0] * 70 + [2] * 20 + [3] * 7)
 
@@ -64,22 +63,22 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def run_of(photos: Path, balance: str, resumed: Any = None, **start: Any) -> Run:
+def run_of(photos: Path, balance: str, resumed: Any = None, stop_at: int | None = None, **start: Any) -> Run:
     values = {
         "model": {"name": "mlp"},
         "data": {"name": "image_folder", "path": str(photos), "size": 14, "channels": 1},
         "train": {"balance": balance, "batch_size": 5, "epochs": 3},
         "start": start,
     }
-    return assemble(resolve([Layer("t", values)]).recipe, resumed)
+    hooks = Hooks(should_stop=lambda run: run.progress.step == stop_at)
+    return assemble(resolve([Layer("t", values)]).recipe, resumed, hooks=hooks)
 
 
 @pytest.mark.parametrize("balance", ["loss", "sampling"])
 def test_resumed_is_the_unbroken_run(balance: str, photos: Path) -> None:
-    whole, broken = run_of(photos, balance), run_of(photos, balance)
+    whole, broken = run_of(photos, balance), run_of(photos, balance, stop_at=4)
     assert any("9 cat, 3 dog" in note and "equally" in note for note in whole.notes)
     assert fit(whole)
-    broken.stop = lambda: broken.progress.step == 4
     assert not fit(broken)
     resumed = run_of(photos, balance, broken.state())
     assert fit(resumed) and digest(resumed.model) == digest(whole.model) != digest(run_of(photos, "none").model)
@@ -99,7 +98,7 @@ def test_the_probe_weighs_too(photos: Path) -> None:
     heads = {}
     for balance in ("none", "loss", "sampling"):
         run = run_of(photos, balance, method="probe", strengths=[0.01])
-        assert solve(run)
+        assert execute(run)
         heads[balance] = run.model.state_dict()
     last = [k for k in heads["none"] if k.endswith("bias")][-1]
     assert torch.equal(heads["loss"][last], heads["sampling"][last])

@@ -16,7 +16,7 @@ from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.training import loop
 from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.engine.training.run_folder import RunFolder
 from bigmodel_cli.engine.training.session import train
 from bigmodel_cli.tasks.image_classification import ImageClassification
@@ -45,15 +45,14 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: range) -> list[int]:
 
 
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigmodel_cli.engine.training.assemble.measured", lambda section, placement, *rest: placement)
+    monkeypatch.setattr("bigmodel_cli.engine.training.build_run.measured", lambda section, placement, *rest: placement)
 
 
 def test_bad_steps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     no_measuring(monkeypatch)
-    run = assemble(recipe(skip=3))
-    poison(monkeypatch, range(5, 7))
     events: list[Any] = []
-    run.emit = events.append
+    run = assemble(recipe(skip=3), hooks=Hooks(events.append))
+    poison(monkeypatch, range(5, 7))
     assert loop.fit(run)
     assert [e["message"].split(":")[0] for e in events if e["event"] == "warning"] == ["step 5", "step 6"]
     assert all(torch.isfinite(p).all() for p in run.model.parameters())

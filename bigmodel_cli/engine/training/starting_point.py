@@ -1,0 +1,95 @@
+"""What a run begins from: a checkpoint that goes on, a trained model, anyone's weights, or random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import data, methods, models
+from bigmodel_cli.core.types import DataBundle, Source, Task
+from bigmodel_cli.engine.build.compatibility import first_difference
+from bigmodel_cli.engine.build.foreign_weights import is_foreign, transfer_foreign
+from bigmodel_cli.engine.build.load import Trained, described, load_trained
+from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
+from bigmodel_cli.engine.build.model import build_model, build_task, show
+from bigmodel_cli.engine.build.published_weights import load_pretrained
+from bigmodel_cli.engine.build.transfer import transfer
+
+
+def check_task(recipe: Recipe) -> None:
+    """Hold the data and the method to what the model does, where they are made for one task.
+
+    Raises:
+        InputError: it is for another.
+    """
+    does = models.get(recipe.model.name).meta["task"]
+    method = recipe.start.method
+    for name, meta in (
+        (f"data {recipe.data.name}", data.get(recipe.data.name).meta),
+        (method, methods.get(method).meta),
+    ):
+        wanted = meta.get("task", does)
+        if does != wanted:
+            does, wanted = does.replace("_", " "), wanted.replace("_", " ")
+            what, expected = f"{recipe.model.name} is for {does}", f"{name} is for {wanted}"
+            hint = "bigmodel models and bigmodel data list what there is"
+            raise InputError(what, expected, hint)
+
+
+def trained_start(recipe: Recipe) -> Trained | None:
+    """The trained model that the recipe starts from; None for random weights, and for foreign ones."""
+    if not recipe.start.trained:
+        if recipe.start.sha256 is not None:
+            raise InputError("start.sha256 and no start", "expected start.checkpoint or start.pretrained beside it")
+        return None
+    if recipe.start.checkpoint is None:
+        return load_pretrained(recipe)
+    path = Path(recipe.start.checkpoint)
+    check_pin(checkpoint_file(path), recipe.start.sha256)
+    return None if is_foreign(path) else load_trained(path)
+
+
+def task_and_model(
+    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: Trained | None
+) -> tuple[Task, nn.Module, list[str]]:
+    if resumed is not None:
+        _check_same_data(resumed["meta"]["data"], bundle)
+        _, spec = described(resumed, "--resume")
+        return build_task(recipe, spec), build_model(recipe, spec), []
+    if not recipe.start.trained:
+        task = build_task(recipe, bundle.spec).fit_spec(train)
+        model = build_model(recipe, task.spec)
+        show(model, task, train)
+        return task, model, []
+    if trained is None:
+        task = build_task(recipe, bundle.spec).fit_spec(train)
+        model = build_model(recipe, task.spec)
+        path = Path(str(recipe.start.checkpoint))
+        return task, model, transfer_foreign(model, path, models.get(recipe.model.name).meta)
+    spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
+    model = build_model(recipe, spec)
+    return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
+
+
+def _check_same_data(then: Mapping[str, Any], bundle: DataBundle) -> None:
+    """Hold the data to what the run was trained on so far: the names and order of classes, shapes, every byte.
+
+    Raises:
+        InputError: it has changed.
+    """
+    hint = "put the data back, or start a new run with --out"
+    was: Any = then.get("spec")
+    now = bundle.spec.to_dict() if isinstance(was, Mapping) else {}
+    for key, value in now.items():
+        if was.get(key) != value:
+            difference = first_difference(key, was.get(key), value, "checkpoint", "data")
+            raise InputError(f"--resume: {difference}", hint=hint)
+    if then.get("fingerprint") != bundle.fingerprint:
+        prints = [str(p)[:12] for p in (then.get("fingerprint"), bundle.fingerprint)]
+        what = f"--resume: the data has changed: fingerprint {prints[0]} in the checkpoint"
+        raise InputError(what, f"{prints[1]} in the data", hint)
