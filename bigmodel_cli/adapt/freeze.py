@@ -51,13 +51,18 @@ def freeze_until(start: Start, *, layer: str) -> Adapted:
 
 @methods.register("gradual", lr=3e-4)
 def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
-    """The head trains first; layers are unfrozen from the top down over `share` of the epochs (ULMFiT, 2018)."""
+    """The head trains first; layers are unfrozen from the top down over `share` of the epochs (ULMFiT, 2018).
+
+    A head tied to the embedding has no parameters of its own: then the layer below it comes first.
+    """
     layers = units(start.model, start.head)
+    first = 0 if any(inside(name, start.head) for name, _ in start.model.named_parameters()) else 1
     stages = []
-    for thawed in range(len(layers) + 1):
+    for thawed in range(first, len(layers) + 1):
         cold = layers[: len(layers) - thawed]
         held = [key for key in start.model.state_dict() if any(inside(key, unit) for unit in cold)]
-        stages.append((share * thawed / len(layers), frozen(start.model, held)))
+        begins = share * (thawed - first) / max(len(layers) - first, 1)
+        stages.append((begins, frozen(start.model, held)))
     return Adapted(stages=tuple(stages))
 
 

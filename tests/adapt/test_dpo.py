@@ -100,7 +100,7 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
     # A checkpoint without what the start said is no checkpoint of this run.
     state = run.state()
     said = state.pop("said")
-    with pytest.raises(InputError, match="said.* are missing"):
+    with pytest.raises(InputError, match=r"said.* are missing"):
         assemble(recipe, state)
     resumed = assemble(recipe, {**state, "said": said})
     assert torch.equal(resumed.reference_outputs["train"]["chosen_started"], said["train"]["chosen_started"])

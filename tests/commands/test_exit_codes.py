@@ -35,7 +35,9 @@ def test_0_done_and_the_promised_file_is_there(run_cli: Any, tmp_path: Path) -> 
 def test_1_a_bug_leaves_its_traceback_in_the_run(run_cli: Any, tmp_path: Path) -> None:
     """A bug put in from outside: Python imports sitecustomize before anything else."""
     (tmp_path / "bug").mkdir()
-    bug = "from bigmodel_cli.engine.training import session\ndef fit(run):\n    return 1 / 0\nsession.fit = fit\n"
+    bug = (
+        "from bigmodel_cli.engine.training import assemble as a\ndef fit(run, after):\n    return 1 / 0\na.fit = fit\n"
+    )
     (tmp_path / "bug/sitecustomize.py").write_text(bug)
     path = os.pathsep.join([str(tmp_path / "bug"), str(ROOT)])
     done = run_cli(*TRAIN, env={**environment(), "PYTHONPATH": path})

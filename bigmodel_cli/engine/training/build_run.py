@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, schedules
-from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
+from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.load import Trained, described, load_trained
@@ -64,6 +64,21 @@ class _Loaded:
     val: Source
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a run is made of, before it is spread over processes."""
+
+    task: Task
+    model: nn.Module
+    adapted: Adapted
+    bundle: DataBundle
+    batches: Batches
+    val: Source
+    steps: int
+    caches_features: bool
+    notes: list[str]
+
+
 def build(
     recipe: Recipe,
     resumed: Mapping[str, Any] | None = None,
@@ -86,8 +101,27 @@ def build(
     """
     group = with_width(group, recipe)
     placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
+    parts = _parts(recipe, resumed, placement, group)
+    solves = parts.adapted.solve is not None
+    if group.world > 1 and solves:
+        raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
+    if measure and resumed is None and recorded is None and not solves and not parts.caches_features:
+        if group.is_main and not shards_parameters(recipe, group):  # alone: what it finds holds for all, who wait
+            placement = _measured(recipe, placement, parts)
+        placement = agreed(recipe, placement, parts.model, group)
+    run = _run(
+        recipe, parts, placement, group, [*notes, *parts.notes, *_changed_environment(placement, group, resumed)]
+    )
+    if group.shard:
+        torch.manual_seed(rank_seed(recipe.train.seed, group.shard))
+    if resumed is not None:
+        restore(run, resumed)
+    return Built(run, parts.caches_features)
+
+
+def _parts(recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placement, group: Group) -> _Parts:
     loaded = _load(recipe, resumed)
-    task, model, adapted, model_notes = _network(recipe, loaded, resumed, placement, group)
+    task, model, adapted, notes = _network(recipe, loaded, resumed, placement, group)
     bundle, balance = loaded.bundle, recipe.train.balance
     labels = labels_of(loaded.train, balance) if balance != "none" else None
     uneven = imbalance_notes(loaded.train, getattr(bundle.spec, "classes", ()), balance)
@@ -95,44 +129,46 @@ def build(
     batches = batches_for(recipe, train, labels if balance == "sampling" else None, group)
     task = _objective(task.for_data(bundle.spec), adapted, labels if balance == "loss" else None)
     caches, why_not = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
-    caches = caches and group.world == 1
-    if group.world > 1 and adapted.solve:
-        raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
-    steps = min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize)
-    if measure and resumed is None and recorded is None and adapted.solve is None and not caches:
-        if group.is_main and not shards_parameters(recipe, group):  # alone: what it finds holds for all, who wait
-            placement = _measured(recipe, placement, model, adapted.frozen, task, batches, steps)
-        placement = agreed(recipe, placement, model, group)
+    return _Parts(
+        task=task,
+        model=model,
+        adapted=adapted,
+        bundle=bundle,
+        batches=batches,
+        val=val,
+        steps=min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize),
+        caches_features=caches and group.world == 1,
+        notes=[*bundle.notes, *notes, *uneven, *filter(None, [why_not])],
+    )
+
+
+def _run(recipe: Recipe, parts: _Parts, placement: Placement, group: Group, notes: list[str]) -> Run:
+    """The parts spread over the processes of `group`, with an optimizer and a schedule."""
+    model, adapted = parts.model, parts.adapted
     parallel = parallel_for(group, recipe, placement, model, unused=bool(adapted.stages))
     ema = build_ema(recipe, model, parallel)  # before it is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
-    changed = _changed_environment(placement, group, resumed)
-    run = Run(
+    return Run(
         recipe=recipe,
-        task=task,
+        task=parts.task,
         model=model,
         forward=forward,
         ema=ema,
         adapted=adapted,
         optimizer=optimizer,
-        lr_factor=schedules.get(recipe.schedule.name)(steps, **recipe.schedule.options),
+        lr_factor=schedules.get(recipe.schedule.name)(parts.steps, **recipe.schedule.options),
         base_lrs=[g["lr"] * (group.shards if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups],
-        batches=batches,
-        val=val,
-        total_steps=0 if adapted.solve else steps,
+        batches=parts.batches,
+        val=parts.val,
+        total_steps=0 if adapted.solve else parts.steps,
         placement=placement,
         timer=Timer(placement.wait if placement.lag else None),
-        meta=_meta(recipe, task, bundle),
-        notes=[*notes, *bundle.notes, *model_notes, *uneven, *filter(None, [why_not]), *changed],
-        splits=frozenset(bundle.load),
+        meta=_meta(recipe, parts.task, parts.bundle),
+        notes=notes,
+        splits=frozenset(parts.bundle.load),
         parallel=parallel,
     )
-    if group.shard:
-        torch.manual_seed(rank_seed(recipe.train.seed, group.shard))
-    if resumed is not None:
-        restore(run, resumed)
-    return Built(run, caches)
 
 
 def _load(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
@@ -171,14 +207,13 @@ def _changed_environment(placement: Placement, group: Group, resumed: Mapping[st
     return [f"resumed in another environment: {line}" for line in lines]
 
 
-def _measured(
-    recipe: Recipe, placement: Placement, model: nn.Module, frozen: Frozen, task: Task, batches: Batches, steps: int
-) -> Placement:
+def _measured(recipe: Recipe, placement: Placement, parts: _Parts) -> Placement:
     """The placement that real steps of this run found fastest."""
-    for module in frozen.modules:
+    for module in parts.adapted.frozen.modules:
         module.eval()
-    parts = batches.order(0).tensor_split(batches.steps_per_epoch)
-    first = parts[0].tensor_split(batches.shards)[0].tensor_split(recipe.train.accumulate)[0]
+    batches = parts.batches
+    steps = batches.order(0).tensor_split(batches.steps_per_epoch)
+    first = steps[0].tensor_split(batches.shards)[0].tensor_split(recipe.train.accumulate)[0]
     values = recipe.to_dict()
     about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
     section = recipe.placement
@@ -188,10 +223,10 @@ def _measured(
     return measured(
         section,
         placement,
-        model,
-        task,
+        parts.model,
+        parts.task,
         lambda: batches.drawn.gather(first),
-        steps * recipe.train.accumulate,
+        parts.steps * recipe.train.accumulate,
         about,
     )
 

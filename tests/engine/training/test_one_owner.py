@@ -81,10 +81,8 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Subjects:
 
 def tried(values: dict[str, Any], folder: Path, *rates: float) -> list[dict[str, Any]]:
     pytest.importorskip("optuna")
-    _, trials = tune(
-        [Layer("test", values)], {("optimizer", "lr"): list(rates)}, folder, len(rates), lambda event: None
-    )
-    return trials
+    search = {("optimizer", "lr"): list(rates)}
+    return tune([Layer("test", values)], search, folder, len(rates), lambda event: None)[1]  # type: ignore[arg-type]
 
 
 def test_a_search_by_preferences_asks_the_start(subjects: Subjects, tmp_path: Path) -> None:
@@ -93,9 +91,9 @@ def test_a_search_by_preferences_asks_the_start(subjects: Subjects, tmp_path: Pa
     assert max(trial["reward_accuracy"] for trial in trials) > 0.5
 
 
-def test_a_search_over_what_is_solved_solves(subjects: Subjects, tmp_path: Path) -> None:
-    """A rate of nothing would leave the head as it starts; the answer of the solver is the same whatever the rate."""
-    for trial in tried(subjects.images("probe"), tmp_path, 1e-9):
+def test_a_search_over_what_is_solved_solves(tmp_path: Path) -> None:
+    """On features of random weights: a rate of nothing would leave the head as random as it starts."""
+    for trial in tried(sections({"name": "mlp"}, {"name": "digits"}, {"method": "probe"}), tmp_path, 1e-9):
         assert trial["accuracy"] > 0.8
 
 
@@ -248,7 +246,7 @@ def test_a_state_that_does_not_fit_is_named(place: str, averaged: Any) -> None:
     with pytest.raises(InputError) as caught:
         assemble(wanted, state, measure=False)
     assert "does not fit this run" in caught.value.line or "model" in caught.value.line
-    assert keys[0] in caught.value.line and len(caught.value.line) <= 200
+    assert any(str(key) in caught.value.line for key in keys[:2]) and len(caught.value.line) <= 200
 
 
 def test_a_bug_in_resuming_is_told_as_one(averaged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,4 +267,6 @@ def test_every_kind_of_optimizer_resumes(optimizer: str) -> None:
     run = assemble(recipe(values), measure=False)
     assert execute(run)
     again = assemble(run.recipe, run.state(), measure=False)
+    again.set_lr()
+    run.set_lr()
     assert checkpoint.digest(again.optimizer.state_dict()) == checkpoint.digest(run.optimizer.state_dict())
