@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from bigmodel_cli.adapt.lora import Base, lora
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start
+from bigmodel_cli.core.tasks import TaskWrapper
+from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
 
 SIDES = ("chosen", "rejected")
 
@@ -43,20 +44,18 @@ def dpo(
     return dataclasses.replace(adapted, objective=lambda task: Preference(task, beta), once=log_probabilities)
 
 
-class Preference:
-    """A language modelling task on pairs of answers; all that is not about pairs is the task's own."""
+class Preference(TaskWrapper):
+    """A language modelling task on pairs of answers."""
 
     unit = "pairs"
     best = ("reward_accuracy", "max")
 
-    def __init__(self, task: Any, beta: float) -> None:
-        self.task, self.beta = task, beta
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+    def __init__(self, task: Task, beta: float) -> None:
+        super().__init__(task)
+        self.beta = beta
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """Tokens and targets (B,T) of each side, and what the start said of them where it has: (B,) each.
+        """Tokens and targets (B,T) of each side, and (B,) its log-probabilities under the start, once they are known.
 
         Raises:
             InputError: the batch is not of pairs.
@@ -76,10 +75,10 @@ class Preference:
     def margins(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B,) differences of the rewards of the two answers, in units of 1 / beta.
 
-        Where nobody has asked the start yet, as in a look at a run before its first step, the model is the start.
+        Before the start's log-probabilities are computed, as where a first batch is timed, the model is the start.
         """
         now = log_probabilities(model, batch)
-        gains = [said - batch.get(side, said.detach()) for side, said in now.items()]
+        gains = [own - batch.get(side, own.detach()) for side, own in now.items()]
         return gains[0] - gains[1]
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSum:

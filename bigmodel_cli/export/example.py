@@ -152,7 +152,7 @@ def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Ten
 
     A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
     """
-    raw = subject.task.read(file)
+    ((_, raw),) = subject.task.read_file(file)
     if not subject.pixels:
         batch = subject.task.prepare(raw)
         return torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))

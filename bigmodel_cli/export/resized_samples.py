@@ -33,7 +33,8 @@ def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
                 file = resized_sample(subject, i, scale, Path(place))
                 plain = torch.from_numpy(np.array(Image.open(file))[None])
                 given = plain if plain.dim() == 4 else plain[..., None]
-                ours = subject.model(task.prepare(task.read(file))["image"])
+                ((_, raw),) = task.read_file(file)
+                ours = subject.model(task.prepare(raw)["image"])
                 theirs = torch.from_numpy(run(given.expand(-1, -1, -1, task.spec.channels).contiguous().numpy()))
                 largest = max(largest, float((ours - theirs).abs().max()))
                 equal += int(ours.argmax() == theirs.argmax())

@@ -11,6 +11,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import optimizers
 from bigmodel_cli.engine.device.lazy_dynamo import postpone_dynamo
+from bigmodel_cli.optim.combined import Combined
 
 
 def build_optimizer(
@@ -29,7 +30,7 @@ def build_optimizer(
 
 def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
     """Cut each parameter group by factor (by ``id`` of the parameter) and scale its learning rate."""
-    parts = getattr(optimizer, "parts", [optimizer])
+    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
     for part in parts:
         cut = []
         for group in part.param_groups:

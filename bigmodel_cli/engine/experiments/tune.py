@@ -12,7 +12,6 @@ from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, Section
 from bigmodel_cli.core.registry import models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.core.types import SPECS
 from bigmodel_cli.engine.build.model import build_task
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
@@ -68,8 +67,8 @@ def tune(
     optuna = _optuna()
     layers = list(layers)
     first = resolve([*layers, _layer({k: _example(v) for k, v in search.items()})]).recipe
-    kind = tasks.get(models.get(first.model.name).meta["task"]).meta["kind"]
-    metric, mode = build_task(first, SPECS[kind].typical()).best
+    spec = tasks.get(models.get(first.model.name).meta["task"]).meta["spec_type"]
+    metric, mode = build_task(first, spec.typical()).best
     folder.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "trials.log"))
     study = optuna.create_study(

@@ -12,6 +12,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import data, methods, models, schedules
+from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.build.compatibility import first_difference
@@ -75,11 +76,11 @@ def assemble(
     with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
     model = on_device(recipe, model, placement, group)
-    start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
+    start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)), task, bundle.spec)
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
     how = recipe.train.balance
     labels = labels_of(train, how) if how != "none" else None
-    notes += told(train, getattr(bundle.spec, "classes", ()), how)
+    notes += told(train, bundle.spec.classes, how)
     train, val = cache_on_device(train, placement), cache_on_device(val, placement)
     batches = batches_for(recipe, train, labels if how == "sampling" else None, group)
     total = recipe.train.epochs * batches.steps_per_epoch
@@ -223,7 +224,7 @@ def _measured(
     values = recipe.to_dict()
     about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
     section = recipe.placement
-    if section.compile == "auto" and getattr(batches.source, "lengths", None) is not None:
+    if section.compile == "auto" and isinstance(batches.source, VariableLengthSource):
         # Batches are as long as their texts: what is compiled for one shape is compiled again for the next.
         section = section.model_copy(update={"compile": False})
     return measured(
@@ -244,7 +245,7 @@ def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
         "arch": recipe.model.name,
         "arch_args": recipe.model.options,
         "task": task.name,
-        "classes": list(getattr(spec, "classes", ())),
+        "classes": list(spec.classes),
         "input": {"kind": spec.kind, **spec.to_dict()},
         "data": {**values["data"], "fingerprint": bundle.fingerprint, "spec": bundle.spec.to_dict()},
         "recipe": values,
