@@ -51,8 +51,17 @@ def freeze_until(start: Start, *, layer: str) -> Adapted:
 
 @methods.register("gradual", lr=3e-4)
 def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
-    """The head trains first; the layers below thaw from the top, evenly over `share` of the epochs (ULMFiT, 2018)."""
+    """The head trains first; the layers below thaw from the top, evenly over `share` of the epochs (ULMFiT, 2018).
+
+    Raises:
+        InputError: there is no layer below the head, or no parameter that is the head's alone.
+    """
     layers = units(start.model, start.head)
+    if not layers:
+        raise InputError("gradual: the model has no layer below its head", "expected one to thaw", "--method full")
+    if not any(inside(name, start.head) for name, _ in start.model.named_parameters()):
+        what = "gradual: the model's head shares its weights with a layer below"
+        raise InputError(what, "expected a head that can train first", "--method full")
     stages = []
     for thawed in range(len(layers) + 1):
         cold = layers[: len(layers) - thawed]

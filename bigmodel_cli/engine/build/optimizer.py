@@ -20,7 +20,7 @@ def build_optimizer(
     """The recipe's optimizer on what trains; `rates` are factors of the learning rate by parameter name."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
-        raise InputError(f"method {recipe.start.method} leaves nothing to train")
+        raise InputError(f"method {recipe.start.method} leaves nothing of {recipe.model.name} to train")
     postpone_dynamo()
     optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
     if rates:

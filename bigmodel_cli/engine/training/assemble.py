@@ -76,7 +76,7 @@ def assemble(
     with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
     model = on_device(recipe, model, placement, group)
-    start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)), task, bundle.spec)
+    start = Start(model, head_of(recipe), _open, task, bundle.spec)
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
     how = recipe.train.balance
     labels = labels_of(train, how) if how != "none" else None
@@ -128,6 +128,10 @@ def assemble(
     if resumed is not None:
         _restore(run, resumed)
     return run
+
+
+def _open(path: str) -> Trained:
+    return load_trained(Path(path))
 
 
 def _restore(run: Run, state: Mapping[str, Any]) -> None:

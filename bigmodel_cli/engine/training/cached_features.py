@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.sources import SourceWrapper
-from bigmodel_cli.core.tasks import TaskWrapper
+from bigmodel_cli.core.tasks import Classifies, TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source, Task
 from bigmodel_cli.engine.build.model import head_of
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
@@ -59,6 +59,8 @@ def can_cache_features(
     head = head_of(recipe)
     below = {key for key in model.state_dict() if not key.startswith(head + ".")}
     if not below or not below <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
+        return False, ""
+    if not isinstance(task, Classifies):
         return False, ""
     name, last, why = recipe.augment.name, model.get_submodule(head), ""
     if augments.get(name).meta.get("changes", True):
