@@ -8,13 +8,13 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.lora import Base, lora
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.tasks import TaskWrapper
+from bigmodel_cli.core.tasks import Forward, TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
 
 SIDES = ("chosen", "rejected")
@@ -72,7 +72,7 @@ class Preference(TaskWrapper):
     def count(self, batch: Batch) -> int:
         return len(batch["index"])
 
-    def margins(self, model: nn.Module, batch: Batch) -> Tensor:
+    def margins(self, model: Forward, batch: Batch) -> Tensor:
         """(B,) differences of the rewards of the two answers, in units of 1 / beta.
 
         Before the start's log-probabilities are computed, as where a first batch is timed, the model is the start.
@@ -81,13 +81,13 @@ class Preference(TaskWrapper):
         gains = [own - batch.get(side, own.detach()) for side, own in now.items()]
         return gains[0] - gains[1]
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         return LossSum(-F.logsigmoid(self.beta * self.margins(model, batch)).sum(), len(batch["index"]))
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         return {"margin": self.beta * self.margins(model, batch), "index": batch["index"]}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         margin = self.outputs(model, batch)["margin"].double()
         # A margin of 0, as every one is at the start, is right half the time.
         right = ((margin > 0).double() + 0.5 * (margin == 0).double()).sum()
@@ -104,7 +104,7 @@ class Preference(TaskWrapper):
         }
 
 
-def log_probabilities(model: nn.Module, batch: Batch) -> Batch:
+def log_probabilities(model: Forward, batch: Batch) -> Batch:
     """(B,) log-probability of each answer as a whole, by side: both in one pass, filled up to the same length."""
     longest = max(batch[side].shape[1] for side in SIDES)
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.freeze import inside
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.tasks import Classifies, TaskWrapper
+from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
 
 Weight = Annotated[float, Field(ge=0)]
@@ -26,7 +26,7 @@ class Penalised(TaskWrapper):
         super().__init__(task)
         self.penalty = penalty
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         plain = self.task.loss(model, batch)
         return LossSum(plain.total + self.penalty() * plain.count, plain.count)
 
@@ -50,14 +50,14 @@ class Distilled(TaskWrapper):
         prepared = self.task.prepare(batch, key)
         return prepared if key is None else {**prepared, **self.teach(batch, key)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits: list[Tensor] = []
 
         def watched(*inputs: Tensor) -> Tensor:
             logits.append(model(*inputs))
             return logits[-1]
 
-        plain = self.task.loss(watched, batch)  # type: ignore[arg-type]
+        plain = self.task.loss(watched, batch)
         return self.change(plain, logits[-1].float(), batch)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from bigmodel_cli.core.chat import Message
 
+Forward = Callable[..., Any]
+"""A model, or what stands in for it: called as the model is, it gives what the model gives."""
 Predictions = list[tuple[str, float]]
 """What a model predicts for one sample, with the probabilities, likeliest first."""
 
@@ -95,13 +97,13 @@ class Task(Protocol):
         """How many units the loss of `batch` sums over, known before the forward pass."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum: ...
+    def loss(self, model: Forward, batch: Batch) -> LossSum: ...
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         """What the model gives for each sample, first dimension B: what reports are made of."""
         ...
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch, ``loss`` and ``count`` among them; the engine adds them over batches and ranks."""
         ...
 
@@ -154,7 +156,7 @@ class Predicts(Task, Protocol):
         """
         ...
 
-    def predict(self, model: nn.Module, batch: Batch, top: int) -> list[Predictions]:
+    def predict(self, model: Forward, batch: Batch, top: int) -> list[Predictions]:
         """For each sample of the prepared `batch` up to `top` answers."""
         ...
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export.folder import Run
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
     from PIL import Image
 
     task, largest, equal, count = subject.task, 0.0, 0, 0
+    assert isinstance(task, Predicts)
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place, torch.inference_mode():
         for scale in SCALES:
             for i in range(min(FEW, len(subject.raw[0]["image"]))):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.tasks import Mixes, Predictions
+from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
 
@@ -124,17 +124,17 @@ class ImageClassification:
     def count(self, batch: Batch) -> int:
         return len(batch["label"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
         each = self.loss_per_sample(logits, batch["label"])
         if "share" in batch:  # mixed images (see `mixing` in data/image/augment_photo.py): as soft labels, exactly
             each = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), each, batch["share"])
         return LossSum(each.sum(), len(logits))
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         return labelled.sums(self.outputs(model, batch))
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -159,7 +159,7 @@ class ImageClassification:
         """The one image in the file."""
         yield str(path), self._read(path)
 
-    def predict(self, model: nn.Module, batch: Batch, top: int = 5) -> list[Predictions]:
+    def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         """For each image the `top` classes with their probabilities, likeliest first."""
         return labelled.likeliest(model(batch["image"]), self.spec.classes, top)
 

@@ -16,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
+from bigmodel_cli.core.tasks import Forward
 from bigmodel_cli.core.tokens import tokenizer, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
@@ -94,11 +95,11 @@ class LanguageModeling:
             return len(batch["index"]) * min(self.spec.context, batch["tokens"].shape[1] // 2)
         return max(1, int(batch["learn"][:, 1 : self.spec.context + 1].sum()))
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         losses = model(batch["tokens"], batch["targets"], self.loss_per_token, **_apart(batch))
         return LossSum(losses.sum(), (batch["targets"] != NOTHING).sum())
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         """Each window's sums, (B,): nats, tokens, bytes of text."""
         losses = model(batch["tokens"], batch["targets"], _nats, **_apart(batch)).float()
         known = batch["targets"] >= 0
@@ -106,7 +107,7 @@ class LanguageModeling:
         size = lengths[batch["targets"].clamp(min=0)] * known
         return {"nats": losses.sum(1), "count": known.sum(1), "bytes": size.sum(1), "index": batch["index"]}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         out = self.outputs(model, batch)
         sums = {k: out[k].double().sum() for k in ("count", "bytes")}
         return {"loss": out["nats"].double().sum(), **sums}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.tasks import Predictions
+from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import encode_padded, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
@@ -71,14 +71,14 @@ class TextClassification:
     def count(self, batch: Batch) -> int:
         return len(batch["label"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits = model(batch["tokens"]).float()
         return LossSum(self.loss_per_sample(logits, batch["label"]).sum(), len(logits))
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         return labelled.outputs(model(batch["tokens"]), batch, self.loss_per_sample)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         return labelled.sums(self.outputs(model, batch))
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -94,7 +94,7 @@ class TextClassification:
         tokens, places = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
         return {"tokens": tokens, "label": torch.zeros_like(places), "index": places}
 
-    def predict(self, model: nn.Module, batch: Batch, top: int = 5) -> list[Predictions]:
+    def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         return labelled.likeliest(model(batch["tokens"]), self.spec.classes, top)
 
     def preprocessing(self) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import PAD
-from bigmodel_cli.core.tasks import Predictions
+from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import encode_padded, tokenizer, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
@@ -69,11 +69,11 @@ class Translation:
     def count(self, batch: Batch) -> int:
         return int((batch["target"][:, 1:] != self.pad).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         losses = model(batch["source"], batch["target"], batch["labels"], self.loss_per_token)
         return LossSum(losses.sum(), (batch["labels"] != self.pad).sum())
 
-    def _nats(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _nats(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         def plain(logits: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels, reduction="none")
 
@@ -81,13 +81,13 @@ class Translation:
         losses = model(batch["source"], batch["target"], batch["labels"], plain).float() * real  # exports know no fill
         return {"nats": losses.sum(1), "count": real.sum(1)}
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         """Each pair's nats and tokens, (B,); the answer as ids, (B, context)."""
         answer, _ = beam_search(model, batch["source"], BEAMS, self.spec)
         filled = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
         return {**self._nats(model, batch), "answer": filled, "index": batch["index"]}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         out = self._nats(model, batch)
         return {"loss": out["nats"].double().sum(), "count": out["count"].sum()}
 
@@ -106,7 +106,7 @@ class Translation:
         nothing = torch.full((len(texts), 2), self.pad)
         return {"source": encode_padded(texts, self.spec), "target": nothing, "index": torch.arange(len(texts))}
 
-    def predict(self, model: nn.Module, batch: Batch, top: int = 1) -> list[Predictions]:
+    def predict(self, model: Forward, batch: Batch, top: int = 1) -> list[Predictions]:
         """The translation, with the geometric mean of its tokens' probabilities."""
         found, score = beam_search(model, batch["source"], BEAMS, self.spec)
         known = tokenizer(self.spec)

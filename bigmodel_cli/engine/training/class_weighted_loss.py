@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import LabelledSource
-from bigmodel_cli.core.tasks import Classifies, TaskWrapper
+from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
 from bigmodel_cli.core.types import Batch, LossSum, Source, Task
 from bigmodel_cli.data.balance import class_weights, uneven
 
@@ -28,7 +28,7 @@ class Weighted(TaskWrapper):
         super().__init__(task)
         self._training = task.with_(loss_per_sample=weighed)
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         return self._training.loss(model, batch)
 
 

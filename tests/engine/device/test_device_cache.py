@@ -36,5 +36,5 @@ def test_a_cpu_is_near_already_and_a_small_gpu_gets_pinned_memory(monkeypatch: p
     if placement.device.type == "cpu":
         assert cache_on_device(source, placement) is source
     for free, kind in ((10**9, Resident), (1000, Pinned)):
-        monkeypatch.setattr(Placement, "memory_free", lambda self, allow_low_precision=free: free)
+        monkeypatch.setattr(Placement, "memory_free", lambda self, free=free: free)
         assert type(cache_on_device(source, placement)) is kind
