@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.lora import Base, lora
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start
+from bigmodel_cli.core.tasks import Forward, TaskWrapper
+from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
 
 SIDES = ("chosen", "rejected")
 
@@ -43,20 +44,18 @@ def dpo(
     return dataclasses.replace(adapted, objective=lambda task: Preference(task, beta), once=log_probabilities)
 
 
-class Preference:
-    """A language modelling task on pairs of answers; all that is not about pairs is the task's own."""
+class Preference(TaskWrapper):
+    """A language modelling task on pairs of answers."""
 
     unit = "pairs"
     best = ("reward_accuracy", "max")
 
-    def __init__(self, task: Any, beta: float) -> None:
-        self.task, self.beta = task, beta
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+    def __init__(self, task: Task, beta: float) -> None:
+        super().__init__(task)
+        self.beta = beta
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """Tokens and targets (B,T) of each side, and what the start said of them where it has: (B,) each.
+        """Tokens and targets (B,T) of each side, and (B,) its log-probabilities under the start, once they are known.
 
         Raises:
             InputError: the batch is not of pairs.
@@ -73,22 +72,22 @@ class Preference:
     def count(self, batch: Batch) -> int:
         return len(batch["index"])
 
-    def margins(self, model: nn.Module, batch: Batch) -> Tensor:
+    def margins(self, model: Forward, batch: Batch) -> Tensor:
         """(B,) differences of the rewards of the two answers, in units of 1 / beta.
 
-        Where nobody has asked the start yet, as in a look at a run before its first step, the model is the start.
+        Before the start's log-probabilities are computed, as where a first batch is timed, the model is the start.
         """
         now = log_probabilities(model, batch)
-        gains = [said - batch.get(side, said.detach()) for side, said in now.items()]
+        gains = [own - batch.get(side, own.detach()) for side, own in now.items()]
         return gains[0] - gains[1]
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         return LossSum(-F.logsigmoid(self.beta * self.margins(model, batch)).sum(), len(batch["index"]))
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         return {"margin": self.beta * self.margins(model, batch), "index": batch["index"]}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         margin = self.outputs(model, batch)["margin"].double()
         # A margin of 0, as every one is at the start, is right half the time.
         right = ((margin > 0).double() + 0.5 * (margin == 0).double()).sum()
@@ -105,7 +104,7 @@ class Preference:
         }
 
 
-def log_probabilities(model: nn.Module, batch: Batch) -> Batch:
+def log_probabilities(model: Forward, batch: Batch) -> Batch:
     """(B,) log-probability of each answer as a whole, by side: both in one pass, filled up to the same length."""
     longest = max(batch[side].shape[1] for side in SIDES)
 

@@ -54,8 +54,13 @@ def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
     """The head trains first; layers are unfrozen from the top down over `share` of the epochs (ULMFiT, 2018).
 
     A head tied to the embedding has no parameters of its own: then the layer below it comes first.
+
+    Raises:
+        InputError: there is no layer below the head.
     """
     layers = units(start.model, start.head)
+    if not layers:
+        raise InputError("gradual: the model has no layer below its head", "expected one to unfreeze", "--method full")
     first = 0 if any(inside(name, start.head) for name, _ in start.model.named_parameters()) else 1
     stages = []
     for thawed in range(first, len(layers) + 1):

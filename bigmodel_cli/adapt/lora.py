@@ -46,7 +46,9 @@ def lora(
     }
     if not chosen:
         asked = f" named {', '.join(layers)}" if layers else ""
-        raise InputError(f"lora: no layer{asked} to adapt with rank {rank}", "expected a smaller rank or other layers")
+        raise InputError(
+            f"lora: the model has no layer{asked} to adapt with rank {rank}", "expected a smaller rank or other layers"
+        )
     packed = {} if base == "exact" else _linear(start)
     if base != "exact" and not packed:
         raise InputError(f"start.base = {base}: no linear layer to keep in 4 bits", "expected a model that has some")

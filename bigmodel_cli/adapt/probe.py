@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bigmodel_cli.adapt.freeze import below_head, freeze
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
+from bigmodel_cli.core.tasks import Classifies
 from bigmodel_cli.core.types import Adapted, Start
 
 Strength = Annotated[float, Field(gt=0)]
@@ -26,11 +27,17 @@ def probe(
     augmented, and optimizer, schedule and epochs have no meaning.
 
     Raises:
-        InputError: the head is not one linear layer.
+        InputError: the task has no classes, or the head is not one linear layer with a bias.
     """
+    if not isinstance(start.task, Classifies):
+        raise InputError(f"probe: {start.task.name.replace('_', ' ')} has no classes", "expected a classifier")
     head = start.model.get_submodule(start.head)
     if not isinstance(head, nn.Linear):
-        raise InputError(f"probe: the head is {type(head).__name__}", "expected a linear layer", "--freeze-backbone")
+        raise InputError(
+            f"probe: the model's head is {type(head).__name__}", "expected a linear layer", "--freeze-backbone"
+        )
+    if head.bias is None:
+        raise InputError("probe: the model's head has no bias, which the solution needs", hint="--freeze-backbone")
     classes = head.out_features
 
     def solve(

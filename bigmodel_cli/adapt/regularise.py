@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.freeze import inside
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start
+from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
+from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
 
 Weight = Annotated[float, Field(ge=0)]
 
 
-class Regularised:
-    """A task whose training loss is `change`(loss, logits, batch); all else is the task's own."""
+class Penalised(TaskWrapper):
+    """A task whose training loss is larger by `penalty` for each unit that it counts."""
+
+    def __init__(self, task: Task, penalty: Callable[[], Tensor]) -> None:
+        super().__init__(task)
+        self.penalty = penalty
+
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
+        plain = self.task.loss(model, batch)
+        return LossSum(plain.total + self.penalty() * plain.count, plain.count)
+
+
+class Distilled(TaskWrapper):
+    """A classification task whose training loss is `change`(loss, logits (B,K), batch).
+
+    `teach` says what a raw training batch gets in addition: the teacher's logits.
+    """
 
     def __init__(
         self,
-        task: Any,
+        task: Task,
         change: Callable[[LossSum, Tensor, Batch], LossSum],
-        also: Callable[[Batch, SampleKey], Batch] | None = None,
+        teach: Callable[[Batch, SampleKey], Batch],
     ) -> None:
-        self.task, self.change, self.also = task, change, also
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+        super().__init__(task)
+        self.change, self.teach = change, teach
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """The task's batch and, in training, what `also` adds to it."""
-        prepared: Batch = self.task.prepare(batch, key)
-        return prepared if key is None or self.also is None else {**prepared, **self.also(batch, key)}
+        prepared = self.task.prepare(batch, key)
+        return prepared if key is None else {**prepared, **self.teach(batch, key)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        seen: list[Tensor] = []
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
+        logits: list[Tensor] = []
 
         def watched(*inputs: Any, **named: Any) -> Tensor:
-            seen.append(model(*inputs, **named))
-            return seen[-1]
+            logits.append(model(*inputs, **named))
+            return logits[-1]
 
         plain = self.task.loss(watched, batch)
-        return self.change(plain, seen[-1].float(), batch)
+        return self.change(plain, logits[-1].float(), batch)
 
 
 @methods.register("l2-sp", lr=3e-4, holds_weights=True)
@@ -62,12 +74,12 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     head = [p for n, p in start.model.named_parameters() if inside(n, start.head)]
     began = keep(start.model, backbone)
 
-    def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
+    def penalty() -> Tensor:
         far = sum((p - began[n]).square().sum() for n, p in backbone.items())
         large = sum(p.square().sum() for p in head)  # of none where the head is the embedding again
-        return LossSum(plain.total + (alpha * far + beta * large) / 2 * plain.count, plain.count)
+        return (alpha * far + beta * large) / 2  # type: ignore[return-value]
 
-    return Adapted(objective=lambda task: Regularised(task, change))
+    return Adapted(objective=lambda task: Penalised(task, penalty))
 
 
 @methods.register("distill", lr=1e-3)
@@ -82,24 +94,29 @@ def distill(
 
     (1 - weight) loss + weight T^2 KL(teacher || student), both softened by the temperature T.
     `teacher` is a checkpoint, of any architecture, that knows all of the student's classes; it
-    sees the same augmented images, at its own size and normalisation.
+    sees the same augmented samples in its own form: images at its size and normalisation, texts in its tokens.
+
+    Raises:
+        InputError: the task has no classes, or the teacher's differ.
     """
+    if not isinstance(start.task, Classifies):
+        raise InputError(f"distill: {_words(start.task)} has no classes", "expected a classifier", "--method full")
     trained = start.open(teacher)
+    expert_task = _teaching(trained, start.task).for_data(start.data)
+    assert isinstance(expert_task, Classifies)
     device = next(start.model.parameters()).device
     expert = trained.model.to(device).eval().requires_grad_(False)
+    columns = [trained.task.spec.classes.index(name) for name in start.task.spec.classes]
 
-    def objective(task: Any) -> Regularised:
-        if not getattr(task.spec, "classes", ()):
-            what = f"distill: {task.name.replace('_', ' ')} has no classes"
-            raise InputError(what, "expected a model that answers with one of some classes", "--method full")
-        columns = _columns(trained, task)
-        its_task = dataclasses.replace(trained.task, augment=task.augment)
+    def objective(task: Task) -> Distilled:
+        assert isinstance(task, Classifies)
+        same_augmentation = expert_task.with_(augment=task.augment)
 
-        def also(batch: Batch, key: SampleKey) -> Batch:
+        def teach(batch: Batch, key: SampleKey) -> Batch:
             blank = {**batch, "label": torch.zeros_like(batch["label"])}  # its classes have other places than ours
             with torch.no_grad():
-                logits = its_task.outputs(expert, its_task.prepare(blank, key))["logits"]
-            return {"teacher": logits if columns is None else logits[:, columns]}
+                logits = same_augmentation.outputs(expert, same_augmentation.prepare(blank, key))["logits"]
+            return {"teacher": logits[:, columns]}
 
         def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
             soft = F.log_softmax(batch["teacher"].float() / temperature, dim=-1)
@@ -107,17 +124,26 @@ def distill(
             apart = F.kl_div(ours, soft, reduction="sum", log_target=True) * temperature**2
             return LossSum((1 - weight) * plain.total + weight * apart, plain.count)
 
-        return Regularised(task, change, also)
+        return Distilled(task, change, teach)
 
     return Adapted(objective=objective)
 
 
-def _columns(trained: Any, task: Any) -> list[int] | None:
-    """The teacher's output for each of the student's classes, matched by name; None where there are no classes."""
-    ours, its = getattr(task.spec, "classes", None), getattr(trained.task.spec, "classes", None)
-    if ours is None or its is None:
-        return None
-    missing = [name for name in ours if name not in its]
+def _teaching(trained: Any, student: Classifies) -> Classifies:
+    """The task of the teacher `trained`.
+
+    Raises:
+        InputError: it is another task, or the teacher does not know all of the student's classes.
+    """
+    task = trained.task
+    if not isinstance(task, Classifies) or task.name != student.name:
+        what = f"distill: the teacher {trained.path} does {_words(task)}"
+        raise InputError(what, f"expected {_words(student)}, as the student does")
+    missing = [name for name in student.spec.classes if name not in task.spec.classes]
     if missing:
         raise InputError(f"{trained.path}: the teacher does not know {', '.join(missing[:5])}", "expected every class")
-    return [its.index(name) for name in ours]
+    return task
+
+
+def _words(task: Task) -> str:
+    return task.name.replace("_", " ")

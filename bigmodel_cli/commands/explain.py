@@ -70,18 +70,19 @@ def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tu
     """Each text's name and its tokens (T,), as the model takes them."""
     import torch
 
+    from bigmodel_cli.core.tasks import Classifies, Generates
     from bigmodel_cli.core.text_files import read_lines
     from bigmodel_cli.core.tokens import encode_padded
 
     task = trained.task
-    if hasattr(task, "labels") or hasattr(task, "prompt"):
+    if isinstance(task, (Classifies, Generates)):
         lines = [(f"{f}:{i}", line) for f in files for i, line in enumerate(read_lines(f), 1) if line.strip()]
         given = [*((f"text {i}", text) for i, text in enumerate(texts, 1)), *lines]
         if not given:
             raise InputError("nothing to explain", "expected --text or a file", "bigmodel explain --help")
         for name, text in given:
-            if hasattr(task, "prompt"):
-                yield name, torch.tensor(task.prompt(text)[-task.spec.context :])
+            if isinstance(task, Generates):
+                yield name, torch.tensor(task.encode_prompt(text)[-task.spec.context :])
             else:
                 yield name, encode_padded([text], task.spec, framed=True)[0]
         return
@@ -91,17 +92,17 @@ def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tu
 def _explained(trained: Trained, name: str, tokens: Tensor, wanted: str | None, steps: int) -> dict[str, Any]:
     import torch
 
+    from bigmodel_cli.core.networks import HasInputEmbeddings
     from bigmodel_cli.core.registry import models
     from bigmodel_cli.core.tokens import tokenizer
     from bigmodel_cli.insight.attribution import token_attributions
 
     model, spec = trained.model, trained.task.spec
     known = tokenizer(spec)
-    inner = getattr(model, "inner", None)
     embedding = (
-        model.get_submodule(models.get(trained.recipe.model.name).meta["backbone_first"])
-        if inner is None
-        else inner.get_input_embeddings()
+        model.get_input_embeddings()
+        if isinstance(model, HasInputEmbeddings)
+        else model.get_submodule(models.get(trained.recipe.model.name).meta["backbone_first"])
     )
 
     def answers(outputs: Tensor) -> Tensor:
@@ -175,14 +176,17 @@ def _images(
     import torch
 
     from bigmodel_cli.commands.predict import _expand
+    from bigmodel_cli.core.tasks import Predicts
     from bigmodel_cli.insight.attribution import grad_cam, integrated_gradients
     from bigmodel_cli.insight.explanations import heat_of, overlay
 
     task, model, spec = trained.task, trained.model, trained.task.spec
+    if not isinstance(task, Predicts):
+        raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier of images")
     if not files:
         raise InputError("nothing to explain", "expected images", "bigmodel explain --help")
     rows: list[tuple[str, ...]] = []
-    for name, raw in (sample for file in _expand(files) for sample in task.readings(file)):
+    for name, raw in (sample for file in _expand(files) for sample in task.read_file(file)):
         image = task.prepare(raw)["image"][0]
         with torch.no_grad():
             said = model(image[None])[0].float().log_softmax(0)

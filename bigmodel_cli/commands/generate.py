@@ -42,6 +42,7 @@ def generate(
     """
     import torch
 
+    from bigmodel_cli.core.tasks import Generates
     from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.engine.device.placement import place
 
@@ -49,7 +50,7 @@ def generate(
     if stream and (len(prompts) > 1 or json):
         raise InputError("--stream shows one text as it comes", "expected one --prompt, and no --json")
     trained = load_trained(checkpoint)
-    if not hasattr(trained.task, "continuations"):
+    if not isinstance(trained.task, Generates):
         what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
         raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
@@ -59,7 +60,7 @@ def generate(
     texts = [""] * len(prompts) if chat or system is not None else list(prompts)
     clock, tokens = time.perf_counter(), 0
     with torch.inference_mode(), placement.autocast():
-        parts = trained.task.continuations(model, asked, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        parts = trained.task.generate(model, asked, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         if stream:
             console.raw(texts[0])
         for new in islice(parts, max_tokens):

@@ -23,6 +23,7 @@ def show_text(path: Path, source: str, json: bool) -> None:
     """
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.core.registry import data
+    from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokens import tokenizer
 
     bundle = data.get(source)(data_root(None), path=str(path))
@@ -34,8 +35,8 @@ def show_text(path: Path, source: str, json: bool) -> None:
             facts[f"{name} tokens"] = len(split.tokens)
         else:
             facts[f"{name} samples"] = len(split)
-    lengths = getattr(splits["train"], "lengths", None)
-    if lengths is not None:
+    if isinstance(splits["train"], VariableLengthSource):
+        lengths = splits["train"].lengths
         facts |= {"median tokens of a sample": int(lengths.median()), "longest": int(lengths.max())}
     classes = {c: sum(int((split.labels == i).sum()) for split in splits.values()) for i, c in enumerate(spec.classes)}
     if json:

@@ -51,12 +51,11 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
 def _model_row(name: str) -> dict[str, Any]:
     """A model's figures, from the model itself, built without memory."""
     from bigmodel_cli.core.registry import models, tasks
-    from bigmodel_cli.core.types import SPECS
     from bigmodel_cli.models.layers.meta_init import init_on_meta
 
     entry = models.get(name)
     with init_on_meta():
-        model = entry(SPECS[tasks.get(entry.meta["task"]).meta["kind"]].typical())
+        model = entry(tasks.get(entry.meta["task"]).meta["spec_type"].typical())
     parameters = sum(p.numel() for p in model.parameters())
     task, summary = entry.meta["task"], models.found[name].summary
     return {"name": name, "parameters": parameters, "bytes": 4 * parameters, "task": task, "summary": summary}

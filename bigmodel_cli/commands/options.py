@@ -143,11 +143,14 @@ def own_data(value: str) -> dict[str, str] | None:
 def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:
     """The recipe that a checkpoint remembers, under the flags that were given."""
     from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.core.specs import ImageSpec
 
     saved = Layer(str(trained.path), trained.meta["recipe"])
     layers = flag_layers(flags, assignments)
     spec = trained.task.spec
-    if getattr(spec, "square", 0) is None:  # a model of whole images: another folder's come in its size, uncropped
+    if (
+        isinstance(spec, ImageSpec) and spec.square is None
+    ):  # a model of whole images: another folder's come in its size, uncropped
         for layer in layers:
             if layer.values.get("data", {}).get("name") == "image_folder":
                 layer.values["data"].update(size=spec.height, crop=1.0, channels=spec.channels)

@@ -40,6 +40,7 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.core.tasks import EncodesTexts, Generates, Predicts
     from bigmodel_cli.engine.device.placement import place
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import mirrored
@@ -47,10 +48,10 @@ def predict(
     if not files and not texts:
         raise InputError("nothing to predict", "expected FILE, or --text", "bigmodel predict --help")
     trained = open_trained(checkpoint)
-    if texts and not hasattr(trained.task, "asked"):
-        hint = "bigmodel generate CKPT --prompt ..." if hasattr(trained.task, "prompt") else None
+    if not isinstance(trained.task, EncodesTexts if texts else Predicts):
+        hint = "bigmodel generate CKPT --prompt ..." if isinstance(trained.task, Generates) else None
         what = f"{trained.path}: {trained.task.name.replace('_', ' ')}"
-        raise InputError(what, "expected a classifier or a translation model for --text", hint)
+        raise InputError(what, "expected a classifier or a translation model" + " for --text" * bool(texts), hint)
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
     placement = place(recipe.placement)
     model = placement.model(mirrored(trained.model, trained.task) if tta else trained.model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.compress.work import Data
 from bigmodel_cli.core.recipe import PlacementSection
+from bigmodel_cli.core.types import Task
 from bigmodel_cli.engine.build.load import Trained, load_trained
 from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.training.evaluate import evaluate
@@ -73,7 +74,7 @@ class Judge:
     """Measures artefacts beside one source, as ``predict`` would run that on the CPU: eager, in fp32."""
 
     source: Trained
-    task: Any
+    task: Task
     data: Data
     placement: Placement
     model: nn.Module
@@ -120,7 +121,7 @@ class Judge:
         return Point(name, str(path), steps, size, latency, beside, metric, value, drop, found["threads"])
 
 
-def _metric(model: nn.Module, task: Any, data: Data, placement: Placement) -> float:
+def _metric(model: nn.Module, task: Task, data: Data, placement: Placement) -> float:
     found = evaluate(model, task, data.val, placement, data.recipe.train.eval_batch_size)
     assert found is not None
     return found[task.best[0]]

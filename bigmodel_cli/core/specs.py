@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import tasks
 
 
 def checked(kind: type[Any], values: Mapping[str, Any]) -> Any:
@@ -34,9 +35,63 @@ class Spec(Protocol):
 
     kind: ClassVar[str]
 
-    def to_dict(self) -> dict[str, Any]: ...
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels' names, in their order; empty where samples have no class."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as a checkpoint keeps them, without the kind."""
+        ...
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The spec of :meth:`to_dict`.
+
+        Raises:
+            InputError: a value is missing, unknown, of the wrong type, or does not fit the others.
+        """
+        ...
+
+    def with_(self, **changes: Any) -> Self: ...
+
+    @classmethod
+    def typical(cls) -> Self:
+        """One of an ordinary size: what the list of models counts parameters for."""
+        ...
 
 
+AnySpec = TypeVar("AnySpec", bound=Spec)
+_KINDS: dict[str, type[Spec]] = {}
+
+
+def register(spec: type[AnySpec]) -> type[AnySpec]:
+    """Decorator: checkpoints may hold specs of this class, under its ``kind``.
+
+    Raises:
+        ValueError: another class has that kind.
+    """
+    old = _KINDS.setdefault(spec.kind, spec)
+    if old.__qualname__ != spec.__qualname__:
+        raise ValueError(f"spec kind {spec.kind!r} is registered twice")
+    return spec
+
+
+def spec_type(kind: Any) -> type[Spec]:
+    """The class whose ``kind`` a checkpoint or an export names.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(kind, str) and kind not in _KINDS:
+        for name in tasks.names():  # a task's file may define a spec of its own, and is imported when it is needed
+            tasks.get(name)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise InputError(f"input of kind {kind!r}", "expected " + " or ".join(_KINDS))
+    return _KINDS[kind]
+
+
+@register
 @dataclass(frozen=True)
 class ImageSpec:
     """Images of C x H x W with class names, and how they are normalised.
@@ -100,6 +155,7 @@ class ImageSpec:
         return cls(1, 28, 28, tuple("0123456789"))
 
 
+@register
 @dataclass(frozen=True)
 class TextSpec:
     """Text as token ids: the tokenizer as plain values, so that a checkpoint carries it.
@@ -150,7 +206,3 @@ class TextSpec:
 
         words = [f"w{i}" for i in range(256 - len(SPECIALS))]
         return cls("word", (*SPECIALS, *words), 64, ("no", "yes"))
-
-
-SPECS: dict[str, type[Any]] = {spec.kind: spec for spec in (ImageSpec, TextSpec)}
-"""The kinds of spec a checkpoint may hold."""

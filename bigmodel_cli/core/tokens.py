@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.special_tokens import ALIASES, END, PAD, SPECIALS, UNKNOWN
+from bigmodel_cli.core.specs import TextSpec
 from bigmodel_cli.core.tokenizer_files import MOST_TOKENS, checked_tokenizer
-from bigmodel_cli.core.types import TextSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.core.sources import SourceWrapper
+from bigmodel_cli.core.types import Batch
 
 UNEVEN = 2  # the largest class this many times the smallest is worth a line
 
@@ -53,18 +54,14 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(chosen)[torch.randperm(total, generator=generator)]
 
 
-class Repeated:
+class Repeated(SourceWrapper):
     """`source` under indices of any size, modulo its length.
 
     A batch keeps the index as it was asked for: augmentation is keyed by it, so that a
     sample that comes twice in an epoch comes as two images.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
+    keeps_order = False
 
     def gather(self, indices: Tensor) -> Batch:
         return {**self.source.gather(indices % len(self.source)), "index": indices}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.sources import OrderedSource, VariableLengthSource
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.data.balance import Repeated, balanced_order
 from bigmodel_cli.data.thread_map import one_core_each
@@ -48,15 +49,16 @@ class Batches:
         return self.source if self.even is None else Repeated(self.source)
 
     def order(self, epoch: int) -> Tensor:
-        """(n,) int64: the sample order of `epoch`; where the source has ``lengths``, those of a step are alike."""
+        """(n,) int64: the sample order of `epoch`; where lengths vary, those of a step are alike."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.even is not None:
             return balanced_order(self.even, generator)
-        if hasattr(self.source, "order"):  # shards that are read one after the other
-            return self.source.order(generator, self.steps_per_epoch)  # type: ignore[no-any-return]
+        if isinstance(self.source, OrderedSource):
+            return self.source.order(generator, self.steps_per_epoch)
         order = torch.randperm(len(self.source), generator=generator)
-        lengths: Tensor | None = getattr(self.source, "lengths", None)
-        return order if lengths is None else self._alike(order, lengths, generator)
+        if isinstance(self.source, VariableLengthSource):
+            return self._alike(order, self.source.lengths, generator)
+        return order
 
     def _alike(self, order: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
         """`order` sorted by length within pools of POOL steps, so that little of a batch is fill; the steps mixed."""

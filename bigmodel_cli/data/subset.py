@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.sources import LabelledSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 
 
-@dataclass(frozen=True)
-class Subset:
-    """The samples of `source` at `indices`; ``index`` in a batch is the place within this subset."""
+class Subset(SourceWrapper):
+    """The samples of `source` at `indices` (n,) int64; ``index`` in a batch is the place within this subset."""
 
-    source: Source
-    indices: Tensor
+    keeps_order = False
+
+    def __init__(self, source: Source, indices: Tensor) -> None:
+        self.indices = indices
+        super().__init__(source)
+
+    def select(self, values: Tensor) -> Tensor:
+        return values[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    @property
-    def labels(self) -> Tensor | None:
-        """(n,) int64, or None where the source has none: a subset is carved by class too."""
-        labels = getattr(self.source, "labels", None)
-        return None if labels is None else labels[self.indices]
 
     def gather(self, indices: Tensor) -> Batch:
         return {**self.source.gather(self.indices.index_select(0, indices)), "index": indices}
@@ -34,13 +32,11 @@ class Subset:
 
 
 def carve(source: Source, val_fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """(train, val): `val_fraction` of each class goes to val, where the source has ``labels``; else of all.
+    """(train, val): `val_fraction` of each class goes to val, where the source is labelled; else of all.
 
     Every sample is in exactly one of the two, and the seed alone decides which.
     """
-    labels = getattr(source, "labels", None)
-    if labels is None:
-        labels = torch.zeros(len(source), dtype=torch.int64)
+    labels = source.labels if isinstance(source, LabelledSource) else torch.zeros(len(source), dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     in_val = torch.zeros(len(source), dtype=torch.bool)
     for label in labels.unique():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_cli.core.types import Batch
+from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.export.folder import Run
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Differences:
 
 
 def compared(
-    model: nn.Module, run: Run, task: Any, prepared: Sequence[Batch], given: Sequence[tuple[ndarray, ...]]
+    model: nn.Module, run: Run, task: Task, prepared: Sequence[Batch], given: Sequence[tuple[ndarray, ...]]
 ) -> Differences:
     """`model` on the `prepared` batches beside the export on what is `given` it for each: the same, or raw pixels."""
     found = Differences()
@@ -95,13 +95,13 @@ def _others(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
     return found
 
 
-def _sums(task: Any, logits: Tensor, batch: Batch) -> list[Sums]:
+def _sums(task: Task, logits: Tensor, batch: Batch) -> list[Sums]:
     """Each sample's sums, from the logits that are there already."""
     samples = [({k: v[i : i + 1] for k, v in batch.items()}, logits[i : i + 1]) for i in range(len(logits))]
     return [{k: float(v) for k, v in task.evaluate(Answered(one), part).items()} for part, one in samples]
 
 
-def figures(task: Any, sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
+def figures(task: Task, sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
     """The task's metrics, each with its 95% percentile bootstrap interval over samples (Efron 1979)."""
 
     def metrics(chosen: Sequence[Sums]) -> Mapping[str, float]:

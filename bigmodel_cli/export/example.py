@@ -16,6 +16,7 @@ import torch
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import Entry
+from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.example_text import sample_text, text_expected, text_script
 from bigmodel_cli.export.folder import Run
@@ -152,7 +153,8 @@ def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Ten
 
     A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
     """
-    raw = subject.task.read(file)
+    assert isinstance(subject.task, Predicts)
+    ((_, raw),) = subject.task.read_file(file)
     if not subject.pixels:
         batch = subject.task.prepare(raw)
         return torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from bigmodel_cli.core.types import Batch
+from bigmodel_cli.core.tasks import TaskWrapper
+from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.export.folder import ExportFolder, Run
 from bigmodel_cli.export.pixels import images
 
@@ -73,30 +74,27 @@ class ExportedModel(nn.Module):
         return torch.stack(found)
 
 
-@dataclass(frozen=True)
-class Unprepared:
+class Unprepared(TaskWrapper):
     """`task` for an export that prepares images itself: it gets them (B,H,W,C) uint8, as they were read.
 
     `size` (H,W): the only one that its format takes; None: any.
     """
 
-    task: Any
-    size: tuple[int, int] | None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+    def __init__(self, task: Task, size: tuple[int, int] | None) -> None:
+        super().__init__(task)
+        self.size = size
 
     def for_data(self, data: Any) -> Unprepared:
-        return replace(self, task=self.task.for_data(data))
+        return Unprepared(self.task.for_data(data), self.size)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         image = batch["image"]
         if self.size is not None and image.shape[2:] != self.size:
             image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
-        return {**self.task.prepare(batch), "image": images({"image": image}, self.task.spec)}
+        return {**self.task.prepare(batch, key), "image": images({"image": image}, self.task.spec)}
 
 
-def exported_model(folder: ExportFolder, task: Any) -> tuple[ExportedModel, Any]:
+def exported_model(folder: ExportFolder, task: Task) -> tuple[ExportedModel, Task]:
     """The export, opened, in the place of its model, and `task` as it prepares batches for that."""
     if folder.takes_pixels:
         task = Unprepared(task, folder.size)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports, models
-from bigmodel_cli.core.specs import SPECS
+from bigmodel_cli.core.specs import spec_type
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -113,8 +113,8 @@ class ExportFolder:
         """What its inputs are: size, channels or vocabulary, classes."""
         values = dict(self.about["input"])
         try:
-            return SPECS[values.pop("kind")].from_dict(values)
-        except (KeyError, TypeError):
+            return spec_type(values.pop("kind")).from_dict(values)
+        except KeyError:
             raise InputError(f"{self.path / EXPORT}: no input described", hint="export it again") from None
 
     def verify(self) -> None:

@@ -84,12 +84,13 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
 
 def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
     """The model as one of transformers', with its weights."""
-    inner = getattr(model, "inner", None)
-    if isinstance(inner, transformers.PreTrainedModel):  # hf:...: it is one already
-        return inner
     from bigmodel_cli.models.gpt import GPT
     from bigmodel_cli.models.pretrained.gpt2 import to_gpt2
     from bigmodel_cli.models.pretrained.llama import to_llama
+    from bigmodel_cli.models.transformers_models import Wrapped
+
+    if isinstance(model, Wrapped):  # hf:...: it is one already
+        return model.inner
 
     if not isinstance(model, GPT):
         what = f"--format huggingface: transformers has no architecture like {carry['arch']}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bigmodel_cli
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports
-from bigmodel_cli.core.types import finite
+from bigmodel_cli.core.types import Task, finite
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.compare import Differences, compared, figures
 from bigmodel_cli.export.example import example_script, run_example
@@ -201,7 +201,7 @@ def _any_size(entry: Entry) -> bool:
     return entry.meta.get("sizes") != "fixed"
 
 
-def _metrics(task: Any, found: Differences) -> dict[str, Any]:
+def _metrics(task: Task, found: Differences) -> dict[str, Any]:
     return {"checkpoint": figures(task, found.ours), "export": figures(task, found.theirs)}
 
 

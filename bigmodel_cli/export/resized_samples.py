@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export.folder import Run
 
 if TYPE_CHECKING:
@@ -27,13 +28,15 @@ def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
     from PIL import Image
 
     task, largest, equal, count = subject.task, 0.0, 0, 0
+    assert isinstance(task, Predicts)
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place, torch.inference_mode():
         for scale in SCALES:
             for i in range(min(FEW, len(subject.raw[0]["image"]))):
                 file = resized_sample(subject, i, scale, Path(place))
                 plain = torch.from_numpy(np.array(Image.open(file))[None])
                 given = plain if plain.dim() == 4 else plain[..., None]
-                ours = subject.model(task.prepare(task.read(file))["image"])
+                ((_, raw),) = task.read_file(file)
+                ours = subject.model(task.prepare(raw)["image"])
                 theirs = torch.from_numpy(run(given.expand(-1, -1, -1, task.spec.channels).contiguous().numpy()))
                 largest = max(largest, float((ours - theirs).abs().max()))
                 equal += int(ours.argmax() == theirs.argmax())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.core.networks import LimitedContext
+
 
 def tokens(x: Tensor) -> bool:
     """Whether `x` holds token ids (B,T): texts are of any length, images of one size."""
@@ -24,7 +26,8 @@ def free(model: nn.Module, example: tuple[Tensor, ...], most: int | None = None)
 
     Each input has a length of its own: a translation is not as long as its source.
     """
-    batch, longest = torch.export.Dim("batch", min=1, max=most), getattr(model, "context", None)
+    batch = torch.export.Dim("batch", min=1, max=most)
+    longest = model.context if isinstance(model, LimitedContext) else None
     lengths = (torch.export.Dim(f"length{i}", min=1, max=longest) for i in range(len(example)))
     if most is None and any(pixels(x) for x in example):
         return ({0: batch, 1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)},)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigmodel_cli.core.types import Batch
+from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.export.pixels import FromPixels, described, images
 
 
@@ -26,7 +26,7 @@ class Subject:
     """
 
     model: nn.Module
-    task: Any
+    task: Task
     raw: Sequence[Batch]
     about: Mapping[str, Any]
     pixels: bool = False

@@ -28,7 +28,7 @@ LEAST = 5e-4  # added to the variances: the rarest directions of patches are mos
 class Whiten(nn.Module):
     """(B, C, H, W) -> (B, 2D, H-1, W-1): each 2 x 2 patch along its D principal directions, both ways.
 
-    `directions` (2D, C, 2, 2) is a buffer: found once, by :meth:`look_at`, and not trained. A bias is.
+    `directions` (2D, C, 2, 2) is a buffer: found once, by :meth:`init_from_data`, and not trained. A bias is.
     """
 
     def __init__(self, channels: int) -> None:
@@ -40,7 +40,7 @@ class Whiten(nn.Module):
         self.directions: Tensor
 
     @torch.no_grad()
-    def look_at(self, images: Tensor) -> None:
+    def init_from_data(self, images: Tensor) -> None:
         """Whiten patches of `images` (N, C, H, W): each direction gets a variance of one."""
         d = len(self.directions) // 2
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, d)
@@ -83,9 +83,9 @@ class Airbench(nn.Module):
         self.halves = nn.Sequential(*(Half(i, o, activation) for i, o in itertools.pairwise(widths)))
         self.head = nn.Linear(4 * width, spec.num_classes, bias=False)
 
-    def look_at(self, images: Tensor) -> None:
+    def init_from_data(self, images: Tensor) -> None:
         """Called once, before training from zero, with prepared images (N, C, H, W) of the train split."""
-        self.whiten.look_at(images)
+        self.whiten.init_from_data(images)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.halves(self.activation(self.whiten(x)))

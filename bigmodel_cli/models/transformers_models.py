@@ -107,12 +107,19 @@ class Cache:
     length: int = 0
 
 
-class Causal(nn.Module):
-    """tokens (B,T) -> logits (B,T,V); or with targets and a loss, each token's loss (B,T), 0 where it is negative."""
+class Wrapped(nn.Module):
+    """A model of transformers, `inner`, that takes up to `context` tokens."""
 
     def __init__(self, inner: Any, context: int) -> None:
         super().__init__()
         self.inner, self.context = inner, context
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.inner.get_input_embeddings()  # type: ignore[no-any-return]
+
+
+class Causal(Wrapped):
+    """tokens (B,T) -> logits (B,T,V); or with targets and a loss, each token's loss (B,T), 0 where it is negative."""
 
     def forward(
         self,
@@ -159,12 +166,12 @@ def _keeps_documents_apart(inner: Any) -> None:
         )
 
 
-class Classifier(nn.Module):
+class Classifier(Wrapped):
     """tokens (B,T), fill at the end -> logits (B,K)."""
 
     def __init__(self, inner: Any, context: int, pad: int) -> None:
-        super().__init__()
-        self.inner, self.context, self.pad = inner, context, pad
+        super().__init__(inner, context)
+        self.pad = pad
 
     def forward(self, tokens: Tensor) -> Tensor:
         real = (tokens != self.pad).flip(1).cummax(1).values.flip(1)  # what is filled is at the end alone

@@ -6,15 +6,16 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
 
@@ -22,7 +23,7 @@ ENOUGH = 1 << 26  # pixels that mean and deviation are measured on: all of MNIST
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
-@tasks.register(kind="image")
+@tasks.register(spec_type=ImageSpec)
 def image_classification(
     spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:
@@ -32,13 +33,13 @@ def image_classification(
 
 @dataclass(frozen=True)
 class ImageClassification:
-    """See :class:`bigmodel_cli.core.types.Task`."""
+    """See :class:`Classifies` and :class:`Predicts` in core/tasks.py."""
 
     spec: ImageSpec
     loss_per_sample: Callable[[Tensor, Tensor], Tensor]
     augment: Callable[..., Tensor]
     """See `Augment` in data/image/augment.py."""
-    labels: tuple[int, ...] | None = None
+    label_map: tuple[int, ...] | None = None
     """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
     name = "image_classification"
     unit = "images"
@@ -69,7 +70,10 @@ class ImageClassification:
 
     def for_data(self, data: ImageSpec) -> ImageClassification:
         """The task on data with its own class list: labels are matched by *name*, never by position."""
-        return replace(self, labels=labelled.places(self.spec.classes, data.classes))
+        return replace(self, label_map=labelled.label_map(self.spec.classes, data.classes))
+
+    def with_(self, **changes: Any) -> Self:
+        return replace(self, **changes)
 
     def adopt(self, trained: ImageSpec, data: ImageSpec) -> tuple[ImageSpec, list[str]]:
         """The spec to fine-tune with: the trained input size and normalisation, the new data's channels and classes.
@@ -103,10 +107,10 @@ class ImageClassification:
         if x.shape[2:] != (spec.height, spec.width):
             x = F.interpolate(x.float(), (spec.height, spec.width), mode="bilinear", antialias=True)
         label = batch["label"]
-        if self.labels is not None:
-            label = _constant(self.labels, torch.int64, label.device)[label]
+        if self.label_map is not None:
+            label = _constant(self.label_map, torch.int64, label.device)[label]
         mixed: Batch = {}
-        mixing = getattr(self.augment, "mixing", None)
+        mixing = self.augment.mixing if isinstance(self.augment, Mixes) else None
         if key is not None and mixing is not None:
             x, partner, share = mixing(x.float(), key)
             mixed = {"other_label": label[partner], "share": share}
@@ -120,23 +124,23 @@ class ImageClassification:
     def count(self, batch: Batch) -> int:
         return len(batch["label"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
         each = self.loss_per_sample(logits, batch["label"])
         if "share" in batch:  # mixed images (see `mixing` in data/image/augment_photo.py): as soft labels, exactly
             each = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), each, batch["share"])
         return LossSum(each.sum(), len(logits))
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         return labelled.sums(self.outputs(model, batch))
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return labelled.summarise(sums)
 
-    def read(self, path: Path) -> Batch:
+    def _read(self, path: Path) -> Batch:
         """One image file as a raw batch of one, in the model's channels.
 
         Raises:
@@ -151,10 +155,11 @@ class ImageClassification:
         pixels = decode(raw, str(path), self.spec.channels, self.spec.square)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
-    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        yield str(path), self.read(path)
+    def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
+        """The one image in the file."""
+        yield str(path), self._read(path)
 
-    def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
+    def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         """For each image the `top` classes with their probabilities, likeliest first."""
         return labelled.likeliest(model(batch["image"]), self.spec.classes, top)
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.tasks import Predictions
 from bigmodel_cli.core.types import Batch
 
 
-def places(model_classes: Sequence[str], data_classes: Sequence[str]) -> tuple[int, ...] | None:
+def label_map(model_classes: Sequence[str], data_classes: Sequence[str]) -> tuple[int, ...] | None:
     """The model's label for each label of the data, matched by *name*; -1: no such class; None: they agree.
 
     Raises:
@@ -46,7 +47,7 @@ def summarise(totals: Mapping[str, float]) -> dict[str, float]:
     return {"loss": totals["loss"] / count, "accuracy": totals["correct"] / count}
 
 
-def likeliest(logits: Tensor, classes: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+def likeliest(logits: Tensor, classes: Sequence[str], top: int) -> list[Predictions]:
     """For each sample the `top` classes with their probabilities, likeliest first."""
     best = logits.float().softmax(1).topk(min(top, len(classes)), dim=1)
     return [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
+from bigmodel_cli.core.tasks import Forward
 from bigmodel_cli.core.tokens import tokenizer, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
@@ -24,7 +24,7 @@ from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 NOTHING = -100  # a target from which nothing is learned
 
 
-@tasks.register(kind="text")
+@tasks.register(spec_type=TextSpec)
 def language_modeling(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> LanguageModeling:
@@ -34,11 +34,11 @@ def language_modeling(
 
 @dataclass(frozen=True)
 class LanguageModeling:
-    """See :class:`bigmodel_cli.core.types.Task`."""
+    """See :class:`Generates` in core/tasks.py."""
 
     spec: TextSpec
     loss_per_token: Callable[[Tensor, Tensor], Tensor]
-    places: tuple[int, ...] | None = None
+    token_map: tuple[int, ...] | None = None
     """The model's id for each id of the data, -1 where it has none; None where the vocabularies are equal."""
     name = "language_modeling"
     unit = "tokens"
@@ -51,7 +51,7 @@ class LanguageModeling:
 
     def for_data(self, data: TextSpec) -> LanguageModeling:
         """The task on data with its own vocabulary: tokens are matched by *name*, never by id."""
-        return replace(self, places=translated(self.spec, data))
+        return replace(self, token_map=translated(self.spec, data))
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
         """The trained tokenizer and context stay; the chat template is the new data's where it has one."""
@@ -66,8 +66,8 @@ class LanguageModeling:
         numbers documents that are to be read apart: it goes along, and none is predicted from the one before it.
         """
         raw, context = batch["tokens"].long(), self.spec.context
-        if self.places is not None:
-            raw = torch.tensor(self.places, device=raw.device)[raw]
+        if self.token_map is not None:
+            raw = torch.tensor(self.token_map, device=raw.device)[raw]
         window, document, length = raw, batch.get("document"), batch.get("length")
         if length is not None:
             context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's
@@ -95,11 +95,11 @@ class LanguageModeling:
             return len(batch["index"]) * min(self.spec.context, batch["tokens"].shape[1] // 2)
         return max(1, int(batch["learn"][:, 1 : self.spec.context + 1].sum()))
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         losses = model(batch["tokens"], batch["targets"], self.loss_per_token, **_apart(batch))
-        return LossSum(losses.sum(), losses.numel())
+        return LossSum(losses.sum(), (batch["targets"] != NOTHING).sum())
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         """Each window's sums, (B,): nats, tokens, bytes of text."""
         losses = model(batch["tokens"], batch["targets"], _nats, **_apart(batch)).float()
         known = batch["targets"] >= 0
@@ -107,7 +107,7 @@ class LanguageModeling:
         size = lengths[batch["targets"].clamp(min=0)] * known
         return {"nats": losses.sum(1), "count": known.sum(1), "bytes": size.sum(1), "index": batch["index"]}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         out = self.outputs(model, batch)
         sums = {k: out[k].double().sum() for k in ("count", "bytes")}
         return {"loss": out["nats"].double().sum(), **sums}
@@ -118,12 +118,8 @@ class LanguageModeling:
         bits = sums["loss"] / math.log(2) / max(sums["bytes"], 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits}
 
-    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        what = f"{path}: a language model has no answer to a text, it goes on with it"
-        raise InputError(what, hint="bigmodel generate CKPT --prompt ...")
-
-    def prompt(self, text: str | Sequence[Message]) -> list[int]:
-        """The tokens of a text to go on with; of a conversation, those after which the assistant's answer comes.
+    def encode_prompt(self, text: str | Sequence[Message]) -> list[int]:
+        """The tokens of a text to continue; of a conversation, those after which the assistant's answer comes.
 
         Raises:
             InputError: a character is not in the vocabulary, or the model was not trained on conversations.
@@ -139,20 +135,20 @@ class LanguageModeling:
         except ValueError as error:
             raise InputError(str(error)) from None
 
-    def continuations(
+    def generate(
         self, model: nn.Module, prompts: Sequence[str | Sequence[Message]], **sampling: Any
     ) -> Iterator[list[str | None]]:
         """What comes after each prompt, a piece a step; None once its text has ended.
 
         Raises:
-            InputError: see :meth:`prompt`.
+            InputError: see :meth:`encode_prompt`.
         """
         known = tokenizer(self.spec)
         end = known.special.get(END)
-        ids = [self.prompt(p) for p in prompts]
+        ids = [self.encode_prompt(p) for p in prompts]
         if end is None and not all(isinstance(p, str) for p in prompts):
             end = known.encode("\n")[0]  # what ends a turn where the vocabulary has no <end>
-        said: list[list[int]] = [[] for _ in ids]
+        produced: list[list[int]] = [[] for _ in ids]
         shown, ended = [""] * len(ids), [False] * len(ids)
         for new in next_tokens(model, ids, Sampling(**sampling)):
             pieces: list[str | None] = []
@@ -161,8 +157,8 @@ class LanguageModeling:
                 if ended[i]:
                     pieces.append(None)
                     continue
-                said[i].append(token)
-                text = known.decode(said[i])
+                produced[i].append(token)
+                text = known.decode(produced[i])
                 # Half a character is held back until its other bytes are there.
                 whole = shown[i] if text.endswith("\ufffd") else text
                 pieces.append(whole[len(shown[i]) :])

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import encode_padded, translated
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 
 
-@tasks.register(kind="text")
+@tasks.register(spec_type=TextSpec)
 def text_classification(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> TextClassification:
@@ -27,13 +28,13 @@ def text_classification(
 
 @dataclass(frozen=True)
 class TextClassification:
-    """See :class:`bigmodel_cli.core.types.Task`."""
+    """See :class:`Classifies` and :class:`EncodesTexts` in core/tasks.py."""
 
     spec: TextSpec
     loss_per_sample: Callable[[Tensor, Tensor], Tensor]
     augment: Callable[[Tensor, SampleKey], Tensor]
-    labels: tuple[int, ...] | None = None
-    tokens: tuple[int, ...] | None = None
+    label_map: tuple[int, ...] | None = None
+    token_map: tuple[int, ...] | None = None
     """The model's id for each id of the data; None where the vocabularies are equal."""
     name = "text_classification"
     unit = "texts"
@@ -46,8 +47,11 @@ class TextClassification:
 
     def for_data(self, data: TextSpec) -> TextClassification:
         """The task on data with its own classes and vocabulary: both are matched by *name*."""
-        labels = labelled.places(self.spec.classes, data.classes)
-        return replace(self, labels=labels, tokens=translated(self.spec, data))
+        label_map = labelled.label_map(self.spec.classes, data.classes)
+        return replace(self, label_map=label_map, token_map=translated(self.spec, data))
+
+    def with_(self, **changes: Any) -> Self:
+        return replace(self, **changes)
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
         """The trained tokenizer and context stay; the classes are the new data's."""
@@ -58,39 +62,39 @@ class TextClassification:
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """tokens (B,T), the fill token at the end of the shorter ones, cut to the context; augmented with a `key`."""
         tokens, label = batch["tokens"].long()[:, : self.spec.context], batch["label"]
-        if self.tokens is not None:
-            tokens = torch.tensor(self.tokens, device=tokens.device)[tokens]
-        if self.labels is not None:
-            label = torch.tensor(self.labels, device=label.device)[label]
+        if self.token_map is not None:
+            tokens = torch.tensor(self.token_map, device=tokens.device)[tokens]
+        if self.label_map is not None:
+            label = torch.tensor(self.label_map, device=label.device)[label]
         return {"tokens": tokens if key is None else self.augment(tokens, key), "label": label, "index": batch["index"]}
 
     def count(self, batch: Batch) -> int:
         return len(batch["label"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits = model(batch["tokens"]).float()
         return LossSum(self.loss_per_sample(logits, batch["label"]).sum(), len(logits))
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Batch:
+    def outputs(self, model: Forward, batch: Batch) -> Batch:
         return labelled.outputs(model(batch["tokens"]), batch, self.loss_per_sample)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         return labelled.sums(self.outputs(model, batch))
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return labelled.summarise(sums)
 
-    def readings(self, path: Path) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
         """Each line of a text file, as a raw batch of one."""
         for number, line in enumerate(read_lines(path), 1):
-            yield f"{path}:{number}", self.asked([line])
+            yield f"{path}:{number}", self.encode_texts([line])
 
-    def asked(self, texts: Sequence[str]) -> Batch:
+    def encode_texts(self, texts: Sequence[str]) -> Batch:
         """A raw batch of `texts` whose classes are not known."""
         tokens, places = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
         return {"tokens": tokens, "label": torch.zeros_like(places), "index": places}
 
-    def answers(self, model: nn.Module, batch: Batch, top: int = 5) -> list[list[tuple[str, float]]]:
+    def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         return labelled.likeliest(model(batch["tokens"]), self.spec.classes, top)
 
     def preprocessing(self) -> dict[str, Any]:

@@ -173,13 +173,13 @@ def test_resumed_is_the_unbroken_run_and_so_is_its_average(base: Path) -> None:
 def test_what_has_no_linear_layer_is_refused_and_what_is_no_linear_layer_stays() -> None:
     spec = ImageSpec(1, 8, 8, ("a", "b"))
     with pytest.raises(InputError, match=r"start\.base = nf4: no linear layer"):
-        methods.get("lora")(Start(models.get("resnet8")(spec), "fc", lambda path: None), base="nf4")
+        methods.get("lora")(Start(models.get("resnet8")(spec), "fc", lambda path: None, None, None), base="nf4")
     with pytest.raises(InputError, match=r"start\.base = nf4 without adapters"):
-        methods.get("dpo")(Start(nn.Linear(64, 64), "head", lambda path: None), base="nf4")
+        methods.get("dpo")(Start(nn.Linear(64, 64), "head", lambda path: None, None, None), base="nf4")
     encoder = nn.TransformerEncoderLayer(64, 2, 64, batch_first=True, dropout=0.0)
     net = nn.Sequential(nn.Linear(7, 64), encoder, nn.Linear(64, 3))
     net[0].weight.data *= 0  # 7 * 64 weights are whole blocks, yet too few columns for an adapter
-    methods.get("lora")(Start(net, "2", lambda path: None), rank=8, base="nf4")
+    methods.get("lora")(Start(net, "2", lambda path: None, None, None), rank=8, base="nf4")
     kinds = {name: isinstance(m, NF4Linear) for name, m in net.named_modules()}
     assert kinds["0"] and kinds["1.linear1"] and not kinds["1.self_attn.out_proj"] and not kinds["2"]
     assert net[0].low_rank is None and net[1].linear1.low_rank is not None

@@ -138,7 +138,7 @@ def test_adapters_reach_attention_and_groups() -> None:
     attention = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     net = nn.Sequential(nn.Conv2d(8, 16, 3, groups=2), nn.Flatten(2), attention, nn.Flatten(), nn.Linear(576, 3))
     net[1].register_forward_hook(lambda module, inputs, y: y.transpose(1, 2))
-    decided = methods.get("lora")(Start(net, "4", lambda path: None), rank=2)
+    decided = methods.get("lora")(Start(net, "4", lambda path: None, None, None), rank=2)
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     assert {
         "4.weight",

@@ -54,7 +54,7 @@ def test_of_a_conversation_the_assistants_turns_are_learned_and_nothing_else(tmp
     text = bytes(i for i in raw["tokens"][0].tolist() if i != END)
     assert text.startswith(b"<|system|>\nBe brief.\n<|user|>\nhi\n<|assistant|>\nhello<|user|>\n")
     assert bundle.spec.chat == PREFIXES and TextSpec.from_dict(bundle.spec.to_dict()) == bundle.spec
-    prompt = task.prompt(TALK[:2])
+    prompt = task.encode_prompt(TALK[:2])
     assert raw["tokens"][0][: len(prompt)].tolist() == prompt, "a prompt is cut as training was"
     assert raw["tokens"][0][len(prompt) :][:5].tolist() == list(b"hello")
 
@@ -195,7 +195,7 @@ def test_an_answer_ends_where_a_turn_does(tmp_path: Path) -> None:
             return torch.nn.functional.one_hot(torch.full(tokens.shape, next(said)), size).float()
 
         model.forward = forward
-        parts = task.continuations(model, [[{"role": "user", "content": "hello"}]], temperature=0)
+        parts = task.generate(model, [[{"role": "user", "content": "hello"}]], temperature=0)
         pieces = [next(parts)[0] for _ in range(6)]
         assert pieces == ["h", "e", "l", "l", "o", None]
 
@@ -206,4 +206,4 @@ def test_nobody_speaks_for_another_role(tmp_path: Path) -> None:
         data.get("chat_file")(tmp_path, path=lines(tmp_path / "a.jsonl", [{"messages": TALK}, {"messages": spoof}]))
     bundle = data.get("chat_file")(tmp_path, path=lines(tmp_path / "a.jsonl", [{"messages": TALK}] * 2))
     with pytest.raises(InputError, match="begins a turn"):
-        task_of(bundle).prompt(spoof[:1])
+        task_of(bundle).encode_prompt(spoof[:1])

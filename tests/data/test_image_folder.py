@@ -238,7 +238,7 @@ def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> N
             raw = source.gather(torch.tensor([i]))
             seen = trained.task.prepare(raw)["image"]
             file = root / source.name(i)
-            assert torch.equal(seen, trained.task.prepare(trained.task.read(file))["image"])
+            assert torch.equal(seen, trained.task.prepare(next(trained.task.read_file(file))[1])["image"])
             p = trained.model(seen).softmax(1)[0]
             assert p[0].item() == pytest.approx(probabilities[source.name(i)]["cat"], abs=1e-6)
 
@@ -307,4 +307,4 @@ def test_fine_tuned_from_whole_images_predict_still_sees_what_eval_does(tmp_path
     source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
     for i in range(len(source)):
         seen = trained.task.prepare(source.gather(torch.tensor([i])))["image"]
-        assert torch.equal(seen, trained.task.prepare(trained.task.read(root / source.name(i)))["image"])
+        assert torch.equal(seen, trained.task.prepare(next(trained.task.read_file(root / source.name(i)))[1])["image"])

@@ -53,7 +53,7 @@ def test_a_base_in_4_bits_merges_into_the_model_in_use() -> None:
     )  # fmt: skip
     model = transformers.Qwen2ForCausalLM(config).eval()
     plain, tokens = set(model.state_dict()), torch.randint(300, (2, 16))
-    methods.get("lora")(Start(model, "lm_head", lambda path: None), rank=4, base="nf4-double")
+    methods.get("lora")(Start(model, "lm_head", lambda path: None, None, None), rank=4, base="nf4-double")
     packed = [m for m in model.modules() if isinstance(m, NF4Linear)]
     assert len(packed) == 14 and all(m.low_rank is not None for m in packed)
     for module in packed:
@@ -88,7 +88,7 @@ def test_a_causal_model_is_fine_tuned_and_needs_nothing_but_its_checkpoint(run_c
         both, alone = (
             ["".join(t or "" for t in text) for text in zip(*islice(said, 8), strict=True)]
             for prompts in (["to be", "or"], ["or"])
-            for said in [trained.task.continuations(trained.model, prompts, temperature=0)]
+            for said in [trained.task.generate(trained.model, prompts, temperature=0)]
         )
         assert both[1] == alone[0]  # fill on the left changes nothing
         about = {"arch": "hf", "preprocess": trained.task.preprocessing()}

@@ -69,6 +69,28 @@ def test_the_rule_can_fail(source: str) -> None:
     assert list(breaches("models/one.py", ast.parse(source)))
 
 
+PROBED = {"task", "source", "spec", "model", "inner", "train", "val", "split", "augment"}
+
+
+def probes(source: ast.Module) -> Iterator[str]:
+    """Where `source` asks by name for what a task, source, spec or model may have: protocols are for that."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr") and len(node.args) > 1:
+            asked, name = ast.unparse(node.args[0]), node.args[1]
+            if asked.rpartition(".")[2] in PROBED and isinstance(name, ast.Constant):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("models/")])
+def test_capabilities_are_protocols(name: str) -> None:
+    assert list(probes(tree(name))) == []
+
+
+def test_the_rule_of_capabilities_can_fail() -> None:
+    assert list(probes(ast.parse("hasattr(run.task, 'labels')"))) and list(probes(ast.parse("getattr(spec, 'a', ())")))
+    assert not list(probes(ast.parse("getattr(error, 'reason', error)")))
+
+
 def test_one_place_loads_checkpoints() -> None:
     calls = [
         (name, node)

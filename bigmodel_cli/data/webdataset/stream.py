@@ -116,7 +116,7 @@ def _place(index: str, url: str) -> str:
 
 
 class Streamed:
-    """One split of shards, read by index; see :class:`bigmodel_cli.core.types.Source`.
+    """One split of shards, read by index; see :class:`bigmodel_cli.core.sources.OrderedSource`.
 
     A remote shard is fetched whole when the first of its samples is wanted, verified, and kept in the
     cache folder until others need the room; meanwhile the next one in the epoch's order is fetched.

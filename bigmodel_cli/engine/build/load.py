@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import Spec, Task
 from bigmodel_cli.engine.build.compatibility import _plain, _short, check_fit, first_difference
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.locate import checkpoint_file
@@ -26,7 +27,7 @@ class Trained:
 
     path: Path
     model: nn.Module
-    task: Any
+    task: Task
     recipe: Recipe
     meta: Mapping[str, Any]
     progress: Mapping[str, Any]
@@ -81,7 +82,7 @@ def load_trained(path: Path) -> Trained:
     return Trained(path, model.eval(), task, recipe, state["meta"], state["progress"])
 
 
-def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
+def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec]:
     """The recipe and the spec in a checkpoint, held against each other and against its tensors.
 
     A checkpoint is a stranger's word: its recipe is checked like any other, and the
@@ -99,8 +100,8 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Any]:
         if one != other:
             raise InputError(f"{source}: {what} {_short(one)} in meta", f"{_short(other)} in its recipe")
     spec = build_spec(meta["input"], source)
-    if list(getattr(spec, "classes", ())) != meta["classes"]:
-        difference = first_difference("classes", meta["classes"], list(getattr(spec, "classes", ())), "meta", "input")
+    if list(spec.classes) != meta["classes"]:
+        difference = first_difference("classes", meta["classes"], list(spec.classes), "meta", "input")
         raise InputError(f"{source}: {difference}", hint="restore it from a copy")
     with init_on_meta():
         ours = architecture(recipe, spec).state_dict()

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.networks import InitialisedFromData
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, losses, models, tasks
-from bigmodel_cli.core.types import SPECS, Source, Spec, Task
+from bigmodel_cli.core.specs import spec_type
+from bigmodel_cli.core.types import Source, Spec, Task
 
 SHOWN = 1 << 23  # numbers of the train split that a model may begin from: some 2,700 images of CIFAR
 
@@ -21,17 +23,19 @@ def head_of(recipe: Recipe) -> str:
     return str(models.get(recipe.model.name).meta["head"])
 
 
-def build_spec(values: Mapping[str, Any], source: str) -> Any:
+def build_spec(values: Mapping[str, Any], source: str) -> Spec:
     """A spec from the plain values in the checkpoint that `source` names.
 
     Raises:
         InputError: they are not those of a spec.
     """
     kind = values.get("kind")
-    if not isinstance(kind, str) or kind not in SPECS:
-        raise InputError(f"{source}: input of kind {kind!r}", "expected " + " or ".join(SPECS))
     try:
-        return SPECS[kind].from_dict({k: v for k, v in values.items() if k != "kind"})
+        kind_of_spec = spec_type(kind)
+    except InputError as error:
+        raise InputError(f"{source}: {error.what}", error.expected) from None
+    try:
+        return kind_of_spec.from_dict({k: v for k, v in values.items() if k != "kind"})
     except InputError as error:
         raise InputError(f"{source}: {error.what}", error.expected, "restore it from a copy") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -47,8 +51,9 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
         raise InputError(what, hint="bigmodel recipe schema")
     augment = chosen(**recipe.augment.options)
     entry = tasks.get(models.get(recipe.model.name).meta["task"])
-    if entry.meta["kind"] != spec.kind:
-        what = f"{recipe.model.name} is for {entry.meta['kind']} data"
+    wanted = entry.meta["spec_type"].kind
+    if wanted != spec.kind:
+        what = f"{recipe.model.name} is for {wanted} data"
         raise InputError(what, f"data {recipe.data.name} is {spec.kind}", "bigmodel models")
     return entry(spec, loss, augment)  # type: ignore[no-any-return]
 
@@ -63,13 +68,12 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
 
 
 def show(model: nn.Module, task: Task, train: Source) -> None:
-    """Let a model whose weights begin from the data (it has ``look_at``) see prepared samples from all over `train`."""
-    look_at = getattr(model, "look_at", None)
-    if look_at is not None:
+    """Let a model whose weights begin from the data see prepared samples from all over `train`."""
+    if isinstance(model, InitialisedFromData):
         each = sum(x.numel() for x in task.example(1))
         count = min(len(train), max(1, SHOWN // each))
         batch = task.prepare(train.gather(torch.arange(count) * len(train) // count))
-        look_at(*(batch[name] for name in task.inputs))
+        model.init_from_data(*(batch[name] for name in task.inputs))
 
 
 def architecture(recipe: Recipe, spec: Spec) -> nn.Module:

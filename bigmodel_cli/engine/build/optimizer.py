@@ -11,6 +11,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import optimizers
 from bigmodel_cli.engine.device.lazy_dynamo import postpone_dynamo
+from bigmodel_cli.optim.combined import Combined
 
 
 def build_optimizer(
@@ -30,7 +31,7 @@ def optimizer_over(
     """
     trainable = [(name, p) for name, p in parameters if p.requires_grad]
     if not trainable:
-        raise InputError(f"method {recipe.start.method} leaves nothing to train")
+        raise InputError(f"method {recipe.start.method} leaves nothing of {recipe.model.name} to train")
     postpone_dynamo()
     optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
     if rates:
@@ -40,7 +41,7 @@ def optimizer_over(
 
 def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
     """Cut each parameter group by factor (by ``id`` of the parameter) and scale its learning rate."""
-    parts = getattr(optimizer, "parts", [optimizer])
+    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
     for part in parts:
         cut = []
         for group in part.param_groups:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.sources import OrderedSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.engine.device.placement import Placement
 
@@ -14,47 +13,30 @@ SHARE = 0.4  # of the free memory: the model and its activations need the rest
 CHUNK = 4096  # samples gathered at once on the way there
 
 
-@dataclass(frozen=True)
-class Resident:
-    """A split whose tensors are all on the device: a batch is one indexing there, and nothing is copied."""
+class Resident(SourceWrapper):
+    """A split whose tensors, `held`, are all on the device: a batch is one indexing there, and nothing is copied."""
 
-    source: Source
-    held: Batch
+    keeps_lengths = False  # they are padded to one
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def __init__(self, source: Source, held: Batch) -> None:
+        super().__init__(source)
+        self.held = held
 
     def gather(self, indices: Tensor) -> Batch:
         return {k: v[indices.to(v.device, non_blocking=True)] for k, v in self.held.items()}
 
-    def name(self, index: int) -> str:
-        return self.source.name(index)
 
-
-@dataclass(frozen=True)
-class Pinned:
+class Pinned(SourceWrapper):
     """A split whose batches lie in pinned memory: the copy to the device then goes on beside its work."""
-
-    source: Source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def lengths(self) -> Tensor | None:
-        return getattr(self.source, "lengths", None)
 
     def gather(self, indices: Tensor) -> Batch:
         return {k: v.pin_memory() for k, v in self.source.gather(indices).items()}
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
 
 
 def cache_on_device(source: Source, placement: Placement) -> Source:
     """`source` as the device of `placement` gets at it fastest; on a CPU it is near already."""
     free = placement.memory_free()
-    if not free or hasattr(source, "order"):  # or it is streamed: more than is wanted would be fetched
+    if not free or isinstance(source, OrderedSource):  # it is streamed: more than is wanted would be fetched
         return source
     one = source.gather(torch.arange(min(len(source), 2)))
     needed = len(source) * sum(v[:1].numel() * v.element_size() for v in one.values())

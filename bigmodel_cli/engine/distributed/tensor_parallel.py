@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.utils.parametrize import is_parametrized
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
@@ -34,7 +35,7 @@ def plan_for(recipe: Recipe, model: nn.Module, width: int) -> dict[str, Any]:
     if make is None:
         what = f"{recipe.model.name} has no plan for tensor parallelism"
         raise InputError(what, "expected a model that has one", "--set parallel.strategy=fsdp")
-    if any(hasattr(module, "parametrizations") for module in model.modules()):  # adapted, rounded or in 4 bits
+    if any(is_parametrized(module) for module in model.modules()):  # adapted, rounded or in 4 bits
         what = f"tensor parallelism with method {recipe.start.method}"
         raise InputError(what, "expected plain weights", "--set parallel.strategy=ddp")
     return make(model, width)  # type: ignore[no-any-return]

@@ -12,7 +12,6 @@ from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, Section
 from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.core.types import SPECS
 from bigmodel_cli.engine.build.model import build_task
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.run import Event, Hooks
@@ -92,9 +91,9 @@ def tune(
 
 def chosen_by(recipe: Recipe) -> tuple[str, str]:
     """The validation metric that the recipe's runs are compared by, and "max" or "min"."""
-    kind = tasks.get(models.get(recipe.model.name).meta["task"]).meta["kind"]
+    spec = tasks.get(models.get(recipe.model.name).meta["task"]).meta["spec_type"]
     own = methods.get(recipe.start.method).meta.get("best")  # of a method with a task of its own
-    return own or build_task(recipe, SPECS[kind].typical()).best
+    return own or build_task(recipe, spec.typical()).best
 
 
 def _study(optuna: Any, folder: Path, mode: str) -> Any:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.types import Batch
+from bigmodel_cli.core.tasks import EncodesTexts, Predictions, Predicts
+from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.data.thread_map import decoders
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.inference.batch_size import max_batch_size
@@ -23,31 +24,40 @@ from bigmodel_cli.engine.inference.optimize import Optimized, optimize_for_infer
 MOST = 64  # samples in a batch
 WINDOW, HELD = 1024, 1 << 26  # samples and bytes that come while one waits for others of its shape, at most
 Reading = tuple[str, Batch | InputError]
-Answer = list[tuple[str, float]]
 
 
 def predict_files(
-    model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
-) -> Iterator[tuple[str, Answer | InputError]]:
-    """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it."""
+    model: nn.Module, task: Predicts, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
+) -> Iterator[tuple[str, Predictions | InputError]]:
+    """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it.
+
+    `texts` are for a task that :class:`EncodesTexts`.
+    """
     size = min(MOST, max_batch_size(task, placement))
-    given = ((f"text {i}", task.asked([text])) for i, text in enumerate(texts, 1))
-    known: dict[int, tuple[str, Answer | InputError]] = {}  # told when all before them are
+    known: dict[int, tuple[str, Predictions | InputError]] = {}  # told when all before them are
     told = 0
-    for places, names, batch in _batches(itertools.chain(given, _readings(task, files, ahead=2 * size)), size):
+    for places, names, batch in _batches(
+        itertools.chain(_encoded(task, texts), _readings(task, files, ahead=2 * size)), size
+    ):
         if isinstance(batch, InputError):
             known[places[0]] = names[0], batch
         else:
             with torch.inference_mode(), placement.autocast():
                 inputs = placement.inputs(task.prepare(placement.batch(batch)))
-                known.update(zip(places, zip(names, task.answers(model, inputs, top), strict=True), strict=True))
+                known.update(zip(places, zip(names, task.predict(model, inputs, top), strict=True), strict=True))
         while told in known:
             yield known.pop(told)
             told += 1
 
 
+def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Reading]:
+    for i, text in enumerate(texts, 1):
+        assert isinstance(task, EncodesTexts)
+        yield f"text {i}", task.encode_texts([text])
+
+
 def optimize_for_files(
-    model: nn.Module, task: Any, placement: Placement, files: Sequence[Path], allow_low_precision: bool
+    model: nn.Module, task: Predicts, placement: Placement, files: Sequence[Path], allow_low_precision: bool
 ) -> Optimized:
     """The quickest agreeing form of `model` for as many samples as there are `files`, chosen on some from all of them.
 
@@ -59,7 +69,7 @@ def optimize_for_files(
     raws: list[Batch] = []
     for file in [files[i * len(files) // few] for i in range(few)] if few > 1 else []:
         with contextlib.suppress(InputError):  # told when it is asked
-            raws += [raw for _, raw in itertools.islice(task.readings(file), 1)]
+            raws += [raw for _, raw in itertools.islice(task.read_file(file), 1)]
     shapes = {tuple((k, v.shape[1:]) for k, v in raw.items()) for raw in raws}
     if len(shapes) != 1:  # nothing that could be read, or images of several sizes
         return Optimized(model, placement)
@@ -68,13 +78,13 @@ def optimize_for_files(
     return optimize_for_inference(model, task.outputs, placement, look, len(files), allow_low_precision)
 
 
-def _readings(task: Any, files: Sequence[Path], ahead: int) -> Iterator[Reading]:
+def _readings(task: Predicts, files: Sequence[Path], ahead: int) -> Iterator[Reading]:
     """The samples of `files`, at most `ahead` files being read or waiting; one that cannot be read is its error."""
 
     def read(file: Path) -> list[Reading]:
         found: list[Reading] = []
         try:
-            found.extend(task.readings(file))
+            found.extend(task.read_file(file))
         except InputError as error:
             found.append((str(file), error))
         return found

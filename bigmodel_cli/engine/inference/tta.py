@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.types import Task
 
 
 class Mirrored(nn.Module):
@@ -21,7 +20,7 @@ class Mirrored(nn.Module):
         return self.model(torch.cat([x, x.flip(-1)])).unflatten(0, (2, -1)).mean(0)  # type: ignore[no-any-return]
 
 
-def mirrored(model: nn.Module, task: Any) -> nn.Module:
+def mirrored(model: nn.Module, task: Task) -> nn.Module:
     """`model` asked twice of each image.
 
     Raises:

@@ -144,7 +144,8 @@ def _prepared(
         if depth is not None and stack is not None:
             del stack[depth:]
     _move(model, None if master else torch.bfloat16)
-    methods.get(recipe.start.method)(Start(model, head_of(recipe), _no_teacher), **recipe.start.options)
+    start = Start(model, head_of(recipe), _no_teacher, task, task.spec)
+    methods.get(recipe.start.method)(start, **recipe.start.options)
     model.train()
     if not master:
         return model, None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, schedules
+from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.build.data import load_data, train_and_val
@@ -124,7 +125,7 @@ def _parts(recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placeme
     task, model, adapted, notes = _network(recipe, loaded, resumed, placement, group)
     bundle, balance = loaded.bundle, recipe.train.balance
     labels = labels_of(loaded.train, balance) if balance != "none" else None
-    uneven = imbalance_notes(loaded.train, getattr(bundle.spec, "classes", ()), balance)
+    uneven = imbalance_notes(loaded.train, bundle.spec.classes, balance)
     train, val = cache_on_device(loaded.train, placement), cache_on_device(loaded.val, placement)
     batches = batches_for(recipe, train, labels if balance == "sampling" else None, group)
     task = _objective(task.for_data(bundle.spec), adapted, labels if balance == "loss" else None)
@@ -187,8 +188,12 @@ def _network(
     with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = task_and_model(recipe, loaded.bundle, loaded.train, resumed, loaded.trained)
     model = on_device(recipe, model, placement, group)
-    start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
+    start = Start(model, head_of(recipe), _open, task, loaded.bundle.spec)
     return task, model, methods.get(recipe.start.method)(start, **recipe.start.options), notes
+
+
+def _open(path: str) -> Trained:
+    return load_trained(Path(path))
 
 
 def _objective(task: Task, adapted: Adapted, labels: Tensor | None) -> Task:
@@ -217,7 +222,7 @@ def _measured(recipe: Recipe, placement: Placement, parts: _Parts) -> Placement:
     values = recipe.to_dict()
     about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
     section = recipe.placement
-    if section.compile == "auto" and getattr(batches.source, "lengths", None) is not None:
+    if section.compile == "auto" and isinstance(batches.source, VariableLengthSource):
         # Batches are as long as their texts: what is compiled for one shape is compiled again for the next.
         section = section.model_copy(update={"compile": False})
     return measured(
@@ -238,7 +243,7 @@ def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
         "arch": recipe.model.name,
         "arch_args": recipe.model.options,
         "task": task.name,
-        "classes": list(getattr(spec, "classes", ())),
+        "classes": list(spec.classes),
         "input": {"kind": spec.kind, **spec.to_dict()},
         "data": {**values["data"], "fingerprint": bundle.fingerprint, "spec": bundle.spec.to_dict()},
         "recipe": values,

@@ -5,8 +5,7 @@ Shapes: N samples, B batch, D features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
-from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
+from bigmodel_cli.core.sources import SourceWrapper
+from bigmodel_cli.core.tasks import Classifies, TaskWrapper
+from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source, Task
 from bigmodel_cli.engine.build.model import head_of
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
 from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
@@ -24,32 +25,21 @@ MAX_BYTES = 2**30  # of features held in memory
 BIG = 10_000_000  # input elements in all; less is done at once whatever the precision
 
 
-@dataclass(frozen=True)
-class Features:
-    """A split as features: `vectors` (N,D) float32 and `labels` (N,), in the order of `source`."""
+class Features(SourceWrapper):
+    """A split as features: `vectors` (N,D) float32 and `labels` (N,), the model's own, in the order of `source`."""
 
-    source: Source
-    vectors: Tensor
-    labels: Tensor
+    keeps_lengths = keeps_order = False
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __init__(self, source: Source, vectors: Tensor, labels: Tensor) -> None:
+        super().__init__(source)
+        self.vectors, self.labels = vectors, labels
 
     def gather(self, indices: Tensor) -> Batch:
         return {"features": self.vectors[indices], "label": self.labels[indices], "index": indices}
 
-    def name(self, index: int) -> str:
-        return self.source.name(index)
 
-
-class OnFeatures:
-    """A task whose batches are features: nothing to prepare, and the head is the model. All else is the task's own."""
-
-    def __init__(self, task: Any) -> None:
-        self.task = task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+class OnFeatures(TaskWrapper):
+    """A task whose batches are features: nothing to prepare, and the head is the model."""
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         return {self.task.inputs[0]: batch["features"], "label": batch["label"], "index": batch["index"]}
@@ -59,7 +49,9 @@ class OnFeatures:
         return (torch.zeros(batch_size, 1),)
 
 
-def can_cache_features(recipe: Recipe, task: Any, model: nn.Module, adapted: Adapted, samples: int) -> tuple[bool, str]:
+def can_cache_features(
+    recipe: Recipe, task: Task, model: nn.Module, adapted: Adapted, samples: int
+) -> tuple[bool, str]:
     """Whether the head can train on kept features of `samples` samples, and be the head that it would be anyway.
 
     Where everything below the head is frozen and it is not possible all the same, the line says why.
@@ -68,10 +60,12 @@ def can_cache_features(recipe: Recipe, task: Any, model: nn.Module, adapted: Ada
     below = {key for key in model.state_dict() if not key.startswith(head + ".")}
     if not below or not below <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
         return False, ""
+    if not isinstance(task, Classifies):
+        return False, ""
     name, last, why = recipe.augment.name, model.get_submodule(head), ""
     if augments.get(name).meta.get("changes", True):
         why = f"augmentation {name} makes other images each time (--set augment.name=none)"
-    elif len(getattr(task, "inputs", ())) != 1:
+    elif len(task.inputs) != 1:
         why = "the model takes more than one input"
     elif not isinstance(last, nn.Linear):
         why = "the head is not one linear layer"

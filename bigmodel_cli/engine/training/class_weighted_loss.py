@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.types import Batch, LossSum, Source
+from bigmodel_cli.core.sources import LabelledSource
+from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
+from bigmodel_cli.core.types import Batch, LossSum, Source, Task
 from bigmodel_cli.data.balance import class_weights, uneven
 
 
-class Weighted:
+class Weighted(TaskWrapper):
     """`task` with the loss of a sample multiplied by the weight (K,) of its class, the *model's* k-th class."""
 
-    def __init__(self, task: Any, weights: Tensor) -> None:
+    def __init__(self, task: Classifies, weights: Tensor) -> None:
         plain = task.loss_per_sample
         kept: dict[torch.device, Tensor] = {}  # sent to a GPU once: every send waits for it
 
         def weighed(logits: Tensor, label: Tensor) -> Tensor:
             own = kept.setdefault(label.device, weights.to(label.device))
-            return plain(logits, label) * own[label]  # type: ignore[no-any-return]
+            return plain(logits, label) * own[label]
 
-        self.task, self._training = task, replace(task, loss_per_sample=weighed)
+        super().__init__(task)
+        self._training = task.with_(loss_per_sample=weighed)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
-        return self._training.loss(model, batch)  # type: ignore[no-any-return]
+    def loss(self, model: Forward, batch: Batch) -> LossSum:
+        return self._training.loss(model, batch)
 
 
 EVENED = {
@@ -43,10 +41,9 @@ EVENED = {
 
 def imbalance_notes(train: Source, classes: Sequence[str], how: str) -> list[str]:
     """A line where the classes of the train split are uneven, with what ``train.balance = how`` does about it."""
-    labels = getattr(train, "labels", None)
-    if labels is None or not classes:
+    if not isinstance(train, LabelledSource) or not classes:
         return []
-    found = uneven(labels.bincount(minlength=len(classes)).tolist(), classes)
+    found = uneven(train.labels.bincount(minlength=len(classes)).tolist(), classes)
     return [f"{found}; {EVENED[how]}"] if found else []
 
 
@@ -56,14 +53,19 @@ def labels_of(train: Source, how: str) -> Tensor:
     Raises:
         InputError: its samples have none.
     """
-    labels = getattr(train, "labels", None)
-    if labels is None:
+    if not isinstance(train, LabelledSource):
         raise InputError(f"train.balance = {how}", "expected data with a class a sample", "--balance none")
-    return labels.cpu()  # type: ignore[no-any-return]
+    return train.labels.cpu()
 
 
-def weighted(task: Any, labels: Tensor) -> Weighted:
-    """`task`, told of its data's classes by ``for_data``, with weights that even out `labels` (N,), the data's own."""
-    if task.labels is not None:
-        labels = torch.tensor(task.labels)[labels]
+def weighted(task: Task, labels: Tensor) -> Weighted:
+    """`task`, told of its data's classes by ``for_data``, with weights that even out `labels` (N,), the data's own.
+
+    Raises:
+        InputError: the task has no classes.
+    """
+    if not isinstance(task, Classifies):
+        raise InputError(f"train.balance = loss for {task.name.replace('_', ' ')}", "expected a classifier")
+    if task.label_map is not None:
+        labels = torch.tensor(task.label_map)[labels]
     return Weighted(task, class_weights(labels[labels >= 0], task.spec.num_classes))

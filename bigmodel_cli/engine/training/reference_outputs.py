@@ -7,35 +7,26 @@ Shapes: N samples, B batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.sources import SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.engine.inference.batch_size import forward_pass
 from bigmodel_cli.engine.training.run import Run
 
 
-@dataclass(frozen=True)
-class WithReferences:
-    """`source` with `said`, tensors (N,...), beside its own."""
+class WithReferences(SourceWrapper):
+    """`source` with `references`, tensors (N,...), beside its own."""
 
-    source: Source
-    said: Batch
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def lengths(self) -> Tensor | None:
-        return getattr(self.source, "lengths", None)
+    def __init__(self, source: Source, references: Batch) -> None:
+        super().__init__(source)
+        self.references = references
 
     def gather(self, indices: Tensor) -> Batch:
-        return {**self.source.gather(indices), **{k: v[indices] for k, v in self.said.items()}}
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
+        return {**self.source.gather(indices), **{k: v[indices] for k, v in self.references.items()}}
 
 
 def with_reference_outputs(run: Run) -> Run:

@@ -76,7 +76,7 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def keep(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of `tensors`, kept in `model` (and so in its checkpoints) apart from the network; `merged` drops them."""
-    store = nn.Identity()  # a network that is a sequence calls whatever is in it
+    store = nn.Identity()  # a Sequential calls whatever is added to it
     for name, value in tensors.items():
         store.register_buffer(name.replace(".", "/"), value.detach().clone())
     model.add_module(START, store)
