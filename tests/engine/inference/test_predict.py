@@ -13,7 +13,7 @@ from PIL import Image
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.inference.optimize import predict as asking
+from bigmodel_cli.engine.inference import predict as asking
 from bigmodel_cli.engine.inference.predict import predict_files
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.run import Run
