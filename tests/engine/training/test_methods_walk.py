@@ -19,11 +19,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.cached_features import cache_features
-from bigmodel_cli.engine.training.linear_probe import solve
+from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.loop import train_step
-from bigmodel_cli.engine.training.reference_outputs import add_reference_outputs
 from bigmodel_cli.engine.training.run import Run
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
@@ -131,11 +128,9 @@ def one_step(values: dict[str, Any]) -> tuple[Run, dict[str, torch.Tensor], floa
     """The run after its first step, its tensors before it, and the loss."""
     run = assemble(resolve([Layer("walk", values)]).recipe, measure=False)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    assert add_reference_outputs(run)
     if run.adapted.solve is not None:
-        assert solve(run)
+        assert execute(run)
         return run, before, run.progress.best_loss
-    assert cache_features(run)
     run.train_mode()
     run.set_lr()
     taken = train_step(run, next(run.batches.steps(0)))
