@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import pytest
 import torch
 from torch import Tensor
 
 from bigmodel_cli.core.types import Batch
-from bigmodel_cli.data.batches import Batches
+from bigmodel_cli.data.batches import Batches, gathered, in_order, micro_batches, shares
 
 
 class Texts:
@@ -56,3 +60,110 @@ def test_a_resumed_epoch_goes_on_with_the_same_steps() -> None:
     batches = Batches(Texts(torch.randint(1, 9, (100,))), 8, seed=1)
     whole = [raw["index"].tolist() for raw in batches.steps(2)]
     assert [raw["index"].tolist() for raw in batches.steps(2, 5)] == whole[5:]
+
+
+class Slow(Texts):
+    """Gathers in `seconds`, and notes in which thread."""
+
+    def __init__(self, lengths: Tensor, seconds: float) -> None:
+        super().__init__(lengths)
+        self.seconds = seconds
+        self.threads: list[str] = []
+
+    def gather(self, indices: Tensor) -> Batch:
+        self.threads.append(threading.current_thread().name)
+        time.sleep(self.seconds)
+        return super().gather(indices)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.02])
+def test_all_batches_come_in_order_whoever_gathers_them(seconds: float) -> None:
+    """What is slow is gathered in one thread from the second batch on, one batch ahead of who trains."""
+    source = Slow(torch.arange(60), seconds)
+    taken = []
+    for raw in in_order(source, 7):
+        taken.append(raw["index"])
+        if len(taken) == 4 and seconds:
+            deadline = time.monotonic() + 10
+            while len(source.threads) < 5 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert len(source.threads) == 5  # the next one is gathered while this one is in use, and no more
+    assert torch.equal(torch.cat(taken), torch.arange(60)) and [len(t) for t in taken] == [7] * 8 + [4]
+    here = threading.current_thread().name
+    assert source.threads[0] == here and len(source.threads) == 9
+    others = set(source.threads[1:])
+    assert others == {here} if not seconds else len(others) == 1 and here not in others
+
+
+def test_now_and_then_a_late_batch_starts_no_thread() -> None:
+    source = Slow(torch.arange(40), 0)
+    for n, _ in enumerate(in_order(source, 1)):
+        source.seconds = 0.003 if n % 20 == 10 else 0
+    assert set(source.threads) == {threading.current_thread().name}
+
+
+def test_nothing_to_gather_gives_nothing() -> None:
+    assert list(gathered(Texts(torch.arange(3)), [])) == []
+    assert [len(raw["index"]) for raw in gathered(Slow(torch.arange(3), 0.02), [torch.arange(2)])] == [2]
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(100, 8), (101, 10), (7, 7), (7, 100), (1, 1)])
+def test_sizes_are_those_of_the_steps(samples: int, batch_size: int) -> None:
+    batches = Batches(Texts(torch.ones(samples)), batch_size, seed=0)
+    steps = [len(raw["index"]) for raw in batches.steps(0)]
+    assert [batches.size(i) for i in range(batches.steps_per_epoch)] == steps and sum(steps) == samples
+    assert max(steps) <= batch_size and max(steps) - min(steps) <= 1
+
+
+def test_the_parts_of_all_shards_are_the_step_of_one() -> None:
+    lengths = torch.randint(1, 9, (101,), generator=torch.Generator().manual_seed(4))
+    whole = [raw["index"] for raw in Batches(Texts(lengths), 10, seed=5).steps(1)]
+    parts = [[raw["index"] for raw in Batches(Texts(lengths), 10, 5, None, k, 3).steps(1)] for k in range(3)]
+    assert len(whole) == 11 == len(parts[0])
+    for step, cut in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(cut), step) and max(map(len, cut)) - min(map(len, cut)) <= 1
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "shards"), [(10, 2, 3), (101, 8, 2), (3, 4, 4), (5, 1, 1)])
+def test_an_evaluation_has_each_sample_in_one_shard(samples: int, batch_size: int, shards: int) -> None:
+    found = [shares(samples, batch_size, k, shards) for k in range(shards)]
+    assert len({len(batches) for batches in found}) == 1  # else one rank would wait for the others for ever
+    assert sorted(int(i) for batches in found for part in batches for i in part) == list(range(samples))
+    assert all(len(part) <= batch_size for batches in found for part in batches)
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces", "sizes"), [(10, 1, [10]), (10, 3, [4, 3, 3]), (2, 5, [1, 1]), (6, 6, [1] * 6)]
+)
+def test_micro_batches_are_nearly_equal_and_the_last_is_told(size: int, pieces: int, sizes: list[int]) -> None:
+    batch = {"x": torch.arange(size * 2).view(size, 2), "index": torch.arange(size)}
+    found = list(micro_batches(batch, pieces))
+    assert [len(b["index"]) for b, _ in found] == sizes and [last for _, last in found] == [False] * (
+        len(sizes) - 1
+    ) + [True]
+    for key, value in batch.items():
+        assert torch.equal(torch.cat([b[key] for b, _ in found]), value)
+
+
+def test_epochs_and_seeds_that_add_up_alike_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(Batches(Texts(torch.ones(50)), 10, seed).order(epoch).tolist())
+        for seed in (0, 1, 2)
+        for epoch in (0, 1, 2)
+    }
+    assert len(orders) == 9
+
+
+def test_the_longer_steps_of_an_epoch_come_first() -> None:
+    """As `size` says; else the pieces of a step would be cut in other places than its samples."""
+    batches = Batches(Texts(torch.arange(103) % 9 + 1), 10, seed=2)
+    alike = [set(raw["length"].tolist()) for raw in batches.steps(0)]
+    assert max(map(len, alike)) <= 2  # of nine lengths: no step reaches into its neighbour's samples
+
+
+def test_classes_evened_out_are_drawn_again_from_the_same_samples() -> None:
+    source = Texts(torch.arange(12))
+    labels = torch.tensor([0] * 10 + [1] * 2)
+    batches = Batches(source, 4, 0, even=labels)
+    drawn = torch.cat([raw["length"] for raw in batches.steps(0)])
+    assert len(drawn) == 12 and labels[drawn].bincount().tolist() == [6, 6]
