@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from bigmodel_cli.core.types import Batch
+from bigmodel_cli.data import batches as batches_module
 from bigmodel_cli.data.batches import Batches, gathered, in_order, micro_batches, shares
 
 
@@ -63,48 +65,51 @@ def test_a_resumed_epoch_goes_on_with_the_same_steps() -> None:
 
 
 class Slow(Texts):
-    """Gathers in `seconds`, and notes in which thread."""
+    """Gathers in `seconds` by a clock of its own, and notes in which thread."""
 
-    def __init__(self, lengths: Tensor, seconds: float) -> None:
+    def __init__(self, lengths: Tensor, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(lengths)
-        self.seconds = seconds
+        self.seconds, self.now = seconds, 0.0
         self.threads: list[str] = []
+        monkeypatch.setattr(batches_module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def gather(self, indices: Tensor) -> Batch:
         self.threads.append(threading.current_thread().name)
-        time.sleep(self.seconds)
+        self.now += self.seconds
         return super().gather(indices)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.02])
-def test_all_batches_come_in_order_whoever_gathers_them(seconds: float) -> None:
-    """What is slow is gathered in one thread from the second batch on, one batch ahead of who trains."""
-    source = Slow(torch.arange(60), seconds)
+@pytest.mark.parametrize(("seconds", "here"), [(0, 9), (0.0005, 9), (0.004, 4), (0.005, 3), (0.02, 1)])
+def test_all_batches_come_in_order_whoever_gathers_them(
+    seconds: float, here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes a millisecond is gathered here; what takes longer in one thread, once 10 ms were lost by it."""
+    source = Slow(torch.arange(60), seconds, monkeypatch)
     taken = []
     for raw in in_order(source, 7):
         taken.append(raw["index"])
-        if len(taken) == 4 and seconds:
+        if len(taken) == 7 and here < 7:
             deadline = time.monotonic() + 10
-            while len(source.threads) < 5 and time.monotonic() < deadline:
+            while len(source.threads) < 8 and time.monotonic() < deadline:
                 time.sleep(0.001)
-            assert len(source.threads) == 5  # the next one is gathered while this one is in use, and no more
+            assert len(source.threads) == 8  # the next one is gathered while this one is in use, and no more
     assert torch.equal(torch.cat(taken), torch.arange(60)) and [len(t) for t in taken] == [7] * 8 + [4]
-    here = threading.current_thread().name
-    assert source.threads[0] == here and len(source.threads) == 9
-    others = set(source.threads[1:])
-    assert others == {here} if not seconds else len(others) == 1 and here not in others
+    mine = threading.current_thread().name
+    assert [name == mine for name in source.threads] == [True] * here + [False] * (9 - here)
+    assert len(set(source.threads) - {mine}) == (here < 9)
 
 
-def test_now_and_then_a_late_batch_starts_no_thread() -> None:
-    source = Slow(torch.arange(40), 0)
+def test_now_and_then_a_late_batch_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Slow(torch.arange(100), 0, monkeypatch)
     for n, _ in enumerate(in_order(source, 1)):
-        source.seconds = 0.003 if n % 20 == 10 else 0
+        source.seconds = 0.006 if n % 10 == 9 else 0
     assert set(source.threads) == {threading.current_thread().name}
 
 
-def test_nothing_to_gather_gives_nothing() -> None:
+def test_nothing_to_gather_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(gathered(Texts(torch.arange(3)), [])) == []
-    assert [len(raw["index"]) for raw in gathered(Slow(torch.arange(3), 0.02), [torch.arange(2)])] == [2]
+    slow = Slow(torch.arange(3), 0.02, monkeypatch)
+    assert [len(raw["index"]) for raw in gathered(slow, [torch.arange(2)])] == [2]
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(100, 8), (101, 10), (7, 7), (7, 100), (1, 1)])

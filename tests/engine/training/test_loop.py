@@ -83,7 +83,7 @@ def test_steps_and_epochs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     # An epoch is told of before it is saved: what a resumed run finds past its checkpoint it can drop.
     kinds = [e["event"] for e in it.events if e["event"] != "step"]
     assert kinds == ["evaluating", "epoch"] * 2
-    assert not it.run.taken and it.run.watch.steps == 20
+    assert not it.run.pending_steps and it.run.timer.steps == 20
 
 
 def test_the_first_loss_is_that_of_the_untrained_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_for_good(error: Any, mo
     assert loop.fit(it.run)
     # 130 does not fit, nor 65: four pieces of the first step, which is begun anew each time, and of the three after it.
     first = it.run.batches.size(0)
-    assert it.run.pieces == 4 and len(it.told("warning")) == 2 and sizes[:2] == [first, -(-first // 2)]
+    assert it.run.num_micro_batches == 4 and len(it.told("warning")) == 2 and sizes[:2] == [first, -(-first // 2)]
     assert len(sizes) == 2 + 4 * 4 and max(sizes[2:]) <= 33 and sum(sizes[2:6]) == first
     assert [e["loss"] for e in it.told("step")] == pytest.approx([e["loss"] for e in whole.told("step")], abs=1e-5)
 
@@ -214,7 +214,7 @@ def test_memory_that_does_not_suffice_for_one_sample_is_the_machines_fault(monke
     with pytest.raises(MachineError) as caught:
         loop.fit(it.run)
     assert caught.value.exit_code == 3 and sizes == [6, 3, 2] and it.run.progress.step == 0
-    assert it.run.pieces == 4 and len(it.told("warning")) == 2  # 6 // 4 is one sample
+    assert it.run.num_micro_batches == 4 and len(it.told("warning")) == 2  # 6 // 4 is one sample
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     sizes = losses(monkeypatch, lambda call, total: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError):
         loop.fit(it.run)
-    assert len(sizes) == 1 and it.run.pieces == 1
+    assert len(sizes) == 1 and it.run.num_micro_batches == 1
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
@@ -247,7 +247,7 @@ def test_the_first_bad_step_ends_it_where_none_may_be_skipped(monkeypatch: pytes
     with pytest.raises(DivergedError) as caught:
         loop.fit(it.run)
     assert caught.value.exit_code == 4 and caught.value.hint and it.told("warning") == [] and it.saves == []
-    assert [e["step"] for e in it.told("step")] == [1, 2, 3] and not it.run.taken
+    assert [e["step"] for e in it.told("step")] == [1, 2, 3] and not it.run.pending_steps
 
 
 def test_nothing_to_go_back_to_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_results_are_read_as_late_as_the_device_gives_them(monkeypatch: pytest.M
     expected = Watched(monkeypatch, train={"save_steps": 4})
     monkeypatch.setattr(Placement, "lag", 1)
     waiting: list[int] = []
-    it.run.tick = lambda: waiting.append(len(it.run.taken))
+    it.run.tick = lambda: waiting.append(len(it.run.pending_steps))
     told_at_save: list[int] = []
     it.run.save = lambda run, best: told_at_save.append(it.told("step")[-1]["step"])
     assert loop.fit(it.run)
