@@ -42,6 +42,7 @@ IMPORTED = (
 """What is slow to import; those that are not there are done without."""
 
 FEATURES, EQUAL = "engine/build/test_load_and_features.py", "equivalence/test_loop_equivalence.py"
+RECIPES = "core/test_recipes_and_registry.py"
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "labelled": ("tasks/labelled.py", (
         "tasks/test_labelled.py", "insight/test_class_match.py", f"{FEATURES}::test_classes_are_matched_by_name",
@@ -61,9 +62,9 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{FEATURES}::test_clipping_bounds_the_step", f"{EQUAL}::test_accumulation_equals_the_whole_batch",
         f"{EQUAL}::test_out_of_memory_halves_the_micro_batch", f"{EQUAL}::test_batchnorm_resumes_too",
     )),
-    "resolve": ("core/resolve.py", ("core/test_resolve.py", "core/test_recipes_and_registry.py", "fuzz/test_recipe_files.py")),
-    "recipe": ("core/recipe.py", ("core/test_resolve.py", "core/test_recipes_and_registry.py", "fuzz/test_recipe_files.py")),
-    "registry": ("core/registry.py", ("core/test_registry.py", "core/test_recipes_and_registry.py",)),
+    "resolve": ("core/resolve.py", ("core/test_resolve.py", RECIPES, "fuzz/test_recipe_files.py")),
+    "recipe": ("core/recipe.py", ("core/test_resolve.py", RECIPES, "fuzz/test_recipe_files.py")),
+    "registry": ("core/registry.py", ("core/test_registry.py", RECIPES)),
     "inspect": ("engine/checkpoint/inspect.py", ("fuzz/test_checkpoint_files.py", "fuzz/test_hostile_checkpoints.py")),
     "safe_pickle": ("engine/checkpoint/safe_pickle.py", (
         "fuzz/test_checkpoint_files.py", "fuzz/test_hostile_checkpoints.py",

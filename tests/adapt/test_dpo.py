@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.dpo import Preference
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
@@ -108,5 +109,5 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
     resumed = assemble(recipe, {**state, "said": said})
     assert add_reference_outputs(resumed)
     assert torch.equal(resumed.said["train"]["chosen_started"], said["train"]["chosen_started"])
-    with pytest.raises(Exception, match="not of this data"):
+    with pytest.raises(InputError):
         add_reference_outputs(assemble(recipe, {**state, "said": {"train": said["val"], "val": said["val"]}}))

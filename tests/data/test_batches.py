@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from types import SimpleNamespace
@@ -172,3 +173,15 @@ def test_classes_evened_out_are_drawn_again_from_the_same_samples() -> None:
     batches = Batches(source, 4, 0, even=labels)
     drawn = torch.cat([raw["length"] for raw in batches.steps(0)])
     assert len(drawn) == 12 and labels[drawn].bincount().tolist() == [6, 6]
+
+
+def test_a_source_that_is_read_in_turn_has_an_order_of_its_own() -> None:
+    class Shards(Texts):
+        def order(self, generator: torch.Generator, steps: int) -> Tensor:
+            return torch.arange(len(self)).roll(int(torch.randint(1, 9, (), generator=generator)) + 10 * steps)
+
+    batches = Batches(Shards(torch.arange(100) % 7), 11, seed=0)
+    first, again, second = (batches.order(epoch) for epoch in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    assert len({(k - j) % 100 for j, k in itertools.pairwise(first.tolist())}) == 1  # turned, not mixed
+    assert first[0] in [(100 - n) % 100 for n in range(1, 9)]  # of ten steps
