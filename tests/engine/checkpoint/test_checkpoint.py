@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,26 @@ def test_a_safetensors_file_is_read_too(tmp_path: Path) -> None:
 
     save_file({"w": torch.arange(4.0)}, tmp_path / "x.safetensors")
     assert torch.equal(checkpoint.read(tmp_path / "x.safetensors")["w"], torch.arange(4.0))
+
+
+def test_a_damaged_file_of_others_which_has_no_digest_is_refused_too(tmp_path: Path) -> None:
+    """torch.load does not look at the checksums of the zip file."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(1000)}, path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(torch.ones(20).numpy().tobytes()) + 6] ^= 1  # within the numbers
+    path.write_bytes(raw)
+    assert not torch.load(path)["w"].eq(1).all()
+    with pytest.raises(InputError):
+        checkpoint.read(path)
+
+
+def test_what_torch_itself_will_not_read_is_bad_input(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as old, zipfile.ZipFile(tmp_path / "y.pt", "w") as new:
+        for entry in old.infolist():
+            odd = entry.filename.endswith("byteorder")
+            new.writestr(entry.filename, b"middle" if odd else old.read(entry))
+    with pytest.raises(InputError) as caught:
+        checkpoint.read(tmp_path / "y.pt")
+    assert caught.value.exit_code == 2 and "weights_only" not in caught.value.line
