@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -174,4 +176,7 @@ def test_the_schema_has_each_components_own_options() -> None:
             own = entry.schema.model_fields
             assert set(own) <= set(choice["properties"]) and choice["description"] == registry.found[entry.name].summary
             assert choice["required"] == [key, *(name for name, field in own.items() if field.is_required())]
+            assert choice["type"] == "object"
+    refers = re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(found))
+    assert refers and set(refers) <= set(found["$defs"])
     assert found["title"] == "bigmodel recipe" and found["required"] == [] and found["additionalProperties"] is False

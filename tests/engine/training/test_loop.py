@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -199,13 +200,15 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_for_good(error: Any, mo
     assert loop.fit(it.run)
     # 130 does not fit, nor 65: four pieces of the first step, which is begun anew each time, and of the three after it.
     first = it.run.batches.size(0)
-    assert it.run.num_micro_batches == 4 and len(it.told("warning")) == 2 and sizes[:2] == [first, -(-first // 2)]
+    assert it.run.num_micro_batches == 4 and sizes[:2] == [first, -(-first // 2)]
+    figures = [[int(x) for x in re.findall(r"\d+", e["message"])] for e in it.told("warning")]
+    assert figures == [[-(-first // 2), 2, first], [-(-first // 4), 4, first]]  # so many samples, so many times
     assert len(sizes) == 2 + 4 * 4 and max(sizes[2:]) <= 33 and sum(sizes[2:6]) == first
     assert [e["loss"] for e in it.told("step")] == pytest.approx([e["loss"] for e in whole.told("step")], abs=1e-5)
 
 
 def test_memory_that_does_not_suffice_for_one_sample_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    it = Watched(monkeypatch, train={"batch_size": 6})
+    it = Watched(monkeypatch, train={"batch_size": 8})
 
     def never(call: int, total: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -213,8 +216,8 @@ def test_memory_that_does_not_suffice_for_one_sample_is_the_machines_fault(monke
     sizes = losses(monkeypatch, never)
     with pytest.raises(MachineError) as caught:
         loop.fit(it.run)
-    assert caught.value.exit_code == 3 and sizes == [6, 3, 2] and it.run.progress.step == 0
-    assert it.run.num_micro_batches == 4 and len(it.told("warning")) == 2  # 6 // 4 is one sample
+    assert caught.value.exit_code == 3 and sizes == [8, 4, 2, 1] and it.run.progress.step == 0
+    assert it.run.num_micro_batches == 8 and len(it.told("warning")) == 3
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
