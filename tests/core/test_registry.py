@@ -23,6 +23,8 @@ FILES = {
     "parts_of_test/__init__.py": "",
     "parts_of_test/simple.py": '''
         import functools
+        from typing import Annotated
+        from pydantic import Field
         from things_of_test import things
 
         def other(function): return function
@@ -32,7 +34,7 @@ FILES = {
 
         @other
         @things.register()
-        def net20(given, *, width: int = 4, names: tuple[str, ...] = (), rate: float):
+        def net20(given, *, width: Annotated[int, Field(gt=0)] = 4, names: tuple[str, ...] = (), rate: float):
             """The first line.
 
             And more.
@@ -47,6 +49,9 @@ FILES = {
 
         @functools.cache
         def unregistered(): ...
+
+        @functools.lru_cache(maxsize=2)
+        def nor_this(): ...
     ''',
     "parts_of_test/deep/__init__.py": "",
     "parts_of_test/deep/zoo.py": '''
@@ -107,7 +112,7 @@ def test_a_component_is_its_function_with_what_was_fixed(things: Registry) -> No
 def test_options_are_typed_completed_and_closed(things: Registry) -> None:
     options = things.get("net20").options({"rate": "1e-3", "names": ["a", "b"]}, "thing")
     assert options == {"width": 4, "names": ("a", "b"), "rate": 0.001} and type(options["rate"]) is float
-    for raw, where in [({}, "rate"), ({"rate": 1, "wdith": 3}, "wdith"), ({"rate": 1, "width": "x"}, "width")]:
+    for raw, where in [({}, "rate"), ({"rate": 1, "wdith": 3}, "wdith"), ({"rate": 1, "width": 0}, "width")]:
         with pytest.raises(ValidationError) as caught:
             things.get("net20").options(raw, "thing")
         assert [error["loc"][0] for error in caught.value.errors()] == [where]
