@@ -4,7 +4,7 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench exports soak clean
+.PHONY: demo test lint docs bench exports mutation soak clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in th
 
 exports: $(VENV)/.installed  ## every export format of five models on MNIST: the tables of benchmarks/RESULTS-export.md
 	$(BIN)/python benchmarks/exports.py
+
+mutation: $(VENV)/.installed  ## which tests cannot fail: small changes of the source that none of them notices
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py
 
 soak: $(VENV)/.installed  ## the fault and fuzz figures in full
 	BIGMODEL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 3600 --ignore tests/faults/test_results.py \

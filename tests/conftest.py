@@ -41,7 +41,7 @@ def run_cli(tmp_path: Path) -> Iterator[Run]:
 
     It is forked from one that has torch loaded (see ``nursery.py``), which saves four seconds a
     command; with `fresh`, or with options for ``subprocess.run``, Python is started anew.
-    `variables` are added to its environment.
+    `variables` are added to its environment; `sabotage` breaks something in it (see there).
     """
     from nursery import Nursery
 
@@ -52,10 +52,11 @@ def run_cli(tmp_path: Path) -> Iterator[Run]:
             fresh: bool = False,
             timeout: float = 200,
             variables: dict[str, Any] | None = None,
+            sabotage: str | None = None,
             **options: Any,
         ) -> subprocess.CompletedProcess[str]:
             if not fresh and not options:
-                code, child = nursery.run(*arguments, variables=variables)
+                code, child = nursery.run(*arguments, variables=variables, sabotage=sabotage)
                 return subprocess.CompletedProcess(arguments, code, child.out.read_text(), child.error)
             command = [sys.executable, "-m", "bigmodel_cli", *map(str, arguments)]
             options = {"cwd": tmp_path, "env": {**environment(), **(variables or {})}, **options}

@@ -139,7 +139,23 @@ def _rank_1_is_killed_once() -> None:
     _at_step(16, die)
 
 
+def _bug() -> None:
+    from bigmodel_cli.engine.training import session
+
+    def fit(run: Any) -> Any:
+        return 1 / 0
+
+    session.fit = fit
+
+
+def _no_onnx() -> None:
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        sys.modules[module] = None  # type: ignore[assignment]
+
+
 SABOTAGE = {
+    "bug": _bug,
+    "no-onnx": _no_onnx,
     "rank-1-fails": _rank_1_fails,
     "rank-1-hangs": _rank_1_hangs,
     "rank-1-is-slow": _rank_1_is_slow,

@@ -231,8 +231,7 @@ def test_the_command_says_what_trained_and_what_came_of_it(run_cli: Any, base: P
     done = run_cli("finetune", "--from", base, "--lora", 4, "--max-steps", 2, "--out", "lora")
     assert done.returncode == 0, done.stderr
     assert "parameters trained" in done.stdout and "val accuracy" in done.stdout and " -> " in done.stdout
-    for command in (["eval", "lora"], ["export", "lora", "--format", "onnx"]):
-        assert run_cli(*command).returncode == 0
+    assert run_cli("eval", "lora").returncode == 0  # its export is proven in test_zoo.py
     both = run_cli("finetune", "--from", base, "--lora", 4, "--freeze-backbone")
     assert both.returncode == 2 and "--freeze-backbone and --lora together" in both.stderr
     unknown = run_cli("finetune", "--from", base, "--method", "lroa")

@@ -6,14 +6,12 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, environment
+from nursery import Nursery
 
 TRAIN = ["train", "mlp", "--data", "digits", "--set", "model.hidden=[8]", "--out", "run"]
 
@@ -33,22 +31,16 @@ def test_0_done_and_the_promised_file_is_there(run_cli: Any, tmp_path: Path) -> 
 
 
 def test_1_a_bug_leaves_its_traceback_in_the_run(run_cli: Any, tmp_path: Path) -> None:
-    """A bug put in from outside: Python imports sitecustomize before anything else."""
-    (tmp_path / "bug").mkdir()
-    bug = (
-        "from bigmodel_cli.engine.training import assemble as a\ndef fit(run, after):\n    return 1 / 0\na.fit = fit\n"
-    )
-    (tmp_path / "bug/sitecustomize.py").write_text(bug)
-    path = os.pathsep.join([str(tmp_path / "bug"), str(ROOT)])
-    done = run_cli(*TRAIN, env={**environment(), "PYTHONPATH": path})
+    done = run_cli(*TRAIN, sabotage="bug")
     first, hint = done.stderr.splitlines()[-2:]
     assert done.returncode == 1 and done.stdout == ""
     assert first == "error: a bug in bigmodel: ZeroDivisionError: division by zero"
     assert hint.startswith("hint: the traceback is in run/crash.log") and "Traceback" not in done.stderr
     assert "return 1 / 0" in (tmp_path / "run/crash.log").read_text()
     assert status(tmp_path / "run")["exit_code"] == 1
-    done = run_cli("--debug", *TRAIN, "--overwrite", env={**environment(), "PYTHONPATH": path})
-    assert done.returncode == 1 and "Traceback" in done.stderr and "return 1 / 0" in done.stderr
+    done = run_cli("--debug", *TRAIN, "--overwrite", sabotage="bug")
+    assert done.returncode == 70  # the exception itself leaves the command, see nursery.py; Python makes it 1
+    assert "Traceback" in done.stderr and "return 1 / 0" in done.stderr
 
 
 @pytest.fixture
@@ -99,11 +91,8 @@ def test_3_the_machine(run_cli: Any, tmp_path: Path) -> None:
     closed.write_text("")
     done = run_cli("train", "mlp", "--max-steps", 1, "--out", "file/run")
     assert done.returncode in (2, 3) and "file/run" in done.stderr and "Traceback" not in done.stderr
-    hide = "import sys\nfor m in ('onnx', 'onnxruntime', 'onnxscript'):\n    sys.modules[m] = None\n"
-    (tmp_path / "sitecustomize.py").write_text(hide)
     assert run_cli(*TRAIN, "--overwrite", "--max-steps", 1).returncode == 0
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = run_cli("export", "run", "--format", "onnx", env={**environment(), "PYTHONPATH": path})
+    done = run_cli("export", "run", "--format", "onnx", sabotage="no-onnx")
     assert done.returncode == 3 and "bigmodel[onnx]" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -115,13 +104,12 @@ def test_4_diverged(run_cli: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_130_and_143_interrupted_with_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bigmodel_cli", *TRAIN, "--epochs", "100000"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "run/last.pt").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == code and "hint: bigmodel train --resume --out run" in text
-    assert status(tmp_path / "run")["exit_code"] == code and "Traceback" not in text
+    with Nursery(tmp_path) as nursery:
+        child = nursery.start(*TRAIN, "--epochs", "100000", "--precision", "fp32")
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "run/last.pt").exists():
+            assert time.monotonic() < deadline and child.running(), child.error
+            time.sleep(0.005)
+        child.kill(number)
+        assert child.wait() == code and "hint: bigmodel train --resume --out run" in child.error
+    assert status(tmp_path / "run")["exit_code"] == code and "Traceback" not in child.error

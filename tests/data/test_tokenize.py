@@ -103,13 +103,13 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / ".out.999999999.tmp").mkdir()  # of a process that was killed
     (folder / "deep" / "f.jsonl").write_text('{"text": "fine"}\n' * 30 + '{"text": 3.5}\n')
     monkeypatch.setattr(tokenizing, "UNIT", 100)
-    with pytest.raises(InputError, match=r"f\.jsonl:31: text is a number, expected text"):
+    with pytest.raises(InputError, match=r"f\.jsonl:31: "):
         made(folder, tmp_path / "out", BYTES, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus"]
     (folder / "deep" / "f.jsonl").unlink()
     made(folder, tmp_path / "out", BYTES, 1)
     before = contents(tmp_path / "out")
-    with pytest.raises(InputError, match="it holds something"):
+    with pytest.raises(InputError):
         made(folder, tmp_path / "out", BYTES, 1)
     with pytest.raises(RuntimeError), Writer(tmp_path / "out", BYTES, 9, overwrite=True) as writer:
         writer.add(b"\1\0\2\0", [2], 2)
@@ -120,8 +120,10 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
         writer.finish({})
     assert (tmp_path / "out" / "00000.bin").read_bytes() == b"\1\0\2\0"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "out"]
-    with pytest.raises(InputError, match="something other than shards"):
+    mine = {path: path.is_dir() or path.read_bytes() for path in folder.rglob("*")}
+    with pytest.raises(InputError):
         Writer(folder, BYTES, 9, overwrite=True)
+    assert {path: path.is_dir() or path.read_bytes() for path in folder.rglob("*")} == mine  # no shards, but ours
 
 
 MEASURE = """

@@ -50,6 +50,8 @@ def test_signals_to_the_group(tmp_path: Path) -> None:
             code, child = nursery.run("train", "--resume", "--out", folder, "--json")
             assert code == 0, child.error
             assert json.loads(child.out.read_text().splitlines()[-1])["digest"] == expected
+            log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            assert [e["epoch"] for e in log if e["event"] == "epoch"] == list(range(1, int(EPOCHS) + 1)), "each, once"
     note = ", ".join(f"{count} in {moment}" for moment, count in met.items())
     figures.record("signal to the process group", sum(met.values()), 0, f"{note}; slowest end after {slowest:.1f} s")
 

@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.insight.classification import BINS, ClassificationReport, classification_report
+from bigmodel_cli.insight.classification import (
+    BINS,
+    RESAMPLES,
+    ClassificationReport,
+    classification_report,
+    with_intervals,
+)
 
 
 def sample(n: int, k: int, seed: int = 0, skill: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +198,35 @@ print(peak() - before)
     assert int(done.stdout) < 1_000_000  # kB
 
 
-def test_the_dict_is_plain_json() -> None:
-    report = classification_report(*sample(50, 3), names(3))
+def test_the_dict_is_plain_json_and_says_what_the_report_does() -> None:
+    logits, labels, losses = sample(50, 3)
+    labels[:4] = -1
+    report = classification_report(logits, labels, losses, names(3))
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert again == report.to_dict() and again["wrong_count"] == len(report.wrong)
+    assert again == report.to_dict()
+    assert {k: (v["value"], v["low"], v["high"]) for k, v in again.pop("headline").items()} == {
+        k: (v.value, v.low, v.high) for k, v in report.headline.items()
+    }
+    assert again == {
+        "samples": 46, "unseen": 4, "per_class": report.per_class, "confusion": report.confusion,
+        "wrong_count": len(report.wrong),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [7, 9_000])
+def test_an_interval_is_between_percentiles_of_a_thousand_resamples(n: int) -> None:
+    """By NumPy, over the resamples that the figure was asked for; a large sample comes in chunks, the last smaller."""
+    values = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    asked: list[Tensor] = []
+
+    def mean(weights: Tensor) -> Tensor:
+        asked.append(weights @ values / n)
+        assert weights.sum(1).eq(n).all()  # each resample is as large as the sample
+        return asked[-1]
+
+    found = with_intervals({"mean": mean}, n, 2, seed=3)["mean"]
+    whole, drawn = asked[0], torch.cat(asked[1:]).numpy()
+    assert found.value == whole.item() == pytest.approx(values.mean().item())
+    assert len(drawn) == RESAMPLES == 1000 and len(np.unique(drawn)) > 500
+    assert (len(asked) > 2) == (n > 4000) and max(map(len, asked)) * n <= 4_000_000
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))

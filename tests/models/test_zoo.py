@@ -139,11 +139,19 @@ def photos(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "form"), [("resnet18", "onnx"), ("vit_tiny_patch16_224", "pt2")])
+@pytest.mark.parametrize(
+    ("name", "method", "then"),
+    [
+        ("resnet18", ["--method", "full"], [["eval", "tuned"]]),
+        ("vit_tiny_patch16_224", ["--lora", 4],
+         [["eval", "tuned"], ["export", "tuned", "--format", "pt2", "--samples", 2]]),
+    ],
+    ids=["resnet18", "vit"],
+)  # fmt: skip
 def test_published_weights_fine_tune_evaluate_and_export(
-    name: str, form: str, hub: Any, run_cli: Any, tmp_path: Path
+    name: str, method: list[Any], then: list[list[Any]], hub: Any, run_cli: Any, tmp_path: Path
 ) -> None:
-    """By every kind of method; the weights are fetched once, and found where they lie after that."""
+    """The weights are fetched once, and found where they lie after that."""
     address, files = hub
     model, source = f"timm:{name}", models.get(f"timm:{name}").meta["weights"]
     start = [model, "--pretrained", "--data", photos(tmp_path / "photos"), "--data-dir", tmp_path, *SHORT]
@@ -161,10 +169,7 @@ def test_published_weights_fine_tune_evaluate_and_export(
     assert frozen.task.spec.height == 224
     assert frozen.task.spec.mean[0] == pytest.approx(sum(source.spec.mean) / 3)
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
-    for method in (["--lora", 4], ["--method", "full"]):
-        done = run_cli("finetune", *start, *method, "--out", method[-1], variables=offline)
-        assert done.returncode == 0, done.stderr
-    for command in (["eval", "4"], ["export", "4", "--format", form, "--samples", 2]):
+    for command in (["finetune", *start, *method, "--out", "tuned"], *then):
         done = run_cli(*command, variables=offline)
         assert done.returncode == 0, done.stderr
 

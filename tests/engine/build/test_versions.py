@@ -68,14 +68,17 @@ def test_the_migrate_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
     from bigmodel_cli.commands.checkpoint import migrate
 
     old, new = GOLDEN[0], tmp_path / "new.pt"
-    migrate(old)
-    assert "version 1 is the current one, nothing to do" in capsys.readouterr().out
+    migrate(old, json=True)
+    assert json.loads(capsys.readouterr().out) == {"file": str(old), "version": 1, "current": 1, "written": None}
     future(monkeypatch)
-    with pytest.raises(InputError, match="expected --out"):
+    with pytest.raises(InputError):
         migrate(old)
+    assert list(tmp_path.iterdir()) == []  # without --out nothing is written, least of all over the old one
     migrate(old, new, json=True)
     assert json.loads(capsys.readouterr().out) == {"file": str(old), "version": 1, "current": 3, "written": str(new)}
     assert checkpoint.load(new)["progress"]["renamed"] == 7
-    with pytest.raises(InputError, match="is there already"):
+    before = new.read_bytes()
+    with pytest.raises(InputError):
         migrate(old, new)
+    assert new.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["new.pt"]

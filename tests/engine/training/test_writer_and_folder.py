@@ -89,7 +89,7 @@ def test_what_is_frozen_is_not_copied(tmp_path: Path) -> None:
 def test_an_error_surfaces_before_the_next_save(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "gone")
     writer.save(state(1), best=False)
-    with pytest.raises(MachineError, match=r"last\.pt: No such file"):
+    with pytest.raises(MachineError, match=r"gone/last\.pt"):
         for step in range(2, 5000):  # the first of these may come before the error does
             writer.save(state(step), best=False)
     with pytest.raises(MachineError), Writer(tmp_path / "gone") as other:  # and at the end
@@ -132,8 +132,9 @@ def test_a_torn_log_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 def test_a_runs_that_is_a_file_and_a_name_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs").touch()
-    with pytest.raises(MachineError, match="runs: File exists"), RunFolder(None):
+    with pytest.raises(MachineError, match="runs"), RunFolder(None):
         pass
+    assert Path("runs").is_file()
     with pytest.raises(MachineError, match="xxx"), RunFolder(Path("x" * 300)):
         pass
 

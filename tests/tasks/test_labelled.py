@@ -1,0 +1,80 @@
+"""What classifiers of pictures and of text share, against scikit-learn and NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as oracle
+from torch.nn import functional as F
+
+from bigmodel_cli.tasks import labelled
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def batch(labels: list[int]) -> dict[str, torch.Tensor]:
+    return {"label": torch.tensor(labels), "index": torch.arange(len(labels)) + 100}
+
+
+def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def test_labels_follow_their_names() -> None:
+    assert labelled.places(NAMES, NAMES) is None and labelled.places(tuple(NAMES), list(NAMES)) is None
+    assert labelled.places(NAMES, ["c", "z", "a"]) == (2, -1, 0)
+    assert labelled.places(NAMES, ["a", "b", "c"]) == (0, 1, 2)  # fewer are not the same
+
+
+def test_sums_over_batches_give_scikit_learns_figures() -> None:
+    """Samples of an unseen class (-1) are in no figure, also where their largest logit is any class's."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 4, generator=generator) * 2
+    labels = torch.randint(-1, 4, (50,), generator=generator).tolist()
+    totals: dict[str, float] = {}
+    for part in torch.arange(50).split(16):
+        out = labelled.outputs(logits[part], batch([labels[i] for i in part]), losses)
+        for name, value in labelled.sums(out).items():
+            totals[name] = totals.get(name, 0) + float(value)
+    found = labelled.summarise(totals)
+    seen = [i for i, label in enumerate(labels) if label >= 0]
+    true, probability = [labels[i] for i in seen], logits[seen].softmax(1).numpy()
+    assert 30 < len(seen) < 50 and totals["count"] == len(seen)
+    assert found == pytest.approx({
+        "loss": oracle.log_loss(true, probability, labels=range(4)),
+        "accuracy": oracle.accuracy_score(true, probability.argmax(1)),
+    })  # fmt: skip
+
+
+def test_nothing_but_unseen_classes_is_no_figure_and_no_division_by_zero() -> None:
+    out = labelled.outputs(torch.randn(3, 4), batch([-1, -1, -1]), losses)
+    assert labelled.summarise({k: float(v) for k, v in labelled.sums(out).items()}) == {"loss": 0, "accuracy": 0}
+
+
+def test_what_reports_get_is_in_single_precision_and_keeps_label_and_index() -> None:
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.0, 3.0, 0.0, 1.0]], dtype=torch.bfloat16)
+    seen: list[Any] = []
+
+    def loss(given: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append((given.dtype, labels.tolist()))
+        return losses(given, labels)
+
+    out = labelled.outputs(logits, batch([-1, 1]), loss)
+    assert seen == [(torch.float32, [0, 1])]  # a loss cannot index with -1
+    assert set(out) == {"logits", "loss", "label", "index"} and out["logits"].dtype == torch.float32
+    assert out["label"].tolist() == [-1, 1] and out["index"].tolist() == [100, 101] and out["loss"].shape == (2,)
+
+
+@pytest.mark.parametrize(("top", "given"), [(1, 1), (3, 3), (9, 4)])
+def test_the_likeliest_come_first_with_their_probabilities(top: int, given: int) -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = labelled.likeliest(logits, NAMES, top)
+    raw = logits.double().numpy()
+    for row, answers in zip(raw, found, strict=True):
+        probability = np.exp(row) / np.exp(row).sum()
+        order = np.argsort(-row, kind="stable")[:given]
+        assert [name for name, _ in answers] == [NAMES[k] for k in order]
+        assert [p for _, p in answers] == pytest.approx(probability[order], rel=1e-5)
