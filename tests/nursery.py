@@ -140,12 +140,12 @@ def _rank_1_is_killed_once() -> None:
 
 
 def _bug() -> None:
-    from bigmodel_cli.engine.training import session
+    from bigmodel_cli.engine.training import assemble
 
-    def fit(run: Any) -> Any:
+    def fit(run: Any, after_step: Any) -> Any:
         return 1 / 0
 
-    session.fit = fit
+    assemble.fit = fit
 
 
 def _no_onnx() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import LossSum
 from bigmodel_cli.engine.training import loop
 from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 BATCH = 130  # ten steps an epoch of digits' 1294 pictures
@@ -25,15 +26,26 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: str = "perceptron", **sections: Any) -> None:
         monkeypatch.setattr(
-            "bigmodel_cli.engine.training.assemble.measured", lambda section, placement, *rest: placement
+            "bigmodel_cli.engine.training.build_run.measured", lambda section, placement, *rest: placement
         )
         values = {"model": {"name": model}, "data": {"name": "digits"}, **sections}
         values["train"] = {"epochs": 2, "batch_size": BATCH, **sections.get("train", {})}
-        self.run: Run = assemble(resolve([Layer("t", values)]).recipe)
         self.events: list[dict[str, Any]] = []
         self.saves: list[tuple[int, bool]] = []
-        self.run.emit = self.events.append
-        self.run.save = lambda run, best: self.saves.append((run.progress.step, best))
+        self.save: Callable[[Run, bool], None] = lambda run, best: self.saves.append((run.progress.step, best))
+        self.should_stop: Callable[[], bool] = lambda: False
+        self.roll_back: Callable[[], bool] = lambda: False
+        self.after_step: Callable[[], object] = lambda: None
+        hooks = Hooks(
+            on_event=self.events.append,
+            should_stop=lambda run: self.should_stop(),
+            save=lambda run, best: self.save(run, best),
+            roll_back=lambda run: self.roll_back(),
+        )
+        self.run: Run = assemble(resolve([Layer("t", values)]).recipe, hooks=hooks)
+
+    def fit(self) -> bool:
+        return loop.fit(self.run, lambda: self.after_step())
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
@@ -67,7 +79,7 @@ def vals(monkeypatch: pytest.MonkeyPatch, *metrics: dict[str, float] | None) -> 
 def test_steps_and_epochs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch, optimizer={"name": "sgd", "lr": 0.05}, schedule={"name": "constant"})
     sizes = [it.run.batches.size(i) for i in range(10)]
-    assert loop.fit(it.run)
+    assert it.fit()
     steps, epochs = it.told("step"), it.told("epoch")
     assert [e["step"] for e in steps] == list(range(1, 21)) and [e["epoch"] for e in steps] == [1] * 10 + [2] * 10
     assert [e["count"] for e in steps] == sizes * 2
@@ -122,7 +134,7 @@ def test_when_it_saves_and_evaluates(
 ) -> None:
     it = Watched(monkeypatch, train={"epochs": 3, **train})
     asked = vals(monkeypatch, {"accuracy": 0.5, "loss": 1.0})
-    assert loop.fit(it.run)
+    assert it.fit()
     assert [step for step, _ in it.saves] == saved and len(asked) == len(it.told("evaluating"))
     assert [e["epoch"] for e in it.told("epoch") if "val_loss" in e and "best" in e] == evaluated
     assert len(asked) == len(evaluated)
@@ -148,7 +160,7 @@ def test_what_is_best(
     it = Watched(monkeypatch, train={"epochs": len(values), "max_steps": None})
     monkeypatch.setattr(type(it.run.task), "best", ("accuracy", mode))
     vals(monkeypatch, *({"accuracy": value, "loss": loss} for value, loss in values))
-    assert loop.fit(it.run)
+    assert it.fit()
     assert [b for _, b in it.saves] == best == [e["best"] for e in it.told("epoch")]
     last = max(i for i, b in enumerate(best) if b)
     progress = it.run.progress
@@ -159,16 +171,16 @@ def test_what_is_best(
 def test_patience_is_so_many_epochs_after_the_best(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch, train={"epochs": 9, "patience": patience})
     vals(monkeypatch, {"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.6, "loss": 1.0}, {"accuracy": 0.6, "loss": 1.0})
-    assert loop.fit(it.run)
+    assert it.fit()
     assert it.run.progress.epoch == 2 + patience
 
 
 def test_a_signal_ends_it_after_the_step_with_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch)
     ticks: list[int] = []
-    it.run.tick = lambda: ticks.append(it.run.progress.step)
-    it.run.stop = lambda: it.run.progress.step >= 13
-    assert not loop.fit(it.run)
+    it.after_step = lambda: ticks.append(it.run.progress.step)
+    it.should_stop = lambda: it.run.progress.step >= 13
+    assert not it.fit()
     assert it.saves[1:] == [(13, False)] and ticks == list(range(1, 14))
     assert (it.run.progress.epoch, it.run.progress.batch_in_epoch) == (1, 3)
     assert [e["step"] for e in it.told("step")] == ticks and len(it.told("epoch")) == 1
@@ -177,7 +189,7 @@ def test_a_signal_ends_it_after_the_step_with_a_save(monkeypatch: pytest.MonkeyP
 def test_a_signal_in_an_evaluation_saves_the_epoch_as_not_yet_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch)
     vals(monkeypatch, None)
-    assert not loop.fit(it.run)
+    assert not it.fit()
     assert it.saves == [(10, False)] and it.told("epoch") == []
     assert (it.run.progress.epoch, it.run.progress.batch_in_epoch) == (0, 10)
 
@@ -187,7 +199,7 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_for_good(error: Any, mo
     """The same steps as without: RELIABILITY asks for losses within 1e-5."""
     plain = {"optimizer": {"name": "sgd", "lr": 0.1}, "train": {"max_steps": 4}}
     whole = Watched(monkeypatch, **plain)
-    loop.fit(whole.run)
+    whole.fit()
     it = Watched(monkeypatch, **plain)
 
     def short(call: int, total: Any) -> Any:
@@ -198,10 +210,10 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_for_good(error: Any, mo
         return total
 
     sizes = losses(monkeypatch, short)
-    assert loop.fit(it.run)
+    assert it.fit()
     # 130 does not fit, nor 65: four pieces of the first step, which is begun anew each time, and of the three after it.
     first = it.run.batches.size(0)
-    assert it.run.num_micro_batches == 4 and sizes[:2] == [first, -(-first // 2)]
+    assert it.run.recovery.num_micro_batches == 4 and sizes[:2] == [first, -(-first // 2)]
     figures = [[int(x) for x in re.findall(r"\d+", e["message"])] for e in it.told("warning")]
     assert figures == [[-(-first // 2), 2, first], [-(-first // 4), 4, first]]  # so many samples, so many times
     assert len(sizes) == 2 + 4 * 4 and max(sizes[2:]) <= 33 and sum(sizes[2:6]) == first
@@ -216,17 +228,17 @@ def test_memory_that_does_not_suffice_for_one_sample_is_the_machines_fault(monke
 
     sizes = losses(monkeypatch, never)
     with pytest.raises(MachineError) as caught:
-        loop.fit(it.run)
+        it.fit()
     assert caught.value.exit_code == 3 and sizes == [8, 4, 2, 1] and it.run.progress.step == 0
-    assert it.run.num_micro_batches == 8 and len(it.told("warning")) == 3
+    assert it.run.recovery.num_micro_batches == 8 and len(it.told("warning")) == 3
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch)
     sizes = losses(monkeypatch, lambda call, total: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError):
-        loop.fit(it.run)
-    assert len(sizes) == 1 and it.run.num_micro_batches == 1
+        it.fit()
+    assert len(sizes) == 1 and it.run.recovery.num_micro_batches == 1
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
@@ -236,7 +248,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
 def test_bad_steps_that_are_not_in_a_row_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch, train={"skip_nonfinite": 2})
     losses(monkeypatch, lambda call, total: total * math.nan if call % 3 else total)  # two of three
-    assert loop.fit(it.run)
+    assert it.fit()
     assert [e["step"] for e in it.told("step")] == list(range(3, 21, 3)) and len(it.told("warning")) == 14
     counted = [e["count"] for e in it.told("step") if e["epoch"] == 1]
     assert it.told("epoch")[0]["train_loss"] == pytest.approx(
@@ -246,10 +258,10 @@ def test_bad_steps_that_are_not_in_a_row_do_not_add_up(monkeypatch: pytest.Monke
 
 def test_the_first_bad_step_ends_it_where_none_may_be_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch)
-    it.run.roll_back = lambda: pytest.fail("there is no going back unless the recipe says so")
+    it.roll_back = lambda: pytest.fail("there is no going back unless the recipe says so")
     poisoned(monkeypatch, range(4, 5))
     with pytest.raises(DivergedError) as caught:
-        loop.fit(it.run)
+        it.fit()
     assert caught.value.exit_code == 4 and caught.value.hint and it.told("warning") == [] and it.saves == []
     assert [e["step"] for e in it.told("step")] == [1, 2, 3] and not it.run.pending_steps
 
@@ -258,7 +270,7 @@ def test_nothing_to_go_back_to_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Watched(monkeypatch, train={"skip_nonfinite": 1})
     poisoned(monkeypatch, range(4, 6))
     with pytest.raises(DivergedError):
-        loop.fit(it.run)
+        it.fit()
     assert it.run.progress.lr_scale == 1 and len(it.told("warning")) == 1
 
 
@@ -273,11 +285,11 @@ def test_three_times_back_at_half_the_rate_and_then_it_ends(monkeypatch: pytest.
         it.run.progress.batch_in_epoch -= 2
         return True
 
-    it.run.roll_back = back
-    it.run.tick = lambda: rates.append(round(it.run.lr, 10))
+    it.roll_back = back
+    it.after_step = lambda: rates.append(round(it.run.lr, 10))
     poisoned(monkeypatch, range(5, 10_000))
     with pytest.raises(DivergedError):
-        loop.fit(it.run)
+        it.fit()
     assert it.run.progress.lr_scale == 1 / 8 and it.run.progress.step == 6
     # Of two bad steps the second raises before its tick.
     assert rates == [0.08] * 5 + [0.04, 0.02, 0.01] and len(it.told("warning")) == 4 + 3
@@ -291,12 +303,12 @@ def test_results_are_read_as_late_as_the_device_gives_them(monkeypatch: pytest.M
     expected = Watched(monkeypatch, train={"save_steps": 4})
     monkeypatch.setattr(Placement, "lag", 1)
     waiting: list[int] = []
-    it.run.tick = lambda: waiting.append(len(it.run.pending_steps))
+    it.after_step = lambda: waiting.append(len(it.run.pending_steps))
     told_at_save: list[int] = []
-    it.run.save = lambda run, best: told_at_save.append(it.told("step")[-1]["step"])
-    assert loop.fit(it.run)
+    it.save = lambda run, best: told_at_save.append(it.told("step")[-1]["step"])
+    assert it.fit()
     monkeypatch.undo()
-    assert loop.fit(expected.run)
+    assert expected.fit()
     assert it.told("step") == expected.told("step") and set(waiting) == {1}
     assert told_at_save == [4, 8, 10, 12, 16, 20, 20]  # a checkpoint never holds a step that was not looked at
 
