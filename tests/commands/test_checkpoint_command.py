@@ -25,7 +25,7 @@ def test_ours(run_cli: Any) -> None:
     )
     shown = run_cli("checkpoint", "show", GOLDEN).stdout
     assert "bigmodel.checkpoint" in shown and "model.linear1.weight" in shown and "16x64" in shown
-    assert "SHA-256 over every value" in run_cli("checkpoint", "verify", GOLDEN).stdout
+    assert "SHA-256 of every value" in run_cli("checkpoint", "verify", GOLDEN).stdout
 
 
 def test_anyones(run_cli: Any, tmp_path: Path) -> None:
