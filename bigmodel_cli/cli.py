@@ -57,8 +57,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         console.say(f"bigmodel {bigmodel_cli.__version__}")
         raise typer.Exit()
 

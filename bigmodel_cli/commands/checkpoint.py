@@ -23,7 +23,7 @@ MAX_SHOWN = 40  # tensors in the table; --json lists them all
 
 @app.command()
 def show(file: File, json: opt.Json = False) -> None:
-    """Show what a .pt or .safetensors file holds, from any source, without running code in it.
+    """Show what a .pt or .safetensors file from any source holds, without running code in it.
 
     Examples:
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -71,6 +70,16 @@ Out = Annotated[
 ]
 
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Set an option of the method (compress.ratio=0.5) or a recipe field; repeatable.",
+    ),
+]
+
+
 @takes_options("compress")
 def compress(
     *,
@@ -81,6 +90,7 @@ def compress(
     epochs: Epochs = 1,
     lr: LearningRate = 1e-3,
     options: RunOptions,
+    assignments: Set = None,
     out: Out = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier compression in --out.")] = False,
     json: opt.Json = False,
@@ -107,9 +117,9 @@ def compress(
     if is_export(checkpoint):
         raise InputError(f"{checkpoint}: an export", "expected the checkpoint that it was exported from")
     trained = load_trained(checkpoint)
-    own = [a for a in options.assignments or [] if a.startswith("compress.")]
-    for_recipe = [a for a in options.assignments or [] if a not in own]
-    recipe = checkpoint_recipe(trained, dataclasses.replace(options, assignments=for_recipe).flag_layers())
+    own = [a for a in assignments or [] if a.startswith("compress.")]
+    for_recipe = RunOptions(data_dir=options.data_dir, assignments=[a for a in assignments or [] if a not in own])
+    recipe = checkpoint_recipe(trained, for_recipe.flag_layers())
     if method is not None:
         out = out or trained.path.parent / f"compressed-{method}"
         _compress(trained, recipe, method, own, out, overwrite, json)

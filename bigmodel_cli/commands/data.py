@@ -122,7 +122,9 @@ def index(
 
         bigmodel data index 'shards/*.tar' --out shards/index.json
 
-    Then, with that folder on a web server:  bigmodel train resnet18 --data https://host/shards/index.json
+    Then, with that folder on a web server:
+
+        bigmodel train resnet18 --data https://host/shards/index.json
     """
     import json as text
 

@@ -31,7 +31,7 @@ class Method(StrEnum):
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]
 Texts = Annotated[
     list[str] | None,
-    typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; may be repeated."),
+    typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; repeatable."),
 ]
 Target = Annotated[
     str | None,
@@ -49,7 +49,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="PATH",
-        help="HTML page for texts, or folder of heat maps for images.  [default: no page; ./explained]",
+        help="HTML page of texts, or folder of heat maps of images.  [default: explained/ for images]",
     ),
 ]
 

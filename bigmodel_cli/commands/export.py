@@ -65,7 +65,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Set an option of the format (export.opset=20) or a recipe field; may be repeated.",
+        help="Set an option of the format (export.opset=20) or a recipe field; repeatable.",
     ),
 ]
 

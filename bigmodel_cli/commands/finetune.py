@@ -78,7 +78,7 @@ def finetune(
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
     start = _start_section({**named, "--lora": lora}, lambda: _default_method(layers, checkpoint))
     if method == "auto":
-        if options.launch().wanted:
+        if options.launch().requested:
             hint = "run it without --nproc, then finetune --method NAME --nproc N"
             raise InputError("--method auto runs in one process", hint=hint)
         start = _chosen(checkpoint, pretrained, layers)

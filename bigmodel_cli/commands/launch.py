@@ -23,7 +23,7 @@ class Launch:
     max_restarts: int = 0
 
     @property
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         """Whether to start other processes. Those have the same flags, and do not start any."""
         return "TORCHELASTIC_RUN_ID" not in os.environ and (self.nproc, self.nnodes, self.rdzv) != (None, None, None)
 

@@ -160,7 +160,7 @@ class RunOptions:
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any other recipe field; repeatable."),
-        Flag(also=("eval", "plan", "study", "tune", "compress", "verify-resume")),
+        Flag(also=("eval", "plan", "study", "tune", "verify-resume")),
     ] = None
     out: Annotated[
         Path | None,

@@ -22,7 +22,7 @@ Files = Annotated[
     list[Path] | None,
     typer.Argument(metavar="FILE", help="Images, text files with one sample per line, or folders of them."),
 ]
-Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; may be repeated.")]
+Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; repeatable.")]
 
 
 @takes_options("predict", device="the checkpoint's", precision="the checkpoint's")

@@ -79,7 +79,7 @@ Threads = Annotated[
 ]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option("--allow-host", metavar="NAME", help="Accept this Host header too; may be repeated."),
+    typer.Option("--allow-host", metavar="NAME", help="Accept this Host header too; repeatable."),
 ]
 Log = Annotated[bool, typer.Option("--log", help="Log one line per request to stderr.")]
 

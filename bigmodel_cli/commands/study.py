@@ -14,7 +14,7 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Study file, such as recipes/image/few-images.yaml.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Study file, such as recipes/image/few-pictures.yaml.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -35,30 +35,30 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
 
         bigmodel study recipes/image/resnet-paper/short.yaml
 
-        bigmodel study recipes/image/few-images.yaml --out runs/few
+        bigmodel study recipes/image/few-pictures.yaml --out runs/few
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
     from bigmodel_cli.engine.experiments.study import read_study, run_study
 
     path = find_recipe(file)
-    wanted = read_study(path)
+    design = read_study(path)
     folder = out or Path("runs") / (path.stem if path.parent.name == "image" else f"{path.parent.name}-{path.stem}")
     results: list[dict[str, Any]] = []
     with WaitBars(), for_output(json) as display:
-        for name, result in run_study(wanted, folder, options.flag_layers(), display.emit):
+        for name, result in run_study(design, folder, options.flag_layers(), display.emit):
             results.append(result)
-            console.note(f"{name}: {len(results)} of {len(wanted.runs)} runs done")
+            console.note(f"{name}: {len(results)} of {len(design.runs)} runs done")
     (folder / "results.json").write_text(text.dumps(results, indent=1), encoding="utf-8")
     if json:
         for result in results:
             console.print_json({"event": "result", **{k: v for k, v in result.items() if k != "epochs"}})
     else:
-        _show(wanted.title, results)
-    if wanted.figure is not None:
+        _show(design.title, results)
+    if design.figure is not None:
         from bigmodel_cli.core.registry import figures
 
-        figures.get(wanted.figure.name)(results, folder / f"{wanted.figure.name}.png", **wanted.figure.options)
-        console.note(f"plot: {folder / wanted.figure.name}.png")
+        figures.get(design.figure.name)(results, folder / f"{design.figure.name}.png", **design.figure.options)
+        console.note(f"plot: {folder / design.figure.name}.png")
 
 
 def _show(title: str, results: list[dict[str, Any]]) -> None:

@@ -96,7 +96,7 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
     recipe = resolved.recipe
     stem = f"{recipe.model.name}-{recipe.data.name}".replace(":", "-")
     launch = options.launch()
-    if launch.wanted:
+    if launch.requested:
         launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=options.dry_run)
         return
     here = ranks()
