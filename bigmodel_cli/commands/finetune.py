@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands import console
-from bigmodel_cli.commands.options import RunOptions, complete_from
+from bigmodel_cli.commands.options import RunOptions, complete
 from bigmodel_cli.commands.recipe_layers import expand_hub_model, tokenizer_layer
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.train import run_training
@@ -30,7 +30,7 @@ Method = Annotated[
         "--method",
         metavar="NAME",
         help="Method: auto (try several), full, lora, probe, ...  [default: what the data is for, else full]",
-        autocompletion=complete_from("methods"),
+        autocompletion=complete("methods"),
     ),
 ]
 FreezeUntil = Annotated[

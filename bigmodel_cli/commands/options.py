@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.resolve import Layer
 
 
-def complete_from(registry: str) -> Any:
+def complete(registry: str) -> Any:
     """Shell completion from the names in a registry, which are read from the source without importing torch."""
 
     def names(incomplete: str) -> list[str]:
@@ -50,7 +50,7 @@ class RunOptions:
 
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Model name, or recipe file.", autocompletion=complete_from("models")),
+        typer.Argument(metavar="MODEL", help="Model name, or recipe file.", autocompletion=complete("models")),
         Flag(also=("plan", "verify-resume")),
     ] = None
     data: Annotated[
@@ -59,7 +59,7 @@ class RunOptions:
             "--data",
             metavar="NAME|PATH",
             help="Data set, or path to your own images or text.",
-            autocompletion=complete_from("data"),
+            autocompletion=complete("data"),
         ),
         Flag("data.name", default="digits", also=("eval", "plan", "verify-resume")),
     ] = None
@@ -89,7 +89,7 @@ class RunOptions:
             "--optimizer",
             metavar="NAME",
             help="Optimizer: sgd, adam, adamw, muon, ...",
-            autocompletion=complete_from("optimizers"),
+            autocompletion=complete("optimizers"),
         ),
         Flag("optimizer.name", default="adamw", also=("plan",)),
     ] = None
@@ -99,7 +99,7 @@ class RunOptions:
             "--schedule",
             metavar="NAME",
             help="Learning-rate schedule: constant, step, cosine, one_cycle.",
-            autocompletion=complete_from("schedules"),
+            autocompletion=complete("schedules"),
         ),
         Flag("schedule.name", default="one_cycle"),
     ] = None
@@ -109,7 +109,7 @@ class RunOptions:
             "--loss",
             metavar="NAME",
             help="Loss function: cross_entropy, mse.",
-            autocompletion=complete_from("losses"),
+            autocompletion=complete("losses"),
         ),
         Flag("loss.name", default="cross_entropy"),
     ] = None

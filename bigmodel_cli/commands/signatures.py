@@ -66,6 +66,7 @@ def takes_options(command: str, **defaults: str) -> Callable[[Command], Command]
         [(options_name, kind)] = [(n, h) for n, h in hints.items() if isinstance(h, type) and is_dataclass(h)]
         shared = _parameters(kind, command, defaults)
 
+        @functools.wraps(function)
         def run(**given: Any) -> None:
             options = kind(**{p.name: given.pop(p.name) for p in shared if p.name in given})
             function(**given, **{options_name: options})
@@ -74,7 +75,6 @@ def takes_options(command: str, **defaults: str) -> Callable[[Command], Command]
         for own in inspect.signature(function).parameters.values():
             keyword = own.replace(annotation=hints[own.name], kind=KEYWORD_ONLY)
             parameters += shared if own.name == options_name else [keyword]
-        run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 

@@ -55,7 +55,7 @@ def test_names_are_found_suggested_and_completed(run_cli: Any) -> None:
         with pytest.raises(InputError) as caught:
             models.get(name)
         assert expected in caught.value.line
-    complete = options.complete_from("models")
+    complete = options.complete("models")
     assert {"tv:resnet18", "tv:resnet101"} <= set(complete("tv:resnet1")) and "resnet20" in complete("res")
 
 
