@@ -41,7 +41,7 @@ Lora = Annotated[int | None, typer.Option("--lora", metavar="R", help="Train LoR
 
 @takes_options("finetune", data="the checkpoint's", loss="the checkpoint's", epochs="5", lr="the method's")
 def finetune(
-    options: RunOptions,
+    *,
     checkpoint: From = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from MODEL's published weights.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use what is cached.")] = False,
@@ -49,6 +49,7 @@ def finetune(
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train only the head.")] = False,
     freeze_until: FreezeUntil = None,
     lora: Lora = None,
+    options: RunOptions,
 ) -> None:
     """Fine-tune a checkpoint, or a model's published weights, on the same or other data.
 
