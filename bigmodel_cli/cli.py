@@ -38,7 +38,7 @@ from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 
 
 class Group(TyperGroup):
-    """Lists each command with its whole first sentence, where Typer cuts it off at the line's end."""
+    """Lists each command with its whole first sentence; Typer alone would cut it at the end of the line."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         shown = [(name, self.commands[name]) for name in self.list_commands(ctx)]
@@ -52,13 +52,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # as markup, "[default: ...]" in a help text would vanish
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    help="From zero to a shipped model: train, fine-tune, evaluate, predict and export with one engine.",
+    help="Train, fine-tune, evaluate, compress, export and serve models.",
     epilog="Start with: bigmodel train resnet18 --data digits",
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         console.say(f"bigmodel {bigmodel_cli.__version__}")
         raise typer.Exit()
 
@@ -68,7 +68,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:
         os.environ["BIGMODEL_DEBUG"] = "1"
@@ -97,9 +97,9 @@ app.add_typer(checkpoint.app, name="checkpoint", cls=Group)
 
 
 def main() -> None:
-    """Run the command line; every way it can end is decided here."""
-    gc.set_threshold(100_000)  # while torch is imported: 0.2 s of collecting garbage; placement ends it
-    atexit.register(_end_at_once)  # before a command imports what registers its own: these are called first
+    """Run the command line. Its exit code is decided here."""
+    gc.set_threshold(100_000)  # saves 0.2 s of garbage collection while torch is imported; placement resets it
+    atexit.register(_end_at_once)  # registered first, so called last, after the handlers of whatever a command imports
     try:
         _run()
     except SystemExit as end:
@@ -111,11 +111,11 @@ _ended: list[int] = []
 
 
 def _end_at_once() -> None:
-    """End the process here, threads joined and all else cleaned up: to take torch's modules apart takes 0.4 s more."""
+    """End the process once threads are joined and handlers have run: unloading torch's modules takes 0.4 s more."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # which Python will say
+    except OSError:  # Python reports it
         return
     if _ended:
         os._exit(_ended[0])
@@ -129,12 +129,12 @@ def _run() -> None:
         _debug()
         console.error(error)
         _leave(error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the pipe has exited, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(128 + signal.SIGPIPE)
     except Exception as error:
         _debug()
-        hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug ... shows it"])
+        hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug COMMAND shows the traceback"])
         console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint))
         _leave(1)
 

@@ -1,4 +1,4 @@
-"""``bigmodel checkpoint``: what a file holds, whether it is whole, and bringing it up to date. Nothing in it runs."""
+"""``bigmodel checkpoint``: inspect, verify and convert checkpoint files without running code in them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bigmodel_cli.core.errors import InputError
 if TYPE_CHECKING:
     from bigmodel_cli.engine.checkpoint.inspect import Contents
 
-app = typer.Typer(help="Look into anyone's checkpoint, verify it, bring it up to date.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, verify, migrate and consolidate checkpoints.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run folder.")]
-SHOWN = 40  # tensors on the screen; --json lists them all
+MAX_SHOWN = 40  # tensors in the table; --json lists them all
 
 
 @app.command()
 def show(file: File, json: opt.Json = False) -> None:
-    """Show what a .pt or .safetensors file holds, whoever made it, without running or loading it.
+    """Show what a .pt or .safetensors file from any source holds, without running code in it.
 
     Examples:
 
@@ -31,7 +31,7 @@ def show(file: File, json: opt.Json = False) -> None:
 
         bigmodel checkpoint show downloaded.safetensors --json
     """
-    found = _look(file)
+    found = _inspect(file)
     facts = describe(found)
     if json:
         console.print_json(facts)
@@ -39,24 +39,26 @@ def show(file: File, json: opt.Json = False) -> None:
     rows = [
         (k.replace("_", " "), _text(v)) for k, v in facts.items() if k not in ("parts", "tensors") and v is not None
     ]
-    console.show(console.table(None, ("what", "value"), rows))
+    console.show(console.table(None, ("", "value"), rows))
     parts = [(p["part"], f"{p['tensors']:,}", f"{p['elements']:,}", size(p["bytes"])) for p in facts["parts"]]
     console.show(console.table(None, ("part", "tensors", "elements", "size"), parts, right=True))
-    # The optimizer's tensors look like the model's: the screen shows the weights, the parts tell the rest.
+    # The table lists the model's tensors; those of the optimizer are in the totals above.
     weights = [t for t in facts["tensors"] if t["name"].startswith("model.")] if _ours(found) else facts["tensors"]
     _show_tensors(weights)
 
 
 def _show_tensors(tensors: list[dict[str, Any]]) -> None:
-    cells = [(t["name"], t["dtype"], _shape(t["shape"]), size(t["bytes"])) for t in tensors[:SHOWN]]
+    cells = [(t["name"], t["dtype"], _shape(t["shape"]), size(t["bytes"])) for t in tensors[:MAX_SHOWN]]
     console.show(console.table(None, ("tensor", "type", "shape", "size"), cells))
-    if len(tensors) > SHOWN:
-        console.note(f"and {len(tensors) - SHOWN:,} more tensors: --json lists them all")
+    if len(tensors) > MAX_SHOWN:
+        console.note(f"and {len(tensors) - MAX_SHOWN:,} more tensors; --json lists them all")
 
 
 @app.command()
 def verify(file: File, json: opt.Json = False) -> None:
-    """Check that a file is whole, and say what can and what cannot be checked. Exit 0: whole; 2: not.
+    """Verify that a file is intact, and say what could not be checked.
+
+    Exit code 0: intact. 2: damaged.
 
     Example:
 
@@ -64,36 +66,38 @@ def verify(file: File, json: opt.Json = False) -> None:
     """
     from bigmodel_cli.engine.checkpoint import checkpoint
 
-    found = _look(file)
-    checks = [("form", "good", "one file, nothing hidden in it, every tensor within its bytes")]
+    found = _inspect(file)
+    checks = [("form", "good", "no bytes outside the tensors and metadata, every tensor within the file")]
     if _ours(found):
         checkpoint.load(found.path)
         checks += [
             ("checksums", "good", "CRC-32 of every entry"),
-            ("digest", "good", "SHA-256 over every value: not a bit has changed since it was saved"),
-            ("maker", "not checked", "a digest is no signature: whoever changes a file can make a new one"),
+            ("digest", "good", "SHA-256 of every value: unchanged since it was saved"),
+            ("maker", "not checked", "a digest is not a signature: whoever changes a file can compute a new one"),
         ]
     else:
         checkpoint.read(found.path)
         sums = found.kind == "torch"
-        how = "CRC-32 of every entry" if sums else "safetensors has none: a flipped bit in a weight goes unseen"
+        how = "CRC-32 of every entry" if sums else "safetensors has none: a flipped bit in a weight is not detected"
         checks += [
             ("checksums", "good" if sums else "not there", how),
-            ("digest", "not there", "not a bigmodel checkpoint: compare the file's SHA-256 with its maker's"),
+            ("digest", "not there", "not a bigmodel checkpoint: compare the file's SHA-256 with the published one"),
         ]
     if json:
         console.print_json({"file": str(found.path), "whole": True, "checks": {n: s for n, s, _ in checks}})
         return
-    console.show(console.table(str(found.path), ("check", "result", "what it means"), checks))
+    console.show(console.table(str(found.path), ("check", "result", "meaning"), checks))
 
 
 @app.command()
 def migrate(
     file: File,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write the file of the current version.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="New file to write; needed for an old checkpoint.")
+    ] = None,
     json: opt.Json = False,
 ) -> None:
-    """Bring a checkpoint of an older version up to date, in a new file; the old one stays.
+    """Convert a checkpoint of an older version to the current one, in a new file.
 
     Example:
 
@@ -107,26 +111,26 @@ def migrate(
     changed = was != checkpoint.VERSION
     if changed:
         if out is None:
-            raise InputError(f"{path}: version {was}", "expected --out for the new file", f"--out {path}.new")
+            raise InputError(f"{path}: version {was}", "expected --out for the new file", f"add --out {path}.new")
         if out.exists():
-            raise InputError(f"{out}: is there already", "expected a new file", "give another --out")
+            raise InputError(f"{out}: already exists", "expected a new file", "choose another --out")
         checkpoint.save(out, state)
     written = str(out) if changed else None
     if json:
         console.print_json({"file": str(path), "version": was, "current": checkpoint.VERSION, "written": written})
     elif changed:
-        console.say(f"{path}: version {was} brought to {checkpoint.VERSION} in {out}")
+        console.say(f"{path}: version {was} converted to version {checkpoint.VERSION}: {out}")
     else:
-        console.say(f"{path}: version {was} is the current one, nothing to do")
+        console.say(f"{path}: version {was} is current, nothing to do")
 
 
 @app.command()
 def consolidate(
     file: File,
-    out: Annotated[Path, typer.Option("--out", help="Where to write the one file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
     json: opt.Json = False,
 ) -> None:
-    """Put a checkpoint that several processes wrote in parts together, verified, as one file; the parts stay.
+    """Combine a sharded checkpoint into one verified file; the shards are kept.
 
     Example:
 
@@ -137,15 +141,15 @@ def consolidate(
 
     path = checkpoint_file(file)
     if out.exists():
-        raise InputError(f"{out}: is there already", "expected a new file", "give another --out")
+        raise InputError(f"{out}: already exists", "expected a new file", "choose another --out")
     checkpoint.save(out, checkpoint.load(path))
     if json:
         console.print_json({"file": str(path), "written": str(out)})
     else:
-        console.say(f"{path}: {size(out.stat().st_size)} in {out}")
+        console.say(f"written: {out}, {size(out.stat().st_size)}")
 
 
-def _look(file: Path) -> Contents:
+def _inspect(file: Path) -> Contents:
     from bigmodel_cli.engine.checkpoint.inspect import inspect_file
     from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 
@@ -156,7 +160,7 @@ def _look(file: Path) -> Contents:
         file = found
     if is_sharded(file):
         hint = f"bigmodel checkpoint consolidate {file} --out whole.pt"
-        raise InputError(f"{file}: a checkpoint in parts", "expected one file", hint)
+        raise InputError(f"{file}: a sharded checkpoint", "expected one file", hint)
     return inspect_file(file)
 
 
@@ -165,7 +169,7 @@ def _ours(found: Contents) -> bool:
 
 
 def describe(found: Contents) -> dict[str, Any]:
-    """Everything that `found` says of itself, as plain values; of a foreign file, its form and its tensors."""
+    """The metadata and tensors of a checkpoint as plain values; of a foreign file, its container and tensors."""
     tensors: list[dict[str, Any]] = [
         {"name": name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "elements": t.count}
         for name, t in found.tensors()
@@ -179,13 +183,13 @@ def describe(found: Contents) -> dict[str, Any]:
         part["elements"] += tensor.pop("elements")
         part["bytes"] += tensor["bytes"]
     facts: dict[str, Any] = {"file": str(found.path), "bytes": found.size, "container": found.kind}
-    facts |= _remembered(found.values) if _ours(found) else {"format": "foreign: bigmodel did not make it"}
+    facts |= _saved_facts(found.values) if _ours(found) else {"format": "foreign: bigmodel did not make it"}
     facts |= {"metadata": found.metadata or None, "never_run": found.closed() or None}
     return {**facts, "parts": list(parts.values()), "tensors": tensors}
 
 
-def _remembered(values: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of ours says of itself. Its file may be anybody's: nothing is taken to be there."""
+def _saved_facts(values: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a bigmodel checkpoint. The file is untrusted: any value may be missing."""
 
     def part(*path: str) -> Any:
         value: Any = values
@@ -230,4 +234,4 @@ def _text(value: Any) -> str:
 
 
 def _shape(sides: list[int]) -> str:
-    return "x".join(map(str, sides)) or "one number"
+    return "x".join(map(str, sides)) or "scalar"

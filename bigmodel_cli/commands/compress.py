@@ -1,4 +1,4 @@
-"""``bigmodel compress``: a checkpoint made smaller and quicker, by one method or by a search over all of them."""
+"""``bigmodel compress``: make a checkpoint smaller and faster, by one method or by a search over all of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,9 +25,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import Trained
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
-OURS = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
-"""What a method leaves in its folder, done or broken off."""
-OURS_OF_A_SEARCH = ("search.json", "frontier.json", "frontier.png", "chosen", "chosen.pt", "tries")
+METHOD_FILES = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
+"""What a method writes in its folder, finished or interrupted."""
+SEARCH_FILES = ("search.json", "frontier.json", "frontier.png", "chosen", "chosen.pt", "tries")
 
 
 def _methods(incomplete: str) -> list[str]:
@@ -33,32 +36,69 @@ def _methods(incomplete: str) -> list[str]:
     return ["int8", *compressions.matching(incomplete, start=True)]
 
 
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="Compression method: int8, prune, qat, distill, bf16, int4-weights, ...",
+        autocompletion=_methods,
+    ),
+]
+TargetSize = Annotated[
+    str | None, typer.Option("--target-size", metavar="SIZE", help="Search: largest acceptable size, such as 2MB.")
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop", metavar="POINTS", min=0, help="Search: largest acceptable drop of val accuracy, in points."
+    ),
+]
+Epochs = Annotated[
+    int, typer.Option("--epochs", metavar="N", min=0, help="Search: epochs of fine-tuning after each pruning.")
+]
+LearningRate = Annotated[
+    float, typer.Option("--lr", metavar="RATE", min=0, help="Search: learning rate of that fine-tuning.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder to write.  [default: compressed-<method>, beside CKPT]",
+    ),
+]
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Set an option of the method (compress.ratio=0.5) or a recipe field; repeatable.",
+    ),
+]
+
+
+@takes_options("compress")
 def compress(
+    *,
     checkpoint: opt.Checkpoint,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help="int8, prune, qat, distill, bf16, int4-weights, ...", autocompletion=_methods),
-    ] = None,
-    target_size: Annotated[
-        str | None, typer.Option("--target-size", metavar="SIZE", help="Search: at most this large, such as 2MB.")
-    ] = None,
-    max_drop: Annotated[
-        float | None, typer.Option("--max-drop", min=0, help="Search: at most so many points of val accuracy lost.")
-    ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=0, help="Search: epochs of repair after each pruning.")] = 1,
-    lr: Annotated[float, typer.Option("--lr", min=0, help="Search: learning rate of the repair.")] = 1e-3,
-    data_dir: opt.DataDir = None,
-    assignments: opt.Set = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.  [default: beside CKPT]")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier compress left there.")
-    ] = False,
+    method: MethodName = None,
+    target_size: TargetSize = None,
+    max_drop: MaxDrop = None,
+    epochs: Epochs = 1,
+    lr: LearningRate = 1e-3,
+    options: RunOptions,
+    assignments: Set = None,
+    out: Out = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier compression in --out.")] = False,
     json: opt.Json = False,
 ) -> None:
-    """Make a checkpoint smaller and quicker: one --method, or a search with --target-size or --max-drop.
+    """Make a checkpoint smaller and faster, by one --method or by a search (--target-size, --max-drop).
 
-    Calibration and repair use the train split, every choice the validation split; the test
-    split stays unread. A search that is run again goes on where it stopped.
+    Calibration and fine-tuning use the training split, every choice uses the validation split;
+    the test split is never read. Run a search again to continue it.
 
     Examples:
 
@@ -69,22 +109,23 @@ def compress(
         bigmodel compress ckpt.pt --max-drop 0.5
     """
     if (method is None) == (target_size is None and max_drop is None):
-        what = "nothing to aim at" if method is None else "--method together with a search"
+        what = "nothing to do" if method is None else "--method together with a search"
         raise InputError(what, "expected --method, or --target-size and --max-drop", "bigmodel compress --help")
     from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.export.folder import is_export
 
     if is_export(checkpoint):
-        raise InputError(f"{checkpoint}: an export", "expected the checkpoint it was made from")
+        raise InputError(f"{checkpoint}: an export", "expected the checkpoint that it was exported from")
     trained = load_trained(checkpoint)
     own = [a for a in assignments or [] if a.startswith("compress.")]
-    rest = [a for a in assignments or [] if a not in own]
-    recipe = opt.recipe_of(trained, {"data_dir": data_dir}, rest)
+    for_recipe = RunOptions(data_dir=options.data_dir, assignments=[a for a in assignments or [] if a not in own])
+    recipe = checkpoint_recipe(trained, for_recipe.flag_layers())
     if method is not None:
-        _one(trained, recipe, method, own, out or trained.path.parent / f"compressed-{method}", overwrite, json)
+        out = out or trained.path.parent / f"compressed-{method}"
+        _compress(trained, recipe, method, own, out, overwrite, json)
         return
     if own:
-        raise InputError(f"--set {own[0]}: a search chooses methods itself", "expected --epochs or --lr", "--method")
+        raise InputError(f"--set {own[0]}: a search sets the options of its methods", "expected --epochs or --lr")
     from bigmodel_cli.compress.search import Goal
 
     goal = Goal(None if target_size is None else _bytes(target_size), max_drop)
@@ -99,11 +140,11 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def _events(json: bool) -> Any:
-    """How training is shown; with --json only the result is printed."""
+def _display(json: bool) -> Any:
+    """A context manager that shows training events; with --json only the result is printed."""
 
     @contextlib.contextmanager
-    def shown() -> Iterator[Any]:
+    def display_events() -> Iterator[Any]:
         from bigmodel_cli.commands.progress import WaitBars, for_output
 
         if json:
@@ -112,23 +153,26 @@ def _events(json: bool) -> Any:
         with WaitBars(), for_output(False) as display:
             yield display.emit
 
-    return shown
+    return display_events
 
 
-def _one(trained: Trained, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool) -> None:
+def _compress(
+    trained: Trained, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool
+) -> None:
+    """Apply one method, and compare the result with its source."""
     from bigmodel_cli.compress.trial import Judge
     from bigmodel_cli.compress.work import Data, Work, fitting
 
     entry = fitting(method, trained)
     options = _options(entry, own)
-    _free(out, overwrite)
+    _check_out(out, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     artefact = out / ("export" if entry.meta["gives"] == "export" else "model.pt")
     data = Data(recipe, trained.task.spec)
     try:
-        entry(Work(trained, recipe, data, artefact, _events(json)), **options)
+        entry(Work(trained, recipe, data, artefact, _display(json)), **options)
     finally:
-        with contextlib.suppress(OSError):  # empty, where the method could not begin
+        with contextlib.suppress(OSError):  # it is empty where the method could not start
             out.rmdir()
     judge = Judge.of(trained, data)
     source, point = judge.point_of_source(), judge.point(entry.name, artefact)
@@ -139,7 +183,7 @@ def _one(trained: Trained, recipe: Any, method: str, own: list[str], out: Path, 
         console.print_json({"source": source.to_dict(), **point.to_dict()})
         return
     console.show(_table("compressed", [source, point], set()))
-    console.say(f"written {point.path}")
+    console.say(f"written: {point.path}")
     console.say(f"next: bigmodel eval {point.path} --split test")
 
 
@@ -155,20 +199,22 @@ def _options(entry: Entry, own: list[str]) -> dict[str, Any]:
         raise explain(error, {}, "compress", entry.schema.model_fields) from None
 
 
-def _free(out: Path, overwrite: bool) -> None:
-    """Hold `out` to a new folder, or one of ours that may be replaced."""
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Require a new folder, or with `overwrite` one that compress wrote."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not out.is_dir() or not any((out / name).exists() for name in OURS):
-        raise InputError(f"{out}: is there already", "expected a new folder", "give another --out")
+    if not out.is_dir() or not any((out / name).exists() for name in METHOD_FILES):
+        raise InputError(f"{out}: already exists", "expected a new folder", "choose another --out")
     if (out / "point.json").exists() and not overwrite:
-        raise InputError(f"{out}: compressed already", "expected a new folder", "--overwrite, or another --out")
+        raise InputError(
+            f"{out}: holds a compressed model", "expected a new folder", "add --overwrite, or choose another --out"
+        )
     if overwrite:
-        _remove(out, OURS)
+        _remove(out, METHOD_FILES)
 
 
 def _remove(out: Path, names: Iterable[str]) -> None:
-    """What compress wrote to the folder `out`; whatever else lies there stays."""
+    """Delete what compress wrote to the folder `out`, and nothing else."""
     for path in (out / name for name in names):
         if path.is_dir():
             shutil.rmtree(path)
@@ -182,15 +228,15 @@ def _search(
     from bigmodel_cli.compress.search import Search
 
     if out.exists() and not (out.is_dir() and ((out / "search.json").exists() or not any(out.iterdir()))):
-        raise InputError(f"{out}: is there already, and no search", "expected a new folder", "give another --out")
+        raise InputError(f"{out}: already exists and is no search", "expected a new folder", "choose another --out")
     if overwrite:
-        _remove(out, OURS_OF_A_SEARCH)
+        _remove(out, SEARCH_FILES)
 
-    def tell(point: Point) -> None:
+    def report(point: Point) -> None:
         if not json:
             console.note(f"{point.name}: {_size(point.bytes)}, {point.speedup:.2g}x as fast, drop {point.drop:.2f}")
 
-    found = Search(trained, recipe, out, goal, _events(json), tell, repair).run()
+    found = Search(trained, recipe, out, goal, _display(json), report, repair).run()
     values = found.to_dict()
     _draw(found, values, f"{recipe.model.name} on {recipe.data.name}", out / "frontier.png")
     if json:
@@ -200,7 +246,7 @@ def _search(
     if found.chosen is None:
         nearest = goal.nearest(found.points)
         console.note(
-            f"nothing meets {goal}: the best is {nearest.name}, {_size(nearest.bytes)}, drop {nearest.drop:.2f} "
+            f"nothing meets {goal}: the closest is {nearest.name}, {_size(nearest.bytes)}, drop {nearest.drop:.2f} "
             f"({nearest.path})"
         )
         raise typer.Exit(1)
@@ -213,25 +259,25 @@ def _draw(found: Frontier, values: dict[str, Any], title: str, path: Path) -> No
     chosen = found.chosen.name if found.chosen else None
     try:
         draw_frontier(title, values["source"], values["points"], chosen, path)
-    except MachineError as error:  # the search is worth more than its image
-        console.note(f"frontier.png is not drawn: {error.line}")
+    except MachineError as error:  # the search matters more than its plot
+        console.note(f"frontier.png was not drawn: {error.line}")
 
 
 def _show(found: Frontier, out: Path) -> None:
     best = {p.name for p in found.best()}
     threads = f"{found.source.threads} thread{'s' * (found.source.threads != 1)}"
-    console.show(_table("frontier on val", [found.source, *found.points], best))
-    console.say(f"ms: p50 for one sample, {threads}; x1, x32: times as fast as the source for 1 and 32; * the frontier")
+    console.show(_table("Pareto frontier on val", [found.source, *found.points], best))
+    console.say(f"*: on the frontier; ms: median latency of one sample, {threads}; x1, x32: speedup at batch 1 and 32")
     for line in found.skipped:
-        console.note(f"not tried: {line}")
+        console.note(f"skipped: {line}")
     if found.chosen is not None:
-        console.say(f"chosen {found.chosen.name}: {found.chosen.path}")
+        console.say(f"chosen: {found.chosen.name}, {found.chosen.path}")
         console.say(f"next: bigmodel eval {found.chosen.path} --split test")
-    console.say(f"drawn in {out / 'frontier.png'}, figures in {out / 'frontier.json'}")
+    console.say(f"plot: {out / 'frontier.png'}, data: {out / 'frontier.json'}")
 
 
 def _table(title: str, points: list[Point], best: set[str]) -> Any:
-    """Columns that fit 80: * marks the frontier; smaller and, at batch 1 and 32, faster are times the source's."""
+    """Points as a table within 80 columns; size and speed relative to the source, * for the frontier."""
     first = points[0]
     heads = ("", "MB", "smaller", "ms", "x1", "x32", first.metric, "drop")
     rows = []

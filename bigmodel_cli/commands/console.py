@@ -1,4 +1,4 @@
-"""The one place that prints. stdout carries results only, so pipes stay clean; all else goes to stderr."""
+"""The one place that prints: results to stdout, everything else to stderr, so that pipes stay clean."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bigmodel_cli.core.errors import BigmodelError, printable
 from bigmodel_cli.core.types import finite
 
 for stream in (sys.stdout, sys.stderr):
-    # A file's name may hold what the terminal's encoding has no sign for: it is shown as an escape.
+    # A file name may hold characters that the terminal's encoding lacks: they are shown as escapes.
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
-PIPE_WIDTH = 200  # columns; in a pipe or a log a row stays a line, where 80 would fold it
+PIPE_WIDTH = 200  # columns in a pipe or a log, where 80 would fold the rows of a table
 piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
 
 out = Console(highlight=False, width=PIPE_WIDTH if piped else None)
@@ -30,30 +30,30 @@ err = Console(stderr=True, highlight=False)
 
 
 def is_terminal() -> bool:
-    """Whether a person watches the progress."""
+    """Whether stderr is a terminal that can redraw lines."""
     return err.is_terminal and not err.is_dumb_terminal
 
 
 def say(text: str, prose: bool = False) -> None:
-    """A line of result on stdout, control characters escaped. A path in it stays one word: only `prose` is wrapped."""
+    """Print a line of the result on stdout, control characters escaped. Only `prose` is wrapped: a path stays whole."""
     out.print(Text(printable(text)), soft_wrap=not (prose and out.is_terminal))
 
 
 def raw(text: str) -> None:
-    """Text as it is, on stdout."""
+    """Write text to stdout unchanged."""
     sys.stdout.write(text)
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on one line; what is not finite is null, since JSON has no NaN."""
+    """Write one JSON object on one line; NaN and infinity become null, since JSON has neither."""
     sys.stdout.write(json.dumps(finite(value), default=str) + "\n")
     sys.stdout.flush()
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> Table:
-    """A table whose first column is text and, with `right`, whose others are figures.
+    """A table; with `right`, every column but the first is right-aligned.
 
-    Whatever comes from a file is shown as it is written: no markup, no control characters.
+    Text from a file is shown literally: markup is not interpreted, control characters are escaped.
     """
     built = Table(
         title=None if title is None else Text(printable(title), style="bold"),
@@ -69,40 +69,40 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str
 
 
 def show(renderable: RenderableType) -> None:
-    """A table or the like, on stdout."""
+    """Print a table, or anything else that rich renders, on stdout."""
     out.print(renderable)
 
 
-class Voice:
-    """How this process speaks, where it is one of several: rank 0 as ever, the others through their errors alone."""
+class RankOutput:
+    """What this process prints where it is one of several: rank 0 everything, the others only their errors."""
 
     prefix = ""
-    tells: Callable[[str], bool] = staticmethod(lambda line: True)
-    """Asked with an error's line whether it is this process that tells it; rank 0 asks when it has told it."""
-    first = True
+    claims_error: Callable[[str], bool] = staticmethod(lambda line: True)
+    """Whether this process is the one to print an error; rank 0 calls it after printing, so that others do not."""
+    is_main = True
 
 
-def speak_as(rank: int, tells: Callable[[str], bool]) -> None:
-    """From here on speak as rank `rank` of several."""
-    Voice.tells, Voice.first = staticmethod(tells), rank == 0  # type: ignore[assignment]
+def print_as_rank(rank: int, claims_error: Callable[[str], bool]) -> None:
+    """From now on print as rank `rank` of several processes."""
+    RankOutput.claims_error, RankOutput.is_main = staticmethod(claims_error), rank == 0  # type: ignore[assignment]
     if rank:
-        Voice.prefix = f"rank {rank}: "
+        RankOutput.prefix = f"rank {rank}: "
         out.quiet = True
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # until the process ends
 
 
 def note(text: str) -> None:
-    """A line for the person on stderr; control characters from files are escaped."""
-    if Voice.first:
+    """Print a line on stderr, control characters escaped."""
+    if RankOutput.is_main:
         err.print(Text(printable(text)), soft_wrap=not is_terminal())
 
 
 def error(problem: BigmodelError) -> None:
-    """The error's line, then its hint, on stderr."""
-    if not Voice.first and not Voice.tells(problem.line):
+    """Print the error on stderr, then its hint."""
+    if not RankOutput.is_main and not RankOutput.claims_error(problem.line):
         return
-    err.print(Text(f"error: {Voice.prefix}{problem.line}", style="bold red"), soft_wrap=True)
+    err.print(Text(f"error: {RankOutput.prefix}{problem.line}", style="bold red"), soft_wrap=True)
     if problem.hint:
         err.print(Text(f"hint: {printable(problem.hint)}"), soft_wrap=True)
-    if Voice.first:
-        Voice.tells(problem.line)
+    if RankOutput.is_main:
+        RankOutput.claims_error(problem.line)

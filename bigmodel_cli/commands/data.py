@@ -1,4 +1,4 @@
-"""``bigmodel data``: the data sets there are, and ``data inspect``: what one's own images or shards hold."""
+"""``bigmodel data``: list the data sets; inspect, tokenize and index your own data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bigmodel_cli.insight.image_dataset import Findings
 
 OWN = ("image_folder", "text_files", "labelled_file", "parallel_file", "chat_file", "preference_file", "token_shards")
-MOST_CLASSES = 30  # rows of classes on a screen; --json has them all
-MOST_NAMES = 5  # files named for each problem
+MAX_CLASSES = 30  # rows of classes in the table; --json lists them all
+MAX_NAMES = 5  # files listed for each problem
 
 app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 app.command()(tokenize)
@@ -25,9 +25,7 @@ app.command()(tokenize)
 
 @app.callback()
 def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
-    """The data sets, and which of them lie in the data folder; `inspect` looks into your own images or shards.
-
-    `tokenize` makes token shards of a large text.
+    """List the data sets; inspect, tokenize or index your own data.
 
     Examples:
 
@@ -51,26 +49,29 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
         for row in rows:
             console.print_json(row)
         return
-    own = dict.fromkeys(OWN, "wherever they lie")
+    own = dict.fromkeys(OWN, "your own files")
     cells = [
-        (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded when asked for"), r["summary"]) for r in rows
+        (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded on first use"), r["summary"]) for r in rows
     ]
-    console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
+    console.show(console.table(f"data in {root}", ("name", "available", "description"), cells))
 
 
 @app.command()
 def inspect(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Class folders, a table, a tar, text, shards, or hf:NAME: as --data.")
+        str,
+        typer.Argument(
+            metavar="PATH", help="What --data accepts: class folders, a table, a tar, text, token shards or hf:NAME."
+        ),
     ],
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", metavar="FILE.png", help="Also draw a contact sheet.")
+        Path | None, typer.Option("--sheet", metavar="FILE.png", help="Write a contact sheet of images.")
     ] = None,
     json: opt.Json = False,
 ) -> None:
-    """Look at images before training on them: counts, sizes, formats, leaks between splits, damaged files.
+    """Inspect your own data before training: counts, sizes, leaks between splits, damaged files.
 
-    Of text: how it is read, its splits, tokens and classes. Of token shards: whether every byte is what was written.
+    For text: the format it is read as, its splits, tokens and classes. For token shards: every checksum.
 
     Examples:
 
@@ -108,16 +109,22 @@ def inspect(
 
 @app.command()
 def index(
-    shards: Annotated[str, typer.Argument(help="WebDataset tars: 'train-{000..099}.tar', 'part-*.tar'.")],
-    out: Annotated[Path, typer.Option("--out", help="The index, beside or above the shards.")] = Path("index.json"),
+    shards: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="WebDataset tars: 'train-{000..099}.tar', 'part-*.tar'.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Index to write, beside or above the shards.")
+    ] = Path("index.json"),
 ) -> None:
-    """Write the index that shards are streamed by, from a web server or a folder: counts, checksums, classes.
+    """Write the index from which WebDataset shards are streamed: counts, checksums, classes.
 
     Example:
 
         bigmodel data index 'shards/*.tar' --out shards/index.json
 
-    Then, with that folder on any web server:  bigmodel train resnet18 --data https://host/shards/index.json
+    Then, with that folder on a web server:
+
+        bigmodel train resnet18 --data https://host/shards/index.json
     """
     import json as text
 
@@ -131,39 +138,39 @@ def index(
 
 
 def _show(findings: Findings, path: str, sheet: Path | None) -> None:
-    seen = findings.to_dict()
-    splits = list(seen["images"])
-    rows = [(name, *(f"{counts[s]:,}" for s in splits)) for name, counts in seen["counts"].items()]
-    more = len(rows) - MOST_CLASSES
-    rows = [*rows[:MOST_CLASSES], *([(f"and {more} more classes", *("" for _ in splits))] if more > 0 else [])]
-    total = ("total", *(f"{n:,}" for n in seen["images"].values()))
+    values = findings.to_dict()
+    splits = list(values["images"])
+    rows = [(name, *(f"{counts[s]:,}" for s in splits)) for name, counts in values["counts"].items()]
+    more = len(rows) - MAX_CLASSES
+    rows = [*rows[:MAX_CLASSES], *([(f"and {more} more classes", *("" for _ in splits))] if more > 0 else [])]
+    total = ("total", *(f"{n:,}" for n in values["images"].values()))
     console.show(console.table(None, ("class", *splits), [*rows, total], right=True))
-    side = seen["shorter_side"]
+    side = values["shorter_side"]
     facts = [
-        ("formats", ", ".join(f"{k} {v:,}" for k, v in seen["formats"].items())),
-        ("colours", ", ".join(f"{k} {v:,}" for k, v in seen["modes"].items())),
+        ("formats", ", ".join(f"{k} {v:,}" for k, v in values["formats"].items())),
+        ("color modes", ", ".join(f"{k} {v:,}" for k, v in values["modes"].items())),
         ("shorter side", f"{side['min']} to {side['max']} pixels, median {side['median']:g}" if side else "-"),
-        ("input size", f"--set data.size={seen['suggested_size']}"),
+        ("input size", f"--set data.size={values['suggested_size']}"),
     ]
     problems = [
-        ("cannot be decoded", [f"{b['name']} ({b['problem']})" for b in seen["undecodable"]]),
-        ("same image in two splits", [" = ".join(p) for p in seen["leaks"]]),
-        ("same image, two classes", [" = ".join(p) for p in seen["two_labels"]]),
-        ("same image twice in a split", [" = ".join(p) for p in seen["duplicates"]]),
-        ("look alike in two splits", [" ~ ".join(p) for p in seen["near_leaks"]]),
-        ("look alike in a split", [" ~ ".join(p) for p in seen["near_duplicates"]]),
+        ("cannot be decoded", [f"{b['name']} ({b['problem']})" for b in values["undecodable"]]),
+        ("same image in two splits", [" = ".join(p) for p in values["leaks"]]),
+        ("same image in two classes", [" = ".join(p) for p in values["two_labels"]]),
+        ("same image twice in a split", [" = ".join(p) for p in values["duplicates"]]),
+        ("near-duplicates in two splits", [" ~ ".join(p) for p in values["near_leaks"]]),
+        ("near-duplicates in a split", [" ~ ".join(p) for p in values["near_duplicates"]]),
     ]
     for what, names in problems:
-        shown = "".join(f"\n{name}" for name in names[:MOST_NAMES]) + ("\n..." if len(names) > MOST_NAMES else "")
+        shown = "".join(f"\n{name}" for name in names[:MAX_NAMES]) + ("\n..." if len(names) > MAX_NAMES else "")
         facts.append((what, f"{len(names):,}{shown}" if names else "none"))
-    console.show(console.table(None, ("what", "found"), _lines(facts)))
-    for note in seen["notes"]:
+    console.show(console.table(None, ("", "found"), _lines(facts)))
+    for note in values["notes"]:
         console.note(note)
     if sheet is not None:
-        console.say(f"contact sheet {sheet}")
-    console.say(f"next: bigmodel train resnet18 --data {path} --set data.size={seen['suggested_size']}")
+        console.say(f"contact sheet: {sheet}")
+    console.say(f"next: bigmodel train resnet18 --data {path} --set data.size={values['suggested_size']}")
 
 
 def _lines(facts: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A row a line: a cell shows line breaks as escapes, since file names may hold them."""
+    """One row per line, since a cell shows line breaks, which file names may hold, as escapes."""
     return [(what if i == 0 else "", line) for what, text in facts for i, line in enumerate(text.split("\n"))]

@@ -1,4 +1,4 @@
-"""``--dry-run``: the resolved recipe with origins, the model, and what the run will take."""
+"""``--dry-run``: the resolved recipe with the origin of each value, the model, and the cost of the run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def preflight(resolved: Resolved, folder: Path, json: bool) -> None:
-    """Measure and show; train nothing.
+    """Measure the run and print the result; train nothing.
 
     Raises:
-        MachineError: the disk cannot hold the checkpoints.
+        MachineError: the disk has no space for the checkpoints.
     """
     from bigmodel_cli.engine.experiments.dry_run import measure
 
@@ -33,7 +33,7 @@ def preflight(resolved: Resolved, folder: Path, json: bool) -> None:
         _show(found)
     if found.disk_free < found.disk_needed:
         need, free = size(found.disk_needed), size(found.disk_free)
-        raise MachineError(f"{folder}: the checkpoints need {need}", f"{free} free", "give another --out")
+        raise MachineError(f"{folder}: the checkpoints need {need}", f"{free} free", "choose another --out")
 
 
 def _recipe_table(resolved: Resolved) -> Any:
@@ -42,7 +42,7 @@ def _recipe_table(resolved: Resolved) -> Any:
         for key, value in values.items():
             shown = "-" if value is None else str(value)
             rows.append((f"{section}.{key}", shown, resolved.origin.get((section, key), "default")))
-    return console.table("recipe", ("field", "value", "from"), rows)
+    return console.table("recipe", ("field", "value", "origin"), rows)
 
 
 def _show(found: DryRun) -> None:
@@ -52,18 +52,18 @@ def _show(found: DryRun) -> None:
     metrics = ", ".join(f"{k} {v:.4g}" for k, v in found.val_metrics.items())
     facts = [
         ("placement", found.placement),
-        ("one train batch", f"loss {found.train_loss:.4f}, {found.step_seconds * 1000:.0f} ms a step"),
-        ("one val batch", f"{metrics}; the whole split about {found.val_seconds:.1f} s"),
-        ("one checkpoint", f"{size(found.checkpoint_bytes)} in {found.save_seconds:.2f} s"),
+        ("training batch", f"loss {found.train_loss:.4f}, {found.step_seconds * 1000:.0f} ms per step"),
+        ("validation batch", f"{metrics}; about {found.val_seconds:.1f} s for the split"),
+        ("checkpoint", f"{size(found.checkpoint_bytes)} in {found.save_seconds:.2f} s"),
         ("disk", f"{size(found.disk_needed)} needed, {size(found.disk_free)} free"),
-        ("memory", f"{size(found.memory_peak)} at the peak"),
+        ("memory", f"{size(found.memory_peak)} peak"),
         ("time", f"about {duration(found.estimated_seconds)} for {found.steps:,} steps"),
     ]
-    console.show(console.table("the run", ("what", "value"), facts))
+    console.show(console.table("the run", ("", "value"), facts))
 
 
 def size(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
+    """A number of bytes with its unit, in powers of 1000."""
     unit = 0
     while count >= 1000 and unit < len(UNITS) - 1:
         count, unit = count / 1000, unit + 1

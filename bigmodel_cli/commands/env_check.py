@@ -1,4 +1,4 @@
-"""``bigmodel env-check``: is this machine ready, and if not, what to do."""
+"""``bigmodel env-check``: whether this machine is ready, and what to do if it is not."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gpu", "bf16", "compile", "disk",
          "memory", "data", "network")  # fmt: skip
-"""What may be required, beside the extras and their packages."""
+"""What --require accepts, besides the extras and their packages."""
 
 
 def env_check(
     require: Annotated[
-        str | None, typer.Option("--require", help="Checks that must pass, e.g. cuda,bf16,onnx.")
+        str | None, typer.Option("--require", metavar="NAMES", help="Checks that must pass, such as cuda,bf16,onnx.")
     ] = None,
     data_dir: opt.DataDir = None,
     json: opt.Json = False,
 ) -> None:
-    """Check this machine: a line each with pass, warn or fail and what to do. Exit code 0, or 3 on a fail.
+    """Check this machine: each check passes, warns or fails, and says what to do.
 
-    It answers in ten seconds, but with --require compile waits for the first compile, up to two minutes.
+    Exit code 0, or 3 if a check fails. Takes up to ten seconds, or two minutes with --require compile.
 
     Examples:
 
@@ -62,10 +62,10 @@ def env_check(
 
 
 def wanted_names(require: str | None) -> list[str]:
-    """The names in ``--require``, in order.
+    """The names in ``--require``, in order, before any check is run.
 
     Raises:
-        InputError: one is no check's; said before anything is tested.
+        InputError: there is no check of that name.
     """
     from bigmodel_cli.engine.device.probes import EXTRAS
 
@@ -78,10 +78,10 @@ def wanted_names(require: str | None) -> list[str]:
 
 
 def required(found: list[Check], wanted: list[str]) -> list[Check]:
-    """`found`, with what is wanted and did not pass turned into a failure.
+    """`found`, where every required check that did not pass is a failure.
 
-    ``gpu`` means every GPU, ``network`` every mirror, ``onnx`` all that the extra installs;
-    a wanted check that this machine has no line for (cuDNN without CUDA) is a failed line.
+    ``gpu`` means every GPU, ``network`` every mirror, ``onnx`` everything the extra installs.
+    A required check that does not apply to this machine (cuDNN without CUDA) is added as a failure.
     """
     from dataclasses import replace
 
@@ -95,4 +95,4 @@ def required(found: list[Check], wanted: list[str]) -> list[Check]:
         for c, f in zip(found, family, strict=True)
     ]
     absent = sorted(names - set(family))
-    return [*found, *(Check(name, "fail", "not on this machine", "see the line of cuda") for name in absent)]
+    return [*found, *(Check(name, "fail", "not on this machine", "see the cuda check") for name in absent)]

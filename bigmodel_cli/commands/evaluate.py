@@ -1,40 +1,53 @@
-"""``bigmodel eval``: how good a checkpoint is on a split, with intervals, and what it gets wrong."""
+"""``bigmodel eval``: how good a checkpoint is on a split, with confidence intervals, and what it gets wrong."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.signatures import takes_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.engine.build.load import Trained
     from bigmodel_cli.insight.reports import Report
 
+Split = Annotated[Literal["val", "test", "train"], typer.Option("--split", help="Split to evaluate on.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Samples per forward pass.  [default: the checkpoint's]",
+    ),
+]
+Wrong = Annotated[int, typer.Option("--wrong", metavar="N", min=0, help="List N wrong predictions.")]
 
+
+@takes_options("eval", data="the checkpoint's", device="the checkpoint's", precision="the checkpoint's")
 def evaluate(
+    *,
     checkpoint: opt.Checkpoint,
-    data: opt.Data = None,
-    split: Annotated[Literal["val", "test", "train"], typer.Option("--split", help="Which split.")] = "val",
-    data_dir: opt.DataDir = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    batch_size: opt.BatchSize = None,
+    split: Split = "val",
+    options: RunOptions,
+    batch_size: BatchSize = None,
     tta: opt.Tta = False,
-    wrong: Annotated[int, typer.Option("--wrong", min=0, help="How many wrong predictions to list.")] = 10,
-    assignments: opt.Set = None,
+    wrong: Wrong = 10,
     json: opt.Json = False,
 ) -> None:
-    """Evaluate a checkpoint, each figure with its 95% interval.
+    """Evaluate a checkpoint on a split; every metric has a 95% confidence interval.
 
-    Classes: loss, top-1, top-5, calibration, each class, the confusion matrix, the wrong ones. Language models:
-    perplexity, bits a byte. Translation: BLEU, chrF.
+    Classification: loss, top-1 and top-5 accuracy, calibration, per-class metrics, the confusion
+    matrix and the wrong predictions. Language models: perplexity, bits per byte. Translation: BLEU, chrF.
 
-    The test split is read here and nowhere else.
+    Only this command reads the test split.
 
     Examples:
 
@@ -44,9 +57,9 @@ def evaluate(
     """
     from bigmodel_cli.commands.open_model import open_trained
 
-    flags = {"data": data, "data_dir": data_dir, "device": device, "precision": precision}
     trained = open_trained(checkpoint)
-    report, notes = _measure(trained, flags, assignments, split, batch_size, tta, wrong)
+    recipe = checkpoint_recipe(trained, options.flag_layers())
+    report, notes = _measure(trained, recipe, split, batch_size or recipe.train.eval_batch_size, tta, wrong)
     if json:
         console.print_json({"checkpoint": str(trained.path), "split": split, "notes": notes, **report.values})
         return
@@ -58,14 +71,9 @@ def evaluate(
 
 
 def _measure(
-    trained: Trained,
-    flags: dict[str, Any],
-    assignments: list[str] | None,
-    split: str,
-    batch_size: int | None,
-    tta: bool,
-    wrong: int,
+    trained: Trained, recipe: Recipe, split: str, batch_size: int, tta: bool, wrong: int
 ) -> tuple[Report, list[str]]:
+    """The report on `split`, and what a reader of it should know."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import reports
     from bigmodel_cli.engine.build.data import load_data
@@ -74,22 +82,20 @@ def _measure(
     from bigmodel_cli.engine.inference.tta import mirrored
     from bigmodel_cli.engine.training.evaluate import collect
 
-    recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
-    asked = mirrored(trained.model, trained.task) if tta else trained.model
+    model = mirrored(trained.model, trained.task) if tta else trained.model
     bundle = load_data(recipe.data, trained.task.spec)
-    task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not fit
+    task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
     with WaitBars():
         source = load_split(bundle, recipe.data, split)
-    hows: list[str] = []
+    notes: list[str] = []
 
     def outputs() -> dict[str, Tensor]:
-        model = placement.model(asked)
-        size = batch_size or recipe.train.eval_batch_size
-        out, how = collect(model, task, source, placement, size, recipe.placement.precision == "auto")
-        hows.append(how)
+        automatic = recipe.placement.precision == "auto"
+        out, how = collect(placement.model(model), task, source, placement, batch_size, automatic)
+        notes.append(how)
         return out
 
     report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong)
-    hows += ["each answer is the mean over the image and its mirror image"] if tta else []
-    return report, [*bundle.notes, *filter(None, hows), *report.notes]
+    notes += ["test-time augmentation: predictions averaged over each image and its mirror image"] if tta else []
+    return report, [*bundle.notes, *filter(None, notes), *report.notes]

@@ -1,4 +1,4 @@
-"""``bigmodel explain``: which words, or which part of an image, made a checkpoint answer as it did."""
+"""``bigmodel explain``: which words, or which part of an image, led to a prediction."""
 
 from __future__ import annotations
 
@@ -22,52 +22,80 @@ if TYPE_CHECKING:
 
 
 class Method(StrEnum):
-    """How an answer is explained."""
+    """The attribution method."""
 
     integrated_gradients = "integrated-gradients"
     grad_cam = "grad-cam"
 
 
+Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; repeatable."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="NAME",
+        help="Class or next token to explain.  [default: the most likely]",
+    ),
+]
+Steps = Annotated[
+    int, typer.Option("--steps", metavar="N", min=1, max=1000, help="Steps of the integral (integrated gradients).")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="PATH",
+        help="HTML page of texts, or folder of heat maps of images.  [default: explained/ for images]",
+    ),
+]
+
+
 def explain(
     checkpoint: opt.Checkpoint,
-    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="Texts, or images.")] = None,
-    texts: Annotated[list[str] | None, typer.Option("--text", help="A text; for a language model, a prompt.")] = None,
-    wanted: Annotated[
-        str | None, typer.Option("--class", help="The class or next token to explain.  [default: the likeliest]")
-    ] = None,
-    method: Annotated[Method, typer.Option("--method", help="grad-cam is for images.")] = Method.integrated_gradients,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Points of the path that is summed.")] = 64,
-    out: Annotated[Path | None, typer.Option("--out", help="Page of texts; folder for images, with heat.")] = None,
+    files: Files = None,
+    texts: Texts = None,
+    target: Target = None,
+    method: Annotated[
+        Method, typer.Option("--method", help="Attribution method; grad-cam is for images.")
+    ] = Method.integrated_gradients,
+    steps: Steps = 64,
+    out: Out = None,
     json: opt.Json = False,
 ) -> None:
-    """Show what an answer came from: each word's weight, or the part of an image.
+    """Explain a prediction: weigh each word of a text, or draw a heat map over an image.
 
-    The weights of a text sum to the answer's log-probability less that of a text of nothing.
+    The weights of a text sum to the log-probability of the answer minus that of an empty baseline.
 
     Examples:
 
         bigmodel explain runs/text-cnn-rt-polarity-1 --text "a dull film"
 
-        bigmodel explain runs/gpt-nano-tinyshakespeare-1 --text "to be or not to" --json
+        bigmodel explain runs/gpt-nano-tinyshakespeare-1 --text "to be or"
 
-        bigmodel explain runs/resnet18-digits-1 three.png --method grad-cam --out heat
+        bigmodel explain runs/resnet18-digits-1 three.png --method grad-cam
     """
     from bigmodel_cli.engine.build.load import load_trained
 
     trained = load_trained(checkpoint)
     if trained.task.spec.kind == "text":
         if method is Method.grad_cam:
-            raise InputError("--method grad-cam is for images", hint="--method integrated-gradients")
-        found = [_explained(trained, *sample, wanted, steps) for sample in _texts(trained, files or [], texts or [])]
+            raise InputError("--method grad-cam is for images", hint="use --method integrated-gradients for texts")
+        found = [
+            _explain_text(trained, *sample, target, steps) for sample in _read_texts(trained, files or [], texts or [])
+        ]
         _show_texts(trained, found, out, json)
     else:
         if texts:
-            raise InputError(f"{trained.path} takes images", "expected files, no --text")
-        _images(trained, files or [], wanted, method, steps, out or Path("explained"), json)
+            raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
+        _explain_images(trained, files or [], target, method, steps, out or Path("explained"), json)
 
 
-def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Each text's name and its tokens (T,), as the model takes them."""
+def _read_texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Name and tokens (T,) of each text."""
     import torch
 
     from bigmodel_cli.core.tasks import Classifies, Generates
@@ -79,7 +107,7 @@ def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tu
         lines = [(f"{f}:{i}", line) for f in files for i, line in enumerate(read_lines(f), 1) if line.strip()]
         given = [*((f"text {i}", text) for i, text in enumerate(texts, 1)), *lines]
         if not given:
-            raise InputError("nothing to explain", "expected --text or a file", "bigmodel explain --help")
+            raise InputError("nothing to explain", "expected --text or FILE", "bigmodel explain --help")
         for name, text in given:
             if isinstance(task, Generates):
                 yield name, torch.tensor(task.encode_prompt(text)[-task.spec.context :])
@@ -89,7 +117,7 @@ def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tu
     raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier or a language model")
 
 
-def _explained(trained: Trained, name: str, tokens: Tensor, wanted: str | None, steps: int) -> dict[str, Any]:
+def _explain_text(trained: Trained, name: str, tokens: Tensor, target: str | None, steps: int) -> dict[str, Any]:
     import torch
 
     from bigmodel_cli.core.networks import HasInputEmbeddings
@@ -105,19 +133,19 @@ def _explained(trained: Trained, name: str, tokens: Tensor, wanted: str | None, 
         else model.get_submodule(models.get(trained.recipe.model.name).meta["backbone_first"])
     )
 
-    def answers(outputs: Tensor) -> Tensor:
-        """(S,K) log-probabilities; of a language model those of the next token."""
+    def log_probabilities(outputs: Tensor) -> Tensor:
+        """(S,K) over the classes or, for a language model, over the next token."""
         return (outputs[:, -1] if outputs.dim() == 3 else outputs).float().log_softmax(1)
 
     with torch.no_grad():
-        said = answers(model(tokens[None]))[0]
+        predicted = log_probabilities(model(tokens[None]))[0]
     names = list(spec.classes) or list(known.tokens())
-    answer = int(said.argmax()) if wanted is None else _place(wanted, names, known, bool(spec.classes))
-    found = token_attributions(model, embedding, tokens, lambda y: answers(y)[:, answer], steps)
+    answer = int(predicted.argmax()) if target is None else _target_index(target, names, known, bool(spec.classes))
+    found = token_attributions(model, embedding, tokens, lambda y: log_probabilities(y)[:, answer], steps)
     return {
         "name": name,
         "answer": names[answer] if spec.classes else known.decode([answer]) or names[answer],
-        "probability": float(said[answer].exp()),
+        "probability": float(predicted[answer].exp()),
         "tokens": [known.decode([i]) or known.tokens()[i] for i in tokens.tolist()],
         "weights": found.values.tolist(),
         "score": found.score,
@@ -126,15 +154,15 @@ def _explained(trained: Trained, name: str, tokens: Tensor, wanted: str | None, 
     }
 
 
-def _place(wanted: str, names: list[str], known: Any, classes: bool) -> int:
-    """The id of a class, or of the token that a text begins with."""
-    if wanted in names:
-        return names.index(wanted)
+def _target_index(target: str, names: list[str], known: Any, classes: bool) -> int:
+    """The index of the class, or of the token, named `target`."""
+    if target in names:
+        return names.index(target)
     if classes:
-        raise InputError(f"--class {wanted}", nearest(wanted, names))
-    ids = list(known.encode(wanted))
+        raise InputError(f"--class {target}: no such class", nearest(target, names))
+    ids = list(known.encode(target))
     if len(ids) != 1:
-        raise InputError(f"--class {wanted!r} is {len(ids)} tokens", "expected one")
+        raise InputError(f"--class {target!r} is {len(ids)} tokens", "expected a single token")
     return int(ids[0])
 
 
@@ -142,15 +170,15 @@ def _show_texts(trained: Trained, found: list[dict[str, Any]], out: Path | None,
     from bigmodel_cli.insight.explanations import colour, page
 
     if out is not None:
-        _write(out, page(f"What {trained.path.parent.name or trained.path.name} answered, and why", found))
+        _write(out, page(f"Predictions of {trained.path.parent.name or trained.path.name}, explained", found))
     for text in found:
         if json:
             console.print_json(text)
             continue
-        most = max((abs(w) for w in text["weights"]), default=0.0)
+        largest = max((abs(w) for w in text["weights"]), default=0.0)
         line = Text()
         for token, weight in zip(text["tokens"], text["weights"], strict=True):
-            r, g, b = colour(weight, most)
+            r, g, b = colour(weight, largest)
             line.append(printable(token), style=f"black on rgb({r},{g},{b})")
             if trained.task.spec.tokenizer == "word":
                 line.append(" ")
@@ -160,22 +188,22 @@ def _show_texts(trained: Trained, found: list[dict[str, Any]], out: Path | None,
         rows += [("sum", f"{sum(text['weights']):+.3f}"), ("difference", f"{text['score'] - text['baseline']:+.3f}")]
         console.show(console.table(None, ("token", "weight"), rows, right=True))
     if out is not None and not json:
-        console.say(f"page {out}")
+        console.say(f"page: {out}")
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise MachineError(f"{path}: cannot write: {error.strerror}", hint="give another --out") from None
+        raise MachineError(f"{path}: cannot write: {error.strerror}", hint="choose another --out") from None
 
 
-def _images(
-    trained: Trained, files: list[Path], wanted: str | None, method: Method, steps: int, out: Path, json: bool
+def _explain_images(
+    trained: Trained, files: list[Path], target: str | None, method: Method, steps: int, out: Path, json: bool
 ) -> None:
     import torch
 
-    from bigmodel_cli.commands.predict import _expand
+    from bigmodel_cli.commands.predict import expand_folders
     from bigmodel_cli.core.tasks import Predicts
     from bigmodel_cli.insight.attribution import grad_cam, integrated_gradients
     from bigmodel_cli.insight.explanations import heat_of, overlay
@@ -184,16 +212,16 @@ def _images(
     if not isinstance(task, Predicts):
         raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier of images")
     if not files:
-        raise InputError("nothing to explain", "expected images", "bigmodel explain --help")
+        raise InputError("nothing to explain", "expected FILE", "bigmodel explain --help")
     rows: list[tuple[str, ...]] = []
-    for name, raw in (sample for file in _expand(files) for sample in task.read_file(file)):
+    for name, raw in (sample for file in expand_folders(files) for sample in task.read_file(file)):
         image = task.prepare(raw)["image"][0]
         with torch.no_grad():
-            said = model(image[None])[0].float().log_softmax(0)
+            predicted = model(image[None])[0].float().log_softmax(0)
         names = list(spec.classes)
-        answer = int(said.argmax()) if wanted is None else _place(wanted, names, None, True)
+        answer = int(predicted.argmax()) if target is None else _target_index(target, names, None, True)
         mean, std = (torch.tensor(v or (d,) * spec.channels).view(-1, 1, 1) for v, d in ((spec.mean, 0), (spec.std, 1)))
-        values: dict[str, Any] = {"file": name, "class": names[answer], "probability": float(said[answer].exp())}
+        values: dict[str, Any] = {"file": name, "class": names[answer], "probability": float(predicted[answer].exp())}
         if method is Method.grad_cam:
             heat = grad_cam(model, image, answer)
         else:
@@ -206,12 +234,12 @@ def _images(
             path = out / f"{len(rows):04}-{Path(name).stem}-{method.value}.png"
             overlay(image * std + mean, heat, path)
         except OSError as error:
-            raise MachineError(f"{out}: cannot write: {error.strerror or error}", hint="give another --out") from None
+            raise MachineError(f"{out}: cannot write: {error.strerror or error}", hint="choose another --out") from None
         rows.append((name, names[answer], f"{values['probability']:.2%}", str(path)))
         if json:
             console.print_json({**values, "image": str(path)})
     if not json:
-        console.show(console.table(None, ("image", "answer", "probability", "written"), rows))
+        console.show(console.table(None, ("image", "prediction", "probability", "heat map"), rows))
 
 
 def _log_probability(model: Any, answer: int, images: Tensor) -> Tensor:

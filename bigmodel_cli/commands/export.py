@@ -1,7 +1,8 @@
-"""``bigmodel export``: a folder that another program runs, proven to answer like its source."""
+"""``bigmodel export``: a folder that other programs run, verified against the checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,9 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.signatures import takes_options
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import Trained
@@ -22,47 +26,76 @@ def _formats(incomplete: str) -> list[str]:
     return exports.matching(incomplete, start=True)
 
 
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="onnx, pt2, aoti, openvino, torchscript, executorch, litert, coreml, safetensors, huggingface.",
+        autocompletion=_formats,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder to write.  [default: <name of CKPT>-<format>, beside it]",
+    ),
+]
+Samples = Annotated[
+    int, typer.Option("--samples", metavar="N", min=1, help="Validation samples to compare the two models on.")
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        min=0,
+        help="Largest allowed difference of a logit.  [default: the format's]",
+    ),
+]
+Seconds = Annotated[
+    float, typer.Option("--seconds", metavar="S", min=0, help="How long to time each model at each batch size.")
+]
+Preprocessing = Annotated[
+    bool, typer.Option("--with-preprocessing", help="Include resizing and normalization: the model takes uint8 images.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Set an option of the format (export.opset=20) or a recipe field; repeatable.",
+    ),
+]
+
+
+@takes_options("export")
 def export(
+    *,
     checkpoint: opt.Checkpoint,
-    format_name: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="onnx, pt2, aoti, openvino, torchscript, executorch, litert, coreml, safetensors, huggingface.",
-            autocompletion=_formats,
-        ),
-    ] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder.  [default: CKPT's name and format]")] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Real inputs to compare on.")] = 256,
-    tolerance: Annotated[
-        float | None, typer.Option("--tolerance", min=0, help="Largest difference of logits.  [default: the format's]")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="How long both are timed at each batch size.")
-    ] = 1.0,
-    with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Resize and normalise in the graph: it takes uint8 images.")
-    ] = False,
+    format_name: Format = "onnx",
+    out: Out = None,
+    samples: Samples = 256,
+    tolerance: Tolerance = None,
+    seconds: Seconds = 1.0,
+    with_preprocessing: Preprocessing = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export in --out.")] = False,
-    data_dir: opt.DataDir = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Format options (export.opset=20); recipe fields."),
-    ] = None,
+    options: RunOptions,
+    assignments: Set = None,
     json: opt.Json = False,
 ) -> None:
-    """Export a checkpoint and prove it: both run on the same real inputs and must agree.
+    """Export a checkpoint, and verify that the export gives the same outputs on real inputs.
 
-    A folder: the model, its class names and preprocessing, an example that runs it alone, a model card, the proof.
+    Writes a folder with the model, its class names and preprocessing, an example that runs it
+    without bigmodel, a model card and the comparison.
 
     Examples:
 
         bigmodel export runs/resnet18-digits-1/best.pt --format onnx
 
-        bigmodel export ckpt.pt --format openvino --with-preprocessing --out shipped
+        bigmodel export ckpt.pt --format openvino --out shipped
     """
-    from dataclasses import replace
-
     from bigmodel_cli.core.registry import exports
     from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.export.proof import prove
@@ -70,18 +103,13 @@ def export(
 
     entry = exports.get(format_name)
     own, assignments = _split(assignments)
-    options = _options(entry, own)
+    format_options = _options(entry, own)
     trained = load_trained(checkpoint)
     path = out or trained.path.with_name(f"{trained.path.stem}-{format_name}")
     check_target(path, overwrite)  # before the work
+    source = replace(subject(trained, samples, options.data_dir, assignments), pixels=with_preprocessing)
     proof = prove(
-        replace(subject(trained, samples, data_dir, assignments), pixels=with_preprocessing),
-        format_name,
-        path,
-        options=options,
-        tolerance=tolerance,
-        overwrite=overwrite,
-        seconds=seconds,
+        source, format_name, path, options=format_options, tolerance=tolerance, overwrite=overwrite, seconds=seconds
     )
     if json:
         console.print_json(proof.to_dict())
@@ -92,17 +120,17 @@ def export(
 
 
 def _split(assignments: list[str] | None) -> tuple[list[str], list[str]]:
-    """``--set export.KEY=VALUE``, and what is for the recipe."""
+    """The ``--set export.KEY=VALUE`` assignments, and those of recipe fields."""
     given = assignments or []
     own = [a for a in given if a.strip().startswith("export.")]
     return own, [a for a in given if a not in own]
 
 
 def _options(entry: Any, assignments: list[str]) -> dict[str, Any]:
-    """The format's options, checked by its signature.
+    """The format's options, validated against its signature.
 
     Raises:
-        InputError: it has no such option, or the value is none for it.
+        InputError: it has no such option, or the value is not valid for it.
     """
     from pydantic import ValidationError
 
@@ -117,13 +145,13 @@ def _options(entry: Any, assignments: list[str]) -> dict[str, Any]:
 
 
 def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: list[str] | None) -> Subject:
-    """The checkpoint as what an export is made of, with inputs from the validation split that it remembers."""
+    """What is exported: the checkpoint, with inputs from its validation split."""
     import torch
 
     from bigmodel_cli.engine.build.data import load_data, split
     from bigmodel_cli.export.subject import Subject
 
-    recipe = opt.recipe_of(trained, {"data_dir": data_dir}, assignments)
+    recipe = checkpoint_recipe(trained, RunOptions(data_dir=data_dir, assignments=assignments).flag_layers())
     bundle = load_data(recipe.data, trained.task.spec)
     source = split(bundle, recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
@@ -134,29 +162,29 @@ def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: 
 
 
 def show(proof: Proof) -> None:
-    """The proof as two tables: the checkpoint beside its export, and how they differ."""
+    """The comparison as two tables: checkpoint and export side by side, and how they differ."""
     values = proof.to_dict()
     console.show(console.table(f"{proof.format}, on {proof.inputs} validation samples", *_table(values), right=True))
-    console.show(console.table(None, ("proof", "found", "allowed"), _differences(proof)))
+    console.show(console.table(None, ("check", "found", "allowed"), _differences(proof)))
     if proof.passed:
         console.say(f"written: {proof.path}")
         return
     for line in proof.failed:
         console.note(line)
-    console.note("the export does not answer like the checkpoint: nothing was written under its final name")
+    console.note("the export's outputs differ from the checkpoint's: nothing was written")
 
 
 def _differences(proof: Proof) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        ("largest difference of a logit", f"{proof.largest_difference:.2g}", f"{proof.tolerance:g}"),
-        ("mean difference", f"{proof.mean_difference:.2g}", ""),
-        ("equal answers", f"{proof.equal_answers:.2%}", ""),
+        ("largest logit difference", f"{proof.largest_difference:.2g}", f"{proof.tolerance:g}"),
+        ("mean logit difference", f"{proof.mean_difference:.2g}", ""),
+        ("equal predictions", f"{proof.equal_answers:.2%}", ""),
     ]
     if proof.other_sizes:
         apart, limit = (proof.other_sizes[k] for k in ("largest_difference", "tolerance"))
         rows.append((f"{proof.other_sizes['inputs']} images of other sizes", f"{apart:.2g}", f"{limit:g}"))
     if proof.example:
-        rows.append(("example.py, run alone", f"{proof.example['answer']}", ""))
+        rows.append(("example.py, run on its own", f"{proof.example['answer']}", ""))
     return rows
 
 
@@ -172,7 +200,7 @@ def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
         both = [speed[w][size] for w in ("checkpoint", "export")]
         rows.append((f"batch {size}: p50", *(f"{b['p50_ms']:.2f} ms" for b in both)))
         rows.append((f"batch {size}: p95", *(f"{b['p95_ms']:.2f} ms" for b in both)))
-        rows.append((f"batch {size}: a second", *(f"{b['per_second']:,.0f}" for b in both)))
+        rows.append((f"batch {size}: per second", *(f"{b['per_second']:,.0f}" for b in both)))
     return ("", "checkpoint", "export"), rows
 
 

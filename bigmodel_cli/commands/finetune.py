@@ -1,4 +1,4 @@
-"""``bigmodel finetune``: where to start from, and what to train of it; the rest is as in ``train``."""
+"""``bigmodel finetune``: where to start from and what to train of it; the rest is as in ``train``."""
 
 from __future__ import annotations
 
@@ -10,63 +10,52 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.launch import Launch
-from bigmodel_cli.commands.train import go
+from bigmodel_cli.commands.options import RunOptions, complete
+from bigmodel_cli.commands.recipe_layers import expand_hub_model, tokenizer_layer
+from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.train import run_training
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
 
+From = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="CKPT", help="Checkpoint, run folder, or any .pt or .safetensors file of weights."),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="Method: auto (try several), full, lora, probe, ...  [default: what the data is for, else full]",
+        autocompletion=complete("methods"),
+    ),
+]
+FreezeUntil = Annotated[
+    str | None, typer.Option("--freeze-until", metavar="LAYER", help="Train LAYER and the layers after it.")
+]
+Lora = Annotated[int | None, typer.Option("--lora", metavar="R", help="Train LoRA adapters of rank R.")]
 
+
+@takes_options("finetune", data="the checkpoint's", loss="the checkpoint's", epochs="5", lr="the method's")
 def finetune(
-    model: opt.Model = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint, or anyone's .pt or .safetensors weights.")
-    ] = None,
+    *,
+    checkpoint: From = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from MODEL's published weights.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
-    method: opt.Method = None,
-    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train the head alone.")] = False,
-    freeze_until: Annotated[
-        str | None, typer.Option("--freeze-until", metavar="LAYER", help="Train LAYER and what follows it.")
-    ] = None,
-    lora: Annotated[int | None, typer.Option("--lora", metavar="R", help="Train adapters of rank R.")] = None,
-    data: opt.Data = None,
-    recipe: opt.RecipeFile = None,
-    epochs: opt.Epochs = None,
-    batch_size: opt.BatchSize = None,
-    lr: opt.LearningRate = None,
-    optimizer: opt.Optimizer = None,
-    schedule: opt.Schedule = None,
-    loss: opt.Loss = None,
-    balance: opt.Balance = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    compile: opt.Compile = None,
-    channels_last: opt.ChannelsLast = None,
-    max_steps: opt.MaxSteps = None,
-    data_dir: opt.DataDir = None,
-    assignments: opt.Set = None,
-    out: opt.Out = None,
-    resume: opt.Resume = False,
-    overwrite: opt.Overwrite = False,
-    profile: opt.Profile = None,
-    dry_run: opt.DryRun = False,
-    json: opt.Json = False,
-    nproc: opt.Nproc = None,
-    nnodes: opt.Nnodes = None,
-    rdzv: opt.Rdzv = None,
-    max_restarts: opt.MaxRestarts = 0,
-    timeout: opt.Timeout = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use what is cached.")] = False,
+    method: Method = None,
+    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train only the head.")] = False,
+    freeze_until: FreezeUntil = None,
+    lora: Lora = None,
+    options: RunOptions,
 ) -> None:
-    """Go on from a checkpoint, on its own data or on other data; or from MODEL's published weights.
+    """Fine-tune a checkpoint, or a model's published weights, on the same or other data.
 
     Examples:
 
-        bigmodel finetune --from runs/resnet18-digits-1/best.pt --freeze-backbone
+        bigmodel finetune --from runs/resnet18-digits-1 --freeze-backbone
 
         bigmodel finetune --from ckpt.pt --data mnist --epochs 2 --lr 3e-4
 
@@ -82,24 +71,23 @@ def finetune(
 
         bigmodel finetune timm:resnet18 --pretrained --data cifar10 --lora 8
     """
-    flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # as the hub's own tools say it
-    layers = opt.hub_layers([*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)], pretrained)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the variable that huggingface_hub reads
+    layers = expand_hub_model(options.recipe_layers(), pretrained)
     if checkpoint is not None:
         _check_pin(checkpoint, layers)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
-    start = _method({**named, "--lora": lora}, lambda: _usual(layers, checkpoint))
-    launch = Launch(nproc, nnodes, rdzv, max_restarts)
+    start = _start_section({**named, "--lora": lora}, lambda: _default_method(layers, checkpoint))
     if method == "auto":
-        if launch.wanted:
-            raise InputError("--method auto tries in one process", hint="without --nproc; then --method NAME --nproc N")
+        if options.launch().requested:
+            hint = "run it without --nproc, then finetune --method NAME --nproc N"
+            raise InputError("--method auto runs in one process", hint=hint)
         start = _chosen(checkpoint, pretrained, layers)
-    go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json, launch)
+    run_training(_start_layers(checkpoint, pretrained, start, layers), options)
 
 
-def _usual(layers: list[Layer], checkpoint: Path | None) -> str:
-    """The method that the data is for, as pairs of answers are for dpo; else full."""
+def _default_method(layers: list[Layer], checkpoint: Path | None) -> str:
+    """The method that the data is made for, as preference pairs are for dpo; else full."""
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.engine.build.foreign_weights import is_foreign
     from bigmodel_cli.engine.build.load import load_meta
@@ -112,7 +100,7 @@ def _usual(layers: list[Layer], checkpoint: Path | None) -> str:
 
 
 def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:
-    """Hold the file to ``start.sha256``, where it is given, before anything else looks at it."""
+    """Check the file against ``start.sha256``, where that is given, before anything else reads it."""
     pins = [layer.values["start"]["sha256"] for layer in layers if "sha256" in layer.values.get("start", {})]
     if pins:
         from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
@@ -120,28 +108,28 @@ def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:
         check_pin(checkpoint_file(checkpoint), str(pins[-1]))
 
 
-def _method(named: dict[str, Any], usual: Callable[[], str]) -> dict[str, Any]:
-    """The fine-tuning method, and its options, that the flags in `named` say; the usual one where they say none.
+def _start_section(named: dict[str, Any], default_method: Callable[[], str]) -> dict[str, Any]:
+    """The fine-tuning method and its options, from the flags in `named`; `default_method` where they name none.
 
     Raises:
-        InputError: they name more than one.
+        InputError: they name more than one method.
     """
     method, rank = named["--method"], named["--lora"]
     given = [flag for flag, value in named.items() if value is not None]
     if len(given) > 1 and (method, given) != ("lora", ["--method", "--lora"]):
-        raise InputError(" and ".join(given) + " together", "each names a fine-tuning method: expected one")
+        raise InputError(" and ".join(given) + " together", "expected one: each names a fine-tuning method")
     if rank is not None:
         from bigmodel_cli.core.registry import methods
 
-        takes_rank = method is None and "rank" in methods.get(usual()).schema.model_fields
-        return {"method": usual() if takes_rank else "lora", "rank": rank}
+        takes_rank = method is None and "rank" in methods.get(default_method()).schema.model_fields
+        return {"method": default_method() if takes_rank else "lora", "rank": rank}
     if named["--freeze-until"] is not None:
         return {"method": "freeze-until", "layer": named["--freeze-until"]}
-    return {"method": "freeze-backbone" if named["--freeze-backbone"] else method or usual()}
+    return {"method": "freeze-backbone" if named["--freeze-backbone"] else method or default_method()}
 
 
 def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> dict[str, Any]:
-    """``--method auto``: the method that a short try of each found best on val."""
+    """``--method auto``: the method with the best val metric after a short trial of each."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.experiments.auto_method import choose
 
@@ -152,24 +140,24 @@ def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> d
 
 
 def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
-    """What the checkpoint remembers (model, data, loss, augmentation), fine-tuning's own defaults, what was `given`.
+    """The recipe saved in the checkpoint, then fine-tuning's own defaults, then the layers that were `given`.
 
     Raises:
-        InputError: not one start is named; `given` names another model than the checkpoint's, or
-            none where the file remembers none.
+        InputError: no start is named, or two are; or the model is not the checkpoint's, or is not
+            named where the file does not name it either.
     """
     from bigmodel_cli.core.registry import methods
     from bigmodel_cli.core.resolve import Layer
 
     if (path is None) != pretrained:
-        what = "nothing to start from" if path is None else "--from and --pretrained together"
-        raise InputError(what, "expected --from CKPT, or MODEL --pretrained", "bigmodel finetune --help")
-    # A new head or adapter starts from noise and takes a full rate; trained weights take a gentle one.
+        what = "no weights to start from" if path is None else "--from and --pretrained together"
+        raise InputError(what, "expected --from CKPT or MODEL --pretrained", "bigmodel finetune --help")
+    # A new head or adapter starts at random and takes a full learning rate; trained weights take a small one.
     lr = methods.get(start["method"]).meta["lr"]
-    gentle = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
+    defaults = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
     if path is None:
-        return [gentle, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
-    return _checkpoint_layers(path, [gentle, Layer("--from", {"start": start})], given)
+        return [defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
+    return _checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], given)
 
 
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
@@ -184,23 +172,25 @@ def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) ->
         kept = {"model": architecture(path)}
         if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
             hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
-            raise InputError(f"{path}: weights that name no model", "expected MODEL, whose weights they are", hint)
+            raise InputError(f"{path}: the file does not name its model", "expected MODEL", hint)
     else:
-        remembered = load_meta(path)["recipe"]
-        kept = {k: remembered[k] for k in ("model", "data", "loss", "augment")}
+        saved = load_meta(path)["recipe"]
+        kept = {k: saved[k] for k in ("model", "data", "loss", "augment")}
     from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
     layers = [Layer(str(path), kept), *defaults, from_, *given]
     if foreign:
-        layers.append(opt.tokenizer_layer(path.with_name("tokenizer.json"), layers))
-        return [*layers, _shaped_layer(path, layers)]
+        layers.append(tokenizer_layer(path.with_name("tokenizer.json"), layers))
+        return [*layers, _inferred_layer(path, layers)]
     model = resolve(layers).recipe.model.name
     if model != kept["model"]["name"]:
-        raise InputError(f"MODEL is {model}", f"{path} is {kept['model']['name']}", f"bigmodel finetune --from {path}")
+        raise InputError(
+            f"MODEL is {model}", f"{path} holds a {kept['model']['name']}", f"bigmodel finetune --from {path}"
+        )
     return layers
 
 
-def _shaped_layer(path: Path, layers: list[Layer]) -> Layer:
-    """The model's options that nobody gave and the shapes of foreign weights decide."""
+def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
+    """The model options that were not given, inferred from the shapes of foreign weights."""
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.data import load_data
     from bigmodel_cli.engine.build.foreign_weights import missing_options

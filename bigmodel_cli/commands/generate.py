@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated
 
@@ -10,33 +12,76 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="Text to continue; repeat for several at once.  [default: a line break]",
+    ),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Generate at most N tokens.")]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", metavar="T", min=0, help="Sampling temperature; 0 always takes the most likely token."
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        min=1,
+        help="Sample from the K most likely tokens.  [default: all]",
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        min=0.01,
+        max=1,
+        help="Nucleus sampling: sample from the smallest set of tokens whose probabilities sum to P.",
+    ),
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Treat each prompt as a user message and generate the reply.")]
+System = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="System message of the conversation; implies --chat.")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Sampling seed; the same seed repeats the text.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print text as it is generated; for one prompt.")]
 
+
+@takes_options("generate", device="the checkpoint's", precision="the checkpoint's")
 def generate(
+    *,
     checkpoint: opt.Checkpoint,
-    prompts: Annotated[
-        list[str] | None, typer.Option("--prompt", help="What the text begins with; several run together.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to add.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Only among the k likeliest.")] = None,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Only among the likeliest of this sum.")] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a user's turn, and is answered.")] = False,
-    system: Annotated[str | None, typer.Option("--system", help="With --chat: what the system says first.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
-    stream: Annotated[bool, typer.Option("--stream", help="Show the text as it comes (one prompt).")] = False,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
+    prompts: Prompts = None,
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = 1,
+    chat: Chat = False,
+    system: System = None,
+    seed: Seed = 0,
+    stream: Stream = False,
+    options: RunOptions,
     json: opt.Json = False,
 ) -> None:
-    """Go on with a text: each prompt is followed by what a language model makes of it.
+    """Continue a text, or reply to a message, with a language model.
 
     Examples:
 
         bigmodel generate runs/gpt-nano-tinyshakespeare-1 --prompt "ROMEO:"
 
-        bigmodel generate ckpt.pt --prompt "To be" --temperature 0.7 --top-k 40 --stream
+        bigmodel generate ckpt.pt --prompt "To be" --temperature 0.7 --stream
 
         bigmodel generate ckpt.pt --chat --prompt "Who are you?"
     """
@@ -48,41 +93,60 @@ def generate(
 
     prompts = prompts or ["\n"]
     if stream and (len(prompts) > 1 or json):
-        raise InputError("--stream shows one text as it comes", "expected one --prompt, and no --json")
+        raise InputError("--stream prints a single text", "expected one --prompt, and no --json")
     trained = load_trained(checkpoint)
     if not isinstance(trained.task, Generates):
         what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
         raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")
-    recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
-    placement = place(recipe.placement)
+    placement = place(checkpoint_recipe(trained, options.flag_layers()).placement)
     model = placement.model(trained.model)
-    asked = [_turns(prompt, system) for prompt in prompts] if chat or system is not None else list(prompts)
-    texts = [""] * len(prompts) if chat or system is not None else list(prompts)
-    clock, tokens = time.perf_counter(), 0
+    chatting = chat or system is not None
+    starts = [_conversation(prompt, system) for prompt in prompts] if chatting else list(prompts)
+    output = Output([""] * len(prompts) if chatting else list(prompts), stream)
     with torch.inference_mode(), placement.autocast():
-        parts = trained.task.generate(model, asked, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        if stream:
-            console.raw(texts[0])
-        for new in islice(parts, max_tokens):
-            tokens += sum(piece is not None for piece in new)
-            texts = [text + (piece or "") for text, piece in zip(texts, new, strict=True)]
-            if stream:
-                console.raw(new[0] or "")
-            if all(piece is None for piece in new):
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        output.collect(islice(trained.task.generate(model, starts, **sampling), max_tokens))
+    output.show(prompts, json)
+
+
+@dataclass
+class Output:
+    """The texts generated so far, one per prompt; with `stream`, printed as they grow."""
+
+    texts: list[str]
+    stream: bool
+    tokens: int = 0
+    seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def collect(self, steps: Iterator[list[str | None]]) -> None:
+        """Append each step's piece to its text. A piece is None once its text has ended."""
+        if self.stream:
+            console.raw(self.texts[0])
+        for pieces in steps:
+            self.tokens += sum(piece is not None for piece in pieces)
+            self.texts = [text + (piece or "") for text, piece in zip(self.texts, pieces, strict=True)]
+            if self.stream:
+                console.raw(pieces[0] or "")
+            if all(piece is None for piece in pieces):
                 break
-    seconds = time.perf_counter() - clock
-    for prompt, text in zip(prompts, texts, strict=True):
-        if json:
-            console.print_json({"prompt": prompt, "text": text, "tokens_per_second": tokens / seconds})
-        elif not stream:
-            console.raw(text + "\n")
-    if stream:
-        console.raw("\n")
-    if not json:
-        console.note(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} a second")
+        self.seconds = time.perf_counter() - self.started
+
+    def show(self, prompts: list[str], json: bool) -> None:
+        """Print the texts, unless they were streamed, and the speed."""
+        rate = self.tokens / self.seconds
+        for prompt, text in zip(prompts, self.texts, strict=True):
+            if json:
+                console.print_json({"prompt": prompt, "text": text, "tokens_per_second": rate})
+            elif not self.stream:
+                console.raw(text + "\n")
+        if self.stream:
+            console.raw("\n")
+        if not json:
+            console.note(f"{self.tokens} tokens in {self.seconds:.2f} s, {rate:,.0f} tokens/s")
 
 
-def _turns(prompt: str, system: str | None) -> list[dict[str, str]]:
-    """The conversation that a user's turn begins."""
+def _conversation(prompt: str, system: str | None) -> list[dict[str, str]]:
+    """The messages up to and including the user's."""
     before = [] if system is None else [{"role": "system", "content": system}]
     return [*before, {"role": "user", "content": prompt}]

@@ -1,4 +1,4 @@
-"""What ``data inspect`` says of one's own text."""
+"""``bigmodel data inspect`` for text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from bigmodel_cli.commands import console
 
-NEXT = {
+NEXT_COMMANDS = {
     "chat_file": "finetune --from CKPT",
     "preference_file": "finetune --from CKPT",
     "labelled_file": "train text-cnn",
@@ -16,10 +16,10 @@ NEXT = {
 
 
 def show_text(path: Path, source: str, json: bool) -> None:
-    """How `path` is read by the source of that name, and what it then holds: splits, tokens, classes.
+    """Print how the data source named `source` reads `path`: splits, tokens, classes.
 
     Raises:
-        InputError: a line is not what the source expects; it is named.
+        InputError: a line is not what the source expects; the message names the line.
     """
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.core.registry import data
@@ -42,9 +42,9 @@ def show_text(path: Path, source: str, json: bool) -> None:
     if json:
         console.print_json({"path": str(path), **facts, "classes": classes, "notes": list(bundle.notes)})
         return
-    rows = [(what, f"{value:,}" if isinstance(value, int) else value) for what, value in facts.items()]
+    rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in facts.items()]
     rows += [(f"class {name}", f"{count:,}") for name, count in classes.items()]
-    console.show(console.table(f"text in {path}", ("what", "value"), rows, right=True))
+    console.show(console.table(f"text in {path}", ("", "value"), rows, right=True))
     for note in bundle.notes:
         console.note(note)
-    console.say(f"next: bigmodel {NEXT.get(source, 'train gpt-nano')} --data {path}")
+    console.say(f"next: bigmodel {NEXT_COMMANDS.get(source, 'train gpt-nano')} --data {path}")

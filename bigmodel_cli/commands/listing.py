@@ -1,4 +1,4 @@
-"""``bigmodel models`` and ``recipes``: what there is, a line each; ``bigmodel data`` is in data.py."""
+"""``bigmodel models`` and ``bigmodel recipes``: one line each; ``bigmodel data`` is in data.py."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.recipe_files import recipes_folder
 
-Search = Annotated[str | None, typer.Option("--search", help="Only names that contain this.")]
+Search = Annotated[str | None, typer.Option("--search", metavar="TEXT", help="List only names that contain TEXT.")]
 
 
 def models_command(search: Search = None, json: opt.Json = False) -> None:
-    """The models: parameters, size, one line each (for 28x28 grey images of 10 classes, or text of 256 tokens).
+    """List the models with their parameter counts and sizes.
 
-    With --search those of timm and torchvision too, by name alone.
+    Counted for 28x28 gray images of 10 classes, or for a vocabulary of 256 tokens. --search
+    also lists the models of timm and torchvision, by name only.
 
     Examples:
 
@@ -30,7 +31,7 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
 
     every = models.names() if search is None else models.matching(search.lower())
     if not every:
-        console.note(f"no model's name contains {search!r}; {nearest(search or '', models.names())}")
+        console.note(f"no model name contains {search!r}; {nearest(search or '', models.names())}")
         return
     own = [name for name in every if ":" not in name]
     rows = [_model_row(name) for name in own]
@@ -41,15 +42,15 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
         for row in rows:
             console.print_json(row)
         return
-    cells = [(r["name"], _figure(r["parameters"]), _megabytes(r["bytes"]), r["summary"]) for r in rows]
-    console.show(console.table(None, ("model", "parameters", "fp32", "what it is"), cells))
+    cells = [(r["name"], _count(r["parameters"]), _megabytes(r["bytes"]), r["summary"]) for r in rows]
+    console.show(console.table(None, ("model", "parameters", "fp32 size", "description"), cells))
     if search is None:
         counts = ", ".join(f"{family}:... {len(models.members(family)):,}" for family in models.families())
-        console.note(f"and {counts}: bigmodel models --search NAME")
+        console.note(f"and {counts}; find them with: bigmodel models --search NAME")
 
 
 def _model_row(name: str) -> dict[str, Any]:
-    """A model's figures, from the model itself, built without memory."""
+    """A model's size, from the model itself, built on the meta device."""
     from bigmodel_cli.core.registry import models, tasks
     from bigmodel_cli.models.layers.meta_init import init_on_meta
 
@@ -61,7 +62,7 @@ def _model_row(name: str) -> dict[str, Any]:
     return {"name": name, "parameters": parameters, "bytes": 4 * parameters, "task": task, "summary": summary}
 
 
-def _figure(count: int | None) -> str:
+def _count(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
 
 
@@ -94,7 +95,7 @@ def here(name: str, root: Path) -> bool:
 
 
 def recipes_command(json: opt.Json = False) -> None:
-    """The recipes that come with bigmodel: `bigmodel train recipes/...` runs one.
+    """List the bundled recipes; run one with `bigmodel train recipes/...`.
 
     Example:
 
@@ -113,4 +114,4 @@ def recipes_command(json: opt.Json = False) -> None:
         for row in rows:
             console.print_json(row)
         return
-    console.show(console.table(None, ("recipe", "what it does"), [(r["recipe"], r["summary"]) for r in rows]))
+    console.show(console.table(None, ("recipe", "description"), [(r["recipe"], r["summary"]) for r in rows]))

@@ -1,4 +1,4 @@
-"""What a command is given to run: a checkpoint, or an export folder in the place of one."""
+"""Open what a command was given to run: a checkpoint or an export folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def open_trained(path: Path) -> Trained:
-    """The checkpoint at `path`; or the export folder there, which its format's runtime runs on the CPU in fp32.
+    """The checkpoint at `path`, or the export there, run by its format's runtime on the CPU in fp32.
 
     Raises:
-        InputError: it is neither, or damaged.
+        InputError: it is neither, or it is damaged.
         MachineError: the export needs a package that is not installed.
     """
     from bigmodel_cli.engine.build.load import load_trained

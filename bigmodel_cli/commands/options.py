@@ -1,22 +1,23 @@
-"""The options that commands share, and how they become recipe layers."""
+"""The flags that commands share. A new one is one field of `RunOptions`."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bigmodel_cli.commands.launch import Launch
+from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path
+from bigmodel_cli.commands.signatures import Flag, flags_of
+
 if TYPE_CHECKING:
-    from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-    from bigmodel_cli.engine.build.load import Trained
-from bigmodel_cli.commands.recipe_files import find_recipe
 
 
-def _complete(registry: str) -> Any:
-    """Shell completion from the names in a registry: reads source, imports no torch."""
+def complete(registry: str) -> Any:
+    """Shell completion from the names in a registry, which are read from the source without importing torch."""
 
     def names(incomplete: str) -> list[str]:
         from bigmodel_cli.core import registry as registries
@@ -26,185 +27,207 @@ def _complete(registry: str) -> Any:
     return names
 
 
-Model = Annotated[
-    str | None,
-    typer.Argument(metavar="[MODEL]", help="A model's name, or a recipe file.", autocompletion=_complete("models")),
-]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
-Data = Annotated[
-    str | None,
-    typer.Option("--data", help="Data set, or a path to your own images or text.", autocompletion=_complete("data")),
-]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder for its best.pt.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Folder of data files.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
+    typer.Option("--data-dir", metavar="DIR", help="Data folder.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
+    Flag("data.dir", also=("eval", "plan", "study", "tune", "export", "compress", "verify-resume")),
 ]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the train split.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples an optimizer step, or at a time in eval.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
-Optimizer = Annotated[
-    str | None, typer.Option("--optimizer", help="gd, sgd, adam, adamw, ...", autocompletion=_complete("optimizers"))
-]
-Schedule = Annotated[
-    str | None,
-    typer.Option("--schedule", help="constant, step, cosine, one_cycle.", autocompletion=_complete("schedules")),
-]
-Loss = Annotated[str | None, typer.Option("--loss", help="cross_entropy, mse.", autocompletion=_complete("losses"))]
-Method = Annotated[
-    str | None,
-    typer.Option("--method", help="full, freeze-backbone, lora, probe, ...", autocompletion=_complete("methods")),
-]
-Balance = Annotated[
-    str | None, typer.Option("--balance", help="Uneven classes: none, loss (weighed) or sampling (drawn evenly).")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16.")]
-Tta = Annotated[bool, typer.Option("--tta", help="Average the answers to each image and its mirror image.")]
-MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after this many optimizer steps.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder.  [default: runs/<model>-<data>-<n>]")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other recipe field.")]
-Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; default measured.")]
-ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="Memory format; default measured.")]
-Profile = Annotated[bool | None, typer.Option("--profile", help="Write trace.json, a Chrome trace of some steps.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and measure everything, train nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder (its best.pt).")]
-
-Nproc = Annotated[
-    str | None, typer.Option("--nproc", metavar="auto|N", help="Processes on this host; auto: one a GPU, else a core.")
-]
-Nnodes = Annotated[
-    str | None, typer.Option("--nnodes", metavar="N|A:B", help="Hosts: N, or from A up to B as they come and go.")
-]
-Rdzv = Annotated[str | None, typer.Option("--rdzv", metavar="HOST:PORT", help="Where the hosts meet: one of them.")]
-MaxRestarts = Annotated[int, typer.Option("--max-restarts", min=0, help="Starts again from the last checkpoint.")]
-Timeout = Annotated[
-    float | None, typer.Option("--timeout", help="Seconds after which a process without an answer is lost.")
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object per line."), Flag()]
+Tta = Annotated[
+    bool,
+    typer.Option("--tta", help="Test-time augmentation: average the predictions for each image and its mirror image."),
 ]
 
-FLAGS = {
-    "data": ("data", "name"),
-    "optimizer": ("optimizer", "name"),
-    "schedule": ("schedule", "name"),
-    "loss": ("loss", "name"),
-    "data_dir": ("data", "dir"),
-    "epochs": ("train", "epochs"),
-    "batch_size": ("train", "batch_size"),
-    "max_steps": ("train", "max_steps"),
-    "lr": ("optimizer", "lr"),
-    "balance": ("train", "balance"),
-    "seed": ("train", "seed"),
-    "profile": ("train", "profile"),
-    "timeout": ("parallel", "timeout"),
-    "device": ("placement", "device"),
-    "precision": ("placement", "precision"),
-    "compile": ("placement", "compile"),
-    "channels_last": ("placement", "channels_last"),
-}
-"""Flag -> recipe field. Names come first: another component drops the old one's options."""
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The flags of ``train`` and ``finetune``; other commands take those that name them in `Flag.also`.
 
-def flag_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:
-    """One layer a flag that was given, then the ``--set`` values."""
-    from bigmodel_cli.core.resolve import Layer, set_layer
-
-    layers = []
-    for flag, (section, key) in FLAGS.items():
-        value = flags.get(flag)
-        if value is not None:
-            plain = str(value) if isinstance(value, Path) else value
-            values = own_data(plain) if flag == "data" else None
-            layers.append(Layer("--" + flag.replace("_", "-"), {section: values or {key: plain}}))
-    return [*layers, set_layer(assignments or [])]
-
-
-def own_data(value: str) -> dict[str, str] | None:
-    """The data section for ``--data PATH``: a value with a separator, or what is there and is no data set's name."""
-    from bigmodel_cli.core.registry import data
-
-    if value.startswith(("http://", "https://")):
-        return {"name": "shard_stream", "path": value}
-    if value.startswith("hf:"):
-        return {"name": "image_folder", "path": value}
-    path = Path(value).expanduser()
-    if value.endswith(".tar") and any(sign in value for sign in "{*"):  # shards by a pattern
-        return {"name": "image_folder", "path": str(path.absolute())}
-    if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
-        return None
-    from bigmodel_cli.data.user_data.text_files import source_for
-
-    # Absolute, so that the checkpoint finds its data again from any folder.
-    return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
-
-
-def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:
-    """The recipe that a checkpoint remembers, under the flags that were given."""
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.core.specs import ImageSpec
-
-    saved = Layer(str(trained.path), trained.meta["recipe"])
-    layers = flag_layers(flags, assignments)
-    spec = trained.task.spec
-    if (
-        isinstance(spec, ImageSpec) and spec.square is None
-    ):  # a model of whole images: another folder's come in its size, uncropped
-        for layer in layers:
-            if layer.values.get("data", {}).get("name") == "image_folder":
-                layer.values["data"].update(size=spec.height, crop=1.0, channels=spec.channels)
-    return resolve([saved, *layers]).recipe
-
-
-def base_layers(model: str | None, recipe: Path | None) -> list[Layer]:
-    """The recipe file and the model's name, either of which MODEL may be."""
-    from bigmodel_cli.core.resolve import Layer, document_layer
-    from bigmodel_cli.core.strict_yaml import read_yaml
-
-    layers = []
-    if model is not None and not model.startswith("hf:") and ("/" in model or model.endswith((".yaml", ".yml"))):
-        layers.append(document_layer(read_yaml(find_recipe(Path(model))), model))
-        model = None
-    if recipe is not None:
-        layers.append(document_layer(read_yaml(find_recipe(recipe)), str(recipe)))
-    if model is not None:
-        layers.append(Layer("MODEL", {"model": {"name": model}}))
-    return layers
-
-
-def hub_layers(layers: list[Layer], weights: bool) -> list[Layer]:
-    """`layers`, where the model is ``hf:FOLDER`` or ``hf:NAME`` with what its files say, and its tokenizer."""
-    from bigmodel_cli.core.resolve import Layer
-
-    names = [str(layer.values.get("model", {}).get("name", "")) for layer in layers]
-    if not any(name.startswith("hf:") for name in names):
-        return layers
-    from bigmodel_cli.engine.build.huggingface_hub import is_source, model_of
-
-    found = [i for i, name in enumerate(names) if is_source(name)]
-    if not found:
-        return layers
-    old = layers[found[-1]]
-    section, folder = model_of(old.values["model"]["name"], weights)
-    values = {**old.values, "model": {**old.values["model"], **section}}
-    named = [*layers[: found[-1]], Layer(old.source, values, old.lines), *layers[found[-1] + 1 :]]
-    return [*named, tokenizer_layer(folder / "tokenizer.json", named, start=weights)]
-
-
-def tokenizer_layer(file: Path, layers: list[Layer], start: bool = False) -> Layer:
-    """The tokenizer that lies beside weights, for data that takes a tokenizer and was given none.
-
-    Data that takes the start's by itself is left to, where there is a `start`.
+    Each field declares its flag in full: type, name, help and completion for Typer, and in `Flag` the
+    recipe field that it sets and what the default is. A flag that was not given is None and sets nothing.
     """
-    from typing import Literal, get_origin
 
-    from bigmodel_cli.core.registry import data
-    from bigmodel_cli.core.resolve import Layer, resolve
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="Model name, or recipe file.", autocompletion=complete("models")),
+        Flag(also=("plan", "verify-resume")),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="NAME|PATH",
+            help="Data set, or path to your own images or text.",
+            autocompletion=complete("data"),
+        ),
+        Flag("data.name", default="digits", also=("eval", "plan", "verify-resume")),
+    ] = None
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="Recipe file to start from; flags override it."),
+        Flag(also=("plan", "verify-resume")),
+    ] = None
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="N", help="Passes over the training split."),
+        Flag("train.epochs", default="10", also=("plan", "study", "tune")),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", help="Samples per optimizer step, over all processes."),
+        Flag("train.batch_size", default="128", also=("plan", "verify-resume")),
+    ] = None
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="RATE", help="Peak learning rate."),
+        Flag("optimizer.lr", default="the optimizer's"),
+    ] = None
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            "--optimizer",
+            metavar="NAME",
+            help="Optimizer: sgd, adam, adamw, muon, ...",
+            autocompletion=complete("optimizers"),
+        ),
+        Flag("optimizer.name", default="adamw", also=("plan",)),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="NAME",
+            help="Learning-rate schedule: constant, step, cosine, one_cycle.",
+            autocompletion=complete("schedules"),
+        ),
+        Flag("schedule.name", default="one_cycle"),
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss",
+            metavar="NAME",
+            help="Loss function: cross_entropy, mse.",
+            autocompletion=complete("losses"),
+        ),
+        Flag("loss.name", default="cross_entropy"),
+    ] = None
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            "--balance",
+            metavar="HOW",
+            help="For imbalanced classes: none, loss (class weights) or sampling (equal draws).",
+        ),
+        Flag("train.balance", default="none"),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", help="Seed of initial weights, data order and augmentation."),
+        Flag("train.seed", default="0"),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Device: auto, cpu, cuda, cuda:N or mps."),
+        Flag(
+            "placement.device",
+            default="auto",
+            also=("eval", "predict", "generate", "study", "tune", "verify-resume"),
+        ),
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="TYPE", help="Floating-point precision: auto, fp32 or bf16."),
+        Flag("placement.precision", default="auto", also=("eval", "predict", "generate", "plan")),
+    ] = None
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile", help="Compile the model with torch.compile."),
+        Flag("placement.compile", default="auto, measured", also=("plan",)),
+    ] = None
+    channels_last: Annotated[
+        bool | None,
+        typer.Option("--channels-last", help="Use the channels-last memory format."),
+        Flag("placement.channels_last", default="auto, measured"),
+    ] = None
+    max_steps: Annotated[
+        int | None,
+        typer.Option("--max-steps", metavar="N", help="Stop after N optimizer steps."),
+        Flag("train.max_steps", default="no limit", also=("plan", "study", "tune")),
+    ] = None
+    data_dir: DataDir = None
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any other recipe field; repeatable."),
+        Flag(also=("eval", "plan", "study", "tune", "verify-resume")),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder."),
+        Flag(default="runs/<model>-<data>-<n>"),
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint."), Flag()
+    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out."), Flag()] = False
+    profile: Annotated[
+        bool | None,
+        typer.Option("--profile", help="Write trace.json, a Chrome trace of a few steps."),
+        Flag("train.profile"),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and measure a step; train nothing."), Flag()
+    ] = False
+    json: Json = False
+    nproc: Annotated[
+        str | None,
+        typer.Option("--nproc", metavar="auto|N", help="Processes on this host; auto: one per GPU, else per core."),
+        Flag(default="1"),
+    ] = None
+    nnodes: Annotated[
+        str | None,
+        typer.Option("--nnodes", metavar="N|A:B", help="Hosts: N, or A to B (elastic training)."),
+        Flag(default="1"),
+    ] = None
+    rdzv: Annotated[
+        str | None,
+        typer.Option("--rdzv", metavar="HOST:PORT", help="Rendezvous address, on one of the hosts."),
+        Flag(),
+    ] = None
+    max_restarts: Annotated[
+        int,
+        typer.Option("--max-restarts", metavar="N", min=0, help="Restarts from the last checkpoint after a failure."),
+        Flag(),
+    ] = 0
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="Time without an answer after which a process counts as lost."
+        ),
+        Flag("parallel.timeout", default="600"),
+    ] = None
 
-    resolved = resolve(layers)
-    field = data.get(resolved.recipe.data.name).schema.model_fields.get("tokenizer")
-    takes = field is not None and get_origin(field.annotation) is not Literal
-    itself = start and field is not None and field.default == "auto"
-    wanted = file.is_file() and takes and not itself and ("data", "tokenizer") not in resolved.origin
-    return Layer(str(file), {"data": {"tokenizer": str(file.absolute())}} if wanted else {})
+    def flag_layers(self) -> list[Layer]:
+        """One recipe layer for each flag that was given, then one for ``--set``."""
+        from bigmodel_cli.core.resolve import Layer, set_layer
+
+        layers = []
+        # Names first: naming another component drops the options of the previous one.
+        for name, flag in sorted(flags_of(RunOptions), key=lambda pair: pair[1].path[1] != "name"):
+            value = getattr(self, name)
+            if flag.sets is None or value is None:
+                continue
+            section, key = flag.path
+            values = resolve_data_path(value) if name == "data" else None
+            plain = str(value) if isinstance(value, Path) else value
+            layers.append(Layer("--" + name.replace("_", "-"), {section: values or {key: plain}}))
+        return [*layers, set_layer(self.assignments or [])]
+
+    def recipe_layers(self) -> list[Layer]:
+        """The recipe file, the model's name, and every flag."""
+        return [*named_layers(self.model, self.recipe), *self.flag_layers()]
+
+    def launch(self) -> Launch:
+        """The processes to start."""
+        return Launch(self.nproc, self.nnodes, self.rdzv, self.max_restarts)

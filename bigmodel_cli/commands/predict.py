@@ -1,33 +1,45 @@
-"""``bigmodel predict``: what a checkpoint says of files."""
+"""``bigmodel predict``: a checkpoint's predictions for files and texts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 
+if TYPE_CHECKING:
+    from bigmodel_cli.core.tasks import Predicts
+    from bigmodel_cli.engine.build.load import Trained
 
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="FILE", help="Images, text files with one sample per line, or folders of them."),
+]
+Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; repeatable.")]
+
+
+@takes_options("predict", device="the checkpoint's", precision="the checkpoint's")
 def predict(
+    *,
     checkpoint: opt.Checkpoint,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[FILE...]", help="Images, texts with a sample a line, or folders of them."),
-    ] = None,
-    texts: Annotated[list[str] | None, typer.Option("--text", help="A text, instead of a file.")] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many answers a sample.")] = 3,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
+    files: Files = None,
+    texts: Texts = None,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Show the N most likely classes.")] = 3,
+    options: RunOptions,
     tta: opt.Tta = False,
     json: opt.Json = False,
 ) -> None:
-    """What a checkpoint says of each image, or of each line of a text: a class and its probability, a translation.
+    """Predict the class of each image or line of text, or translate each line.
 
-    Files are read ahead and answered in batches. One that cannot be read is named, and the others answered.
+    Files that cannot be read are reported; the others are still predicted.
 
     Examples:
 
@@ -40,48 +52,62 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.core.tasks import EncodesTexts, Generates, Predicts
     from bigmodel_cli.engine.device.placement import place
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import mirrored
 
     if not files and not texts:
-        raise InputError("nothing to predict", "expected FILE, or --text", "bigmodel predict --help")
+        raise InputError("nothing to predict", "expected FILE or --text", "bigmodel predict --help")
     trained = open_trained(checkpoint)
-    if not isinstance(trained.task, EncodesTexts if texts else Predicts):
-        hint = "bigmodel generate CKPT --prompt ..." if isinstance(trained.task, Generates) else None
-        what = f"{trained.path}: {trained.task.name.replace('_', ' ')}"
-        raise InputError(what, "expected a classifier or a translation model" + " for --text" * bool(texts), hint)
-    recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
+    task = _predicting_task(trained, bool(texts))
+    recipe = checkpoint_recipe(trained, options.flag_layers())
     placement = place(recipe.placement)
-    model = placement.model(mirrored(trained.model, trained.task) if tta else trained.model)
-    listed = _expand(files or [])
-    quick = optimize_for_files(model, trained.task, placement, listed, recipe.placement.precision == "auto")
+    model = placement.model(mirrored(trained.model, task) if tta else trained.model)
+    listed = expand_folders(files or [])
+    quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
-    rows, wrong = [], []
-    for name, answer in predict_files(quick.model, trained.task, quick.placement, listed, top, texts or []):
+    _show(predict_files(quick.model, task, quick.placement, listed, top, texts or []), json)
+
+
+def _predicting_task(trained: Trained, from_texts: bool) -> Predicts:
+    """The task, which predicts files and, with `from_texts`, texts.
+
+    Raises:
+        InputError: it does not.
+    """
+    from bigmodel_cli.core.tasks import EncodesTexts, Generates, Predicts
+
+    task = trained.task
+    if isinstance(task, Predicts) and (not from_texts or isinstance(task, EncodesTexts)):
+        return task
+    hint = "bigmodel generate CKPT --prompt ..." if isinstance(task, Generates) else None
+    what = f"{trained.path}: {task.name.replace('_', ' ')}"
+    raise InputError(what, "expected a classifier or a translation model" + " for --text" * from_texts, hint)
+
+
+def _show(predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]], json: bool) -> None:
+    """Print the predictions as they come with `json`, else as a table; then raise the last error, if any."""
+    rows, errors = [], []
+    for name, answer in predictions:
         if isinstance(answer, InputError):
-            wrong.append(answer)
+            errors.append(answer)
         elif json:
-            best = [{"class": c, "probability": p} for c, p in answer]
-            console.print_json({"file": name, **best[0], "top": best})
+            top = [{"class": c, "probability": p} for c, p in answer]
+            console.print_json({"file": name, **top[0], "top": top})
         else:
-            rows.append((name, answer[0][0], f"{answer[0][1]:.2%}", _rest(answer)))
+            others = ", ".join(f"{c} {p:.2%}" for c, p in answer[1:])
+            rows.append((name, answer[0][0], f"{answer[0][1]:.2%}", others))
     if rows:
-        console.show(console.table(None, ("sample", "answer", "probability", "next"), rows))
-    if wrong:
-        for error in wrong[:-1]:
+        console.show(console.table(None, ("sample", "prediction", "probability", "runners-up"), rows))
+    if errors:
+        for error in errors[:-1]:
             console.error(error)
-        raise wrong[-1]
+        raise errors[-1]
 
 
-def _rest(answer: list[tuple[str, float]]) -> str:
-    return ", ".join(f"{c} {p:.2%}" for c, p in answer[1:])
-
-
-def _expand(paths: list[Path]) -> list[Path]:
-    """Folders become the files in them, in order; hidden files are left out."""
+def expand_folders(paths: list[Path]) -> list[Path]:
+    """`paths`, with each folder replaced by the files in it, sorted, without hidden ones."""
     files: list[Path] = []
     for path in paths:
         inside = (

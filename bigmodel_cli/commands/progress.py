@@ -1,4 +1,4 @@
-"""How a run looks while it goes: a live table on a terminal, a line an epoch elsewhere, events with --json."""
+"""Progress of a run: a live table on a terminal, one line per epoch elsewhere, events with --json."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from rich.text import Text
 from bigmodel_cli.commands import console
 
 Event = dict[str, Any]
-REFRESH = 0.1  # seconds between redraws: a step may take a millisecond
+REFRESH = 0.1  # seconds between redraws, since a step may take only a millisecond
 COLUMNS = ("epoch", "train loss", "val loss", "val metric", "lr", "rate", "ETA")
 
 
 def for_output(json: bool) -> Display:
-    """The display that fits where stdout goes."""
+    """The display for this output."""
     if json:
         return JsonEvents()
     return LiveTable() if console.is_terminal() else PlainLines()
 
 
 class Display:
-    """Takes events; a context manager, so that the terminal is whole again after an error."""
+    """Shows events. A context manager, so that the terminal is restored after an error."""
 
     def __enter__(self) -> Self:
         return self
@@ -39,18 +39,18 @@ class Display:
         pass
 
     def emit(self, event: Event) -> None:
-        raise TypeError("a display says how it shows an event")
+        raise TypeError(f"{type(self).__name__} does not define emit")
 
 
 class Silence(Display):
-    """Nothing: rank 0 shows what all ranks do."""
+    """Shows nothing: for ranks other than 0."""
 
     def emit(self, event: Event) -> None:
         pass
 
 
 class JsonEvents(Display):
-    """Every event but single steps as one JSON object a line on stdout."""
+    """Every event except steps, as one JSON object per line on stdout."""
 
     def emit(self, event: Event) -> None:
         if event["event"] != "step":
@@ -58,13 +58,13 @@ class JsonEvents(Display):
 
 
 class PlainLines(Display):
-    """One line an epoch, for logs and CI."""
+    """One line per epoch, for logs and CI."""
 
     def __init__(self) -> None:
         self.clock = Clock()
 
     def emit(self, event: Event) -> None:
-        self.clock.see(event)
+        self.clock.update(event)
         if event["event"] == "start":
             for line in start_lines(event):
                 console.note(line)
@@ -80,7 +80,7 @@ class PlainLines(Display):
 
 
 class LiveTable(Display):
-    """The last epochs in a table, with a bar for the one that runs."""
+    """The last epochs in a table, with a progress bar of the run."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, ...]] = []
@@ -98,7 +98,7 @@ class LiveTable(Display):
             self.live.stop()
 
     def emit(self, event: Event) -> None:
-        self.clock.see(event)
+        self.clock.update(event)
         if event["event"] == "start":
             for line in start_lines(event):
                 console.note(line)
@@ -115,11 +115,11 @@ class LiveTable(Display):
             self.drawn = time.monotonic()
 
     def _table(self) -> Table:
-        room = max(console.err.height - 8, 4)
-        named = {"val metric": self.clock.metric.replace("_", " "), "rate": f"{self.clock.unit}/s"}
-        head = [named.get(column, column) for column in COLUMNS]
-        # Tall runs show their last epochs; metrics.jsonl has them all.
-        return console.table(None, head, self.rows[-room:], right=True)
+        max_rows = max(console.err.height - 8, 4)
+        titles = {"val metric": self.clock.metric.replace("_", " "), "rate": f"{self.clock.unit}/s"}
+        head = [titles.get(column, column) for column in COLUMNS]
+        # Long runs show their last epochs; metrics.jsonl has all of them.
+        return console.table(None, head, self.rows[-max_rows:], right=True)
 
     def _bar(self) -> RenderableType:
         clock = self.clock
@@ -138,31 +138,31 @@ class LiveTable(Display):
 
 
 class WaitBars:
-    """A bar for each file that is fetched and each split that is decoded; without a terminal, a line when it begins."""
+    """A bar for each download and each split being decoded; without a terminal, one line when each starts."""
 
     def __init__(self) -> None:
         self.bar = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[amount]}"), console=console.err)
         self.tasks: dict[str, TaskID] = {}
-        self.heard = ExitStack()
+        self.callbacks = ExitStack()
 
     def __enter__(self) -> Self:
         from bigmodel_cli.data import download, thread_map
 
-        download.on_progress.append(self.fetched)
-        self.heard.callback(download.on_progress.remove, self.fetched)
-        self.heard.enter_context(thread_map.listening(self.decoded))
+        download.on_progress.append(self.on_download)
+        self.callbacks.callback(download.on_progress.remove, self.on_download)
+        self.callbacks.enter_context(thread_map.listening(self.on_decode))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.heard.close()
+        self.callbacks.close()
         if self.bar.live.is_started:  # stopping what never started would print an empty line
             self.bar.stop()
 
-    def fetched(self, name: str, done: int, total: int | None) -> None:
+    def on_download(self, name: str, done: int, total: int | None) -> None:
         amount = f"{done / 1e6:.1f} MB" if total is None else f"{done / 1e6:.1f}/{total / 1e6:.1f} MB"
         self._show(f"downloading {name}", done, total, amount)
 
-    def decoded(self, what: str, done: int, total: int) -> None:
+    def on_decode(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, f"{done:,}/{total:,} images")
 
     def read(self, what: str, done: int, total: int) -> None:
@@ -178,13 +178,13 @@ class WaitBars:
         self.bar.update(self.tasks[what], completed=done, amount=amount)
         if self.bar.live.is_started and done == total and all(task.finished for task in self.bar.tasks):
             self.bar.stop()
-            for task in self.tasks.values():  # or the next bar would come with these above it once more
+            for task in self.tasks.values():  # otherwise the next bar would show these again
                 self.bar.remove_task(task)
             self.tasks.clear()
 
 
 class Clock:
-    """How far a run is, and how long the rest will take at the speed seen so far."""
+    """The progress of a run, and the time that the rest will take at the speed so far."""
 
     def __init__(self) -> None:
         self.total_steps = self.step = self.first_step = 0
@@ -194,7 +194,7 @@ class Clock:
         self.counts: deque[tuple[float, int]] = deque(maxlen=200)
         self.flops_per_unit = self.peak = 0.0
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         if event["event"] == "start":
             self.total_steps, self.step = event["total_steps"], event["step"]
             self.metric, self.unit = "val_" + event["metric"], event["unit"]
@@ -206,14 +206,14 @@ class Clock:
             self.flops_per_unit, self.peak = event["flops_per_unit"], event["peak"]
 
     def speed(self) -> str:
-        """Units a second over the last steps, and the share of the peak that is."""
+        """Units per second over the last steps, and the model-FLOPs utilization."""
         if len(self.counts) < 2 or self.counts[-1][0] <= self.counts[0][0]:
             return "-"
         rate = sum(n for _, n in list(self.counts)[1:]) / (self.counts[-1][0] - self.counts[0][0])
-        return f"{rate:,.0f} {self.unit}/s{self.share(rate)}"
+        return f"{rate:,.0f} {self.unit}/s{self.mfu(rate)}"
 
-    def share(self, rate: float) -> str:
-        """Model-FLOPs utilisation at `rate` units a second; nothing where it is not known."""
+    def mfu(self, rate: float) -> str:
+        """Model-FLOPs utilization at `rate` units per second; empty where it is unknown."""
         return f", MFU {rate * self.flops_per_unit / self.peak:.0%}" if self.peak else ""
 
     def eta(self) -> str:
@@ -241,22 +241,24 @@ def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
         "-" if loss is None else f"{loss:.4f}",
         shown + (" *" if event.get("best") else ""),
         f"{event['lr']:.2e}",
-        f"{rate:,.0f}{clock.share(rate)}",
+        f"{rate:,.0f}{clock.mfu(rate)}",
         clock.eta(),
     )
 
 
 def straggler(event: Event) -> str:
-    """The rank that the others wait for, if any, as the end of a line."""
+    """The rank that the others are waiting for, if any, to end a line with."""
     return f"  {event['straggler']}" if event.get("straggler") else ""
 
 
 def utilisation_line(event: Event, unit: str) -> str:
     peak = f"{event['peak'] / 1e9:,.0f} GFLOP/s, {event['which']}"
-    return f"{event['flops_per_unit'] / 1e6:,.3g} MFLOP for each of the {unit}; MFU is of {peak}"
+    return f"{event['flops_per_unit'] / 1e6:,.3g} MFLOP per {unit.removesuffix('s')}; MFU is relative to {peak}"
 
 
 def start_lines(event: Event) -> list[str]:
-    lines = [f"{event['model']} on {event['data']}: {event['parameters']:,} parameters ({event['trainable']:,} train)"]
-    lines.append(f"{event['train_size']:,} train, {event['val_size']:,} val samples; {event['placement']}")
-    return [*lines, *event["notes"], f"run folder {event['folder']}"]
+    lines = [
+        f"{event['model']} on {event['data']}: {event['parameters']:,} parameters ({event['trainable']:,} trained)"
+    ]
+    lines.append(f"{event['train_size']:,} training and {event['val_size']:,} validation samples; {event['placement']}")
+    return [*lines, *event["notes"], f"run folder: {event['folder']}"]

@@ -1,17 +1,19 @@
-"""``bigmodel recipe``: what a recipe may say."""
+"""``bigmodel recipe``: the schema of recipes, and a recipe with every default filled in."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from bigmodel_cli.commands import console
 
-app = typer.Typer(help="What a recipe may say.", no_args_is_help=True)
+app = typer.Typer(help="Show the schema of recipes, or a recipe with every default filled in.", no_args_is_help=True)
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipe files, from which editors complete them.
+    """Print the JSON schema of recipe files, for completion and validation in editors.
 
     Example:
 
@@ -23,15 +25,15 @@ def schema() -> None:
 
 
 @app.command()
-def show(file: str) -> None:
-    """Print a recipe resolved: every default filled in, everything checked.
+def show(file: Annotated[str, typer.Argument(metavar="FILE", help="Recipe file, or a model name.")]) -> None:
+    """Validate a recipe and print it with every default filled in.
 
     Example:
 
         bigmodel recipe show recipes/image/mnist-cnn.yaml
     """
-    from bigmodel_cli.commands.options import base_layers
+    from bigmodel_cli.commands.recipe_layers import named_layers
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.core.strict_yaml import dump_yaml
 
-    console.raw(dump_yaml(resolve(base_layers(file, None)).recipe.to_dict()))
+    console.raw(dump_yaml(resolve(named_layers(file, None)).recipe.to_dict()))

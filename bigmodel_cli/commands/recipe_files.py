@@ -1,24 +1,19 @@
-"""Where recipes lie."""
+"""Where recipe files are found."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def recipes_folder() -> Path:
-    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    """The folder of bundled recipes: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(path: Path) -> Path:
-    """`path` itself, or the recipe of that name that comes with bigmodel."""
-
+    """`path` itself, or the bundled recipe of that name."""
     if not path.exists() and path.parts[:1] == ("recipes",):
         bundled = recipes_folder() / Path(*path.parts[1:])
         if bundled.exists():

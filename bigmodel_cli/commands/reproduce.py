@@ -1,4 +1,4 @@
-"""``bigmodel reproduce`` and ``verify-resume``: is it the same again, bit by bit, and what is not."""
+"""``bigmodel reproduce`` and ``verify-resume``: is a run repeated bit by bit, and if not, what differs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.signatures import takes_options
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.experiments.reproduce import Difference
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     data_dir: opt.DataDir = None,
-    out: opt.Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of the new run.  [default: runs/<name of RUN>-again-<n>]",
+        ),
+    ] = None,
     json: opt.Json = False,
 ) -> None:
-    """Train a run again from what it recorded, in a new folder, and compare the weights.
+    """Repeat a run from its own record in a new folder, and compare the weights.
 
-    Exit 0: the same weights, to the bit. Exit 1: others, and what drifted is listed.
-    Exit 2: it cannot be done, as where the data has changed.
+    Exit code 0: the weights are bit-identical. 1: they differ, and what drifted is listed.
+    2: the run cannot be repeated, for example because the data has changed.
 
     Example:
 
@@ -39,23 +48,21 @@ def reproduce(
     with WaitBars(), for_output(json) as display:
         outcome = train(then.recipe, folder, display.emit, then.environment)
     same, drift = compare(then, outcome.folder)
-    _answer(same, drift, "the same weights, to the bit", "other weights", json, {"folder": str(outcome.folder)})
+    _show_comparison(
+        same, drift, "the weights are bit-identical", "the weights differ", json, {"folder": str(outcome.folder)}
+    )
 
 
+@takes_options("verify-resume")
 def verify_resume(
-    model: opt.Model = None,
-    recipe: opt.RecipeFile = None,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="How many steps to train.")] = 10,
-    data: opt.Data = None,
-    data_dir: opt.DataDir = None,
-    batch_size: opt.BatchSize = None,
-    device: opt.Device = None,
-    assignments: opt.Set = None,
+    *,
+    options: RunOptions,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=2, help="Number of steps to train.")] = 10,
     json: opt.Json = False,
 ) -> None:
-    """Check that a recipe of your own resumes exactly: N steps at a stretch against a stop in the middle.
+    """Check that a recipe resumes exactly: compare an uninterrupted run with one stopped halfway.
 
-    Exit 0: equal in weights, optimizer, progress and random numbers. Exit 1: not, and where.
+    Exit code 0: weights, optimizer, progress and random state are equal. 1: they differ, and where is listed.
 
     Example:
 
@@ -66,22 +73,21 @@ def verify_resume(
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.experiments.reproduce import verify_resume as verify
 
-    flags = {"data": data, "data_dir": data_dir, "batch_size": batch_size, "device": device}
-    resolved = resolve([*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)])
+    resolved = resolve(options.recipe_layers())
     with tempfile.TemporaryDirectory(prefix="bigmodel-verify-") as folder:
         found, count = verify(resolved.recipe, steps, Path(folder), lambda event: None)
-    equal = f"resume is exact: {count:,} values and tensors are equal after a stop in the middle"
-    _answer(not found, found, equal, "resume is not exact", json, {"compared": count})
+    equal = f"resume is exact: {count:,} values and tensors are equal after a stop halfway"
+    _show_comparison(not found, found, equal, "resume is not exact", json, {"compared": count})
 
 
-def _answer(same: bool, drift: list[Difference], yes: str, no: str, json: bool, more: dict[str, Any]) -> None:
+def _show_comparison(same: bool, drift: list[Difference], yes: str, no: str, json: bool, more: dict[str, Any]) -> None:
     if json:
         values = [{"what": d.what, "then": d.then, "now": d.now} for d in drift]
         console.print_json({"event": "compared", "same": same, "drift": values, **more})
     else:
         if drift:
             rows = [(d.what, str(d.then), str(d.now)) for d in drift]
-            console.show(console.table("what drifted", ("what", "then", "now"), rows))
+            console.show(console.table("differences", ("", "then", "now"), rows))
         console.say(yes if same else no)
     if not same:
         raise typer.Exit(1)

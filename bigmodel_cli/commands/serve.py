@@ -1,7 +1,8 @@
-"""``bigmodel serve``: an exported model behind HTTP."""
+"""``bigmodel serve``: an exported model over HTTP."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,23 +14,74 @@ from bigmodel_cli.commands import options as opt
 
 if TYPE_CHECKING:
     from bigmodel_cli.serve.model import ServedModel
+    from bigmodel_cli.serve.uploads import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MB = 1_000_000
 
-Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder that `bigmodel export` wrote.")]
-Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0: every one.")]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one, and prints it.")]
-MaxBatch = Annotated[int, typer.Option("--max-batch", min=1, max=1024, help="Most samples a run, and a request.")]
-MaxWait = Annotated[float, typer.Option("--max-wait", min=0, max=10_000, help="Milliseconds to wait for more.")]
-Queue = Annotated[int, typer.Option("--queue", min=1, max=65536, help="Most requests in work; further ones get 503.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.01, max=3600, help="Seconds for a body, and for an answer.")]
-StopTimeout = Annotated[int, typer.Option("--stop-timeout", min=0, max=3600, help="Seconds to finish what is in work.")]
-MaxMB = Annotated[float, typer.Option("--max-mb", min=0.001, max=1000, help="Largest body, in MB.")]
-MaxPixels = Annotated[int | None, typer.Option("--max-pixels", min=1, help="Largest image.  [default: 64000000]")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.  [default: all]")]
-AllowHost = Annotated[list[str] | None, typer.Option("--allow-host", metavar="NAME", help="Another name it has.")]
-Log = Annotated[bool, typer.Option("--log", help="A line a request on stderr.")]
+Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder written by `bigmodel export`.")]
+Host = Annotated[
+    str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all interfaces.")
+]
+Port = Annotated[
+    int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port; 0 picks a free one and prints it.")
+]
+MaxBatch = Annotated[
+    int, typer.Option("--max-batch", metavar="N", min=1, max=1024, help="Largest batch, and most samples per request.")
+]
+MaxWait = Annotated[
+    float,
+    typer.Option("--max-wait", metavar="MS", min=0, max=10_000, help="Milliseconds to wait for a batch to fill up."),
+]
+Queue = Annotated[
+    int,
+    typer.Option(
+        "--queue", metavar="N", min=1, max=65536, help="Most requests in progress; further ones are answered with 503."
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        min=0.01,
+        max=3600,
+        help="Time limit for receiving a request, and for answering it.",
+    ),
+]
+StopTimeout = Annotated[
+    int,
+    typer.Option(
+        "--stop-timeout", metavar="SECONDS", min=0, max=3600, help="Time to finish requests in progress on shutdown."
+    ),
+]
+MaxMB = Annotated[
+    float, typer.Option("--max-mb", metavar="MB", min=0.001, max=1000, help="Largest request body, in megabytes.")
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        min=1,
+        help="Largest image.  [default: 64000000]",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        max=1024,
+        help="CPU threads.  [default: all cores]",
+    ),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option("--allow-host", metavar="NAME", help="Accept this Host header too; repeatable."),
+]
+Log = Annotated[bool, typer.Option("--log", help="Log one line per request to stderr.")]
 
 
 def serve(
@@ -48,10 +100,10 @@ def serve(
     log: Log = False,
     json: opt.Json = False,
 ) -> None:
-    """Serve an exported model: a page at /, POST /predict, and figures for monitoring.
+    """Serve an exported model over HTTP: a web page at /, POST /predict, and metrics.
 
-    Requests that come at the same time are answered by one run of the model. Ctrl-C or
-    SIGTERM ends it, once what is in work is answered.
+    Concurrent requests are answered in batches. Ctrl-C or SIGTERM stops the server after the
+    requests in progress.
 
     Examples:
 
@@ -61,50 +113,60 @@ def serve(
 
         bigmodel serve shipped --host 0.0.0.0 --max-batch 64 --max-wait 5
     """
-    import os
-
-    from bigmodel_cli.core.errors import MachineError
-    from bigmodel_cli.core.images import MAX_PIXELS
-
-    try:
-        from bigmodel_cli.serve import server
-        from bigmodel_cli.serve.app import build_app
-        from bigmodel_cli.serve.model import open_model
-        from bigmodel_cli.serve.service import Options, Service
-        from bigmodel_cli.serve.uploads import Limits
-    except ImportError as error:
-        raise MachineError(f"serve needs {error.name}: {error}", hint="pip install 'bigmodel[serve]'") from None
+    _check_dependencies()
+    from bigmodel_cli.serve import server
+    from bigmodel_cli.serve.app import build_app
+    from bigmodel_cli.serve.model import open_model
+    from bigmodel_cli.serve.service import Options, Service
 
     if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # what every runtime reads
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # every runtime reads it
     listening = server.bind(host, port)
-    address, chosen = listening.getsockname()[:2]
+    address, bound_port = listening.getsockname()[:2]
     served = open_model(export)
     options = Options(
-        limits=Limits(size=int(max_mb * MB), pixels=max_pixels or MAX_PIXELS, samples=max_batch, seconds=timeout),
+        limits=_limits(max_mb, max_pixels, max_batch, timeout),
         max_batch=max_batch,
         max_wait=max_wait / 1000,
         queue=queue,
         timeout=timeout,
-        hosts=_hosts(address, host, allow_host or ()),
+        hosts=_allowed_hosts(address, host, allow_host or ()),
     )
-    gate = build_app(Service(served, options), console.note, log)
-    server.run(gate, listening, stop_timeout, _greeting(served, address, chosen, json))
+    app = build_app(Service(served, options), console.note, log)
+    server.run(app, listening, stop_timeout, _announcement(served, address, bound_port, json))
 
 
-def _hosts(address: str, host: str, further: Iterable[str]) -> frozenset[str] | None:
-    """The names that requests may call the service by: any, where it listens to other machines and none is given."""
+def _check_dependencies() -> None:
+    from bigmodel_cli.core.errors import MachineError
+
+    try:
+        from bigmodel_cli.serve import app, server  # noqa: F401
+    except ImportError as error:
+        raise MachineError(f"serve needs {error.name}: {error}", hint="pip install 'bigmodel[serve]'") from None
+
+
+def _limits(max_mb: float, max_pixels: int | None, samples: int, seconds: float) -> Limits:
+    """The limits of one request."""
+    from bigmodel_cli.core.images import MAX_PIXELS
+    from bigmodel_cli.serve.uploads import Limits
+
+    return Limits(size=int(max_mb * MB), pixels=max_pixels or MAX_PIXELS, samples=samples, seconds=seconds)
+
+
+def _allowed_hosts(address: str, host: str, further: Iterable[str]) -> frozenset[str] | None:
+    """The Host headers to accept; None, for any, where other machines can connect and no name was given."""
     names = [name.lower() for name in further]
-    return frozenset([*LOOPBACK, host.lower(), *names]) if names or _local(address) else None
+    return frozenset([*LOOPBACK, host.lower(), *names]) if names or _is_loopback(address) else None
 
 
-def _local(address: str) -> bool:
+def _is_loopback(address: str) -> bool:
     import ipaddress
 
     return ipaddress.ip_address(address).is_loopback
 
 
-def _greeting(served: ServedModel, address: str, port: int, json: bool) -> Callable[[], None]:
+def _announcement(served: ServedModel, address: str, port: int, json: bool) -> Callable[[], None]:
+    """What to print once the server accepts connections."""
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
     def ready() -> None:
@@ -112,8 +174,8 @@ def _greeting(served: ServedModel, address: str, port: int, json: bool) -> Calla
             console.print_json({"url": url, "host": address, "port": port, **served.about})
             return
         console.say(url)
-        console.note(f"serving {served.about['name']} ({len(served.labels)} classes); Ctrl-C stops it")
-        if not _local(address):
-            console.note("whoever reaches this address may use it: there is no password")
+        console.note(f"serving {served.about['name']} ({len(served.labels)} classes); press Ctrl-C to stop")
+        if not _is_loopback(address):
+            console.note("anyone who can reach this address can use the model: there is no authentication")
 
     return ready

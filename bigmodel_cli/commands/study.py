@@ -1,4 +1,4 @@
-"""``bigmodel study``: several runs that answer one question, in a table and an image."""
+"""``bigmodel study``: several runs that answer one question, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -10,52 +10,55 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_files import find_recipe
+from bigmodel_cli.commands.signatures import takes_options
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Study file, such as recipes/image/few-pictures.yaml.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder of the runs.  [default: runs/<name of FILE>]",
+    ),
+]
 
 
-def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study: recipes/image/resnet-paper/short.yaml, ...")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs.  [default: runs/<name of FILE>]")
-    ] = None,
-    epochs: opt.Epochs = None,
-    max_steps: opt.MaxSteps = None,
-    data_dir: opt.DataDir = None,
-    device: opt.Device = None,
-    assignments: opt.Set = None,
-    json: opt.Json = False,
-) -> None:
-    """Train every run of a study and lay the results side by side. Run it again to go on: what is done stays.
+@takes_options("study", epochs="the study's", max_steps="the study's", device="the study's")
+def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = False) -> None:
+    """Train every run of a study and compare the results.
+
+    Run it again to continue: finished runs are kept.
 
     Examples:
 
         bigmodel study recipes/image/resnet-paper/short.yaml
 
-        bigmodel study recipes/image/few-images.yaml --out runs/few
+        bigmodel study recipes/image/few-pictures.yaml --out runs/few
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
     from bigmodel_cli.engine.experiments.study import read_study, run_study
 
-    path = opt.find_recipe(file)
-    wanted = read_study(path)
+    path = find_recipe(file)
+    design = read_study(path)
     folder = out or Path("runs") / (path.stem if path.parent.name == "image" else f"{path.parent.name}-{path.stem}")
-    flags = {"epochs": epochs, "max_steps": max_steps, "data_dir": data_dir, "device": device}
-    layers = opt.flag_layers(flags, assignments)
     results: list[dict[str, Any]] = []
     with WaitBars(), for_output(json) as display:
-        for name, result in run_study(wanted, folder, layers, display.emit):
+        for name, result in run_study(design, folder, options.flag_layers(), display.emit):
             results.append(result)
-            console.note(f"{name}: {len(results)} of {len(wanted.runs)} done")
+            console.note(f"{name}: {len(results)} of {len(design.runs)} runs done")
     (folder / "results.json").write_text(text.dumps(results, indent=1), encoding="utf-8")
     if json:
         for result in results:
             console.print_json({"event": "result", **{k: v for k, v in result.items() if k != "epochs"}})
     else:
-        _show(wanted.title, results)
-    if wanted.figure is not None:
+        _show(design.title, results)
+    if design.figure is not None:
         from bigmodel_cli.core.registry import figures
 
-        figures.get(wanted.figure.name)(results, folder / f"{wanted.figure.name}.png", **wanted.figure.options)
-        console.note(f"drawn in {folder / wanted.figure.name}.png")
+        figures.get(design.figure.name)(results, folder / f"{design.figure.name}.png", **design.figure.options)
+        console.note(f"plot: {folder / design.figure.name}.png")
 
 
 def _show(title: str, results: list[dict[str, Any]]) -> None:

@@ -1,12 +1,13 @@
-"""``bigmodel data tokenize``: a text of any size to token shards, which training reads where they lie."""
+"""``bigmodel data tokenize``: a text of any size, as token shards that training reads in place."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,33 +19,61 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.types import TextSpec
     from bigmodel_cli.data.token_shards.tokenizing import Progress, Unit
 
-DEFAULT_SIZE = 8192
+DEFAULT_VOCAB_SIZE = 8192
 SHARD_TOKENS = 100_000_000
 
 
+Paths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH", help='Text files, JSON lines with a "text" field, or folders of them.'),
+]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(
+        "--vocab-size",
+        metavar="N",
+        min=300,
+        max=1 << 20,
+        help=f"Train a byte-level BPE tokenizer of N tokens.  [default: {DEFAULT_VOCAB_SIZE}]",
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", metavar="NAME", help="Use this tokenizer instead: byte, char, gpt2, or a tokenizer.json file."
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        max=256,
+        help="Worker processes.  [default: one per core]",
+    ),
+]
+ShardTokens = Annotated[int, typer.Option("--shard-tokens", metavar="N", min=1, help="Tokens per shard file.")]
+Encoding = Annotated[
+    str, typer.Option("--encoding", metavar="NAME", help="Encoding of the text: auto, utf-8, latin-1, ...")
+]
+
+
 def tokenize(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help='Text, folders of it, JSON lines with "text".')
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("shards"),
-    vocab_size: Annotated[
-        int | None, typer.Option("--vocab-size", min=300, max=1 << 20, help="Train a byte-level BPE of so many tokens.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Or take one: byte, char, gpt2, or a tokenizer.json.")
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option("--processes", min=1, max=256, help="How many work at once.  [default: one a core]")
-    ] = None,
-    shard_tokens: Annotated[int, typer.Option("--shard-tokens", min=1, help="Tokens a file.")] = SHARD_TOKENS,
-    encoding: Annotated[str, typer.Option("--encoding", help="Of the files: auto, utf-8, latin-1, ...")] = "auto",
+    paths: Paths,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")] = Path("shards"),
+    vocab_size: VocabSize = None,
+    tokenizer: Tokenizer = None,
+    processes: Processes = None,
+    shard_tokens: ShardTokens = SHARD_TOKENS,
+    encoding: Encoding = "auto",
     data_dir: opt.DataDir = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards in --out.")] = False,
     json: opt.Json = False,
 ) -> None:
-    """Make token shards of a text: train a tokenizer on it, or take one, and cut it into tokens once.
+    """Tokenize a text once into shards that training reads in place, with a new tokenizer or a given one.
 
-    The shards are the same to the byte whatever the number of processes, and whole or not there.
+    The shards are byte-for-byte the same for any number of processes. An interrupted command leaves none.
 
     Examples:
 
@@ -54,49 +83,75 @@ def tokenize(
 
         bigmodel train gpt-nano --data ./shards
     """
-    from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.recipe import data_root
-    from bigmodel_cli.data.token_shards.files import Writer, check_free
-    from bigmodel_cli.data.token_shards.tokenizing import plan, text_of_files, write
+    from bigmodel_cli.data.token_shards.files import check_free
+    from bigmodel_cli.data.token_shards.tokenizing import text_of_files
 
     if vocab_size is not None and tokenizer is not None:
-        raise InputError("--vocab-size and --tokenizer together", "expected a new tokenizer or one that is there")
+        raise InputError("--vocab-size and --tokenizer together", "expected one: a new tokenizer or an existing one")
     clock = time.perf_counter()
     out = Path(os.path.normpath(out.expanduser().absolute()))
     check_free(out, overwrite)
     files = [file for path in paths for file in text_of_files(path.expanduser())]
-    with WaitBars() as bars:
-        units, notes = plan(files, encoding)
-        if not units:
-            raise InputError(f"{paths[0]}: it is empty", "expected text")
-        spec = _spec(units, tokenizer, vocab_size or DEFAULT_SIZE, data_root(data_dir), bars.read)
-        with Writer(out, spec, shard_tokens, overwrite) as writer:
-            write(units, spec, writer, processes or _cores(), bars.read)
-            source = {"files": len(files), "bytes": sum(unit.stop - unit.start for unit in units)}
-            made = writer.finish(source)
+    choice = TokenizerChoice(tokenizer, vocab_size or DEFAULT_VOCAB_SIZE, data_root(data_dir))
+    index, notes = _write_shards(files, out, choice, encoding, shard_tokens, processes or _cores(), overwrite)
     seconds = time.perf_counter() - clock
     if json:
-        shown = {k: v for k, v in made.items() if k != "vocabulary"}
+        shown = {k: v for k, v in index.items() if k != "vocabulary"}
         console.print_json({"folder": str(out), "seconds": seconds, "notes": notes, **shown})
         return
     for note in notes:
         console.note(note)
-    amount = f"{made['tokens']:,} tokens of {made['documents']:,} documents in {len(made['shards'])} files"
-    console.say(f"{amount}, {made['bytes'] / max(made['tokens'], 1):.2f} bytes a token, {seconds:.1f} s")
-    console.say(f"tokenizer {made['tokenizer']}, {made['vocabulary_size']:,} tokens; in {out}")
+    amount = f"{index['tokens']:,} tokens in {index['documents']:,} documents, {len(index['shards'])} files"
+    console.say(f"{amount}; {index['bytes'] / max(index['tokens'], 1):.2f} bytes per token; {seconds:.1f} s")
+    console.say(f"tokenizer {index['tokenizer']}, {index['vocabulary_size']:,} tokens")
+    console.say(f"written: {out}")
     console.say(f"next: bigmodel train gpt-nano --data {out}")
 
 
-def _spec(units: Sequence[Unit], name: str | None, size: int, root: Path, tell: Progress) -> TextSpec:
-    """The tokenizer to cut with: a new one of `size` tokens where none is named."""
-    from bigmodel_cli.core.types import TextSpec
-    from bigmodel_cli.data.text.tokenizer_choice import chosen
-    from bigmodel_cli.data.token_shards import tokenizing
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """An existing tokenizer by `name`, or a new one of `size` tokens where `name` is None."""
 
-    if name is None:
-        return TextSpec("bpe", (tokenizing.trained_tokenizer(units, size, tell),), 2)
-    texts = [tokenizing.characters(units, tell)] if name == "char" else []
-    return chosen(name, None, 2, root, texts, end=True)
+    name: str | None
+    size: int
+    root: Path
+
+    def spec(self, units: Sequence[Unit], progress: Progress) -> TextSpec:
+        """The tokenizer for the text in `units`."""
+        from bigmodel_cli.core.types import TextSpec
+        from bigmodel_cli.data.text.tokenizer_choice import chosen
+        from bigmodel_cli.data.token_shards import tokenizing
+
+        if self.name is None:
+            return TextSpec("bpe", (tokenizing.trained_tokenizer(units, self.size, progress),), 2)
+        texts = [tokenizing.characters(units, progress)] if self.name == "char" else []
+        return chosen(self.name, None, 2, self.root, texts, end=True)
+
+
+def _write_shards(
+    files: list[Path],
+    out: Path,
+    choice: TokenizerChoice,
+    encoding: str,
+    shard_tokens: int,
+    processes: int,
+    overwrite: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the shards; return their index, and notes on the text."""
+    from bigmodel_cli.commands.progress import WaitBars
+    from bigmodel_cli.data.token_shards.files import Writer
+    from bigmodel_cli.data.token_shards.tokenizing import plan, write
+
+    with WaitBars() as bars:
+        units, notes = plan(files, encoding)
+        if not units:
+            raise InputError(f"{files[0]}: the file is empty", "expected text")
+        spec = choice.spec(units, bars.read)
+        with Writer(out, spec, shard_tokens, overwrite) as writer:
+            write(units, spec, writer, processes, bars.read)
+            source = {"files": len(files), "bytes": sum(unit.stop - unit.start for unit in units)}
+            return writer.finish(source), notes
 
 
 def _cores() -> int:
@@ -104,10 +159,10 @@ def _cores() -> int:
 
 
 def show_shards(folder: Path, json: bool) -> None:
-    """What token shards hold, and whether every byte is what was written.
+    """Print what token shards hold, once every byte is verified.
 
     Raises:
-        InputError: the index is not one, or a file is not what was written.
+        InputError: the index is damaged, or a file differs from its checksum.
     """
     from bigmodel_cli.core.tokens import tokenizer
     from bigmodel_cli.data.token_shards.files import read_index
@@ -116,7 +171,7 @@ def show_shards(folder: Path, json: bool) -> None:
     damaged = index.damaged()
     if damaged:
         what = f"{folder / damaged[0]}: damaged ({len(damaged)} of {len(index.shards) + 1} files)"
-        raise InputError(what, "expected the bytes of its checksum", "copy or make the shards again")
+        raise InputError(what, "expected the bytes of its checksum", "copy the shards again, or tokenize again")
     lengths = index.document_lengths()
     facts = {
         "tokens": index.tokens, "documents": index.documents, "files": len(index.shards),
@@ -127,6 +182,6 @@ def show_shards(folder: Path, json: bool) -> None:
         console.print_json({"folder": str(folder), "damaged": damaged, **facts})
         return
     rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items()]
-    console.show(console.table(f"token shards in {folder}", ("what", "value"), rows, right=True))
-    console.say("every byte is what was written")
+    console.show(console.table(f"token shards in {folder}", ("", "value"), rows, right=True))
+    console.say("every file matches its checksum")
     console.say(f"next: bigmodel train gpt-nano --data {folder}")

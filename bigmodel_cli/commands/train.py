@@ -1,4 +1,4 @@
-"""``bigmodel train``: flags to layers, a recipe, a run, and what came of it."""
+"""``bigmodel train``: the flags become a recipe, the recipe a run, and its result is shown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.launch import Launch
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers
+from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,39 +23,12 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.training.session import Outcome
 
 
+@takes_options("train")
 def train(
-    model: opt.Model = None,
-    data: opt.Data = None,
-    recipe: opt.RecipeFile = None,
-    epochs: opt.Epochs = None,
-    batch_size: opt.BatchSize = None,
-    lr: opt.LearningRate = None,
-    optimizer: opt.Optimizer = None,
-    schedule: opt.Schedule = None,
-    loss: opt.Loss = None,
-    balance: opt.Balance = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    compile: opt.Compile = None,
-    channels_last: opt.ChannelsLast = None,
-    max_steps: opt.MaxSteps = None,
-    data_dir: opt.DataDir = None,
-    assignments: opt.Set = None,
-    out: opt.Out = None,
-    resume: opt.Resume = False,
-    overwrite: opt.Overwrite = False,
-    profile: opt.Profile = None,
-    dry_run: opt.DryRun = False,
-    lr_find: Annotated[bool, typer.Option("--lr-find", help="Test learning rates, and draw the test.")] = False,
-    json: opt.Json = False,
-    nproc: opt.Nproc = None,
-    nnodes: opt.Nnodes = None,
-    rdzv: opt.Rdzv = None,
-    max_restarts: opt.MaxRestarts = 0,
-    timeout: opt.Timeout = None,
+    options: RunOptions,
+    lr_find: Annotated[bool, typer.Option("--lr-find", help="Run a learning-rate range test and plot it.")] = False,
 ) -> None:
-    """Train a model from zero.
+    """Train a model from scratch.
 
     Examples:
 
@@ -66,16 +40,14 @@ def train(
 
         bigmodel train resnet18 --data digits --nproc auto
     """
-    flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
-    layers = opt.base_layers(model, recipe)
-    if resume and not layers:
-        layers = _saved_recipe(out)
-    layers = opt.hub_layers([*layers, *opt.flag_layers(flags, assignments)], weights=False)
+    named = named_layers(options.model, options.recipe)
+    if options.resume and not named:
+        named = _saved_recipe(options.out)
+    layers = expand_hub_model([*named, *options.flag_layers()], weights=False)
     if lr_find:
-        _range_test(layers, out, json)
+        _range_test(layers, options.out, options.json)
     else:
-        launch = Launch(nproc, nnodes, rdzv, max_restarts)
-        go(layers, out, resume, overwrite, dry_run, json, launch)
+        run_training(layers, options)
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:
@@ -84,16 +56,16 @@ def _saved_recipe(out: Path | None) -> list[Layer]:
 
     if out is None:
         raise InputError(
-            "--resume needs the run to continue", "give --out RUN", "bigmodel train --resume --out runs/..."
+            "--resume: no run named", "expected --out with the run's folder", "bigmodel train --resume --out runs/..."
         )
     file = out / "recipe.yaml"
     if not file.exists():
-        raise InputError(f"{out}: no run to resume", "expected its recipe.yaml", f"bigmodel train MODEL --out {out}")
+        raise InputError(f"{out}: no run to resume", "expected a recipe.yaml", f"bigmodel train MODEL --out {out}")
     return [document_layer(read_yaml(file), str(file))]
 
 
 def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
-    """``--lr-find``: a hundred steps with a climbing rate; the rate to take, and the image."""
+    """``--lr-find``: a hundred steps at a rising learning rate; print the rate to use and plot the losses."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.experiments.lr_range_test import lr_range_test
     from bigmodel_cli.insight.range_test import draw
@@ -107,55 +79,47 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
     if json:
         console.print_json({"suggested": found.suggested, "rates": found.rates, "losses": found.losses})
         return
-    console.say(
-        f"the loss falls fastest at --lr {found.suggested:.2g} ({len(found.rates)} steps; {recipe.optimizer.name})"
-    )
-    console.say(f"drawn in {image}")
+    console.say(f"suggested: --lr {found.suggested:.2g} ({recipe.optimizer.name}, {len(found.rates)} steps)")
+    console.say(f"plot: {image}")
 
 
-def go(
-    layers: list[Layer],
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    dry_run: bool,
-    json: bool,
-    launch: Launch = Launch(),
-) -> None:
-    """Resolve `layers`, then train, or with `dry_run` measure, what they say; here or in several processes."""
+def run_training(layers: list[Layer], options: RunOptions) -> None:
+    """Resolve `layers` and train the recipe, in this process or in several; with ``--dry-run`` only measure it."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.device.ranks import ranks
     from bigmodel_cli.engine.training.run_folder import RunFolder
 
+    out, resume, overwrite, json = options.out, options.resume, options.overwrite, options.json
     if resume and out is None:
-        raise InputError("--resume needs the run to continue", "give its folder with --out")
+        raise InputError("--resume: no run named", "expected --out with the run's folder")
     resolved = resolve(layers)
     recipe = resolved.recipe
     stem = f"{recipe.model.name}-{recipe.data.name}".replace(":", "-")
-    if launch.wanted:
-        launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    launch = options.launch()
+    if launch.requested:
+        launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=options.dry_run)
         return
     here = ranks()
-    if dry_run:
+    if options.dry_run:
         RunFolder(out, stem, resume=resume, overwrite=overwrite)
         _dry_run(resolved, out or Path("runs"), json)
     elif here.world > 1:
-        _take_part(here, recipe, out, stem, resume, overwrite, json)
+        _train_as_rank(here, recipe, out, stem, resume, overwrite, json)
     else:
         jobs = [here.job] if here.job else []
         _train(recipe, RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs), json)
 
 
-def _take_part(
+def _train_as_rank(
     here: Ranks, recipe: Recipe, out: Path | None, stem: str, resume: bool, overwrite: bool, json: bool
 ) -> None:
-    """Train as one of several processes."""
+    """Train as one process of several."""
     from bigmodel_cli.engine.device.placement import backend
     from bigmodel_cli.engine.distributed.process_group import join, leave, translate_rank_errors
     from bigmodel_cli.engine.training.run_folder import Followed, RunFolder
 
     group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
-    console.speak_as(here.rank, group.last_words)
+    console.print_as_rank(here.rank, group.last_words)
     with translate_rank_errors():
         jobs = sorted(set(group.gather(here.job)))
         if group.is_main:
@@ -202,18 +166,19 @@ def _write_report(recipe: Recipe, outcome: Outcome) -> None:
 
 
 def show_outcome(outcome: Outcome) -> None:
-    """What trained, where not everything did; the result, before and after; and what to do next."""
+    """What was trained, where some of it was frozen; the metrics, before and after; and what to type next."""
     run = outcome.run
     if run.frozen.tensors:
         console.show(frozen_table(run))
-        console.say(f"{len(run.frozen.tensors)} frozen tensors checked: byte-identical")
+        console.say(f"{len(run.frozen.tensors)} frozen tensors verified: byte-identical")
     if outcome.before:
         console.show(method_table(outcome))
     metrics = ", ".join(f"{k.replace('_', ' ')} {figure(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
     if run.timer.verdict():
         console.say(run.timer.verdict(), prose=True)
-    console.say(f"best checkpoint {outcome.best}, report {outcome.folder / 'report.html'}")
+    console.say(f"best checkpoint: {outcome.best}")
+    console.say(f"report: {outcome.folder / 'report.html'}")
     console.say(f"next: bigmodel eval {outcome.best}{' --split test' if 'test' in run.splits else ''}")
 
 
@@ -222,7 +187,7 @@ def figure(name: str, value: float) -> str:
 
 
 def method_table(outcome: Outcome) -> Any:
-    """What the method trained, what that changed on val, and how long it took."""
+    """The method, the parameters it trained, the metrics before and after, and the time."""
     from bigmodel_cli.models.quantization.nf4 import parameters
 
     run = outcome.run
@@ -238,20 +203,20 @@ def method_table(outcome: Outcome) -> Any:
         ),
         ("time", f"{outcome.seconds:.1f} s"),
     ]
-    return console.table("fine-tuning", ("what", "value"), rows)
+    return console.table("fine-tuning", ("", "value"), rows)
 
 
 def frozen_table(run: Any) -> Any:
-    """What trains and what does not, parameters and buffers, by the model's top-level parts."""
-    parts: dict[str, list[int]] = {}
+    """How many parameters and buffers are trained and frozen, for each top-level module."""
+    modules: dict[str, list[int]] = {}
     trainable = {name for name, p in run.model.named_parameters() if p.requires_grad}
     parameters = {name for name, _ in run.model.named_parameters()}
     for name, tensor in run.model.state_dict().items():
-        counts = parts.setdefault(name.split(".")[0], [0, 0, 0, 0])
+        counts = modules.setdefault(name.split(".")[0], [0, 0, 0, 0])
         frozen = name in run.frozen.tensors
         column = (0 if name in trainable else 1) if name in parameters else (3 if frozen else 2)
         counts[column] += tensor.numel()
-    heads = ("part", "parameters trained", "parameters frozen", "buffers updated", "buffers frozen")
-    rows = [(part, *(f"{n:,}" if n else "-" for n in counts)) for part, counts in parts.items()]
-    totals = [sum(c[i] for c in parts.values()) for i in range(4)]
+    heads = ("module", "parameters trained", "parameters frozen", "buffers updated", "buffers frozen")
+    rows = [(module, *(f"{n:,}" if n else "-" for n in counts)) for module, counts in modules.items()]
+    totals = [sum(c[i] for c in modules.values()) for i in range(4)]
     return console.table(None, heads, [*rows, ("total", *(f"{n:,}" if n else "-" for n in totals))], right=True)

@@ -1,4 +1,4 @@
-"""``bigmodel tune``: search the fields that a recipe's ``search:`` section names; the answer is a recipe."""
+"""``bigmodel tune``: search the fields in a recipe's ``search:`` section for the best recipe."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.recipe_files import find_recipe
+from bigmodel_cli.commands.signatures import takes_options
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file with a search: section.")]
+Trials = Annotated[
+    int, typer.Option("--trials", metavar="N", min=1, help="Total number of trials, over all processes.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder of the search.  [default: runs/tune-<name of RECIPE>]",
+    ),
+]
 
 
-def tune(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with a search: section.")],
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials in all, over every process.")] = 20,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder.  [default: runs/tune-<name of RECIPE>]")] = None,
-    epochs: opt.Epochs = None,
-    max_steps: opt.MaxSteps = None,
-    data_dir: opt.DataDir = None,
-    device: opt.Device = None,
-    assignments: opt.Set = None,
-    json: opt.Json = False,
-) -> None:
-    """Search a recipe's fields with Optuna; trials worse than the median are cut short.
+@takes_options("tune", epochs="the recipe's", max_steps="the recipe's", device="the recipe's")
+def tune(*, recipe: Recipe, trials: Trials = 20, out: Out = None, options: RunOptions, json: opt.Json = False) -> None:
+    """Tune hyperparameters with Optuna; trials worse than the median stop early.
 
-    Start it again to go on, or in several terminals at once: they share the folder's trials.
+    Run it again to continue, or in several terminals at once: they share the trials in --out.
 
     Examples:
 
@@ -37,30 +44,29 @@ def tune(
     from bigmodel_cli.engine.experiments.tune import read_search
     from bigmodel_cli.engine.experiments.tune import tune as search_for
 
-    document = read_yaml(opt.find_recipe(recipe))
+    document = read_yaml(find_recipe(recipe))
     search = read_search(document.values.get("search"), str(recipe))
-    flags = {"epochs": epochs, "max_steps": max_steps, "data_dir": data_dir, "device": device}
-    layers = [document_layer(document, str(recipe)), *opt.flag_layers(flags, assignments)]
+    layers = [document_layer(document, str(recipe)), *options.flag_layers()]
     folder = out or Path("runs") / f"tune-{recipe.stem}"
 
-    def told(event: dict[str, object]) -> None:
+    def show_event(event: dict[str, object]) -> None:
         if json:
             console.print_json(event)
         else:
             console.note("  ".join(f"{k} {_short(v)}" for k, v in event.items() if k != "event"))
 
-    best, done = search_for(layers, search, folder, trials, told)
+    best, done = search_for(layers, search, folder, trials, show_event)
     file = folder / "best.yaml"
     file.write_text(f"# The best of {len(done)} trials of bigmodel tune {recipe}\n{dump_yaml(best.to_dict())}")
     if not json:
         rows = [[_short(v) for v in trial.values()] for trial in done if len(trial) == len(done[0])]
         console.show(console.table("trials", _heads(list(done[0])), rows, right=True))
-        console.say(f"best recipe {file}")
+        console.say(f"best recipe: {file}")
         console.say(f"next: bigmodel train {file}")
 
 
 def _heads(names: list[str]) -> list[str]:
-    """The fields without their sections, where that leaves them apart: a table has little room."""
+    """The fields without their sections, where those are still distinct, so that the table is narrow."""
     plain = [name.rpartition(".")[2] for name in names]
     return plain if len(set(plain)) == len(plain) else names
 

@@ -19,7 +19,7 @@ CASES = [
     (["train", "mlp", "--set", "model.activation=swish"], 2, "'sigmoid', 'tanh', 'relu', 'gelu' or 'silu'"),
     (["train", "cnn", "--data", "digits"], 2, "cnn on 8x8 images; expected at least 16x16"),
     (["train"], 2, "no model named"),
-    (["train", "mlp", "--resume"], 2, "--resume needs the run to continue"),
+    (["train", "mlp", "--resume"], 2, "--resume: no run named; expected --out"),
     (["train", "mlp", "--device", "cuda:7"], 3, "--device cuda:7: "),
     (["train", "mlp", "--device", "tpu"], 2, "placement.device = 'tpu'"),
     (["train", "missing.yaml"], 2, "missing.yaml: No such file"),

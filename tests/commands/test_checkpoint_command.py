@@ -25,14 +25,17 @@ def test_ours(run_cli: Any) -> None:
     )
     shown = run_cli("checkpoint", "show", GOLDEN).stdout
     assert "bigmodel.checkpoint" in shown and "model.linear1.weight" in shown and "16x64" in shown
-    assert "SHA-256 over every value" in run_cli("checkpoint", "verify", GOLDEN).stdout
+    assert "SHA-256 of every value" in run_cli("checkpoint", "verify", GOLDEN).stdout
 
 
 def test_anyones(run_cli: Any, tmp_path: Path) -> None:
     weights = {"layer.weight": torch.ones(3, 2), "half": torch.ones(4).bfloat16()}
     torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "x.pt")
     save_file(weights, tmp_path / "x.safetensors", {"maker": "someone"})
-    for name, expected in (("x.pt", "CRC-32 of every entry"), ("x.safetensors", "a flipped bit in a weight goes")):
+    for name, expected in (
+        ("x.pt", "CRC-32 of every entry"),
+        ("x.safetensors", "a flipped bit in a weight is not detected"),
+    ):
         facts = json.loads(run_cli("checkpoint", "show", name, "--json").stdout)
         found = {t["name"].removeprefix("state_dict."): (t["dtype"], t["shape"]) for t in facts["tensors"]}
         assert found == {"layer.weight": ("float32", [3, 2]), "half": ("bfloat16", [4])}

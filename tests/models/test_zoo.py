@@ -55,7 +55,7 @@ def test_names_are_found_suggested_and_completed(run_cli: Any) -> None:
         with pytest.raises(InputError) as caught:
             models.get(name)
         assert expected in caught.value.line
-    complete = options._complete("models")
+    complete = options.complete("models")
     assert {"tv:resnet18", "tv:resnet101"} <= set(complete("tv:resnet1")) and "resnet20" in complete("res")
 
 
@@ -229,7 +229,7 @@ def test_no_weights_are_known_for_ours(run_cli: Any) -> None:
     assert done.returncode == 2 and "no weights are known for resnet20" in done.stderr
     for model, path, pretrained, expected in [
         ("timm:resnet18", Path("x.pt"), True, "--from and --pretrained together"),
-        ("timm:resnet18", None, False, "nothing to start from"),
+        ("timm:resnet18", None, False, "no weights to start from"),
     ]:
         with pytest.raises(InputError, match=expected):
             _start_layers(path, pretrained, {"method": "full"}, [Layer("MODEL", {"model": {"name": model}})])

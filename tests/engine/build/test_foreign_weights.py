@@ -136,9 +136,9 @@ def test_the_command(run_cli: Any, tmp_path: Path) -> None:
     assert "stem: imagenet" in (tmp_path / "run/recipe.yaml").read_text()
     assert run_cli("eval", "run").returncode == 0
     done = run_cli("finetune", "--from", "w.safetensors", *short)
-    assert done.returncode == 2 and "weights that name no model; expected MODEL" in done.stderr
+    assert done.returncode == 2 and "does not name its model; expected MODEL" in done.stderr
     done = run_cli("finetune", "mlp", "--from", "run", *short)
-    assert done.returncode == 2 and "MODEL is mlp; run/best.pt is resnet18" in done.stderr
+    assert done.returncode == 2 and "MODEL is mlp; run/best.pt holds a resnet18" in done.stderr
 
 
 def test_an_export_of_ours_names_its_model(run_cli: Any, tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ def test_training_a_gpt_takes_six_flops_a_weight_and_the_attention(tmp_path: Pat
 def test_the_progress_line_tells_the_rate_and_its_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, now = progress.Clock(), 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    clock.see({"event": "start", "total_steps": 9, "step": 0, "metric": "perplexity", "unit": "tokens"})
+    clock.update({"event": "start", "total_steps": 9, "step": 0, "metric": "perplexity", "unit": "tokens"})
     for step in range(1, 4):
-        clock.see({"event": "step", "step": step, "loss": 1.0, "count": 500})
+        clock.update({"event": "step", "step": step, "loss": 1.0, "count": 500})
         now += 0.5
     assert clock.speed() == "1,000 tokens/s"
-    clock.see({"event": "utilisation", "flops_per_unit": 2e6, "peak": 8e9})
+    clock.update({"event": "utilisation", "flops_per_unit": 2e6, "peak": 8e9})
     assert clock.speed() == "1,000 tokens/s, MFU 25%"

@@ -1,0 +1,106 @@
+"""What is typed on a command line, as layers of a recipe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigmodel_cli.commands.recipe_files import find_recipe
+from bigmodel_cli.core.specs import ImageSpec
+
+if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
+    from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.engine.build.load import Trained
+
+
+def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
+    """The recipe file and the model's name; MODEL may be either."""
+    from bigmodel_cli.core.resolve import Layer, document_layer
+    from bigmodel_cli.core.strict_yaml import read_yaml
+
+    layers = []
+    if model is not None and not model.startswith("hf:") and ("/" in model or model.endswith((".yaml", ".yml"))):
+        layers.append(document_layer(read_yaml(find_recipe(Path(model))), model))
+        model = None
+    if recipe is not None:
+        layers.append(document_layer(read_yaml(find_recipe(recipe)), str(recipe)))
+    if model is not None:
+        layers.append(Layer("MODEL", {"model": {"name": model}}))
+    return layers
+
+
+def resolve_data_path(value: str) -> dict[str, str] | None:
+    """The data section for ``--data PATH``; None where `value` is the name of a data set.
+
+    A path has a separator in it, or exists and is no data set's name.
+    """
+    from bigmodel_cli.core.registry import data
+
+    if value.startswith(("http://", "https://")):
+        return {"name": "shard_stream", "path": value}
+    if value.startswith("hf:"):
+        return {"name": "image_folder", "path": value}
+    path = Path(value).expanduser()
+    if value.endswith(".tar") and any(sign in value for sign in "{*"):  # a pattern of shards
+        return {"name": "image_folder", "path": str(path.absolute())}
+    if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
+        return None
+    from bigmodel_cli.data.user_data.text_files import source_for
+
+    # Absolute, so that the checkpoint finds its data again from any folder.
+    return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
+
+
+def checkpoint_recipe(trained: Trained, layers: list[Layer]) -> Recipe:
+    """The recipe saved in a checkpoint, with `layers` over it."""
+    from bigmodel_cli.core.resolve import Layer, resolve
+
+    saved = Layer(str(trained.path), trained.meta["recipe"])
+    spec = trained.task.spec
+    # Trained on whole images: those of another folder are not cropped either.
+    if isinstance(spec, ImageSpec) and spec.square is None:
+        for layer in layers:
+            if layer.values.get("data", {}).get("name") == "image_folder":
+                layer.values["data"].update(size=spec.height, crop=1.0, channels=spec.channels)
+    return resolve([saved, *layers]).recipe
+
+
+def expand_hub_model(layers: list[Layer], weights: bool) -> list[Layer]:
+    """`layers`, where the model is ``hf:FOLDER`` or ``hf:NAME`` with the options and tokenizer in its files."""
+    from bigmodel_cli.core.resolve import Layer
+
+    names = [str(layer.values.get("model", {}).get("name", "")) for layer in layers]
+    if not any(name.startswith("hf:") for name in names):
+        return layers
+    from bigmodel_cli.engine.build.huggingface_hub import is_source, model_of
+
+    found = [i for i, name in enumerate(names) if is_source(name)]
+    if not found:
+        return layers
+    last = found[-1]
+    old = layers[last]
+    section, folder = model_of(old.values["model"]["name"], weights)
+    values = {**old.values, "model": {**old.values["model"], **section}}
+    expanded = [*layers[:last], Layer(old.source, values, old.lines), *layers[last + 1 :]]
+    return [*expanded, tokenizer_layer(folder / "tokenizer.json", expanded, start=weights)]
+
+
+def tokenizer_layer(file: Path, layers: list[Layer], start: bool = False) -> Layer:
+    """The tokenizer that lies beside weights, for data that takes a tokenizer and was given none.
+
+    With `start`, data whose default is the tokenizer of the starting weights is left as it is.
+    """
+    from typing import Literal, get_origin
+
+    from bigmodel_cli.core.registry import data
+    from bigmodel_cli.core.resolve import Layer, resolve
+
+    resolved = resolve(layers)
+    field = data.get(resolved.recipe.data.name).schema.model_fields.get("tokenizer")
+    accepts_file = field is not None and get_origin(field.annotation) is not Literal
+    automatic = start and field is not None and field.default == "auto"
+    given = ("data", "tokenizer") in resolved.origin
+    use = file.is_file() and accepts_file and not automatic and not given
+    return Layer(str(file), {"data": {"tokenizer": str(file.absolute())}} if use else {})
