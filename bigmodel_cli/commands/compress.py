@@ -14,6 +14,7 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.compress.search import Frontier, Goal
@@ -33,6 +34,7 @@ def _methods(incomplete: str) -> list[str]:
     return ["int8", *compressions.matching(incomplete, start=True)]
 
 
+@commands.register(order=110)
 def compress(
     checkpoint: opt.Checkpoint,
     method: Annotated[

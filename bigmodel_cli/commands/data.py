@@ -11,6 +11,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.insight.image_dataset import Findings
@@ -24,6 +25,7 @@ app.command()(tokenize)
 
 
 @app.callback()
+@commands.register("data", order=180, app=app)
 def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
     """The data sets, and which of them lie in the data folder; `inspect` looks into your own images or shards.
 

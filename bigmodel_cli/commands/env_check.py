@@ -11,6 +11,7 @@ from rich.text import Text
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError, nearest, printable
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.device.check import Check
@@ -21,6 +22,7 @@ NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gp
 """What may be required, beside the extras and their packages."""
 
 
+@commands.register("env-check", order=150)
 def env_check(
     require: Annotated[
         str | None, typer.Option("--require", help="Checks that must pass, e.g. cuda,bf16,onnx.")

@@ -8,6 +8,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.insight.reports import Report
 
 
+@commands.register("eval", order=60)
 def evaluate(
     checkpoint: opt.Checkpoint,
     data: opt.Data = None,

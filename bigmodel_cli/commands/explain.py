@@ -14,6 +14,7 @@ from rich.text import Text
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError, MachineError, nearest, printable
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ class Method(StrEnum):
     grad_cam = "grad-cam"
 
 
+@commands.register(order=80)
 def explain(
     checkpoint: opt.Checkpoint,
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", help="Texts, or images.")] = None,

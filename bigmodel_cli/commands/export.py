@@ -9,6 +9,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import Trained
@@ -22,6 +23,7 @@ def _formats(incomplete: str) -> list[str]:
     return exports.matching(incomplete, start=True)
 
 
+@commands.register(order=100)
 def export(
     checkpoint: opt.Checkpoint,
     format_name: Annotated[

@@ -14,12 +14,14 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.commands.train import go
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
 
 
+@commands.register(order=20)
 def finetune(
     model: opt.Model = None,
     checkpoint: Annotated[

@@ -11,8 +11,10 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 
+@commands.register(order=90)
 def generate(
     checkpoint: opt.Checkpoint,
     prompts: Annotated[

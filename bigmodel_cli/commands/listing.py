@@ -10,10 +10,12 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.recipe_files import recipes_folder
+from bigmodel_cli.core.registry import commands
 
 Search = Annotated[str | None, typer.Option("--search", help="Only names that contain this.")]
 
 
+@commands.register("models", order=160)
 def models_command(search: Search = None, json: opt.Json = False) -> None:
     """The models: parameters, size, one line each (for 28x28 grey images of 10 classes, or text of 256 tokens).
 
@@ -94,6 +96,7 @@ def here(name: str, root: Path) -> bool:
     return name == "digits" or name.startswith("synthetic_")
 
 
+@commands.register("recipes", order=170)
 def recipes_command(json: opt.Json = False) -> None:
     """The recipes that come with bigmodel: `bigmodel train recipes/...` runs one.
 

@@ -11,6 +11,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.dry_run import flops, size
 from bigmodel_cli.commands.progress import duration
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.plan.estimate import Plan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
 
 
+@commands.register(order=50)
 def plan(
     model: opt.Model = None,
     data: opt.Data = None,

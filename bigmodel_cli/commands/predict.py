@@ -10,8 +10,10 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 
+@commands.register(order=70)
 def predict(
     checkpoint: opt.Checkpoint,
     files: Annotated[

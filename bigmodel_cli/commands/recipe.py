@@ -5,8 +5,15 @@ from __future__ import annotations
 import typer
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.core.registry import commands
 
-app = typer.Typer(help="What a recipe may say.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+@commands.register("recipe", order=190, app=app)
+def recipe_command() -> None:
+    """What a recipe may say."""
 
 
 @app.command()

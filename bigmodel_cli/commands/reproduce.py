@@ -9,11 +9,13 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.experiments.reproduce import Difference
 
 
+@commands.register(order=130)
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     data_dir: opt.DataDir = None,
@@ -42,6 +44,7 @@ def reproduce(
     _answer(same, drift, "the same weights, to the bit", "other weights", json, {"folder": str(outcome.folder)})
 
 
+@commands.register("verify-resume", order=140)
 def verify_resume(
     model: opt.Model = None,
     recipe: opt.RecipeFile = None,

@@ -10,6 +10,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.serve.model import ServedModel
@@ -32,6 +33,7 @@ AllowHost = Annotated[list[str] | None, typer.Option("--allow-host", metavar="NA
 Log = Annotated[bool, typer.Option("--log", help="A line a request on stderr.")]
 
 
+@commands.register(order=120)
 def serve(
     export: Export,
     host: Host = "127.0.0.1",

@@ -10,8 +10,10 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 
+@commands.register(order=30)
 def study(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study: recipes/image/resnet-paper/short.yaml, ...")],
     out: Annotated[

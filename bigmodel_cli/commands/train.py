@@ -12,6 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.training.session import Outcome
 
 
+@commands.register(order=10)
 def train(
     model: opt.Model = None,
     data: opt.Data = None,

@@ -9,8 +9,10 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 
+@commands.register(order=40)
 def tune(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with a search: section.")],
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials in all, over every process.")] = 20,
