@@ -15,6 +15,7 @@ from bigmodel_cli.adapt.lora import Base, lora
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start
+from bigmodel_cli.metrics.preference import reward_accuracy
 
 SIDES = ("chosen", "rejected")
 
@@ -90,8 +91,7 @@ class Preference:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         margin = self.outputs(model, batch)["margin"].double()
-        # A margin of 0, as every one is at the start, is right half the time.
-        right = ((margin > 0).double() + 0.5 * (margin == 0).double()).sum()
+        right = reward_accuracy({"margin": margin}).sum()
         count = torch.tensor(float(len(margin)), device=margin.device)
         return {"loss": -F.logsigmoid(margin).sum(), "right": right, "margin": margin.sum(), "count": count}
 

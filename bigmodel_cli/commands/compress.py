@@ -15,6 +15,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
     from bigmodel_cli.compress.search import Frontier, Goal
@@ -39,7 +40,7 @@ def compress(
     checkpoint: opt.Checkpoint,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="int8, prune, qat, distill, bf16, int4-weights, ...", autocompletion=_methods),
+        typer.Option("--method", help=f"int8, {opt.listed('compressions', 9)}", autocompletion=_methods),
     ] = None,
     target_size: Annotated[
         str | None, typer.Option("--target-size", metavar="SIZE", help="Search: at most this large, such as 2MB.")
@@ -239,7 +240,7 @@ def _table(title: str, points: list[Point], best: set[str]) -> Any:
     rows = []
     for point in points:
         faster = [f"{point.beside[b] / point.latency[b]:.1f}" for b in ("1", "32")]
-        value = f"{point.value:.2%}" if point.metric.endswith("accuracy") else f"{point.value:.4g}"
+        value = format_metric(point.metric, point.value)
         name = ("* " if point.name in best else "") + point.name
         smaller = f"{first.bytes / point.bytes:.1f}"
         size = f"{point.bytes / 1e6:.2f}"

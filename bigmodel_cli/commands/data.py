@@ -16,7 +16,6 @@ from bigmodel_cli.core.registry import commands
 if TYPE_CHECKING:
     from bigmodel_cli.insight.image_dataset import Findings
 
-OWN = ("image_folder", "text_files", "labelled_file", "parallel_file", "chat_file", "preference_file", "token_shards")
 MOST_CLASSES = 30  # rows of classes on a screen; --json has them all
 MOST_NAMES = 5  # files named for each problem
 
@@ -41,21 +40,23 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
     """
     if context.invoked_subcommand is not None:
         return
-    from bigmodel_cli.commands.listing import here
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.core.registry import data
+    from bigmodel_cli.data.presence import is_present
 
     root = data_root(data_dir)
     rows: list[dict[str, Any]] = [
-        {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
+        {"name": name, "here": is_present(name, root), "summary": found.summary}
+        for name, found in sorted(data.found.items())
     ]
     if json:
         for row in rows:
             console.print_json(row)
         return
-    own = dict.fromkeys(OWN, "wherever they lie")
+    where = {name: "wherever they lie" for name, found in data.found.items() if "reads" in found.meta}
     cells = [
-        (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded when asked for"), r["summary"]) for r in rows
+        (r["name"], "yes" if r["here"] else where.get(r["name"], "downloaded when asked for"), r["summary"])
+        for r in rows
     ]
     console.show(console.table(f"data in {root}", ("name", "here", "what it is"), cells))
 
@@ -87,11 +88,13 @@ def inspect(
     if is_shards(Path(path)):
         show_shards(Path(path), json)
         return
-    from bigmodel_cli.data.user_data.text_files import source_for
+    from bigmodel_cli.core.registry import data, tasks
+    from bigmodel_cli.data.user_path import source_for
 
-    text = source_for(Path(path))
-    if text is not None:
-        show_text(Path(path), text, json)
+    source = source_for(path)
+    task = data.get(source).meta.get("task") if source else None
+    if source and task and tasks.get(task).meta["kind"] == "text":
+        show_text(Path(path), source, json)
         return
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.user_data.image_discovery import list_images

@@ -40,14 +40,14 @@ def env_check(
 
         bigmodel env-check --json --require bf16,onnx
     """
-    from bigmodel_cli.commands.listing import found_in
     from bigmodel_cli.core.recipe import data_root
+    from bigmodel_cli.data.presence import present_in
     from bigmodel_cli.engine.device.env_check import COMPILE_LIMIT, COMPILE_PATIENCE, checks
 
     wanted = wanted_names(require)
     root = data_root(data_dir)
     patience = COMPILE_PATIENCE if "compile" in wanted else COMPILE_LIMIT
-    found = required(checks(root, found_in(root), Path.cwd(), patience), wanted)
+    found = required(checks(root, present_in(root), Path.cwd(), patience), wanted)
     failed = [c for c in found if c.status == "fail"]
     if json:
         status = "fail" if failed else "pass"

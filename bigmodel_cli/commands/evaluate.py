@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -27,14 +28,18 @@ def evaluate(
     precision: opt.Precision = None,
     batch_size: opt.BatchSize = None,
     tta: opt.Tta = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="One more metric; may be given again.", autocompletion=opt.complete("metrics")),
+    ] = None,
     wrong: Annotated[int, typer.Option("--wrong", min=0, help="How many wrong predictions to list.")] = 10,
     assignments: opt.Set = None,
     json: opt.Json = False,
 ) -> None:
     """Evaluate a checkpoint, each figure with its 95% interval.
 
-    Classes: loss, top-1, top-5, calibration, each class, the confusion matrix, the wrong ones. Language models:
-    perplexity, bits a byte. Translation: BLEU, chrF.
+    Classes: accuracy, top-5 accuracy, loss, calibration, each class, the confusion matrix, the wrong ones. Language
+    models: perplexity, bits a byte. Translation: BLEU, chrF.
 
     The test split is read here and nowhere else.
 
@@ -48,7 +53,7 @@ def evaluate(
 
     flags = {"data": data, "data_dir": data_dir, "device": device, "precision": precision}
     trained = open_trained(checkpoint)
-    report, notes = _measure(trained, flags, assignments, split, batch_size, tta, wrong)
+    report, notes = _measure(trained, flags, assignments, split, batch_size, tta, wrong, metric or [])
     if json:
         console.print_json({"checkpoint": str(trained.path), "split": split, "notes": notes, **report.values})
         return
@@ -67,15 +72,17 @@ def _measure(
     batch_size: int | None,
     tta: bool,
     wrong: int,
+    asked_for: Sequence[str],
 ) -> tuple[Report, list[str]]:
     from bigmodel_cli.commands.progress import WaitBars
-    from bigmodel_cli.core.registry import reports
+    from bigmodel_cli.core.registry import metrics, reports
     from bigmodel_cli.engine.build.data import load_data
     from bigmodel_cli.engine.build.data import split as load_split
     from bigmodel_cli.engine.device.placement import place
     from bigmodel_cli.engine.inference.tta import mirrored
     from bigmodel_cli.engine.training.evaluate import collect
 
+    names = [*trained.task.metrics, *(metrics.get(name).name for name in asked_for)]
     recipe = opt.recipe_of(trained, flags, assignments)
     placement = place(recipe.placement)
     asked = mirrored(trained.model, trained.task) if tta else trained.model
@@ -92,6 +99,6 @@ def _measure(
         hows.append(how)
         return out
 
-    report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong)
+    report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong, names)
     hows += ["each answer is the mean over the image and its mirror image"] if tta else []
     return report, [*bundle.notes, *filter(None, hows), *report.notes]

@@ -10,17 +10,12 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_interval
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import Trained
     from bigmodel_cli.export.proof import Proof
     from bigmodel_cli.export.subject import Subject
-
-
-def _formats(incomplete: str) -> list[str]:
-    from bigmodel_cli.core.registry import exports
-
-    return exports.matching(incomplete, start=True)
 
 
 @commands.register(order=100)
@@ -30,8 +25,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx, pt2, aoti, openvino, torchscript, executorch, litert, coreml, safetensors, huggingface.",
-            autocompletion=_formats,
+            help=opt.listed("exports", 20),
+            autocompletion=opt.complete("exports"),
         ),
     ] = "onnx",
     out: Annotated[Path | None, typer.Option("--out", help="Folder.  [default: CKPT's name and format]")] = None,
@@ -166,8 +161,7 @@ def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
     rows = []
     for name, ours in values["metrics"]["checkpoint"].items():
         theirs = values["metrics"]["export"][name]
-        form = "{:.2%}" if name == "accuracy" else "{:.4g}"
-        rows.append((name, *(_figure(form, f) for f in (ours, theirs))))
+        rows.append((name, format_interval(name, ours), format_interval(name, theirs)))
     rows.append(("size", *(f"{values['size'][w] / 1e6:.2f} MB" for w in ("checkpoint", "export"))))
     speed = values["speed"]
     for size in speed["checkpoint"]:
@@ -176,8 +170,3 @@ def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
         rows.append((f"batch {size}: p95", *(f"{b['p95_ms']:.2f} ms" for b in both)))
         rows.append((f"batch {size}: a second", *(f"{b['per_second']:,.0f}" for b in both)))
     return ("", "checkpoint", "export"), rows
-
-
-def _figure(form: str, figure: dict[str, Any]) -> str:
-    value, low, high = ("?" if figure[k] is None else form.format(figure[k]) for k in ("value", "low", "high"))
-    return f"{value} ({low} .. {high})"

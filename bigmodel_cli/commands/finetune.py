@@ -55,6 +55,7 @@ def finetune(
     out: opt.Out = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
+    log: opt.Log = None,
     profile: opt.Profile = None,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
@@ -97,7 +98,7 @@ def finetune(
         if launch.wanted:
             raise InputError("--method auto tries in one process", hint="without --nproc; then --method NAME --nproc N")
         start = _chosen(checkpoint, pretrained, layers)
-    go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json, launch)
+    go(_start_layers(checkpoint, pretrained, start, layers), out, resume, overwrite, dry_run, json, launch, log or ())
 
 
 def _usual(layers: list[Layer], checkpoint: Path | None) -> str:

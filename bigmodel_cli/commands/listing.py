@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -70,30 +69,6 @@ def _figure(count: int | None) -> str:
 
 def _megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.1f} MB"
-
-
-def found_in(root: Path) -> list[str]:
-    """The data sets whose files lie below `root`; those inside a package, as digits, are always there."""
-    from bigmodel_cli.core.registry import data
-
-    return [name for name in data.names() if here(name, root)]
-
-
-def here(name: str, root: Path) -> bool:
-    """Whether the files of data set `name` lie below `root`, without reading them."""
-    folders = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-    if name in folders:
-        # The four files may lie in `root` itself too, but then only their owner knows which set they are.
-        places = (root / name, root / folders[name] / "raw")
-        files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-        return all(any((p / f"{f}-ubyte{s}").is_file() for p in places for s in ("", ".gz")) for f in files)
-    if name == "cifar10":
-        files = ("cifar10-images.tar.xz", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10-images")
-        return any((p / f).exists() for p in (root, root / "cifar10") for f in files)
-    texts = {"tinyshakespeare": "input.txt", "rt-polarity": "rt-polarity.pos", "multi30k-en-de": "train.en.gz"}
-    if name in texts:
-        return (root / name / texts[name]).is_file()
-    return name == "digits" or name.startswith("synthetic_")
 
 
 @commands.register("recipes", order=170)

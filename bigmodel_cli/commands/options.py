@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from bigmodel_cli.commands.recipe_files import find_recipe
 
 
-def _complete(registry: str) -> Any:
+def complete(registry: str) -> Any:
     """Shell completion from the names in a registry: reads source, imports no torch."""
 
     def names(incomplete: str) -> list[str]:
@@ -26,14 +26,22 @@ def _complete(registry: str) -> Any:
     return names
 
 
+def listed(registry: str, most: int = 8) -> str:
+    """The end of a help text: the names in a registry, the first `most` of them, which so need no list of their own."""
+    from bigmodel_cli.core import registry as registries
+
+    names = getattr(registries, registry).names()
+    return ", ".join([*names[:most], "..."] if len(names) > most else names) + ("" if len(names) > most else ".")
+
+
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A model's name, or a recipe file.", autocompletion=_complete("models")),
+    typer.Argument(metavar="[MODEL]", help="A model's name, or a recipe file.", autocompletion=complete("models")),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe file to start from.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Data set, or a path to your own images or text.", autocompletion=_complete("data")),
+    typer.Option("--data", help="Data set, or a path to your own images or text.", autocompletion=complete("data")),
 ]
 DataDir = Annotated[
     Path | None,
@@ -43,16 +51,16 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the tr
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples an optimizer step, or at a time in eval.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Optimizer = Annotated[
-    str | None, typer.Option("--optimizer", help="gd, sgd, adam, adamw, ...", autocompletion=_complete("optimizers"))
+    str | None, typer.Option("--optimizer", help=listed("optimizers", 5), autocompletion=complete("optimizers"))
 ]
 Schedule = Annotated[
     str | None,
-    typer.Option("--schedule", help="constant, step, cosine, one_cycle.", autocompletion=_complete("schedules")),
+    typer.Option("--schedule", help=listed("schedules"), autocompletion=complete("schedules")),
 ]
-Loss = Annotated[str | None, typer.Option("--loss", help="cross_entropy, mse.", autocompletion=_complete("losses"))]
+Loss = Annotated[str | None, typer.Option("--loss", help=listed("losses"), autocompletion=complete("losses"))]
 Method = Annotated[
     str | None,
-    typer.Option("--method", help="full, freeze-backbone, lora, probe, ...", autocompletion=_complete("methods")),
+    typer.Option("--method", help=listed("methods"), autocompletion=complete("methods")),
 ]
 Balance = Annotated[
     str | None, typer.Option("--balance", help="Uneven classes: none, loss (weighed) or sampling (drawn evenly).")
@@ -71,6 +79,10 @@ ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="Memo
 Profile = Annotated[bool | None, typer.Option("--profile", help="Write trace.json, a Chrome trace of some steps.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and measure everything, train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+Log = Annotated[
+    list[str] | None,
+    typer.Option("--log", help=f"Log each epoch there too: {listed('loggers')}", autocompletion=complete("loggers")),
+]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder (its best.pt).")]
 
 Nproc = Annotated[
@@ -124,20 +136,17 @@ def flag_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[La
 def own_data(value: str) -> dict[str, str] | None:
     """The data section for ``--data PATH``: a value with a separator, or what is there and is no data set's name."""
     from bigmodel_cli.core.registry import data
+    from bigmodel_cli.data.user_path import UserPath, source_for
 
-    if value.startswith(("http://", "https://")):
-        return {"name": "shard_stream", "path": value}
-    if value.startswith("hf:"):
-        return {"name": "image_folder", "path": value}
-    path = Path(value).expanduser()
-    if value.endswith(".tar") and any(sign in value for sign in "{*"):  # shards by a pattern
-        return {"name": "image_folder", "path": str(path.absolute())}
-    if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
+    given = UserPath(value)
+    points = "/" in value or os.sep in value or given.is_address or given.is_pattern
+    if not points and (value in data.found or not given.path.exists()):
         return None
-    from bigmodel_cli.data.user_data.text_files import source_for
-
+    source = source_for(value)
+    if source is None:
+        return None
     # Absolute, so that the checkpoint finds its data again from any folder.
-    return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
+    return {"name": source, "path": value if given.is_address else str(given.path.absolute())}
 
 
 def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:

@@ -59,7 +59,7 @@ def plan(
 
         bigmodel plan gpt2-124m --data synthetic_text --gpus 8xA100 --price 2.5 --batch-size 480
 
-        bigmodel plan resnet50 --data synthetic_pictures --gpus 16xH100 --batch-size 4096 --json
+        bigmodel plan resnet50 --data synthetic_images --gpus 16xH100 --batch-size 4096 --json
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     from bigmodel_cli.core.resolve import resolve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,14 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer, Resolved
     from bigmodel_cli.engine.device.ranks import Ranks
     from bigmodel_cli.engine.distributed.process_group import Group
+    from bigmodel_cli.engine.training.loggers import Loggers
     from bigmodel_cli.engine.training.run_folder import RunFolder
     from bigmodel_cli.engine.training.session import Outcome
 
@@ -46,6 +49,7 @@ def train(
     out: opt.Out = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
+    log: opt.Log = None,
     profile: opt.Profile = None,
     dry_run: opt.DryRun = False,
     lr_find: Annotated[bool, typer.Option("--lr-find", help="Test learning rates, and draw the test.")] = False,
@@ -77,7 +81,7 @@ def train(
         _range_test(layers, out, json)
     else:
         launch = Launch(nproc, nnodes, rdzv, max_restarts)
-        go(layers, out, resume, overwrite, dry_run, json, launch)
+        go(layers, out, resume, overwrite, dry_run, json, launch, log or ())
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:
@@ -123,12 +127,15 @@ def go(
     dry_run: bool,
     json: bool,
     launch: Launch = Launch(),
+    log: Sequence[str] = (),
 ) -> None:
     """Resolve `layers`, then train, or with `dry_run` measure, what they say; here or in several processes."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.device.ranks import ranks
+    from bigmodel_cli.engine.training.loggers import Loggers
     from bigmodel_cli.engine.training.run_folder import RunFolder
 
+    loggers = Loggers(log, console.note)  # before the work: one may need a package
     if resume and out is None:
         raise InputError("--resume needs the run to continue", "give its folder with --out")
     resolved = resolve(layers)
@@ -142,14 +149,21 @@ def go(
         RunFolder(out, stem, resume=resume, overwrite=overwrite)
         _dry_run(resolved, out or Path("runs"), json)
     elif here.world > 1:
-        _take_part(here, recipe, out, stem, resume, overwrite, json)
+        _take_part(here, recipe, out, stem, resume, overwrite, json, loggers)
     else:
         jobs = [here.job] if here.job else []
-        _train(recipe, RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs), json)
+        _train(recipe, RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs, loggers=loggers), json)
 
 
 def _take_part(
-    here: Ranks, recipe: Recipe, out: Path | None, stem: str, resume: bool, overwrite: bool, json: bool
+    here: Ranks,
+    recipe: Recipe,
+    out: Path | None,
+    stem: str,
+    resume: bool,
+    overwrite: bool,
+    json: bool,
+    loggers: Loggers,
 ) -> None:
     """Train as one of several processes."""
     from bigmodel_cli.engine.device.placement import backend
@@ -161,7 +175,7 @@ def _take_part(
     with translate_rank_errors():
         jobs = sorted(set(group.gather(here.job)))
         if group.is_main:
-            folder = RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs)
+            folder = RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs, loggers=loggers)
             group.broadcast((str(folder.path), folder.resume))
         else:
             path, resumes = group.broadcast(None)
@@ -211,16 +225,12 @@ def show_outcome(outcome: Outcome) -> None:
         console.say(f"{len(run.frozen.tensors)} frozen tensors checked: byte-identical")
     if outcome.before:
         console.show(method_table(outcome))
-    metrics = ", ".join(f"{k.replace('_', ' ')} {figure(k, v)}" for k, v in outcome.metrics.items())
+    metrics = ", ".join(f"{k.replace('_', ' ')} {format_metric(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
     if run.timer.verdict():
         console.say(run.timer.verdict(), prose=True)
     console.say(f"best checkpoint {outcome.best}, report {outcome.folder / 'report.html'}")
     console.say(f"next: bigmodel eval {outcome.best}{' --split test' if 'test' in run.splits else ''}")
-
-
-def figure(name: str, value: float) -> str:
-    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4g}"
 
 
 def method_table(outcome: Outcome) -> Any:
@@ -234,7 +244,7 @@ def method_table(outcome: Outcome) -> Any:
         ("method", run.recipe.start.method),
         ("parameters trained", f"{trained:,} of {total:,} ({trained / total:.2%})"),
         *(
-            (name.replace("_", " "), f"{figure(name, outcome.before[name])} -> {figure(name, value)}")
+            (name.replace("_", " "), f"{format_metric(name, outcome.before[name])} -> {format_metric(name, value)}")
             for name, value in outcome.metrics.items()
             if name in outcome.before
         ),

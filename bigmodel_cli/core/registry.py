@@ -167,7 +167,7 @@ class Registry:
 
     def current(self, name: Any) -> Any:
         """`name`, or where it is the former name of a component the one that it has now."""
-        if name in self.found:
+        if not isinstance(name, str) or name in self.found:
             return name
         return next((f.name for f in self.found.values() if name in f.meta.get("formerly", ())), name)
 
@@ -243,5 +243,7 @@ methods = Registry("fine-tuning method", "methods", "bigmodel_cli.adapt")
 compressions = Registry("compression method", "compressions", "bigmodel_cli.compress")
 exports = Registry("export format", "exports", "bigmodel_cli.export")
 figures = Registry("figure", "figures", "bigmodel_cli.insight")
+metrics = Registry("metric", "metrics", "bigmodel_cli.metrics")
 reports = Registry("report", "reports", "bigmodel_cli.insight")
+loggers = Registry("logger", "loggers", "bigmodel_cli.insight")
 commands = Registry("command", "commands", "bigmodel_cli.commands")

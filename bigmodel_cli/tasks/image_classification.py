@@ -22,7 +22,7 @@ ENOUGH = 1 << 26  # pixels that mean and deviation are measured on: all of MNIST
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
-@tasks.register(kind="image")
+@tasks.register(kind="image", pipeline_tag="image-classification")
 def image_classification(
     spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:
@@ -45,6 +45,7 @@ class ImageClassification:
     best = ("accuracy", "max")
     inputs = ("image",)
     report = "classification"
+    metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> ImageClassification:
         """Mean and standard deviation per channel on the 0..1 scale, over the train split's pixels.

@@ -24,7 +24,7 @@ from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 NOTHING = -100  # a target from which nothing is learned
 
 
-@tasks.register(kind="text")
+@tasks.register(kind="text", pipeline_tag="text-generation")
 def language_modeling(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> LanguageModeling:
@@ -45,6 +45,7 @@ class LanguageModeling:
     best = ("perplexity", "min")
     inputs = ("tokens",)
     report = "perplexity"
+    metrics = ("loss", "perplexity", "bits_per_byte")
 
     def fit_spec(self, train: Source) -> LanguageModeling:
         return self

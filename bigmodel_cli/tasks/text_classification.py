@@ -17,7 +17,7 @@ from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 
 
-@tasks.register(kind="text")
+@tasks.register(kind="text", pipeline_tag="text-classification")
 def text_classification(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> TextClassification:
@@ -40,6 +40,7 @@ class TextClassification:
     best = ("accuracy", "max")
     inputs = ("tokens",)
     report = "classification"
+    metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> TextClassification:
         return self

@@ -22,7 +22,7 @@ from bigmodel_cli.tasks.beam import beam_search
 BEAMS = 4
 
 
-@tasks.register(kind="text")
+@tasks.register(kind="text", pipeline_tag="translation")
 def translation(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> Translation:
@@ -43,6 +43,7 @@ class Translation:
     best = ("perplexity", "min")
     inputs = ("source", "target")
     report = "translation"
+    metrics = ("bleu", "chrf")
 
     @property
     def pad(self) -> int:
