@@ -48,6 +48,7 @@ class Preference:
     """A language modelling task on pairs of answers; all that is not about pairs is the task's own."""
 
     unit = "pairs"
+    unit_axis = None
     best = ("reward_accuracy", "max")
 
     def __init__(self, task: Any, beta: float) -> None:

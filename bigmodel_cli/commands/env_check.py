@@ -69,10 +69,10 @@ def wanted_names(require: str | None) -> list[str]:
     Raises:
         InputError: one is no check's; said before anything is tested.
     """
-    from bigmodel_cli.engine.device.probes import EXTRAS
+    from bigmodel_cli.engine.device.probes import extras
 
     wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
-    known = {*NAMES, *EXTRAS, *(package for packages in EXTRAS.values() for package in packages)}
+    known = {*NAMES, *extras(), *(package for packages in extras().values() for package in packages)}
     for name in wanted:
         if name not in known:
             raise InputError(f"--require {name}: no such check", nearest(name, known), hint="bigmodel env-check")
@@ -88,9 +88,9 @@ def required(found: list[Check], wanted: list[str]) -> list[Check]:
     from dataclasses import replace
 
     from bigmodel_cli.engine.device.check import Check
-    from bigmodel_cli.engine.device.probes import EXTRAS
+    from bigmodel_cli.engine.device.probes import extras
 
-    names = {member for name in wanted for member in EXTRAS.get(name, (name,))}
+    names = {member for name in wanted for member in extras().get(name, (name,))}
     family = [c.name.split()[0] for c in found]
     found = [
         replace(c, status="fail") if f in names and c.status != "pass" else c

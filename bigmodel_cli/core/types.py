@@ -129,10 +129,14 @@ class Task(Protocol):
     spec: Any
     unit: str
     """What is counted: "images", "tokens", "ratings"."""
+    unit_axis: int | None
+    """The dimension of the last input along which units lie; None: a sample is one."""
     inputs: tuple[str, ...]
     """The tensors of a prepared batch that go into the model, in order."""
     report: str
     """Which of the registered reports ``eval`` makes of the outputs."""
+    metrics: Sequence[str]
+    """The registered metrics that ``eval`` reports of the outputs."""
     best: tuple[str, str]
     """The validation metric that chooses ``best.pt``, and "max" or "min"."""
 

@@ -42,6 +42,7 @@ class ImageClassification:
     """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
     name = "image_classification"
     unit = "images"
+    unit_axis = None
     best = ("accuracy", "max")
     inputs = ("image",)
     report = "classification"

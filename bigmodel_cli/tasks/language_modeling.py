@@ -42,6 +42,7 @@ class LanguageModeling:
     """The model's id for each id of the data, -1 where it has none; None where the vocabularies are equal."""
     name = "language_modeling"
     unit = "tokens"
+    unit_axis = 1
     best = ("perplexity", "min")
     inputs = ("tokens",)
     report = "perplexity"

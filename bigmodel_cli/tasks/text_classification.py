@@ -37,6 +37,7 @@ class TextClassification:
     """The model's id for each id of the data; None where the vocabularies are equal."""
     name = "text_classification"
     unit = "texts"
+    unit_axis = None
     best = ("accuracy", "max")
     inputs = ("tokens",)
     report = "classification"

@@ -40,6 +40,7 @@ class Translation:
     """The model's id for each id of the data; None where the vocabularies are equal."""
     name = "translation"
     unit = "tokens"
+    unit_axis = 1
     best = ("perplexity", "min")
     inputs = ("source", "target")
     report = "translation"
