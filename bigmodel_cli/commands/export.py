@@ -158,7 +158,7 @@ def _differences(proof: Proof) -> list[tuple[str, ...]]:
 
 
 def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, ours in values["metrics"]["checkpoint"].items():
         theirs = values["metrics"]["export"][name]
         rows.append((name, format_interval(name, ours), format_interval(name, theirs)))

@@ -22,7 +22,7 @@ ENOUGH = 1 << 26  # pixels that mean and deviation are measured on: all of MNIST
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
-@tasks.register(kind="image", pipeline_tag="image-classification")
+@tasks.register(kind="image", answers="classes", pipeline_tag="image-classification")
 def image_classification(
     spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:

@@ -17,7 +17,7 @@ from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 
 
-@tasks.register(kind="text", pipeline_tag="text-classification")
+@tasks.register(kind="text", answers="classes", pipeline_tag="text-classification")
 def text_classification(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> TextClassification:
