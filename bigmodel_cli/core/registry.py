@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, create_model
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core import plugins
 from bigmodel_cli.core.component_source import Found, components_in, modules_below
 from bigmodel_cli.core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:\*)?")
 
@@ -51,6 +52,8 @@ class Entry:
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """The recipe schema, built from the keyword-only parameters of the function."""
+        from pydantic import ConfigDict, create_model  # a fifth of the time that bigmodel --help takes
+
         parameters = inspect.signature(self.function).parameters.values()
         own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
         # Of these alone: the types of the others may be imported for the type checker only.

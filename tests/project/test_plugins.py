@@ -93,8 +93,9 @@ def test_listings_show_plug_ins_and_load_no_torch(tmp_path: Path) -> None:
 
 
 def test_children_get_the_file_too_and_it_is_said_once(run_cli: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, "ACME_RUNS": str(tmp_path / "ranks"), "OMP_NUM_THREADS": "1"}
     arguments = ["--import", SOURCE, "train", *CHOSEN, "--nproc", "2", "--out", "two"]
-    ranks = run_cli(*arguments, variables={"ACME_RUNS": tmp_path / "ranks"})
+    ranks = run_cli(*arguments, fresh=True, env=environment)  # forks of a process that has it would not run it
     assert ranks.returncode == 0, ranks.stderr
     assert ranks.stderr.count(f"{SOURCE}: running its code") == 1
     assert len(set((tmp_path / "ranks").read_text().split())) == 3, "the launcher and two ranks"
@@ -129,7 +130,7 @@ def resnet18(spec):
 """
 BROKEN = {
     "no such file": (None, "no such file"),
-    "a name that is taken": (TAKEN, "bad.py:5: ValueError: model 'resnet18' is already registered by bigmodel_cli"),
+    "a name that is taken": (TAKEN, "bad.py:4: ValueError: model 'resnet18' is already registered by bigmodel_cli"),
     "no Python": ("def f(:\n", "bad.py:1: SyntaxError"),
     "an error of its own": ("import os\nraise KeyError('x')\n", "bad.py:2: KeyError: 'x'"),
     "it leaves": ("raise SystemExit(0)\n", "bad.py:1: SystemExit: 0"),
@@ -151,7 +152,10 @@ def test_a_broken_file_is_one_line(name: str, run_cli: Any, tmp_path: Path) -> N
 INSTALLED = {
     "a name that is taken": (TAKEN, "the plug-in bad: model 'resnet18' is already registered by bigmodel_cli.models"),
     "no Python": ("@models.register()\ndef f(:\n", "bad.py:2: "),
-    "it does not import": ("@models.register(task='t')\ndef odd(): ...\nimport nothing_like_it\n", "bad.py:3: Module"),
+    "it does not import": (
+        "from bigmodel_cli.core.registry import models\n@models.register()\ndef odd(): ...\nimport nothing_like_it\n",
+        "bad.py:4: ModuleNotFoundError",
+    ),
 }
 
 
