@@ -28,7 +28,7 @@ ALL = [
     "readers",
     "schedules",
     "tasks",
-]  # noqa: E501
+]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -171,7 +171,7 @@ def test_a_former_name_in_a_recipe_means_the_component() -> None:
     # The new name over the old one is the same data set: its options stay.
     again = resolve(
         [Layer("m", {"model": {"name": "mlp"}}), Layer("r.yaml", sizes), set_layer(["data.name=synthetic_images"])]
-    )  # noqa: E501
+    )
     assert again.recipe.data.options["size"] == 32
     assert registries.data.get("synthetic_pictures").name == "synthetic_images"
     assert "synthetic_pictures" not in registries.data.names()

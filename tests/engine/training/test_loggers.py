@@ -97,7 +97,7 @@ def test_one_that_fails_is_named_once_and_the_others_go_on(tmp_path: Path, faili
 
 
 def test_a_name_that_is_none_and_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="unknown logger 'cvs'.*csv"):
+    with pytest.raises(InputError, match=r"unknown logger 'cvs'.*csv"):
         Loggers(["cvs"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MachineError, match="--log tensorboard needs tensorboard") as caught:
