@@ -55,7 +55,7 @@ def main() -> None:
         found = bigmodel(folder, "compress", "source", "--max-drop", 0.2, "--epochs", 3, "--out", "small")
         chosen = found["chosen"]
         tests = [
-            bigmodel(folder, "eval", path, "--split", "test", "--precision", "fp32")["headline"]["top1"]
+            bigmodel(folder, "eval", path, "--split", "test", "--precision", "fp32")["headline"]["accuracy"]
             for path in ("source", chosen["path"])
         ]
         shutil.copy(folder / "small/frontier.png", FIGURE)

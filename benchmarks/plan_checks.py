@@ -26,10 +26,10 @@ from bigmodel_cli.engine.plan.estimate import Plan, Tracer, make_plan
 from bigmodel_cli.engine.plan.roofline import phases
 
 HERE = (
-    ("cnn", "synthetic_pictures", 512, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=2048")),
-    ("resnet18", "synthetic_pictures", 64, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=256")),
-    ("resnet50", "synthetic_pictures", 8, ("data.count=64",)),
-    ("vit", "synthetic_pictures", 64, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=256")),
+    ("cnn", "synthetic_images", 512, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=2048")),
+    ("resnet18", "synthetic_images", 64, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=256")),
+    ("resnet50", "synthetic_images", 8, ("data.count=64",)),
+    ("vit", "synthetic_images", 64, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=256")),
     ("gpt-nano", "synthetic_text", 64, ("data.vocabulary=65", "data.context=64")),
     ("gpt2-124m", "synthetic_text", 4, ("data.context=256", "data.tokens=20000")),
 )
@@ -222,7 +222,7 @@ def published_table(part: str = "") -> Iterator[str]:
     yield "| run | on | parameters | layout | predicted | published | ratio | of those that run here | source |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for run in (run for run in RUNS if part in run.name + run.gpus):
-        data = "synthetic_text" if run.model.startswith("gpt") else "synthetic_pictures"
+        data = "synthetic_text" if run.model.startswith("gpt") else "synthetic_images"
         tokens = any(o.startswith("data.tokens") for o in run.options) or data != "synthetic_text"
         more = () if tokens else ("data.tokens=1000000000000",)
         wanted, machines = recipe(run.model, data, run.batch, (*run.options, *more)), cluster(run.gpus, run.network)

@@ -16,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.tasks import Forward, TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
+from bigmodel_cli.metrics.preference import reward_accuracy
 
 SIDES = ("chosen", "rejected")
 
@@ -48,6 +49,7 @@ class Preference(TaskWrapper):
     """A language modelling task on pairs of answers."""
 
     unit = "pairs"
+    unit_axis = None
     best = ("reward_accuracy", "max")
 
     def __init__(self, task: Task, beta: float) -> None:
@@ -89,8 +91,7 @@ class Preference(TaskWrapper):
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         margin = self.outputs(model, batch)["margin"].double()
-        # A margin of 0, as every one is at the start, is right half the time.
-        right = ((margin > 0).double() + 0.5 * (margin == 0).double()).sum()
+        right = reward_accuracy({"margin": margin}).sum()
         count = torch.tensor(float(len(margin)), device=margin.device)
         return {"loss": -F.logsigmoid(margin).sum(), "right": right, "margin": margin.sum(), "count": count}
 

@@ -12,13 +12,20 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.dry_run import size
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.checkpoint.inspect import Contents
 
-app = typer.Typer(help="Inspect, verify, migrate and consolidate checkpoints.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run folder.")]
 MAX_SHOWN = 40  # tensors in the table; --json lists them all
+
+
+@app.callback()
+@commands.register("checkpoint", order=200, app=app)
+def checkpoint_command() -> None:
+    """Look into anyone's checkpoint, verify it, bring it up to date."""
 
 
 @app.command()

@@ -17,6 +17,8 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
     from bigmodel_cli.compress.search import Frontier, Goal
@@ -41,7 +43,7 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="Compression method: int8, prune, qat, distill, bf16, int4-weights, ...",
+        help=f"Compression method: {opt.listed('compressions', 9)}",
         autocompletion=_methods,
     ),
 ]
@@ -80,6 +82,7 @@ Set = Annotated[
 ]
 
 
+@commands.register(order=110)
 @takes_options("compress")
 def compress(
     *,
@@ -283,7 +286,7 @@ def _table(title: str, points: list[Point], best: set[str]) -> Any:
     rows = []
     for point in points:
         faster = [f"{point.beside[b] / point.latency[b]:.1f}" for b in ("1", "32")]
-        value = f"{point.value:.2%}" if point.metric.endswith("accuracy") else f"{point.value:.4g}"
+        value = format_metric(point.metric, point.value)
         name = ("* " if point.name in best else "") + point.name
         smaller = f"{first.bytes / point.bytes:.1f}"
         size = f"{point.bytes / 1e6:.2f}"

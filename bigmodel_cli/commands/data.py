@@ -11,11 +11,11 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.insight.image_dataset import Findings
 
-OWN = ("image_folder", "text_files", "labelled_file", "parallel_file", "chat_file", "preference_file", "token_shards")
 MAX_CLASSES = 30  # rows of classes in the table; --json lists them all
 MAX_NAMES = 5  # files listed for each problem
 
@@ -24,6 +24,7 @@ app.command()(tokenize)
 
 
 @app.callback()
+@commands.register("data", order=180, app=app)
 def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt.Json = False) -> None:
     """List the data sets; inspect, tokenize or index your own data.
 
@@ -37,19 +38,20 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
     """
     if context.invoked_subcommand is not None:
         return
-    from bigmodel_cli.commands.listing import here
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.core.registry import data
+    from bigmodel_cli.data.presence import is_present
 
     root = data_root(data_dir)
     rows: list[dict[str, Any]] = [
-        {"name": name, "here": here(name, root), "summary": found.summary} for name, found in sorted(data.found.items())
+        {"name": name, "here": is_present(name, root), "summary": found.summary}
+        for name, found in sorted(data.found.items())
     ]
     if json:
         for row in rows:
             console.print_json(row)
         return
-    own = dict.fromkeys(OWN, "your own files")
+    own = {name: "your own files" for name, found in data.found.items() if "reads" in found.meta}
     cells = [
         (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded on first use"), r["summary"]) for r in rows
     ]
@@ -86,11 +88,13 @@ def inspect(
     if is_shards(Path(path)):
         show_shards(Path(path), json)
         return
-    from bigmodel_cli.data.user_data.text_files import source_for
+    from bigmodel_cli.core.registry import data, tasks
+    from bigmodel_cli.data.user_path import source_for
 
-    text = source_for(Path(path))
-    if text is not None:
-        show_text(Path(path), text, json)
+    source = source_for(path)
+    task = data.get(source).meta.get("task") if source else None
+    if source and task and tasks.get(task).meta["spec_type"].kind == "text":
+        show_text(Path(path), source, json)
         return
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.user_data.image_discovery import list_images

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.progress import duration
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.resolve import Resolved
@@ -49,7 +50,7 @@ def _show(found: DryRun) -> None:
     rows = [(x.name, x.kind, f"{x.parameters:,}", flops(x.flops)) for x in found.layers]
     rows.append(("total", "", f"{found.parameters:,}", flops(found.flops)))
     console.show(console.table("model", ("layer", "kind", "parameters", "FLOPs"), rows, right=True))
-    metrics = ", ".join(f"{k} {v:.4g}" for k, v in found.val_metrics.items())
+    metrics = ", ".join(f"{k} {format_metric(k, v)}" for k, v in found.val_metrics.items())
     facts = [
         ("placement", found.placement),
         ("training batch", f"loss {found.train_loss:.4f}, {found.step_seconds * 1000:.0f} ms per step"),

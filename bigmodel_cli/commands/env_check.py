@@ -11,6 +11,7 @@ from rich.text import Text
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError, nearest, printable
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.device.check import Check
@@ -21,6 +22,7 @@ NAMES = ("python", "cpu", "torch", "torchvision", "cuda", "driver", "cudnn", "gp
 """What --require accepts, besides the extras and their packages."""
 
 
+@commands.register("env-check", order=150)
 def env_check(
     require: Annotated[
         str | None, typer.Option("--require", metavar="NAMES", help="Checks that must pass, such as cuda,bf16,onnx.")
@@ -38,14 +40,14 @@ def env_check(
 
         bigmodel env-check --json --require bf16,onnx
     """
-    from bigmodel_cli.commands.listing import found_in
     from bigmodel_cli.core.recipe import data_root
+    from bigmodel_cli.data.presence import present_in
     from bigmodel_cli.engine.device.env_check import COMPILE_LIMIT, COMPILE_PATIENCE, checks
 
     wanted = wanted_names(require)
     root = data_root(data_dir)
     patience = COMPILE_PATIENCE if "compile" in wanted else COMPILE_LIMIT
-    found = required(checks(root, found_in(root), Path.cwd(), patience), wanted)
+    found = required(checks(root, present_in(root), Path.cwd(), patience), wanted)
     failed = [c for c in found if c.status == "fail"]
     if json:
         status = "fail" if failed else "pass"
@@ -67,10 +69,10 @@ def wanted_names(require: str | None) -> list[str]:
     Raises:
         InputError: there is no check of that name.
     """
-    from bigmodel_cli.engine.device.probes import EXTRAS
+    from bigmodel_cli.engine.device.probes import extras
 
     wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
-    known = {*NAMES, *EXTRAS, *(package for packages in EXTRAS.values() for package in packages)}
+    known = {*NAMES, *extras(), *(package for packages in extras().values() for package in packages)}
     for name in wanted:
         if name not in known:
             raise InputError(f"--require {name}: no such check", nearest(name, known), hint="bigmodel env-check")
@@ -86,9 +88,9 @@ def required(found: list[Check], wanted: list[str]) -> list[Check]:
     from dataclasses import replace
 
     from bigmodel_cli.engine.device.check import Check
-    from bigmodel_cli.engine.device.probes import EXTRAS
+    from bigmodel_cli.engine.device.probes import extras
 
-    names = {member for name in wanted for member in EXTRAS.get(name, (name,))}
+    names = {member for name in wanted for member in extras().get(name, (name,))}
     family = [c.name.split()[0] for c in found]
     found = [
         replace(c, status="fail") if f in names and c.status != "pass" else c

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,6 +12,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +30,19 @@ BatchSize = Annotated[
         help="Samples per forward pass.  [default: the checkpoint's]",
     ),
 ]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="A further metric to report; repeatable.",
+        autocompletion=opt.complete("metrics"),
+    ),
+]
 Wrong = Annotated[int, typer.Option("--wrong", metavar="N", min=0, help="List N wrong predictions.")]
 
 
+@commands.register("eval", order=60)
 @takes_options("eval", data="the checkpoint's", device="the checkpoint's", precision="the checkpoint's")
 def evaluate(
     *,
@@ -39,6 +51,7 @@ def evaluate(
     options: RunOptions,
     batch_size: BatchSize = None,
     tta: opt.Tta = False,
+    metric: Metric = None,
     wrong: Wrong = 10,
     json: opt.Json = False,
 ) -> None:
@@ -59,7 +72,8 @@ def evaluate(
 
     trained = open_trained(checkpoint)
     recipe = checkpoint_recipe(trained, options.flag_layers())
-    report, notes = _measure(trained, recipe, split, batch_size or recipe.train.eval_batch_size, tta, wrong)
+    size = batch_size or recipe.train.eval_batch_size
+    report, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])
     if json:
         console.print_json({"checkpoint": str(trained.path), "split": split, "notes": notes, **report.values})
         return
@@ -71,17 +85,18 @@ def evaluate(
 
 
 def _measure(
-    trained: Trained, recipe: Recipe, split: str, batch_size: int, tta: bool, wrong: int
+    trained: Trained, recipe: Recipe, split: str, batch_size: int, tta: bool, wrong: int, extra_metrics: Sequence[str]
 ) -> tuple[Report, list[str]]:
     """The report on `split`, and what a reader of it should know."""
     from bigmodel_cli.commands.progress import WaitBars
-    from bigmodel_cli.core.registry import reports
+    from bigmodel_cli.core.registry import metrics, reports
     from bigmodel_cli.engine.build.data import load_data
     from bigmodel_cli.engine.build.data import split as load_split
     from bigmodel_cli.engine.device.placement import place
     from bigmodel_cli.engine.inference.tta import mirrored
     from bigmodel_cli.engine.training.evaluate import collect
 
+    names = [*trained.task.metrics, *(metrics.get(name).name for name in extra_metrics)]
     placement = place(recipe.placement)
     model = mirrored(trained.model, trained.task) if tta else trained.model
     bundle = load_data(recipe.data, trained.task.spec)
@@ -96,6 +111,6 @@ def _measure(
         notes.append(how)
         return out
 
-    report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong)
+    report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong, names)
     notes += ["test-time augmentation: predictions averaged over each image and its mirror image"] if tta else []
     return report, [*bundle.notes, *filter(None, notes), *report.notes]

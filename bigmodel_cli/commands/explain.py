@@ -14,6 +14,7 @@ from rich.text import Text
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError, MachineError, nearest, printable
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,7 @@ Out = Annotated[
 ]
 
 
+@commands.register(order=80)
 def explain(
     checkpoint: opt.Checkpoint,
     files: Files = None,

@@ -13,6 +13,8 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_interval
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import Trained
@@ -20,18 +22,12 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 
-def _formats(incomplete: str) -> list[str]:
-    from bigmodel_cli.core.registry import exports
-
-    return exports.matching(incomplete, start=True)
-
-
 Format = Annotated[
     str,
     typer.Option(
         "--format",
-        help="onnx, pt2, aoti, openvino, torchscript, executorch, litert, coreml, safetensors, huggingface.",
-        autocompletion=_formats,
+        help=opt.listed("exports", 20),
+        autocompletion=opt.complete("exports"),
     ),
 ]
 Out = Annotated[
@@ -70,6 +66,7 @@ Set = Annotated[
 ]
 
 
+@commands.register(order=100)
 @takes_options("export")
 def export(
     *,
@@ -189,11 +186,10 @@ def _differences(proof: Proof) -> list[tuple[str, ...]]:
 
 
 def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, ours in values["metrics"]["checkpoint"].items():
         theirs = values["metrics"]["export"][name]
-        form = "{:.2%}" if name == "accuracy" else "{:.4g}"
-        rows.append((name, *(_figure(form, f) for f in (ours, theirs))))
+        rows.append((name, format_interval(name, ours), format_interval(name, theirs)))
     rows.append(("size", *(f"{values['size'][w] / 1e6:.2f} MB" for w in ("checkpoint", "export"))))
     speed = values["speed"]
     for size in speed["checkpoint"]:
@@ -202,8 +198,3 @@ def _table(values: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
         rows.append((f"batch {size}: p95", *(f"{b['p95_ms']:.2f} ms" for b in both)))
         rows.append((f"batch {size}: per second", *(f"{b['per_second']:,.0f}" for b in both)))
     return ("", "checkpoint", "export"), rows
-
-
-def _figure(form: str, figure: dict[str, Any]) -> str:
-    value, low, high = ("?" if figure[k] is None else form.format(figure[k]) for k in ("value", "low", "high"))
-    return f"{value} ({low} .. {high})"

@@ -15,6 +15,7 @@ from bigmodel_cli.commands.recipe_layers import expand_hub_model, tokenizer_laye
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.train import run_training
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
@@ -39,6 +40,7 @@ FreezeUntil = Annotated[
 Lora = Annotated[int | None, typer.Option("--lora", metavar="R", help="Train LoRA adapters of rank R.")]
 
 
+@commands.register(order=20)
 @takes_options("finetune", data="the checkpoint's", loss="the checkpoint's", epochs="5", lr="the method's")
 def finetune(
     *,

@@ -16,6 +16,7 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 Prompts = Annotated[
     list[str] | None,
@@ -59,6 +60,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Sampling 
 Stream = Annotated[bool, typer.Option("--stream", help="Print text as it is generated; for one prompt.")]
 
 
+@commands.register(order=90)
 @takes_options("generate", device="the checkpoint's", precision="the checkpoint's")
 def generate(
     *,

@@ -7,13 +7,6 @@ from typing import Any
 
 from bigmodel_cli.commands import console
 
-NEXT_COMMANDS = {
-    "chat_file": "finetune --from CKPT",
-    "preference_file": "finetune --from CKPT",
-    "labelled_file": "train text-cnn",
-    "parallel_file": "train transformer",
-}
-
 
 def show_text(path: Path, source: str, json: bool) -> None:
     """Print how the data source named `source` reads `path`: splits, tokens, classes.
@@ -26,13 +19,15 @@ def show_text(path: Path, source: str, json: bool) -> None:
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokens import tokenizer
 
-    bundle = data.get(source)(data_root(None), path=str(path))
+    entry = data.get(source)
+    bundle = entry(data_root(None), path=str(path))
     splits = {name: load() for name, load in bundle.load.items()}
     spec = bundle.spec
     facts: dict[str, Any] = {"read as": source, "tokenizer": spec.tokenizer, "vocabulary": tokenizer(spec).size}
     for name, split in splits.items():
-        if source == "text_files":
-            facts[f"{name} tokens"] = len(split.tokens)
+        tokens = getattr(split, "tokens", None)  # of a text that is cut anywhere, samples say nothing
+        if tokens is not None and entry.meta["task"] == "language_modeling":
+            facts[f"{name} tokens"] = len(tokens)
         else:
             facts[f"{name} samples"] = len(split)
     if isinstance(splits["train"], VariableLengthSource):
@@ -47,4 +42,4 @@ def show_text(path: Path, source: str, json: bool) -> None:
     console.show(console.table(f"text in {path}", ("", "value"), rows, right=True))
     for note in bundle.notes:
         console.note(note)
-    console.say(f"next: bigmodel {NEXT_COMMANDS.get(source, 'train gpt-nano')} --data {path}")
+    console.say(f"next: bigmodel {entry.meta.get('next', 'train MODEL')} --data {path}")

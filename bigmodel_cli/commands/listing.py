@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,10 +9,12 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.recipe_files import recipes_folder
+from bigmodel_cli.core.registry import commands
 
 Search = Annotated[str | None, typer.Option("--search", metavar="TEXT", help="List only names that contain TEXT.")]
 
 
+@commands.register("models", order=160)
 def models_command(search: Search = None, json: opt.Json = False) -> None:
     """List the models with their parameter counts and sizes.
 
@@ -70,30 +71,7 @@ def _megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.1f} MB"
 
 
-def found_in(root: Path) -> list[str]:
-    """The data sets whose files lie below `root`; those inside a package, as digits, are always there."""
-    from bigmodel_cli.core.registry import data
-
-    return [name for name in data.names() if here(name, root)]
-
-
-def here(name: str, root: Path) -> bool:
-    """Whether the files of data set `name` lie below `root`, without reading them."""
-    folders = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-    if name in folders:
-        # The four files may lie in `root` itself too, but then only their owner knows which set they are.
-        places = (root / name, root / folders[name] / "raw")
-        files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-        return all(any((p / f"{f}-ubyte{s}").is_file() for p in places for s in ("", ".gz")) for f in files)
-    if name == "cifar10":
-        files = ("cifar10-images.tar.xz", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10-images")
-        return any((p / f).exists() for p in (root, root / "cifar10") for f in files)
-    texts = {"tinyshakespeare": "input.txt", "rt-polarity": "rt-polarity.pos", "multi30k-en-de": "train.en.gz"}
-    if name in texts:
-        return (root / name / texts[name]).is_file()
-    return name == "digits" or name.startswith("synthetic_")
-
-
+@commands.register("recipes", order=170)
 def recipes_command(json: opt.Json = False) -> None:
     """List the bundled recipes; run one with `bigmodel train recipes/...`.
 

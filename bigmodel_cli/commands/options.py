@@ -27,6 +27,14 @@ def complete(registry: str) -> Any:
     return names
 
 
+def listed(registry: str, most: int = 8) -> str:
+    """The names in a registry for a help text, the first `most` of them: ``gd, sgd, adam, ...``."""
+    from bigmodel_cli.core import registry as registries
+
+    names = getattr(registries, registry).names()
+    return ", ".join([*names[:most], "..."] if len(names) > most else names) + ("" if len(names) > most else ".")
+
+
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder for its best.pt.")]
 DataDir = Annotated[
     Path | None,
@@ -88,7 +96,7 @@ class RunOptions:
         typer.Option(
             "--optimizer",
             metavar="NAME",
-            help="Optimizer: sgd, adam, adamw, muon, ...",
+            help=f"Optimizer: {listed('optimizers', 5)}",
             autocompletion=complete("optimizers"),
         ),
         Flag("optimizer.name", default="adamw", also=("plan",)),
@@ -98,7 +106,7 @@ class RunOptions:
         typer.Option(
             "--schedule",
             metavar="NAME",
-            help="Learning-rate schedule: constant, step, cosine, one_cycle.",
+            help=f"Learning-rate schedule: {listed('schedules')}",
             autocompletion=complete("schedules"),
         ),
         Flag("schedule.name", default="one_cycle"),
@@ -108,7 +116,7 @@ class RunOptions:
         typer.Option(
             "--loss",
             metavar="NAME",
-            help="Loss function: cross_entropy, mse.",
+            help=f"Loss function: {listed('losses')}",
             autocompletion=complete("losses"),
         ),
         Flag("loss.name", default="cross_entropy"),
@@ -175,6 +183,16 @@ class RunOptions:
         bool | None,
         typer.Option("--profile", help="Write trace.json, a Chrome trace of a few steps."),
         Flag("train.profile"),
+    ] = None
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log",
+            metavar="NAME",
+            help=f"Also log each epoch to: {listed('loggers')} Repeatable.",
+            autocompletion=complete("loggers"),
+        ),
+        Flag(),
     ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and measure a step; train nothing."), Flag()

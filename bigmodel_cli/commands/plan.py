@@ -13,6 +13,7 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.progress import duration
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.plan.estimate import Plan
@@ -45,6 +46,7 @@ Network = Annotated[
 ]
 
 
+@commands.register(order=50)
 @takes_options("plan")
 def plan(
     *,
@@ -65,7 +67,7 @@ def plan(
 
         bigmodel plan gpt2-124m --data synthetic_text --gpus 8xA100 --price 2.5
 
-        bigmodel plan resnet50 --data synthetic_pictures --gpus 16xH100 --json
+        bigmodel plan resnet50 --data synthetic_images --gpus 16xH100 --json
     """
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.plan.devices import cluster

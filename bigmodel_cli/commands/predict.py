@@ -14,6 +14,7 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tasks import Predicts
@@ -26,6 +27,7 @@ Files = Annotated[
 Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; repeatable.")]
 
 
+@commands.register(order=70)
 @takes_options("predict", device="the checkpoint's", precision="the checkpoint's")
 def predict(
     *,

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.metrics.reading import format_metric
 
 Event = dict[str, Any]
 REFRESH = 0.1  # seconds between redraws, since a step may take only a millisecond
@@ -233,13 +234,12 @@ def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
     """The cells of one epoch, in the order of COLUMNS; ``*`` marks a new best."""
     rate = next((v for k, v in event.items() if k.endswith("_per_second")), 0.0)
     metric = event.get(clock.metric)
-    shown = "-" if metric is None else (f"{metric:.2%}" if clock.metric.endswith("accuracy") else f"{metric:.4f}")
     loss = event.get("val_loss")
     return (
         str(event["epoch"]),
         f"{event['train_loss']:.4f}",
         "-" if loss is None else f"{loss:.4f}",
-        shown + (" *" if event.get("best") else ""),
+        format_metric(clock.metric, metric) + (" *" if event.get("best") else ""),
         f"{event['lr']:.2e}",
         f"{rate:,.0f}{clock.mfu(rate)}",
         clock.eta(),

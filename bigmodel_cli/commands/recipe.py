@@ -7,8 +7,15 @@ from typing import Annotated
 import typer
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.core.registry import commands
 
-app = typer.Typer(help="Show the schema of recipes, or a recipe with every default filled in.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+@commands.register("recipe", order=190, app=app)
+def recipe_command() -> None:
+    """What a recipe may say."""
 
 
 @app.command()

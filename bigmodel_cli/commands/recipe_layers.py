@@ -37,20 +37,17 @@ def resolve_data_path(value: str) -> dict[str, str] | None:
     A path has a separator in it, or exists and is no data set's name.
     """
     from bigmodel_cli.core.registry import data
+    from bigmodel_cli.data.user_path import UserPath, source_for
 
-    if value.startswith(("http://", "https://")):
-        return {"name": "shard_stream", "path": value}
-    if value.startswith("hf:"):
-        return {"name": "image_folder", "path": value}
-    path = Path(value).expanduser()
-    if value.endswith(".tar") and any(sign in value for sign in "{*"):  # a pattern of shards
-        return {"name": "image_folder", "path": str(path.absolute())}
-    if "/" not in value and os.sep not in value and (value in data.found or not path.exists()):
+    given = UserPath(value)
+    is_path = "/" in value or os.sep in value or given.is_address or given.is_pattern
+    if not is_path and (value in data.found or not given.path.exists()):
         return None
-    from bigmodel_cli.data.user_data.text_files import source_for
-
+    source = source_for(value)
+    if source is None:
+        return None
     # Absolute, so that the checkpoint finds its data again from any folder.
-    return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
+    return {"name": source, "path": value if given.is_address else str(given.path.absolute())}
 
 
 def checkpoint_recipe(trained: Trained, layers: list[Layer]) -> Recipe:

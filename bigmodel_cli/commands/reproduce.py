@@ -11,11 +11,13 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.experiments.reproduce import Difference
 
 
+@commands.register(order=130)
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     data_dir: opt.DataDir = None,
@@ -53,6 +55,7 @@ def reproduce(
     )
 
 
+@commands.register("verify-resume", order=140)
 @takes_options("verify-resume")
 def verify_resume(
     *,

@@ -11,6 +11,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.serve.model import ServedModel
@@ -84,6 +85,7 @@ AllowHost = Annotated[
 Log = Annotated[bool, typer.Option("--log", help="Log one line per request to stderr.")]
 
 
+@commands.register(order=120)
 def serve(
     export: Export,
     host: Host = "127.0.0.1",

@@ -13,6 +13,8 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_metric
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Study file, such as recipes/image/few-pictures.yaml.")]
 Out = Annotated[
@@ -25,6 +27,7 @@ Out = Annotated[
 ]
 
 
+@commands.register(order=30)
 @takes_options("study", epochs="the study's", max_steps="the study's", device="the study's")
 def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = False) -> None:
     """Train every run of a study and compare the results.
@@ -62,11 +65,12 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
 
 
 def _show(title: str, results: list[dict[str, Any]]) -> None:
-    columns = [c for c in ("val_accuracy", "test_accuracy") if any(c in r for r in results)]
+    chosen_by = dict.fromkeys(r["metric"] for r in results)
+    columns = [c for name in chosen_by for c in (f"val_{name}", f"test_{name}") if any(c in r for r in results)]
     rows = []
     for r in results:
         share = f"{r['trained']:,} of {r['parameters']:,}"
-        figures = ["-" if r.get(c) is None else f"{r[c]:.2%}" for c in columns]
+        figures = [format_metric(c, r.get(c)) for c in columns]
         rows.append((r["run"], share, f"{r['train_loss']:.4f}", *figures, f"{r['seconds']:.0f} s"))
     heads = ("run", "parameters trained", "train loss", *(c.replace("_", " ") for c in columns), "time")
     console.show(console.table(title, heads, rows, right=True))

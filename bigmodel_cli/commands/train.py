@@ -13,16 +13,20 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import commands
+from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer, Resolved
     from bigmodel_cli.engine.device.ranks import Ranks
     from bigmodel_cli.engine.distributed.process_group import Group
+    from bigmodel_cli.engine.training.loggers import Loggers
     from bigmodel_cli.engine.training.run_folder import RunFolder
     from bigmodel_cli.engine.training.session import Outcome
 
 
+@commands.register(order=10)
 @takes_options("train")
 def train(
     options: RunOptions,
@@ -87,9 +91,11 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
     """Resolve `layers` and train the recipe, in this process or in several; with ``--dry-run`` only measure it."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.device.ranks import ranks
+    from bigmodel_cli.engine.training.loggers import Loggers
     from bigmodel_cli.engine.training.run_folder import RunFolder
 
     out, resume, overwrite, json = options.out, options.resume, options.overwrite, options.json
+    loggers = Loggers(options.log or (), console.note)  # before the work: one may need a package
     if resume and out is None:
         raise InputError("--resume: no run named", "expected --out with the run's folder")
     resolved = resolve(layers)
@@ -104,15 +110,13 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
         RunFolder(out, stem, resume=resume, overwrite=overwrite)
         _dry_run(resolved, out or Path("runs"), json)
     elif here.world > 1:
-        _train_as_rank(here, recipe, out, stem, resume, overwrite, json)
+        _train_as_rank(here, recipe, stem, options, loggers)
     else:
         jobs = [here.job] if here.job else []
-        _train(recipe, RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs), json)
+        _train(recipe, RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs, loggers=loggers), json)
 
 
-def _train_as_rank(
-    here: Ranks, recipe: Recipe, out: Path | None, stem: str, resume: bool, overwrite: bool, json: bool
-) -> None:
+def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, loggers: Loggers) -> None:
     """Train as one process of several."""
     from bigmodel_cli.engine.device.placement import backend
     from bigmodel_cli.engine.distributed.process_group import join, leave, translate_rank_errors
@@ -123,12 +127,13 @@ def _train_as_rank(
     with translate_rank_errors():
         jobs = sorted(set(group.gather(here.job)))
         if group.is_main:
-            folder = RunFolder(out, stem, resume=resume, overwrite=overwrite, jobs=jobs)
+            again = {"resume": options.resume, "overwrite": options.overwrite}
+            folder = RunFolder(options.out, stem, **again, jobs=jobs, loggers=loggers)
             group.broadcast((str(folder.path), folder.resume))
         else:
             path, resumes = group.broadcast(None)
             folder = Followed(Path(path), resume=resumes)
-    _train(recipe, folder, json, group)
+    _train(recipe, folder, options.json, group)
     leave()
 
 
@@ -173,17 +178,13 @@ def show_outcome(outcome: Outcome) -> None:
         console.say(f"{len(run.frozen.tensors)} frozen tensors verified: byte-identical")
     if outcome.before:
         console.show(method_table(outcome))
-    metrics = ", ".join(f"{k.replace('_', ' ')} {figure(k, v)}" for k, v in outcome.metrics.items())
+    metrics = ", ".join(f"{k.replace('_', ' ')} {format_metric(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
     if run.timer.verdict():
         console.say(run.timer.verdict(), prose=True)
     console.say(f"best checkpoint: {outcome.best}")
     console.say(f"report: {outcome.folder / 'report.html'}")
     console.say(f"next: bigmodel eval {outcome.best}{' --split test' if 'test' in run.splits else ''}")
-
-
-def figure(name: str, value: float) -> str:
-    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4g}"
 
 
 def method_table(outcome: Outcome) -> Any:
@@ -197,7 +198,7 @@ def method_table(outcome: Outcome) -> Any:
         ("method", run.recipe.start.method),
         ("parameters trained", f"{trained:,} of {total:,} ({trained / total:.2%})"),
         *(
-            (name.replace("_", " "), f"{figure(name, outcome.before[name])} -> {figure(name, value)}")
+            (name.replace("_", " "), f"{format_metric(name, outcome.before[name])} -> {format_metric(name, value)}")
             for name, value in outcome.metrics.items()
             if name in outcome.before
         ),

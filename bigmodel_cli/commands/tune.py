@@ -12,6 +12,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.registry import commands
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file with a search: section.")]
 Trials = Annotated[
@@ -27,6 +28,7 @@ Out = Annotated[
 ]
 
 
+@commands.register(order=40)
 @takes_options("tune", epochs="the recipe's", max_steps="the recipe's", device="the recipe's")
 def tune(*, recipe: Recipe, trials: Trials = 20, out: Out = None, options: RunOptions, json: opt.Json = False) -> None:
     """Tune hyperparameters with Optuna; trials worse than the median stop early.

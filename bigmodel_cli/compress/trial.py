@@ -20,6 +20,7 @@ from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.export.exported_model import exported_model
 from bigmodel_cli.export.folder import is_export, model_files, read_folder
 from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.metrics.reading import is_share
 
 SECONDS = 0.5
 """How long a model and its source are timed, in turns, at each batch size."""
@@ -35,7 +36,7 @@ class Point:
         latency: p50 in milliseconds by batch size, on the CPU.
         beside: the source's, taken in turns with it.
         metric: the validation metric that chooses a checkpoint, and its value.
-        drop: how much worse than the source that is: in points (hundredths) of an accuracy, else in its own unit.
+        drop: how much worse than the source that is: in points (hundredths) of a share, else in its own unit.
     """
 
     name: str
@@ -117,7 +118,7 @@ class Judge:
         metric, mode = self.task.best
         worse = (self.value - value) * (1 if mode == "max" else -1)
         # A model that answers NaN is infinitely worse.
-        drop = math.inf if math.isnan(worse) else worse * (100 if metric.endswith("accuracy") else 1)
+        drop = math.inf if math.isnan(worse) else worse * (100 if is_share(metric) else 1)
         return Point(name, str(path), steps, size, latency, beside, metric, value, drop, found["threads"])
 
 

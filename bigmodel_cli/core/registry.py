@@ -9,38 +9,35 @@ one function under ``"timm:*"``, whose `members` lists the names after the colon
 
 Names are found by reading the source of the package (no import), so shell
 completion and ``bigmodel models`` need no torch, and using one model imports one
-file. ``tests/core/test_registry.py`` holds both views against each other.
+file; ``tests/project/test_source_rules.py`` holds both views against each other. Plug-ins
+(:mod:`bigmodel_cli.core.plugins`) come in beside them, and cannot take a name that is taken.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib
 import importlib.util
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, create_model
-
+from bigmodel_cli.core import plugins
+from bigmodel_cli.core.component_source import Found, components_in, modules_below
 from bigmodel_cli.core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:\*)?")
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the source says of a component before anything is imported."""
-
-    name: str
-    module: str
-    summary: str
+class UnknownName(InputError):
+    """No component has that name, or its plug-in is not there."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,14 @@ class Entry:
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """The recipe schema, built from the keyword-only parameters of the function."""
+        from pydantic import ConfigDict, create_model  # a fifth of the time that bigmodel --help takes
+
         parameters = inspect.signature(self.function).parameters.values()
         own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
         # Of these alone: the types of the others may be imported for the type checker only.
         declared = SimpleNamespace(__annotations__={name: p.annotation for name, p in own.items()})
-        hints = typing.get_type_hints(declared, self.function.__globals__, include_extras=True)  # type: ignore[attr-defined]
+        written_in = inspect.unwrap(self.function).__globals__  # type: ignore[attr-defined]  # not where it was wrapped
+        hints = typing.get_type_hints(declared, written_in, include_extras=True)
         fields: dict[str, Any] = {
             name: (hints[name], ... if p.default is p.empty else p.default) for name, p in own.items()
         }
@@ -103,6 +103,10 @@ class Registry:
     def register(self, name: str | None = None, **meta: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator. The name is the function's, with ``_`` as ``-`` only where `name` says so.
 
+        Args:
+            meta: what is known of the component before it is called. ``formerly`` is a tuple of the names that it
+                had before: recipes and checkpoints that say them still mean it.
+
         Raises:
             ValueError: the name is taken by another function, or is not a valid name.
         """
@@ -114,6 +118,12 @@ class Registry:
             old = self._entries.get(key)
             if old is not None and old.function.__qualname__ != function.__qualname__:
                 raise ValueError(f"{self.kind} {key!r} is registered twice")
+            module = function.__module__
+            if not module.startswith(self.package + ".") and (
+                key not in self.found or self.found[key].module != module
+            ):
+                summary = (inspect.getdoc(function) or "").partition("\n")[0]
+                self._admit(self.found, Found(key, module, summary, meta))
             self._entries[key] = Entry(self.kind, key, function, meta)
             return function
 
@@ -121,32 +131,48 @@ class Registry:
 
     @functools.cached_property
     def found(self) -> dict[str, Found]:
-        """Every component and family (``timm:*``) by name, read from the package's source without importing it."""
-        spec = importlib.util.find_spec(self.package)
-        assert spec is not None and spec.submodule_search_locations
+        """Every component and family (``timm:*``) by name, read from the source of the package and of plug-ins.
+
+        Raises:
+            InputError: a plug-in cannot be read, or takes a name that is taken.
+        """
         result: dict[str, Found] = {}
-        for folder in spec.submodule_search_locations:
-            for file in sorted(Path(folder).rglob("*.py")):
-                source = file.read_text(encoding="utf-8")
-                if f"@{self.variable}.register" not in source:
-                    continue
-                inside = ".".join(file.relative_to(folder).with_suffix("").parts)
-                for entry in self._scan(source, f"{self.package}.{inside}"):
-                    if entry.name in result:
-                        raise ValueError(f"{self.kind} {entry.name!r} is registered twice")
-                    result[entry.name] = entry
+        for entry in self._own():
+            self._admit(result, entry)
+        for plugin in plugins.installed(self.variable):
+            for entry in plugin.components(self.variable):
+                try:
+                    self._admit(result, entry)
+                except ValueError as error:
+                    raise InputError(f"{plugin}: {error}", hint=f"pip uninstall {plugin.distribution}") from None
         return result
 
-    def _scan(self, source: str, module: str) -> typing.Iterator[Found]:
-        for node in ast.parse(source).body:
-            for decorator in getattr(node, "decorator_list", ()):
-                if not isinstance(node, ast.FunctionDef) or not isinstance(decorator, ast.Call):
-                    continue
-                if ast.unparse(decorator.func) != f"{self.variable}.register":
-                    continue
-                first = decorator.args[0] if decorator.args else None
-                name = first.value if isinstance(first, ast.Constant) else node.name
-                yield Found(str(name), module, (ast.get_docstring(node) or "").partition("\n")[0])
+    def _own(self) -> Iterator[Found]:
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.submodule_search_locations
+        for folder in spec.submodule_search_locations:
+            for module, file in modules_below(Path(folder), self.package):
+                yield from components_in(file, module, self.variable)
+
+    def _admit(self, into: dict[str, Found], new: Found) -> None:
+        """Add `new`.
+
+        Raises:
+            ValueError: one of its names is taken.
+        """
+        taken = {old: found for found in into.values() for old in found.meta.get("formerly", ())} | into
+        for name in (new.name, *new.meta.get("formerly", ())):
+            if name in taken:
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered by {plugins.source_of(taken[name].module)}"
+                )
+        into[new.name] = new
+
+    def current(self, name: Any) -> Any:
+        """`name`, or where it is the former name of a component the one that it has now."""
+        if not isinstance(name, str) or name in self.found:
+            return name
+        return next((f.name for f in self.found.values() if name in f.meta.get("formerly", ())), name)
 
     def names(self) -> list[str]:
         """Every component's name, numbers in their order: resnet8 before resnet20."""
@@ -172,6 +198,7 @@ class Registry:
         Raises:
             InputError: there is none; the nearest names are suggested.
         """
+        name = self.current(name)
         family, colon, member = name.partition(":")
         if colon and f"{family}:*" in self.found:
             return self._member(family, member)
@@ -179,13 +206,12 @@ class Registry:
             return self._entry(name)
         elsewhere = [f"{f}:{name}" for f in self.families() if f"{f}:{name}" in self.members(f)]
         expected = "did you mean " + " or ".join(elsewhere) + "?" if elsewhere else nearest(name, self.names())
-        raise InputError(
-            f"unknown {self.kind} {name!r}", expected, f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}"
-        )
+        listing = f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}"
+        raise UnknownName(f"unknown {self.kind} {name!r}", expected, f"{listing}; a plug-in's: --import FILE.py")
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            importlib.import_module(self.found[name].module)
+            plugins.import_component(self.found[name].module)
         return self._entries[name]
 
     def _member(self, family: str, member: str) -> Entry:
@@ -219,5 +245,10 @@ schedules = Registry("schedule", "schedules", "bigmodel_cli.optim")
 methods = Registry("fine-tuning method", "methods", "bigmodel_cli.adapt")
 compressions = Registry("compression method", "compressions", "bigmodel_cli.compress")
 exports = Registry("export format", "exports", "bigmodel_cli.export")
+examples = Registry("example of an export", "examples", "bigmodel_cli.export")
+readers = Registry("reader of requests", "readers", "bigmodel_cli.serve")
 figures = Registry("figure", "figures", "bigmodel_cli.insight")
+metrics = Registry("metric", "metrics", "bigmodel_cli.metrics")
 reports = Registry("report", "reports", "bigmodel_cli.insight")
+loggers = Registry("logger", "loggers", "bigmodel_cli.insight")
+commands = Registry("command", "commands", "bigmodel_cli.commands")

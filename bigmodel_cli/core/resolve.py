@@ -72,9 +72,12 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     origin: dict[KeyPath, str] = {}
     for layer in layers:
         _check_sections(layer)
-        for section, values in layer.values.items():
-            into = merged.setdefault(section, {})
+        for section, given in layer.values.items():
+            into, values = merged.setdefault(section, {}), dict(given)
             if section in COMPONENTS:
+                key = section_type(section).key
+                if key in values:  # one that has another name by now
+                    values[key] = COMPONENTS[section].current(values[key])
                 _drop_options(section, values, into, origin)
             for key, value in values.items():
                 into[key] = value

@@ -63,6 +63,11 @@ class Task(Protocol):
         ...
 
     @property
+    def unit_axis(self) -> int | None:
+        """The dimension of the last input along which units lie; None: each sample is one unit."""
+        ...
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The tensors of a prepared batch that go into the model, in order."""
         ...
@@ -70,6 +75,11 @@ class Task(Protocol):
     @property
     def report(self) -> str:
         """Which of the registered reports ``eval`` makes of the outputs."""
+        ...
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The registered metrics that ``eval`` reports."""
         ...
 
     @property

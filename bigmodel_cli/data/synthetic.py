@@ -64,7 +64,7 @@ class RandomImages:
         return f"{self.split}[{index}]"
 
 
-@data.register()
+@data.register(files=())
 def synthetic_text(
     root: Path,
     *,
@@ -85,8 +85,8 @@ def synthetic_text(
     )
 
 
-@data.register()
-def synthetic_pictures(
+@data.register(files=(), formerly=("synthetic_pictures",))
+def synthetic_images(
     root: Path,
     *,
     size: Annotated[int, Field(ge=8, le=2048)] = 224,

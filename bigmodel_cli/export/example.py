@@ -7,71 +7,24 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.core.registry import Entry
-from bigmodel_cli.core.tasks import Predicts
+from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.export import folder as layout
-from bigmodel_cli.export.example_text import sample_text, text_expected, text_script
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.resized_samples import SCALES, resized_sample
+from bigmodel_cli.export.runtime import Runtime
 
 if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LIMIT = 300  # seconds
 APART = 1e-3  # of a probability: the image is resized by Pillow here, by torch in training
-HEAD = '''\
-"""What this model says of an image: python example.py IMAGE. Needs {needs}."""
-
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-{imports}
-from PIL import Image, ImageOps
-
-here = Path(__file__).resolve().parent
-labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
-steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
-'''
-RESIZE = """
-
-def resized(x, size):  # (height, width, channels) float32: bilinear, antialiased
-    shape = size["width"], size["height"]
-    planes = [Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) for plane in np.moveaxis(x, -1, 0)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
-
-
-"""
-READ = """\
-image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
-if image.has_transparency_data:
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-image = image.convert(steps["mode"])
-"""
-PIXELS = "x = np.asarray(image, np.float32).reshape(image.height, image.width, -1)\n"
-SQUARE = """\
-side = min(x.shape[:2])  # the square in the middle
-top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
-x = np.round(resized(x[top : top + side, left : left + side], steps["resize_square"]))
-"""
-CROP = """\
-crop = steps["crop"]
-top, left = (x.shape[0] - crop["height"]) // 2, (x.shape[1] - crop["width"]) // 2
-x = x[top : top + crop["height"], left : left + crop["width"]]
-"""
-NORMALISE = """\
-x = (x * steps["scale"] - np.array(steps["mean"])) / np.array(steps["std"])
-x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
-"""
 CONTENTS = '''\
 """What this folder holds: python example.py. Needs {needs}."""
 
@@ -82,7 +35,6 @@ from pathlib import Path
 here = Path(__file__).resolve().parent
 {run}
 '''
-PLAIN = "x = np.asarray(image).reshape(1, image.height, image.width, -1)  # the rest is in the graph\n"
 ANSWER = """
 probability = np.exp(logits[0] - logits[0].max())
 probability /= probability.sum()
@@ -91,35 +43,34 @@ for k in probability.argsort()[::-1][:5]:
 """
 
 
+@dataclass(frozen=True)
+class Example:
+    """How the example of one kind of input is written and held to account; registered under the kind of the spec.
+
+    Args:
+        script: (runtime, task, preprocessing) -> the program; None where there is none for the task.
+        argument: (subject, an empty folder) -> the argument that it is tried with.
+        expected: (format, subject, run, argument) -> the logits (1,K) that it should answer, and the K names.
+    """
+
+    script: Callable[[Runtime, Any, Mapping[str, Any]], str | None]
+    argument: Callable[[Subject, Path], str]
+    expected: Callable[[Entry, Subject, Run, str], tuple[torch.Tensor, tuple[str, ...]]]
+
+
+def example_for(task: Any) -> Example | None:
+    """The registered example for the task's kind of input; None where there is none."""
+    kind = task.spec.kind
+    return examples.get(kind)() if kind in examples.found else None
+
+
 def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> str | None:
     """The program for a format and a task; None where there is none for it."""
-    own, kind = entry.meta["runtime"], task.spec.kind
+    own = entry.meta["runtime"]
     if not own.answers:
         return CONTENTS.format(needs=", ".join(own.needs), imports=own.imports, run=own.run)
-    if kind == "text" and len(task.inputs) == 1:
-        return text_script(own, preprocess, bool(task.spec.classes), ANSWER)
-    if kind != "image":
-        return None
-    packages = [p for p in own.needs if p not in ("numpy", "pillow")]
-    parts = [HEAD.format(needs=", ".join([*packages, "numpy and pillow"]), imports=own.imports)]
-    if "in_the_graph" in preprocess:
-        return "".join([*parts, "\n", READ, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
-    if {"resize", "resize_square"} & set(preprocess):
-        parts.append(RESIZE)
-    parts += [READ, PIXELS]
-    parts += [SQUARE] if "resize_square" in preprocess else []
-    parts += [CROP] if "crop" in preprocess else []
-    parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
-    return "".join([*parts, NORMALISE, "\n", own.run, "\n", ANSWER])
-
-
-def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
-    """Lines that bring the image to the one size that the format takes."""
-    if preprocess["size"] == "any":
-        return []
-    call = "ImageOps.fit(image, size" if "resize_square" in preprocess["in_the_graph"] else "image.resize(size"
-    size = 'size = steps["size"]["width"], steps["size"]["height"]\n'
-    return [size, f"image = {call}, Image.Resampling.BILINEAR)\n"]
+    example = example_for(task)
+    return None if example is None else example.script(own, task, preprocess)
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
@@ -130,47 +81,17 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
     """
     if not (folder / layout.EXAMPLE).exists():
         return None
-    own, text = entry.meta["runtime"], subject.task.spec.kind == "text"
+    own, example = entry.meta["runtime"], example_for(subject.task)
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
-        arguments = []
-        if own.answers:  # an image that is larger, and not of the model's shape: it must be prepared
-            arguments = [sample_text(subject) if text else str(resized_sample(subject, 0, SCALES[0], Path(place)))]
+        arguments = [example.argument(subject, Path(place))] if own.answers and example else []
         done = _alone(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
-        if not own.answers:
+        if example is None or not own.answers:
             return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
-        if text:
-            logits, names = text_expected(subject, run, arguments[0])
-        else:
-            logits, names = _expected(entry, subject, run, Path(arguments[0])), subject.task.spec.classes
+        logits, names = example.expected(entry, subject, run, arguments[0])
     return _held(done.stdout, logits[0].double().softmax(0), names)
-
-
-def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:
-    """The logits (1,K) for the image in `file`, as bigmodel reads it.
-
-    A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
-    """
-    assert isinstance(subject.task, Predicts)
-    ((_, raw),) = subject.task.read_file(file)
-    if not subject.pixels:
-        batch = subject.task.prepare(raw)
-        return torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))
-    if entry.meta.get("sizes") == "fixed":
-        from PIL import Image, ImageOps
-
-        height, width = subject.given[0][0].shape[1:3]
-        fit = Image.Image.resize if subject.task.spec.square is None else ImageOps.fit
-        image = fit(
-            Image.open(file).convert("L" if subject.task.spec.channels == 1 else "RGB"),
-            (width, height),
-            Image.Resampling.BILINEAR,
-        )
-        return torch.from_numpy(run(np.array(image).reshape(1, height, width, -1)))
-    with torch.inference_mode():
-        return subject.model(subject.task.prepare(raw)["image"])  # type: ignore[no-any-return]
 
 
 def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

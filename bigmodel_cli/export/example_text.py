@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tokens import ids_of, tokenizer
+from bigmodel_cli.export.example import ANSWER, Example
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
 
@@ -64,28 +67,33 @@ LAST = 'x = np.array([tokens[-steps["context"] :] or [0]], np.int64)\n'
 NEXT = "\nlogits = logits[:, -1]  # of the token after the last\n"
 
 
-def text_script(own: Runtime, preprocess: Mapping[str, Any], classes: bool, answer: str) -> str:
-    """The program for a format: the classes of a text, or, without `classes`, the tokens that may come next.
+@examples.register("text")
+def text_example() -> Example:
+    """The classes of a text, or the tokens that may come next."""
+    return Example(_script, _sample, _expected)
 
-    `answer`: its end, which shows the likeliest of ``labels`` by ``logits`` (1,K).
-    """
-    kind = preprocess["tokenizer"]
+
+def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | None:
+    """The program for a format; None for a task of several texts."""
+    if len(task.inputs) > 1:
+        return None
+    kind, classes = preprocess["tokenizer"], bool(task.spec.classes)
     packages = [*(p for p in own.needs if p != "numpy"), *(["tokenizers"] if kind == "bpe" else []), "numpy"]
     imports = own.imports + ("\nfrom tokenizers import Tokenizer" if kind == "bpe" else "")
     parts = [HEAD.format(needs=", ".join(packages), imports=imports), LABELS if classes else "", "\n", TOKENS[kind]]
     if kind == "bpe":
         parts.append(FRAMED if classes else "tokens = found.ids\n")
     names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"
-    return "".join([*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", answer])
+    return "".join([*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", ANSWER])
 
 
-def sample_text(subject: Subject) -> str:
+def _sample(subject: Subject, place: Path) -> str:
     """A text of the data, as an argument of a command can be one."""
     text = tokenizer(subject.task.spec).decode(subject.prepared[0]["tokens"][0].tolist())
     return text.replace("\0", " ").encode(errors="ignore").decode()[:LONGEST] or " "
 
 
-def text_expected(subject: Subject, run: Run, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
+def _expected(entry: Entry, subject: Subject, run: Run, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The logits (1,K) of `text`, its tokens made by bigmodel, and the names of their places."""
     spec = subject.task.spec
     if spec.classes:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.export.folder import ExportFolder
+from bigmodel_cli.metrics.reading import format_interval, is_share
 
 MOST_CLASSES = 50
-KINDS = {"image_classification": "image-classification", "text_classification": "text-classification",
-         "language_modeling": "text-generation", "translation": "translation"}  # fmt: skip
 
 HOW = ("method", "final")
 """Keys of a step of compression that are not its options."""
@@ -24,7 +24,8 @@ def model_card(folder: ExportFolder) -> str:
 
 def _front(folder: ExportFolder) -> Iterator[str]:
     about = folder.about
-    yield from ("---", "library_name: bigmodel", f"pipeline_tag: {KINDS.get(about['task'], about['task'])}")
+    tag = tasks.get(about["task"]).meta.get("pipeline_tag", about["task"])
+    yield from ("---", "library_name: bigmodel", f"pipeline_tag: {tag}")
     yield from ("tags:", f"- {about['format']}", f"- {json.dumps(about['arch'])}", "---", "")
 
 
@@ -53,23 +54,20 @@ def _figures(folder: ExportFolder) -> Iterator[str]:
     proof = folder.proof
     yield from ("", "## Figures", "", f"On {proof['inputs']} samples of the validation split, with 95% intervals:", "")
     yield from ("| metric | checkpoint | this export |", "|---|---|---|")
-    for name, ours in proof["metrics"]["checkpoint"].items():
-        yield f"| {name} | {interval(ours)} | {interval(proof['metrics']['export'][name])} |"
-    # What is quantized differs by more than any limit for fp32: its accuracy above is what counts.
+    ours, theirs = (proof["metrics"][which] for which in ("checkpoint", "export"))
+    for name in ours:
+        yield f"| {name} | {format_interval(name, ours[name])} | {format_interval(name, theirs[name])} |"
+    # What is quantized differs by more than any limit for fp32: its metrics above are what counts.
     limit = "no limit was set" if proof["tolerance"] is None else f"at most {proof['tolerance']:g} was allowed"
-    if folder.about.get("compressed") and proof["tolerance"] is None and "accuracy" in proof["metrics"]["export"]:
-        ours, theirs = (proof["metrics"][w]["accuracy"]["value"] for w in ("checkpoint", "export"))
-        yield from ("", f"Rounding to fewer bits cost {100 * (ours - theirs):.2f} points of accuracy here.")
+    if folder.about.get("compressed") and proof["tolerance"] is None:
+        for name in filter(is_share, ours):
+            lost = 100 * (ours[name]["value"] - theirs[name]["value"])
+            yield from ("", f"Rounding to fewer bits cost {lost:.2f} points of {name.replace('_', ' ')} here.")
     yield from (
         "",
         f"Largest difference of a logit {proof['largest_difference']:.2g}, {limit}; "
         f"equal answers {proof['equal_answers']:.2%}. `proof.json` has the speed and the size too.",
     )
-
-
-def interval(figure: Mapping[str, float | None]) -> str:
-    value, low, high = ("?" if figure[k] is None else f"{figure[k]:.4f}" for k in ("value", "low", "high"))
-    return f"{value} ({low} .. {high})"
 
 
 def _limits(folder: ExportFolder) -> Iterator[str]:

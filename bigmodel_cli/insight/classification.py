@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-
-BINS = 15
-RESAMPLES = 1000
-CHUNK = 4_000_000  # elements of a bootstrap chunk: 32 MB
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
+from bigmodel_cli.metrics.classification import confidence, predicted
+from bigmodel_cli.metrics.intervals import Figure, measure
+from bigmodel_cli.tasks.labelled import METRICS
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class ClassificationReport:
         return {
             "samples": self.samples,
             "unseen": self.unseen,
-            "headline": {k: {"value": f.value, "low": f.low, "high": f.high} for k, f in self.headline.items()},
+            "headline": {name: figure.to_dict() for name, figure in self.headline.items()},
             "per_class": self.per_class,
             "confusion": self.confusion,
             "wrong_count": len(self.wrong),
@@ -52,7 +42,12 @@ class ClassificationReport:
 
 
 def classification_report(
-    logits: Tensor, labels: Tensor, losses: Tensor, classes: Sequence[str], seed: int = 0
+    logits: Tensor,
+    labels: Tensor,
+    losses: Tensor,
+    classes: Sequence[str],
+    seed: int = 0,
+    names: Sequence[str] = METRICS,
 ) -> ClassificationReport:
     """What the logits say of the labels; each headline figure with a 95% percentile bootstrap interval.
 
@@ -62,6 +57,7 @@ def classification_report(
         losses: (N,) float, each sample's.
         classes: the K names.
         seed: of the bootstrap.
+        names: the registered metrics in the headline.
 
     Raises:
         InputError: a logit is NaN.
@@ -71,32 +67,16 @@ def classification_report(
         raise InputError(f"the model answers NaN for {broken} of {len(logits)} samples", "expected numbers")
     known = labels >= 0
     index = known.nonzero().flatten()
-    logits, labels, losses = logits[known].float(), labels[known], losses[known].double()
+    out = {"logits": logits[known].float(), "label": labels[known], "loss": losses[known].double()}
+    labels, said, sure = out["label"], predicted(out), confidence(out)
     k = len(classes)
-    probability = logits.softmax(1)
-    # Of the logits: fp32 probabilities round to equal ones, and the first of those need not be the largest.
-    predicted = logits.argmax(1)
-    confidence = probability.gather(1, predicted[:, None]).flatten()
-    right = predicted == labels
-    confusion = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-
-    def mean_of(values: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda weights: weights @ values.double() / weights.sum(1)
-
-    figures: dict[str, Callable[[Tensor], Tensor]] = {
-        "top1": mean_of(right),
-        # Among five classes or fewer the right one is always among the first five.
-        **({"top5": mean_of((logits.topk(5, 1).indices == labels[:, None]).any(1))} if k > 5 else {}),
-        "loss": mean_of(losses),
-        "macro_f1": lambda weights: _macro_f1(weights, labels, predicted, k),
-        "ece": lambda weights: _ece(weights, bins, confidence.double() - right.double()),
-    }
-    headline = with_intervals(figures, len(labels), k, seed) if len(labels) else {}
+    right = said == labels
+    confusion = torch.bincount(labels * k + said, minlength=k * k).view(k, k)
+    headline = measure(names, out, seed) if len(labels) else {}
     mistakes = (~right).nonzero().flatten()
-    mistakes = mistakes[confidence[mistakes].argsort(descending=True, stable=True)]
-    columns = (values[mistakes].tolist() for values in (index, labels, predicted, confidence))
-    wrong = [(i, classes[true], classes[said], sure) for i, true, said, sure in zip(*columns, strict=True)]
+    mistakes = mistakes[sure[mistakes].argsort(descending=True, stable=True)]
+    columns = (values[mistakes].tolist() for values in (index, labels, said, sure))
+    wrong = [(i, classes[true], classes[called], p) for i, true, called, p in zip(*columns, strict=True)]
     return ClassificationReport(
         headline, _per_class(confusion, classes), confusion.tolist(), wrong, len(labels), int((~known).sum())
     )
@@ -115,46 +95,3 @@ def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]
             "support": support,
         })  # fmt: skip
     return rows
-
-
-def with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, k: int, seed: int) -> dict[str, Figure]:
-    """Each figure on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979).
-
-    A chunk of R resamples takes (R,N) and (R,K) doubles; R is what keeps either near `CHUNK` elements.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    whole = torch.ones(1, n, dtype=torch.float64)
-    values = {name: float(figure(whole)) for name, figure in figures.items()}
-    drawn: dict[str, list[Tensor]] = {name: [] for name in figures}
-    size = max(1, min(RESAMPLES, CHUNK // max(n, k)))
-    for start in range(0, RESAMPLES, size):
-        count = min(size, RESAMPLES - start)
-        picks = torch.randint(n, (count, n), generator=generator)
-        weights = torch.zeros(count, n, dtype=torch.float64).scatter_add_(1, picks, torch.ones(count, n).double())
-        for name, figure in figures.items():
-            drawn[name].append(figure(weights))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    result = {}
-    for name, value in values.items():
-        low, high = torch.cat(drawn[name]).quantile(ends).tolist()
-        result[name] = Figure(value, low, high)
-    return result
-
-
-def _grouped(weights: Tensor, group: Tensor, count: int) -> Tensor:
-    """(R,N) weights summed by group -> (R,count)."""
-    zeros = torch.zeros(len(weights), count, dtype=weights.dtype)
-    return zeros.index_add_(1, group, weights)
-
-
-def _macro_f1(weights: Tensor, labels: Tensor, predicted: Tensor, k: int) -> Tensor:
-    """(R,N) -> (R,): the mean F1 of the classes that are there (true or predicted)."""
-    right = (labels == predicted).nonzero().flatten()
-    hit = _grouped(weights[:, right], labels[right], k)
-    either = _grouped(weights, labels, k) + _grouped(weights, predicted, k)
-    return (2 * hit / either.clamp(min=1e-12)).sum(1) / (either > 0).sum(1)
-
-
-def _ece(weights: Tensor, bins: Tensor, gap: Tensor) -> Tensor:
-    """Expected calibration error, 15 equal bins (Guo et al. 2017): sum_b |sum of (confidence - right)| / n."""
-    return _grouped(weights * gap, bins, BINS).abs().sum(1) / weights.sum(1)

@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.metrics.reading import format_metric
+
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 240, 64, 28, 12
 COLOURS = ("#2563eb", "#dc2626")
 STYLE = """
@@ -47,7 +49,7 @@ def write_report(
     charts += [_chart(name.replace("_", " "), [_series(epochs, name)]) for name in dict.fromkeys(names)]
     charts.append(_chart("learning rate", [_series(epochs, "lr")]))
     rows = "".join(
-        f"<tr><td>{escape(k.replace('_', ' '))}</td><td>{escape(_shown(v))}</td></tr>"
+        f"<tr><td>{escape(k.replace('_', ' '))}</td><td>{escape(_shown(k, v))}</td></tr>"
         for k, v in final.items()
         if k != "event"
     )
@@ -65,8 +67,8 @@ def write_report(
         temporary.unlink(missing_ok=True)
 
 
-def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+def _shown(name: str, value: Any) -> str:
+    return format_metric(name, value) if isinstance(value, float) else str(value)
 
 
 def _series(epochs: list[dict[str, Any]], key: str) -> Series:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,17 @@ from torch import Tensor
 from bigmodel_cli.core.registry import reports
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.class_match import match_classes
-from bigmodel_cli.insight.classification import Figure, classification_report, with_intervals
+from bigmodel_cli.insight.classification import classification_report
+from bigmodel_cli.metrics.intervals import Figure, measure
+from bigmodel_cli.metrics.reading import format_metric
 
 Table = tuple[str | None, Sequence[str], list[tuple[str, ...]], bool]
 """Title, columns, rows, and whether the columns after the first are figures."""
 Outputs = Callable[[], Mapping[str, Tensor]]
 """Runs the model over the split: the task's outputs, first dimension N."""
+TOTALS = {"tokens": "count", "bytes": "bytes"}
+Names = Sequence[str]
+"""The registered metrics of the headline: the task's own, and those asked for."""
 MOST_CLASSES_SHOWN = 20
 
 
@@ -31,16 +35,16 @@ class Report:
 
 
 @reports.register()
-def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """Classes matched by name: loss, accuracy, calibration, per-class scores, confusion, mistakes."""
+def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
+    """Classes matched by name: loss, accuracy, calibration, each class, confusion, the wrong ones."""
     match = match_classes(task.spec.classes, data.classes)
     out = outputs()
-    found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes)
+    found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes, names=names)
     mistakes = [
         {"name": source.name(i), "true": t, "predicted": p, "confidence": c} for i, t, p, c in found.wrong[:wrong]
     ]
     figures = found.to_dict()
-    tables = [headline(found.headline, percent=("top1", "top5"))]
+    tables = [headline(found.headline)]
     columns = ("precision", "recall", "f1")
     per_class = [
         (c["class"], *("-" if c[k] is None else f"{c[k]:.4f}" for k in columns), f"{c['support']:,}")
@@ -63,34 +67,22 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
 
 
 @reports.register()
-def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """Loss in nats per token, perplexity, bits per byte; intervals over windows of text."""
+def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
+    """Loss in nats a token, perplexity, bits a byte; intervals over windows of text."""
     out = outputs()
-    nats, count, size = (out[k].double() for k in ("nats", "count", "bytes"))
-
-    def ratio(a: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda weights: weights @ a / (weights @ b).clamp(min=1)
-
-    loss = ratio(nats, count)
-    figures = {
-        "loss": loss,
-        "perplexity": lambda weights: loss(weights).clamp(max=700).exp(),
-        "bits_per_byte": ratio(nats / math.log(2), size),
-    }
-    found = with_intervals(figures, len(nats), 1, seed=0)
-    values = {"samples": len(nats), "tokens": int(count.sum()), "bytes": int(size.sum())}
+    found = measure(names, out)
+    values = {"samples": len(out["nats"]), **{name: int(out[key].sum()) for name, key in TOTALS.items()}}
     return Report({**values, "headline": plain(found)}, [headline(found)])
 
 
-def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
-    return {k: {"value": f.value, "low": f.low, "high": f.high} for k, f in figures.items()}
+def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
+    return {name: figure.to_dict() for name, figure in figures.items()}
 
 
-def headline(figures: Mapping[str, Figure], percent: Sequence[str] = ()) -> Table:
+def headline(figures: Mapping[str, Figure]) -> Table:
     """The first table: each figure with its interval."""
     rows: list[tuple[str, ...]] = []
     for name, figure in figures.items():
-        form = "{:.2%}" if name in percent else "{:.4f}"
-        value, low, high = (form.format(v) for v in (figure.value, figure.low, figure.high))
+        value, low, high = (format_metric(name, v) for v in (figure.value, figure.low, figure.high))
         rows.append((name, value, f"{low} .. {high}"))
     return None, ("metric", "value", "95% interval"), rows, True

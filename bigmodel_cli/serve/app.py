@@ -14,22 +14,6 @@ from bigmodel_cli.serve.middleware import Middleware
 from bigmodel_cli.serve.page import PAGE, POLICY
 from bigmodel_cli.serve.service import Service
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
-TEXT = {"type": "string"}
-BODIES: dict[str, Any] = {
-    "image": {"image/*": BINARY, "multipart/form-data": FORM},
-    "text": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["text"],
-                "properties": {"text": {"oneOf": [TEXT, {"type": "array", "items": TEXT}]}},
-            }
-        }
-    },
-}
-"""What /predict takes, as OpenAPI says it."""
 TOP = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1}, "description": "Classes a sample."}
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -51,7 +35,7 @@ def build_app(service: Service, log: Callable[[str], None], every: bool) -> Midd
         most = {"bytes": limits.size, "pixels": limits.pixels, "samples": limits.samples}
         return _json({**service.served.about, "limits": most})
 
-    body = {"content": BODIES[service.served.reader.kind], "required": True}
+    body = {"content": service.served.reader.content, "required": True}
 
     @app.post("/predict", openapi_extra={"requestBody": body, "parameters": [TOP]})
     async def predict(request: Request) -> Response:

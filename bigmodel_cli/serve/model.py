@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.images import image_header
 from bigmodel_cli.core.preprocessing import plain, prepare
+from bigmodel_cli.core.registry import readers, tasks
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
 from bigmodel_cli.serve.http_errors import HttpRefusal
-from bigmodel_cli.serve.uploads import Limits, images, texts
+from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bigmodel_cli.export.folder import Run
+    from bigmodel_cli.export.folder import ExportFolder, Run
 
 
 class Reader(Protocol):
     """How a request's body becomes samples, and samples a batch, for one kind of input."""
 
     kind: str
+    content: Mapping[str, Any]
+    """The bodies that it reads by their types, as OpenAPI says it."""
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
         """Each sample of the body: its name, and its input without the batch dimension."""
@@ -48,6 +51,7 @@ class ImageReader:
     plain: bool = False
     size: tuple[int, int] | None = None
     kind = "image"
+    content = IMAGES
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
         return [(name, self._one(name, raw, limits)) for name, raw in images(content_type, body, limits)]
@@ -96,6 +100,7 @@ class TextReader:
 
     spec: TextSpec
     kind = "text"
+    content = TEXTS
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
         import numpy as np
@@ -126,6 +131,19 @@ class TextReader:
         import numpy as np
 
         return np.full(min(4, self.spec.context), self._pad(), np.int64)
+
+
+@readers.register("image")
+def image_reader(export: ExportFolder) -> Reader:
+    """Images, prepared as preprocess.json says or left to the graph."""
+    size = export.size if export.takes_pixels else None
+    return ImageReader(export.preprocess, export.spec, export.takes_pixels, size)
+
+
+@readers.register("text")
+def text_reader(export: ExportFolder) -> Reader:
+    """Texts, as token ids."""
+    return TextReader(export.spec)
 
 
 @dataclass(frozen=True)
@@ -167,14 +185,10 @@ def open_model(folder: Path) -> ServedModel:
     from bigmodel_cli.export.folder import read_folder
 
     export = read_folder(folder)
-    reader: Reader
-    if export.about["task"] == "image_classification":
-        size = export.size if export.takes_pixels else None
-        reader = ImageReader(export.preprocess, export.spec, export.takes_pixels, size)
-    elif export.about["task"] == "text_classification":
-        reader = TextReader(export.spec)
-    else:
+    task = tasks.found.get(export.about["task"])  # as the source says it: a task imports torch
+    if task is None or task.meta.get("answers") != "classes":
         raise InputError(f"{folder}: an export for {export.about['task']}", "serve answers with classes only")
+    reader: Reader = readers.get(export.spec.kind)(export)
     about = {
         "name": export.about["arch"],
         "format": export.about["format"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +15,15 @@ from starlette.requests import Request
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
 LINGER = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
+IMAGES: Mapping[str, Any] = {"image/*": BINARY, "multipart/form-data": FORM}
+"""The bodies that :func:`images` reads, as OpenAPI says it."""
+TEXT = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+TEXTS: Mapping[str, Any] = {
+    "application/json": {"schema": {"type": "object", "required": ["text"], "properties": {"text": TEXT}}}
+}
+"""The bodies that :func:`texts` reads."""
 
 
 @dataclass(frozen=True)

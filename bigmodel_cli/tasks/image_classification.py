@@ -23,7 +23,7 @@ ENOUGH = 1 << 26  # pixels that mean and deviation are measured on: all of MNIST
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
-@tasks.register(spec_type=ImageSpec)
+@tasks.register(spec_type=ImageSpec, answers="classes", pipeline_tag="image-classification")
 def image_classification(
     spec: ImageSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> ImageClassification:
@@ -43,9 +43,11 @@ class ImageClassification:
     """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
     name = "image_classification"
     unit = "images"
+    unit_axis = None
     best = ("accuracy", "max")
     inputs = ("image",)
     report = "classification"
+    metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> ImageClassification:
         """Mean and standard deviation per channel on the 0..1 scale, over the train split's pixels.

@@ -9,6 +9,10 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tasks import Predictions
 from bigmodel_cli.core.types import Batch
+from bigmodel_cli.metrics.classification import accuracy
+
+METRICS = ("accuracy", "top5_accuracy", "loss", "macro_f1", "ece")
+"""What ``eval`` reports of classes."""
 
 
 def label_map(model_classes: Sequence[str], data_classes: Sequence[str]) -> tuple[int, ...] | None:
@@ -38,7 +42,7 @@ def outputs(logits: Tensor, batch: Batch, loss: Callable[[Tensor, Tensor], Tenso
 
 def sums(out: Batch) -> dict[str, Tensor]:
     known = out["label"] >= 0
-    correct = (out["logits"].argmax(1) == out["label"]) & known
+    correct = accuracy(out) & known
     return {"loss": (out["loss"] * known).sum(), "correct": correct.sum(), "count": known.sum()}
 
 

@@ -24,7 +24,7 @@ from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 NOTHING = -100  # a target from which nothing is learned
 
 
-@tasks.register(spec_type=TextSpec)
+@tasks.register(spec_type=TextSpec, pipeline_tag="text-generation")
 def language_modeling(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> LanguageModeling:
@@ -42,9 +42,11 @@ class LanguageModeling:
     """The model's id for each id of the data, -1 where it has none; None where the vocabularies are equal."""
     name = "language_modeling"
     unit = "tokens"
+    unit_axis = 1
     best = ("perplexity", "min")
     inputs = ("tokens",)
     report = "perplexity"
+    metrics = ("loss", "perplexity", "bits_per_byte")
 
     def fit_spec(self, train: Source) -> LanguageModeling:
         return self

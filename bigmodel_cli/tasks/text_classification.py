@@ -18,7 +18,7 @@ from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 
 
-@tasks.register(spec_type=TextSpec)
+@tasks.register(spec_type=TextSpec, answers="classes", pipeline_tag="text-classification")
 def text_classification(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> TextClassification:
@@ -38,9 +38,11 @@ class TextClassification:
     """The model's id for each id of the data; None where the vocabularies are equal."""
     name = "text_classification"
     unit = "texts"
+    unit_axis = None
     best = ("accuracy", "max")
     inputs = ("tokens",)
     report = "classification"
+    metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> TextClassification:
         return self

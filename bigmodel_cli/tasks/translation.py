@@ -23,7 +23,7 @@ from bigmodel_cli.tasks.beam import beam_search
 BEAMS = 4
 
 
-@tasks.register(spec_type=TextSpec)
+@tasks.register(spec_type=TextSpec, pipeline_tag="translation")
 def translation(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> Translation:
@@ -41,9 +41,11 @@ class Translation:
     """The model's id for each id of the data; None where the vocabularies are equal."""
     name = "translation"
     unit = "tokens"
+    unit_axis = 1
     best = ("perplexity", "min")
     inputs = ("source", "target")
     report = "translation"
+    metrics = ("bleu", "chrf")
 
     @property
     def pad(self) -> int:

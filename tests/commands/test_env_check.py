@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.commands.env_check import required, wanted_names
-from bigmodel_cli.commands.listing import found_in
+from bigmodel_cli.data.presence import present_in
 from bigmodel_cli.engine.device.check import Check
 from bigmodel_cli.engine.device.env_check import _data
 
@@ -128,7 +128,7 @@ def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
     for file in files[:-1]:
         (raw / file).touch()
     environment = {**shadow(tmp_path, "torch", "raise ImportError"), "BIGMODEL_DATA": str(tmp_path / "sets")}
-    assert found_in(tmp_path / "sets") == ["digits", "synthetic_pictures", "synthetic_text"]
+    assert present_in(tmp_path / "sets") == ["digits", "synthetic_images", "synthetic_text"]
     (raw / files[-1]).touch()
     value = report(run_cli("env-check", "--json", env=environment))["data"]["value"]
     assert value.startswith("digits, mnist, synthetic_")

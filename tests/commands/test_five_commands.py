@@ -33,8 +33,8 @@ def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
     assert "head.weight" in torch.load(tmp_path / "run/best.pt", weights_only=True)["model"]
 
     report = lines(ok(run_cli("eval", "run", "--split", "test", "--json")).stdout)[0]
-    top1 = report["headline"]["top1"]
-    assert 0.85 < top1["low"] <= top1["value"] <= top1["high"] <= 1
+    accuracy = report["headline"]["accuracy"]
+    assert 0.85 < accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
     assert sum(map(sum, report["confusion"])) == report["samples"] == 360
     assert report["wrong"][0]["name"].startswith("test[")
 
@@ -93,7 +93,7 @@ def test_mnist_by_the_book(run_cli: Any, tmp_path: Path, data_dir: Path) -> None
         )
     )
     report = lines(ok(run_cli("eval", "run", "--split", "test", "--json")).stdout)[0]
-    assert report["samples"] == 10_000 and report["headline"]["top1"]["value"] > 0.95
+    assert report["samples"] == 10_000 and report["headline"]["accuracy"]["value"] > 0.95
     ok(run_cli("finetune", "--from", "run", "--freeze-backbone", "--max-steps", 20, "--out", "tuned"))
     from PIL import Image
 

@@ -201,7 +201,7 @@ def test_int8_of_onnxruntime(source: Path, run_cli: Any, tmp_path: Path) -> None
     card = (tmp_path / "small/export/MODEL_CARD.md").read_text()
     assert "by `int8-onnx` (samples 512, ranges minmax)" in card and "Rounding to fewer bits cost" in card
     told = run_cli("eval", "small/export", "--json")
-    assert json.loads(told.stdout)["headline"]["top1"]["value"] == pytest.approx(now.value)
+    assert json.loads(told.stdout)["headline"]["accuracy"]["value"] == pytest.approx(now.value)
     Image.fromarray(torch.randint(0, 255, (8, 8), dtype=torch.uint8).numpy()).save(tmp_path / "a.png")
     answers = [run_cli("predict", path, "a.png", "--json") for path in (source, "small/export")]
     ours, theirs = (json.loads(a.stdout)["top"][0]["probability"] for a in answers)

@@ -14,7 +14,21 @@ from bigmodel_cli.core.registry import Registry
 from bigmodel_cli.core.resolve import Layer, document_layer, resolve, set_layer
 from bigmodel_cli.core.strict_yaml import dump_yaml, parse_scalar, parse_yaml
 
-ALL = ["augments", "data", "exports", "losses", "methods", "models", "optimizers", "schedules", "tasks"]
+ALL = [
+    "augments",
+    "commands",
+    "data",
+    "exports",
+    "losses",
+    "loggers",
+    "methods",
+    "metrics",
+    "models",
+    "optimizers",
+    "readers",
+    "schedules",
+    "tasks",
+]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -149,3 +163,24 @@ def test_the_schema_knows_every_component() -> None:
     properties = schema()["properties"]
     for section, registry in COMPONENTS.items():
         assert [c["title"] for c in properties[section]["oneOf"]] == registry.names()
+
+
+def test_a_former_name_in_a_recipe_means_the_component() -> None:
+    sizes = {"data": {"name": "synthetic_pictures", "size": 32}}
+    found = resolve([Layer("m", {"model": {"name": "mlp"}}), Layer("r.yaml", sizes), set_layer(["data.classes=4"])])
+    assert found.recipe.data.name == "synthetic_images"
+    assert (found.recipe.data.options["size"], found.recipe.data.options["classes"]) == (32, 4)
+    # The new name over the old one is the same data set: its options stay.
+    again = resolve(
+        [Layer("m", {"model": {"name": "mlp"}}), Layer("r.yaml", sizes), set_layer(["data.name=synthetic_images"])]
+    )
+    assert again.recipe.data.options["size"] == 32
+    assert registries.data.get("synthetic_pictures").name == "synthetic_images"
+    assert "synthetic_pictures" not in registries.data.names()
+
+
+def test_a_former_name_cannot_be_taken() -> None:
+    fresh = Registry("thing", "things", "bigmodel_cli.models")
+    fresh.register("one", formerly=("uno",))(lambda: None)
+    with pytest.raises(ValueError, match="'uno' is already registered by"):
+        fresh.register("uno")(test_a_former_name_in_a_recipe_means_the_component)

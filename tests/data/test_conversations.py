@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data, losses, models, tasks
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import SampleKey, TextSpec
-from bigmodel_cli.data.user_data.text_files import source_for
+from bigmodel_cli.data.user_path import source_for
 from bigmodel_cli.export.exported_model import ExportedModel
 
 END = 256  # of the byte tokenizer

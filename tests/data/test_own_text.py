@@ -12,7 +12,7 @@ from conftest import Run
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import tokenizer, train_bpe
-from bigmodel_cli.data.user_data.text_files import source_for
+from bigmodel_cli.data.user_path import source_for
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:

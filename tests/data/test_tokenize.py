@@ -19,7 +19,7 @@ from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import chosen, from_gpt2_files
 from bigmodel_cli.data.token_shards import tokenizing
 from bigmodel_cli.data.token_shards.files import Writer, read_index
-from bigmodel_cli.data.user_data.text_files import source_for
+from bigmodel_cli.data.user_path import source_for
 
 BYTES = TextSpec("byte", (), 8)
 VERSE = "".join(f"Line {i * i} of an epic, über alles.\n" + "\n" * (i % 7 == 0) for i in range(400))

@@ -17,7 +17,7 @@ from torch import nn
 from bigmodel_cli.core.registry import exports, tasks
 from bigmodel_cli.core.tokens import encode_padded, tokenizer, train_bpe
 from bigmodel_cli.core.types import ImageSpec, TextSpec
-from bigmodel_cli.export import example
+from bigmodel_cli.export import example, example_text
 from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.export.runtime import Runtime
 from bigmodel_cli.export.subject import Subject
@@ -62,7 +62,7 @@ def test_it_makes_tokens_as_training_did(
     kind: str, classes: tuple[str, ...], context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network stands for any: its logits are another number for every other row of tokens."""
-    monkeypatch.setattr(example, "sample_text", lambda subject: SAID + " " + SAID)
+    monkeypatch.setattr(example_text, "_sample", lambda subject, place: SAID + " " + SAID)
     spec = text_spec(kind, classes, context)
     code = f"logits = np.sin(np.cumsum(x)[:, None] * np.arange(1, {len(classes) or tokenizer(spec).size} + 1))[None]"
     code += "[:, -1]" if classes else ""

@@ -18,7 +18,7 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import Writer, read_index
-from bigmodel_cli.data.user_data.text_files import source_for
+from bigmodel_cli.data.user_path import source_for
 
 GOOD = {
     "text_files": b'{"text": "one"}\n{"text": "two"}\n',

@@ -16,12 +16,12 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.insight.classification import (
-    BINS,
     RESAMPLES,
     ClassificationReport,
     classification_report,
     with_intervals,
 )
+from bigmodel_cli.metrics.classification import BINS
 
 
 def sample(n: int, k: int, seed: int = 0, skill: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,11 +47,11 @@ def test_headline_figures_agree_with_the_oracles(n: int, k: int) -> None:
     said = logits.argmax(1).numpy()
     present = np.union1d(labels.numpy(), said)
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
-    assert found["top1"] == pytest.approx(oracle.accuracy_score(labels.numpy(), said))
-    assert ("top5" in found) == (k > 5)
+    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(labels.numpy(), said))
+    assert ("top5_accuracy" in found) == (k > 5)
     if k > 5:
         top5 = multiclass_accuracy(logits, labels, k, top_k=5, average="micro")
-        assert found["top5"] == pytest.approx(top5.item(), abs=1e-6)
+        assert found["top5_accuracy"] == pytest.approx(top5.item(), abs=1e-6)
     f1 = oracle.f1_score(labels.numpy(), said, labels=present, average="macro", zero_division=0)
     assert found["macro_f1"] == pytest.approx(f1)
     ece = multiclass_calibration_error(logits.softmax(1), labels, k, n_bins=BINS, norm="l1")
@@ -113,7 +113,7 @@ def test_wrong_predictions_come_most_confident_first() -> None:
 def test_the_answer_is_the_largest_logit_even_where_probabilities_round_to_equal() -> None:
     logits = torch.tensor([[0.0, 1e-8, 0.0]])
     assert logits.softmax(1)[0, 0] == logits.softmax(1)[0, 1]
-    assert values(classification_report(logits, torch.tensor([1]), torch.ones(1), names(3)))["top1"] == 1
+    assert values(classification_report(logits, torch.tensor([1]), torch.ones(1), names(3)))["accuracy"] == 1
 
 
 def test_a_perfectly_calibrated_set_has_no_calibration_error() -> None:
@@ -147,23 +147,23 @@ def test_intervals_contain_their_value_and_shrink_with_n() -> None:
         for name, figure in report.headline.items():
             # Absolute values only ever add up, so a resample's calibration error is biased upwards.
             assert figure.low < figure.high and (name == "ece" or figure.low <= figure.value <= figure.high)
-        widths.append(report.headline["top1"].high - report.headline["top1"].low)
+        widths.append(report.headline["accuracy"].high - report.headline["accuracy"].low)
     assert 3 < widths[0] / widths[1] < 5.5  # sqrt(16) = 4
 
 
 def test_the_interval_of_accuracy_is_the_binomial_one() -> None:
     report = classification_report(*sample(1000, 6), names(6))
-    top1 = report.headline["top1"]
-    error = (top1.value * (1 - top1.value) / 1000) ** 0.5
-    assert (top1.high - top1.low) / 2 == pytest.approx(1.96 * error, rel=0.12)
+    accuracy = report.headline["accuracy"]
+    error = (accuracy.value * (1 - accuracy.value) / 1000) ** 0.5
+    assert (accuracy.high - accuracy.low) / 2 == pytest.approx(1.96 * error, rel=0.12)
 
 
 def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
-    truth = values(classification_report(*sample(50_000, 3, seed=99), names(3)))["top1"]
+    truth = values(classification_report(*sample(50_000, 3, seed=99), names(3)))["accuracy"]
     hits = 0
     for seed in range(100):
-        top1 = classification_report(*sample(200, 3, seed=seed), names(3)).headline["top1"]
-        hits += top1.low <= truth <= top1.high
+        accuracy = classification_report(*sample(200, 3, seed=seed), names(3)).headline["accuracy"]
+        hits += accuracy.low <= truth <= accuracy.high
     assert 87 <= hits <= 100  # 95 expected; below 87 has a chance under 0.1%
 
 

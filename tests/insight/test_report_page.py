@@ -70,7 +70,7 @@ def test_curves_results_and_recipe_are_there(tmp_path: Path) -> None:
         "val loss",
         "val accuracy",
         "learning rate",
-        "0.9877",
+        "98.77%",
         "2345",
         "name: cnn",
     ):

@@ -113,7 +113,7 @@ def test_a_classifier_is_trained_evaluated_and_answers(run_cli: Run, tmp_path: P
     assert done.returncode == 0, done.stderr
     (tmp_path / "bert").rename(tmp_path / "gone")
     seen = run_cli("eval", "run", "--split", "val", "--json")
-    assert seen.returncode == 0 and "top1" in json.loads(seen.stdout)["headline"], seen.stderr
+    assert seen.returncode == 0 and "accuracy" in json.loads(seen.stdout)["headline"], seen.stderr
     said = run_cli("predict", "run", "b.txt", "--json")
     answers = [json.loads(line) for line in said.stdout.splitlines()]
     assert said.returncode == 0 and len(answers) >= 2, said.stderr

@@ -45,7 +45,7 @@ def none() -> Augment:
     return lambda images, key, size=None: images
 
 
-@augments.register()
+@augments.register(kind="image")
 def shift(*, pixels: Pixels = 2) -> Augment:
     """Shift each image by up to `pixels` in both directions, padding with zeros."""
 
@@ -55,7 +55,7 @@ def shift(*, pixels: Pixels = 2) -> Augment:
     return apply
 
 
-@augments.register()
+@augments.register(kind="image")
 def crop_flip(*, pixels: Pixels = 4, flip: bool = True) -> Augment:
     """Shift by up to `pixels` and, with `flip`, mirror half of the images: the CIFAR standard (He et al. 2015)."""
 
@@ -65,7 +65,7 @@ def crop_flip(*, pixels: Pixels = 4, flip: bool = True) -> Augment:
     return apply
 
 
-@augments.register()
+@augments.register(kind="image")
 def affine(
     *,
     degrees: Annotated[float, Field(ge=0, le=180)] = 10.0,
@@ -87,7 +87,7 @@ def affine(
     return apply
 
 
-@augments.register()
+@augments.register(kind="image")
 def erase(*, size: Annotated[int, Field(gt=0)] = 8, pixels: Pixels = 0, flip: bool = False) -> Augment:
     """Crop and flip as `crop_flip`, then blank a random square of `size` pixels (Cutout, DeVries 2017)."""
 

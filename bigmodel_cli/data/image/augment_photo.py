@@ -29,7 +29,7 @@ LUMA = (0.299, 0.587, 0.114)
 RATIO = (3 / 4, 4 / 3)  # the crop's width to its height (Szegedy et al. 2015)
 
 
-@augments.register()
+@augments.register(kind="image")
 def resized_crop(*, area: Annotated[float, Field(gt=0, le=1)] = 0.35, flip: bool = True) -> Augment:
     """A random crop of `area` to all of the image, 3:4 to 4:3, resized to the model's input (Szegedy et al. 2015)."""
     return lambda images, key, size=None: cropped(images, key, size, area, flip)
@@ -48,7 +48,7 @@ class Strong:
         return images
 
 
-@augments.register()
+@augments.register(kind="image")
 def strong(
     *,
     crop: Literal["resized", "shift", "none"] = "resized",

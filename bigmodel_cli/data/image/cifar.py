@@ -25,6 +25,7 @@ from bigmodel_cli.data.image.arrays import ImageArrays, few_of_each
 from bigmodel_cli.data.thread_map import for_each
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ANY = ("cifar10-images.tar.xz|cifar-10-binary.tar.gz|cifar-10-batches-bin|cifar10-images",)
 BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 ARCHIVE = "cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -35,7 +36,7 @@ DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a damaged archive raises."""
 
 
-@data.register()
+@data.register(folders=("", "cifar10"), files=ANY)
 def cifar10(
     root: Path, *, classes: tuple[str, ...] = (), samples_per_class: Annotated[int, Field(gt=0)] | None = None
 ) -> DataBundle:

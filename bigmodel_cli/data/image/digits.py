@@ -19,7 +19,7 @@ from bigmodel_cli.data.image.arrays import ImageArrays
 TEST_PER_CLASS = 36  # a fifth: 360 of 1,797
 
 
-@data.register()
+@data.register(files=())
 def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None = None) -> DataBundle:
     """1,797 real 8x8 handwritten digits (Alpaydin and Kaynak 1998), bundled: needs no network."""
     images, labels = _read()

@@ -22,6 +22,12 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+IDX = (
+    "train-images-idx3-ubyte|train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte|train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte|t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte|t10k-labels-idx1-ubyte.gz",
+)  # fmt: skip
+"""What each set has, by the same names. They may lie in the data folder itself too, but then only their owner knows
+which set they are."""
 DIGITS = tuple(str(k) for k in range(10))
 MIRRORS = {
     "mnist": ["https://ossci-datasets.s3.amazonaws.com/mnist/"],
@@ -52,20 +58,20 @@ SHA256 = {
 MAX_BYTES = 200_000_000  # MNIST's largest file is 47 MB; a gzip bomb stops here
 
 
-@data.register()
+@data.register(folders=("mnist", "MNIST/raw"), files=IDX)
 def mnist(root: Path) -> DataBundle:
     """70,000 handwritten digits, 28x28 (LeCun et al. 1998)."""
     return _bundle(root, "mnist", "MNIST", DIGITS)
 
 
-@data.register("fashion-mnist")
+@data.register("fashion-mnist", folders=("fashion-mnist", "FashionMNIST/raw"), files=IDX)
 def fashion_mnist(root: Path) -> DataBundle:
     """70,000 images of clothing in 10 classes, 28x28 (Xiao et al. 2017)."""
     classes = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
     return _bundle(root, "fashion-mnist", "FashionMNIST", tuple(classes.split(",")))
 
 
-@data.register()
+@data.register(folders=("kmnist", "KMNIST/raw"), files=IDX)
 def kmnist(root: Path) -> DataBundle:
     """70,000 cursive Japanese characters in 10 classes, 28x28 (Clanuwat et al. 2018)."""
     return _bundle(root, "kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"))

@@ -26,6 +26,7 @@ from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.packing import PackedRows
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, chosen, of_text
 from bigmodel_cli.data.text.windows import Context
+from bigmodel_cli.data.user_path import rows_with
 
 Encoding = Annotated[str, Field(description="of the file: auto (UTF-8, as JSON is), latin-1, ...")]
 ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share of the rows, at the end, that validates")]
@@ -72,7 +73,11 @@ class Answers:
         return self.where[index]
 
 
-@data.register(task="language_modeling")
+@data.register(
+    task="language_modeling",
+    reads=rows_with(("messages",), ("prompt", "completion"), sure=4),
+    next="finetune --from CKPT",
+)
 def chat_file(
     root: Path,
     like: TextSpec | None = None,
@@ -100,7 +105,12 @@ def chat_file(
     return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, pack)
 
 
-@data.register(task="language_modeling", method="dpo")
+@data.register(
+    task="language_modeling",
+    method="dpo",
+    reads=rows_with(("prompt", "chosen", "rejected"), sure=5),
+    next="finetune --from CKPT",
+)
 def preference_file(
     root: Path,
     like: TextSpec | None = None,

@@ -77,7 +77,7 @@ def labelled(
     return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
 
 
-@data.register("rt-polarity", task="text_classification")
+@data.register("rt-polarity", task="text_classification", files=("rt-polarity.pos",))
 def rt_polarity(
     root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: Vocabulary = "auto"
 ) -> DataBundle:

@@ -107,7 +107,7 @@ def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[s
     return pair
 
 
-@data.register("multi30k-en-de", task="translation")
+@data.register("multi30k-en-de", task="translation", files=("train.en.gz",))
 def multi30k_en_de(
     root: Path,
     like: TextSpec | None = None,

@@ -78,7 +78,7 @@ class Windows:
         return f"{self.split}[{index * self.context}:{(index + 1) * self.context}]"
 
 
-@data.register(task="language_modeling")
+@data.register(task="language_modeling", files=("input.txt",))
 def tinyshakespeare(
     root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: CharTokenizer = "auto"
 ) -> DataBundle:

@@ -19,7 +19,7 @@ from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import of_text
 from bigmodel_cli.data.text.windows import Context, Separate, Windows
-from bigmodel_cli.data.token_shards.files import Index, read_index
+from bigmodel_cli.data.token_shards.files import Index, is_shards, read_index
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Mapped:
         return torch.from_numpy(found.astype(np.int32))
 
 
-@data.register(task="language_modeling")
+@data.register(task="language_modeling", reads=lambda given: 10 * is_shards(given.path), next="train gpt-nano")
 def token_shards(
     root: Path,
     like: TextSpec | None = None,

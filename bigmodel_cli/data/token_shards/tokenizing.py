@@ -29,14 +29,14 @@ import numpy as np
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import is_text, parse, strict
+from bigmodel_cli.core.plugins import import_file, imported_files
 from bigmodel_cli.core.special_tokens import END, SPECIALS
 from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_blocks
 from bigmodel_cli.core.tokens import encode_many, tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import Writer
+from bigmodel_cli.data.user_path import LINES, PLAIN
 
-PLAIN = (".txt", ".text", ".md")
-LINES = (".jsonl", ".ndjson")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 UNIT = 1 << 20  # bytes a unit, about
 WINDOW = 1 << 16  # bytes in which the end of a line is looked for
@@ -190,9 +190,14 @@ def _in_file(unit: Unit, before: int, what: str, expected: str | None, hint: str
 _spec: TextSpec | None = None
 
 
-def _begin(spec: TextSpec) -> None:
-    """What a process does first: Ctrl-C is its parent's to hear, one core is its share, and it ends with its parent."""
+def _begin(spec: TextSpec, files: Sequence[str]) -> None:
+    """What a process does first: Ctrl-C is its parent's to hear, one core is its share, and it ends with its parent.
+
+    `files` are those that the parent was given with ``--import``.
+    """
     global _spec
+    for file in files:
+        import_file(Path(file))
     threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -264,7 +269,7 @@ def _in_order(units: Sequence[Unit], spec: TextSpec, processes: int) -> Iterator
         _spec = spec
         yield from map(_make, units)
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (spec,))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (spec, imported_files()))
     pending: deque[Future[Made]] = deque()
     try:
         for unit in units:

@@ -12,9 +12,10 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec, Source
 from bigmodel_cli.data.image.files import ImageFiles
 from bigmodel_cli.data.user_data.image_discovery import list_images
+from bigmodel_cli.data.user_data.image_huggingface import SCHEME
 
 
-@data.register()
+@data.register(reads=lambda given: 10 if given.text.startswith(SCHEME) or given.is_pattern else 0.5)
 def image_folder(
     root: Path,
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,17 +19,24 @@ from bigmodel_cli.data.text.labelled import Texts, Vocabulary, labelled
 from bigmodel_cli.data.text.parallel import Pairs, Pieces, Size, parallel, read_pair
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, chosen, of_text
 from bigmodel_cli.data.text.windows import Context, Separate, windows
-from bigmodel_cli.data.token_shards.files import is_shards
-from bigmodel_cli.data.token_shards.tokenizing import LINES, PLAIN, text_of_files
+from bigmodel_cli.data.token_shards.tokenizing import text_of_files
+from bigmodel_cli.data.user_path import LINES, PLAIN, TABLES, UserPath, rows_with
 
-TABLES = {".csv": ",", ".tsv": "\t"}
 Encoding = Annotated[str, Field(description="of the files: auto, utf-8, latin-1, utf-16, ...")]
-BOTH = ("parallel_file", "labelled_file")  # read from tables too
 ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")]
 MOST_NOTES = 3
 
 
-@data.register(task="language_modeling")
+def _is_text(given: UserPath) -> float:
+    """Plain text and JSON lines, whose columns may be more to another; a folder that has such files and no folders."""
+    if not given.is_dir:
+        return given.suffix in (*PLAIN, *LINES)
+    inside = [f for f in given.path.iterdir() if not f.name.startswith(".")]
+    flat = not any(f.is_dir() for f in inside)
+    return flat and any(f.suffix.lower() in (*PLAIN, *LINES) for f in inside)
+
+
+@data.register(task="language_modeling", reads=_is_text, next="train gpt-nano")
 def text_files(
     root: Path,
     like: TextSpec | None = None,
@@ -66,7 +72,9 @@ def few(notes: Sequence[str]) -> list[str]:
     return [*notes[:MOST_NOTES], *([f"and {more} more files like these"] if more > 0 else [])]
 
 
-@data.register(task="text_classification")
+@data.register(
+    task="text_classification", reads=rows_with(("text", "label"), sure=2, tables=True), next="train text-cnn"
+)
 def labelled_file(
     root: Path,
     like: TextSpec | None = None,
@@ -89,7 +97,7 @@ def labelled_file(
     return labelled(splits, classes, tokenizer, of_text(like), context, root, notes)
 
 
-@data.register(task="translation")
+@data.register(task="translation", reads=rows_with(("source", "target"), sure=3, tables=True), next="train transformer")
 def parallel_file(
     root: Path,
     like: TextSpec | None = None,
@@ -155,36 +163,3 @@ def _records(path: Path, encoding: str, columns: tuple[str, ...], notes: list[st
         raise InputError(f"{path}:{rows.line_num}: {error}", "expected a table") from None
     if not count:
         raise InputError(f"{path}: it is empty", f"expected rows with {needs}")
-
-
-SOURCES = (
-    ({"prompt", "chosen", "rejected"}, "preference_file"),
-    ({"messages"}, "chat_file"),
-    ({"prompt", "completion"}, "chat_file"),
-    ({"source", "target"}, "parallel_file"),
-    ({"text", "label"}, "labelled_file"),
-)
-"""What a first row names, and which source reads such rows."""
-
-
-def source_for(path: Path) -> str | None:
-    """Which source of text reads `path`, by its name and its first row; None: it is no text."""
-    kind = path.suffix.lower()
-    if path.is_dir():
-        if is_shards(path):
-            return "token_shards"
-        inside = [f for f in path.iterdir() if not f.name.startswith(".")]
-        flat = not any(f.is_dir() for f in inside)
-        return "text_files" if flat and any(f.suffix.lower() in (*PLAIN, *LINES) for f in inside) else None
-    if kind in PLAIN:
-        return "text_files"
-    if kind not in TABLES and kind not in LINES:
-        return None
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline(1 << 24)
-        columns = set(json.loads(first)) if kind in LINES else set(first.rstrip("\r\n").split(TABLES[kind]))
-    except (OSError, ValueError, TypeError, RecursionError):
-        columns = set()
-    known = (source for names, source in SOURCES if names <= columns and (kind in LINES or source in BOTH))
-    return next(known, "text_files" if kind in LINES else None)

@@ -182,7 +182,7 @@ def transfer_foreign(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> l
     ours = model.state_dict()
     translated = meta["translate"](theirs, model) if "translate" in meta else None
     if translated is not None:
-        return _load_translated(model, translated, path)
+        return _load_translated(model, translated, path, meta["backbone_first"] + ".weight")
     found = match(theirs, ours, meta["head"])
     parameters = {name for name, _ in model.named_parameters()}
     # A part left at random would spoil the start without a word. Counters of batches may be missing.
@@ -200,8 +200,10 @@ def transfer_foreign(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> l
     return [f"started from {path.name}{inside}: {found}; the head is new", *notes]
 
 
-def _load_translated(model: nn.Module, state: dict[str, Tensor], path: Path) -> list[str]:
+def _load_translated(model: nn.Module, state: dict[str, Tensor], path: Path, table: str) -> list[str]:
     """Load weights of a published layout whole, the head too: a vocabulary is no list of classes.
+
+    `table` names the embedding of tokens, whose rows are the vocabulary.
 
     Raises:
         InputError: they are those of another size.
@@ -212,7 +214,7 @@ def _load_translated(model: nn.Module, state: dict[str, Tensor], path: Path) -> 
         if name.startswith("position.") and name in ours and len(tensor) > len(ours[name]):
             notes.append(f"{name}: the first {len(ours[name])} of {len(tensor)}; data.context takes more")
             state[name] = tensor[: len(ours[name])]
-    vocabulary = state["token.weight"].shape[0], ours["token.weight"].shape[0]
+    vocabulary = state[table].shape[0], ours[table].shape[0]
     if vocabulary[0] != vocabulary[1]:
         what = f"{path}: {vocabulary[0]} tokens, the tokenizer has {vocabulary[1]}"
         raise InputError(what, "expected its own", "--set data.tokenizer=PATH of its tokenizer.json, or gpt2")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import UnknownName, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import Spec, Task
 from bigmodel_cli.engine.build.compatibility import _plain, _short, check_fit, first_difference
@@ -92,9 +93,13 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec]:
         InputError: they do not agree, or this version has no such model.
     """
     meta = state["meta"]
-    recipe = resolve([Layer(source, meta["recipe"])]).recipe
+    try:
+        recipe = resolve([Layer(source, meta["recipe"])]).recipe
+    except UnknownName as error:  # not always a typing error: whoever made the file may have had a plug-in
+        hint = "--import FILE.py that has it, or install the package that brings it"
+        raise InputError(f"{source}: {error.what}", error.expected, hint) from None
     options = {k: recipe.to_dict()["model"].get(k) for k in recipe.model.options}
-    said = {"architecture": (meta["arch"], recipe.model.name)}
+    said = {"architecture": (models.current(meta["arch"]), recipe.model.name)}
     said |= {k: (_plain(meta["arch_args"].get(k)), options.get(k)) for k in sorted(options.keys() | meta["arch_args"])}
     for what, (one, other) in said.items():
         if one != other:

@@ -46,7 +46,7 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
     """The task that the model was registered for, with the recipe's loss and augmentation."""
     loss = losses.get(recipe.loss.name)(**recipe.loss.options)
     chosen = augments.get(recipe.augment.name)
-    if chosen.meta.get("changes", True) and chosen.meta.get("kind", "image") != spec.kind:
+    if chosen.meta.get("changes", True) and chosen.meta.get("kind") != spec.kind:
         what = f"augment.name = {chosen.name}, which is not for {spec.kind}"
         raise InputError(what, hint="bigmodel recipe schema")
     augment = chosen(**recipe.augment.options)

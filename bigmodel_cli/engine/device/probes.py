@@ -5,8 +5,10 @@ Each argument names a probe; each answer is a line of JSON on stdout, as soon as
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import re
 import sys
 from importlib import metadata
 from typing import Any
@@ -15,24 +17,35 @@ from bigmodel_cli.engine.device.check import GB, TORCH_FIX, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_flags
 
 MEND = "mend torch first"
-EXTRAS = {
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "openvino": ("openvino",),
-    "executorch": ("executorch",),
-    "litert": ("litert_torch", "ai_edge_litert"),
-    "coreml": ("coremltools",),
-    "compress": ("torchao", "torch_pruning", "nncf"),
-    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
-}
-"""An extra of pyproject.toml, and what it installs."""
-NOT_IMPORTED = ("litert_torch", "coremltools", *EXTRAS["compress"], *EXTRAS["serve"])
-"""Packages whose import takes the time that all probes have, or that hold no binaries: their version is enough."""
+SLOW = ("litert_torch", "coremltools", "torchao")
+"""Packages whose import takes the time that all probes have: their version is enough."""
+BINARIES = (".so", ".pyd", ".dylib")
+
+
+@functools.cache
+def extras() -> dict[str, tuple[str, ...]]:
+    """The extras that a user may install and the packages of each, by the name they are imported under.
+
+    They are what the metadata of the installed bigmodel says: none where it runs from a folder of source.
+    """
+    try:
+        wanted = metadata.requires("bigmodel") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found: dict[str, list[str]] = {}
+    for line in wanted:
+        match = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w-]+)['\"]", line)
+        if match and match[2] != "dev" and match[1] != "bigmodel":
+            found.setdefault(match[2], []).append(re.sub("[-.]", "_", match[1]))
+    return {name: tuple(packages) for name, packages in found.items()}
+
+
 PROBES: dict[str, tuple[Status, str]] = {
     "torch": ("fail", TORCH_FIX),
     "torchvision": ("fail", TORCH_FIX),
     "cuda": ("warn", "restart the machine, or hide the GPU: CUDA_VISIBLE_DEVICES="),
     "bf16": ("warn", "--precision fp32"),
-    **{package: ("warn", f"pip install --force-reinstall {package}") for group in EXTRAS.values() for package in group},
+    **{name: ("warn", f"pip install --force-reinstall {name}") for packages in extras().values() for name in packages},
 }
 """What is said, and what to do, where a probe crashes or never ends."""
 
@@ -98,7 +111,8 @@ def bf16() -> list[Check]:
 
 def unloaded(package: str) -> Check | None:
     """What can be said of an optional package without importing it; None where there is nothing."""
-    name = next((name for name, packages in EXTRAS.items() if package in packages), None)
+    owners = {name: len(packages) for name, packages in extras().items() if package in packages}
+    name = min(owners, key=lambda owner: owners[owner], default=None)  # the extra that installs least beside it
     if name is None:
         return None
     try:
@@ -107,7 +121,12 @@ def unloaded(package: str) -> Check | None:
         return Check(package, "warn", "not installed (optional)", f"pip install 'bigmodel[{name}]'")
     if package == "coremltools" and sys.platform != "darwin":
         return Check(package, "warn", f"{version}, but Core ML runs on macOS alone", "export coreml on a Mac")
-    return Check(package, "pass", version) if package in NOT_IMPORTED else None
+    return None if package not in SLOW and _has_binaries(package) else Check(package, "pass", version)
+
+
+def _has_binaries(package: str) -> bool:
+    """Whether it holds foreign binaries, which may be for another machine: only importing it tells."""
+    return any(file.suffix in BINARIES for file in metadata.files(package) or ())
 
 
 def extra(package: str) -> Check:

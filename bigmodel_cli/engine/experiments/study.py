@@ -118,6 +118,7 @@ def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
         "parameters": start["parameters"],
         "trained": start["trainable"],
         "train_loss": epochs[-1]["train_loss"],
+        "metric": start["metric"],
         **{k: v for k, v in end.items() if k.startswith("val_")},
         "seconds": end["seconds"],
         "epochs": epochs,

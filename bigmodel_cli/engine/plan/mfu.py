@@ -35,8 +35,7 @@ def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1
     # A model may not run without its values; what building one draws is no part of the run.
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), init_on_meta():
         _, flops = layers(build_model(recipe, task.spec), task)
-    example = task.example(1)[-1]
-    units = example.shape[1] if task.unit == "tokens" else 1
+    units = 1 if task.unit_axis is None else task.example(1)[-1].shape[task.unit_axis]
     if not flops:
         return {}
     peak, which = peak_of(placement)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from bigmodel_cli.core import atomic_files
+from bigmodel_cli.core import atomic_files, registry
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.types import finite
+from bigmodel_cli.engine.training.loggers import Loggers
 
 LOCK_TRIES, LOCK_WAIT = 10, 0.05
 """How often, and at what distance in seconds, the lock is tried again before the folder counts as taken."""
@@ -29,6 +31,7 @@ class RunFolder:
         stem: what an unnamed run is called.
         resume: the folder holds a run, which goes on.
         overwrite: the folder may hold a run, which is replaced.
+        loggers: where the events go too.
         jobs: what the job that comes to write here is called: its own run in the folder goes on by itself.
 
     Raises:
@@ -43,9 +46,10 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         jobs: Sequence[str] = (),
+        loggers: Loggers | None = None,
     ) -> None:
         self.out, self.stem, self.resume, self.overwrite = out, stem, resume, overwrite
-        self.jobs = list(jobs)
+        self.jobs, self.loggers = list(jobs), loggers or Loggers()
         self.path = Path("runs") if out is None else out
         if out is not None and self._same_job():
             self.resume = any(out.glob("*.pt"))
@@ -117,6 +121,7 @@ class RunFolder:
         self._release()
 
     def _release(self) -> None:
+        self.loggers.close()
         for file in (self._events, self._lock):  # closing lets the lock go
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk: what could not be flushed was reported when written
@@ -173,8 +178,11 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove the files that a run makes, and nothing else that may lie here."""
         ours = {"recipe.yaml", "metrics.jsonl", "status.json", "last.pt", "best.pt", "report.html", "crash.log"}
+        ours |= {name for found in registry.loggers.found.values() for name in found.meta.get("files", ())}
         for path in self.path.iterdir():
-            if path.name in ours:
+            if path.name in ours and path.is_dir():
+                shutil.rmtree(path)
+            elif path.name in ours:
                 path.unlink()
         atomic_files.clear_parts(self.path.glob(atomic_files.PARTS + "*"))
 
@@ -187,12 +195,13 @@ class RunFolder:
         self.write_text("status.json", json.dumps(values) + "\n")
 
     def event(self, event: dict[str, Any]) -> None:
-        """Append one JSON object to ``metrics.jsonl``.
+        """Append one JSON object to ``metrics.jsonl``, and tell the loggers.
 
         Raises:
             MachineError: the disk is full.
         """
         assert self._events is not None
+        self.loggers.open(self.path)
         line = json.dumps(finite(event)) + "\n"
         try:
             self._events.write(line)
@@ -201,6 +210,7 @@ class RunFolder:
             raise MachineError(
                 f"{what}, {atomic_files.free_bytes(self.path)} free", hint="give another --out"
             ) from None
+        self.loggers.event(event)
 
     def rewind(self, epochs: int) -> None:
         """Drop the events past the first `epochs`: the resumed run writes them again."""
@@ -213,6 +223,7 @@ class RunFolder:
                     kept.append(line)
             except (ValueError, LookupError, TypeError):  # a line cut off by a kill, or not ours
                 continue
+        self.loggers.close()  # they open again with what is left
         assert self._events is not None
         self._events.close()
         self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))

@@ -133,7 +133,7 @@ def test_a_image_and_its_mirror_image_are_answered_together(
     said = json.loads(done.stdout)
     assert any("mirror image" in line for line in said["notes"])
     right = (wanted.argmax(1) == batch["label"]).double().mean().item()
-    assert said["headline"]["top1"]["value"] == pytest.approx(right, abs=1e-9)
+    assert said["headline"]["accuracy"]["value"] == pytest.approx(right, abs=1e-9)
 
 
 def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def recipe(model: str, data: str, *options: str) -> Any:
 
 @pytest.mark.parametrize(
     ("model", "data", "options"),
-    [("gpt", "synthetic_text", TINY), ("resnet8", "synthetic_pictures", ("data.size=32", "data.count=64"))],
+    [("gpt", "synthetic_text", TINY), ("resnet8", "synthetic_images", ("data.size=32", "data.count=64"))],
 )
 def test_the_traced_step_holds_what_a_real_one_holds(model: str, data: str, options: tuple[str, ...]) -> None:
     from torch.profiler import ProfilerActivity, profile
@@ -141,9 +141,7 @@ def test_memory_of_each_strategy_by_hand() -> None:
 
 def test_a_tiny_model_is_not_worth_cutting() -> None:
     """What FSDP's hooks cost the host is more than the step of a small network, and nothing beside a large one."""
-    tiny = make_plan(
-        recipe("resnet8", "synthetic_pictures", "data.size=32", "data.count=64"), cluster("8xA100"), None, 0
-    )
+    tiny = make_plan(recipe("resnet8", "synthetic_images", "data.size=32", "data.count=64"), cluster("8xA100"), None, 0)
     assert str(tiny.chosen and tiny.chosen.layout) == "ddp" and "fsdp is" in tiny.why
     large = Model(70_000_000_000, 70_000_000_000, [875_000_000] * 80, 560_000_000_000, False)
     work = Work(Memory(activations=8_000_000_000), 8_000_000_000, 3.0, 6.0, 0.1)
@@ -242,7 +240,7 @@ def test_a_batch_that_does_not_fit_is_accumulated() -> None:
 def test_synthetic_data_is_a_function_of_the_index() -> None:
     from bigmodel_cli.engine.build.data import load_data
 
-    for name, field in (("synthetic_text", "tokens"), ("synthetic_pictures", "image")):
+    for name, field in (("synthetic_text", "tokens"), ("synthetic_images", "image")):
         options = ("data.vocabulary=50", "data.context=8") if field == "tokens" else ("data.size=8", "data.count=100")
         source = load_data(recipe("gpt", name, *options).data).load["train"]()
         both = source.gather(torch.tensor([7, 3]))

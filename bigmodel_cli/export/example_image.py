@@ -1,0 +1,130 @@
+"""The parts of ``example.py`` that read and prepare an image, and what it should answer. Shapes: K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bigmodel_cli.core.registry import Entry, examples
+from bigmodel_cli.core.tasks import Predicts
+from bigmodel_cli.export.example import ANSWER, Example
+from bigmodel_cli.export.folder import Run
+from bigmodel_cli.export.resized_samples import SCALES, resized_sample
+from bigmodel_cli.export.runtime import Runtime
+
+if TYPE_CHECKING:
+    from bigmodel_cli.export.subject import Subject
+
+HEAD = '''\
+"""What this model says of an image: python example.py IMAGE. Needs {needs}."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+here = Path(__file__).resolve().parent
+labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
+steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
+'''
+RESIZE = """
+
+def resized(x, size):  # (height, width, channels) float32: bilinear, antialiased
+    shape = size["width"], size["height"]
+    planes = [Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) for plane in np.moveaxis(x, -1, 0)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+"""
+READ = """\
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.has_transparency_data:
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+image = image.convert(steps["mode"])
+"""
+PIXELS = "x = np.asarray(image, np.float32).reshape(image.height, image.width, -1)\n"
+SQUARE = """\
+side = min(x.shape[:2])  # the square in the middle
+top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
+x = np.round(resized(x[top : top + side, left : left + side], steps["resize_square"]))
+"""
+CROP = """\
+crop = steps["crop"]
+top, left = (x.shape[0] - crop["height"]) // 2, (x.shape[1] - crop["width"]) // 2
+x = x[top : top + crop["height"], left : left + crop["width"]]
+"""
+NORMALISE = """\
+x = (x * steps["scale"] - np.array(steps["mean"])) / np.array(steps["std"])
+x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
+"""
+PLAIN = "x = np.asarray(image).reshape(1, image.height, image.width, -1)  # the rest is in the graph\n"
+
+
+@examples.register("image")
+def image_example() -> Example:
+    """The classes of an image."""
+    return Example(_script, _sample, _expected)
+
+
+def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
+    packages = [p for p in own.needs if p not in ("numpy", "pillow")]
+    parts = [HEAD.format(needs=", ".join([*packages, "numpy and pillow"]), imports=own.imports)]
+    if "in_the_graph" in preprocess:
+        return "".join([*parts, "\n", READ, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
+    if {"resize", "resize_square"} & set(preprocess):
+        parts.append(RESIZE)
+    parts += [READ, PIXELS]
+    parts += [SQUARE] if "resize_square" in preprocess else []
+    parts += [CROP] if "crop" in preprocess else []
+    parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
+    return "".join([*parts, NORMALISE, "\n", own.run, "\n", ANSWER])
+
+
+def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
+    """Lines that bring the image to the one size that the format takes."""
+    if preprocess["size"] == "any":
+        return []
+    call = "ImageOps.fit(image, size" if "resize_square" in preprocess["in_the_graph"] else "image.resize(size"
+    size = 'size = steps["size"]["width"], steps["size"]["height"]\n'
+    return [size, f"image = {call}, Image.Resampling.BILINEAR)\n"]
+
+
+def _sample(subject: Subject, place: Path) -> str:
+    """A file that is larger, and not of the model's shape: it must be prepared."""
+    return str(resized_sample(subject, 0, SCALES[0], place))
+
+
+def _expected(entry: Entry, subject: Subject, run: Run, file: str) -> tuple[torch.Tensor, tuple[str, ...]]:
+    return _logits(entry, subject, run, Path(file)), subject.task.spec.classes
+
+
+def _logits(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:
+    """The logits (1,K) for the image in `file`, as bigmodel reads it.
+
+    A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
+    """
+    assert isinstance(subject.task, Predicts)
+    ((_, raw),) = subject.task.read_file(file)
+    if not subject.pixels:
+        batch = subject.task.prepare(raw)
+        return torch.from_numpy(run(*(batch[name].contiguous().numpy() for name in subject.task.inputs)))
+    if entry.meta.get("sizes") == "fixed":
+        from PIL import Image, ImageOps
+
+        height, width = subject.given[0][0].shape[1:3]
+        fit = Image.Image.resize if subject.task.spec.square is None else ImageOps.fit
+        image = fit(
+            Image.open(file).convert("L" if subject.task.spec.channels == 1 else "RGB"),
+            (width, height),
+            Image.Resampling.BILINEAR,
+        )
+        return torch.from_numpy(run(np.array(image).reshape(1, height, width, -1)))
+    with torch.inference_mode():
+        return subject.model(subject.task.prepare(raw)["image"])  # type: ignore[no-any-return]

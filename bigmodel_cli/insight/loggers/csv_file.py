@@ -1,0 +1,48 @@
+"""``--log csv``: a table that spreadsheets and pandas read, a row an epoch."""
+
+from __future__ import annotations
+
+import csv as table
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.registry import loggers
+
+Event = Mapping[str, Any]
+
+
+@loggers.register(files=("metrics.csv",))
+@contextmanager
+def csv(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Event], None]]:
+    """metrics.csv in the run folder: a row an epoch, a column a figure."""
+    rows = [_row(event) for event in history if event["event"] == "epoch"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    path = folder / "metrics.csv"
+
+    def write(event: Event) -> None:
+        if event["event"] != "epoch":
+            return
+        rows.append(_row(event))
+        new = [key for key in rows[-1] if key not in columns]
+        columns.extend(new)
+        if new:  # an epoch that is evaluated has more figures than one that is not
+            _write(path, columns, rows, "w")
+        else:
+            _write(path, columns, rows[-1:], "a")
+
+    _write(path, columns, rows, "w")
+    yield write
+
+
+def _row(event: Event) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key != "event"}
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Event], mode: str) -> None:
+    with path.open(mode, encoding="utf-8", newline="") as file:
+        writer = table.DictWriter(file, columns)
+        if mode == "w" and columns:
+            writer.writeheader()
+        writer.writerows(rows)
