@@ -65,7 +65,7 @@ def _linear(start: Start) -> dict[str, nn.Linear]:
 
     Subclasses of Linear hide inside attention, which reads their weight and never calls them.
     """
-    from bigmodel_cli.models.quantization.nf4 import fits
+    from bigmodel_cli.models.quantization.nf4 import can_quantize
 
     names = [id(module) for _, module in start.model.named_modules(remove_duplicate=False)]
     owners = [id(p) for _, p in start.model.named_parameters(remove_duplicate=False)]
@@ -75,6 +75,6 @@ def _linear(start: Start) -> dict[str, nn.Linear]:
         if type(module) is nn.Linear
         and name
         and not inside(name, start.head)
-        and fits(module.weight)
+        and can_quantize(module.weight)
         and names.count(id(module)) == owners.count(id(module.weight)) == 1
     }

@@ -22,8 +22,8 @@ def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
     Raises:
         InputError: the model has no convolution and no linear layer.
     """
-    from bigmodel_cli.models.adapters.lora import keep
-    from bigmodel_cli.models.quantization.fake_quant import round_inputs, round_weights
+    from bigmodel_cli.models.adapters.lora import store_method_state
+    from bigmodel_cli.models.quantization.fake_quant import fake_quantize_inputs, fake_quantize_weights
 
     # Subclasses of Linear hide inside attention, which reads their weight and never calls them.
     layers = {
@@ -33,8 +33,10 @@ def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
     }
     if not layers:
         raise InputError("qat: the model has no convolution and no linear layer", "expected one to round")
-    spans = keep(start.model, {name: torch.zeros(2, device=next(m.parameters()).device) for name, m in layers.items()})
+    spans = store_method_state(
+        start.model, {name: torch.zeros(2, device=next(m.parameters()).device) for name, m in layers.items()}
+    )
     for name, module in layers.items():
-        round_weights(module, 2 ** (bits - 1) - 1)
-        round_inputs(module, spans[name])
+        fake_quantize_weights(module, 2 ** (bits - 1) - 1)
+        fake_quantize_inputs(module, spans[name])
     return Adapted()

@@ -56,11 +56,11 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     Li et al. 2018, "Explicit inductive bias for transfer learning". Set optimizer.weight_decay
     to 0, which would pull the backbone to zero instead.
     """
-    from bigmodel_cli.models.adapters.lora import keep
+    from bigmodel_cli.models.adapters.lora import store_method_state
 
     backbone = {n: p for n, p in start.model.named_parameters() if not inside(n, start.head)}
     head = [p for n, p in start.model.named_parameters() if inside(n, start.head)]
-    began = keep(start.model, backbone)
+    began = store_method_state(start.model, backbone)
 
     def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
         far = sum((p - began[n]).square().sum() for n, p in backbone.items())

@@ -223,11 +223,11 @@ def figure(name: str, value: float) -> str:
 
 def method_table(outcome: Outcome) -> Any:
     """What the method trained, what that changed on val, and how long it took."""
-    from bigmodel_cli.models.quantization.nf4 import parameters
+    from bigmodel_cli.models.quantization.nf4 import count_parameters
 
     run = outcome.run
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    total = parameters(run.model)
+    total = count_parameters(run.model)
     rows = [
         ("method", run.recipe.start.method),
         ("parameters trained", f"{trained:,} of {total:,} ({trained / total:.2%})"),

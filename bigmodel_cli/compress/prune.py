@@ -16,7 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.model import build_model
-from bigmodel_cli.models.adapters.pruned import KINDS, differences, layer_widths
+from bigmodel_cli.models.adapters.pruned import PRUNABLE, diff_widths, layer_widths
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 ROOTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -68,7 +68,7 @@ def write_cut(work: Work, ratio: float, path: Path) -> None:
     model = pruned(work.model, work.example(), ratio, trained.head)
     # Against the architecture itself: what was pruned before counts as well.
     whole = resolve([Layer("", trained.recipe.to_dict()), Layer("", {"model": {"pruned": None}})]).recipe
-    widths = differences(model, build_model(whole, trained.task.spec))
+    widths = diff_widths(model, build_model(whole, trained.task.spec))
     recipe = resolve([Layer("", trained.recipe.to_dict()), Layer("", {"model": {"pruned": widths}})]).recipe
     build_model(recipe, trained.task.spec).load_state_dict(model.state_dict())  # or it would never open again
     write_checkpoint(path, trained, model.state_dict(), {"method": "prune", "ratio": ratio, "epochs": 0}, recipe)
@@ -146,7 +146,7 @@ def _answers_alike(model: nn.Module, whole: nn.Module, example: tuple[Tensor, ..
     """Whether `model`, a pruned `whole`, runs, answers in the same shape, and can be said by ``model.pruned``."""
     with torch.no_grad():
         same = model(*example).shape == whole(*example).shape
-    known = {n for n, m in whole.named_modules() if isinstance(m, KINDS)}
+    known = {n for n, m in whole.named_modules() if isinstance(m, PRUNABLE)}
     was = whole.state_dict()
     changed = [k for k, v in model.state_dict().items() if v.shape != was[k].shape]
     return same and all(key.rpartition(".")[0] in known for key in changed)

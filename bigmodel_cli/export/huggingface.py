@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
-from bigmodel_cli.models.transformers_models import library
+from bigmodel_cli.models.transformers_models import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
     """The folder around `path`, as ``transformers`` loads it from this disk, by its Auto classes."""
     import torch
 
-    transformers = library()
+    transformers = import_transformers()
     config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
     classifies = config.architectures[0].endswith("ForSequenceClassification")
     auto = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
@@ -69,7 +69,7 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     """
     from bigmodel_cli.core.types import TextSpec
 
-    transformers = library()
+    transformers = import_transformers()
     about = carry["preprocess"]
     if "tokenizer" not in about:
         raise InputError(f"--format huggingface: {carry['arch']} takes no text", hint="--format onnx")
@@ -103,16 +103,16 @@ def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, 
     if model.position is not None and shape.norm == "layer" and shape.mlp != "swiglu" and shape.groups == shape.heads:
         config = transformers.GPT2Config(
             n_positions=model.context, n_embd=shape.width, n_layer=len(model.blocks), n_head=shape.heads,
-            n_inner=shape.inside, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
+            n_inner=shape.ffn_dim, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
             activation_function="gelu_new" if shape.mlp == "gelu-tanh" else "gelu", attn_pdrop=shape.dropout, **shared,
         )  # fmt: skip
         return _filled(transformers.GPT2LMHeadModel, config, to_gpt2(state, shape.heads))
     if model.position is None and shape.norm == "rms" and shape.mlp == "swiglu":
         config = transformers.LlamaConfig(
-            hidden_size=shape.width, intermediate_size=shape.inside, num_hidden_layers=len(model.blocks),
+            hidden_size=shape.width, intermediate_size=shape.ffn_dim, num_hidden_layers=len(model.blocks),
             num_attention_heads=shape.heads, num_key_value_heads=shape.groups, max_position_embeddings=model.context,
             rms_norm_eps=shape.eps, attention_bias=shape.bias, mlp_bias=shape.bias, attention_dropout=shape.dropout,
-            rope_parameters={"rope_type": "default", "rope_theta": model.base}, **shared,
+            rope_parameters={"rope_type": "default", "rope_theta": model.rope_base}, **shared,
         )  # fmt: skip
         return _filled(transformers.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
     what = "--format huggingface: neither GPT-2's layout (learned, layer, gelu) nor Llama's (rope, rms, swiglu)"

@@ -16,7 +16,7 @@ from bigmodel_cli.models.layers.activations import activation as act
 
 @models.register(task="image_classification", head="head", backbone_first="head")
 def perceptron(spec: ImageSpec) -> nn.Module:
-    """One weighted sum a class (Rosenblatt 1958): logits = W x + b."""
+    """A single linear layer (Rosenblatt 1958): logits = W x + b."""
     inputs = spec.channels * spec.height * spec.width
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=nn.Linear(inputs, spec.num_classes)))
 

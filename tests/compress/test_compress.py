@@ -35,8 +35,8 @@ from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.models.adapters.pruned import differences, narrow
-from bigmodel_cli.models.quantization.quantized_weights import pack, unpack, unpacked
+from bigmodel_cli.models.adapters.pruned import diff_widths, narrow
+from bigmodel_cli.models.quantization.quantized_weights import pack, unpack, unpack_state
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_packed_weights_come_back_exactly(levels: int) -> None:
     wanted = (numbers.view(6, 2, 32) * scale[:, :, None]).reshape(6, 16, 2, 2)
     assert torch.equal(unpack(*parts.values()), wanted)
     state = {"a.weight" + end: part for end, part in parts.items()} | {"a.scale": torch.ones(1)}
-    assert set(unpacked(state)) == {"a.weight", "a.scale"}
+    assert set(unpack_state(state)) == {"a.weight", "a.scale"}
 
 
 def test_pruning_shrinks_every_tensor_and_is_an_ordinary_checkpoint(source: Path, run_cli: Any, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_every_kind_of_network_can_be_narrowed(name: str, most: float) -> None:
     count = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
     assert count[0] < most * count[1]
     # Only plain numbers go into the recipe: they rebuild the same shapes.
-    widths = json.loads(json.dumps(differences(small, model)))
+    widths = json.loads(json.dumps(diff_widths(small, model)))
     built = narrow(entry(spec, **entry.options(options, "model")), widths).eval()
     built.load_state_dict(small.state_dict())
     torch.testing.assert_close(built(x), small(x))

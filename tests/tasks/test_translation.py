@@ -68,10 +68,10 @@ def test_written_a_token_at_a_time_the_logits_are_those_of_the_whole(learned) ->
     task, model, source = learned
     batch = task.prepare(source.gather(torch.arange(6)))
     with torch.inference_mode():
-        whole, past = model(batch["source"], batch["target"]), model.begin(batch["source"])
-        steps = [model.step(token, past) for token in batch["target"].T]
+        whole, cache = model(batch["source"], batch["target"]), model.start_decoding(batch["source"])
+        steps = [model.step(token, cache) for token in batch["target"].T]
         torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-4, atol=1e-5)
-        other = model.begin(batch["source"]).chosen(torch.tensor([3, 3, 0]))
+        other = model.start_decoding(batch["source"]).select(torch.tensor([3, 3, 0]))
         torch.testing.assert_close(model.step(batch["target"][:3, 0], other), steps[0][[3, 3, 0]])
 
 

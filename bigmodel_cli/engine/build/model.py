@@ -63,13 +63,13 @@ def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
 
 
 def show(model: nn.Module, task: Task, train: Source) -> None:
-    """Let a model whose weights begin from the data (it has ``look_at``) see prepared samples from all over `train`."""
-    look_at = getattr(model, "look_at", None)
-    if look_at is not None:
+    """Initialise a model that has ``init_from_data`` from prepared samples spread evenly over `train`."""
+    init_from_data = getattr(model, "init_from_data", None)
+    if init_from_data is not None:
         each = sum(x.numel() for x in task.example(1))
         count = min(len(train), max(1, SHOWN // each))
         batch = task.prepare(train.gather(torch.arange(count) * len(train) // count))
-        look_at(*(batch[name] for name in task.inputs))
+        init_from_data(*(batch[name] for name in task.inputs))
 
 
 def architecture(recipe: Recipe, spec: Spec) -> nn.Module:

@@ -53,14 +53,14 @@ SHAPES = """
 import sys, torch
 from types import SimpleNamespace
 from bigmodel_cli.engine.plan.flops import layers
-from bigmodel_cli.models.layers.meta_init import without_values
-with without_values():
+from bigmodel_cli.models.layers.meta_init import init_on_meta
+with init_on_meta():
     layer = torch.nn.Conv2d(3, 1 << 20, 3)
     torch.nn.init.kaiming_normal_(layer.weight)
 assert layer.weight.is_meta and layer.weight.shape == (1 << 20, 3, 3, 3)
 assert "sympy" not in sys.modules
 assert float(torch.nn.init.normal_(torch.zeros(100)).std()) > 0.1
-with without_values():
+with init_on_meta():
     task = SimpleNamespace(example=lambda n: [torch.ones(n, 3, 5, 5)])
     plain = torch.nn.Conv2d(3, 4, 3)
     _, flops = layers(torch.nn.Sequential(plain, torch.nn.BatchNorm2d(4), torch.nn.GELU()), task)
@@ -77,5 +77,5 @@ def test_optimizers_do_without_the_compiler_until_something_is_compiled(tmp_path
         assert torch.equal(ours, torchs)
 
 
-def test_a_model_without_values_draws_no_noise_and_is_counted_without_the_compiler() -> None:
+def test_a_model_init_on_meta_draws_no_noise_and_is_counted_without_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", SHAPES], check=True)
