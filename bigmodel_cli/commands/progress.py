@@ -150,7 +150,7 @@ class WaitBars:
 
         download.on_progress.append(self.fetched)
         self.heard.callback(download.on_progress.remove, self.fetched)
-        self.heard.enter_context(thread_map.listening(self.decoded))
+        self.heard.enter_context(thread_map.progress_listener(self.decoded))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

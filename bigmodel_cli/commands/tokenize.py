@@ -56,22 +56,22 @@ def tokenize(
     """
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.recipe import data_root
-    from bigmodel_cli.data.token_shards.files import Writer, check_free
-    from bigmodel_cli.data.token_shards.tokenizing import plan, text_of_files, write
+    from bigmodel_cli.data.token_shards.files import ShardWriter, check_writable
+    from bigmodel_cli.data.token_shards.tokenizing import list_text_files, plan_units, write_units
 
     if vocab_size is not None and tokenizer is not None:
         raise InputError("--vocab-size and --tokenizer together", "expected a new tokenizer or one that is there")
     clock = time.perf_counter()
     out = Path(os.path.normpath(out.expanduser().absolute()))
-    check_free(out, overwrite)
-    files = [file for path in paths for file in text_of_files(path.expanduser())]
+    check_writable(out, overwrite)
+    files = [file for path in paths for file in list_text_files(path.expanduser())]
     with WaitBars() as bars:
-        units, notes = plan(files, encoding)
+        units, notes = plan_units(files, encoding)
         if not units:
             raise InputError(f"{paths[0]}: it is empty", "expected text")
         spec = _spec(units, tokenizer, vocab_size or DEFAULT_SIZE, data_root(data_dir), bars.read)
-        with Writer(out, spec, shard_tokens, overwrite) as writer:
-            write(units, spec, writer, processes or _cores(), bars.read)
+        with ShardWriter(out, spec, shard_tokens, overwrite) as writer:
+            write_units(units, spec, writer, processes or _cores(), bars.read)
             source = {"files": len(files), "bytes": sum(unit.stop - unit.start for unit in units)}
             made = writer.finish(source)
     seconds = time.perf_counter() - clock
@@ -90,13 +90,13 @@ def tokenize(
 def _spec(units: Sequence[Unit], name: str | None, size: int, root: Path, tell: Progress) -> TextSpec:
     """The tokenizer to cut with: a new one of `size` tokens where none is named."""
     from bigmodel_cli.core.types import TextSpec
-    from bigmodel_cli.data.text.tokenizer_choice import chosen
+    from bigmodel_cli.data.text.tokenizer_choice import choose_tokenizer
     from bigmodel_cli.data.token_shards import tokenizing
 
     if name is None:
-        return TextSpec("bpe", (tokenizing.trained_tokenizer(units, size, tell),), 2)
-    texts = [tokenizing.characters(units, tell)] if name == "char" else []
-    return chosen(name, None, 2, root, texts, end=True)
+        return TextSpec("bpe", (tokenizing.train_tokenizer(units, size, tell),), 2)
+    texts = [tokenizing.collect_characters(units, tell)] if name == "char" else []
+    return choose_tokenizer(name, None, 2, root, texts, end=True)
 
 
 def _cores() -> int:
@@ -113,9 +113,9 @@ def show_shards(folder: Path, json: bool) -> None:
     from bigmodel_cli.data.token_shards.files import read_index
 
     index = read_index(folder, context=2)
-    damaged = index.damaged()
-    if damaged:
-        what = f"{folder / damaged[0]}: damaged ({len(damaged)} of {len(index.shards) + 1} files)"
+    damaged_files = index.damaged_files()
+    if damaged_files:
+        what = f"{folder / damaged_files[0]}: corrupt ({len(damaged_files)} of {len(index.shards) + 1} files damaged)"
         raise InputError(what, "expected the bytes of its checksum", "copy or make the shards again")
     lengths = index.document_lengths()
     facts = {
@@ -124,7 +124,7 @@ def show_shards(folder: Path, json: bool) -> None:
         "shortest document": lengths[0], "median document": lengths[1], "longest document": lengths[2],
     }  # fmt: skip
     if json:
-        console.print_json({"folder": str(folder), "damaged": damaged, **facts})
+        console.print_json({"folder": str(folder), "damaged": damaged_files, **facts})
         return
     rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items()]
     console.show(console.table(f"token shards in {folder}", ("what", "value"), rows, right=True))

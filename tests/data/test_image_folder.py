@@ -78,7 +78,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "only 1 other files, as readme.txt",
     ),
     "no train": (lambda p: folders(p, val={"a": 1, "b": 1}), "val/ but no train/"),
-    "one class": (lambda p: folders(p, _={"a": 3}), "one class only (a)"),
+    "one class": (lambda p: folders(p, _={"a": 3}), "only one class (a)"),
     "flat": (lambda p: [put(p / f"{i}.png") for i in range(3)], "3 images directly in it and no class folders"),
     "flat train": (lambda p: [put(p / s / "0.png") for s in ("train", "val")], "train: 1 images directly in it"),
     "loose images": (lambda p: put(folders(p, _={"a": 1, "b": 1}) / "x.png"), "1 images lie beside"),
@@ -152,7 +152,7 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
         ("path,label\nx.png,\n", ":2: no label"),
         ("path,label,split\nx.png,a,dev\n", ":2: split 'dev'"),
         ("path,label,split\nx.png,a,val\n", "no rows of split train"),
-        ("path,label\nx.png,a\n", "one class only"),
+        ("path,label\nx.png,a\n", "only one class"),
         ("path,label\n\xff\xfe", "columns|no label|not a table"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One's own images: ``--data PATH``, of class folders or whatever else ``list_images`` knows."""
+"""The user's own images: ``--data PATH``, in any layout that ``list_images`` supports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def image_folder(
     path: str,
     size: Annotated[int, Field(ge=8, le=2048)] = 224,
     crop: Annotated[
-        float, Field(ge=0.5, le=1, description="share of the stored square's side seen in evaluation")
+        float, Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation")
     ] = 0.875,
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
@@ -29,7 +29,7 @@ def image_folder(
     image_column: str | None = None,
     label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
 ) -> DataBundle:
-    """Your own images, --data PATH: class folders, a table, a tar, WebDataset shards, Hugging Face data sets."""
+    """Your own images: class folders, a table, a tar, shards or a Hugging Face data set."""
     listing = list_images(path, image_column, label_column)
     side = round(size / crop)
 

@@ -14,7 +14,7 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.data.download import answer
+from bigmodel_cli.data.download import open_url
 from bigmodel_cli.engine.build.hub import HUB, PATIENCE, hub_cache
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -84,7 +84,7 @@ def _fetched(source: str, wanted: list[str]) -> Path:
         raise MachineError(f"hf:{source}: not on this machine, and this is offline", hint=hint)
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     try:
-        with answer(f"{endpoint}/api/models/{source}", PATIENCE) as reply:
+        with open_url(f"{endpoint}/api/models/{source}", PATIENCE) as reply:
             revision = str(json.loads(reply.read(1 << 22))["sha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(getattr(error, "reason", error))

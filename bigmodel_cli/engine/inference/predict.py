@@ -15,7 +15,7 @@ from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch
-from bigmodel_cli.data.thread_map import decoders
+from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.inference.batch_size import max_batch_size
 from bigmodel_cli.engine.inference.optimize import Optimized, optimize_for_inference
@@ -81,7 +81,7 @@ def _readings(task: Any, files: Sequence[Path], ahead: int) -> Iterator[Reading]
 
     waiting: deque[Future[list[Reading]]] = deque()
     remaining = iter(files)
-    pool = decoders()
+    pool = decoder_pool()
     try:
         waiting.extend(pool.submit(read, file) for file in itertools.islice(remaining, ahead))
         while waiting:
