@@ -1,8 +1,8 @@
-"""What trains and what does not, by the place of a layer in the network.
+"""Fine-tuning methods that choose what trains by a layer's position or type.
 
-A method takes a :class:`~bigmodel_cli.core.types.Start` and returns what it decided; its
+A method takes a :class:`~bigmodel_cli.core.types.Start` and returns an ``Adapted``. Its
 keyword-only parameters are its options in the recipe's ``start`` section. ``lr`` in a
-registration is the learning rate that ``finetune`` takes where none is given.
+registration is the default learning rate of ``finetune``.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Frozen, Start
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 @methods.register("full", lr=3e-4)
 def full(start: Start) -> Adapted:
-    """Every parameter trains."""
+    """Train all parameters."""
     return Adapted()
 
 
 @methods.register("freeze-backbone", lr=1e-3)
 def freeze_backbone(start: Start) -> Adapted:
-    """Only the head trains; everything below it is frozen, BatchNorm statistics and dropout included."""
+    """Train only the head; the backbone is frozen, including BatchNorm and dropout."""
     return Adapted(freeze(start.model, below_head(start)))
 
 
 @methods.register("freeze-until", lr=3e-4)
 def freeze_until(start: Start, *, layer: str) -> Adapted:
-    """Everything before `layer` is frozen; it and what follows train.
+    """Freeze everything before `layer`; train it and everything after it.
 
     Raises:
         InputError: the model has no such layer.
@@ -45,13 +45,16 @@ def freeze_until(start: Start, *, layer: str) -> Adapted:
     keys = list(start.model.state_dict())
     first = next((i for i, key in enumerate(keys) if key.startswith(layer + ".")), None)
     if first is None:
-        raise InputError(f"start.layer = {layer!r} has no parameters", "expected a layer that could train")
+        raise InputError(f"start.layer = {layer!r} has no parameters", "expected a trainable layer")
     return Adapted(freeze(start.model, set(keys[:first]) & set(below_head(start))))
 
 
 @methods.register("gradual", lr=3e-4)
-def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
-    """The head trains first; the layers below thaw from the top, evenly over `share` of the epochs (ULMFiT, 2018)."""
+def gradual(start: Start, *, share: Fraction = 0.5) -> Adapted:
+    """Gradual unfreezing: the head first, then layer by layer from the top (ULMFiT, 2018).
+
+    The layers are unfrozen at even intervals over the first `share` of the epochs.
+    """
     layers = units(start.model, start.head)
     stages = []
     for thawed in range(len(layers) + 1):
@@ -62,8 +65,8 @@ def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
 
 
 @methods.register("layer-decay", lr=5e-4)
-def layer_decay(start: Start, *, decay: Share = 0.75) -> Adapted:
-    """Each layer's learning rate is `decay` times that of the one above it; the head has the full one (BEiT, 2021)."""
+def layer_decay(start: Start, *, decay: Fraction = 0.75) -> Adapted:
+    """Layer-wise learning rates, each `decay` times that of the layer above (BEiT, 2021)."""
     layers = units(start.model, start.head)
     depth = {unit: len(layers) - i for i, unit in enumerate(layers)}
     rates = {}
@@ -75,44 +78,44 @@ def layer_decay(start: Start, *, decay: Share = 0.75) -> Adapted:
 
 @methods.register("bitfit", lr=1e-3)
 def bitfit(start: Start) -> Adapted:
-    """Biases and the head train alone (Ben Zaken et al. 2021)."""
+    """Train only biases and the head (Ben Zaken et al. 2021)."""
     held = [key for key in below_head(start) if not key.endswith("bias")]
     return Adapted(freeze(start.model, held))
 
 
 @methods.register("norm-only", lr=1e-3)
 def norm_only(start: Start) -> Adapted:
-    """Normalisation layers, with their statistics, and the head train alone (Frankle et al. 2020).
+    """Train only normalization layers, with their statistics, and the head (Frankle et al. 2020).
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has no normalization layer.
     """
     norms = [name for name, module in start.model.named_modules() if is_norm(module)]
     if not norms:
-        raise InputError("norm-only: the model has no normalisation layer", hint="--method bitfit")
+        raise InputError("norm-only: the model has no normalization layer", hint="--method bitfit")
     held = [key for key in below_head(start) if not any(inside(key, norm) for norm in norms)]
     return Adapted(freeze(start.model, held))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether `module` is BatchNorm, LayerNorm, GroupNorm or one made like them."""
+    """Whether `module` is a normalization layer, such as BatchNorm, LayerNorm or GroupNorm."""
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
 def inside(key: str, unit: str) -> bool:
-    """Whether tensor `key` belongs to `unit`, a module's name or the tensor's own."""
+    """Whether tensor `key` belongs to `unit`, the name of a module or of the tensor itself."""
     return key == unit or key.startswith(unit + ".")
 
 
 def below_head(start: Start) -> list[str]:
-    """The names of all tensors, parameters and buffers, outside the head."""
+    """The names of all parameters and buffers outside the head."""
     return [key for key in start.model.state_dict() if not inside(key, start.head)]
 
 
 def units(model: nn.Module, head: str) -> list[str]:
-    """The layers below the head, from the input up: blocks stay whole, their containers are taken apart.
+    """The layers below the head, starting at the input. Containers are expanded into blocks; blocks are not split.
 
-    A parameter that belongs to no layer (a class token) is one by itself.
+    A parameter that belongs to no layer (a class token) is its own unit.
     """
     return [unit for unit in _walk(model, "") if unit != head and not head.startswith(unit + ".")]
 
@@ -128,7 +131,7 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """A sequence, or what holds a sequence of blocks anywhere inside (an encoder, a stage)."""
+    """Whether `module` is a sequence, or contains a sequence of blocks (an encoder, a stage)."""
     sequence = (nn.Sequential, nn.ModuleList)
     if isinstance(module, sequence):
         return True
@@ -137,10 +140,10 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
-    """Stop the tensors called `keys` from training, for the whole run.
+    """Freeze the tensors `keys` for the whole run.
 
-    Setting ``requires_grad`` alone would let BatchNorm go on averaging, and the
-    "frozen" features would drift: those modules are held in eval mode as well.
+    ``requires_grad = False`` alone would not stop BatchNorm's running statistics, and the
+    "frozen" features would drift. So their modules are kept in eval mode as well.
     """
     held = frozen(model, keys)
     for name, parameter in model.named_parameters():
@@ -150,10 +153,9 @@ def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
 
 
 def frozen(model: nn.Module, keys: Iterable[str]) -> Frozen:
-    """`keys` and the modules to hold in eval mode for them: those that own one, and what only follows such a one.
+    """`keys`, with the leaf modules to keep in eval mode: those that own one of them, and those that follow one.
 
-    Leaves only: a container in eval mode says nothing. A dropout owns no tensor and goes
-    with the layer before it, which feeds it (with the one after it where it is the first).
+    Dropout owns no tensor, so it is treated like the layer before it (or after it, if it comes first).
     """
     names = frozenset(keys)
     leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]

@@ -1,4 +1,4 @@
-"""Methods that add to the loss: stay near the start, or answer like a teacher."""
+"""Methods that add a term to the loss: a pull towards the initial weights, or towards a teacher's outputs."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ class Regularised:
 
 @methods.register("l2-sp", lr=3e-4, holds_weights=True)
 def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
-    """Everything trains; alpha/2 |w - w0|^2 keeps the backbone near its start, beta/2 |w|^2 the head small.
+    """L2-SP: train everything, penalizing the distance from the initial weights.
 
-    Li et al. 2018, "Explicit inductive bias for transfer learning". Set optimizer.weight_decay
-    to 0, which would pull the backbone to zero instead.
+    alpha/2 |w - w0|^2 for the backbone, and beta/2 |w|^2 for the head (Li et al. 2018, "Explicit
+    Inductive Bias for Transfer Learning"). Set optimizer.weight_decay to 0, since it would pull the
+    backbone towards zero instead.
     """
     from bigmodel_cli.models.adapters.lora import store_method_state
 
@@ -64,7 +65,7 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
 
     def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
         far = sum((p - began[n]).square().sum() for n, p in backbone.items())
-        large = sum(p.square().sum() for p in head)  # of none where the head is the embedding again
+        large = sum(p.square().sum() for p in head)  # empty if the head is tied to the embedding
         return LossSum(plain.total + (alpha * far + beta * large) / 2 * plain.count, plain.count)
 
     return Adapted(objective=lambda task: Regularised(task, change))
@@ -78,11 +79,11 @@ def distill(
     temperature: Annotated[float, Field(gt=0)] = 4.0,
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
 ) -> Adapted:
-    """Everything trains, on the loss and on a teacher's answers (Hinton et al. 2015).
+    """Knowledge distillation from a teacher checkpoint (Hinton et al. 2015).
 
     (1 - weight) loss + weight T^2 KL(teacher || student), both softened by the temperature T.
-    `teacher` is a checkpoint, of any architecture, that knows all of the student's classes; it
-    sees the same augmented images, at its own size and normalisation.
+    `teacher` is a checkpoint of any architecture that knows all of the student's classes. It
+    sees the same augmented images, at its own size and normalization.
     """
     trained = start.open(teacher)
     device = next(start.model.parameters()).device
@@ -93,7 +94,7 @@ def distill(
         its_task = dataclasses.replace(trained.task, augment=task.augment)
 
         def also(batch: Batch, key: SampleKey) -> Batch:
-            blank = {**batch, "label": torch.zeros_like(batch["label"])}  # its classes have other places than ours
+            blank = {**batch, "label": torch.zeros_like(batch["label"])}  # its class indices differ from ours
             with torch.no_grad():
                 logits = its_task.outputs(expert, its_task.prepare(blank, key))["logits"]
             return {"teacher": logits if columns is None else logits[:, columns]}
@@ -110,7 +111,7 @@ def distill(
 
 
 def _columns(trained: Any, task: Any) -> list[int] | None:
-    """The teacher's output for each of the student's classes, matched by name; None where there are no classes."""
+    """The teacher's output index for each of the student's classes, matched by name; None without classes."""
     ours, its = getattr(task.spec, "classes", None), getattr(trained.task.spec, "classes", None)
     if ours is None or its is None:
         return None

@@ -117,9 +117,9 @@ def _events(json: bool) -> Any:
 
 def _one(trained: Trained, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool) -> None:
     from bigmodel_cli.compress.trial import Judge
-    from bigmodel_cli.compress.work import Data, Work, fitting
+    from bigmodel_cli.compress.work import Data, Work, select_method
 
-    entry = fitting(method, trained)
+    entry = select_method(method, trained)
     options = _options(entry, own)
     _free(out, overwrite)
     out.mkdir(parents=True, exist_ok=True)
@@ -186,11 +186,11 @@ def _search(
     if overwrite:
         _remove(out, OURS_OF_A_SEARCH)
 
-    def tell(point: Point) -> None:
+    def on_point(point: Point) -> None:
         if not json:
             console.note(f"{point.name}: {_size(point.bytes)}, {point.speedup:.2g}x as fast, drop {point.drop:.2f}")
 
-    found = Search(trained, recipe, out, goal, _events(json), tell, repair).run()
+    found = Search(trained, recipe, out, goal, _events(json), on_point, repair).run()
     values = found.to_dict()
     _draw(found, values, f"{recipe.model.name} on {recipe.data.name}", out / "frontier.png")
     if json:

@@ -176,7 +176,7 @@ def _images(
 
     from bigmodel_cli.commands.predict import _expand
     from bigmodel_cli.insight.attribution import grad_cam, integrated_gradients
-    from bigmodel_cli.insight.explanations import heat_of, overlay
+    from bigmodel_cli.insight.explanations import heatmap_of, overlay
 
     task, model, spec = trained.task, trained.model, trained.task.spec
     if not files:
@@ -195,7 +195,7 @@ def _images(
         else:
             black = ((0 - mean) / std).expand_as(image)
             found = integrated_gradients(functools.partial(_log_probability, model, answer), image, black, steps)
-            heat = heat_of(found.values)
+            heat = heatmap_of(found.values)
             values |= {"score": found.score, "baseline": found.baseline, "gap": found.gap}
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``example.py``: about thirty lines that run an export on one sample, with the runtime of its format alone."""
+"""``example.py``: about thirty lines that run an export on one sample, with only the runtime of its format."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ for k in probability.argsort()[::-1][:5]:
 
 
 def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> str | None:
-    """The program for a format and a task; None where there is none for it."""
+    """The program for a format and a task; None if there is none."""
     own, kind = entry.meta["runtime"], task.spec.kind
     if not own.answers:
         return CONTENTS.format(needs=", ".join(own.needs), imports=own.imports, run=own.run)
@@ -113,7 +113,7 @@ def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> st
 
 
 def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
-    """Lines that bring the image to the one size that the format takes."""
+    """Lines that resize the image to the one size that the format accepts."""
     if preprocess["size"] == "any":
         return []
     call = "ImageOps.fit(image, size" if "resize_square" in preprocess["in_the_graph"] else "image.resize(size"
@@ -122,10 +122,9 @@ def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
-    """Run the folder's example on a real sample, away from bigmodel (and torch, where the runtime needs none).
+    """Run the folder's example on a real sample, without access to bigmodel (or to torch, unless it is needed).
 
-    Returns its first answer and what it should have been; ``failed`` has a line where they differ.
-    None where there is no example.
+    Returns its top prediction; ``failed`` has a line if it differs from what was expected. None if there is no example.
     """
     if not (folder / layout.EXAMPLE).exists():
         return None
@@ -148,9 +147,9 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
 
 
 def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:
-    """The logits (1,K) for the image in `file`, as bigmodel reads it.
+    """The logits (1,K) for the image in `file`, preprocessed by bigmodel.
 
-    A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
+    For a format that takes raw images of one size, Pillow resizes them and the export itself is the reference.
     """
     raw = subject.task.read(file)
     if not subject.pixels:
@@ -172,7 +171,7 @@ def _expected(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Ten
 
 
 def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The lines ``12.3456%  class`` against the probabilities that were expected."""
+    """Compare the lines ``12.3456%  class`` with the expected probabilities."""
     said = [line.partition("%  ") for line in text.split("\n") if line.strip()]
     if not said:
         return {"answer": None, "failed": ["example.py said nothing"]}
@@ -186,7 +185,7 @@ def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[s
 
 
 def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> subprocess.CompletedProcess[str]:
-    """Python runs `script` where bigmodel cannot be imported, nor torch unless `torch_too`; nothing reports on it."""
+    """Run `script` in a Python that cannot import bigmodel, telemetry, or (unless `torch_too`) torch."""
     hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if torch_too else ["torch"])
     program = (
         f"import runpy, sys\nsys.modules.update(dict.fromkeys({json.dumps(hidden)}))\n"

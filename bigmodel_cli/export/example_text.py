@@ -1,4 +1,4 @@
-"""The parts of ``example.py`` that make tokens of a text, and what it should answer. Shapes: T tokens, K classes."""
+"""The parts of ``example.py`` that tokenize text, and the expected output. Shapes: T tokens, K classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LONGEST = 200
-"""Characters of the text that an example is tried with: it is an argument of a command."""
+"""Maximum characters of the text to try an example with, since it is a command-line argument."""
 HEAD = '''\
 """What this model says of a text: python example.py TEXT. Needs {needs}."""
 
@@ -65,9 +65,9 @@ NEXT = "\nlogits = logits[:, -1]  # of the token after the last\n"
 
 
 def text_script(own: Runtime, preprocess: Mapping[str, Any], classes: bool, answer: str) -> str:
-    """The program for a format: the classes of a text, or, without `classes`, the tokens that may come next.
+    """The program for a format: it predicts the class of a text, or without `classes` the next token.
 
-    `answer`: its end, which shows the likeliest of ``labels`` by ``logits`` (1,K).
+    `answer` is its last part, which prints the most likely ``labels`` from ``logits`` (1,K).
     """
     kind = preprocess["tokenizer"]
     packages = [*(p for p in own.needs if p != "numpy"), *(["tokenizers"] if kind == "bpe" else []), "numpy"]
@@ -80,13 +80,13 @@ def text_script(own: Runtime, preprocess: Mapping[str, Any], classes: bool, answ
 
 
 def sample_text(subject: Subject) -> str:
-    """A text of the data, as an argument of a command can be one."""
+    """A text from the data that is valid as a command-line argument."""
     text = tokenizer(subject.task.spec).decode(subject.prepared[0]["tokens"][0].tolist())
     return text.replace("\0", " ").encode(errors="ignore").decode()[:LONGEST] or " "
 
 
 def text_expected(subject: Subject, run: Run, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """The logits (1,K) of `text`, its tokens made by bigmodel, and the names of their places."""
+    """The logits (1,K) of `text`, tokenized by bigmodel, and the label of each."""
     spec = subject.task.spec
     if spec.classes:
         ids = ids_of(text, spec, framed=True)

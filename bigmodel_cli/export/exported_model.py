@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.export.folder import ExportFolder, Run
-from bigmodel_cli.export.pixels import images
+from bigmodel_cli.export.pixels import to_pixels
 
 PerToken = Callable[[Tensor, Tensor], Tensor]
 
@@ -93,7 +93,7 @@ class RawImageTask:
         image = batch["image"]
         if self.size is not None and image.shape[2:] != self.size:
             image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
-        return {**self.task.prepare(batch), "image": images({"image": image}, self.task.spec)}
+        return {**self.task.prepare(batch), "image": to_pixels({"image": image}, self.task.spec)}
 
 
 def exported_model(folder: ExportFolder, task: Any) -> tuple[ExportedModel, Any]:

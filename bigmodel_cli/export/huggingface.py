@@ -39,7 +39,7 @@ else:
 
 
 def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The folder around `path`, as ``transformers`` loads it from this disk, by its Auto classes."""
+    """Load the folder of `path` with transformers' Auto classes, from local files only."""
     import torch
 
     transformers = import_transformers()
@@ -60,12 +60,12 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
 
 @exports.register(suffix=".safetensors", run=run_huggingface, runtime=RUNTIME, tolerance=1e-5)
 def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """A folder for ``transformers``: weights, configuration and tokenizer of a text model.
+    """A folder for ``transformers``: weights, configuration and tokenizer.
 
     A gpt in GPT-2's layout becomes a ``GPT2LMHeadModel``, one in Llama's a ``LlamaForCausalLM``.
 
     Raises:
-        InputError: transformers has no architecture that computes what this model does.
+        InputError: transformers has no architecture equivalent to this model.
     """
     from bigmodel_cli.core.types import TextSpec
 
@@ -74,7 +74,7 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     if "tokenizer" not in about:
         raise InputError(f"--format huggingface: {carry['arch']} takes no text", hint="--format onnx")
     spec = TextSpec(about["tokenizer"], tuple(about["vocabulary"]), about["context"])
-    theirs = _as_theirs(transformers, model, spec, carry)
+    theirs = _to_transformers(transformers, model, spec, carry)
     theirs.config.pad_token_id = (
         _special(spec, "<pad>") if theirs.config.pad_token_id is None else theirs.config.pad_token_id
     )
@@ -82,10 +82,10 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     _write_tokenizer(spec, path.parent, example[0])
 
 
-def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
-    """The model as one of transformers', with its weights."""
+def _to_transformers(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
+    """The model as a transformers model, with its weights."""
     inner = getattr(model, "inner", None)
-    if isinstance(inner, transformers.PreTrainedModel):  # hf:...: it is one already
+    if isinstance(inner, transformers.PreTrainedModel):  # an hf:... model is one already
         return inner
     from bigmodel_cli.models.gpt import GPT
     from bigmodel_cli.models.pretrained.gpt2 import to_gpt2
@@ -106,7 +106,7 @@ def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, 
             n_inner=shape.ffn_dim, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
             activation_function="gelu_new" if shape.mlp == "gelu-tanh" else "gelu", attn_pdrop=shape.dropout, **shared,
         )  # fmt: skip
-        return _filled(transformers.GPT2LMHeadModel, config, to_gpt2(state, shape.heads))
+        return _with_weights(transformers.GPT2LMHeadModel, config, to_gpt2(state, shape.heads))
     if model.position is None and shape.norm == "rms" and shape.mlp == "swiglu":
         config = transformers.LlamaConfig(
             hidden_size=shape.width, intermediate_size=shape.ffn_dim, num_hidden_layers=len(model.blocks),
@@ -114,12 +114,12 @@ def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, 
             rms_norm_eps=shape.eps, attention_bias=shape.bias, mlp_bias=shape.bias, attention_dropout=shape.dropout,
             rope_parameters={"rope_type": "default", "rope_theta": model.rope_base}, **shared,
         )  # fmt: skip
-        return _filled(transformers.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
+        return _with_weights(transformers.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
     what = "--format huggingface: neither GPT-2's layout (learned, layer, gelu) nor Llama's (rope, rms, swiglu)"
     raise InputError(what, hint="--format onnx, pt2 or safetensors")
 
 
-def _filled(kind: Any, config: Any, state: dict[str, torch.Tensor]) -> Any:
+def _with_weights(kind: Any, config: Any, state: dict[str, torch.Tensor]) -> Any:
     theirs = kind(config).eval()
     theirs.load_state_dict({k: v.contiguous() for k, v in state.items()})
     return theirs
@@ -132,10 +132,10 @@ def _special(spec: Any, name: str) -> int | None:
 
 
 def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
-    """The tokenizer's files, held against ours on the text of `tokens` (B,T).
+    """Write the tokenizer's files, and compare it with ours on the text of `tokens` (B,T).
 
     Raises:
-        BigmodelError: it cuts this text otherwise.
+        BigmodelError: it tokenizes this text differently.
     """
     from bigmodel_cli.core.tokenizer_json import tokenizer_config, tokenizer_json
     from bigmodel_cli.core.tokens import needed as text_extra
@@ -147,4 +147,4 @@ def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
     known, theirs = tokenizer(spec), text_extra("tokenizers").Tokenizer.from_str(text)
     sample = known.decode(tokens[0].tolist())
     if list(known.encode(sample)) != theirs.encode(sample, add_special_tokens=False).ids:
-        raise BigmodelError(f"the exported tokenizer cuts {sample[:40]!r} otherwise than ours")
+        raise BigmodelError(f"the exported tokenizer encodes {sample[:40]!r} differently from ours")

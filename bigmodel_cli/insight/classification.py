@@ -1,4 +1,4 @@
-"""How good a classifier is, with intervals. Shapes: N samples, K classes."""
+"""Classification metrics with confidence intervals. Shapes: N samples, K classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 4_000_000  # elements of a bootstrap chunk: 32 MB
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its 95% interval."""
+    """A metric with its 95% confidence interval."""
 
     value: float
     low: float
@@ -27,10 +27,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Headline figures, each class, the (K,K) confusion matrix (rows true), and the wrong predictions.
+    """Headline metrics, per-class metrics, the (K,K) confusion matrix (rows true), and the wrong predictions.
 
     `wrong` holds (sample index, true class, predicted class, confidence), most confident first.
-    `unseen` counts samples of classes that the model does not know: they are in no figure.
+    `unseen` counts samples of classes unknown to the model, which no metric includes.
     """
 
     headline: dict[str, Figure]
@@ -54,13 +54,13 @@ class ClassificationReport:
 def classification_report(
     logits: Tensor, labels: Tensor, losses: Tensor, classes: Sequence[str], seed: int = 0
 ) -> ClassificationReport:
-    """What the logits say of the labels; each headline figure with a 95% percentile bootstrap interval.
+    """Compare logits with labels; headline metrics have 95% percentile bootstrap intervals.
 
     Args:
         logits: (N,K) float.
-        labels: (N,) int64. -1 is a class that the model never saw: counted as `unseen`, in no figure.
-        losses: (N,) float, each sample's.
-        classes: the K names.
+        labels: (N,) int64. -1 is a class unknown to the model, counted as `unseen` and in no metric.
+        losses: (N,) float, per sample.
+        classes: the K class names.
         seed: of the bootstrap.
 
     Raises:
@@ -68,13 +68,13 @@ def classification_report(
     """
     broken = int(logits.isnan().any(1).sum())
     if broken:
-        raise InputError(f"the model answers NaN for {broken} of {len(logits)} samples", "expected numbers")
+        raise InputError(f"the model returns NaN for {broken} of {len(logits)} samples", "expected finite logits")
     known = labels >= 0
     index = known.nonzero().flatten()
     logits, labels, losses = logits[known].float(), labels[known], losses[known].double()
     k = len(classes)
     probability = logits.softmax(1)
-    # Of the logits: fp32 probabilities round to equal ones, and the first of those need not be the largest.
+    # From logits: fp32 probabilities can round to ties, whose first is not necessarily the largest logit.
     predicted = logits.argmax(1)
     confidence = probability.gather(1, predicted[:, None]).flatten()
     right = predicted == labels
@@ -86,7 +86,7 @@ def classification_report(
 
     figures: dict[str, Callable[[Tensor], Tensor]] = {
         "top1": mean_of(right),
-        # Among five classes or fewer the right one is always among the first five.
+        # With five classes or fewer, top-5 accuracy is always 1.
         **({"top5": mean_of((logits.topk(5, 1).indices == labels[:, None]).any(1))} if k > 5 else {}),
         "loss": mean_of(losses),
         "macro_f1": lambda weights: _macro_f1(weights, labels, predicted, k),
@@ -118,9 +118,9 @@ def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]
 
 
 def with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, k: int, seed: int) -> dict[str, Figure]:
-    """Each figure on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979).
+    """Each metric on the whole sample, with the 2.5th and 97.5th percentiles over resamples (Efron 1979).
 
-    A chunk of R resamples takes (R,N) and (R,K) doubles; R is what keeps either near `CHUNK` elements.
+    A chunk of R resamples takes (R,N) and (R,K) doubles; R is chosen to keep both within `CHUNK` elements.
     """
     generator = torch.Generator().manual_seed(seed)
     whole = torch.ones(1, n, dtype=torch.float64)
@@ -141,20 +141,20 @@ def with_intervals(figures: dict[str, Callable[[Tensor], Tensor]], n: int, k: in
     return result
 
 
-def _grouped(weights: Tensor, group: Tensor, count: int) -> Tensor:
+def _sum_by_group(weights: Tensor, group: Tensor, count: int) -> Tensor:
     """(R,N) weights summed by group -> (R,count)."""
     zeros = torch.zeros(len(weights), count, dtype=weights.dtype)
     return zeros.index_add_(1, group, weights)
 
 
 def _macro_f1(weights: Tensor, labels: Tensor, predicted: Tensor, k: int) -> Tensor:
-    """(R,N) -> (R,): the mean F1 of the classes that are there (true or predicted)."""
+    """(R,N) -> (R,): the mean F1 over the classes that occur (true or predicted)."""
     right = (labels == predicted).nonzero().flatten()
-    hit = _grouped(weights[:, right], labels[right], k)
-    either = _grouped(weights, labels, k) + _grouped(weights, predicted, k)
+    hit = _sum_by_group(weights[:, right], labels[right], k)
+    either = _sum_by_group(weights, labels, k) + _sum_by_group(weights, predicted, k)
     return (2 * hit / either.clamp(min=1e-12)).sum(1) / (either > 0).sum(1)
 
 
 def _ece(weights: Tensor, bins: Tensor, gap: Tensor) -> Tensor:
     """Expected calibration error, 15 equal bins (Guo et al. 2017): sum_b |sum of (confidence - right)| / n."""
-    return _grouped(weights * gap, bins, BINS).abs().sum(1) / weights.sum(1)
+    return _sum_by_group(weights * gap, bins, BINS).abs().sum(1) / weights.sum(1)

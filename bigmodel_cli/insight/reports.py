@@ -1,4 +1,4 @@
-"""What ``bigmodel eval`` says, by kind of task: values for programs, tables for people. Shapes: N samples."""
+"""The reports of ``bigmodel eval`` by task: values for programs, tables for people. Shapes: N samples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bigmodel_cli.insight.class_match import match_classes
 from bigmodel_cli.insight.classification import Figure, classification_report, with_intervals
 
 Table = tuple[str | None, Sequence[str], list[tuple[str, ...]], bool]
-"""Title, columns, rows, and whether the columns after the first are figures."""
+"""Title, columns, rows, and whether the columns after the first are numeric."""
 Outputs = Callable[[], Mapping[str, Tensor]]
-"""Runs the model over the split: the task's outputs, first dimension N."""
-MOST_CLASSES_SHOWN = 20
+"""Runs the model on the split and returns the task's outputs, with first dimension N."""
+MAX_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Report:
-    """`values` are plain and go to ``--json``; the first of `tables` has the headline."""
+    """`values` are plain, for ``--json``; the first of `tables` has the headline metrics."""
 
     values: dict[str, Any]
     tables: list[Table]
@@ -32,7 +32,7 @@ class Report:
 
 @reports.register()
 def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """Classes matched by name: loss, accuracy, calibration, each class, confusion, the wrong ones."""
+    """Loss, accuracy, calibration, per-class metrics, confusion matrix, mistakes."""
     match = match_classes(task.spec.classes, data.classes)
     out = outputs()
     found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes)
@@ -48,7 +48,7 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
     ]
     tables.append((None, ("class", "precision", "recall", "F1", "samples"), per_class, True))
     classes = task.spec.classes
-    if len(classes) <= MOST_CLASSES_SHOWN:
+    if len(classes) <= MAX_CLASSES_SHOWN:
         rows = [(c, *(str(n) if n else "·" for n in row)) for c, row in zip(classes, found.confusion, strict=True)]
         tables.append(("rows are true, columns predicted", ("", *classes), rows, True))
     if mistakes:
@@ -58,13 +58,13 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
     if match.missing:
         notes.append(f"classes of the model that the data lacks: {', '.join(match.missing)}")
     if match.unseen:
-        notes.append(f"classes the model never saw, left out of the figures: {', '.join(match.unseen)}")
+        notes.append(f"classes the model does not know, excluded from the metrics: {', '.join(match.unseen)}")
     return Report({**figures, "wrong": mistakes}, tables, notes)
 
 
 @reports.register()
 def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """Loss in nats a token, perplexity, bits a byte; intervals over windows of text."""
+    """Loss in nats per token, perplexity, bits per byte; intervals over windows."""
     out = outputs()
     nats, count, size = (out[k].double() for k in ("nats", "count", "bytes"))
 
@@ -87,7 +87,7 @@ def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
 
 
 def headline(figures: Mapping[str, Figure], percent: Sequence[str] = ()) -> Table:
-    """The first table: each figure with its interval."""
+    """The first table: each metric with its interval."""
     rows: list[tuple[str, ...]] = []
     for name, figure in figures.items():
         form = "{:.2%}" if name in percent else "{:.4f}"

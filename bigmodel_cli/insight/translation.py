@@ -1,4 +1,4 @@
-"""How good translations are: BLEU and chrF by sacrebleu, so that figures compare with the literature."""
+"""Translation metrics: BLEU and chrF from sacrebleu, so that scores are comparable with the literature."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RESAMPLES = 200
 
 @reports.register()
 def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
-    """BLEU and chrF over the split, 95% bootstrap intervals over sentences (Koehn 2004), and the worst sentences."""
+    """BLEU and chrF with 95% bootstrap intervals (Koehn 2004), worst sentences."""
     metrics = needed("sacrebleu.metrics")
     out = outputs()
     known = tokenizer(task.spec)
     said = [known.decode(ids) for ids in out["answer"].tolist()]
-    wanted = list(source.targets)  # type: ignore[attr-defined]  # as they were written, whatever the tokens make of them
+    wanted = list(source.targets)  # type: ignore[attr-defined]  # the original references, not detokenized ones
     figures = {}
     signature = ""
     for name, metric in (("bleu", metrics.BLEU()), ("chrf", metrics.CHRF())):
         value = metric.corpus_score(said, [wanted]).score
-        # sacrebleu keeps each sentence's counts: a resample is a sum of them.
+        # The statistics are sums over sentences, so a resample only adds up each sentence's counts.
         counts = torch.tensor(metric._extract_corpus_statistics(said, [wanted]), dtype=torch.float64)
         picks = torch.randint(len(said), (RESAMPLES, len(said)), generator=torch.Generator().manual_seed(0))
         drawn = [metric._compute_score_from_stats(counts[p].sum(0).long().tolist()).score for p in picks]
@@ -46,4 +46,4 @@ def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: i
             (str(m["name"]), str(m["true"]), str(m["predicted"]), f"{m['chrf']:.1f}") for m in mistakes
         ]
         tables.append(("lowest chrF", ("sample", "reference", "answer", "chrF"), rows, False))
-    return Report(values, tables, [f"loss {nats:.4f} nats a token; {signature}"])
+    return Report(values, tables, [f"loss {nats:.4f} nats per token; {signature}"])

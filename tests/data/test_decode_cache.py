@@ -184,16 +184,16 @@ def test_a_stop_while_decoding_leaves_nothing(photos: Path, cache: Path) -> None
     assert sum(p.stat().st_size for p in cache.iterdir()) == 0
 
 
-@pytest.mark.parametrize("kept", ["auto", "off"])
-def test_the_first_undecodable_file_is_named_or_left_out(open_cached: str, photos: Path, cache: Path) -> None:
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_the_first_undecodable_file_is_named_or_left_out(mode: str, photos: Path, cache: Path) -> None:
     for i in range(N, 60):
         Image.new("RGB", (30, 20), (i, i, i)).save(photos / "cat" / f"{i}.png")
     bad = photos / "dog" / "7.png"
     bad.write_bytes(bad.read_bytes()[:50])
     with pytest.raises(InputError, match=r"dog/7\.png: cannot decode"):
-        images = image_folder(photos, path=str(photos), size=14, cache=open_cached).load["train"]()
+        images = image_folder(photos, path=str(photos), size=14, cache=mode).load["train"]()
         images.gather(torch.arange(60))
-    bundle = image_folder(photos, path=str(photos), size=14, cache=open_cached, skip_bad=True)
+    bundle = image_folder(photos, path=str(photos), size=14, cache=mode, skip_bad=True)
     train = bundle.load["train"]()
     assert len(train) == len(train.labels) == 59
     assert any("1 of 60 images cannot be decoded: dog/7.png" in note for note in bundle.notes)
@@ -202,7 +202,7 @@ def test_the_first_undecodable_file_is_named_or_left_out(open_cached: str, photo
     for i in (1, 3, 5):
         (photos / "dog" / f"{i}.png").write_bytes(b"x")
     with pytest.raises(InputError, match="at most 5%"):
-        image_folder(photos, path=str(photos), size=14, cache=open_cached, skip_bad=True).load["train"]()
+        image_folder(photos, path=str(photos), size=14, cache=mode, skip_bad=True).load["train"]()
 
 
 def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None:

@@ -81,7 +81,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "one class": (lambda p: folders(p, _={"a": 3}), "only one class (a)"),
     "flat": (lambda p: [put(p / f"{i}.png") for i in range(3)], "3 images directly in it and no class folders"),
     "flat train": (lambda p: [put(p / s / "0.png") for s in ("train", "val")], "train: 1 images directly in it"),
-    "loose images": (lambda p: put(folders(p, _={"a": 1, "b": 1}) / "x.png"), "1 images lie beside"),
+    "loose images": (lambda p: put(folders(p, _={"a": 1, "b": 1}) / "x.png"), "1 images beside"),
     "empty": (lambda p: p, "no class folders in it"),
     "two vals": (lambda p: folders(p, train={"a": 1, "b": 1}, val={"a": 1}, valid={"a": 1}), "both val/ and valid/"),
     "test has another": (lambda p: folders(p, train={"a": 1, "b": 1}, test={"c": 1}), "test has c not in train"),

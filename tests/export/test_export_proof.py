@@ -22,7 +22,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export.folder import Run, read_folder
-from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.export.subject import Subject
 
@@ -175,7 +175,7 @@ def test_speed_is_of_both_at_two_batch_sizes(tmp_path: Path) -> None:
 def test_what_is_timed_is_called_with_whole_batches() -> None:
     seen: dict[str, list[int]] = {"a": [], "b": []}
     ways = {w: ((lambda x, w=w: seen[w].append(len(x))), [torch.zeros(5, 2)]) for w in seen}
-    speeds(ways, 0)
+    measure_latency(ways, 0)
     assert seen["a"] == seen["b"] and set(seen["a"]) == {1, 32} and len(seen["a"]) == 2 * (2 + 1 + 5)
 
 
