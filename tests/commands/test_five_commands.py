@@ -58,7 +58,7 @@ def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
         said = proof["example"]["answer"]
         assert said in "0123456789" or name == "safetensors"
     again = run_cli("export", "run", "--format", "onnx")
-    assert again.returncode == 2 and "there is an export already" in again.stderr and "--overwrite" in again.stderr
+    assert again.returncode == 2 and "an export already exists" in again.stderr and "--overwrite" in again.stderr
     refused = run_cli("export", "run", "--format", "onnx", "--tolerance", 0, "--out", "never")
     # Either the runtimes agree to the last bit, or nothing is left under the final name.
     assert refused.returncode in (0, 1) and (refused.returncode == 0) == (tmp_path / "never").exists()

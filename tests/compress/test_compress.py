@@ -199,7 +199,7 @@ def test_int8_of_onnxruntime(source: Path, run_cli: Any, tmp_path: Path) -> None
     was, now = judged(source, tmp_path / "small/export")
     assert was.bytes / now.bytes > 2 and now.drop < 2
     card = (tmp_path / "small/export/MODEL_CARD.md").read_text()
-    assert "by `int8-onnx` (samples 512, ranges minmax)" in card and "Rounding to fewer bits cost" in card
+    assert "by `int8-onnx` (samples 512, ranges minmax)" in card and "Quantization cost" in card
     told = run_cli("eval", "small/export", "--json")
     assert json.loads(told.stdout)["headline"]["top1"]["value"] == pytest.approx(now.value)
     Image.fromarray(torch.randint(0, 255, (8, 8), dtype=torch.uint8).numpy()).save(tmp_path / "a.png")
@@ -299,7 +299,7 @@ def test_a_search_keeps_its_choice_and_what_is_done(
     other = checkpoint.load(source)
     other["model"]["fc.bias"] += 1
     checkpoint.save(tmp_path / "other.pt", other)
-    with pytest.raises(InputError, match="the search of another source"):
+    with pytest.raises(InputError, match="a search with another source"):
         search(tmp_path / "other.pt", tmp_path / "s", Goal(drop=3.0))
 
 

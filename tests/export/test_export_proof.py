@@ -246,7 +246,7 @@ def test_where_nothing_may_be_written(tmp_path: Path) -> None:
 def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
     made("pt2", tmp_path / "out")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="there is an export already"):
+    with pytest.raises(InputError, match="an export already exists"):
         made("safetensors", tmp_path / "out")
     assert contents(tmp_path) == before
     assert made("safetensors", tmp_path / "out", overwrite=True).passed

@@ -97,5 +97,5 @@ def test_the_method_that_val_likes_best_is_chosen_and_the_reason_said(tmp_path: 
     chosen, trials = choose(recipe_of, lines.append)
     able = {t.method: t.value for t in trials if t.value is not None}
     assert able[chosen] == max(able.values()) and set(able) == {"probe", "lora", "full"}
-    assert any("norm-only: the model has no normalisation layer" in line or "norm-only" in line for line in lines)
+    assert any("norm-only: the model has no normalization layer" in line or "norm-only" in line for line in lines)
     assert lines[-1].startswith(f"chosen {chosen}: val accuracy") and all(m in lines[-1] for m in able)
