@@ -204,7 +204,7 @@ def test_a_proof_without_the_model_proves_nothing(files: Any, tmp_path: Path) ->
     ("file", "text", "said"),
     [
         ("export.json", "{", "export.json: cannot be read"),
-        ("export.json", "[]", "expected an object"),
+        ("export.json", "[]", "expected a JSON object"),
         ("export.json", '{"format": "onnx"}', "damaged: no arch"),
         ("labels.json", '{"0": "a"}', "expected a list of names"),
         ("proof.json", "[" * 100_000, "proof.json: cannot be read"),
@@ -271,7 +271,7 @@ def test_interrupted_while_comparing_leaves_nothing(tmp_path: Path, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(proving, "compared", interrupted)
+    monkeypatch.setattr(proving, "compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         made("safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
