@@ -165,7 +165,7 @@ def test_runs_that_fill_it_at_once(photos: Path, cache: Path) -> None:
 
 def test_one_fills_it_and_the_others_wait(photos: Path, cache: Path) -> None:
     program = PROGRAM.replace("import torch", "import torch, time").replace(
-        "train =", "from bigmodel_cli.data import image_cache, image_files\n"
+        "train =", "from bigmodel_cli.data.image import files as image_files\n"
         "told = []\nreal = image_files.decode\n"
         "image_files.decode = lambda *a: (time.sleep(0.2), told.append(1), real(*a))[2]\ntrain ="
     ) + "print(len(told), file=sys.stderr)"  # fmt: skip

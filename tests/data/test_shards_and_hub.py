@@ -84,19 +84,19 @@ def test_splits_by_name_and_labels_in_json(tmp_path: Path) -> None:
 def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
     path = shard(tmp_path / "x.tar", {"0.png": b"12345", "0.cls": b"7"})
-    first = index.members(path)
+    first = index.list_members(path)
     raw = path.read_bytes()
     assert [raw[m.offset : m.offset + m.size] for m in first] == [b"12345", b"7"]
     monkeypatch.setattr(index, "_read", lambda path: pytest.fail("read again"))
-    assert index.members(path) == first
+    assert index.list_members(path) == first
     monkeypatch.undo()
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
     kept = next((tmp_path / "cache/shards").glob("*.json"))
     for damaged in ("", "[1]", '[["0.png", 0, 99999999]]'):
         kept.write_text(damaged)
-        assert index.members(path) == first
+        assert index.list_members(path) == first
     shard(path, {"0.png": b"12345678", "0.cls": b"7"})
-    assert index.members(path)[0].size == 8
+    assert index.list_members(path)[0].size == 8
 
 
 LABELLED = {"0.png": image(COLOURS["cat"]), "0.cls": b"cat", "1.png": image(COLOURS["dog"]), "1.cls": b"dog"}
