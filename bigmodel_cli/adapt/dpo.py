@@ -32,12 +32,12 @@ def dpo(
     """Raises the better of two answers over the worse, relative to the start (Rafailov et al. 2023, eq. 7).
 
     -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected)))), where p0 is the
-    model as it started: its log-probabilities are computed once, and kept with the run. A small `beta` lets it go
-    far from the start. With `rank`, adapters of that rank train instead of every weight, beside frozen ones that are
-    kept as `base` says.
+    reference model, the one that training starts from. Its log-probabilities are computed once and stored with the
+    run. A smaller `beta` allows a larger deviation from it. With `rank`, LoRA adapters train instead of all weights,
+    and the frozen weights are stored as set by `base`.
 
     Raises:
-        InputError: a `base` that nothing could be trained on.
+        InputError: `base` is quantized, but there are no adapters to train.
     """
     if rank is None and base != "exact":
         raise InputError(f"start.base = {base} without adapters", "expected start.rank, or --lora R")

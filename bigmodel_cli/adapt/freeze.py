@@ -1,8 +1,8 @@
-"""What trains and what does not, by the place of a layer in the network.
+"""Fine-tuning methods that choose what trains by a layer's position or type.
 
-A method takes a :class:`~bigmodel_cli.core.types.Start` and returns what it decided; its
+A method takes a :class:`~bigmodel_cli.core.types.Start` and returns an ``Adapted``. Its
 keyword-only parameters are its options in the recipe's ``start`` section. ``lr`` in a
-registration is the learning rate that ``finetune`` takes where none is given.
+registration is the default learning rate of ``finetune``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Frozen, Start
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 @methods.register("full", lr=3e-4, builds_on_meta=True, auto=4)
 def full(start: Start) -> Adapted:
-    """Every parameter trains."""
+    """Train all parameters."""
     return Adapted()
 
 
@@ -45,12 +45,12 @@ def freeze_until(start: Start, *, layer: str) -> Adapted:
     keys = list(start.model.state_dict())
     first = next((i for i, key in enumerate(keys) if key.startswith(layer + ".")), None)
     if first is None:
-        raise InputError(f"start.layer = {layer!r} has no parameters", "expected a layer that could train")
+        raise InputError(f"start.layer = {layer!r} has no parameters", "expected a trainable layer")
     return Adapted(freeze(start.model, set(keys[:first]) & set(below_head(start))))
 
 
 @methods.register("gradual", lr=3e-4)
-def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
+def gradual(start: Start, *, share: Fraction = 0.5) -> Adapted:
     """The head trains first; layers are unfrozen from the top down over `share` of the epochs (ULMFiT, 2018).
 
     A head tied to the embedding has no parameters of its own: then the layer below it comes first.
@@ -72,7 +72,7 @@ def gradual(start: Start, *, share: Share = 0.5) -> Adapted:
 
 
 @methods.register("layer-decay", lr=5e-4)
-def layer_decay(start: Start, *, decay: Share = 0.75) -> Adapted:
+def layer_decay(start: Start, *, decay: Fraction = 0.75) -> Adapted:
     """Everything trains, each layer at `decay` times the learning rate of the one above it (BEiT, 2021)."""
     layers = units(start.model, start.head)
     depth = {unit: len(layers) - i for i, unit in enumerate(layers)}
@@ -95,34 +95,34 @@ def norm_only(start: Start) -> Adapted:
     """Only normalisation layers, with their statistics, and the head train (Frankle et al. 2020).
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has no normalization layer.
     """
     norms = [name for name, module in start.model.named_modules() if is_norm(module)]
     if not norms:
-        raise InputError("norm-only: the model has no normalisation layer", hint="--method bitfit")
+        raise InputError("norm-only: the model has no normalization layer", hint="--method bitfit")
     held = [key for key in below_head(start) if not any(inside(key, norm) for norm in norms)]
     return Adapted(freeze(start.model, held))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether `module` is BatchNorm, LayerNorm, GroupNorm or one made like them."""
+    """Whether `module` is a normalization layer, such as BatchNorm, LayerNorm or GroupNorm."""
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
 def inside(key: str, unit: str) -> bool:
-    """Whether tensor `key` belongs to `unit`, a module's name or the tensor's own."""
+    """Whether tensor `key` belongs to `unit`, the name of a module or of the tensor itself."""
     return key == unit or key.startswith(unit + ".")
 
 
 def below_head(start: Start) -> list[str]:
-    """The names of all tensors, parameters and buffers, outside the head."""
+    """The names of all parameters and buffers outside the head."""
     return [key for key in start.model.state_dict() if not inside(key, start.head)]
 
 
 def units(model: nn.Module, head: str) -> list[str]:
-    """The layers below the head, from the input up: blocks stay whole, their containers are taken apart.
+    """The layers below the head, starting at the input. Containers are expanded into blocks; blocks are not split.
 
-    A parameter that belongs to no layer (a class token) is one by itself.
+    A parameter that belongs to no layer (a class token) is its own unit.
     """
     return [unit for unit in _walk(model, "") if unit != head and not head.startswith(unit + ".")]
 
@@ -138,7 +138,7 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """A sequence, or what holds a sequence of blocks anywhere inside (an encoder, a stage)."""
+    """Whether `module` is a sequence, or contains a sequence of blocks (an encoder, a stage)."""
     sequence = (nn.Sequential, nn.ModuleList)
     if isinstance(module, sequence):
         return True
@@ -147,10 +147,10 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
-    """Stop the tensors called `keys` from training, for the whole run.
+    """Freeze the tensors `keys` for the whole run.
 
-    Setting ``requires_grad`` alone would let BatchNorm go on averaging, and the
-    "frozen" features would drift: those modules are held in eval mode as well.
+    ``requires_grad = False`` alone would not stop BatchNorm's running statistics, and the
+    "frozen" features would drift. So their modules are kept in eval mode as well.
     """
     held = frozen(model, keys)
     for name, parameter in model.named_parameters():
@@ -160,10 +160,9 @@ def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
 
 
 def frozen(model: nn.Module, keys: Iterable[str]) -> Frozen:
-    """`keys` and the modules to hold in eval mode for them: those that own one, and what only follows such a one.
+    """`keys`, with the leaf modules to keep in eval mode: those that own one of them, and those that follow one.
 
-    Leaves only: a container in eval mode says nothing. A dropout owns no tensor and goes
-    with the layer before it, which feeds it (with the one after it where it is the first).
+    Dropout owns no tensor, so it is treated like the layer before it (or after it, if it comes first).
     """
     names = frozenset(keys)
     leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]

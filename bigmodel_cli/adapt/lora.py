@@ -14,7 +14,7 @@ from bigmodel_cli.core.types import Adapted, Start
 
 Base = Annotated[
     Literal["exact", "nf4", "nf4-double"],
-    Field(description="the frozen weights of linear layers as they are, or in 4 bits; double: their scales in 8"),
+    Field(description="the frozen weights of linear layers: exact, or 4-bit NF4; double: with 8-bit scales"),
 ]
 
 
@@ -29,12 +29,12 @@ def lora(
 ) -> Adapted:
     """Low-rank updates W + (alpha / rank) B A of frozen weights train, and the whole head (Hu et al. 2021).
 
-    `layers` are names, or parts of names, of the layers to adapt; none means all. With `base` nf4 every linear layer
-    below the head, adapted or not, keeps its frozen weights in 4 bits (QLoRA, Dettmers et al. 2023).
-    Checkpoints keep the adapters apart; whatever loads one multiplies them out.
+    W becomes W + (alpha / rank) B A. `layers` are names of layers to adapt, or parts of names; by default all. With
+    `base` nf4, the frozen weights of every linear layer below the head, adapted or not, are stored in 4 bits
+    (QLoRA, Dettmers et al. 2023). Checkpoints store the adapters separately; loading merges them.
 
     Raises:
-        InputError: there is no layer that `rank` is small for, or none to keep in 4 bits.
+        InputError: no layer is larger than `rank`, or none can be stored in 4 bits.
     """
     from bigmodel_cli.models.adapters.lora import LowRank, add_adapter, weights_to_adapt
     from bigmodel_cli.models.quantization.nf4 import NF4Linear
@@ -51,7 +51,7 @@ def lora(
         )
     packed = {} if base == "exact" else _linear(start)
     if base != "exact" and not packed:
-        raise InputError(f"start.base = {base}: no linear layer to keep in 4 bits", "expected a model that has some")
+        raise InputError(f"start.base = {base}: no linear layer to store in 4 bits", "expected a model with some")
     for name, (module, key) in chosen.items():
         if name not in packed:
             add_adapter(module, key, rank, alpha)
@@ -63,11 +63,11 @@ def lora(
 
 
 def _linear(start: Start) -> dict[str, nn.Linear]:
-    """The linear layers below the head, by name, whose weights are theirs alone and fill whole blocks.
+    """The linear layers below the head, by name, whose weights are not shared and divide into blocks.
 
-    Subclasses of Linear hide inside attention, which reads their weight and never calls them.
+    Subclasses of Linear are skipped: torch's attention reads their weight directly and never calls them.
     """
-    from bigmodel_cli.models.quantization.nf4 import fits
+    from bigmodel_cli.models.quantization.nf4 import can_quantize
 
     names = [id(module) for _, module in start.model.named_modules(remove_duplicate=False)]
     owners = [id(p) for _, p in start.model.named_parameters(remove_duplicate=False)]
@@ -77,6 +77,6 @@ def _linear(start: Start) -> dict[str, nn.Linear]:
         if type(module) is nn.Linear
         and name
         and not inside(name, start.head)
-        and fits(module.weight)
+        and can_quantize(module.weight)
         and names.count(id(module)) == owners.count(id(module.weight)) == 1
     }

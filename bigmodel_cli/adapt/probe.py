@@ -1,4 +1,4 @@
-"""The linear probe: the best head there is for the features that the backbone gives, found at once."""
+"""The linear probe: the optimal linear head for the backbone's features, solved directly."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def probe(
 ) -> Adapted:
     """Logistic regression on the frozen backbone's features, solved exactly; its penalty is chosen on val.
 
-    `strengths` are inverse regularisation strengths (scikit-learn's C). Nothing is
-    augmented, and optimizer, schedule and epochs have no meaning.
+    `strengths` are inverse regularization strengths (scikit-learn's C). There is no
+    augmentation, and optimizer, schedule and epochs are ignored.
 
     Raises:
         InputError: the task has no classes, or the head is not one linear layer with a bias.
@@ -48,7 +48,7 @@ def probe(
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        # The penalty should weigh every feature alike, so features are scaled, and the scale put into the weights.
+        # Standardize features so that the penalty treats all alike; the scale is folded into the weights below.
         mean, scale = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
         known = val_labels >= 0
         x, x_val, y_val = ((train - mean) / scale).numpy(), ((val[known] - mean) / scale).numpy(), val_labels[known]
@@ -56,7 +56,7 @@ def probe(
         for strength in strengths:
             fitted = LogisticRegression(C=strength, max_iter=max_iter)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is near enough to compare
+                warnings.simplefilter("ignore", ConvergenceWarning)  # close enough to compare strengths
                 fitted.fit(x, labels.numpy(), weights.numpy())
             weight, bias = _rows(fitted, classes)
             logits = torch.from_numpy(x_val) @ weight.T + bias
@@ -74,10 +74,10 @@ def probe(
 
 
 def _rows(fitted: object, classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (K,D) and bias (K,) of a fitted regression; a class that train lacks gets the lowest bias."""
+    """Weight (K,D) and bias (K,) of a fitted regression; a class missing from train gets a very low bias."""
     coefficients = torch.from_numpy(fitted.coef_)  # type: ignore[attr-defined]
     intercepts = torch.from_numpy(fitted.intercept_)  # type: ignore[attr-defined]
-    if len(coefficients) == 1:  # two classes: one row says both
+    if len(coefficients) == 1:  # binary: scikit-learn stores one row
         coefficients = torch.cat([-coefficients, coefficients]) / 2
         intercepts = torch.cat([-intercepts, intercepts]) / 2
     weight = coefficients.new_zeros(classes, coefficients.shape[1])

@@ -1,4 +1,4 @@
-"""Quantization-aware fine-tuning: the network learns to live with the rounding it will meet in int8."""
+"""Quantization-aware fine-tuning: the network adapts to the rounding of int8 inference."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from bigmodel_cli.core.types import Adapted, Start
 def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
     """Everything trains, weights fake-quantized to `bits` per row and layer inputs to 8 (Jacob et al. 2017).
 
-    The grid is the one that ``bigmodel compress --method int8`` uses, so little is lost in it afterwards.
-    Whatever loads the checkpoint gets the rounded weights.
+    Weights are rounded to `bits` per row, the inputs of each layer to 8 bits. The grid is the one used by
+    ``bigmodel compress --method int8``, so int8 loses little afterwards. Loading the checkpoint returns the
+    rounded weights.
 
     Raises:
-        InputError: the model has no convolution and no linear layer.
+        InputError: the model has no convolution or linear layer.
     """
-    from bigmodel_cli.models.adapters.lora import keep
-    from bigmodel_cli.models.quantization.fake_quant import round_inputs, round_weights
+    from bigmodel_cli.models.adapters.lora import store_method_state
+    from bigmodel_cli.models.quantization.fake_quant import fake_quantize_inputs, fake_quantize_weights
 
-    # Subclasses of Linear hide inside attention, which reads their weight and never calls them.
+    # Subclasses of Linear are skipped: torch's attention reads their weight directly and never calls them.
     layers = {
         name: module
         for name, module in start.model.named_modules()
         if isinstance(module, (nn.Conv1d, nn.Conv2d)) or type(module) is nn.Linear
     }
     if not layers:
-        raise InputError("qat: the model has no convolution and no linear layer", "expected one to round")
-    spans = keep(start.model, {name: torch.zeros(2, device=next(m.parameters()).device) for name, m in layers.items()})
+        raise InputError("qat: the model has no convolution or linear layer", "expected at least one")
+    spans = store_method_state(
+        start.model, {name: torch.zeros(2, device=next(m.parameters()).device) for name, m in layers.items()}
+    )
     for name, module in layers.items():
-        round_weights(module, 2 ** (bits - 1) - 1)
-        round_inputs(module, spans[name])
+        fake_quantize_weights(module, 2 ** (bits - 1) - 1)
+        fake_quantize_inputs(module, spans[name])
     return Adapted()

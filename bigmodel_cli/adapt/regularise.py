@@ -1,4 +1,4 @@
-"""Methods that add to the loss: stay near the start, or answer like a teacher."""
+"""Methods that add a term to the loss: a pull towards the initial weights, or towards a teacher's outputs."""
 
 from __future__ import annotations
 
@@ -63,16 +63,17 @@ class Distilled(TaskWrapper):
 
 @methods.register("l2-sp", lr=3e-4, holds_weights=True)
 def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
-    """Everything trains; alpha/2 |w - w0|^2 keeps the backbone near its start, beta/2 |w|^2 the head small.
+    """L2-SP: train everything, penalizing the distance from the initial weights.
 
-    Li et al. 2018, "Explicit inductive bias for transfer learning". Set optimizer.weight_decay
-    to 0, which would pull the backbone to zero instead.
+    alpha/2 |w - w0|^2 for the backbone, and beta/2 |w|^2 for the head (Li et al. 2018, "Explicit
+    Inductive Bias for Transfer Learning"). Set optimizer.weight_decay to 0, since it would pull the
+    backbone towards zero instead.
     """
-    from bigmodel_cli.models.adapters.lora import keep
+    from bigmodel_cli.models.adapters.lora import store_method_state
 
     backbone = {n: p for n, p in start.model.named_parameters() if not inside(n, start.head)}
     head = [p for n, p in start.model.named_parameters() if inside(n, start.head)]
-    began = keep(start.model, backbone)
+    began = store_method_state(start.model, backbone)
 
     def penalty() -> Tensor:
         far = sum((p - began[n]).square().sum() for n, p in backbone.items())

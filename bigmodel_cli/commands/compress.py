@@ -164,9 +164,9 @@ def _compress(
 ) -> None:
     """Apply one method, and compare the result with its source."""
     from bigmodel_cli.compress.trial import Judge
-    from bigmodel_cli.compress.work import Data, Work, fitting
+    from bigmodel_cli.compress.work import Data, Work, select_method
 
-    entry = fitting(method, trained)
+    entry = select_method(method, trained)
     options = _options(entry, own)
     _check_out(out, overwrite)
     out.mkdir(parents=True, exist_ok=True)

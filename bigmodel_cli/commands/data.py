@@ -132,10 +132,10 @@ def index(
     """
     import json as text
 
-    from bigmodel_cli.data.webdataset.index import expand
+    from bigmodel_cli.data.webdataset.index import expand_pattern
     from bigmodel_cli.data.webdataset.stream import make_index
 
-    found = make_index(expand(shards), out)
+    found = make_index(expand_pattern(shards), out)
     out.write_text(text.dumps(found), encoding="utf-8")
     count = sum(entry["nsamples"] for entry in found["shardlist"])
     console.say(f"{out}: {len(found['shardlist'])} shards, {count:,} samples, {len(found['classes'])} classes")

@@ -208,7 +208,7 @@ def _explain_images(
     from bigmodel_cli.commands.predict import expand_folders
     from bigmodel_cli.core.tasks import Predicts
     from bigmodel_cli.insight.attribution import grad_cam, integrated_gradients
-    from bigmodel_cli.insight.explanations import heat_of, overlay
+    from bigmodel_cli.insight.explanations import heatmap_of, overlay
 
     task, model, spec = trained.task, trained.model, trained.task.spec
     if not isinstance(task, Predicts):
@@ -229,7 +229,7 @@ def _explain_images(
         else:
             black = ((0 - mean) / std).expand_as(image)
             found = integrated_gradients(functools.partial(_log_probability, model, answer), image, black, steps)
-            heat = heat_of(found.values)
+            heat = heatmap_of(found.values)
             values |= {"score": found.score, "baseline": found.baseline, "gap": found.gap}
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,7 @@ class WaitBars:
 
         download.on_progress.append(self.on_download)
         self.callbacks.callback(download.on_progress.remove, self.on_download)
-        self.callbacks.enter_context(thread_map.listening(self.on_decode))
+        self.callbacks.enter_context(thread_map.progress_listener(self.on_decode))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

@@ -84,15 +84,15 @@ def tokenize(
         bigmodel train gpt-nano --data ./shards
     """
     from bigmodel_cli.core.recipe import data_root
-    from bigmodel_cli.data.token_shards.files import check_free
-    from bigmodel_cli.data.token_shards.tokenizing import text_of_files
+    from bigmodel_cli.data.token_shards.files import check_writable
+    from bigmodel_cli.data.token_shards.tokenizing import list_text_files
 
     if vocab_size is not None and tokenizer is not None:
         raise InputError("--vocab-size and --tokenizer together", "expected one: a new tokenizer or an existing one")
     clock = time.perf_counter()
     out = Path(os.path.normpath(out.expanduser().absolute()))
-    check_free(out, overwrite)
-    files = [file for path in paths for file in text_of_files(path.expanduser())]
+    check_writable(out, overwrite)
+    files = [file for path in paths for file in list_text_files(path.expanduser())]
     choice = TokenizerChoice(tokenizer, vocab_size or DEFAULT_VOCAB_SIZE, data_root(data_dir))
     index, notes = _write_shards(files, out, choice, encoding, shard_tokens, processes or _cores(), overwrite)
     seconds = time.perf_counter() - clock
@@ -120,13 +120,13 @@ class TokenizerChoice:
     def spec(self, units: Sequence[Unit], progress: Progress) -> TextSpec:
         """The tokenizer for the text in `units`."""
         from bigmodel_cli.core.types import TextSpec
-        from bigmodel_cli.data.text.tokenizer_choice import chosen
+        from bigmodel_cli.data.text.tokenizer_choice import choose_tokenizer
         from bigmodel_cli.data.token_shards import tokenizing
 
         if self.name is None:
-            return TextSpec("bpe", (tokenizing.trained_tokenizer(units, self.size, progress),), 2)
-        texts = [tokenizing.characters(units, progress)] if self.name == "char" else []
-        return chosen(self.name, None, 2, self.root, texts, end=True)
+            return TextSpec("bpe", (tokenizing.train_tokenizer(units, self.size, progress),), 2)
+        texts = [tokenizing.collect_characters(units, progress)] if self.name == "char" else []
+        return choose_tokenizer(self.name, None, 2, self.root, texts, end=True)
 
 
 def _write_shards(
@@ -140,16 +140,16 @@ def _write_shards(
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the shards; return their index, and notes on the text."""
     from bigmodel_cli.commands.progress import WaitBars
-    from bigmodel_cli.data.token_shards.files import Writer
-    from bigmodel_cli.data.token_shards.tokenizing import plan, write
+    from bigmodel_cli.data.token_shards.files import ShardWriter
+    from bigmodel_cli.data.token_shards.tokenizing import plan_units, write_units
 
     with WaitBars() as bars:
-        units, notes = plan(files, encoding)
+        units, notes = plan_units(files, encoding)
         if not units:
             raise InputError(f"{files[0]}: the file is empty", "expected text")
         spec = choice.spec(units, bars.read)
-        with Writer(out, spec, shard_tokens, overwrite) as writer:
-            write(units, spec, writer, processes, bars.read)
+        with ShardWriter(out, spec, shard_tokens, overwrite) as writer:
+            write_units(units, spec, writer, processes, bars.read)
             source = {"files": len(files), "bytes": sum(unit.stop - unit.start for unit in units)}
             return writer.finish(source), notes
 
@@ -168,9 +168,9 @@ def show_shards(folder: Path, json: bool) -> None:
     from bigmodel_cli.data.token_shards.files import read_index
 
     index = read_index(folder, context=2)
-    damaged = index.damaged()
-    if damaged:
-        what = f"{folder / damaged[0]}: damaged ({len(damaged)} of {len(index.shards) + 1} files)"
+    damaged_files = index.damaged_files()
+    if damaged_files:
+        what = f"{folder / damaged_files[0]}: damaged ({len(damaged_files)} of {len(index.shards) + 1} files)"
         raise InputError(what, "expected the bytes of its checksum", "copy the shards again, or tokenize again")
     lengths = index.document_lengths()
     facts = {
@@ -179,7 +179,7 @@ def show_shards(folder: Path, json: bool) -> None:
         "shortest document": lengths[0], "median document": lengths[1], "longest document": lengths[2],
     }  # fmt: skip
     if json:
-        console.print_json({"folder": str(folder), "damaged": damaged, **facts})
+        console.print_json({"folder": str(folder), "damaged": damaged_files, **facts})
         return
     rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items()]
     console.show(console.table(f"token shards in {folder}", ("", "value"), rows, right=True))

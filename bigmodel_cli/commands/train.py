@@ -189,11 +189,11 @@ def show_outcome(outcome: Outcome) -> None:
 
 def method_table(outcome: Outcome) -> Any:
     """The method, the parameters it trained, the metrics before and after, and the time."""
-    from bigmodel_cli.models.quantization.nf4 import parameters
+    from bigmodel_cli.models.quantization.nf4 import count_parameters
 
     run = outcome.run
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    total = parameters(run.model)
+    total = count_parameters(run.model)
     rows = [
         ("method", run.recipe.start.method),
         ("parameters trained", f"{trained:,} of {total:,} ({trained / total:.2%})"),
@@ -211,11 +211,11 @@ def frozen_table(run: Any) -> Any:
     """How many parameters and buffers are trained and frozen, for each top-level module."""
     modules: dict[str, list[int]] = {}
     trainable = {name for name, p in run.model.named_parameters() if p.requires_grad}
-    parameters = {name for name, _ in run.model.named_parameters()}
+    count_parameters = {name for name, _ in run.model.named_parameters()}
     for name, tensor in run.model.state_dict().items():
         counts = modules.setdefault(name.split(".")[0], [0, 0, 0, 0])
         frozen = name in run.frozen.tensors
-        column = (0 if name in trainable else 1) if name in parameters else (3 if frozen else 2)
+        column = (0 if name in trainable else 1) if name in count_parameters else (3 if frozen else 2)
         counts[column] += tensor.numel()
     heads = ("module", "parameters trained", "parameters frozen", "buffers updated", "buffers frozen")
     rows = [(module, *(f"{n:,}" if n else "-" for n in counts)) for module, counts in modules.items()]

@@ -1,1 +1,1 @@
-"""Making a trained model smaller and quicker: methods, a file a family, and the search that combines them."""
+"""Make a trained model smaller and faster: methods, one file per family, and the search that combines them."""

@@ -1,4 +1,4 @@
-"""Distillation: a smaller architecture learns from the data and from the answers of the checkpoint."""
+"""Distillation: a smaller architecture learns from the data and from the checkpoint's outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bigmodel_cli.compress.work import Work, slim
+from bigmodel_cli.compress.work import Work, strip_checkpoint
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.core.resolve import Layer, resolve
 
@@ -33,4 +33,4 @@ def distill(
         "start": {"method": "distill", "teacher": teacher, "temperature": temperature, "weight": weight},
     }
     best = work.run(resolve([Layer("compress", about)]).recipe, work.out.parent / "run")
-    slim(best, work.out, {"method": "distill", "teacher": work.trained.recipe.model.name, "epochs": epochs})
+    strip_checkpoint(best, work.out, {"method": "distill", "teacher": work.trained.recipe.model.name, "epochs": epochs})

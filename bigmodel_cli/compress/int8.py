@@ -1,7 +1,8 @@
-"""int8 arithmetic, its ranges calibrated on training samples: an export folder that a runtime runs.
+"""int8 inference with ranges calibrated on training samples, as an export folder for a runtime.
 
-The family ``int8`` is ranked by measurement (docs/compress.md): ``--method int8`` is the first that is installed.
-torchao's PT2E for the x86 inductor is left out: with a free batch its compiled ResNets answered wrongly (torch 2.15).
+The family ``int8`` is ranked by measurement (docs/compress.md); ``--method int8`` is the first one installed.
+torchao's PT2E for the x86 inductor is not offered: with a dynamic batch, its compiled ResNets gave wrong results
+(torch 2.15).
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ def int8_openvino(work: Work, *, samples: Samples = 300) -> None:
 
     def write(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
         nncf, openvino = _nncf()
-        exports.get("openvino")(model, example, _whole(path), carry)
-        # One at a time: nncf takes the first axis of a statistic for a sample's own.
+        exports.get("openvino")(model, example, _fp32_path(path), carry)
+        # One at a time: nncf treats the first axis of a statistic as part of a sample.
         one = [
             tuple(x[i : i + 1].numpy() for x in batch)
             for batch in work.calibration(samples)
             for i in range(len(batch[0]))
         ]
         data = nncf.Dataset([parts if len(parts) > 1 else parts[0] for parts in one])
-        whole = openvino.Core().read_model(_whole(path))
+        whole = openvino.Core().read_model(_fp32_path(path))
         small = nncf.quantize(whole, data, subset_size=len(one), preset=nncf.QuantizationPreset.MIXED)
         openvino.save_model(small, path)
-        for left in (_whole(path), _whole(path).with_suffix(".bin")):
+        for left in (_fp32_path(path), _fp32_path(path).with_suffix(".bin")):
             left.unlink()
 
     _prove(work, "openvino", write, {"method": "int8-openvino", "samples": samples})
@@ -61,16 +62,16 @@ def int8_onnx(
         quantize_static(
             str(_onnx(model, example, path, carry)),
             str(path),
-            _Samples(work, path, samples),
+            _CalibrationReader(work, path, samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            # Unsigned: x86's instruction takes one unsigned side; signed inputs were 10 times slower.
+            # Unsigned, because x86's instruction takes one unsigned operand; signed inputs were 10 times slower.
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method={"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
                               "percentile": CalibrationMethod.Percentile}[ranges],
         )  # fmt: skip
-        _tidy(path, carry)
+        _replace_fp32(path, carry)
 
     _prove(work, "onnx", write, {"method": "int8-onnx", "samples": samples, "ranges": ranges})
 
@@ -88,28 +89,28 @@ def dynamic_int8(work: Work) -> None:
             str(_onnx(model, example, path, carry)), str(path), op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True, weight_type=QuantType.QInt8,
         )  # fmt: skip
-        _tidy(path, carry)
+        _replace_fp32(path, carry)
 
     _prove(work, "onnx", write, {"method": "dynamic-int8"})
 
 
 def _nncf() -> tuple[Any, Any]:
-    """nncf and openvino, which else would report their use to their makers."""
-    from bigmodel_cli.export.openvino import library
+    """Import nncf and openvino with their telemetry disabled."""
+    from bigmodel_cli.export.openvino import import_openvino
 
-    package = library()  # first: without the reporter's package nncf reports nothing either
+    package = import_openvino()  # first: it hides the telemetry package, which nncf uses too
     import nncf
 
     return nncf, package
 
 
-class _Samples:
-    """Training samples as onnxruntime's calibration asks for them."""
+class _CalibrationReader:
+    """Training samples in the interface of onnxruntime's calibration."""
 
     def __init__(self, work: Work, path: Path, samples: int) -> None:
         import onnx
 
-        graph = onnx.load(str(_whole(path))).graph
+        graph = onnx.load(str(_fp32_path(path))).graph
         self.names = [value.name for value in graph.input]
         self.batches: Iterator[tuple[Tensor, ...]] = work.calibration(samples)
 
@@ -118,38 +119,38 @@ class _Samples:
         return None if batch is None else dict(zip(self.names, (x.numpy() for x in batch), strict=True))
 
 
-def _whole(path: Path) -> Path:
+def _fp32_path(path: Path) -> Path:
     return path.with_name("whole" + path.suffix)
 
 
 def _onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> Path:
-    """The fp32 graph beside `path`, shapes inferred and constants folded, as the quantizer wants it."""
+    """Write the fp32 graph beside `path`, with inferred shapes and folded constants, as the quantizer requires."""
     from onnxruntime.quantization import quant_pre_process
 
-    whole = _whole(path)
+    whole = _fp32_path(path)
     exports.get("onnx")(model, example, whole, carry)
     quant_pre_process(str(whole), str(whole), skip_symbolic_shape=True)
     return whole
 
 
-def _tidy(path: Path, carry: dict[str, Any]) -> None:
-    """Only the int8 file stays, the fp32 one's description in it."""
+def _replace_fp32(path: Path, carry: dict[str, Any]) -> None:
+    """Copy the metadata of the fp32 file into the int8 file, and delete the former."""
     import onnx
 
     proto = onnx.load(str(path))
     described = {entry.key for entry in proto.metadata_props}
-    for entry in onnx.load(str(_whole(path))).metadata_props:
+    for entry in onnx.load(str(_fp32_path(path))).metadata_props:
         if entry.key not in described:
             proto.metadata_props.append(entry)
     onnx.save(proto, str(path))
-    _whole(path).unlink()
+    _fp32_path(path).unlink()
 
 
 def _prove(work: Work, format_name: str, write: Write, how: Mapping[str, Any]) -> None:
     """Write the export at ``work.out`` and compare it with its source on validation inputs.
 
-    int8 differs by more than any tolerance for fp32, so nothing is refused here: the proof in
-    the folder tells the differences, and whoever asked decides by the accuracy.
+    int8 exceeds any tolerance meant for fp32, so nothing is refused here. The proof in the folder
+    records the differences; accuracy decides.
     """
     from bigmodel_cli.export.proof import prove
 

@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, and with them the rows and columns of every layer that they touch."""
+"""Structured pruning: remove whole channels, with the rows and columns of every layer connected to them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bigmodel_cli.compress.work import Work, slim, write_checkpoint
+from bigmodel_cli.compress.work import Work, strip_checkpoint, write_checkpoint
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.model import build_model
-from bigmodel_cli.models.adapters.pruned import KINDS, differences, layer_widths
+from bigmodel_cli.models.adapters.pruned import PRUNABLE, diff_widths, layer_widths
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 ROOTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-"""The layers whose outputs are pruned; what follows them goes along."""
+"""The layers whose outputs are pruned; dependent layers follow."""
 PRUNING_ERRORS = (RuntimeError, ValueError, IndexError, KeyError, AssertionError, TypeError, AttributeError)
-"""What torch-pruning and a network that does not fit itself any more raise."""
+"""What torch-pruning raises, or a network whose layers no longer fit together."""
 ROUND_TO = 8
-"""Channels come in multiples of this, as vector units like them; layers of fewer than four times as many in ones."""
+"""Channel counts are rounded to multiples of this for vector units, except in layers of less than four times that."""
 
 
 @compressions.register(
@@ -40,17 +40,18 @@ def prune(
 ) -> None:
     """Remove the `ratio` of channels with the smallest weights from every layer, then train for `epochs`.
 
-    Groups of layers that share their channels (a residual stage) are pruned as one, by the
-    L2 norm of all that belongs to a channel (Fang et al. 2023, "DepGraph"). The head keeps
-    its classes. What is left is an ordinary checkpoint, its widths in ``model.pruned``.
+    `ratio` of each layer's channels are removed. Layers that share channels (a residual
+    stage) are pruned together, by the L2 norm over all weights of a channel (Fang et al.
+    2023, "DepGraph"). The head is not pruned. The result is an ordinary checkpoint with
+    its widths in ``model.pruned``.
 
     Raises:
-        InputError: no layer of this model can be narrowed.
+        InputError: no layer of this model can be pruned.
     """
     folder = work.out.parent
     cut = folder / "cut.pt"
     if not cut.exists():
-        write_cut(work, ratio, cut)
+        write_pruned(work, ratio, cut)
     if not epochs:
         cut.replace(work.out)
         return
@@ -59,47 +60,49 @@ def prune(
         "optimizer": {"name": "adamw", "lr": lr},
     }
     best = work.train(cut, changes, folder / "run")
-    slim(best, work.out, {"method": "prune", "ratio": ratio, "epochs": epochs, "lr": lr})
+    strip_checkpoint(best, work.out, {"method": "prune", "ratio": ratio, "epochs": epochs, "lr": lr})
 
 
-def write_cut(work: Work, ratio: float, path: Path) -> None:
-    """The checkpoint at `path`: the model with the `ratio` of its channels gone, not yet repaired."""
+def write_pruned(work: Work, ratio: float, path: Path) -> None:
+    """Write the pruned model, not yet fine-tuned, as a checkpoint to `path`."""
     trained = work.trained
-    model = pruned(work.model, work.example(), ratio, trained.head)
-    # Against the architecture itself: what was pruned before counts as well.
+    model = prune_model(work.model, work.example(), ratio, trained.head)
+    # Compare with the original architecture, so that earlier pruning is included.
     whole = resolve([Layer("", trained.recipe.to_dict()), Layer("", {"model": {"pruned": None}})]).recipe
-    widths = differences(model, build_model(whole, trained.task.spec))
+    widths = diff_widths(model, build_model(whole, trained.task.spec))
     recipe = resolve([Layer("", trained.recipe.to_dict()), Layer("", {"model": {"pruned": widths}})]).recipe
-    build_model(recipe, trained.task.spec).load_state_dict(model.state_dict())  # or it would never open again
+    build_model(recipe, trained.task.spec).load_state_dict(
+        model.state_dict()
+    )  # check that the checkpoint can be loaded
     write_checkpoint(path, trained, model.state_dict(), {"method": "prune", "ratio": ratio, "epochs": 0}, recipe)
 
 
-def pruned(model: nn.Module, example: tuple[Tensor, ...], ratio: float, head: str) -> nn.Module:
-    """A copy of `model` without the `ratio` of the channels of each layer that can lose some.
+def prune_model(model: nn.Module, example: tuple[Tensor, ...], ratio: float, head: str) -> nn.Module:
+    """A copy of `model` with `ratio` of the channels of each prunable layer removed.
 
-    Where a layer's channels are fixed by the code around it (heads of attention, a shortcut
-    padded with zeros), that layer keeps them: it is found by trying each alone.
+    Layers whose widths are fixed by the surrounding code (attention heads, a zero-padded
+    shortcut) are left alone. They are found by trying each layer on its own.
 
     Raises:
-        InputError: no layer can lose any.
+        InputError: no layer can be pruned.
     """
-    found = _without(model, example, ratio, [head])
+    found = _try_prune(model, example, ratio, [head])
     if found is None:
         layers = [n for n, m in model.named_modules() if isinstance(m, ROOTS) and n != head]
-        fixed = [name for name in layers if not _can_lose_one(model, example, name)]
-        found = _without(model, example, ratio, [head, *fixed])
-    if found is None or _parameters(found) == _parameters(model):
-        what = f"no layer of {type(model).__name__} can lose {ratio:.0%} of its channels"
+        fixed = [name for name in layers if not _is_prunable(model, example, name)]
+        found = _try_prune(model, example, ratio, [head, *fixed])
+    if found is None or _count_parameters(found) == _count_parameters(model):
+        what = f"no layer of {type(model).__name__} can be pruned by {ratio:.0%}"
         raise InputError(what, "expected convolutions or linear layers", "--method int8")
     return found
 
 
-def _without(model: nn.Module, example: tuple[Tensor, ...], ratio: float, ignored: list[str]) -> nn.Module | None:
-    """`model` pruned with the layers called `ignored` as they are; None where it does not run any more."""
+def _try_prune(model: nn.Module, example: tuple[Tensor, ...], ratio: float, ignored: list[str]) -> nn.Module | None:
+    """Prune `model` except for the `ignored` layers; None if the result does not run."""
     import torch_pruning
 
     copied = copy.deepcopy(model).eval()
-    with warnings.catch_warnings(), torch.enable_grad():  # its tracing follows gradients
+    with warnings.catch_warnings(), torch.enable_grad():  # torch-pruning traces the autograd graph
         warnings.simplefilter("ignore")
         try:
             pruner = torch_pruning.pruner.BasePruner(
@@ -113,15 +116,15 @@ def _without(model: nn.Module, example: tuple[Tensor, ...], ratio: float, ignore
                 round_to=_round_to(copied),
             )
             pruner.step()
-            return copied if _answers_alike(copied, model, example) else None
+            return copied if _is_valid(copied, model, example) else None
         except PRUNING_ERRORS:
             return None
 
 
-def _can_lose_one(model: nn.Module, example: tuple[Tensor, ...], name: str) -> bool:
-    """Whether `model` still answers once the layer called `name`, and what shares its channels, has lost some.
+def _is_prunable(model: nn.Module, example: tuple[Tensor, ...], name: str) -> bool:
+    """Whether `model` still runs after pruning the layer `name` and the layers that share its channels.
 
-    Eight, so that a count that must be even, or divide by a number of heads, is not what fails.
+    Eight channels are removed, so that it does not fail on a count that must be even or divide by the heads.
     """
     import torch_pruning
 
@@ -137,16 +140,16 @@ def _can_lose_one(model: nn.Module, example: tuple[Tensor, ...], name: str) -> b
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(copied, _inputs(example))
             graph.get_pruning_group(layer, cut, idxs=[*range(min(ROUND_TO, layer_widths(layer)[1] // 2))]).prune()
-            return _answers_alike(copied, model, example)
+            return _is_valid(copied, model, example)
         except PRUNING_ERRORS:
             return False
 
 
-def _answers_alike(model: nn.Module, whole: nn.Module, example: tuple[Tensor, ...]) -> bool:
-    """Whether `model`, a pruned `whole`, runs, answers in the same shape, and can be said by ``model.pruned``."""
+def _is_valid(model: nn.Module, whole: nn.Module, example: tuple[Tensor, ...]) -> bool:
+    """Whether `model`, a pruned `whole`, has the same output shape and is representable in ``model.pruned``."""
     with torch.no_grad():
         same = model(*example).shape == whole(*example).shape
-    known = {n for n, m in whole.named_modules() if isinstance(m, KINDS)}
+    known = {n for n, m in whole.named_modules() if isinstance(m, PRUNABLE)}
     was = whole.state_dict()
     changed = [k for k, v in model.state_dict().items() if v.shape != was[k].shape]
     return same and all(key.rpartition(".")[0] in known for key in changed)
@@ -161,5 +164,5 @@ def _round_to(model: nn.Module) -> int | None:
     return ROUND_TO if widths and min(widths) >= 4 * ROUND_TO else None
 
 
-def _parameters(model: nn.Module) -> int:
+def _count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())

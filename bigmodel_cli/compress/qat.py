@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bigmodel_cli.compress.work import Work, fitting, slim
+from bigmodel_cli.compress.work import Work, select_method, strip_checkpoint
 from bigmodel_cli.core.registry import compressions
 from bigmodel_cli.engine.build.load import load_trained
 
@@ -24,7 +24,7 @@ def qat(
 ) -> None:
     """Fine-tune for `epochs` with weights and inputs rounded as int8 rounds them, then `int8` (Jacob et al. 2017).
 
-    ``bigmodel finetune --method qat`` is the first half alone.
+    ``bigmodel finetune --method qat`` does only the first half.
     """
     changes: dict[str, dict[str, Any]] = {
         "start": {"method": "qat"},
@@ -33,7 +33,7 @@ def qat(
     }
     best = work.train(work.trained.path, changes, work.out.parent / "run")
     tuned = work.out.parent / "tuned.pt"
-    slim(best, tuned, {"method": "qat", "epochs": epochs, "lr": lr})
+    strip_checkpoint(best, tuned, {"method": "qat", "epochs": epochs, "lr": lr})
     trained = load_trained(tuned)
-    entry = fitting("int8", trained)
+    entry = select_method("int8", trained)
     entry(replace(work, trained=trained), **entry.options({}, "compress"))

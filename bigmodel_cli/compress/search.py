@@ -1,10 +1,10 @@
-"""The search over combinations of methods: prune more and more, repair, quantize; keep what the person asked for.
+"""Search over combinations of methods: prune more and more, fine-tune, quantize, and choose by the user's goal.
 
-Every try is measured on val and kept in ``tries/<name>``; a search that is run again goes on where it stopped.
+Every candidate is measured on val and saved in ``tries/<name>``. Running the same search again resumes it.
 
-    frontier.json    every try, which of them are on the frontier, and which was chosen
-    chosen           the artefact: an export folder, or ``chosen.pt``, a checkpoint
-    tries/           each try's artefact, its run where it trained, and what was measured
+    frontier.json    every candidate, which of them are on the Pareto frontier, and which was chosen
+    chosen           the artifact: an export folder, or ``chosen.pt``, a checkpoint
+    tries/           each candidate's artifact, its training run if any, and its measurements
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.compress.prune import write_cut
+from bigmodel_cli.compress.prune import write_pruned
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
 from bigmodel_cli.core import atomic_files
@@ -29,15 +29,15 @@ from bigmodel_cli.engine.build.load import Trained, load_trained
 from bigmodel_cli.export.folder import is_export
 
 RATIOS = (0.3, 0.5, 0.7, 0.85)
-"""Of the channels of each layer, the shares that are tried to be pruned."""
+"""The fractions of each layer's channels to try pruning."""
 
-ALIKE = 1.1
-"""Sizes that differ by less than this factor count as one."""
+SIZE_TOLERANCE = 1.1
+"""Sizes within this factor count as equal."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked of the result: at most so many bytes, at most so large a drop; None: no limit."""
+    """Limits on the result: its size in bytes, and its drop of the metric; None: no limit."""
 
     size: int | None = None
     drop: float | None = None
@@ -46,18 +46,18 @@ class Goal:
         return (self.size is None or point.bytes <= self.size) and (self.drop is None or point.drop <= self.drop)
 
     def choose(self, points: Sequence[Point]) -> Point | None:
-        """With a limit on the drop the smallest within it, else the most accurate that is small enough.
+        """With a limit on the drop, the smallest point within it; otherwise the most accurate that is small enough.
 
-        Of those that are as small but for a tenth, the quickest: a file of weights says nothing of speed.
+        Among points within 10% of the smallest, the fastest one wins, since file size says nothing about speed.
         """
         good = [p for p in points if self.met(p)]
         if not good or self.drop is None:
             return min(good, key=lambda p: (p.drop, p.bytes), default=None)
         least = min(p.bytes for p in good)
-        return max((p for p in good if p.bytes <= ALIKE * least), key=lambda p: p.speedup)
+        return max((p for p in good if p.bytes <= SIZE_TOLERANCE * least), key=lambda p: p.speedup)
 
     def nearest(self, points: Sequence[Point]) -> Point:
-        """The best there is where no point meets the goal: the smallest within the drop, else the least drop."""
+        """The best point if none meets the goal: the smallest drop that is small enough, else the smallest point."""
         small_enough = [p for p in points if self.size is None or p.bytes <= self.size]
         return min(small_enough or points, key=lambda p: (p.drop, p.bytes) if small_enough else (p.bytes, p.drop))
 
@@ -69,7 +69,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Frontier:
-    """What a search found; `chosen` is None where nothing met the goal."""
+    """The result of a search; `chosen` is None if nothing met the goal."""
 
     source: Point
     points: Sequence[Point]
@@ -77,8 +77,8 @@ class Frontier:
     skipped: Sequence[str] = ()
 
     def best(self) -> list[Point]:
-        """The points that no other beats in size, speed and accuracy at once."""
-        return [p for p in self.points if not any(o.better(p) for o in self.points)]
+        """The Pareto frontier: the points that no other dominates in size, speed and accuracy."""
+        return [p for p in self.points if not any(o.dominates(p) for o in self.points)]
 
     def to_dict(self) -> dict[str, Any]:
         best = {p.name for p in self.best()}
@@ -95,8 +95,8 @@ class Search:
     """One search in the folder `out`.
 
     Args:
-        epochs, lr, batch_size: of the repair after pruning.
-        tell: takes a point as soon as it is measured.
+        on_point: called with each point as soon as it is measured.
+        repair: epochs, lr and batch_size of the fine-tuning after pruning.
     """
 
     source: Trained
@@ -104,71 +104,71 @@ class Search:
     out: Path
     goal: Goal
     events: Events
-    tell: Callable[[Point], None]
+    on_point: Callable[[Point], None]
     repair: Mapping[str, Any]
     ratios: Sequence[float] = RATIOS
     skipped: list[str] = field(default_factory=list)
 
     def run(self) -> Frontier:
-        """Every try that the goal needs, and the choice among them.
+        """Measure the candidates and choose among them.
 
         Raises:
-            InputError: the folder holds the search of something else.
+            InputError: the folder holds a different search.
         """
-        self._settings()
+        self._check_settings()
         self.data = Data(self.recipe, self.source.task.spec)
         self.judge = Judge.of(self.source, self.data)
-        source = self._known("source") or self._keep(self.judge.point_of_source())
+        source = self._saved("source") or self._save(self.judge.point_of_source())
         points: list[Point] = []
-        for point in self._tries():
+        for point in self._candidates():
             points.append(point)
-            self.tell(point)
+            self.on_point(point)
         if not points:
             raise MachineError("no method could be tried", "; ".join(self.skipped), "pip install 'bigmodel[compress]'")
         found = Frontier(source, points, self.goal.choose(points), self.skipped)
         if found.chosen is not None:
-            found = replace(found, chosen=self._take(found.chosen))
+            found = replace(found, chosen=self._copy_chosen(found.chosen))
         write_json(self.out / "frontier.json", found.to_dict())
         return found
 
-    def _tries(self) -> Iterator[Point]:
-        """The source's weights in every small form, then each ratio of pruning in the forms that were worth it.
+    def _candidates(self) -> Iterator[Point]:
+        """The source in every quantized variant, then the same for each pruning ratio.
 
-        The ladder ends where the next ratio can only lose: the repaired network has lost more than
-        allowed, or is small enough already where only the size was asked for.
+        Stops once a higher ratio cannot help: the fine-tuned network exceeds the allowed drop, or, with a
+        limit on size only, one is small enough.
         """
-        yield from self._forms("", self.source)
+        yield from self._variants("", self.source)
         if not self._installed(compressions.get("prune")):
             return
         for ratio in self.ratios:
-            cut = self._try(f"cut-{ratio:g}", "checkpoint", partial(_cut, ratio), self.source)
+            cut = self._measure(f"cut-{ratio:g}", "checkpoint", partial(_cut, ratio), self.source)
             if cut is None:
                 return
             yield cut
             name = f"prune-{ratio:g}"
             given = {"ratio": ratio, **self.repair}
-            repaired = self._try(name, "checkpoint", partial(_apply, compressions.get("prune"), given), self.source)
+            repaired = self._measure(name, "checkpoint", partial(_apply, compressions.get("prune"), given), self.source)
             if repaired is None:
                 return
             yield repaired
-            forms = list(self._forms(name + "+", load_trained(Path(repaired.path))))
+            forms = list(self._variants(name + "+", load_trained(Path(repaired.path))))
             yield from forms
             if self.goal.drop is not None and repaired.drop > self.goal.drop:
                 return
             if self.goal.drop is None and any(self.goal.met(p) for p in forms):
                 return
 
-    def _forms(self, prefix: str, trained: Trained) -> Iterator[Point]:
-        """`trained` in fp32 as an export, so that nobody takes a runtime's speed for quantization's, and in int8."""
+    def _variants(self, prefix: str, trained: Trained) -> Iterator[Point]:
+        """`trained` in int8; the source also as an fp32 export, to separate the runtime's speedup from int8's."""
         kind = trained.task.spec.kind
         if not prefix:
-            found = self._try("onnx-fp32", "export", _plain_export, trained)
+            found = self._measure("onnx-fp32", "export", _plain_export, trained)
             if found is not None:
                 yield found
         static = [e for e in family("int8") if kind in e.meta["kinds"] and self._installed(e)]
         others = [compressions.get("int8-weights"), *([] if static else [compressions.get("dynamic-int8")])]
         for entry in [*static, *(e for e in others if self._installed(e))]:
-            found = self._try(prefix + entry.name, entry.meta["gives"], partial(_apply, entry, {}), trained)
+            found = self._measure(prefix + entry.name, entry.meta["gives"], partial(_apply, entry, {}), trained)
             if found is not None:
                 yield found
 
@@ -178,9 +178,9 @@ class Search:
             self.skipped.append(line)
         return not absent
 
-    def _try(self, name: str, gives: str, make: Callable[[Work], object], trained: Trained) -> Point | None:
-        """What ``tries/<name>`` was measured as, once made; None where this model cannot be compressed so."""
-        known = self._known(name)
+    def _measure(self, name: str, gives: str, make: Callable[[Work], object], trained: Trained) -> Point | None:
+        """Make and measure ``tries/<name>``, unless it is saved; None if the model cannot be compressed this way."""
+        known = self._saved(name)
         if known is not None:
             return known
         out = self.out / "tries" / name / ("export" if gives == "export" else "model.pt")
@@ -190,20 +190,20 @@ class Search:
         except InputError as error:
             self.skipped.append(f"{name}: {error.line}")
             return None
-        return self._keep(self.judge.point(name, out))
+        return self._save(self.judge.point(name, out))
 
-    def _known(self, name: str) -> Point | None:
+    def _saved(self, name: str) -> Point | None:
         file = self.out / "tries" / name / "point.json"
         return Point.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
-    def _keep(self, point: Point) -> Point:
+    def _save(self, point: Point) -> Point:
         folder = self.out / "tries" / point.name
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "point.json", point.to_dict())
         return point
 
-    def _settings(self) -> None:
-        """Hold the folder to this search: another checkpoint, or another repair, would be measured as ours."""
+    def _check_settings(self) -> None:
+        """Check that the folder belongs to this search, so that no other checkpoint's results are reused."""
         ours = {"source": digest(self.source.model), "repair": dict(self.repair), "data": self.recipe.to_dict()["data"]}
         file = self.out / "search.json"
         if not file.exists():
@@ -212,11 +212,11 @@ class Search:
         theirs = json.loads(file.read_text(encoding="utf-8"))
         different = [key for key, value in ours.items() if theirs.get(key) != value]
         if different:
-            what = f"{self.out}: the search of another {different[0]}"
-            raise InputError(what, "expected its own", "--overwrite, or another --out")
+            what = f"{self.out}: a search with another {different[0]}"
+            raise InputError(what, "expected this search's own folder", "--overwrite, or another --out")
 
-    def _take(self, point: Point) -> Point:
-        """The artefact of `point` as the one that was chosen."""
+    def _copy_chosen(self, point: Point) -> Point:
+        """Copy the artifact of `point` to ``chosen`` or ``chosen.pt``."""
         path = Path(point.path)
         target = self.out / ("chosen" if is_export(path) else "chosen.pt")
         for old in (self.out / "chosen", self.out / "chosen.pt"):
@@ -233,7 +233,7 @@ def _apply(entry: Entry, given: Mapping[str, Any], work: Work) -> None:
 
 
 def _cut(ratio: float, work: Work) -> None:
-    write_cut(work, ratio, work.out)
+    write_pruned(work, ratio, work.out)
 
 
 def _plain_export(work: Work) -> None:

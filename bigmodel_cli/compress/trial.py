@@ -1,4 +1,4 @@
-"""What a compressed model is worth: its size on disk, its speed beside the source's, and its accuracy on val."""
+"""Measure a compressed model: its size on disk, its speed relative to the source, and its accuracy on val."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from bigmodel_cli.engine.device.placement import Placement, place
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.export.exported_model import exported_model
 from bigmodel_cli.export.folder import is_export, model_files, read_folder
-from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.metrics.reading import is_share
 
 SECONDS = 0.5
-"""How long a model and its source are timed, in turns, at each batch size."""
+"""How long to time a model and its source, alternating, at each batch size."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One artefact as it was measured.
+    """The measurements of one artifact.
 
     Args:
-        steps: the methods that made it, with their options; none for the source.
-        bytes: of the weights in fp32 for the source, of the file or the model's files on disk for all else.
+        steps: the methods applied, with their options; empty for the source.
+        bytes: size of the fp32 weights for the source, of the files on disk otherwise.
         latency: p50 in milliseconds by batch size, on the CPU.
         beside: the source's, taken in turns with it.
         metric: the validation metric that chooses a checkpoint, and its value.
@@ -52,7 +52,7 @@ class Point:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the source for one sample."""
+        """The speed for one sample relative to the source."""
         return self.beside["1"] / self.latency["1"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +63,8 @@ class Point:
         drop = values["drop"] if values["drop"] is not None else math.inf  # JSON has no infinity
         return cls(**{k: v for k, v in values.items() if k != "speedup"} | {"drop": drop})
 
-    def better(self, other: Point) -> bool:
-        """Whether this is no worse in size, speed and accuracy, and better in one."""
+    def dominates(self, other: Point) -> bool:
+        """Whether this is no worse in size, speed and accuracy, and better in at least one."""
         ours = (self.bytes, -self.speedup, self.drop)
         theirs = (other.bytes, -other.speedup, other.drop)
         return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
@@ -72,7 +72,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures artefacts beside one source, as ``predict`` would run that on the CPU: eager, in fp32."""
+    """Measures artifacts against one source, run as ``predict`` runs it on a CPU: eager, in fp32."""
 
     source: Trained
     task: Task
@@ -85,19 +85,19 @@ class Judge:
     @classmethod
     def of(cls, source: Trained, data: Data) -> Judge:
         placement = place(PlacementSection(device="cpu", precision="fp32"))
-        model = placement.model(copy.deepcopy(source.model))  # which methods go on from as it was
+        model = placement.model(copy.deepcopy(source.model))  # the methods need the original unchanged
         task = data.task(source)
         batch = placement.inputs(task.prepare(next(data.spread(data.val, 32))))
         inputs = tuple(batch[name] for name in task.inputs)
-        return cls(source, task, data, placement, model, inputs, _metric(model, task, data, placement))
+        return cls(source, task, data, placement, model, inputs, _evaluate(model, task, data, placement))
 
     def point_of_source(self) -> Point:
         size = sum(t.numel() * t.element_size() for t in self.source.model.state_dict().values())
-        point = self._timed("source", self.source.path, [], size, self.model, self.value)
+        point = self._point("source", self.source.path, [], size, self.model, self.value)
         return replace(point, beside=point.latency)
 
     def point(self, name: str, path: Path) -> Point:
-        """The artefact at `path`, a checkpoint or an export folder, opened and measured."""
+        """Measure the artifact at `path`, a checkpoint or an export folder."""
         if is_export(path):
             folder = read_folder(path)
             model: nn.Module
@@ -108,12 +108,12 @@ class Judge:
             trained = load_trained(path)
             model, size, task = self.placement.model(trained.model), path.stat().st_size, self.data.task(trained)
             steps = trained.meta.get("compressed", [])
-        value = _metric(model, task, self.data, self.placement)
-        return self._timed(name, path, steps, size, model, value)
+        value = _evaluate(model, task, self.data, self.placement)
+        return self._point(name, path, steps, size, model, value)
 
-    def _timed(self, name: str, path: Path, steps: Any, size: int, model: nn.Module, value: float) -> Point:
+    def _point(self, name: str, path: Path, steps: Any, size: int, model: nn.Module, value: float) -> Point:
         ways = {"ours": (model, self.inputs), "source": (self.model, self.inputs)}
-        found = speeds(ways, SECONDS)
+        found = measure_latency(ways, SECONDS)
         latency, beside = ({b: f["p50_ms"] for b, f in found[way].items()} for way in ("ours", "source"))
         metric, mode = self.task.best
         worse = (self.value - value) * (1 if mode == "max" else -1)
@@ -122,7 +122,7 @@ class Judge:
         return Point(name, str(path), steps, size, latency, beside, metric, value, drop, found["threads"])
 
 
-def _metric(model: nn.Module, task: Task, data: Data, placement: Placement) -> float:
+def _evaluate(model: nn.Module, task: Task, data: Data, placement: Placement) -> float:
     found = evaluate(model, task, data.val, placement, data.recipe.train.eval_batch_size)
     assert found is not None
     return found[task.best[0]]

@@ -1,4 +1,4 @@
-"""Weights in fewer bits, in a checkpoint that everything opens as before. It computes in fp32: smaller, not quicker."""
+"""Weight-only quantization in an ordinary checkpoint. Computation stays in fp32: smaller, but not faster."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Group = Annotated[int, Field(ge=8)]
 @compressions.register("bf16", gives="checkpoint", kinds=KINDS)
 def bf16(work: Work) -> None:
     """Weights as bfloat16: half the size, fp32's range, 8 bits of precision."""
-    _halved(work, torch.bfloat16, "bf16")
+    _cast(work, torch.bfloat16, "bf16")
 
 
 @compressions.register("fp16", gives="checkpoint", kinds=KINDS)
 def fp16(work: Work) -> None:
     """Weights as float16: half the size, 11 bits of precision; a weight beyond 65504 is an error."""
-    _halved(work, torch.float16, "fp16")
+    _cast(work, torch.float16, "fp16")
 
 
-def _halved(work: Work, dtype: torch.dtype, method: str) -> None:
+def _cast(work: Work, dtype: torch.dtype, method: str) -> None:
     state = work.model.state_dict()
     halved = {k: v.to(dtype) if v.dtype == torch.float32 else v for k, v in state.items()}
     lost = [k for k, v in halved.items() if not bool(torch.isfinite(v).all()) and bool(torch.isfinite(state[k]).all())]
@@ -46,7 +46,7 @@ def int8_weights(work: Work) -> None:
     with quiet():  # its import warns
         from torchao.quantization import Int8WeightOnlyConfig
 
-    _packed(work, lambda columns: Int8WeightOnlyConfig(), {"method": "int8-weights", "final": True})
+    _quantize(work, lambda columns: Int8WeightOnlyConfig(), {"method": "int8-weights", "final": True})
 
 
 @compressions.register("int4-weights", gives="checkpoint", kinds=KINDS, needs=("torchao",), extra="compress")
@@ -57,16 +57,16 @@ def int4_weights(work: Work, *, group_size: Group = 32) -> None:
         from torchao.quantization.granularity import PerGroup
 
     def config(columns: int) -> Any:
-        """With the largest groups that fill a row; None where only tiny ones do."""
+        """With the largest group size that divides a row; None if it is below 8."""
         fits = [n for n in range(8, group_size + 1) if columns % n == 0]
         four: Any = torch.int4  # type: ignore[attr-defined]
         return IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(fits[-1])) if fits else None
 
-    _packed(work, config, {"method": "int4-weights", "final": True, "group_size": group_size})
+    _quantize(work, config, {"method": "int4-weights", "final": True, "group_size": group_size})
 
 
-def _packed(work: Work, config: Callable[[int], Any], how: dict[str, Any]) -> None:
-    """Each weight as torchao rounds it under the config for rows of its length; without one it stays fp32."""
+def _quantize(work: Work, config: Callable[[int], Any], how: dict[str, Any]) -> None:
+    """Quantize each weight with torchao's config for its row length; without a config it stays fp32."""
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
     chosen = {f"{name}.weight".lstrip(".") for name, m in work.model.named_modules() if isinstance(m, layers)}
     stored: dict[str, Tensor] = {}
@@ -77,13 +77,13 @@ def _packed(work: Work, config: Callable[[int], Any], how: dict[str, Any]) -> No
             stored[key] = value
             continue
         if value.data_ptr() not in parts:
-            parts[value.data_ptr()] = pack(*_rounded(value.flatten(1), rounding), value.shape)
+            parts[value.data_ptr()] = pack(*_round(value.flatten(1), rounding), value.shape)
         stored |= {key + end: part for end, part in parts[value.data_ptr()].items()}
     work.write(stored, how)
 
 
-def _rounded(weight: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """Whole numbers (O,I) int8 and their scales (O,G), symmetric around zero, of `weight` (O,I)."""
+def _round(weight: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """Round `weight` (O,I) to int8 numbers (O,I) with scales (O,G), symmetric around zero."""
     from torchao.quantization import quantize_
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -1,8 +1,8 @@
-"""What a compression method is given, and how it opens, writes and trains: shared by all of them.
+"""What all compression methods share: their input, and how they load, write and train.
 
-A method is a function of a :class:`Work` that makes the artefact at ``work.out``: a checkpoint (``gives="checkpoint"``
+A method is a function of a :class:`Work` that writes the artifact at ``work.out``: a checkpoint (``gives="checkpoint"``
 in its registration) or an export folder (``gives="export"``). Its keyword-only parameters are its options. Calibration
-and training read the train split, choices the validation split, and nothing here reads the test split.
+and training use the train split, choices use the validation split, and nothing here reads the test split.
 
 Shapes: B batch.
 """
@@ -35,14 +35,14 @@ from bigmodel_cli.engine.training.session import train
 from bigmodel_cli.export.subject import Subject
 
 Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
-"""Opens a display of training, which takes a run's events."""
+"""Opens a progress display, which receives a training run's events."""
 
 
 @dataclass
 class Data:
-    """The train and val splits of the data that a checkpoint remembers, loaded once for a whole search.
+    """The train and val splits recorded in a checkpoint, loaded once for a whole search.
 
-    `spec` is the checkpoint's: text is cut into its tokens.
+    `spec` is the checkpoint's, so that text uses its tokenizer.
     """
 
     recipe: Recipe
@@ -57,7 +57,7 @@ class Data:
         return train_and_val(self.bundle, self.recipe.data)
 
     def task(self, trained: Trained) -> Any:
-        """The task of `trained` on this data, whose classes may stand in another order."""
+        """The task of `trained` on this data, whose classes may be in another order."""
         return trained.task.for_data(self.bundle.spec)
 
     @property
@@ -69,7 +69,7 @@ class Data:
         return self.splits[1]
 
     def spread(self, source: Source, count: int) -> Iterator[Batch]:
-        """`count` samples of `source` in batches of 64, evenly over all of it: files are often sorted by class."""
+        """`count` samples spread evenly over `source`, in batches of 64; data is often sorted by class."""
         chosen = torch.linspace(0, len(source) - 1, min(count, len(source))).round().long()
         return (source.gather(part) for part in chosen.split(64))
 
@@ -80,10 +80,10 @@ class Work:
 
     Args:
         trained: the checkpoint, its model on the CPU in fp32 and eval mode.
-        recipe: what it remembers, under the flags that were given.
+        recipe: the checkpoint's recipe, overridden by the given flags.
         data: its splits.
-        out: where the artefact goes: a checkpoint's file, or an export's folder.
-        events: how training is shown.
+        out: where the artifact goes: a checkpoint file, or an export folder.
+        events: displays training.
     """
 
     trained: Trained
@@ -97,7 +97,7 @@ class Work:
         return self.trained.model
 
     def example(self) -> tuple[Tensor, ...]:
-        """Two prepared training samples, as the model's inputs: tracers take a batch of one for a constant."""
+        """Two training samples as the model's inputs, since tracers treat a batch of one as a constant."""
         return next(self.calibration(2))
 
     def calibration(self, count: int) -> Iterator[tuple[Tensor, ...]]:
@@ -108,7 +108,7 @@ class Work:
             yield tuple(batch[name].contiguous() for name in task.inputs)
 
     def subject(self, how: Mapping[str, Any] | None = None, samples: int = 256) -> Subject:
-        """What an export is made of, and `samples` validation inputs to compare it on; `how` goes into export.json."""
+        """The subject of an export, with `samples` validation inputs for the proof; `how` goes into export.json."""
         data, about = self.data, self.trained.described()
         about["data"] = {"fingerprint": data.bundle.fingerprint, "validation samples": len(data.val)}
         if how:
@@ -116,17 +116,17 @@ class Work:
         return Subject(self.model, data.task(self.trained), list(data.spread(data.val, samples)), about)
 
     def write(self, tensors: Mapping[str, Tensor], how: Mapping[str, Any], recipe: Recipe | None = None) -> None:
-        """The checkpoint at `out`: `tensors` and what the source says of itself, without an optimizer's state."""
+        """Write a checkpoint of `tensors` to `out` with the source's metadata, without optimizer state."""
         write_checkpoint(self.out, self.trained, tensors, how, recipe)
 
     def train(self, start: Path, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
-        """Fine-tune the checkpoint `start` in `folder` under `changes` to the recipe; the best of it.
+        """Fine-tune the checkpoint `start` in `folder` with `changes` to the recipe, and return the best checkpoint.
 
-        A run that is there already goes on where it stopped, and one that was through is taken as it is.
+        An unfinished run is resumed, and a finished one is reused.
 
         Raises:
-            InterruptedRun: a signal came; everything is saved.
-            DivergedError: it diverged.
+            InterruptedRun: a signal arrived; everything is saved.
+            DivergedError: training diverged.
         """
         remembered = checkpoint.load(start)["meta"]["recipe"]
         kept = {k: remembered[k] for k in ("model", "loss", "augment")}
@@ -144,7 +144,7 @@ class Work:
             with self.events() as emit:
                 return train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit).best
         except InterruptedRun as error:
-            error.hint = "the same bigmodel compress again goes on from there"
+            error.hint = "run the same bigmodel compress again to resume"
             raise
 
 
@@ -155,7 +155,7 @@ def write_checkpoint(
     how: Mapping[str, Any],
     recipe: Recipe | None = None,
 ) -> None:
-    """An ordinary checkpoint of weights alone; `how` it was made is kept in its ``meta.compressed``."""
+    """Write an ordinary checkpoint of weights only; `how` it was made goes into ``meta.compressed``."""
     meta = dict(trained.meta)
     if recipe is not None:
         meta["recipe"] = recipe.to_dict()
@@ -169,17 +169,17 @@ def write_checkpoint(
     checkpoint.save(path, state)
 
 
-def slim(path: Path, out: Path, how: Mapping[str, Any]) -> None:
-    """The checkpoint at `path` without what only a resume needs: the optimizer's state and the averages."""
+def strip_checkpoint(path: Path, out: Path, how: Mapping[str, Any]) -> None:
+    """Write the checkpoint at `path` to `out` without what only a resume needs: optimizer state and EMA."""
     trained = load_trained(path)
     write_checkpoint(out, trained, trained.model.state_dict(), how)
 
 
-def fitting(name: str, trained: Trained) -> Entry:
-    """The method called `name`, or the best of the family of that name that is installed.
+def select_method(name: str, trained: Trained) -> Entry:
+    """The method `name`, or the best installed method of the family `name`.
 
     Raises:
-        InputError: there is none, it is not for this kind of model, or the checkpoint was quantized already.
+        InputError: there is none, it does not suit this kind of model, or the checkpoint is already quantized.
         MachineError: it needs a package that is not installed.
     """
     members = family(name)
@@ -192,7 +192,7 @@ def fitting(name: str, trained: Trained) -> Entry:
     done = [step["method"] for step in trained.meta.get("compressed", []) if step.get("final")]
     if done:
         what = f"{trained.path}: already compressed by {done[0]}"
-        raise InputError(what, "expected the checkpoint it was made from", "each rounding would add to the last")
+        raise InputError(what, "expected the checkpoint it was made from", "rounding errors would add up")
     absent = missing(entry)
     if absent:
         what = f"--method {name} needs {', '.join(absent)}"
@@ -201,11 +201,11 @@ def fitting(name: str, trained: Trained) -> Entry:
 
 
 def family(name: str) -> list[Entry]:
-    """The methods registered with ``family=name``, the best by measurement first (their `rank`)."""
+    """The methods registered with ``family=name``, best first by their measured `rank`."""
     every = [compressions.get(n) for n in compressions.names()]
     return sorted((e for e in every if e.meta.get("family") == name), key=lambda e: e.meta["rank"])
 
 
 def missing(entry: Entry) -> list[str]:
-    """The packages that a method needs and that are not installed."""
+    """The required packages of a method that are not installed."""
     return [package for package in entry.meta.get("needs", ()) if importlib.util.find_spec(package) is None]

@@ -1,1 +1,1 @@
-"""Data sources: one file a source, one registered function a data set."""
+"""Data sources: one file per source, one registered function per data set."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from bigmodel_cli.core.sources import OrderedSource, VariableLengthSource
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.data.balance import Repeated, balanced_order
-from bigmodel_cli.data.thread_map import one_core_each
+from bigmodel_cli.data.thread_map import single_core_pool
 
 QUICK = 1e-3  # seconds: what takes less is done by the time a thread has been told of it
 SLACK = 1e-2  # seconds: by so much those that are quick else may be late together, before a thread is started for all
@@ -106,7 +106,7 @@ def gathered(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterat
             break
     else:
         return
-    with one_core_each(1, "gather") as pool:
+    with single_core_pool(1, "gather") as pool:
         pending = None
         for part in remaining:
             coming = pool.submit(source.gather, part)

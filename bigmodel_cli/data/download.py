@@ -1,4 +1,4 @@
-"""Downloads: HTTPS, a pinned checksum, a file that is whole or not there, and a quick no without a network."""
+"""Downloads over HTTPS with pinned checksums. Files appear atomically, and a missing network fails fast."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from urllib.parse import urlsplit
 from bigmodel_cli.core.errors import InputError, MachineError
 
 ATTEMPTS = 3
-PATIENCE = 8.0  # seconds without a first byte until we give up, over all mirrors and attempts
+TIMEOUT = 8.0  # seconds to wait for a first byte, over all mirrors and attempts
 BLOCK = 1 << 16
 
 on_progress: list[Callable[[str, int, int | None], None]] = []
-"""Listeners, called with (file name, bytes so far, bytes in all or None): the console adds its bar here."""
+"""Callbacks (file name, bytes so far, total bytes or None); the console adds its progress bar here."""
 
 
 def download(
     addresses: Sequence[str], path: Path, *, what: str, sha256: str, hint: str | None = None, most: int | None = None
 ) -> Path:
-    """Fetch the first of `addresses` that answers into `path`, which appears only when its SHA-256 begins so.
+    """Download `path` from the first of `addresses` that responds. The file's SHA-256 must start with `sha256`.
 
-    ``BIGMODEL_MIRROR`` is asked first where it is set: a folder with the same file
-    names, which may be on the local network (plain HTTP from 127.0.0.1 alone). A file of more than
-    `most` bytes is not fetched.
+    If set, ``BIGMODEL_MIRROR`` replaces the addresses: the URL of a folder with the same file names,
+    over HTTPS, or plain HTTP on this machine. Files of more than `most` bytes are refused.
 
     Raises:
-        MachineError: no address could be reached, none gave the whole file with its
-            checksum, or the folder cannot be written.
-        InputError: BIGMODEL_MIRROR is plain HTTP elsewhere.
+        MachineError: no address could be reached, none served the complete file with its
+            checksum, or the folder is not writable.
+        InputError: BIGMODEL_MIRROR is plain HTTP on another machine.
     """
     mirror = os.environ.get("BIGMODEL_MIRROR")
     candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else [a for a in addresses if _is_safe(a)]
@@ -49,11 +48,11 @@ def download(
     for attempt in range(ATTEMPTS):
         for address in candidates:
             try:
-                left = max(PATIENCE - (time.monotonic() - started), 0.5)
-                return _fetch(_allowed(address), path, sha256, left, most)
+                left = max(TIMEOUT - (time.monotonic() - started), 0.5)
+                return _fetch(_check_safe(address), path, sha256, left, most)
             except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
-            if time.monotonic() - started > PATIENCE:
+            if time.monotonic() - started > TIMEOUT:
                 break
         else:
             time.sleep(0.2 * 2**attempt)
@@ -70,40 +69,40 @@ def _is_safe(address: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"))
 
 
-def _allowed(address: str) -> str:
+def _check_safe(address: str) -> str:
     if not _is_safe(address):
         raise InputError(f"{address}: refused", "expected https")
     return address
 
 
-def answer(address: str, seconds: float) -> Any:
+def open_url(address: str, seconds: float) -> Any:
     """The open response, or OSError after `seconds`.
 
-    A thread asks: looking up a name has no timeout, and each of its addresses gets its own.
+    The request runs in a thread: DNS lookup has no timeout, and urlopen's applies to each resolved address.
     """
-    answers: queue.Queue[Any] = queue.Queue()
+    results: queue.Queue[Any] = queue.Queue()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            answers.put(urllib.request.urlopen(address, timeout=PATIENCE))
+            results.put(urllib.request.urlopen(address, timeout=TIMEOUT))
         except (OSError, http.client.HTTPException) as error:
-            answers.put(error)
+            results.put(error)
 
-    threading.Thread(target=ask, name="download", daemon=True).start()
+    threading.Thread(target=request, name="download", daemon=True).start()
     try:
-        found = answers.get(timeout=seconds)
+        result = results.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer in {seconds:.0f} s") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _fetch(address: str, path: Path, checksum: str, patience: float, most: int | None = None) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     total = hashlib.sha256()
     try:
-        with answer(address, patience) as reply, temporary.open("wb") as file:
+        with open_url(address, patience) as reply, temporary.open("wb") as file:
             length = reply.headers.get("Content-Length")
             expected, done = int(length) if length else None, 0
             while block := reply.read(BLOCK):
@@ -119,7 +118,7 @@ def _fetch(address: str, path: Path, checksum: str, patience: float, most: int |
             file.flush()
             os.fsync(file.fileno())
         if not total.hexdigest().startswith(checksum):
-            # The next mirror's turn.
+            # Try the next mirror.
             raise ConnectionError(f"{path.name} has SHA-256 {total.hexdigest()}, expected {checksum}")
         temporary.replace(path)
     finally:
@@ -127,15 +126,15 @@ def _fetch(address: str, path: Path, checksum: str, patience: float, most: int |
     return path
 
 
-def read_address(address: str, most: int) -> bytes:
-    """What is at `address`, at most so many bytes.
+def read_url(address: str, most: int) -> bytes:
+    """The content at `address`, of at most `most` bytes.
 
     Raises:
         MachineError: it cannot be reached.
-        InputError: it is plain HTTP elsewhere than on this machine, or larger.
+        InputError: it is plain HTTP on another machine, or larger.
     """
     try:
-        with answer(_allowed(address), PATIENCE) as reply:
+        with open_url(_check_safe(address), TIMEOUT) as reply:
             found = reply.read(most + 1)
     except (OSError, http.client.HTTPException) as error:
         raise MachineError(f"{address}: {getattr(error, 'reason', error)}", hint="is the server up?") from None

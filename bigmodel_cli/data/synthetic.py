@@ -1,4 +1,4 @@
-"""Made-up data of any size: for plans and speed, where only shapes count. Nothing is stored; nothing can be learned."""
+"""Synthetic data of any size, for planning and benchmarks, where only shapes matter. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bigmodel_cli.core.special_tokens import SPECIALS
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec, SampleKey, TextSpec
 from bigmodel_cli.data.text.windows import Context
 
-Count = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """`count` windows of 2 x `context` token ids, each a function of its index alone."""
+    """`count` windows of 2 x `context` token ids, each determined by its index."""
 
     count: int
     context: int
@@ -42,7 +42,7 @@ class RandomTokens:
 
 @dataclass(frozen=True)
 class RandomImages:
-    """`count` images (C,side,side) uint8 of noise with a label each, a function of the index alone."""
+    """`count` labelled noise images (C,side,side) uint8, each determined by its index."""
 
     count: int
     channels: int
@@ -92,7 +92,7 @@ def synthetic_images(
     size: Annotated[int, Field(ge=8, le=2048)] = 224,
     channels: Annotated[int, Field(ge=1, le=16)] = 3,
     classes: Annotated[int, Field(ge=2, le=1 << 16)] = 1000,
-    count: Annotated[int, Field(gt=0, description="in the train split; default ImageNet's")] = 1_281_167,
+    count: Annotated[int, Field(gt=0, description="in the train split; ImageNet's by default")] = 1_281_167,
 ) -> DataBundle:
     """Random images, as many as you ask for: for `plan` and speed measurements, without a file."""
     spec = ImageSpec(channels, size, size, tuple(f"class{i}" for i in range(classes)))

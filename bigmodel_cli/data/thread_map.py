@@ -1,4 +1,4 @@
-"""Work on many images at once, in threads: what decodes them lets go of Python's lock."""
+"""Decode many images in parallel threads; the decoders release the GIL."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-TASK = 16  # images handed to a thread at once
-AHEAD = 128  # tasks that wait for a thread
-REPORT = 0.1  # seconds between two reports of progress
+CHUNK = 16  # images per task
+MAX_PENDING = 128  # tasks that may wait for a thread
+REPORT_EVERY = 0.1  # seconds between two progress reports
 Progress = Callable[[str, int, int], None]
-"""(what, done, in all), called from the thread that asked for the images; it may raise to stop the decoding."""
+"""(what, done, total), called from the thread that requested the images; it may raise to stop decoding."""
 
 _listeners: list[Progress] = []
 
 
 @contextlib.contextmanager
-def listening(listener: Progress) -> Iterator[None]:
-    """`listener` hears of decoding while the block runs."""
+def progress_listener(listener: Progress) -> Iterator[None]:
+    """Call `listener` with decoding progress while the block runs."""
     _listeners.append(listener)
     try:
         yield
@@ -29,69 +29,69 @@ def listening(listener: Progress) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(what: str, done: int, total: int) -> None:
-    """Report progress to whoever listens."""
+def report_progress(what: str, done: int, total: int) -> None:
+    """Report progress to all listeners."""
     for listener in _listeners:
         listener(what, done, total)
 
 
-def for_each(what: str, count: int, do: Callable[[int], object]) -> None:
-    """`do` 0 to `count` - 1 in parallel, and tell the listeners; the first failure in order is raised."""
+def for_each(what: str, count: int, function: Callable[[int], object]) -> None:
+    """Call `function` on 0 to `count` - 1 in parallel and report progress; the first failure in order is raised."""
 
     def run(part: range) -> None:
         for index in part:
-            do(index)
+            function(index)
 
     reported = time.monotonic()
-    with decoders() as pool:
+    with decoder_pool() as pool:
         try:
-            for done in _in_turn(pool, run, count):
-                if time.monotonic() - reported > REPORT or done == count:
+            for done in _run_in_order(pool, run, count):
+                if time.monotonic() - reported > REPORT_EVERY or done == count:
                     reported = time.monotonic()
-                    tell(what, done, count)
+                    report_progress(what, done, count)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _in_turn(pool: ThreadPoolExecutor, run: Callable[[range], None], count: int) -> Iterator[int]:
-    """`run` 0 to `count` - 1 in tasks of several, since handing over a small image takes longer than decoding it.
+def _run_in_order(pool: ThreadPoolExecutor, run: Callable[[range], None], count: int) -> Iterator[int]:
+    """Submit 0 to `count` - 1 in chunks, since submitting a small image takes longer than decoding it.
 
-    Gives how many are done, in order, with never more than AHEAD tasks waiting.
+    Yields how many are done, in order, with at most MAX_PENDING tasks waiting.
     """
     pending: deque[tuple[int, Future[None]]] = deque()
-    for start in range(0, count, TASK):
-        stop = min(start + TASK, count)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
         pending.append((stop, pool.submit(run, range(start, stop))))
-        while len(pending) > AHEAD or (stop == count and pending):
+        while len(pending) > MAX_PENDING or (stop == count and pending):
             done, future = pending.popleft()
             future.result()
             yield done
 
 
-def decoders() -> ThreadPoolExecutor:
-    """A thread a core."""
+def decoder_pool() -> ThreadPoolExecutor:
+    """A pool with one thread per core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return one_core_each(cores, "decode")
+    return single_core_pool(cores, "decode")
 
 
-def one_core_each(count: int, name: str) -> ThreadPoolExecutor:
-    """`count` threads, each of which uses one core.
+def single_core_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """A pool of `count` threads that each use one core.
 
-    torch would start a team of OpenMP threads in every one of them. More of those than there are cores, and libgomp
-    has them all sleep between two operations instead of waiting: training then runs at two thirds of its speed.
+    By default, torch starts a team of OpenMP threads in each of them. With more threads than cores, libgomp makes
+    them all sleep between operations instead of spinning, and training runs at two thirds of its speed.
     """
-    import torch  # which nothing else here needs, and who only listens does not wait for
+    import torch  # here, so that importing this module for progress alone stays fast
 
-    def begin() -> None:
-        torch.get_num_threads()  # a thread takes over the number of all when it first asks, or first computes
+    def initialise() -> None:
+        torch.get_num_threads()  # a thread adopts the global number when it first asks, or first computes
         torch.set_num_threads(1)
 
     threads = torch.get_num_threads()
     started = threading.Barrier(count + 1)
-    pool = ThreadPoolExecutor(count, name, initializer=begin)
+    pool = ThreadPoolExecutor(count, name, initializer=initialise)
     for _ in range(count):
         pool.submit(started.wait)
     started.wait()
-    torch.set_num_threads(threads)  # what the workers set is also the default of threads that start later
+    torch.set_num_threads(threads)  # the workers' setting also became the default for later threads
     return pool

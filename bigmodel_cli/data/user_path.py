@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bigmodel_cli.core.registry import data
 
-PLAIN = (".txt", ".text", ".md")
-LINES = (".jsonl", ".ndjson")
+PLAIN_TEXT = (".txt", ".text", ".md")
+JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
 ROW_BYTES = 1 << 24  # of the first row that are looked at
 
@@ -51,12 +51,12 @@ class UserPath:
     @functools.cached_property
     def columns(self) -> frozenset[str]:
         """The names in the first row of a table or of JSON lines; none for any other file."""
-        if self.is_dir or self.suffix not in (*LINES, *TABLES):
+        if self.is_dir or self.suffix not in (*JSON_LINES, *TABLES):
             return frozenset()
         try:
             with self.path.open(encoding="utf-8-sig", errors="replace") as file:
                 first = file.readline(ROW_BYTES)
-            if self.suffix in LINES:
+            if self.suffix in JSON_LINES:
                 return frozenset(json.loads(first))
             return frozenset(first.rstrip("\r\n").split(TABLES[self.suffix]))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -67,7 +67,7 @@ def rows_with(*choices: tuple[str, ...], sure: float, tables: bool = False) -> R
     """What reads JSON lines, and with `tables` tables too, whose rows have all the columns of one of `choices`."""
 
     def reads(given: UserPath) -> float:
-        if given.suffix not in LINES and not (tables and given.suffix in TABLES):
+        if given.suffix not in JSON_LINES and not (tables and given.suffix in TABLES):
             return 0
         return sure * any(given.columns.issuperset(names) for names in choices)
 

@@ -1,4 +1,4 @@
-"""AOTInductor: the model compiled to machine code of this kind of processor; torch runs it, this project does not."""
+"""AOTInductor: the model compiled to machine code for this kind of processor, to run with torch alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run, first_line
-from bigmodel_cli.export.runtime import Runtime, by_torch
+from bigmodel_cli.export.runtime import Runtime, run_with_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,11 +25,11 @@ with torch.no_grad():
 
 
 def run_aoti(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The package at `path`, which is native code: of a stranger's it does what the stranger wants."""
+    """Load the package at `path`. It is native code, so it must come from a trusted source."""
     import torch
     import torch._inductor
 
-    return by_torch(torch._inductor.aoti_load_package(str(path)))
+    return run_with_torch(torch._inductor.aoti_load_package(str(path)))
 
 
 @exports.register(suffix=".pt2", run=run_aoti, runtime=RUNTIME)
@@ -44,7 +44,7 @@ def aoti(
     """Compiled ahead of time for this kind of CPU (AOTInductor); runs from C++ or torch.
 
     Args:
-        freezing: the weights become constants, which the kernels are laid out for.
+        freezing: make the weights constants, which kernels can be specialized for.
 
     Raises:
         MachineError: there is no C++ compiler.
@@ -52,9 +52,9 @@ def aoti(
     import torch
     import torch._inductor
 
-    from bigmodel_cli.export.shapes import free
+    from bigmodel_cli.export.shapes import dynamic_shapes
 
-    program = torch.export.export(model, example, dynamic_shapes=free(model, example))
+    program = torch.export.export(model, example, dynamic_shapes=dynamic_shapes(model, example))
     try:
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs={"freezing": freezing}

@@ -1,4 +1,4 @@
-"""How an export's answers differ from its source's. Shapes: B batch, K classes; a language model has (B,T,K)."""
+"""Compare the outputs of an export with its source's. Shapes: B batch, K classes; (B,T,K) for language models."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bigmodel_cli.export.folder import Run
 if TYPE_CHECKING:
     from numpy import ndarray
 
-SIZES = (1, 3)
-"""Batch sizes that are tried beside those of the inputs."""
+EXTRA_BATCH_SIZES = (1, 3)
+"""Batch sizes to try in addition to that of the inputs."""
 RESAMPLES = 1000
 
 Sums = dict[str, float]
-"""A sample's, as the task's `evaluate` gives them."""
+"""A sample's metric sums, from the task's `evaluate`."""
 
 
 @dataclass
 class Differences:
     """Absolute differences of the logits.
 
-    `largest` is over every logit of every batch, the extra batch sizes included; the
-    mean and the share of equal top-1 answers count each input once.
+    `largest` covers every logit of every batch, including the extra batch sizes. The mean
+    and the fraction of equal top-1 predictions count each input once.
     """
 
     inputs: int = 0
@@ -50,10 +50,10 @@ class Differences:
         return self._equal / max(self._answers, 1)
 
     def add(self, ours: Tensor, theirs: Tensor, once: bool) -> None:
-        """Two answers to the same batch.
+        """Add the logits of both for the same batch.
 
         Raises:
-            ValueError: the shapes differ, which a subtraction might hide by broadcasting.
+            ValueError: the shapes differ, which broadcasting could hide.
         """
         if ours.shape != theirs.shape:
             raise ValueError(f"a batch of {len(ours)} gives {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
@@ -69,10 +69,10 @@ class Differences:
             self._answers += same.numel()
 
 
-def compared(
+def compare(
     model: nn.Module, run: Run, task: Task, prepared: Sequence[Batch], given: Sequence[tuple[ndarray, ...]]
 ) -> Differences:
-    """`model` on the `prepared` batches beside the export on what is `given` it for each: the same, or raw pixels."""
+    """Compare `model` on the `prepared` batches with the export on its `given` inputs: the same, or raw pixels."""
     found = Differences()
     with torch.inference_mode():
         for batch, arrays in zip(prepared, given, strict=True):
@@ -82,14 +82,14 @@ def compared(
             found.ours += _sums(task, ours, batch)
             found.theirs += _sums(task, theirs, batch)
         first = tuple(prepared[0][name] for name in task.inputs)
-        for few, arrays in zip(_others(first), _others(given[0]), strict=True):
-            found.add(model(*few).float(), torch.from_numpy(run(*arrays)).float(), once=False)
+        for tensors, arrays in zip(_other_shapes(first), _other_shapes(given[0]), strict=True):
+            found.add(model(*tensors).float(), torch.from_numpy(run(*arrays)).float(), once=False)
     return found
 
 
-def _others(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Other batch sizes, and of tokens (B,T) another length: what was baked into the file fails on one of them."""
-    found = [tuple(x[:size] for x in inputs) for size in SIZES]
+def _other_shapes(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Other batch sizes, and another length for tokens (B,T), to catch shapes baked into the file."""
+    found = [tuple(x[:size] for x in inputs) for size in EXTRA_BATCH_SIZES]
     if any(x.ndim == 2 for x in inputs):
         found.append(tuple(x[:, : max(x.shape[1] // 2, 1)] if x.ndim == 2 else x for x in inputs))
     return found
@@ -98,10 +98,10 @@ def _others(inputs: Sequence[Any]) -> list[tuple[Any, ...]]:
 def _sums(task: Task, logits: Tensor, batch: Batch) -> list[Sums]:
     """Each sample's sums, from the logits that are there already."""
     samples = [({k: v[i : i + 1] for k, v in batch.items()}, logits[i : i + 1]) for i in range(len(logits))]
-    return [{k: float(v) for k, v in task.evaluate(Answered(one), part).items()} for part, one in samples]
+    return [{k: float(v) for k, v in task.evaluate(PrecomputedModel(one), part).items()} for part, one in samples]
 
 
-def figures(task: Task, sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
+def bootstrap_metrics(task: Task, sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
     """The task's metrics, each with its 95% percentile bootstrap interval over samples (Efron 1979)."""
 
     def metrics(chosen: Sequence[Sums]) -> Mapping[str, float]:
@@ -118,13 +118,13 @@ def figures(task: Task, sums: Sequence[Sums]) -> dict[str, dict[str, float]]:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Stands in for a model that has answered already; with targets and a loss, as a language model is called."""
+class PrecomputedModel:
+    """A model that returns given logits; with targets and a loss, the per-token loss, like a language model."""
 
     logits: Tensor
 
     def __call__(self, *arguments: Any, document: Tensor | None = None) -> Tensor:
-        # An export knows of no documents: both sides have read the rows as a whole.
+        # An export has no document mask, so both sides were run without one.
         if not callable(loss := arguments[-1]) or isinstance(loss, Tensor):
             return self.logits
         targets = arguments[-2]

@@ -1,4 +1,4 @@
-"""Core ML: Apple's format. Its runtime is in macOS alone, so it is written, and proven, there."""
+"""Core ML: Apple's format. Its runtime exists only on macOS, so exporting and proving need a Mac."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, needed, saves_shards
+from bigmodel_cli.export.runtime import Runtime, import_packages, split_batches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,21 +27,21 @@ model = coremltools.models.MLModel(str(here / "model.mlpackage"))
 )
 
 
-def library() -> Any:
-    """The coremltools package, on a machine that can run what it writes.
+def import_coremltools() -> Any:
+    """Import coremltools, on a machine that can run what it writes.
 
     Raises:
-        MachineError: not macOS, or the package is not there.
+        MachineError: this is not macOS, or the package is not installed.
     """
     if sys.platform != "darwin":
-        what = "--format coreml: Core ML models run on macOS alone, so one made here could not be proven"
+        what = "--format coreml: Core ML models run only on macOS, so an export made here could not be proven"
         raise MachineError(what, hint="export on a Mac, or --format executorch, which phones run too")
-    return needed("coreml", "coremltools")[0]
+    return import_packages("coreml", "coremltools")[0]
 
 
 def run_coreml(path: Path, build: Callable[[], nn.Module]) -> Run:
     """The package at `path`, run on the CPU, which computes in fp32."""
-    package = library()
+    package = import_coremltools()
     model = package.models.MLModel(str(path), compute_units=package.ComputeUnit.CPU_ONLY)
     described = model.get_spec().description.input
     names = [given.name for given in described]
@@ -52,7 +52,7 @@ def run_coreml(path: Path, build: Callable[[], nn.Module]) -> Run:
         (logits,) = model.predict(dict(zip(names, inputs, strict=True))).values()
         return logits
 
-    return saves_shards(run, int(most))
+    return split_batches(run, int(most))
 
 
 @exports.register(suffix=".mlpackage", run=run_coreml, runtime=RUNTIME, sizes="fixed")
@@ -67,14 +67,14 @@ def coreml(
     """An ML program for iOS 17 and macOS 14 (.mlpackage), in fp32; written on macOS only.
 
     Args:
-        batch: the most samples a call.
+        batch: the maximum batch size.
     """
-    package = library()
+    package = import_coremltools()
     import torch
 
-    from bigmodel_cli.export.shapes import free
+    from bigmodel_cli.export.shapes import dynamic_shapes
 
-    program = torch.export.export(model, example, dynamic_shapes=free(model, example, batch))
+    program = torch.export.export(model, example, dynamic_shapes=dynamic_shapes(model, example, batch))
     converted = package.convert(
         program.run_decompositions({}),
         compute_precision=package.precision.FLOAT32,

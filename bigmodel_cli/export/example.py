@@ -1,4 +1,4 @@
-"""``example.py``: about thirty lines that run an export on one sample, with the runtime of its format alone."""
+"""``example.py``: about thirty lines that run an export on one sample, with only the runtime of its format."""
 
 from __future__ import annotations
 
@@ -74,10 +74,9 @@ def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> st
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
-    """Run the folder's example on a real sample, away from bigmodel (and torch, where the runtime needs none).
+    """Run the folder's example on a real sample, without access to bigmodel (or to torch, unless it is needed).
 
-    Returns its first answer and what it should have been; ``failed`` has a line where they differ.
-    None where there is no example.
+    Returns its top prediction; ``failed`` has a line if it differs from what was expected. None if there is no example.
     """
     if not (folder / layout.EXAMPLE).exists():
         return None
@@ -95,7 +94,7 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
 
 
 def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The lines ``12.3456%  class`` against the probabilities that were expected."""
+    """Compare the lines ``12.3456%  class`` with the expected probabilities."""
     said = [line.partition("%  ") for line in text.split("\n") if line.strip()]
     if not said:
         return {"answer": None, "failed": ["example.py said nothing"]}
@@ -109,7 +108,7 @@ def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[s
 
 
 def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> subprocess.CompletedProcess[str]:
-    """Python runs `script` where bigmodel cannot be imported, nor torch unless `torch_too`; nothing reports on it."""
+    """Run `script` in a Python that cannot import bigmodel, telemetry, or (unless `torch_too`) torch."""
     hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if torch_too else ["torch"])
     program = (
         f"import runpy, sys\nsys.modules.update(dict.fromkeys({json.dumps(hidden)}))\n"

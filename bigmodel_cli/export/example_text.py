@@ -1,4 +1,4 @@
-"""The parts of ``example.py`` that make tokens of a text, and what it should answer. Shapes: T tokens, K classes."""
+"""The parts of ``example.py`` that tokenize text, and the expected output. Shapes: T tokens, K classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LONGEST = 200
-"""Characters of the text that an example is tried with: it is an argument of a command."""
+"""Maximum characters of the text to try an example with, since it is a command-line argument."""
 HEAD = '''\
 """What this model says of a text: python example.py TEXT. Needs {needs}."""
 

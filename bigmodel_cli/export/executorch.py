@@ -1,4 +1,4 @@
-"""ExecuTorch: ``.pte`` for phones and small boards, its kernels from XNNPACK. Shapes: B batch."""
+"""ExecuTorch: ``.pte`` for phones and small boards, with XNNPACK kernels. Shapes: B batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, needed, saves_shards
+from bigmodel_cli.export.runtime import Runtime, import_packages, split_batches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,8 +25,8 @@ logits = model.execute([torch.from_numpy(x)])[0].numpy()""",
 
 
 def run_executorch(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The program at `path`, run by ExecuTorch's own runtime, a batch in parts of what its memory was planned for."""
-    (runtime,) = needed("executorch", "executorch.runtime")
+    """Run the program at `path` with ExecuTorch, splitting a batch to the size its memory was planned for."""
+    (runtime,) = import_packages("executorch", "executorch.runtime")
     import torch
 
     program = runtime.Runtime.get().load_program(path)  # must outlive its method
@@ -36,7 +36,7 @@ def run_executorch(path: Path, build: Callable[[], nn.Module]) -> Run:
     def run(*inputs: Any, program: Any = program) -> Any:
         return method.execute([torch.from_numpy(x) for x in inputs])[0].numpy().copy()
 
-    return saves_shards(run, most)
+    return split_batches(run, most)
 
 
 @exports.register(suffix=".pte", run=run_executorch, runtime=RUNTIME, sizes="fixed")
@@ -51,13 +51,15 @@ def executorch(
     """A program for phones and small boards (.pte), on the XNNPACK backend.
 
     Args:
-        batch: the most samples a call; the memory is planned for them.
+        batch: the maximum batch size, for which memory is planned.
     """
-    exir, xnnpack = needed("executorch", "executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    exir, xnnpack = import_packages(
+        "executorch", "executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner"
+    )
     import torch
 
-    from bigmodel_cli.export.shapes import free
+    from bigmodel_cli.export.shapes import dynamic_shapes
 
-    program = torch.export.export(model, example, dynamic_shapes=free(model, example, batch))
+    program = torch.export.export(model, example, dynamic_shapes=dynamic_shapes(model, example, batch))
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)

@@ -1,14 +1,14 @@
-"""An export is a folder: the model's file, what describes it, an example that runs it, and its proof.
+"""An export is a folder: the model file, its description, a runnable example, and a proof.
 
     model.<suffix>    the model; some formats have more files beside it
-    labels.json       the class names, in the order of the answers
+    labels.json       the class names, in the order of the logits
     preprocess.json   how a sample becomes the model's input, step by step
     export.json       what this is: format, architecture, input, recipe, checkpoint
-    proof.json        how it compared with its source, and the SHA-256 of each file of the model
-    example.py        runs it on one sample, with the format's runtime alone
-    MODEL_CARD.md     data, recipe, figures with intervals, limits, digests
+    proof.json        the comparison with its source, and the SHA-256 of each model file
+    example.py        runs it on one sample, with only the format's runtime
+    MODEL_CARD.md     data, recipe, metrics with intervals, limits, digests
 
-Reading and running one imports no torch where the format's runtime needs none.
+Reading and running an export imports torch only if the format's runtime needs it.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 MODEL, EXPORT, LABELS, PREPROCESS, PROOF = "model", "export.json", "labels.json", "preprocess.json", "proof.json"
 EXAMPLE, CARD = "example.py", "MODEL_CARD.md"
-MOST_JSON = 1 << 27  # bytes; a vocabulary is a few millions
+MAX_JSON_BYTES = 1 << 27  # a vocabulary takes a few million
 
 Run = Callable[..., "ndarray"]
-"""Input arrays to logits (B,K) float32. Inputs: prepared float32 images (B,C,H,W), or token ids (B,T) int64; where
-the preprocessing is in the graph, plain uint8 images (B,H,W,C)."""
+"""Input arrays to logits (B,K) float32. Inputs: preprocessed float32 images (B,C,H,W) or token ids (B,T) int64; with
+the preprocessing in the graph, raw uint8 images (B,H,W,C)."""
 
 
 def is_export(path: Path) -> bool:
-    """Whether `path` is a folder that ``bigmodel export`` wrote."""
+    """Whether `path` is a folder written by ``bigmodel export``."""
     return (path / EXPORT).is_file()
 
 
 @dataclass(frozen=True)
 class ExportFolder:
-    """An export as its JSON files describe it; nothing of the model is loaded before :meth:`open`.
+    """An export as described by its JSON files; the model itself is loaded by :meth:`open`.
 
     `about` is export.json: format, arch, arch_args, task, input (the spec), recipe, checkpoint,
     with_preprocessing.
@@ -61,7 +61,7 @@ class ExportFolder:
 
     @property
     def entry(self) -> Entry:
-        """The format: its `meta` has the suffix, the runtime and the packages it needs."""
+        """The format, whose `meta` has the suffix, the runtime and the packages it needs."""
         return exports.get(self.about["format"])
 
     @property
@@ -70,7 +70,7 @@ class ExportFolder:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the model's file; of the digests of all its files where it has several."""
+        """SHA-256 of the model file, or of the digests of all files if there are several."""
         files = self.files
         if len(files) == 1:
             return next(iter(files.values()))
@@ -78,10 +78,10 @@ class ExportFolder:
 
     @property
     def files(self) -> dict[str, str]:
-        """SHA-256 of each file of the model when it was proven, by its path in the folder.
+        """SHA-256 of each model file at the time of the proof, by its path in the folder.
 
         Raises:
-            InputError: the proof names none of the model itself.
+            InputError: the proof has no digest of the model itself.
         """
         files = self.proof.get("files")
         own = self.model.name  # a file, or a folder of files
@@ -91,12 +91,12 @@ class ExportFolder:
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether it takes plain uint8 images (B,H,W,C), the preparation being in the graph."""
+        """Whether it takes raw uint8 images (B,H,W,C), with the preprocessing in the graph."""
         return bool(self.about["with_preprocessing"])
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the plain images that it takes; None: any.
+        """Height and width of the raw images it takes; None: any.
 
         Raises:
             InputError: preprocess.json does not say it.
@@ -110,7 +110,7 @@ class ExportFolder:
 
     @functools.cached_property
     def spec(self) -> Any:
-        """What its inputs are: size, channels or vocabulary, classes."""
+        """The input spec: size and channels, or vocabulary; and the classes."""
         values = dict(self.about["input"])
         try:
             return spec_type(values.pop("kind")).from_dict(values)
@@ -118,10 +118,10 @@ class ExportFolder:
             raise InputError(f"{self.path / EXPORT}: no input described", hint="export it again") from None
 
     def verify(self) -> None:
-        """Hold the model's files to the digests in the proof.
+        """Check the model files against the digests in the proof.
 
         Raises:
-            InputError: one has changed since it was proven, or is missing, or was never proven.
+            InputError: a file has changed since the proof, is missing, or was never proven.
         """
         for name, digest in self.files.items():
             file = self.path / name
@@ -131,18 +131,18 @@ class ExportFolder:
                 raise InputError(f"{file}: not the file that was proven", hint="restore it, or export it again")
 
     def open(self) -> Run:
-        """The model, ready to run on the CPU with as many threads as torch has, any batch size.
+        """Load the model to run on the CPU, for any batch size, with as many threads as torch.
 
         Raises:
-            InputError: its files are not those that were proven.
+            InputError: its files do not match the proof.
             MachineError: the format needs a package that is not installed.
-            BigmodelError: the file does not run.
+            BigmodelError: the file does not load.
         """
         self.verify()
-        return opened(self.entry, self.model, self.build)
+        return load_model_file(self.entry, self.model, self.build)
 
     def build(self) -> nn.Module:
-        """The architecture with random weights, for formats that hold weights alone."""
+        """Build the architecture with random weights, for formats that hold only weights."""
         architecture = models.get(self.about["arch"])
         options = architecture.options(dict(self.about["arch_args"]), "model")
         model: nn.Module = architecture(self.spec, **options)
@@ -154,8 +154,8 @@ class ExportFolder:
         return model
 
 
-def opened(entry: Entry, file: Path, build: Callable[[], nn.Module]) -> Run:
-    """The model in `file`, run by the runtime of its format.
+def load_model_file(entry: Entry, file: Path, build: Callable[[], nn.Module]) -> Run:
+    """Load the model in `file` with the runtime of its format.
 
     Raises:
         BigmodelError: the file does not load.
@@ -164,15 +164,15 @@ def opened(entry: Entry, file: Path, build: Callable[[], nn.Module]) -> Run:
         return entry.meta["run"](file, build)  # type: ignore[no-any-return]
     except BigmodelError:
         raise
-    except Exception as error:  # runtimes raise kinds of their own, some of them straight from Exception
+    except Exception as error:  # runtimes raise their own types, some derived directly from Exception
         raise BigmodelError(f"{file}: the {entry.name} file does not load: {first_line(error)}") from error
 
 
 def read_folder(path: Path) -> ExportFolder:
-    """The export in the folder `path`.
+    """Read the export in the folder `path`.
 
     Raises:
-        InputError: it is none, or one of its JSON files is damaged.
+        InputError: it is not an export, or one of its JSON files is damaged.
     """
     if not is_export(path):
         what = f"{path}: not an export folder"
@@ -191,21 +191,21 @@ def read_folder(path: Path) -> ExportFolder:
 def _object(file: Path) -> dict[str, Any]:
     value = _json(file)
     if not isinstance(value, dict):
-        raise InputError(f"{file}: damaged", "expected an object")
+        raise InputError(f"{file}: damaged", "expected a JSON object")
     return value
 
 
 def _json(file: Path) -> Any:
     try:
-        if file.stat().st_size > MOST_JSON:
-            raise InputError(f"{file}: {file.stat().st_size} bytes", f"expected at most {MOST_JSON}")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(f"{file}: {file.stat().st_size} bytes", f"expected at most {MAX_JSON_BYTES}")
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read: {first_line(error)}", "export it again") from None
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that the format wrote, in order: all but what every export has."""
+    """The files written by the format, sorted: all but those that every export has."""
     ours = {LABELS, PREPROCESS, EXPORT, PROOF, EXAMPLE, CARD}
     found = sorted(p for p in folder.rglob("*") if p.is_file())
     return [p for p in found if p.parent != folder or p.name not in ours]
@@ -221,7 +221,7 @@ def digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what began it: exporters wrap the reason in pages of advice."""
+    """The first line of the root cause: exporters wrap it in pages of advice."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
-from bigmodel_cli.models.transformers_models import library
+from bigmodel_cli.models.transformers_models import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,10 @@ else:
 
 
 def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The folder around `path`, as ``transformers`` loads it from this disk, by its Auto classes."""
+    """Load the folder of `path` with transformers' Auto classes, from local files only."""
     import torch
 
-    transformers = library()
+    transformers = import_transformers()
     config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
     classifies = config.architectures[0].endswith("ForSequenceClassification")
     auto = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
@@ -65,16 +65,16 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     A gpt in GPT-2's layout becomes a ``GPT2LMHeadModel``, one in Llama's a ``LlamaForCausalLM``.
 
     Raises:
-        InputError: transformers has no architecture that computes what this model does.
+        InputError: transformers has no architecture equivalent to this model.
     """
     from bigmodel_cli.core.types import TextSpec
 
-    transformers = library()
+    transformers = import_transformers()
     about = carry["preprocess"]
     if "tokenizer" not in about:
         raise InputError(f"--format huggingface: {carry['arch']} takes no text", hint="--format onnx")
     spec = TextSpec(about["tokenizer"], tuple(about["vocabulary"]), about["context"])
-    theirs = _as_theirs(transformers, model, spec, carry)
+    theirs = _to_transformers(transformers, model, spec, carry)
     theirs.config.pad_token_id = (
         _special(spec, "<pad>") if theirs.config.pad_token_id is None else theirs.config.pad_token_id
     )
@@ -82,7 +82,7 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     _write_tokenizer(spec, path.parent, example[0])
 
 
-def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
+def _to_transformers(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, Any]) -> Any:
     """The model as one of transformers', with its weights."""
     from bigmodel_cli.models.gpt import GPT
     from bigmodel_cli.models.pretrained.gpt2 import to_gpt2
@@ -104,23 +104,23 @@ def _as_theirs(transformers: Any, model: nn.Module, spec: Any, carry: dict[str, 
     if model.position is not None and shape.norm == "layer" and shape.mlp != "swiglu" and shape.groups == shape.heads:
         config = transformers.GPT2Config(
             n_positions=model.context, n_embd=shape.width, n_layer=len(model.blocks), n_head=shape.heads,
-            n_inner=shape.inside, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
+            n_inner=shape.ffn_dim, layer_norm_epsilon=shape.eps, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
             activation_function="gelu_new" if shape.mlp == "gelu-tanh" else "gelu", attn_pdrop=shape.dropout, **shared,
         )  # fmt: skip
-        return _filled(transformers.GPT2LMHeadModel, config, to_gpt2(state, shape.heads))
+        return _with_weights(transformers.GPT2LMHeadModel, config, to_gpt2(state, shape.heads))
     if model.position is None and shape.norm == "rms" and shape.mlp == "swiglu":
         config = transformers.LlamaConfig(
-            hidden_size=shape.width, intermediate_size=shape.inside, num_hidden_layers=len(model.blocks),
+            hidden_size=shape.width, intermediate_size=shape.ffn_dim, num_hidden_layers=len(model.blocks),
             num_attention_heads=shape.heads, num_key_value_heads=shape.groups, max_position_embeddings=model.context,
             rms_norm_eps=shape.eps, attention_bias=shape.bias, mlp_bias=shape.bias, attention_dropout=shape.dropout,
-            rope_parameters={"rope_type": "default", "rope_theta": model.base}, **shared,
+            rope_parameters={"rope_type": "default", "rope_theta": model.rope_base}, **shared,
         )  # fmt: skip
-        return _filled(transformers.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
+        return _with_weights(transformers.LlamaForCausalLM, config, to_llama(state, shape.heads, shape.groups))
     what = "--format huggingface: neither GPT-2's layout (learned, layer, gelu) nor Llama's (rope, rms, swiglu)"
     raise InputError(what, hint="--format onnx, pt2 or safetensors")
 
 
-def _filled(kind: Any, config: Any, state: dict[str, torch.Tensor]) -> Any:
+def _with_weights(kind: Any, config: Any, state: dict[str, torch.Tensor]) -> Any:
     theirs = kind(config).eval()
     theirs.load_state_dict({k: v.contiguous() for k, v in state.items()})
     return theirs
@@ -133,10 +133,10 @@ def _special(spec: Any, name: str) -> int | None:
 
 
 def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
-    """The tokenizer's files, held against ours on the text of `tokens` (B,T).
+    """Write the tokenizer's files, and compare it with ours on the text of `tokens` (B,T).
 
     Raises:
-        BigmodelError: it cuts this text otherwise.
+        BigmodelError: it tokenizes this text differently.
     """
     from bigmodel_cli.core.tokenizer_json import tokenizer_config, tokenizer_json
     from bigmodel_cli.core.tokens import needed as text_extra
@@ -148,4 +148,4 @@ def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
     known, theirs = tokenizer(spec), text_extra("tokenizers").Tokenizer.from_str(text)
     sample = known.decode(tokens[0].tolist())
     if list(known.encode(sample)) != theirs.encode(sample, add_special_tokens=False).ids:
-        raise BigmodelError(f"the exported tokenizer cuts {sample[:40]!r} otherwise than ours")
+        raise BigmodelError(f"the exported tokenizer encodes {sample[:40]!r} differently from ours")

@@ -1,4 +1,4 @@
-"""LiteRT, once TensorFlow Lite: ``.tflite`` for phones and microcontrollers."""
+"""LiteRT, formerly TensorFlow Lite: ``.tflite`` for phones and microcontrollers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, needed, saves_shards, threads
+from bigmodel_cli.export.runtime import Runtime, import_packages, split_batches, threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +26,8 @@ logits = model.get_tensor(model.get_output_details()[0]["index"])""",
 
 
 def run_litert(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The file at `path`, run by LiteRT's interpreter, a sample a call: its shapes are fixed."""
-    (package,) = needed("litert", "ai_edge_litert.interpreter")
+    """Run the file at `path` with LiteRT, one sample per call because its shapes are fixed."""
+    (package,) = import_packages("litert", "ai_edge_litert.interpreter")
     model = package.Interpreter(model_path=str(path), num_threads=threads())
     model.allocate_tensors()
     places = sorted(model.get_input_details(), key=lambda given: given["name"])
@@ -39,11 +39,11 @@ def run_litert(path: Path, build: Callable[[], nn.Module]) -> Run:
         model.invoke()
         return model.get_tensor(answer)
 
-    return saves_shards(run, 1)
+    return split_batches(run, 1)
 
 
 @exports.register(suffix=".tflite", run=run_litert, runtime=RUNTIME, sizes="fixed")
 def litert(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """A FlatBuffer for phones and microcontrollers (.tflite), one sample per call."""
-    package, _ = needed("litert", "litert_torch", "ai_edge_litert.interpreter")
+    package, _ = import_packages("litert", "litert_torch", "ai_edge_litert.interpreter")
     package.convert(model, tuple(x[:1] for x in example)).export(str(path))

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a person must know of a model before using it (Mitchell et al. 2019)."""
+"""MODEL_CARD.md: what to know about a model before using it (Mitchell et al. 2019)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.export.folder import ExportFolder
 from bigmodel_cli.metrics.reading import format_interval, is_share
 
-MOST_CLASSES = 50
+MAX_CLASSES = 50
 
 HOW = ("method", "final")
-"""Keys of a step of compression that are not its options."""
+"""Keys of a compression step that are not its options."""
 
 
 def model_card(folder: ExportFolder) -> str:
-    """Markdown with the front matter that model hubs read; every figure is from the folder's own files."""
+    """Markdown with the front matter that model hubs read; every number comes from the folder's own files."""
     return "\n".join([*_front(folder), *_about(folder), *_figures(folder), *_limits(folder), *_recipe(folder)]) + "\n"
 
 
@@ -34,25 +34,25 @@ def _about(folder: ExportFolder) -> Iterator[str]:
     yield from (f"# {about['arch']} on {data['name']}", "")
     yield f"A model for {about['task'].replace('_', ' ')}, exported as {about['format']} by {about['made_by']}."
     if (folder.path / "example.py").exists():
-        yield "`example.py` runs it; `preprocess.json` says how its input is prepared."
+        yield "`example.py` runs it; `preprocess.json` describes how to prepare its input."
     for step in about.get("compressed", []):
         options = ", ".join(f"{key} {value}" for key, value in step.items() if key not in HOW)
-        yield f"Made smaller and quicker by `{step['method']}`" + (f" ({options})." if options else ".")
+        yield f"Compressed by `{step['method']}`" + (f" ({options})." if options else ".")
     yield from ("", "## Data", "", f"- data set: {data['name']}")
     if data.get("path"):
         yield f"- from: {Path(data['path']).name}"
     yield from (f"- {name}: {value}" for name, value in about.get("data", {}).items())
-    yield from (f"- {len(folder.labels)} classes: {_some(folder.labels)}",) if folder.labels else ()
+    yield from (f"- {len(folder.labels)} classes: {_first_labels(folder.labels)}",) if folder.labels else ()
 
 
-def _some(labels: tuple[str, ...]) -> str:
-    shown = ", ".join(json.dumps(label, ensure_ascii=False) for label in labels[:MOST_CLASSES])
-    return shown + (", ... (labels.json has all)" if len(labels) > MOST_CLASSES else "")
+def _first_labels(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(json.dumps(label, ensure_ascii=False) for label in labels[:MAX_CLASSES])
+    return shown + (", ... (labels.json has all)" if len(labels) > MAX_CLASSES else "")
 
 
 def _figures(folder: ExportFolder) -> Iterator[str]:
     proof = folder.proof
-    yield from ("", "## Figures", "", f"On {proof['inputs']} samples of the validation split, with 95% intervals:", "")
+    yield from ("", "## Metrics", "", f"On {proof['inputs']} samples of the validation split, with 95% intervals:", "")
     yield from ("| metric | checkpoint | this export |", "|---|---|---|")
     ours, theirs = (proof["metrics"][which] for which in ("checkpoint", "export"))
     for name in ours:
@@ -73,8 +73,8 @@ def _figures(folder: ExportFolder) -> Iterator[str]:
 def _limits(folder: ExportFolder) -> Iterator[str]:
     spec = folder.about["input"]
     yield from ("", "## Limits", "")
-    yield "- It knows its classes alone: anything else gets one of them too, perhaps with a high probability."
-    yield "- The figures hold for data like the validation split. The test split was not read for them."
+    yield "- It knows only its classes: any other input also gets one of them, possibly with high confidence."
+    yield "- The metrics hold for data like the validation split. The test split was not used for them."
     if spec["kind"] == "image":
         channels = "grey" if spec["channels"] == 1 else "colour"
         yield f"- It sees {spec['height']} x {spec['width']} pixels, {channels}; finer detail is lost."
@@ -86,7 +86,7 @@ def _recipe(folder: ExportFolder) -> Iterator[str]:
     import yaml
 
     recipe = {k: dict(v) for k, v in folder.about["recipe"].items()}
-    for key in ("dir", "path"):  # another machine's folders are nobody's business
+    for key in ("dir", "path"):  # do not publish local paths
         if recipe["data"].get(key):
             recipe["data"][key] = Path(recipe["data"][key]).name
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

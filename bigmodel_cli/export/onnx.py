@@ -1,4 +1,4 @@
-"""ONNX: the format that most runtimes read. Shapes: B batch, K classes."""
+"""ONNX: the format that most runtimes support. Shapes: B batch, K classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, needed, threads
+from bigmodel_cli.export.runtime import Runtime, import_packages, threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +26,8 @@ logits = session.run(None, {session.get_inputs()[0].name: x})[0]""",
 
 
 def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The file at `path`, run by onnxruntime on the CPU."""
-    (runtime,) = needed("onnx", "onnxruntime")
+    """Run the file at `path` with onnxruntime on the CPU."""
+    (runtime,) = import_packages("onnx", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads()
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -49,22 +49,22 @@ def onnx(
     Class names and preprocessing are in its metadata.
 
     Args:
-        opset: the ONNX operator set. 18 is what the exporter writes for, and older runtimes read it.
+        opset: the ONNX operator set. 18 is the exporter's native one, and older runtimes support it.
     """
-    library, _, _ = needed("onnx", "onnx", "onnxscript", "onnxruntime")
+    library, _, _ = import_packages("onnx", "onnx", "onnxscript", "onnxruntime")
     import torch
 
-    from bigmodel_cli.export.shapes import free, names
+    from bigmodel_cli.export.shapes import dynamic_shapes, input_names
 
     program = torch.onnx.export(
         model, example, dynamo=True, opset_version=opset, verbose=False, external_data=False,
-        input_names=names(model, example), output_names=["logits"], dynamic_shapes=free(model, example),
+        input_names=input_names(model, example), output_names=["logits"], dynamic_shapes=dynamic_shapes(model, example),
     )  # fmt: skip
     assert program is not None
     proto = program.model_proto
     for key, value in carry.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
-    # Saved by onnx itself: torch's own save writes weights to a second file beside it.
+    # Saved with onnx itself, since torch's own save puts the weights into a second file.
     library.save(proto, str(path))
     library.checker.check_model(str(path), full_check=True)

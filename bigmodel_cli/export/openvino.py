@@ -1,4 +1,4 @@
-"""OpenVINO: Intel's runtime, on its CPUs the quickest seen. Shapes: B batch."""
+"""OpenVINO: Intel's runtime, the fastest measured on its CPUs. Shapes: B batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, needed, threads
+from bigmodel_cli.export.runtime import Runtime, import_packages, threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,39 +25,39 @@ logits = model([x])[0]""",
 )
 
 
-def library() -> Any:
-    """The openvino package, without the part that reports each import to its makers."""
+def import_openvino() -> Any:
+    """Import openvino with its telemetry disabled."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return needed("openvino", "openvino")[0]
+    return import_packages("openvino", "openvino")[0]
 
 
 def run_openvino(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The model at `path`, in fp32 whatever the CPU has, on the CPU."""
+    """Run the model at `path` on the CPU, in fp32 even where bf16 is available."""
     hints = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads(),
     }
-    model = library().Core().compile_model(path, "CPU", hints)
+    model = import_openvino().Core().compile_model(path, "CPU", hints)
     return lambda *inputs: model(list(inputs))[0]
 
 
 @exports.register(suffix=".xml", run=run_openvino, runtime=RUNTIME)
 def openvino(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """OpenVINO IR (model.xml and model.bin) in fp32 with a dynamic batch (and text length)."""
-    package = library()
+    package = import_openvino()
     import torch
 
-    from bigmodel_cli.export.shapes import free, names
+    from bigmodel_cli.export.shapes import dynamic_shapes, input_names
 
-    shapes = free(model, example)
+    shapes = dynamic_shapes(model, example)
     converted = package.convert_model(torch.export.export(model, example, dynamic_shapes=shapes))
-    # The converter takes every size for unknown, and names of its own.
+    # The converter makes every dimension dynamic and chooses its own names.
     converted.reshape({
         i: package.PartialShape([-1 if d in shapes[i] else size for d, size in enumerate(x.shape)])
         for i, x in enumerate(example)
     })  # fmt: skip
-    for given, name in zip(converted.inputs, names(model, example), strict=True):
+    for given, name in zip(converted.inputs, input_names(model, example), strict=True):
         given.get_tensor().set_names({name})
     converted.outputs[0].get_tensor().set_names({"logits"})
     for key, value in carry.items():

@@ -1,8 +1,8 @@
-"""``--with-preprocessing``: resize, crop and normalisation as a part of the graph, which then takes plain images.
+"""``--with-preprocessing``: resize, crop and normalization inside the graph, which then takes raw images.
 
-The resize is written as two matrix products, since every format has those, for any size of
-image, where few have an antialiased resize. tests/export/test_export_pixels.py holds it
-against the task's own preparation. Shapes: B batch, H height, W width, C channels, K classes.
+The resize is written as two matrix products, which every format supports for any image size,
+whereas few have an antialiased resize. tests/export/test_export_pixels.py compares it with the
+task's own preprocessing. Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAYOUT = "NHWC uint8"
 
 
 class FromPixels(nn.Module):
-    """`model` behind its preparation: uint8 (B,H,W,C) of any H and W -> logits (B,K)."""
+    """`model` with its preprocessing: uint8 (B,H,W,C) of any H and W -> logits (B,K)."""
 
     mean: Tensor
     std: Tensor
@@ -41,7 +41,7 @@ class FromPixels(nn.Module):
             short = torch.minimum(height, width)
             tall = _resize(x, 2, height, torch.floor((height - short) / 2), short, spec.square)
             wide = _resize(x, 3, width, torch.floor((width - short) / 2), short, spec.square)
-            # Training resizes uint8, so to whole grey levels, first along the rows and then along the columns.
+            # Training resizes in uint8, which rounds to integers, first along the rows and then along the columns.
             x = (tall @ (x @ wide.transpose(0, 1)).round()).round()
             side = round(spec.square * spec.crop)
             start = (spec.square - side) // 2
@@ -57,15 +57,14 @@ class FromPixels(nn.Module):
 
 
 def _sides(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Height and width as tensors: numbers of the graph, whatever it is traced with."""
+    """Height and width as tensors, so that a tracer does not record them as constants."""
     return torch.ones_like(x[0, 0, :, 0]).sum(), torch.ones_like(x[0, 0, 0, :]).sum()
 
 
 def _resize(x: Tensor, dim: int, size: Tensor, start: Tensor, length: Tensor, out: int) -> Tensor:
-    """(out, size): the weights of an antialiased bilinear resize of the `length` places from `start` on.
+    """(out, size): the weights of an antialiased bilinear resize of the `length` pixels from `start` on.
 
-    A triangle around each output's centre, as wide as an output where that is more than a place
-    (Pillow's and torch's filter).
+    A triangle filter around each output pixel's centre, at least one input pixel wide (as in Pillow and torch).
     """
     place = torch.arange(x.shape[dim], dtype=torch.float32) + 0.5
     scale = length / out
@@ -76,14 +75,14 @@ def _resize(x: Tensor, dim: int, size: Tensor, start: Tensor, length: Tensor, ou
     return weight / weight.sum(1, keepdim=True)
 
 
-def images(raw: Batch, spec: Any) -> Tensor:
-    """The raw batch as plain images (B,H,W,C) uint8, in the model's channels.
+def to_pixels(raw: Batch, spec: Any) -> Tensor:
+    """The raw batch as images (B,H,W,C) uint8, with the model's number of channels.
 
     Raises:
-        InputError: the data has colour and the model does not see it, or they are no images.
+        InputError: the channels do not match, or the data is not images.
     """
     if not isinstance(spec, ImageSpec):
-        raise InputError("--with-preprocessing is for images", f"expected a model of images, not of {spec.kind}")
+        raise InputError("--with-preprocessing is for images", f"expected an image model, not {spec.kind}")
     x = raw["image"]
     if x.shape[1] == 1:
         x = x.expand(-1, spec.channels, -1, -1)
@@ -92,8 +91,8 @@ def images(raw: Batch, spec: Any) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def described(steps: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """preprocess.json where the steps are in the graph; `size` (H,W) where the format takes no other."""
+def describe_in_graph(steps: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """preprocess.json for preprocessing in the graph; `size` (H,W) if the format accepts only one."""
     outside = {key: steps[key] for key in ("mode", "transparency", "orientation")}
     inside = {key: value for key, value in steps.items() if key not in (*outside, "layout")}
     fixed = "any" if size is None else {"height": size[0], "width": size[1]}

@@ -1,4 +1,4 @@
-"""An export is only an export once it has answered like its source. Shapes: B batch, K classes."""
+"""Prove an export: it is published only if its outputs match its source's. Shapes: B batch, K classes."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports
 from bigmodel_cli.core.types import Task, finite
 from bigmodel_cli.export import folder as layout
-from bigmodel_cli.export.compare import Differences, compared, figures
+from bigmodel_cli.export.compare import Differences, bootstrap_metrics, compare
 from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
-from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.export.model_card import model_card
-from bigmodel_cli.export.pixels import images
-from bigmodel_cli.export.publish import check_target, draft, publish, unwritten
+from bigmodel_cli.export.pixels import to_pixels
+from bigmodel_cli.export.publish import check_target, draft, publish, write_error
 from bigmodel_cli.export.quiet import quiet
-from bigmodel_cli.export.resized_samples import other_sizes
+from bigmodel_cli.export.resized_samples import compare_other_sizes
 from bigmodel_cli.export.subject import Subject
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit for a format that computes in fp32."""
+"""Maximum difference of a logit for a format that computes in fp32."""
 
 Write = Callable[[nn.Module, tuple[Tensor, ...], Path, dict[str, Any]], object]
-"""Writes a model, traced on an example, to a path; the dictionary may go along (see `Subject.carry`)."""
+"""Writes a model, traced on an example, to a path, with optional metadata (see `Subject.carry`)."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the comparison of an export with its source found, on `inputs` real inputs.
+    """The result of comparing an export with its source on `inputs` real inputs.
 
     Args:
-        largest_difference: over every logit of every batch, extra batch sizes included.
-        equal_answers: the share of inputs whose top-1 answers are equal.
-        metrics: of the checkpoint and of the export, each figure with its 95% interval.
-        speed: by name and batch size, with the threads that both had.
+        largest_difference: over every logit of every batch, including extra batch sizes.
+        equal_answers: the fraction of inputs with equal top-1 predictions.
+        metrics: of the checkpoint and the export, each with its 95% interval.
+        speed: by name and batch size, with the number of threads.
         size: bytes of the checkpoint's weights, and of the export's files.
-        files: SHA-256 of each file of the model.
-        other_sizes: with the preprocessing in the graph, how images of other sizes compared.
-        example: what ``example.py`` said, where it answers; None where it is not for this kind of input.
+        files: SHA-256 of each model file.
+        other_sizes: with preprocessing in the graph, the comparison on images of other sizes.
+        example: the output of ``example.py``; None if there is none for this kind of input.
     """
 
     passed: bool
@@ -82,20 +82,20 @@ def prove(
     seconds: float = 1.0,
     write: Write | None = None,
 ) -> Proof:
-    """Write `subject` to the folder `out` in a format, and compare both on its real inputs.
+    """Export `subject` to the folder `out`, and compare both on its real inputs.
 
-    The folder gets its final name only when no logit differs by more than `tolerance`
-    and its example answers alike; otherwise what was there before stays as it was.
+    The folder gets its final name only if no logit differs by more than `tolerance` and its
+    example gives the same result. Otherwise whatever was at `out` is left unchanged.
 
     Args:
-        tolerance: the largest difference of a logit; None: the format's own, 1e-4 for fp32.
-        overwrite: an export that is there is replaced.
-        seconds: how long both are timed at each batch size.
-        write: writes the model's file instead of the format, which then only runs it.
+        tolerance: maximum difference of a logit; None: the format's own, 1e-4 for fp32.
+        overwrite: replace an existing export.
+        seconds: how long to time both at each batch size.
+        write: writes the model file in place of the format, which then only runs it.
 
     Raises:
-        InputError: there are no inputs, `out` cannot be taken, or the model cannot be written in this format.
-        MachineError: the format needs an extra that is not installed, or the folder cannot be written.
+        InputError: there are no inputs, `out` is not usable, or the model cannot be written in this format.
+        MachineError: the format needs an extra that is not installed, or the folder is not writable.
         BigmodelError: the model was written but does not run.
     """
     entry = exports.get(format_name)
@@ -104,7 +104,7 @@ def prove(
     if subject.pixels and not entry.meta["runtime"].answers:
         raise InputError(f"--with-preprocessing: {format_name} holds weights and no graph", hint="--format onnx")
     if subject.pixels:
-        images(subject.raw[0], subject.task.spec)  # says so where they are none
+        to_pixels(subject.raw[0], subject.task.spec)  # raises if they are not images
     check_target(out, overwrite)
     tolerance = entry.meta.get("tolerance", TOLERANCE) if tolerance is None else tolerance
     options = dict(options or {})
@@ -121,21 +121,21 @@ def prove(
 
 
 def _write(entry: Entry, write: Write, subject: Subject, new: Path, out: Path) -> float:
-    """The seconds it took."""
+    """Write the model file; returns the seconds it took."""
     clock = time.perf_counter()
     try:
         with torch.no_grad(), quiet():
             write(subject.graph(), subject.example(), new / (layout.MODEL + entry.meta["suffix"]), subject.carry())
     except OSError as error:
-        raise unwritten(out, error) from error
-    except (RuntimeError, ValueError) as error:  # the tracers' and serialisers' own errors are kinds of these
+        raise write_error(out, error) from error
+    except (RuntimeError, ValueError) as error:  # tracers and serializers raise subclasses of these
         what = f"the model cannot be written as {entry.name}: {first_line(error)}"
         raise InputError(what, hint="another --format") from error
     return time.perf_counter() - clock
 
 
 def _describe(entry: Entry, subject: Subject, new: Path, out: Path, options: Mapping[str, Any]) -> None:
-    """The folder's other files, all but the proof and what tells of it."""
+    """Write the folder's other files, except for the proof and the model card."""
     about = {
         "format": entry.name,
         "options": options,
@@ -157,18 +157,18 @@ def _proven(
     entry: Entry, subject: Subject, new: Path, out: Path, tolerance: float, seconds: float, written: float
 ) -> Proof:
     file = new / (layout.MODEL + entry.meta["suffix"])
-    run = layout.opened(entry, file, layout.read_folder(new).build)
+    run = layout.load_model_file(entry, file, layout.read_folder(new).build)
     given = [tuple(x.numpy() for x in inputs) for inputs in subject.given]
     try:
-        found = compared(subject.model, run, subject.task, subject.prepared, given)
-        sizes = other_sizes(subject, run) if subject.pixels and _any_size(entry) else None
-        speed = speeds({"checkpoint": (subject.model, subject.inputs[0]), "export": (run, given[0])}, seconds)
+        found = compare(subject.model, run, subject.task, subject.prepared, given)
+        sizes = compare_other_sizes(subject, run) if subject.pixels and _any_size(entry) else None
+        speed = measure_latency({"checkpoint": (subject.model, subject.inputs[0]), "export": (run, given[0])}, seconds)
     except BigmodelError:
         raise
-    except Exception as error:  # runtimes raise kinds of their own, some of them straight from Exception
+    except Exception as error:  # runtimes raise their own types, some derived directly from Exception
         raise BigmodelError(f"{out}: the {entry.name} file does not run: {first_line(error)}") from error
     failed = []
-    if not found.largest <= tolerance:  # a NaN is not
+    if not found.largest <= tolerance:  # also true for NaN
         failed.append(f"a logit differs by {found.largest:.3g}, more than {tolerance:g}")
     if sizes is not None and not sizes["largest_difference"] <= sizes["tolerance"]:
         apart = f"{sizes['largest_difference']:.3g}, more than {sizes['tolerance']:g}"
@@ -197,12 +197,12 @@ def _proven(
 
 
 def _any_size(entry: Entry) -> bool:
-    """Whether the format takes images of any size."""
+    """Whether the format accepts images of any size."""
     return entry.meta.get("sizes") != "fixed"
 
 
 def _metrics(task: Task, found: Differences) -> dict[str, Any]:
-    return {"checkpoint": figures(task, found.ours), "export": figures(task, found.theirs)}
+    return {"checkpoint": bootstrap_metrics(task, found.ours), "export": bootstrap_metrics(task, found.theirs)}
 
 
 def _json(value: Any) -> str:
@@ -213,4 +213,4 @@ def _text(file: Path, text: str, out: Path) -> None:
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise unwritten(out, error) from error
+        raise write_error(out, error) from error

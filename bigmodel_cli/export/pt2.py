@@ -1,4 +1,4 @@
-"""``.pt2``: torch.export's own file, which torch loads without this project."""
+"""``.pt2``: torch.export's own format, which torch loads without this project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, by_torch
+from bigmodel_cli.export.runtime import Runtime, run_with_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,10 +26,10 @@ logits = model(torch.from_numpy(x)).detach().numpy()""",
 
 
 def run_pt2(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The file at `path`, run by torch."""
+    """Run the file at `path` with torch."""
     import torch
 
-    return by_torch(torch.export.load(str(path)).module())
+    return run_with_torch(torch.export.load(str(path)).module())
 
 
 @exports.register(suffix=".pt2", run=run_pt2, runtime=RUNTIME)
@@ -40,10 +40,10 @@ def pt2(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[s
     """
     import torch
 
-    from bigmodel_cli.export.shapes import free
+    from bigmodel_cli.export.shapes import dynamic_shapes
 
-    program = torch.export.export(model, example, dynamic_shapes=free(model, example))
-    # Through memory: on a full disk torch's own file writer ends the process, from a destructor.
+    program = torch.export.export(model, example, dynamic_shapes=dynamic_shapes(model, example))
+    # Through memory: on a full disk, torch's own file writer aborts the process from a destructor.
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={CARRIED: json.dumps(carry)})
     path.write_bytes(buffer.getbuffer())

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all, and an old one that stays until the new one is."""
+"""Publish a folder atomically: the old one stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LEFT = re.compile(r"\..+\.(\d+)\.(new|old)")
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Hold what lies at `out` against what may be replaced.
+    """Check that `out` is free or may be replaced.
 
     Raises:
-        InputError: a file, a folder that is no export, or an export without `overwrite`.
+        InputError: it is a file, a folder that is not an export, or an export and `overwrite` is not set.
     """
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder", "expected one for --out")
@@ -28,24 +28,26 @@ def check_target(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not is_export(out):
-        raise InputError(f"{out}: the folder is not empty, and no export", "expected a new one", "give another --out")
+        raise InputError(
+            f"{out}: the folder is not empty, and not an export", "expected a new one", "give another --out"
+        )
     if not overwrite:
-        raise InputError(f"{out}: there is an export already", hint="--overwrite to replace it, or another --out")
+        raise InputError(f"{out}: an export already exists", hint="--overwrite to replace it, or another --out")
 
 
 @contextlib.contextmanager
 def draft(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, which the caller fills and hands to :func:`publish`; on leaving it is gone.
+    """A temporary folder beside `out`, for the caller to fill and pass to :func:`publish`; removed on exit.
 
     Raises:
-        MachineError: it cannot be made.
+        MachineError: it cannot be created.
     """
-    _clean(out.parent)
+    _remove_leftovers(out.parent)
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         folder.mkdir()
     except OSError as error:
-        raise unwritten(out, error) from error
+        raise write_error(out, error) from error
     try:
         yield folder
     finally:
@@ -53,17 +55,17 @@ def draft(out: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Make the durable contents of `folder` be `out`; what was there goes once the new one has its place.
+    """Sync `folder` to disk and rename it to `out`; the old folder is removed afterwards.
 
     Raises:
-        MachineError: the disk is full or cannot be written; the old one is back.
+        MachineError: the disk is full or not writable; the old folder is restored.
     """
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
         for path in [*folder.rglob("*"), folder]:
-            if path.is_file():  # safetensors writes files that only their owner may read
+            if path.is_file():  # safetensors writes files that are readable only by their owner
                 shutil.copymode(folder / LABELS, path)
-            _settle(path)
+            _fsync(path)
         if out.exists():
             out.rename(old)
         try:
@@ -72,14 +74,14 @@ def publish(folder: Path, out: Path) -> None:
             if old.exists():
                 old.rename(out)
             raise
-        _settle(out.parent)
+        _fsync(out.parent)
     except OSError as error:
-        raise unwritten(out, error) from error
+        raise write_error(out, error) from error
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _settle(path: Path) -> None:
-    """On the disk, whatever happens to the machine."""
+def _fsync(path: Path) -> None:
+    """Flush `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
@@ -88,8 +90,8 @@ def _settle(path: Path) -> None:
         os.close(descriptor)
 
 
-def _clean(parent: Path) -> None:
-    """Remove what a killed export left behind; an old export that had lost its name gets it back."""
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what a killed export left behind, and restore an old export that it had renamed."""
     for path in parent.glob(".*"):
         match = LEFT.fullmatch(path.name)
         if match is None or not path.is_dir() or _alive(int(match[1])):
@@ -111,8 +113,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def unwritten(out: Path, error: OSError) -> MachineError:
-    """The error of a write, with what is free on the disk."""
+def write_error(out: Path, error: OSError) -> MachineError:
+    """The error for a failed write, with the free disk space."""
     reason = error.strerror or str(error)
     free = shutil.disk_usage(out.parent).free
     return MachineError(f"{out}: cannot write: {reason}; {free} bytes free", hint="give another --out")

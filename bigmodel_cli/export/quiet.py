@@ -1,4 +1,4 @@
-"""Tracers and exporters report their stages, and print whole graphs when they fail; ours is one line."""
+"""Silence tracers and exporters, which log their stages and print whole graphs when they fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No log record, warning or print gets out; errors still come as exceptions."""
+    """Suppress all logging, warnings and prints inside; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     hidden = io.StringIO()

@@ -1,4 +1,4 @@
-"""Images of other sizes than the model's: what an export with preprocessing is proven on."""
+"""Images of sizes other than the model's, to prove an export that includes preprocessing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 FEW = 8
 APART, APART_ROUNDED = 1e-3, 0.05
-"""Largest difference of a logit on images of other sizes; where they are rounded to grey levels on the way, a few
-are one level off (training rounds in integers)."""
+"""Maximum difference of a logit on images of other sizes. With intermediate rounding to integers, a few pixels are
+off by one (training rounds in integer arithmetic)."""
 SCALES = ((2.0, 1.5), (0.8, 1.3))
-"""Of height and width: a taller and a wider image than the data's."""
+"""Scale factors of height and width: one image taller and one wider than the data's."""
 
 
-def other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
-    """The export on real images of other sizes, beside the checkpoint on the same files as the task reads them."""
+def compare_other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
+    """Compare the export with the checkpoint on real images of other sizes."""
     from PIL import Image
 
     task, largest, equal, count = subject.task, 0.0, 0, 0

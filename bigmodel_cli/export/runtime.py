@@ -1,4 +1,4 @@
-"""What the formats share: packages that may be missing, threads, and how each is run by its runtime alone."""
+"""What the formats share: optional packages, threads, and the runtime's part of ``example.py``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bigmodel_cli.export.folder import Run, first_line
 
 @dataclass(frozen=True)
 class Runtime:
-    """The part of ``example.py`` that is the format's own.
+    """The format's own part of ``example.py``.
 
     Args:
-        needs: the packages it imports beside numpy and Pillow.
+        needs: the packages it imports besides numpy and Pillow.
         imports: the lines that import them.
-        run: lines that make ``logits`` (1,K) of ``x``, the input array, with ``here`` the folder.
-        answers: whether it answers, which weights alone cannot.
+        run: lines that compute ``logits`` (1,K) from the input array ``x``; ``here`` is the folder.
+        answers: whether it can run the model, which a format with only weights cannot.
     """
 
     needs: tuple[str, ...]
@@ -30,8 +30,8 @@ class Runtime:
     answers: bool = True
 
 
-def needed(extra: str, *packages: str) -> list[Any]:
-    """The modules called `packages`, which the extra of that name installs.
+def import_packages(extra: str, *packages: str) -> list[Any]:
+    """Import the modules `packages`, which the extra `extra` installs.
 
     Raises:
         MachineError: one of them is not installed, or does not import.
@@ -43,14 +43,14 @@ def needed(extra: str, *packages: str) -> list[Any]:
         except ImportError as error:
             what = f"--format {extra} needs {package}: {first_line(error)}"
             raise MachineError(what, hint=f"pip install 'bigmodel[{extra}]'") from None
-        except Exception as error:  # made for another torch, it raises what it likes
+        except Exception as error:  # built for another torch, it can raise anything
             what = f"--format {extra}: {package} does not work here: {first_line(error)}"
-            raise MachineError(what, hint="another --format, or the torch that it was made for") from None
+            raise MachineError(what, hint="another --format, or the torch version it was built for") from None
     return found
 
 
 def threads() -> int:
-    """CPU threads for a runtime: as many as torch takes, so that figures compare, without importing torch."""
+    """CPU threads for a runtime: as many as torch, so that timings are comparable; does not import torch."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
@@ -58,8 +58,8 @@ def threads() -> int:
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
 
-def by_torch(model: Callable[..., Any]) -> Run:
-    """`model` as a function of arrays."""
+def run_with_torch(model: Callable[..., Any]) -> Run:
+    """`model` as a function of NumPy arrays."""
     import torch
 
     def run(*inputs: Any) -> Any:
@@ -69,14 +69,14 @@ def by_torch(model: Callable[..., Any]) -> Run:
     return run
 
 
-def saves_shards(run: Run, most: int) -> Run:
-    """`run` for any batch size, of which it takes at most `most` samples a call."""
+def split_batches(run: Run, most: int) -> Run:
+    """Extend `run`, which takes at most `most` samples per call, to any batch size."""
 
-    def whole(*inputs: Any) -> Any:
+    def run_in_parts(*inputs: Any) -> Any:
         import numpy
 
         size = len(inputs[0])
         parts = [run(*(x[i : i + most] for x in inputs)) for i in range(0, size, most)]
         return parts[0] if len(parts) == 1 else numpy.concatenate(parts)
 
-    return whole
+    return run_in_parts

@@ -1,4 +1,4 @@
-"""safetensors: the weights alone, with what describes them; nothing in the file can run."""
+"""safetensors: the weights with their metadata; the file contains no code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, by_torch
+from bigmodel_cli.export.runtime import Runtime, run_with_torch
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RUNTIME = Runtime(
     needs=("safetensors",),
     imports="from safetensors.numpy import load_file",
-    # Weights cannot answer without the code of their architecture: the example shows what there is.
+    # Weights cannot run without the architecture's code, so the example lists the tensors.
     run="""\
 tensors = load_file(here / "model.safetensors")
 for name, tensor in tensors.items():
@@ -28,16 +28,16 @@ for name, tensor in tensors.items():
 
 
 def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The architecture from `build` with the weights of the file.
+    """The architecture from `build` with the weights in the file.
 
     Raises:
-        RuntimeError: they do not fit it.
+        RuntimeError: they do not fit.
     """
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_model
 
-    with init_on_meta():  # a width of a billion, in a stranger's JSON, stays a number
+    with init_on_meta():  # a width of a billion in an untrusted export.json must not be allocated
         wanted = sum(p.numel() for p in build().parameters())
     with safe_open(path, "pt") as file:
         held = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
@@ -45,7 +45,7 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
         raise RuntimeError(f"{held} numbers in the file, {wanted} in the architecture that {path.parent} names")
     model = build().eval()
     load_model(model, path)
-    return by_torch(model)
+    return run_with_torch(model)
 
 
 @exports.register(suffix=".safetensors", run=run_safetensors, runtime=RUNTIME)
@@ -57,5 +57,5 @@ def safetensors(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in carry.items()}
     try:
         save_model(model, str(path), metadata={**metadata, "format": "pt"})
-    except SafetensorError as error:  # a full disk comes as its own kind
+    except SafetensorError as error:  # also raised for a full disk
         raise OSError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Which dimensions of a model's inputs are free in an exported file."""
+"""The dynamic dimensions of a model's inputs in an exported file."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from bigmodel_cli.core.networks import LimitedContext
 
 
 def tokens(x: Tensor) -> bool:
-    """Whether `x` holds token ids (B,T): texts are of any length, images of one size."""
+    """Whether `x` holds token ids (B,T), whose length is dynamic."""
     return x.dim() == 2 and not x.is_floating_point()
 
 
 def pixels(x: Tensor) -> bool:
-    """Whether `x` holds plain images (B,H,W,C), of any size where the preparation is in the graph."""
+    """Whether `x` holds raw images (B,H,W,C), whose size is dynamic."""
     return x.dtype == torch.uint8 and x.dim() == 4
 
 
-def free(model: nn.Module, example: tuple[Tensor, ...], most: int | None = None) -> tuple[dict[int, Any], ...]:
-    """For ``torch.export``: every input's batch is free up to `most`, the length of tokens up to the context.
+def dynamic_shapes(
+    model: nn.Module, example: tuple[Tensor, ...], most: int | None = None
+) -> tuple[dict[int, Any], ...]:
+    """For ``torch.export``: the batch is dynamic up to `most`, the length of tokens up to the context window.
 
-    Each input has a length of its own: a translation is not as long as its source.
+    Each input has its own length, since a translation is not as long as its source.
     """
     batch = torch.export.Dim("batch", min=1, max=most)
     longest = model.context if isinstance(model, LimitedContext) else None
@@ -36,6 +38,6 @@ def free(model: nn.Module, example: tuple[Tensor, ...], most: int | None = None)
     )
 
 
-def names(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
-    """Names of the inputs in the file: ``input``; several are called as the model calls them."""
+def input_names(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
+    """Names of the inputs in the file: ``input``, or for several the model's own parameter names."""
     return ["input"] if len(example) == 1 else list(inspect.signature(model.forward).parameters)[: len(example)]

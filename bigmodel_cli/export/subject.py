@@ -1,4 +1,4 @@
-"""What is exported: a trained model with its task, and samples to prove the export on."""
+"""The subject of an export: a trained model with its task, and samples for the proof."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Task
-from bigmodel_cli.export.pixels import FromPixels, described, images
+from bigmodel_cli.export.pixels import FromPixels, describe_in_graph, to_pixels
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model, and what an export of it is compared on.
+    """A trained model, and the samples to compare its export on.
 
     Args:
         model: on the CPU, fp32, in eval mode.
-        task: what a batch means.
-        raw: validation samples as the data gives them, with labels.
-        about: plain values of export.json: arch, arch_args, task, input, recipe, checkpoint.
-        pixels: the preparation goes into the graph; the export takes plain images.
+        task: the model's task.
+        raw: raw validation batches, with labels.
+        about: plain values for export.json: arch, arch_args, task, input, recipe, checkpoint.
+        pixels: include the preprocessing in the graph, so that the export takes raw images.
     """
 
     model: nn.Module
@@ -41,26 +41,26 @@ class Subject:
 
     @property
     def given(self) -> list[tuple[Tensor, ...]]:
-        """What the export takes where the checkpoint takes `inputs`."""
-        return [(images(batch, self.task.spec),) for batch in self.raw] if self.pixels else self.inputs
+        """The export's inputs: raw images, or the same as the checkpoint's `inputs`."""
+        return [(to_pixels(batch, self.task.spec),) for batch in self.raw] if self.pixels else self.inputs
 
     def example(self) -> tuple[Tensor, ...]:
-        """Two samples: a batch of one would be taken for a constant by the tracers."""
+        """Two samples, since tracers treat a batch of one as a constant."""
         return tuple(x[:1].repeat(2, *(1,) * (x.dim() - 1)) for x in self.given[0])
 
     def graph(self) -> nn.Module:
-        """What is exported."""
+        """The module to export."""
         return FromPixels(self.model, self.task.spec).eval() if self.pixels else self.model
 
     def preprocessing(self, fixed: bool) -> dict[str, Any]:
-        """What is left to do before; `fixed`: the format takes images of one size."""
+        """The preprocessing left to the caller; `fixed`: the format accepts only one image size."""
         steps = self.task.preprocessing()
         if not self.pixels:
             return steps  # type: ignore[no-any-return]
         height, width = self.given[0][0].shape[1:3]
-        return described(steps, (height, width) if fixed else None)
+        return describe_in_graph(steps, (height, width) if fixed else None)
 
     def carry(self) -> dict[str, Any]:
-        """What may go along inside the file, where its format has room."""
-        described = {key: self.about[key] for key in ("arch", "arch_args")}
-        return {**described, "classes": list(self.task.spec.classes), "preprocess": self.task.preprocessing()}
+        """Metadata to embed in the file, if its format allows it."""
+        describe_in_graph = {key: self.about[key] for key in ("arch", "arch_args")}
+        return {**describe_in_graph, "classes": list(self.task.spec.classes), "preprocess": self.task.preprocessing()}

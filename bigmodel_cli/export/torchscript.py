@@ -1,4 +1,4 @@
-"""TorchScript: the format before torch.export, for programs that still load it; torch may drop it."""
+"""TorchScript: the predecessor of torch.export, for programs that still load it; torch may drop it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
-from bigmodel_cli.export.runtime import Runtime, by_torch
+from bigmodel_cli.export.runtime import Runtime, run_with_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,16 +30,16 @@ def _jit() -> Any:
     import torch
 
     if not hasattr(torch.jit, "trace"):
-        raise MachineError(f"torch {torch.__version__} has no TorchScript any more", hint="--format pt2")
+        raise MachineError(f"torch {torch.__version__} no longer has TorchScript", hint="--format pt2")
     return torch.jit
 
 
 def run_torchscript(path: Path, build: Callable[[], nn.Module]) -> Run:
-    """The program at `path`, run by torch."""
+    """Run the program at `path` with torch."""
     from bigmodel_cli.export.quiet import quiet
 
-    with quiet():  # that it is deprecated
-        return by_torch(_jit().load(path))
+    with quiet():  # a deprecation warning
+        return run_with_torch(_jit().load(path))
 
 
 @exports.register(suffix=".ts", run=run_torchscript, runtime=RUNTIME)
@@ -50,6 +50,6 @@ def torchscript(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     """
     jit = _jit()
     program = jit.freeze(jit.trace(model, example))
-    buffer = io.BytesIO()  # on a full disk torch's own file writer ends the process
+    buffer = io.BytesIO()  # on a full disk, torch's own file writer aborts the process
     jit.save(program, buffer, _extra_files={"bigmodel.json": json.dumps(carry)})
     path.write_bytes(buffer.getbuffer())

@@ -1,4 +1,4 @@
-"""What in an input made a model answer as it did. Shapes: B batch, T tokens, C channels, H height, W width, S steps."""
+"""Attribution of a prediction to the input. Shapes: B batch, T tokens, C channels, H height, W width, S steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from bigmodel_cli.core.errors import InputError
 
 Score = Callable[[Tensor], Tensor]
-"""Inputs (S,...) -> what is explained (S,): the log-probability of an answer."""
-AT_ONCE = 1 << 20  # numbers of the path that go through the model together
+"""Inputs (S,...) -> the explained score (S,): the log-probability of a class."""
+MAX_BATCH_ELEMENTS = 1 << 20  # elements of the path to run through the model at once
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """`values` has the input's shape; `score` and `baseline` are what is explained at the input and at its absence.
+    """`values` has the input's shape; `score` and `baseline` are the scores of the input and the baseline input.
 
-    Integrated gradients are complete: the values sum to score - baseline, but for `gap`, the error of the sum
-    over steps. Other methods have none (NaN).
+    Integrated gradients are complete: the values sum to score - baseline, up to `gap`, the integration error.
+    Other methods have no baseline (NaN).
     """
 
     values: Tensor
@@ -38,8 +38,8 @@ class Attribution:
 def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, steps: int) -> Attribution:
     """(x - x') times the mean gradient on the straight line from x' to x (Sundararajan et al. 2017, equation 2).
 
-    The mean is Gauss and Legendre's of `steps` points, exact for polynomials of degree 2 steps - 1.
-    `x` and `baseline` are one input, without a batch.
+    The mean uses Gauss-Legendre quadrature with `steps` points, exact for polynomials of degree 2 steps - 1.
+    `x` and `baseline` are single inputs without a batch dimension.
     """
     import numpy as np
 
@@ -47,7 +47,7 @@ def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, steps: int) 
     at = torch.as_tensor((nodes + 1) / 2, dtype=x.dtype, device=x.device)
     share = torch.as_tensor(weights / 2, dtype=x.dtype, device=x.device)
     total = torch.zeros_like(x)
-    size = max(1, AT_ONCE // x.numel())
+    size = max(1, MAX_BATCH_ELEMENTS // x.numel())
     for a, w in zip(at.split(size), share.split(size), strict=True):
         line = baseline + _column(a, x) * (x - baseline)
         line.requires_grad_(True)
@@ -65,10 +65,10 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
 def token_attributions(
     model: nn.Module, embedding: nn.Module, tokens: Tensor, score: Callable[[Tensor], Tensor], steps: int
 ) -> Attribution:
-    """How much each of `tokens` (T,) added to a score of the model's outputs, (T,).
+    """The attribution (T,) of a score of the model's outputs to each of `tokens` (T,).
 
-    The path begins at embeddings of zero; `score` maps outputs of S copies to (S,). `embedding` is the model's
-    own, whose output is replaced along the path: what reads the ids (masks of fill) reads them as they are.
+    The baseline is zero embeddings; `score` maps outputs of S copies to (S,). The output of the model's own
+    `embedding` is replaced along the path, while code that reads the ids (padding masks) sees them unchanged.
     """
     with torch.no_grad():
         x = embedding(tokens)
@@ -91,12 +91,12 @@ def _replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
 
 
 def grad_cam(model: nn.Module, image: Tensor, answer: int) -> Tensor:
-    """(H,W) in 0..1: where the last convolution saw class `answer` in `image` (C,H,W) (Selvaraju et al. 2017).
+    """Grad-CAM (H,W) in 0..1 of class `answer` in `image` (C,H,W), from the last convolution (Selvaraju et al. 2017).
 
-    Its channels are weighed by the mean gradient of the class's logit, summed, and cut at zero.
+    Its channels are weighted by the mean gradient of the class's logit, summed, and clipped at zero.
 
     Raises:
-        InputError: the model has no convolution that leaves a map.
+        InputError: no convolution of the model outputs a spatial map.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     seen: list[Any] = []
@@ -108,7 +108,7 @@ def grad_cam(model: nn.Module, image: Tensor, answer: int) -> Tensor:
             handle.remove()
     maps = [m for m in seen if m.dim() == 4 and min(m.shape[2:]) > 1 and m.requires_grad]
     if not maps:
-        what = "grad-cam: no convolution leaves a map larger than one pixel"
+        what = "grad-cam: no convolution outputs a map larger than one pixel"
         raise InputError(what, hint="--method integrated-gradients")
     (gradient,) = torch.autograd.grad(logits[0, answer], maps[-1])
     seen_there = (gradient.mean((2, 3), keepdim=True) * maps[-1]).sum(1, keepdim=True).relu()

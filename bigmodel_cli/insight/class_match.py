@@ -15,7 +15,7 @@ class ClassMatch:
 
 
 def match_classes(model_classes: Sequence[str], data_classes: Sequence[str]) -> ClassMatch:
-    """Compare by *name*: position says nothing."""
+    """Compare by *name*, because positions are arbitrary."""
     return ClassMatch(
         [c for c in model_classes if c not in set(data_classes)],
         [c for c in data_classes if c not in set(model_classes)],

@@ -1,4 +1,4 @@
-"""How good a classifier is, with intervals. Shapes: N samples, K classes."""
+"""Classification metrics with confidence intervals. Shapes: N samples, K classes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bigmodel_cli.tasks.labelled import METRICS
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Headline figures, each class, the (K,K) confusion matrix (rows true), and the wrong predictions.
+    """Headline metrics, per-class metrics, the (K,K) confusion matrix (rows true), and the wrong predictions.
 
     `wrong` holds (sample index, true class, predicted class, confidence), most confident first.
-    `unseen` counts samples of classes that the model does not know: they are in no figure.
+    `unseen` counts samples of classes unknown to the model, which no metric includes.
     """
 
     headline: dict[str, Figure]
@@ -49,13 +49,13 @@ def classification_report(
     seed: int = 0,
     names: Sequence[str] = METRICS,
 ) -> ClassificationReport:
-    """What the logits say of the labels; each headline figure with a 95% percentile bootstrap interval.
+    """Compare logits with labels; headline metrics have 95% percentile bootstrap intervals.
 
     Args:
         logits: (N,K) float.
-        labels: (N,) int64. -1 is a class that the model never saw: counted as `unseen`, in no figure.
-        losses: (N,) float, each sample's.
-        classes: the K names.
+        labels: (N,) int64. -1 is a class unknown to the model, counted as `unseen` and in no metric.
+        losses: (N,) float, per sample.
+        classes: the K class names.
         seed: of the bootstrap.
         names: the registered metrics in the headline.
 
@@ -64,7 +64,7 @@ def classification_report(
     """
     broken = int(logits.isnan().any(1).sum())
     if broken:
-        raise InputError(f"the model answers NaN for {broken} of {len(logits)} samples", "expected numbers")
+        raise InputError(f"the model returns NaN for {broken} of {len(logits)} samples", "expected finite logits")
     known = labels >= 0
     index = known.nonzero().flatten()
     out = {"logits": logits[known].float(), "label": labels[known], "loss": losses[known].double()}

@@ -1,4 +1,4 @@
-"""Attributions as a person sees them: a page of coloured tokens, an image with its heat over it."""
+"""Visualize attributions: an HTML page of coloured tokens, or an image with a heat map overlay."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FOR, AGAINST = (34, 139, 90), (200, 60, 60)  # colours of what spoke for the answer, and against it
+FOR, AGAINST = (34, 139, 90), (200, 60, 60)  # colours of evidence for and against the prediction
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
 .t {{ padding: .15em .1em; border-radius: .2em; white-space: pre-wrap }} small {{ color: #666 }}
 h2 {{ font-size: 1rem; margin: 1.5rem 0 .3rem }}</style>
 <h1>{title}</h1>
-<p><small>Integrated gradients (Sundararajan et al. 2017) of the answer's log-probability: what spoke
+<p><small>Integrated gradients (Sundararajan et al. 2017) of the predicted class's log-probability: evidence
 <span class="t" style="background: rgb{for_}">for</span>
-it and <span class="t" style="background: rgb{against}">against</span>;
-the weights of a text sum to the difference from a text of nothing.</small></p>
+it and <span class="t" style="background: rgb{against}">against</span> it.
+The weights of a text sum to the difference from an empty text.</small></p>
 {texts}
 </html>
 """
 
 
 def colour(weight: float, most: float) -> tuple[int, int, int]:
-    """White for nothing, deeper for more, up to `most`: on any background the letters are black."""
+    """White at zero, saturating at `most`; pale enough for black text."""
     share = min(abs(weight) / most, 1.0) if most > 0 else 0.0
     r, g, b = (round(255 - (255 - c) * 0.75 * share) for c in (FOR if weight > 0 else AGAINST))
     return r, g, b
 
 
 def page(title: str, texts: Sequence[dict[str, Any]]) -> str:
-    """One self-contained page; each of `texts` has its name, answer, probability, tokens and weights."""
+    """A self-contained HTML page; each of `texts` has a name, answer, probability, tokens and weights."""
     parts = []
     for text in texts:
         most = max((abs(w) for w in text["weights"]), default=0.0)
@@ -48,8 +48,8 @@ def page(title: str, texts: Sequence[dict[str, Any]]) -> str:
     return PAGE.format(title=html.escape(title), for_=colour(1, 1), against=colour(-1, 1), texts="\n".join(parts))
 
 
-def heat_of(values: Tensor) -> Tensor:
-    """(C,H,W) attributions -> (H,W) in -1..1: summed over channels, the largest percent cut off, smoothed a little."""
+def heatmap_of(values: Tensor) -> Tensor:
+    """(C,H,W) attributions -> (H,W) in -1..1: summed over channels, clipped at the 99th percentile, smoothed."""
     heat = values.sum(0)
     most = heat.abs().flatten().kthvalue(max(1, round(0.99 * heat.numel()))).values.clamp(min=1e-12)
     heat = (heat / most).clamp(-1, 1)
@@ -57,7 +57,7 @@ def heat_of(values: Tensor) -> Tensor:
 
 
 def overlay(pixels: Tensor, heat: Tensor, path: Path, least_side: int = 224) -> None:
-    """Write the image (C,H,W), in 0..1, with `heat` (H,W), in -1..1, over it in colour; small ones are enlarged."""
+    """Write the image (C,H,W) in 0..1 beside itself with `heat` (H,W) in -1..1 overlaid; small images are enlarged."""
     from PIL import Image
 
     grey = pixels.mean(0, keepdim=True).expand(3, -1, -1)

@@ -1,4 +1,4 @@
-"""Size against accuracy of compressed models, their speed as colour."""
+"""Plot compressed models: size against accuracy, with speed as colour."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bigmodel_cli.insight.plotting import drawing
 def draw_frontier(
     title: str, source: Mapping[str, Any], points: Sequence[Mapping[str, Any]], chosen: str | None, path: Path
 ) -> None:
-    """Each point (name, bytes, drop, speedup, frontier) by its size and drop; the chosen one ringed.
+    """Plot each point (name, bytes, drop, speedup, frontier) by size and drop; the chosen one is circled.
 
     Raises:
         MachineError: matplotlib is not installed.
@@ -34,20 +34,20 @@ def draw_frontier(
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-        # Near zero every tenth of a point counts, and a network cut without repair loses them all.
+        # Near zero every tenth of a point counts, but a pruned network without fine-tuning drops to chance.
         axes.set_yscale("symlog", linthresh=0.5)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
         axes.margins(0.12)
-        axes.set_ylim(max([*drops, 0.5]) * 1.4, min([*drops, 0.0]) - 0.2)  # the best on top
+        axes.set_ylim(max([*drops, 0.5]) * 1.4, min([*drops, 0.0]) - 0.2)  # best at the top
         axes.set_xlabel("size on disk (MB)")
         axes.set_ylabel("drop on val (points)")
         axes.set_title(title, fontsize=10)
-        axes.figure.colorbar(dots, label="times as fast as the source, batch 1")
+        axes.figure.colorbar(dots, label="speedup over the source, batch size 1")
 
 
 def _labelled(points: Sequence[Mapping[str, Any]], chosen: str | None) -> list[Mapping[str, Any]]:
-    """The chosen point, and of the frontier the quickest of each size: names of near points would cover each other."""
+    """The points to label: the chosen one, and the fastest of each size on the frontier, so labels do not overlap."""
     best = sorted((p for p in points if p["frontier"]), key=lambda p: (p["name"] != chosen, -p["speedup"]))
     labelled: list[Mapping[str, Any]] = []
     for point in best:

@@ -1,4 +1,4 @@
-"""What a set of images holds before anything is trained on it: counts, sizes, formats, leaks, damage; and a sheet."""
+"""Inspect an image data set before training: counts, sizes, formats, leaks, damaged files; and a contact sheet."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bigmodel_cli.data.balance import uneven
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.thread_map import for_each
 
-SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest: the largest that the images fill
-TINY = 32  # side of the square that images are compared at
-NEAR_BITS = 3  # of 64 bits of the gradient hash, at most this many differ
-NEAR_LEVELS = 4.0  # and grey levels differ by at most this much on average
-CROWD = 200  # a bucket of more images than this says nothing of its members
-TILE = 96  # pixels of an image on the sheet
+SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest
+TINY = 32  # side in pixels at which images are compared
+MAX_HASH_BITS = 3  # maximum differing bits, of 64, of the gradient hashes of near duplicates
+MAX_GREY_DIFFERENCE = 4.0  # maximum mean difference of their grey levels
+MAX_BUCKET = 200  # larger buckets are skipped, since their images have too little in common
+TILE = 96  # side in pixels of an image on the contact sheet
 
 
 @dataclass
-class Look:
-    """One image as it was found; `problem` where it cannot be decoded."""
+class ImageInfo:
+    """The properties of one image; `problem` is set if it cannot be decoded."""
 
     item: Item
     split: str
@@ -48,20 +48,20 @@ class Look:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything seen, and what follows from it."""
+    """The result of an inspection."""
 
     listing: Listing
-    looks: list[Look]
-    same: list[tuple[Look, Look]]
-    near: list[tuple[Look, Look]]
+    looks: list[ImageInfo]
+    same: list[tuple[ImageInfo, ImageInfo]]
+    near: list[tuple[ImageInfo, ImageInfo]]
 
     @property
-    def undecodable(self) -> list[Look]:
+    def undecodable(self) -> list[ImageInfo]:
         return [look for look in self.looks if look.problem]
 
     @property
     def size(self) -> int:
-        """The largest of SIZES that half of the images fill without being enlarged."""
+        """The largest of SIZES that half of the images reach without upscaling."""
         short = [min(look.width, look.height) for look in self.looks if not look.problem]
         return max([size for size in SIZES if short and size <= median(short)], default=SIZES[0])
 
@@ -91,21 +91,21 @@ class Findings:
         }
 
 
-def _pairs(pairs: Iterable[tuple[Look, Look]], across: bool) -> list[list[str]]:
+def _pairs(pairs: Iterable[tuple[ImageInfo, ImageInfo]], across: bool) -> list[list[str]]:
     return [[a.name, b.name] for a, b in pairs if (a.split != b.split) == across]
 
 
 def inspect(listing: Listing) -> Findings:
     """Read every image of every split once, in parallel."""
-    looks = [Look(item, split) for split, items in listing.splits.items() for item in items]
-    for_each("reading images", len(looks), lambda i: _look(looks[i]))
+    looks = [ImageInfo(item, split) for split, items in listing.splits.items() for item in items]
+    for_each("reading images", len(looks), lambda i: _read_info(looks[i]))
     good = [look for look in looks if not look.problem]
-    same = _groups((look.digest, look) for look in good)
+    same = _exact_duplicates((look.digest, look) for look in good)
     exact = {id(b) for _, b in same}
-    return Findings(listing, looks, same, _near([look for look in good if id(look) not in exact]))
+    return Findings(listing, looks, same, _near_duplicates([look for look in good if id(look) not in exact]))
 
 
-def _look(look: Look) -> None:
+def _read_info(look: ImageInfo) -> None:
     try:
         raw = look.item.read()
         pixels = decode(raw, look.name, 1, TINY)
@@ -117,9 +117,9 @@ def _look(look: Look) -> None:
     look.grey = pixels[0].float().view(8, 4, 8, 4).mean((1, 3)).numpy()
 
 
-def _groups(keyed: Iterable[tuple[bytes, Look]]) -> list[tuple[Look, Look]]:
-    """Each image beside the first that is the same."""
-    first: dict[bytes, Look] = {}
+def _exact_duplicates(keyed: Iterable[tuple[bytes, ImageInfo]]) -> list[tuple[ImageInfo, ImageInfo]]:
+    """Pairs of each repeated image with its first occurrence."""
+    first: dict[bytes, ImageInfo] = {}
     pairs = []
     for key, look in keyed:
         if key in first:
@@ -128,10 +128,10 @@ def _groups(keyed: Iterable[tuple[bytes, Look]]) -> list[tuple[Look, Look]]:
     return pairs
 
 
-def _near(looks: list[Look]) -> list[tuple[Look, Look]]:
-    """Pairs that look alike: gradient hashes within NEAR_BITS, then the pixels themselves compared.
+def _near_duplicates(looks: list[ImageInfo]) -> list[tuple[ImageInfo, ImageInfo]]:
+    """Pairs of similar images: gradient hashes within MAX_HASH_BITS, confirmed by comparing pixels.
 
-    Hashes that differ in at most 3 bits agree in one of their 4 quarters, so only those are compared.
+    Hashes that differ in at most 3 bits agree in at least one of 4 quarters, so only such pairs are compared.
     """
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     hashes = []
@@ -140,27 +140,27 @@ def _near(looks: list[Look]) -> list[tuple[Look, Look]]:
         grey = numpy.concatenate([look.grey, look.grey[:, :1]], 1)
         bits = numpy.packbits(grey[:, 1:] > grey[:, :-1])
         hashes.append(int.from_bytes(bits.tobytes(), "big"))
-        if numpy.ptp(look.grey) > 2 * NEAR_LEVELS:  # a plain image is like every other plain image
+        if numpy.ptp(look.grey) > 2 * MAX_GREY_DIFFERENCE:  # uniform images are all similar
             for part in range(4):
                 buckets[part, bits[2 * part : 2 * part + 2].tobytes()].append(place)
     found: set[tuple[int, int]] = set()
     for members in buckets.values():
-        if len(members) > CROWD:
+        if len(members) > MAX_BUCKET:
             continue
         for i, a in enumerate(members):
             for b in members[i + 1 :]:
-                if (hashes[a] ^ hashes[b]).bit_count() <= NEAR_BITS and (a, b) not in found:
+                if (hashes[a] ^ hashes[b]).bit_count() <= MAX_HASH_BITS and (a, b) not in found:
                     one, two = looks[a].grey, looks[b].grey
-                    if one is not None and two is not None and numpy.abs(one - two).mean() <= NEAR_LEVELS:
+                    if one is not None and two is not None and numpy.abs(one - two).mean() <= MAX_GREY_DIFFERENCE:
                         found.add((a, b))
     return [(looks[a], looks[b]) for a, b in sorted(found)]
 
 
 def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8) -> None:
-    """A PNG with evenly spaced train images, a row a class, as the model's centre crop shows them.
+    """Write a PNG with evenly spaced train images, one row per class, centre-cropped as for the model.
 
     Raises:
-        MachineError: `path` cannot be written.
+        MachineError: `path` is not writable.
     """
     from PIL import Image, ImageDraw
 

@@ -1,4 +1,4 @@
-"""matplotlib, without a window, or the extra that brings it."""
+"""Plotting with matplotlib, without a display."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bigmodel_cli.core.errors import MachineError
 
 @contextmanager
 def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 4.0)) -> Iterator[Any]:
-    """Axes to draw on, saved to `path` as an image at the end; `size` is that of each, in inches.
+    """Axes to draw on, saved to `path` as an image on exit; `size` is the size of each in inches.
 
     Raises:
         MachineError: matplotlib is not installed.

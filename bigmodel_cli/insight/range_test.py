@@ -1,4 +1,4 @@
-"""The learning-rate range test as an image."""
+"""Plot a learning-rate range test."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bigmodel_cli.insight.plotting import drawing
 
 
 def draw(rates: list[float], losses: list[float], suggested: float, path: Path) -> None:
-    """The smoothed loss by learning rate, with the suggested rate marked, to `path`."""
+    """Plot the smoothed loss against the learning rate, with the suggested rate marked, to `path`."""
     with drawing(path) as axes:
         axes.semilogx(rates, losses)
-        axes.axvline(suggested, ls="--", color="C1", label=f"falls fastest at {suggested:.2g}")
+        axes.axvline(suggested, ls="--", color="C1", label=f"steepest descent at {suggested:.2g}")
         axes.set(xlabel="learning rate", ylabel="training loss, smoothed")
         axes.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""One self-contained page a run: curves as inline SVG, results, recipe. Nothing is loaded from anywhere."""
+"""A self-contained HTML report per run: curves as inline SVG, results and recipe, without external resources."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Series = tuple[str, list[tuple[float, float]]]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a ``metrics.jsonl``; a line that a kill cut off is left out."""
+    """The events in a ``metrics.jsonl``; a line truncated by a kill is skipped."""
     events = []
-    # A kill may also cut within a character.
+    # A kill may also truncate within a character.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)
@@ -42,7 +42,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def write_report(
     path: Path, *, title: str, recipe_text: str, events: list[dict[str, Any]], final: dict[str, Any]
 ) -> None:
-    """Write the page whole or not at all; everything that comes from outside is escaped."""
+    """Write the page atomically; all external text is escaped."""
     epochs = [e for e in events if e.get("event") == "epoch"]
     names = [k for e in epochs for k in e if k.startswith("val_") and k != "val_loss"]
     charts = [_chart("loss", [_series(epochs, "train_loss"), _series(epochs, "val_loss")])]
@@ -72,14 +72,14 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _series(epochs: list[dict[str, Any]], key: str) -> Series:
-    """The finite values of `key` by epoch: a NaN has no place on an axis."""
+    """The finite values of `key` by epoch, since NaN cannot be plotted."""
     values = [(e.get("epoch"), e.get(key)) for e in epochs]
     line = [(float(x), float(y)) for x, y in values if isinstance(x, (int, float)) and isinstance(y, (int, float))]
     return key.replace("_", " "), [p for p in line if all(map(math.isfinite, p))]
 
 
 def _chart(caption: str, series: Sequence[Series]) -> str:
-    """A line chart; a single point is a dot."""
+    """A line chart; a single point is drawn as a dot."""
     points = [p for _, line in series for p in line]
     if not points:
         return ""

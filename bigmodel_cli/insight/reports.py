@@ -1,4 +1,4 @@
-"""What ``bigmodel eval`` says, by kind of task: values for programs, tables for people. Shapes: N samples."""
+"""The reports of ``bigmodel eval`` by task: values for programs, tables for people. Shapes: N samples."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from bigmodel_cli.metrics.intervals import Figure, measure
 from bigmodel_cli.metrics.reading import format_metric
 
 Table = tuple[str | None, Sequence[str], list[tuple[str, ...]], bool]
-"""Title, columns, rows, and whether the columns after the first are figures."""
+"""Title, columns, rows, and whether the columns after the first are numeric."""
 Outputs = Callable[[], Mapping[str, Tensor]]
 """Runs the model over the split: the task's outputs, first dimension N."""
 TOTALS = {"tokens": "count", "bytes": "bytes"}
 Names = Sequence[str]
 """The registered metrics of the headline: the task's own, and those asked for."""
-MOST_CLASSES_SHOWN = 20
+MAX_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Report:
-    """`values` are plain and go to ``--json``; the first of `tables` has the headline."""
+    """`values` are plain, for ``--json``; the first of `tables` has the headline metrics."""
 
     values: dict[str, Any]
     tables: list[Table]
@@ -52,7 +52,7 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
     ]
     tables.append((None, ("class", "precision", "recall", "F1", "samples"), per_class, True))
     classes = task.spec.classes
-    if len(classes) <= MOST_CLASSES_SHOWN:
+    if len(classes) <= MAX_CLASSES_SHOWN:
         rows = [(c, *(str(n) if n else "·" for n in row)) for c, row in zip(classes, found.confusion, strict=True)]
         tables.append(("rows are true, columns predicted", ("", *classes), rows, True))
     if mistakes:
@@ -62,7 +62,7 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
     if match.missing:
         notes.append(f"classes of the model that the data lacks: {', '.join(match.missing)}")
     if match.unseen:
-        notes.append(f"classes the model never saw, left out of the figures: {', '.join(match.unseen)}")
+        notes.append(f"classes the model does not know, excluded from the metrics: {', '.join(match.unseen)}")
     return Report({**figures, "wrong": mistakes}, tables, notes)
 
 

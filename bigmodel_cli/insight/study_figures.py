@@ -1,4 +1,4 @@
-"""What a study shows, as an image. A figure takes the results of all runs and the file to write."""
+"""Figures of a study. Each takes the results of all runs and the image file to write."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def depth(results: Results, path: Path) -> None:
 
 @figures.register()
 def accuracies(results: Results, path: Path) -> None:
-    """Accuracy of each run on val and, where it was measured, on test."""
+    """Accuracy of each run on val and, if measured, on test."""
     names = [r["run"] for r in results]
     splits = [s for s in ("val", "test") if all(f"{s}_accuracy" in r for r in results)]
     with drawing(path, size=(7.0, 0.4 * len(names) + 1.2)) as axes:

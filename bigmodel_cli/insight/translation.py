@@ -1,4 +1,4 @@
-"""How good translations are: BLEU and chrF by sacrebleu, so that figures compare with the literature."""
+"""Translation metrics: BLEU and chrF from sacrebleu, so that scores are comparable with the literature."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: i
             (str(m["name"]), str(m["true"]), str(m["predicted"]), f"{m['chrf']:.1f}") for m in mistakes
         ]
         tables.append(("lowest chrF", ("sample", "reference", "answer", "chrF"), rows, False))
-    return Report(values, tables, [f"loss {nats:.4f} nats a token; {signature}"])
+    return Report(values, tables, [f"loss {nats:.4f} nats per token; {signature}"])

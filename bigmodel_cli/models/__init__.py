@@ -1,1 +1,1 @@
-"""Models from zero: one file a family, one registered function a model."""
+"""Models written from scratch: one file per family, one registered function per model."""

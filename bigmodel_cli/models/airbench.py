@@ -1,7 +1,7 @@
-"""The network that learns CIFAR-10 to 94% in the least work (Jordan 2024, arXiv:2404.00498).
+"""The network that reaches 94% on CIFAR-10 with the least compute (Jordan 2024, arXiv:2404.00498).
 
-Its first layer is not learned: it whitens 2 x 2 patches of the train split. Shapes: B batch,
-C channels, H height, W width, K classes, D = 4C numbers in a patch.
+Its first layer is fixed: it whitens 2 x 2 patches of the train split. Shapes: B batch,
+C channels, H height, W width, K classes, D = 4C values in a patch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.layers.activations import Activation
 from bigmodel_cli.models.layers.activations import activation as act
 
-SMALLEST = 16  # a 2x2 convolution and three poolings leave one pixel
-LOGITS = 1 / 9  # of the paper's code: what the head says is small at first
-LEAST = 5e-4  # added to the variances: the rarest directions of patches are mostly noise
+MIN_SIDE = 16  # pixels; a 2x2 convolution and three poolings leave one
+LOGIT_SCALE = 1 / 9  # from the paper's code: keeps the initial logits small
+WHITENING_EPS = 5e-4  # added to the variances, since the directions of least variance are mostly noise
 
 
 class Whiten(nn.Module):
-    """(B, C, H, W) -> (B, 2D, H-1, W-1): each 2 x 2 patch along its D principal directions, both ways.
+    """(B, C, H, W) -> (B, 2D, H-1, W-1): project each 2 x 2 patch onto the D principal directions and their negatives.
 
     `directions` (2D, C, 2, 2) is a buffer: found once, by :meth:`init_from_data`, and not trained. A bias is.
     """
@@ -45,14 +45,14 @@ class Whiten(nn.Module):
         d = len(self.directions) // 2
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, d)
         values, vectors = torch.linalg.eigh(patches.T.cov())
-        directions = (vectors / (values + LEAST).sqrt()).T.flip(0).view(d, -1, 2, 2)
+        directions = (vectors / (values + WHITENING_EPS).sqrt()).T.flip(0).view(d, -1, 2, 2)
         self.directions.copy_(torch.cat([directions, -directions]))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.directions, self.bias)
 
 
-class Half(nn.Module):
+class ConvGroup(nn.Module):
     """conv, pool, norm, activation; conv, norm, activation: (B, inputs, H, W) -> (B, width, H/2, W/2)."""
 
     def __init__(self, inputs: int, width: int, activation: Activation) -> None:
@@ -64,7 +64,7 @@ class Half(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.activation2 = act(activation)
-        for conv in (self.conv1, self.conv2):  # as far as it goes, each starts by handing on what it is given
+        for conv in (self.conv1, self.conv2):  # the first in_channels outputs start as the identity
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Airbench(nn.Module):
         self.whiten = Whiten(spec.channels)
         self.activation = act(activation)
         widths = (8 * spec.channels, width, 4 * width, 4 * width)
-        self.halves = nn.Sequential(*(Half(i, o, activation) for i, o in itertools.pairwise(widths)))
+        self.halves = nn.Sequential(*(ConvGroup(i, o, activation) for i, o in itertools.pairwise(widths)))
         self.head = nn.Linear(4 * width, spec.num_classes, bias=False)
 
     def init_from_data(self, images: Tensor) -> None:
@@ -89,7 +89,7 @@ class Airbench(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.halves(self.activation(self.whiten(x)))
-        return self.head(x.amax((2, 3))) * LOGITS  # type: ignore[no-any-return]
+        return self.head(x.amax((2, 3))) * LOGIT_SCALE  # type: ignore[no-any-return]
 
 
 @models.register("airbench", task="image_classification", head="head", backbone_first="halves.0.conv1")
@@ -101,8 +101,8 @@ def airbench(
     Raises:
         InputError: images smaller than 16 x 16.
     """
-    if min(spec.height, spec.width) < SMALLEST:
+    if min(spec.height, spec.width) < MIN_SIDE:
         size = f"{spec.height}x{spec.width}"
-        expected = f"expected at least {SMALLEST}x{SMALLEST}"
+        expected = f"expected at least {MIN_SIDE}x{MIN_SIDE}"
         raise InputError(f"airbench on {size} images", expected, "use mlp or resnet18")
     return Airbench(spec, width, activation)

@@ -14,7 +14,7 @@ from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.layers.activations import Activation
 from bigmodel_cli.models.layers.activations import activation as act
 
-SMALLEST = {"small": 4, "imagenet": 63}  # fewer pixels a side, and a pooling is left with nothing
+MIN_SIDE = {"small": 4, "imagenet": 63}  # pixels; with fewer, a pooling layer would have an empty input
 
 
 class AlexNet(nn.Module):
@@ -22,7 +22,7 @@ class AlexNet(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, small: bool, activation: Activation, dropout: float) -> None:
         super().__init__()
-        if small:  # strides and poolings of the 224-pixel stem would leave nothing of a small image
+        if small:  # the strides of the 224-pixel stem would reduce a small image to nothing
             first: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1), act(activation), nn.MaxPool2d(2)]
             middle: nn.Module = nn.MaxPool2d(2)
             last: nn.Module = nn.Identity()
@@ -69,12 +69,12 @@ def alexnet(
     """AlexNet; for images of at most 64 pixels, smaller filters and a narrower classifier.
 
     Raises:
-        InputError: the images are smaller than 4 pixels a side, or than 63 with the imagenet stem.
+        InputError: the images are smaller than 4 x 4, or than 63 x 63 with the imagenet stem.
     """
     side = min(spec.height, spec.width)
     if stem == "auto":
         stem = "small" if side <= 64 else "imagenet"
-    least = SMALLEST[stem]
+    least = MIN_SIDE[stem]
     if side < least:
         what = f"alexnet with the {stem} stem on {spec.height}x{spec.width} images"
         hint = "use mlp or resnet18" if stem == "small" else "--set model.stem=small"

@@ -1,4 +1,4 @@
-"""The teaching convolutional network. Shapes: B batch, C channels, H height, W width, K classes."""
+"""A small convolutional network for teaching. Shapes: B batch, C channels, H height, W width, K classes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.layers.activations import Activation
 from bigmodel_cli.models.layers.activations import activation as act
 
-SMALLEST = 16  # two 5x5 convolutions and two poolings leave one pixel
+MIN_SIDE = 16  # pixels; two 5x5 convolutions and two poolings leave one
 
 
 @models.register(task="image_classification", head="head", backbone_first="conv1")
 def cnn(spec: ImageSpec, *, activation: Activation = "relu") -> nn.Module:
-    """conv 5x5x10, pool, conv 5x5x20, pool, then 320-50-K for 28x28 images: (B, C, H, W) -> (B, K).
+    """Two 5x5 convolutions with pooling, then two linear layers: (B, C, H, W) -> (B, K).
+
+    10 and 20 filters, then 320-50-K units for 28x28 images.
 
     Raises:
         InputError: images smaller than 16 x 16.
     """
-    if min(spec.height, spec.width) < SMALLEST:
+    if min(spec.height, spec.width) < MIN_SIDE:
         size = f"{spec.height}x{spec.width}"
-        raise InputError(f"cnn on {size} images", f"expected at least {SMALLEST}x{SMALLEST}", "use mlp or resnet18")
+        raise InputError(f"cnn on {size} images", f"expected at least {MIN_SIDE}x{MIN_SIDE}", "use mlp or resnet18")
     height, width = (((side - 4) // 2 - 4) // 2 for side in (spec.height, spec.width))
     return nn.Sequential(
         OrderedDict(

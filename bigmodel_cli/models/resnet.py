@@ -1,8 +1,8 @@
 """Residual networks (He et al. 2015, "Deep Residual Learning for Image Recognition").
 
-Each block learns what to *add* to its input, y = F(x) + x, so that depth never has
-to relearn the identity. State-dict keys equal torchvision's: its weights load
-strictly. Each activation module serves one call, so that quantization can observe
+Each block learns what to *add* to its input, y = F(x) + x, so that added depth never
+has to learn the identity. State-dict keys are torchvision's, so its weights load
+strictly. Each activation module is called once, so that quantization can observe
 it. Shapes: B batch, C channels, H height, W width, K classes.
 """
 
@@ -20,20 +20,20 @@ from bigmodel_cli.models.layers.activations import Activation
 from bigmodel_cli.models.layers.activations import activation as act
 
 Stem = Literal["auto", "small", "strided", "imagenet"]
-"""small: 3x3, stride 1; strided: 3x3, stride 2; imagenet: 7x7, stride 2, then a pooling of stride 2."""
+"""small: 3x3, stride 1; strided: 3x3, stride 2; imagenet: 7x7, stride 2, then pooling with stride 2."""
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """A projection where the shapes differ (option B of the paper); None stands for the identity."""
+    """A 1x1 projection where the shapes differ (option B in the paper); None stands for the identity."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, a branch is left out for an image with probability p.
+    """Stochastic depth (Huang et al. 2016): in training, drop the branch of each sample with probability p.
 
-    Those that stay are divided by 1 - p, so that evaluation needs no change. (B, ...) -> (B, ...).
+    Branches that are kept are divided by 1 - p, so evaluation needs no change. (B, ...) -> (B, ...).
     """
 
     def __init__(self, p: float) -> None:
@@ -51,12 +51,12 @@ class DropPath(nn.Module):
 
 
 def drop_rates(drop_path: float, blocks: int) -> list[float]:
-    """The rate of each block: from near 0 at the first, linearly to `drop_path` at the last."""
+    """The drop rate of each block, rising linearly to `drop_path` at the last."""
     return [drop_path * (i + 1) / blocks for i in range(blocks)]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions: (B, inputs, H, W) -> (B, width, H/stride, W/stride)."""
+    """Two 3x3 convolutions with a shortcut: (B, inputs, H, W) -> (B, width, H/stride, W/stride)."""
 
     expansion = 1
 
@@ -64,12 +64,12 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.activation1 = act(activation, overwrite=True)
+        self.activation1 = act(activation, inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.drop_path = DropPath(drop_path)
         self.downsample = projection(inputs, width, stride)
-        self.activation2 = act(activation, overwrite=True)
+        self.activation2 = act(activation, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.bn1(self.conv1(x)))
@@ -78,7 +78,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions; the stride is on the 3x3 (v1.5): (B, inputs, H, W) -> (B, 4 width, ...)."""
+    """1x1, 3x3 and 1x1 convolutions, stride on the 3x3 (v1.5): (B, inputs, H, W) -> (B, 4 width, ...)."""
 
     expansion = 4
 
@@ -86,15 +86,15 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.activation1 = act(activation, overwrite=True)
+        self.activation1 = act(activation, inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.activation2 = act(activation, overwrite=True)
+        self.activation2 = act(activation, inplace=True)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.drop_path = DropPath(drop_path)
         self.downsample = projection(inputs, 4 * width, stride)
-        self.activation3 = act(activation, overwrite=True)
+        self.activation3 = act(activation, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.bn1(self.conv1(x)))
@@ -123,7 +123,7 @@ class ResNet(nn.Module):
         else:
             self.conv1 = nn.Conv2d(channels, 64, 3, 1 if stem == "small" else 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.activation = act(activation, overwrite=True)
+        self.activation = act(activation, inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         inputs, stages, rates = 64, [], iter(drop_rates(drop_path, sum(depths)))
         for i, depth in enumerate(depths):
@@ -141,7 +141,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            # Each block then starts as the identity (Goyal et al. 2017, section 5.1).
+            # Each block starts as the identity (Goyal et al. 2017, section 5.1).
             elif zero_init_residual and isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
             elif zero_init_residual and isinstance(module, BasicBlock):
@@ -174,7 +174,7 @@ def resnet(
 ) -> nn.Module:
     """Residual network for photos, with bottleneck blocks from 50 layers on (He et al. 2015).
 
-    `stem` auto leaves layer1 maps of at least 8 pixels a side, and never more work than that needs.
+    `stem` auto downsamples as far as possible while layer1 still sees maps of at least 8 x 8.
     """
     if stem == "auto":
         side = min(spec.height, spec.width)

@@ -1,7 +1,7 @@
-"""The small residual networks of He et al. 2015, section 4.2, and their plain twins without shortcuts.
+"""The small residual networks of He et al. 2015, section 4.2, and the same networks without shortcuts.
 
-6n + 2 layers: a 3x3 convolution, three stages of n blocks with 16, 32 and 64 filters, a
-global average and a linear layer. Shapes: B batch, C channels, H height, W width, K classes.
+6n + 2 layers: a 3x3 convolution, three stages of n blocks with 16, 32 and 64 filters, global
+average pooling and a linear layer. Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bigmodel_cli.models.layers.activations import activation as act
 from bigmodel_cli.models.resnet import DropPath, drop_rates, projection
 
 Shortcut = Literal["A", "B", "none"]
-"""Where the shapes differ, A pads with zeros, B projects; "none" is a plain network, which adds nothing anywhere."""
+"""Where the shapes differ, A pads with zeros and B projects. "none" is a plain network without any shortcut."""
 
 
 class Pad(nn.Module):
-    """Option A of the paper, no parameters: (B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+    """Option A in the paper, without parameters: (B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class CifarResNet(nn.Module):
         if not self.preactivation:
             x = self.activation(self.bn1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
-        if self.preactivation:  # the sum of the last block has met no activation yet
+        if self.preactivation:  # the last block's sum has not been activated yet
             x = self.activation(self.bn1(x))
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 

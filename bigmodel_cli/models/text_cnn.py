@@ -1,6 +1,6 @@
 """Convolutions over words (Kim 2014, "Convolutional Neural Networks for Sentence Classification").
 
-Shapes: B batch, T tokens, D embedding, F filters, K classes.
+Shapes: B batch, T tokens, D embedding dimension, F filters, K classes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TextCnn(nn.Module):
-    """tokens (B,T) int64 -> logits (B,K). Fill tokens change nothing: the batch a text is in does not matter."""
+    """tokens (B,T) int64 -> logits (B,K). Padding has no effect, so a text's logits do not depend on its batch."""
 
     def __init__(self, size: int, pad: int, width: int, filters: int, widths: tuple[int, ...], dropout: float, k: int):
         super().__init__()
@@ -32,27 +32,27 @@ class TextCnn(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv1d(width, filters, w) for w in widths)
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), k)
-        nn.init.uniform_(self.token.weight, -0.25, 0.25)  # as in the paper: the variance of trained vectors
+        nn.init.uniform_(self.token.weight, -0.25, 0.25)  # as in the paper: the variance of pretrained vectors
 
     def forward(self, tokens: Tensor) -> Tensor:
         real = (tokens != self.pad)[..., None]
         x = (self.drop_words(self.token(tokens)) * real).transpose(1, 2)
-        # After ReLU nothing is below zero, so a fill position at zero never wins the maximum over time.
-        found = []
+        # ReLU leaves nothing below zero, so padding positions, set to zero, never win the max over time.
+        features = []
         for conv, w in zip(self.convolutions, self.widths, strict=True):
-            around = F.pad(x, ((w - 1) // 2, w // 2))
-            found.append((conv(around).relu() * real.transpose(1, 2)).amax(2))
-        return self.head(self.drop(torch.cat(found, 1)))  # type: ignore[no-any-return]
+            padded = F.pad(x, ((w - 1) // 2, w // 2))
+            features.append((conv(padded).relu() * real.transpose(1, 2)).amax(2))
+        return self.head(self.drop(torch.cat(features, 1)))  # type: ignore[no-any-return]
 
 
 @models.register("text-cnn", task="text_classification", head="head", backbone_first="token")
 def text_cnn(
     spec: TextSpec,
     *,
-    width: Count = 300,
-    filters: Count = 100,
-    windows: tuple[Count, ...] = (3, 4, 5),
-    dropout: Share = 0.5,
+    width: PositiveInt = 300,
+    filters: PositiveInt = 100,
+    windows: tuple[PositiveInt, ...] = (3, 4, 5),
+    dropout: Fraction = 0.5,
 ) -> nn.Module:
     """Convolutions over 3, 4 and 5 words, max-pooled over the text (Kim 2014, CNN-rand)."""
     known = tokenizer(spec)

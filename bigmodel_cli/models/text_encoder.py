@@ -14,12 +14,12 @@ from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Layer(nn.Module):
-    """Norm before, attention over every real token, then a wide layer of 4 D: (B,T,D) -> (B,T,D)."""
+    """Pre-norm attention over all tokens but padding, then an MLP of width 4 D: (B,T,D) -> (B,T,D)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """tokens (B,T) int64 -> logits (B,K), from the mean over the real tokens."""
+    """tokens (B,T) int64 -> logits (B,K), from the mean over all tokens but padding."""
 
     def __init__(self, size: int, pad: int, context: int, layers: int, heads: int, width: int, dropout: float, k: int):
         super().__init__()
@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         real = tokens != self.pad
-        # A text of nothing but fill looks at its fill: a row without any key would be NaN.
+        # A text of nothing but padding attends to its padding: softmax over a fully masked row is NaN.
         mask = (real | ~real.any(1, keepdim=True))[:, None, None]
         x = self.drop(self.token(tokens) + self.position.weight[: tokens.shape[1]])
         for layer in self.layers:
@@ -65,11 +65,16 @@ class TextEncoder(nn.Module):
 
 @models.register("text-encoder", task="text_classification", head="head", backbone_first="token")
 def text_encoder(
-    spec: TextSpec, *, layers: Count = 2, heads: Count = 2, width: Count = 128, dropout: Share = 0.1
+    spec: TextSpec,
+    *,
+    layers: PositiveInt = 2,
+    heads: PositiveInt = 2,
+    width: PositiveInt = 128,
+    dropout: Fraction = 0.1,
 ) -> nn.Module:
-    """A bidirectional transformer in the shape of BERT-tiny: 2 layers, 128 wide (Turc et al. 2019)."""
+    """A bidirectional transformer the size of BERT-tiny: 2 layers, width 128 (Turc et al. 2019)."""
     if width % heads:
-        raise InputError(f"width {width}, heads {heads}", "expected heads that divide the width")
+        raise InputError(f"width {width}, heads {heads}", "expected a width that is a multiple of the heads")
     known = tokenizer(spec)
     pad = known.special.get(PAD, -1)
     return TextEncoder(known.size, pad, spec.context, layers, heads, width, dropout, max(spec.num_classes, 1))

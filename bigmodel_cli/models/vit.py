@@ -17,12 +17,12 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.resnet import DropPath, drop_rates
 
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PatchEmbed(nn.Module):
-    """Each patch of p x p pixels becomes a token: (B, C, H, W) -> (B, N, D)."""
+    """Embed each patch of p x p pixels as a token: (B, C, H, W) -> (B, N, D)."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(D / heads)) v in each head (Vaswani et al. 2017): (B, T, D) -> (B, T, D)."""
+    """Multi-head softmax(q k^T / sqrt(D / heads)) v (Vaswani et al. 2017): (B, T, D) -> (B, T, D)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Four times as wide inside, GELU: (B, T, D) -> (B, T, D)."""
+    """Two linear layers of width 4 D and D, with GELU: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B, C, H, W) -> (B, K), the class read off an extra token."""
+    """(B, C, H, W) -> (B, K), from a class token."""
 
     def __init__(
         self, spec: ImageSpec, patch: int, width: int, depth: int, heads: int, dropout: float, drop_path: float
@@ -103,7 +103,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
-        # Of the shape, since len() would be a constant to a tracer.
+        # x.shape[0], since a tracer would record len(x) as a constant.
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         x = self.blocks(self.pos_drop(x))
         return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
@@ -113,17 +113,17 @@ class VisionTransformer(nn.Module):
 def vit(
     spec: ImageSpec,
     *,
-    patch: Count | Literal["auto"] = "auto",
-    width: Count = 192,
-    depth: Count = 6,
-    heads: Count = 3,
-    dropout: Share = 0.0,
-    drop_path: Share = 0.0,
+    patch: PositiveInt | Literal["auto"] = "auto",
+    width: PositiveInt = 192,
+    depth: PositiveInt = 6,
+    heads: PositiveInt = 3,
+    dropout: Fraction = 0.0,
+    drop_path: Fraction = 0.0,
 ) -> nn.Module:
     """Vision transformer; 16-pixel patches for photos, 4 for small images, 2 for tiny ones.
 
     Raises:
-        InputError: the patches do not tile the image, or the heads do not share the width evenly.
+        InputError: the patches do not tile the image, or the width is not a multiple of the heads.
     """
     side = min(spec.height, spec.width)
     if patch == "auto":

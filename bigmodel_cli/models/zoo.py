@@ -1,7 +1,7 @@
 """Every image classifier of timm and torchvision, as ``timm:resnet18`` and ``tv:resnet50``.
 
-Their names are read from the libraries' source, so that listing and completing them
-imports neither. Weights are described here and fetched by ``engine/build/published_weights.py``.
+Their names are read from the libraries' source, so listing and completing them imports
+neither. Weights are described here and downloaded by ``engine/build/published_weights.py``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 DECORATED = re.compile(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights: where they lie, and the images they were trained on.
+    """Published weights: where to find them, and the images they were trained on.
 
-    `repository` and `file` are those of the Hugging Face hub; or `address` is the file
-    itself, and `digest` begins its SHA-256.
+    `repository` and `file` name a file on the Hugging Face Hub; or `address` is the URL of
+    the file, and `digest` the first digits of its SHA-256.
     """
 
     spec: ImageSpec
@@ -38,8 +38,8 @@ class Weights:
     digest: str = ""
 
 
-def _declared(library: str) -> tuple[str, ...]:
-    """The model functions in the source of ``library.models``; none where it is not installed."""
+def _registered_names(library: str) -> tuple[str, ...]:
+    """The model functions in the source of ``library.models``; empty if it is not installed."""
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         return ()
@@ -49,15 +49,15 @@ def _declared(library: str) -> tuple[str, ...]:
 
 @functools.cache
 def timm_names() -> tuple[str, ...]:
-    return _declared("timm")
+    return _registered_names("timm")
 
 
 @functools.cache
 def torchvision_names() -> tuple[str, ...]:
-    return _declared("torchvision")
+    return _registered_names("torchvision")
 
 
-def _timm() -> Any:
+def _import_timm() -> Any:
     try:
         import timm
     except ImportError:
@@ -66,13 +66,13 @@ def _timm() -> Any:
     return timm
 
 
-def _configuration(member: str) -> Any:
-    """timm's description of a model: ``resnet18``, or with one of its weights' tags ``resnet18.tv_in1k``.
+def _pretrained_config(member: str) -> Any:
+    """timm's configuration of a model: ``resnet18``, or with a weight tag ``resnet18.tv_in1k``.
 
     Raises:
-        InputError: the model has no weights of that tag.
+        InputError: the model has no weights with that tag.
     """
-    _timm()
+    _import_timm()
     from timm.models import get_pretrained_cfg, list_pretrained
 
     try:
@@ -85,22 +85,22 @@ def _configuration(member: str) -> Any:
 
 
 def timm_layers(member: str) -> dict[str, Any]:
-    """The head and the first layer, and where the weights lie, as timm's own description names them."""
-    about = _configuration(member)
+    """The head, the first layer and the weights' location, from timm's own configuration."""
+    about = _pretrained_config(member)
     if not isinstance(about.classifier, str):
         which = "two heads" if about.classifier else "no head"
-        raise InputError(f"timm:{member} has {which}", "expected a classifier with one", "bigmodel models --search ...")
+        raise InputError(f"timm:{member} has {which}", "expected exactly one", "bigmodel models --search ...")
     first = about.first_conv if isinstance(about.first_conv, str) else about.first_conv[0]
     found: dict[str, Any] = {"head": about.classifier, "backbone_first": first}
     if about.hf_hub_id:
         _, height, width = about.input_size
-        spec = ImageSpec(3, height, width, imagenet(about.num_classes), tuple(about.mean), tuple(about.std))
+        spec = ImageSpec(3, height, width, imagenet_classes(about.num_classes), tuple(about.mean), tuple(about.std))
         found["weights"] = Weights(spec, about.hf_hub_id, about.hf_hub_filename or "model.safetensors")
     return found
 
 
-def imagenet(count: int) -> tuple[str, ...]:
-    """`count` class names: ImageNet's for 1000, where two pairs share a name and get a number; else ``class 0``."""
+def imagenet_classes(count: int) -> tuple[str, ...]:
+    """`count` class names: ImageNet's for 1000, with duplicates numbered; otherwise ``class 0``, ``class 1``, ..."""
     if count != 1000:
         return tuple(f"class {k}" for k in range(count))
     from torchvision.models import ResNet18_Weights
@@ -110,9 +110,9 @@ def imagenet(count: int) -> tuple[str, ...]:
 
 
 @models.register("timm:*", task="image_classification", members=timm_names, describe=timm_layers)
-def timm_model(spec: ImageSpec, member: str, *, dropout: Share = 0.0, drop_path: Share = 0.0) -> Any:
+def timm_model(spec: ImageSpec, member: str, *, dropout: Fraction = 0.0, drop_path: Fraction = 0.0) -> Any:
     """An image classifier from timm."""
-    timm, about = _timm(), _configuration(member)
+    timm, about = _import_timm(), _pretrained_config(member)
     options: dict[str, Any] = {"drop_rate": dropout}
     if drop_path:
         options["drop_path_rate"] = drop_path
@@ -130,7 +130,7 @@ def timm_model(spec: ImageSpec, member: str, *, dropout: Share = 0.0, drop_path:
 
 
 def torchvision_layers(member: str) -> dict[str, Any]:
-    """The head (the last layer) and the first convolution, found in the model itself, and torchvision's own weights."""
+    """The head (the last layer), the first convolution and torchvision's default weights."""
     import torch
     from torch import nn
     from torchvision.models import get_model_weights
@@ -141,8 +141,8 @@ def torchvision_layers(member: str) -> dict[str, Any]:
     heads = [name for name, m in named if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
     published = get_model_weights(member).DEFAULT  # type: ignore[attr-defined]
     how, file = published.transforms(), published.url.rpartition("/")[2]
-    spec = ImageSpec(3, how.crop_size[0], how.crop_size[0], imagenet(1000), tuple(how.mean), tuple(how.std))
-    digest = file.removesuffix(".pth").rpartition("-")[2]  # torch.hub's custom: the first eight hex digits
+    spec = ImageSpec(3, how.crop_size[0], how.crop_size[0], imagenet_classes(1000), tuple(how.mean), tuple(how.std))
+    digest = file.removesuffix(".pth").rpartition("-")[2]  # torch.hub's convention: the first eight hex digits
     return {
         "head": heads[-1],
         "backbone_first": next(name for name, m in named if isinstance(m, nn.Conv2d)),
@@ -154,7 +154,7 @@ def _torchvision(member: str, num_classes: int, side: int) -> Any:
     from torchvision.models import get_model
 
     options: dict[str, Any] = {"num_classes": num_classes}
-    if member in ("googlenet", "inception_v3"):  # their second outputs in training are nothing to a task
+    if member in ("googlenet", "inception_v3"):  # a task expects one output, also in training
         options |= {"aux_logits": False, "init_weights": True}
     if member.startswith("vit_"):
         options["image_size"] = side

@@ -1,4 +1,4 @@
-"""Several optimizers, each with its own parameters, used as one."""
+"""Several optimizers, each with its own parameters, behind the interface of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Combined(torch.optim.Optimizer):
-    """Steps each of `parts`; ``param_groups`` are theirs, so that a schedule reaches all of them."""
+    """Step each of `parts`. ``param_groups`` concatenates theirs, so that a schedule reaches all of them."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self.parts = parts
@@ -17,7 +17,7 @@ class Combined(torch.optim.Optimizer):
         self.defaults: dict[str, Any] = {}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of every part, on the gradients of one call of `closure` where it is given."""
+        """Step every part; if given, `closure` is called once to compute the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

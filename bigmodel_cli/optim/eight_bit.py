@@ -1,4 +1,4 @@
-"""AdamW whose two averages take a byte a weight instead of four (Dettmers et al. 2021), by torchao."""
+"""AdamW with 8-bit optimizer states (Dettmers et al. 2021), from torchao."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import optimizers
-from bigmodel_cli.optim.optimizers import Decay, Named, Rate, Share, groups
+from bigmodel_cli.optim.optimizers import Fraction, LearningRate, NamedParameters, WeightDecay, decay_groups
 
-PARTS = ("codes", "scale", "qmap")
+STATE_TENSORS = ("codes", "scale", "qmap")
 
 
-def _library() -> Any:
+def _import_torchao() -> Any:
     try:
         import torchao.optim
     except ImportError as error:
@@ -25,7 +25,7 @@ def _library() -> Any:
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """torchao's optimizer with rates that are numbers, as schedules set them, and a state of plain tensors."""
+    """torchao's optimizer, adapted to learning rates that are plain floats and to a state dict of plain tensors."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.param_groups = inner, inner.param_groups
@@ -36,7 +36,7 @@ class AdamW8bit(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         rates = [group["lr"] for group in self.param_groups]
         for group, rate in zip(self.param_groups, rates, strict=True):
-            group["lr"] = torch.tensor(rate)  # a number would be compiled in, anew for each
+            group["lr"] = torch.tensor(rate)  # a float would be a constant, and every new value a recompilation
         loss = self.inner.step(closure)
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -50,32 +50,36 @@ class AdamW8bit(torch.optim.Optimizer):
         return {**found, "state": {i: {k: _plain(v) for k, v in s.items()} for i, s in found["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = {i: {k: _packed(v) for k, v in s.items()} for i, s in state_dict["state"].items()}
+        state = {i: {k: _restore(v) for k, v in s.items()} for i, s in state_dict["state"].items()}
         self.inner.load_state_dict({**state_dict, "state": state})
         self.param_groups = self.inner.param_groups
 
 
 def _plain(value: Any) -> Any:
-    if all(hasattr(value, part) for part in PARTS):
-        return {**{part: getattr(value, part) for part in PARTS}, "signed": value.signed}
+    if all(hasattr(value, part) for part in STATE_TENSORS):
+        return {**{part: getattr(value, part) for part in STATE_TENSORS}, "signed": value.signed}
     return value
 
 
-def _packed(value: Any) -> Any:
+def _restore(value: Any) -> Any:
     if isinstance(value, dict):
         from torchao.optim.subclass_8bit import OptimState8bit
 
-        return OptimState8bit(*(value[part].clone() for part in PARTS), value["signed"], torch.float32)
+        return OptimState8bit(*(value[part].clone() for part in STATE_TENSORS), value["signed"], torch.float32)
     return value.clone() if isinstance(value, Tensor) else value
 
 
 @optimizers.register()
 def adamw8bit(
-    named: Named, *, lr: Rate = 1e-3, betas: tuple[Share, Share] = (0.9, 0.999), weight_decay: Decay = 0.01
+    named: NamedParameters,
+    *,
+    lr: LearningRate = 1e-3,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    weight_decay: WeightDecay = 0.01,
 ) -> torch.optim.Optimizer:
     """AdamW with 8-bit moments (Dettmers et al. 2021); its first step compiles, which takes a C++ compiler.
 
     Raises:
         MachineError: torchao is not installed.
     """
-    return AdamW8bit(_library().AdamW8bit(groups(named, weight_decay), lr=lr, betas=betas))
+    return AdamW8bit(_import_torchao().AdamW8bit(decay_groups(named, weight_decay), lr=lr, betas=betas))

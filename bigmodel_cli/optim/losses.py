@@ -1,4 +1,4 @@
-"""Losses: each gives one value a *sample*; the task sums them and the engine divides.
+"""Losses: each returns one value per *sample*; the task sums them and the engine divides.
 
 Shapes: B batch, K classes.
 """
@@ -20,7 +20,10 @@ PerSample = Callable[[Tensor, Tensor], Tensor]
 
 @losses.register()
 def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> PerSample:
-    """-sum_k t_k log softmax(z)_k; label smoothing e makes t (1-e) one-hot + e/K (Szegedy et al. 2015)."""
+    """-sum_k t_k log softmax(z)_k, with optional label smoothing.
+
+    Label smoothing e makes t = (1-e) one-hot + e/K (Szegedy et al. 2015).
+    """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
@@ -30,7 +33,7 @@ def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0)
 
 @losses.register()
 def mse() -> PerSample:
-    """Mean squared error between the logits and the one-hot label: 1/K sum_k (z_k - t_k)^2."""
+    """Mean squared error between logits and one-hot label: 1/K sum_k (z_k - t_k)^2."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         targets = labels if labels.dim() == 2 else F.one_hot(labels, logits.shape[1])

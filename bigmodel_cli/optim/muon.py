@@ -1,4 +1,7 @@
-"""Muon for matrices and for filters; torch's own takes matrices alone. O outputs, I inputs, H height, W width."""
+"""Muon for matrices and convolution filters. Shapes: O outputs, I inputs, H height, W width.
+
+torch's own Muon takes only matrices.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the source: steep at zero, so that five steps are enough
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at zero, so that five steps are enough
 STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal: w <- w - lr s (U V^T), for the momentum U S V^T (Jordan 2024).
+    """Momentum with orthogonalized updates: w <- w - lr s (U V^T), for the momentum U S V^T (Jordan 2024).
 
-    A filter (O,I,H,W) is the matrix (O, I H W) that it multiplies patches with, as in the source's record on
-    CIFAR-10. s = sqrt(max(1, O / (I H W))); the decay is decoupled, w <- w (1 - lr weight_decay), and the momentum
-    Nesterov's.
+    A filter (O,I,H,W) is treated as a matrix (O, I H W), as in Jordan's CIFAR-10 record.
+    s = sqrt(max(1, O / (I H W))). Weight decay is decoupled, w <- w (1 - lr weight_decay), and momentum is Nesterov.
     """
 
     def __init__(
@@ -41,15 +43,15 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
         velocity = state["momentum_buffer"].lerp_(grad, 1 - momentum)
-        step = orthogonal(grad.lerp(velocity, momentum).flatten(1))
+        step = orthogonalize(grad.lerp(velocity, momentum).flatten(1))
         scale = max(1.0, step.shape[0] / step.shape[1]) ** 0.5
         p.mul_(1 - lr * weight_decay).add_(step.view(p.shape), alpha=-lr * scale)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of `matrix` = U S V^T, by Newton-Schulz steps: singular values end between 0.7 and 1.2.
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Approximate U V^T of `matrix` = U S V^T by Newton-Schulz iteration; singular values end in 0.7..1.2.
 
-    (O,I) -> (O,I), in bf16 on a GPU.
+    (O,I) -> (O,I), computed in bf16 on a GPU.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]

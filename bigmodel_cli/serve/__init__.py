@@ -1,1 +1,1 @@
-"""An exported model behind HTTP: a page, answers in batches, limits, figures. Imports no torch."""
+"""Serve an exported model over HTTP, with a web page, batching, limits and metrics. Does not import torch."""

@@ -1,4 +1,4 @@
-"""What each path answers. Every reply of status 400 or more is one line of JSON."""
+"""The routes of the service. Every response with a status of 400 or more is one line of JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TOP = {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1}
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def build_app(service: Service, log: Callable[[str], None], every: bool) -> Middleware:
-    """The ASGI application. `log` takes a line of text for each request that met a bug, or, with `every`, for each."""
-    # The documentation's own pages load scripts from elsewhere; /openapi.json is there.
+def build_app(service: Service, log: Callable[[str], None], log_all: bool) -> Middleware:
+    """The ASGI application. `log` receives a line for each request that hit a bug, or with `log_all` for every one."""
+    # FastAPI's documentation pages load scripts from a CDN, so only /openapi.json is served.
     app = FastAPI(title="bigmodel serve", docs_url=None, redoc_url=None)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -30,7 +30,7 @@ def build_app(service: Service, log: Callable[[str], None], every: bool) -> Midd
 
     @app.get("/model")
     async def model() -> Response:
-        """What is served: name, format, class names, the digest of its file, and the limits of a request."""
+        """The served model: name, format, class names, digest of its file, and request limits."""
         limits = service.options.limits
         most = {"bytes": limits.size, "pixels": limits.pixels, "samples": limits.samples}
         return _json({**service.served.about, "limits": most})
@@ -39,28 +39,28 @@ def build_app(service: Service, log: Callable[[str], None], every: bool) -> Midd
 
     @app.post("/predict", openapi_extra={"requestBody": body, "parameters": [TOP]})
     async def predict(request: Request) -> Response:
-        """The classes of each sample in the body with their probabilities, likeliest first."""
+        """The classes of each sample in the body with their probabilities, most likely first."""
         return _json(await service.predict(request))
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
-        """200 where the model answers."""
+        """200 if the model responds."""
         await service.healthy()
         return _json({"status": "ok"})
 
     @app.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
     async def readyz() -> Response:
-        """200 where a request would be taken now."""
+        """200 if a request would be accepted now."""
         service.ready()
         return _json({"status": "ready"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), headers={"content-type": PROMETHEUS})
 
     _errors(app)
-    return Middleware(app, service, log, every)
+    return Middleware(app, service, log, log_all)
 
 
 def _errors(app: FastAPI) -> None:
@@ -81,7 +81,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it; it is counted
+        return Response(status_code=499)  # the client is gone; this is only for the metrics
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:

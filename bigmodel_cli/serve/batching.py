@@ -1,7 +1,7 @@
-"""Requests that come at the same time are answered by one run of the model.
+"""Dynamic batching: concurrent requests share one run of the model.
 
-The model runs in one thread, which takes what waits: the first sample, then others for at most
-`max_wait` seconds or until there are `max_batch`. Shapes: K classes.
+The model runs in one thread, which takes the first waiting sample, then waits for more for at most
+`max_wait` seconds or until there are `max_batch`. Shapes: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class _Waiting:
 
 
 class Batcher:
-    """Gives samples to `answer` in batches; `ran` is told of each: its size and seconds.
+    """Passes samples to `answer` in batches, and reports the size and seconds of each batch to `ran`.
 
-    A daemon thread: a model that never answers must not keep the process from ending.
+    The thread is a daemon, so that a hanging model cannot keep the process from exiting.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class Batcher:
         self._answer, self._max_batch, self._max_wait, self._ran = answer, max_batch, max_wait, ran
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self.last_answer = float("-inf")
-        """When the model answered last, by ``time.monotonic``."""
+        """When the model last responded, by ``time.monotonic``."""
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
     def waiting(self) -> int:
-        """Samples that no run has taken yet."""
+        """The number of queued samples."""
         return self._queue.qsize()
 
     async def __call__(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """The probabilities (K,) of each sample.
 
         Raises:
-            Exception: whatever the model raised. A caller that is cancelled takes its samples back.
+            Exception: whatever the model raised. Cancelling the caller withdraws its samples.
         """
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(sample, loop.create_future(), loop) for sample in samples]
@@ -63,7 +63,7 @@ class Batcher:
         return list(await asyncio.gather(*(one.reply for one in waiting)))
 
     def close(self, timeout: float) -> bool:
-        """End the thread once the queue is empty; whether it ended within `timeout` seconds."""
+        """Stop the thread once the queue is empty. Returns whether it stopped within `timeout` seconds."""
         self._queue.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -82,7 +82,7 @@ class Batcher:
                 one = self._queue.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
-            if one is None:  # the end, after this batch
+            if one is None:  # stop after this batch
                 self._queue.put(None)
                 break
             found.append(one)
@@ -92,18 +92,18 @@ class Batcher:
         began = time.monotonic()
         try:
             rows: Any = self._answer([one.sample for one in batch])
-        except Exception as error:  # a runtime's errors are of its own kinds; each request reports it
+        except Exception as error:  # runtimes raise their own types; each request reports the error
             rows = [error] * len(batch)
         else:
             self.last_answer = time.monotonic()
             if self._ran is not None:
                 self._ran(len(batch), self.last_answer - began)
         for one, row in zip(batch, rows, strict=True):
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                one.loop.call_soon_threadsafe(_settle, one.reply, row)
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody is waiting
+                one.loop.call_soon_threadsafe(_deliver, one.reply, row)
 
 
-def _settle(reply: asyncio.Future[np.ndarray], row: np.ndarray | Exception) -> None:
+def _deliver(reply: asyncio.Future[np.ndarray], row: np.ndarray | Exception) -> None:
     if reply.done():
         return
     if isinstance(row, Exception):

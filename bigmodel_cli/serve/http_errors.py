@@ -1,4 +1,4 @@
-"""What the service says no to: a status of HTTP, a line, and never a traceback."""
+"""Errors of the service as HTTP responses: a status and one line, never a traceback."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bigmodel_cli.core.errors import BigmodelError, printable
 
 
 class HttpRefusal(BigmodelError):
-    """A reply with a status of 400 or more.
+    """A response with a status of 400 or more.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status code.
         what, expected, hint: as for every error.
-        close: the connection ends, since what follows on it cannot be trusted to be a request.
+        close: close the connection, because what follows on it may not be a request.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The model behind the service: an export folder, its samples prepared and its logits made probabilities.
+"""The served model: an export folder with preprocessing of samples and softmax of logits.
 
 Shapes: B batch, C channels, H height, W width, T tokens, K classes.
 """
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """How a request's body becomes samples, and samples a batch, for one kind of input."""
+    """Parses a request body into samples, and collates samples into a batch, for one kind of input."""
 
     kind: str
     content: Mapping[str, Any]
     """The bodies that it reads by their types, as OpenAPI says it."""
 
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
-        """Each sample of the body: its name, and its input without the batch dimension."""
+        """The samples in the body: name, and input without the batch dimension."""
         ...
 
     def batch(self, samples: Sequence[np.ndarray]) -> np.ndarray: ...
 
     def example(self) -> np.ndarray:
-        """A sample of no meaning, to ask whether the model answers."""
+        """A dummy sample, to check that the model responds."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """(C,H,W) float32 samples; with `plain`, (H,W,C) uint8 ones, of `size` (H,W) where the model takes no other."""
+    """(C,H,W) float32 samples; with `plain`, (H,W,C) uint8, resized to `size` (H,W) if the model needs a fixed size."""
 
     how: Mapping[str, Any]
     spec: ImageSpec
@@ -82,21 +82,21 @@ class ImageReader:
 
 
 def _status(raw: bytes, most: int) -> int:
-    """What HTTP calls the fault of an image that was refused: too large, damaged, or none that we read."""
+    """The HTTP status for a refused image: too large, damaged, or not a supported image."""
     from PIL import Image
 
     try:
         _, width, height, _ = image_header(raw)
     except Image.DecompressionBombError:
         return 413
-    except Exception:  # a damaged header raises a dozen kinds
+    except Exception:  # a damaged header can raise a dozen types
         return 415
     return 413 if width * height > most else 400
 
 
 @dataclass(frozen=True)
 class TextReader:
-    """(T,) int64 samples: token ids, cut to the model's context."""
+    """(T,) int64 samples: token ids, truncated to the model's context window."""
 
     spec: TextSpec
     kind = "text"
@@ -109,7 +109,7 @@ class TextReader:
 
         try:
             found = [(name, ids_of(text, self.spec, framed=True)) for name, text in texts(body, limits)]
-        except InputError as error:  # a character that the model does not know
+        except InputError as error:  # a character outside the vocabulary
             raise HttpRefusal(400, error.what, error.expected, error.hint) from None
         return [(name, np.array(ids or [self._pad()], np.int64)) for name, ids in found]
 
@@ -148,7 +148,7 @@ def text_reader(export: ExportFolder) -> Reader:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What the service answers with. `about`: what ``/model`` tells of it."""
+    """A loaded model. `about` is the response of ``/model``."""
 
     run: Run
     reader: Reader
@@ -159,27 +159,27 @@ class ServedModel:
         """Prepared samples -> probabilities (B,K).
 
         Raises:
-            BigmodelError: the model's answer is not finite, or of another shape.
+            BigmodelError: the logits are not finite, or have the wrong shape.
         """
         import numpy as np
 
         logits = np.asarray(self.run(self.reader.batch(samples)), np.float64)
         if logits.shape != (len(samples), len(self.labels)) or not np.isfinite(logits).all():
-            raise BigmodelError(f"the model's answer of shape {logits.shape} is not finite, or not of the classes")
+            raise BigmodelError(f"the model's logits of shape {logits.shape} are not finite, or have the wrong shape")
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return np.asarray(odds / odds.sum(1, keepdims=True))
 
-    def likeliest(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
-        """The `top` classes of (K,) probabilities, likeliest first."""
+    def top_classes(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
+        """The `top` classes of (K,) probabilities, most likely first."""
         best = probabilities.argsort(kind="stable")[::-1][:top]
         return [{"class": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in best]
 
 
 def open_model(folder: Path) -> ServedModel:
-    """The export in `folder`, ready to answer.
+    """Load the export in `folder`.
 
     Raises:
-        InputError: the folder is no export, its files have changed, or it does not sort inputs into classes.
+        InputError: the folder is not an export, its files have changed, or it is not a classifier.
         MachineError: its runtime is not installed.
     """
     from bigmodel_cli.export.folder import read_folder

@@ -1,4 +1,4 @@
-"""The page, and the policy that lets a browser run nothing but what it holds."""
+"""The web page, and a content security policy that allows only its own script and style."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
 
 def _policy(page: str) -> str:
-    """A content security policy that names the page's own script and style by their SHA-256, and forbids all others."""
+    """A content security policy that allows the page's own script and style by SHA-256, and forbids everything else."""
     parts = ["default-src 'none'", "img-src blob:", "connect-src 'self'", "form-action 'self'"]
     parts += ["base-uri 'none'", "frame-ancestors 'none'"]
     for tag in ("script", "style"):

@@ -1,7 +1,7 @@
-"""A socket, uvicorn on it, and how it ends.
+"""Run the service with uvicorn on a socket, and shut it down gracefully.
 
-uvicorn bounds neither the time that a request's head takes to arrive nor the words of its own
-refusals; :class:`Protocol` does.
+uvicorn has no timeout for a request's header, and its own error responses are plain text;
+:class:`Protocol` adds both.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.serve.http_errors import HttpRefusal
-from bigmodel_cli.serve.middleware import ALWAYS, HEAD_BYTES, Middleware
+from bigmodel_cli.serve.middleware import HEAD_BYTES, SECURITY_HEADERS, Middleware
 
 HEAD_SECONDS = 10.0
-SPARE = 256
-"""Connections beside those whose requests may be in work: idle ones, health checks."""
+SPARE_CONNECTIONS = 256
+"""Connections allowed beyond the queue limit, for idle clients and health checks."""
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, but a connection on which no whole head of a request arrives in HEAD_SECONDS is closed.
+    """uvicorn's protocol, but closes connections on which no complete request header arrives in HEAD_SECONDS.
 
-    The time runs from the connection's begin, or from the first byte after a reply: drops do not renew it.
+    The time starts with the connection, or after a response. Trickling bytes do not extend it (slowloris).
     """
 
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        gate: Middleware = self.config.app  # type: ignore[assignment]
-        if len(self.connections) > gate.service.options.queue + SPARE:
+        middleware: Middleware = self.config.app  # type: ignore[assignment]
+        if len(self.connections) > middleware.service.options.queue + SPARE_CONNECTIONS:
             self._refuse(HttpRefusal(503, f"{len(self.connections)} connections are open", close=True))
         self._watch()
 
@@ -55,20 +55,20 @@ class Protocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._unwatch()
         elif self._head is None and not self.transport.is_closing():
-            self._head = self.loop.call_later(HEAD_SECONDS, self._late)
+            self._head = self.loop.call_later(HEAD_SECONDS, self._time_out)
 
     def _unwatch(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
 
-    def _late(self) -> None:
+    def _time_out(self) -> None:
         self._head = None
         if not self.transport.is_closing():
             self._refuse(HttpRefusal(408, f"no whole request within {HEAD_SECONDS:g} s", close=True))
 
     def send_400_response(self, msg: str) -> None:
-        """Not HTTP, or a head of more than HEAD_BYTES."""
+        """Refuse what is not HTTP, or a header of more than HEAD_BYTES."""
         self._refuse(
             HttpRefusal(
                 400, f"not a request: {msg}", f"expected HTTP/1.1, a head of at most {HEAD_BYTES} bytes", close=True
@@ -78,7 +78,7 @@ class Protocol(H11Protocol):
     def _refuse(self, refusal: HttpRefusal) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = refusal.body()
-            headers = {**ALWAYS, **refusal.headers(), "content-type": "application/json"}
+            headers = {**SECURITY_HEADERS, **refusal.headers(), "content-type": "application/json"}
             raw = [(k.encode(), v.encode()) for k, v in {**headers, "content-length": str(len(body))}.items()]
             for event in (h11.Response(status_code=refusal.status, headers=raw), h11.Data(body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
@@ -87,7 +87,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, but a signal asks it to end, and is not raised again once it has."""
+    """uvicorn's server, but a signal stops it gracefully and is not raised again afterwards."""
 
     signum: int | None = None
 
@@ -101,25 +101,25 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
-        old = {s: signal.signal(s, self._asked) for s in (signal.SIGINT, signal.SIGTERM)}
+        old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _asked(self, signum: int, frame: object) -> None:
+    def _on_signal(self, signum: int, frame: object) -> None:
         twice = self.signum == signum == signal.SIGINT
         self.signum = signum
         self.handle_exit(signum if twice else signal.SIGTERM, None)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; `port` 0 takes a free one.
+    """Open a listening socket; `port` 0 picks a free port.
 
     Raises:
         InputError: `host` is not an address of this machine.
-        MachineError: the port is in use, or this user may not have it.
+        MachineError: the port is in use, or not permitted for this user.
     """
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -133,36 +133,36 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE:
-            raise MachineError(f"port {port} on {host}: {error.strerror}", hint="--port 0 takes a free one") from None
+            raise MachineError(f"port {port} on {host}: {error.strerror}", hint="--port 0 picks a free port") from None
         raise InputError(f"--host {host}: {error.strerror}", "expected an address of this machine") from None
     return listening
 
 
-def run(gate: Middleware, listening: socket.socket, stop_seconds: int, ready: Callable[[], None]) -> None:
-    """Serve until a signal asks to stop; what is in work then has `stop_seconds` to be answered.
+def run(middleware: Middleware, listening: socket.socket, stop_seconds: int, ready: Callable[[], None]) -> None:
+    """Serve until a signal arrives; requests in flight then have `stop_seconds` to finish.
 
-    `ready` is called when the model has answered once and requests are taken.
+    `ready` is called once the model has responded and requests are accepted.
 
     Raises:
-        InterruptedRun: requests were cut off, by a second Ctrl-C or since the time was up.
-        BigmodelError: the model does not answer.
+        InterruptedRun: requests were cut off, by a second Ctrl-C or the timeout.
+        BigmodelError: the model does not respond.
     """
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "python_multipart"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # the gate says what there is to say
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # the middleware does the logging
     config = uvicorn.Config(
-        gate, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False,
+        middleware, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False,
         server_header=False, h11_max_incomplete_event_size=HEAD_BYTES, timeout_graceful_shutdown=stop_seconds,
     )  # fmt: skip
     server = Server(config, ready)
 
     async def serve() -> None:
-        await gate.service.warm_up()
+        await middleware.service.warm_up()
         await server.serve(sockets=[listening])
 
     try:
         asyncio.run(serve())
     finally:
-        gate.service.close()
-    if gate.cut and server.signum is not None:
-        cut = "1 request was" if gate.cut == 1 else f"{gate.cut} requests were"
+        middleware.service.close()
+    if middleware.cut and server.signum is not None:
+        cut = "1 request was" if middleware.cut == 1 else f"{middleware.cut} requests were"
         raise InterruptedRun(server.signum, f"stopped; {cut} not answered in time")

@@ -1,4 +1,4 @@
-"""The model, its queue and its limits: what a request to predict goes through."""
+"""The service: the model, its queue, limits and metrics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bigmodel_cli.serve.metrics import Metrics
 from bigmodel_cli.serve.model import ServedModel
 from bigmodel_cli.serve.uploads import Limits, read_body
 
-FRESH = 1.0  # seconds: a model that answered this lately is not asked again whether it does
+RECENT = 1.0  # seconds; a model that responded this recently counts as healthy without a probe
 
 
 @dataclass(frozen=True)
 class Options:
-    """`queue`: requests in work at once, further ones are refused. `timeout`: seconds for the model's answer.
+    """`queue`: maximum requests in flight; more are refused. `timeout`: seconds for the model to respond.
 
-    `hosts`: the names that a request's Host may hold; None: any.
+    `hosts`: the allowed names in a request's Host header; None: any.
     """
 
     limits: Limits
@@ -37,11 +37,11 @@ class Options:
 
 
 class Service:
-    """The model, its queue, and what is counted."""
+    """The model with its batcher and metrics."""
 
     def __init__(self, served: ServedModel, options: Options) -> None:
         self.served, self.options = served, options
-        self.in_work = 0
+        self.in_flight = 0
         self._probe: asyncio.Task[Any] | None = None
         self.batcher = Batcher(
             served.answer,
@@ -49,27 +49,29 @@ class Service:
             max_wait=options.max_wait,
             ran=lambda *ran: self.metrics.ran(*ran),
         )
-        self.metrics = Metrics(max_batch=options.max_batch, in_work=lambda: self.in_work, waiting=self.batcher.waiting)
+        self.metrics = Metrics(
+            max_batch=options.max_batch, in_flight=lambda: self.in_flight, waiting=self.batcher.waiting
+        )
         self._readers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "reader")
 
     async def predict(self, request: Request) -> dict[str, Any]:
-        """The classes of each sample in the body, ``?top=`` of them, likeliest first."""
+        """The ``?top=`` classes of each sample in the body, most likely first."""
         top = self._top(request.query_params.get("top"))
-        if self.in_work >= self.options.queue:
-            raise HttpRefusal(503, f"{self.in_work} requests are in work", hint="try again")
-        self.in_work += 1
+        if self.in_flight >= self.options.queue:
+            raise HttpRefusal(503, f"{self.in_flight} requests are in work", hint="try again")
+        self.in_flight += 1
         try:
             body = await read_body(request, self.options.limits)
             kind = request.headers.get("content-type", "")
             loop, read = asyncio.get_running_loop(), self.served.reader.read
             samples = await loop.run_in_executor(self._readers, read, kind, body, self.options.limits)
             del body
-            rows = await self._answers([sample for _, sample in samples])
+            rows = await self._infer([sample for _, sample in samples])
         finally:
-            self.in_work -= 1
+            self.in_flight -= 1
         found = []
         for (name, _), row in zip(samples, rows, strict=True):
-            best = self.served.likeliest(row, top)
+            best = self.served.top_classes(row, top)
             found.append({"name": name, **best[0], "top": best})
         return {"predictions": found}
 
@@ -80,7 +82,7 @@ class Service:
             raise HttpRefusal(400, f"top={asked[:40]}", "expected a whole number from 1")
         return int(asked)
 
-    async def _answers(self, samples: list[Any]) -> list[Any]:
+    async def _infer(self, samples: list[Any]) -> list[Any]:
         try:
             async with asyncio.timeout(self.options.timeout):
                 return await self.batcher(samples)
@@ -88,15 +90,15 @@ class Service:
             raise HttpRefusal(504, f"the model did not answer within {self.options.timeout:g} s") from None
 
     async def healthy(self) -> None:
-        """That the model answers: it did so lately, or does when asked.
+        """Check that the model responds: it did so recently, or does so to a probe.
 
         Raises:
-            Refusal: 503, it does not.
+            HttpRefusal: 503, it does not.
         """
-        if time.monotonic() - self.batcher.last_answer < FRESH:
+        if time.monotonic() - self.batcher.last_answer < RECENT:
             return
-        if self._probe is None or self._probe.done():  # one question at a time, however many ask
-            self._probe = asyncio.create_task(self._answers([self.served.reader.example()]))
+        if self._probe is None or self._probe.done():  # concurrent health checks share one probe
+            self._probe = asyncio.create_task(self._infer([self.served.reader.example()]))
         try:
             await asyncio.shield(self._probe)
         except asyncio.CancelledError:
@@ -105,24 +107,24 @@ class Service:
             raise HttpRefusal(503, f"the model does not answer: {error}") from None
 
     async def warm_up(self) -> None:
-        """Have the model answer once, so that what is wrong with it is told at the start.
+        """Run the model once, so that a problem is reported at startup.
 
         Raises:
-            BigmodelError: it does not answer.
+            BigmodelError: it does not respond.
         """
         try:
-            await self._answers([self.served.reader.example()])
-        except Exception as error:  # runtimes raise kinds of their own
+            await self._infer([self.served.reader.example()])
+        except Exception as error:  # runtimes raise their own types
             raise BigmodelError(f"the model does not answer: {error}") from error
 
     def ready(self) -> None:
-        """That a request would be taken now.
+        """Check that a request would be accepted now.
 
         Raises:
-            Refusal: 503, the service is full.
+            HttpRefusal: 503, the service is full.
         """
-        if self.in_work >= self.options.queue:
-            raise HttpRefusal(503, f"{self.in_work} requests are in work")
+        if self.in_flight >= self.options.queue:
+            raise HttpRefusal(503, f"{self.in_flight} requests are in work")
 
     def close(self) -> None:
         self.batcher.close(timeout=0.5)

@@ -1,4 +1,4 @@
-"""A request's body to named samples: images (multipart, or the body itself), or texts (JSON)."""
+"""Parse a request body into named samples: images (multipart, or the body itself) or texts (JSON)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
-LINGER = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
+MAX_DRAIN = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
 IMAGES: Mapping[str, Any] = {"image/*": BINARY, "multipart/form-data": FORM}
@@ -28,7 +28,7 @@ TEXTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """`size`: bytes of a body. `pixels`: of an image. `samples`: of a request. `seconds`: for the body to arrive."""
+    """`size`: bytes per body. `pixels`: per image. `samples`: per request. `seconds`: for the body to arrive."""
 
     size: int
     pixels: int
@@ -37,10 +37,10 @@ class Limits:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
-        Refusal: 413, it is larger than the limit; 408, it did not arrive in time; 400, it is empty.
+        HttpRefusal: 413, it is larger than the limit; 408, it did not arrive in time; 400, it is empty.
     """
     received = bytearray()
     size = 0
@@ -50,12 +50,12 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 size += len(chunk)
                 if size <= limits.size:
                     received += chunk
-                elif size > limits.size * LINGER:
-                    break  # a sender that never ends; a connection that is closed while it sends may lose the reply
+                elif size > limits.size * MAX_DRAIN:
+                    break  # do not read forever, although closing while the client sends may lose the response
     except TimeoutError:
         raise HttpRefusal(408, f"the body did not arrive within {limits.seconds:g} s", close=True) from None
     if size > limits.size:
-        raise HttpRefusal(413, f"the body is larger than {limits.size} bytes", close=size > limits.size * LINGER)
+        raise HttpRefusal(413, f"the body is larger than {limits.size} bytes", close=size > limits.size * MAX_DRAIN)
     if not size:
         raise HttpRefusal(400, "the body is empty", hint="curl --data-binary @FILE, or -F file=@FILE")
     return bytes(received)
@@ -65,7 +65,7 @@ def images(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, by
     """(name, bytes) of each image.
 
     Raises:
-        Refusal: 400, a body that is not what its type says; 413, too many images; 415, a type that holds none.
+        HttpRefusal: 400, the body does not match its content type; 413, too many images; 415, not an image type.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -81,7 +81,7 @@ def _binary(body: bytes) -> bool:
 
 
 class _Parts:
-    """What python-multipart calls as it finds parts in a body: files are kept, in memory, and other fields are not."""
+    """Callbacks for python-multipart: files are kept in memory, other fields are dropped."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -144,7 +144,7 @@ def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
     """(name, text) of each text in ``{"text": "..."}`` or ``{"text": ["...", ...]}``.
 
     Raises:
-        Refusal: 400, it is not that; 413, too many texts.
+        HttpRefusal: 400, the body is anything else; 413, too many texts.
     """
     try:
         given: Any = json.loads(body)
@@ -157,7 +157,7 @@ def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
             400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}'
         )
     if any("\ud800" <= character <= "\udfff" for character in "".join(found)):
-        raise HttpRefusal(400, "a text with half a character in it", "expected Unicode")
+        raise HttpRefusal(400, "a text with an unpaired surrogate", "expected valid Unicode")
     if len(found) > limits.samples:
         raise HttpRefusal(413, f"{len(found)} texts in a request", f"expected at most {limits.samples}")
     return [(f"text {i}", t) for i, t in enumerate(found, 1)]

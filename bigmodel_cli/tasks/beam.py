@@ -24,14 +24,14 @@ def beam_search(model: Any, source: Tensor, width: int, spec: TextSpec) -> tuple
     b, most = len(source), min(spec.context, 2 * source.shape[1] + 10)
     answer, mean = source.new_full((b, most), pad), torch.zeros(b, device=source.device)
     going = torch.arange(b, device=source.device)  # what is not answered yet
-    past = model.begin(source).chosen(going.repeat_interleave(width))
+    cache = model.start_decoding(source).select(going.repeat_interleave(width))
     text = source.new_full((b, width, 1), start)
     # Only the first beam counts at first: equal beams would stay equal.
     score = torch.full((b, width), -torch.inf, device=source.device)
     score[:, 0] = 0
     done = torch.zeros(b, width, dtype=torch.bool, device=source.device)
     while True:
-        step = model.step(text[:, :, -1].flatten(), past).float().log_softmax(1).view(len(going), width, -1)
+        step = model.step(text[:, :, -1].flatten(), cache).float().log_softmax(1).view(len(going), width, -1)
         step[..., [pad, start]] = -torch.inf
         ended = torch.full_like(step[:1, :1], -torch.inf)
         ended[..., pad] = 0  # a finished beam goes on with fill, at no cost
@@ -51,7 +51,7 @@ def beam_search(model: Any, source: Tensor, width: int, spec: TextSpec) -> tuple
         going, text, score, done = going[~over], text[~over], score[~over], done[~over]
         if not len(going):
             return answer[:, : text.shape[2] - 1], mean
-        past = past.chosen(rows)
+        cache = cache.select(rows)
 
 
 def _penalty(length: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.models.adapters.lora import LowRank
-from bigmodel_cli.models.quantization.nf4 import NF4, NF4Linear, nf4, parameters
-from bigmodel_cli.models.quantization.quantized_weights import Packed, unpacked
+from bigmodel_cli.models.quantization.nf4 import NF4, NF4Linear, count_parameters, quantize_nf4
+from bigmodel_cli.models.quantization.quantized_weights import QuantizedWeight, unpack_state
 
 DOCS = Path(__file__).parents[2] / "docs"
 """Real text that is always there."""
@@ -37,8 +37,8 @@ def bits(module: nn.Module) -> int:
     return 8 * sum(b.nbytes for name, b in module.named_buffers() if name.endswith(("packed", "scale")))
 
 
-def packed(weight: Tensor, double: bool = False) -> Packed:
-    return Packed(nf4(weight, double))
+def packed(weight: Tensor, double: bool = False) -> QuantizedWeight:
+    return QuantizedWeight(quantize_nf4(weight, double))
 
 
 def test_the_table_is_the_paper_s() -> None:
@@ -69,7 +69,7 @@ def test_normal_weights_lose_less_than_in_int4_and_take_half_a_byte() -> None:
     assert bits(double) / weight.numel() == pytest.approx(4 + 8 / 64 + 32 / 64 / 256, abs=1e-9)
     for one in (single, double):
         state = {f"fc.weight.{key}": value for key, value in one.state_dict().items()} | {"fc.bias": torch.ones(1)}
-        plain = unpacked(state)
+        plain = unpack_state(state)
         assert set(plain) == {"fc.weight", "fc.bias"} and torch.equal(plain["fc.weight"], one())
 
 
@@ -151,7 +151,7 @@ def test_a_base_in_4_bits_learns_what_an_exact_one_does(base: Path, tmp_path: Pa
             difference = (trained.model(tokens) - run.model.eval()(tokens)).abs().max()
         assert difference < 1e-5
     whole = sum(p.numel() for p in tuning(base, "exact").model.parameters())
-    assert parameters(run.model) == whole
+    assert count_parameters(run.model) == whole
     layers = [m for m in run.model.modules() if isinstance(m, NF4Linear)]
     assert len(layers) == 8 and all(bits(m.packed) < 4.2 * math.prod(m.packed.size) for m in layers)
     assert abs(losses["nf4"] - losses["exact"]) < MARGIN and abs(losses["nf4-double"] - losses["exact"]) < MARGIN

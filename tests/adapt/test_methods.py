@@ -21,7 +21,7 @@ from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.cached_features import features
 from bigmodel_cli.engine.training.loop import fit, train_step
 from bigmodel_cli.engine.training.run import Hooks, Run
-from bigmodel_cli.models.adapters.lora import merge_model, merged
+from bigmodel_cli.models.adapters.lora import merge_adapters, merge_state
 
 OPTIONS = {"freeze-until": {"layer": "layer3"}, "l2-sp": {"alpha": 3.0}, "lora": {"rank": 4}}
 STEPPED = [name for name in methods.names() if name != "probe" and "task" not in methods.get(name).meta]
@@ -124,12 +124,12 @@ def test_adapters_start_at_the_network_and_merge_into_it(base: Path) -> None:
     assert fit(run)
     state = run.model.state_dict()
     name = "layer2.0.conv2.parametrizations.weight"
-    weight = merged(state)["layer2.0.conv2.weight"]
+    weight = merge_state(state)["layer2.0.conv2.weight"]
     change = (weight - state[name + ".original"]).flatten(1)
     assert torch.linalg.matrix_rank(change, atol=1e-6) == 2
     torch.testing.assert_close(change, 3.0 * state[name + ".0.b"] @ state[name + ".0.a"], atol=1e-6, rtol=1e-4)
     answer = run.model.eval()(x)
-    torch.testing.assert_close(merge_model(run.model)(x), answer, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(merge_adapters(run.model)(x), answer, rtol=1e-4, atol=1e-5)
 
 
 def test_adapters_reach_attention_and_groups() -> None:

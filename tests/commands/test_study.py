@@ -11,7 +11,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import DataBundle, ImageSpec
-from bigmodel_cli.data.image.arrays import ImageArrays, few_of_each
+from bigmodel_cli.data.image.arrays import ImageArrays, select_samples
 from bigmodel_cli.engine.experiments.study import read_study, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def test_few_of_each_class() -> None:
     arrays = ImageArrays(torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1), labels, "train")
     test = ImageArrays(arrays.images, labels, "test")
     whole = DataBundle(ImageSpec(1, 1, 1, ("a", "b", "c")), {"train": lambda: arrays, "test": lambda: test})
-    few = few_of_each(whole, ("c", "a"), 4)
+    few = select_samples(whole, ("c", "a"), 4)
     assert few.spec.classes == ("c", "a") and set(few.load) == {"train", "val", "test"}  # type: ignore[attr-defined]
     seen = {}
     for split in ("train", "val"):
@@ -95,11 +95,11 @@ def test_few_of_each_class() -> None:
         assert all(int(p) % 3 == (2, 0)[int(k)] for p, k in zip(part.images.flatten(), part.labels, strict=True))
         seen[split] = set(part.images.flatten().tolist())
     assert not seen["train"] & seen["val"] and len(few.load["test"]()) == 40
-    assert few_of_each(whole, (), None) is whole
+    assert select_samples(whole, (), None) is whole
     for classes, count, message in [
         (("a", "d"), None, "no class 'd'"),
         (("a",), None, "two or more"),
         ((), 11, "at most 10"),
     ]:
         with pytest.raises(InputError, match=message):
-            few_of_each(whole, classes, count).load["train"]()
+            select_samples(whole, classes, count).load["train"]()

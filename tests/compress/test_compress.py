@@ -22,10 +22,10 @@ from bigmodel_cli.commands.compress import compress
 from bigmodel_cli.compress import search as search_module
 from bigmodel_cli.compress import trial
 from bigmodel_cli.compress import work as work_module
-from bigmodel_cli.compress.prune import pruned
+from bigmodel_cli.compress.prune import prune_model
 from bigmodel_cli.compress.search import Frontier, Goal, Search
 from bigmodel_cli.compress.trial import Judge, Point
-from bigmodel_cli.compress.work import Data, Work, fitting
+from bigmodel_cli.compress.work import Data, Work, select_method
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import compressions, models
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -35,8 +35,8 @@ from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
-from bigmodel_cli.models.adapters.pruned import differences, narrow
-from bigmodel_cli.models.quantization.quantized_weights import pack, unpack, unpacked
+from bigmodel_cli.models.adapters.pruned import diff_widths, narrow
+from bigmodel_cli.models.quantization.quantized_weights import pack, unpack, unpack_state
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compressed(source: Path, name: str, folder: Path, **options: Any) -> Path:
     trained = load_trained(source)
-    entry = fitting(name, trained)
+    entry = select_method(name, trained)
     out = folder / ("export" if entry.meta["gives"] == "export" else "model.pt")
     data = Data(trained.recipe, trained.task.spec)
     entry(Work(trained, trained.recipe, data, out, unseen), **entry.options(options, "compress"))
@@ -89,7 +89,7 @@ def test_weights_in_fewer_bits(method: str, smaller: float, drop: float, source:
     torch.testing.assert_close(*weights, rtol=0.2, atol=0.05)
     assert other.meta["compressed"][-1]["method"] == method
     with pytest.raises(InputError):
-        fitting("int8", other)
+        select_method("int8", other)
 
 
 @pytest.mark.parametrize("levels", [7, 127])
@@ -101,7 +101,7 @@ def test_packed_weights_come_back_exactly(levels: int) -> None:
     wanted = (numbers.view(6, 2, 32) * scale[:, :, None]).reshape(6, 16, 2, 2)
     assert torch.equal(unpack(*parts.values()), wanted)
     state = {"a.weight" + end: part for end, part in parts.items()} | {"a.scale": torch.ones(1)}
-    assert set(unpacked(state)) == {"a.weight", "a.scale"}
+    assert set(unpack_state(state)) == {"a.weight", "a.scale"}
 
 
 def test_pruning_shrinks_every_tensor_and_is_an_ordinary_checkpoint(source: Path, run_cli: Any, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_pruning_shrinks_every_tensor_and_is_an_ordinary_checkpoint(source: Path
     assert sum(p.numel() for p in slim.model.parameters()) < 0.6 * sum(p.numel() for p in trained.model.parameters())
     assert slim.recipe.model.pruned and slim.model.layer1[0].conv1.out_channels == 8
     # What is cut out and written answers like the network in memory that it was cut from.
-    again = pruned(trained.model, (torch.randn(2, 1, 8, 8),), 0.5, "fc")
+    again = prune_model(trained.model, (torch.randn(2, 1, 8, 8),), 0.5, "fc")
     cut = load_trained(tmp_path / "p" / "cut.pt").model
     x = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(cut(x), again(x))
@@ -138,11 +138,11 @@ def test_every_kind_of_network_can_be_narrowed(name: str, most: float) -> None:
     options = {"layers": 1, "width": 32, "heads": 2} if name == "gpt" else {"depth": 1} if name == "vit" else {}
     model = entry(spec, **entry.options(options, "model")).eval()
     x = torch.randint(0, 50, (2, 16)) if name == "gpt" else torch.randn(2, 1, 28, 28)
-    small = pruned(model, (x,), 0.5, entry.meta["head"])
+    small = prune_model(model, (x,), 0.5, entry.meta["head"])
     count = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
     assert count[0] < most * count[1]
     # Only plain numbers go into the recipe: they rebuild the same shapes.
-    widths = json.loads(json.dumps(differences(small, model)))
+    widths = json.loads(json.dumps(diff_widths(small, model)))
     built = narrow(entry(spec, **entry.options(options, "model")), widths).eval()
     built.load_state_dict(small.state_dict())
     torch.testing.assert_close(built(x), small(x))
@@ -199,7 +199,7 @@ def test_int8_of_onnxruntime(source: Path, run_cli: Any, tmp_path: Path) -> None
     was, now = judged(source, tmp_path / "small/export")
     assert was.bytes / now.bytes > 2 and now.drop < 2
     card = (tmp_path / "small/export/MODEL_CARD.md").read_text()
-    assert "by `int8-onnx` (samples 512, ranges minmax)" in card and "Rounding to fewer bits cost" in card
+    assert "by `int8-onnx` (samples 512, ranges minmax)" in card and "Quantization cost" in card
     told = run_cli("eval", "small/export", "--json")
     assert json.loads(told.stdout)["headline"]["accuracy"]["value"] == pytest.approx(now.value)
     Image.fromarray(torch.randint(0, 255, (8, 8), dtype=torch.uint8).numpy()).save(tmp_path / "a.png")
@@ -281,7 +281,7 @@ def test_a_search_keeps_its_choice_and_what_is_done(
     assert found.chosen is not None and found.chosen.drop <= 0
     assert found.chosen.bytes <= 1.1 * min(p.bytes for p in found.points if p.drop <= 0)
     assert {"onnx-fp32", "int8-onnx", "int8-weights", "cut-0.3", "prune-0.3"} <= set(told)
-    assert not any(o.better(p) for p in found.best() for o in found.points)
+    assert not any(o.dominates(p) for p in found.best() for o in found.points)
     assert found.skipped == ["int8-openvino: nncf not installed"]
     _, again = judged(source, Path(found.chosen.path))  # the kept artefact is the one that was measured
     assert (again.bytes, again.value) == (found.chosen.bytes, found.chosen.value)
@@ -299,7 +299,7 @@ def test_a_search_keeps_its_choice_and_what_is_done(
     other = checkpoint.load(source)
     other["model"]["fc.bias"] += 1
     checkpoint.save(tmp_path / "other.pt", other)
-    with pytest.raises(InputError, match="the search of another source"):
+    with pytest.raises(InputError, match="a search with another source"):
         search(tmp_path / "other.pt", tmp_path / "s", Goal(drop=3.0))
 
 
@@ -355,10 +355,10 @@ def test_methods_say_what_they_are_not_for(source: Path, monkeypatch: pytest.Mon
     trained = load_trained(source)
     text = replace(trained, task=replace_spec(trained.task))
     with pytest.raises(InputError, match=r"--method int8 is for images; resnet8 takes text"):
-        fitting("int8", text)
+        select_method("int8", text)
     monkeypatch.setattr(work_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match="needs torch_pruning") as failed:
-        fitting("prune", trained)
+        select_method("prune", trained)
     assert failed.value.exit_code == 3 and failed.value.hint == "pip install 'bigmodel[compress]'"
 
 

@@ -25,7 +25,7 @@ from bigmodel_cli.engine.device.device_cache import Pinned, Resident
 from bigmodel_cli.engine.training.cached_features import OnFeatures
 from bigmodel_cli.engine.training.class_weighted_loss import Weighted
 from bigmodel_cli.engine.training.reference_outputs import WithReferences
-from bigmodel_cli.export.exported_model import Unprepared
+from bigmodel_cli.export.exported_model import RawImageTask
 
 CAPABILITIES = (Classifies, Predicts, EncodesTexts, Generates)
 DOES = {
@@ -58,7 +58,7 @@ def test_a_wrapped_task_does_what_the_task_does_and_no_more(name: str) -> None:
         Penalised(task, lambda: torch.zeros(())),
         Distilled(task, lambda loss, logits, batch: loss, lambda batch, key: {}),
         OnFeatures(task),
-        Unprepared(task, None),
+        RawImageTask(task, None),
         Penalised(OnFeatures(task), lambda: torch.zeros(())),
     ]
     if isinstance(task, Classifies):
@@ -78,7 +78,7 @@ def test_a_wrapper_overrides_what_it_defines_and_only_that() -> None:
     pairs = Preference(task, 0.1)
     assert (pairs.unit, pairs.best) == ("pairs", ("reward_accuracy", "max")) and pairs.report == task.report
     assert isinstance(
-        Unprepared(task_called("image_classification"), None).for_data(specs.ImageSpec.typical()), Unprepared
+        RawImageTask(task_called("image_classification"), None).for_data(specs.ImageSpec.typical()), RawImageTask
     )
 
 

@@ -9,8 +9,15 @@ import torch
 
 from bigmodel_cli.core.registry import augments, losses
 from bigmodel_cli.core.types import ImageSpec, SampleKey
-from bigmodel_cli.data.image.augment import windows
-from bigmodel_cli.data.image.augment_photo import Mixing, _windows_cpu, _windows_grid, by_policy, coloured, cropped
+from bigmodel_cli.data.image.augment import crop_at
+from bigmodel_cli.data.image.augment_photo import (
+    Mixing,
+    _crop_cpu,
+    _crop_grid,
+    apply_policy,
+    jitter_colour,
+    random_resized_crop,
+)
 from bigmodel_cli.engine.training.class_weighted_loss import Weighted
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
@@ -43,16 +50,16 @@ def test_a_policy_leaves_torchs_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    by_policy(random_images(3), key([0, 1, 2]), "rand")
+    apply_policy(random_images(3), key([0, 1, 2]), "rand")
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_a_crop_shows_between_the_asked_area_and_all_of_it() -> None:
     """On a ramp, the range of values in the crop is the width of its window."""
     ramp = torch.arange(128, dtype=torch.uint8).expand(400, 1, 128, 128)
-    out = cropped(ramp, key(torch.arange(400)), (64, 64), 0.25, flip=False).float()
+    out = random_resized_crop(ramp, key(torch.arange(400)), (64, 64), 0.25, flip=False).float()
     wide = (out[:, 0, 0, -1] - out[:, 0, 0, 0]) * 64 / 63
-    tall = cropped(ramp.transpose(2, 3), key(torch.arange(400)), (64, 64), 0.25, flip=False).float()
+    tall = random_resized_crop(ramp.transpose(2, 3), key(torch.arange(400)), (64, 64), 0.25, flip=False).float()
     tall = (tall[:, 0, -1, 0] - tall[:, 0, 0, 0]) * 64 / 63
     area, ratio = wide * tall / 128**2, wide / tall
     assert 0.2 < area.min() < 0.35 and 0.9 < area.max() < 1.05
@@ -62,7 +69,7 @@ def test_a_crop_shows_between_the_asked_area_and_all_of_it() -> None:
 
 def test_half_of_the_crops_are_mirrored() -> None:
     ramp = torch.arange(128, dtype=torch.uint8).expand(600, 1, 128, 128)
-    out = cropped(ramp, key(torch.arange(600)), (32, 32), 0.5, flip=True).int()
+    out = random_resized_crop(ramp, key(torch.arange(600)), (32, 32), 0.5, flip=True).int()
     share = (out[:, 0, 0, 0] > out[:, 0, 0, -1]).float().mean()
     assert 0.42 < share < 0.58
 
@@ -71,7 +78,7 @@ def test_windows_on_both_devices_agree() -> None:
     """The CPU's gather is numpy's: torch's, which other devices use, gives the same."""
     padded = random_images(9, 20)
     top, left = torch.tensor([0, 1, 2, 3, 4, 0, 4, 2, 2]), torch.tensor([4, 3, 2, 1, 0, 0, 4, 1, 3])
-    got = windows(padded, top, left, 5)
+    got = crop_at(padded, top, left, 5)
     for i in range(9):
         assert torch.equal(got[i], padded[i, :, top[i] : top[i] + 16, left[i] : left[i] + 16])
 
@@ -83,17 +90,17 @@ def test_crops_on_a_gpu_are_those_on_a_cpu() -> None:
     g = torch.Generator().manual_seed(0)
     tall, wide = torch.rand(2, 50, generator=g) * 30 + 30
     places = (torch.rand(50, generator=g) * (64 - tall), torch.rand(50, generator=g) * (64 - wide), tall, wide)
-    cpu, grid = _windows_cpu(smooth, places, (48, 48)).float(), _windows_grid(smooth, places, (48, 48))
+    cpu, grid = _crop_cpu(smooth, places, (48, 48)).float(), _crop_grid(smooth, places, (48, 48))
     assert (cpu - grid).abs().max() < 2 * 255 / 64  # two pixels of this ramp
     assert (cpu - grid).abs().mean() < 255 / 64 / 2
 
 
 def test_colour_keeps_the_range_and_zero_strength_the_image() -> None:
     images, places = random_images(16), key(torch.arange(16))
-    out = coloured(images, places, 0.8)
+    out = jitter_colour(images, places, 0.8)
     assert out.min() >= 0 and out.max() <= 255 and not torch.equal(out, images.float())
-    assert torch.allclose(coloured(images, places, 0.0), images.float(), atol=1e-3)
-    assert coloured(images[:, :1], places, 0.3).shape == (16, 1, 32, 32)
+    assert torch.allclose(jitter_colour(images, places, 0.0), images.float(), atol=1e-3)
+    assert jitter_colour(images[:, :1], places, 0.3).shape == (16, 1, 32, 32)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.2, 1.0)])

@@ -162,8 +162,8 @@ def test_what_does_not_fit_is_cut_or_left_out_and_said(tmp_path: Path) -> None:
     rows = [{"prompt": "a" * n, "completion": "b" * 5} for n in (4, 10, 30, 4, 4)]
     bundle = data.get("chat_file")(tmp_path, path=lines(tmp_path / "a.jsonl", rows), context=12)
     assert list(bundle.notes) == [
-        "2 rows are longer than 12 tokens: cut off",
-        "1 rows left out: no answer within 12 tokens",
+        "2 rows are longer than 12 tokens: truncated",
+        "1 rows skipped: no answer within 12 tokens",
     ]
     assert [bundle.load["train"]().name(i).rpartition(":")[2] for i in range(3)] == ["1", "2", "4"]
 

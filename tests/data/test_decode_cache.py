@@ -46,7 +46,7 @@ def load(photos: Path, **options: Any) -> tuple[torch.Tensor, int]:
         nonlocal decoded
         decoded = done
 
-    with thread_map.listening(heard):
+    with thread_map.progress_listener(heard):
         train = image_folder(photos, path=str(photos), size=14, **options).load["train"]()
     return train.gather(torch.arange(len(train)))["image"], decoded
 
@@ -185,21 +185,21 @@ def test_a_stop_while_decoding_leaves_nothing(photos: Path, cache: Path) -> None
     def stop(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with thread_map.listening(stop), pytest.raises(KeyboardInterrupt):
+    with thread_map.progress_listener(stop), pytest.raises(KeyboardInterrupt):
         image_folder(photos, path=str(photos), size=14).load["train"]()
     assert sum(p.stat().st_size for p in cache.iterdir()) == 0
 
 
-@pytest.mark.parametrize("kept", ["auto", "off"])
-def test_the_first_undecodable_file_is_named_or_left_out(kept: str, photos: Path, cache: Path) -> None:
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_the_first_undecodable_file_is_named_or_left_out(mode: str, photos: Path, cache: Path) -> None:
     for i in range(N, 60):
         Image.new("RGB", (30, 20), (i, i, i)).save(photos / "cat" / f"{i}.png")
     bad = photos / "dog" / "7.png"
     bad.write_bytes(bad.read_bytes()[:50])
     with pytest.raises(InputError, match=r"dog/7\.png: cannot decode"):
-        images = image_folder(photos, path=str(photos), size=14, cache=kept).load["train"]()
+        images = image_folder(photos, path=str(photos), size=14, cache=mode).load["train"]()
         images.gather(torch.arange(60))
-    bundle = image_folder(photos, path=str(photos), size=14, cache=kept, skip_bad=True)
+    bundle = image_folder(photos, path=str(photos), size=14, cache=mode, skip_bad=True)
     train = bundle.load["train"]()
     assert len(train) == len(train.labels) == 59
     assert any("1 of 60 images cannot be decoded: dog/7.png" in note for note in bundle.notes)
@@ -208,7 +208,7 @@ def test_the_first_undecodable_file_is_named_or_left_out(kept: str, photos: Path
     for i in (1, 3, 5):
         (photos / "dog" / f"{i}.png").write_bytes(b"x")
     with pytest.raises(InputError, match="at most 5%"):
-        image_folder(photos, path=str(photos), size=14, cache=kept, skip_bad=True).load["train"]()
+        image_folder(photos, path=str(photos), size=14, cache=mode, skip_bad=True).load["train"]()
 
 
 def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None:
@@ -216,7 +216,7 @@ def test_threads_of_torch_stay_what_they_were(photos: Path, cache: Path) -> None
     torch.set_num_threads(2)
     load(photos)
     assert torch.get_num_threads() == 2
-    with thread_map.one_core_each(2, "test") as pool:  # and has computed, when torch sets a thread up
+    with thread_map.single_core_pool(2, "test") as pool:  # and has computed, when torch sets a thread up
         assert pool.submit(lambda: (torch.ones(3).sum(), torch.get_num_threads())[1]).result() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)

@@ -20,7 +20,7 @@ from PIL import Image
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.webdataset.order import LANES, shard_order
-from bigmodel_cli.data.webdataset.stream import Streamed, make_index, make_room, read_shard_index, shard_stream
+from bigmodel_cli.data.webdataset.stream import ShardStream, evict_shards, make_index, read_shard_index, shard_stream
 
 SHARDS, EACH = 17, 8
 
@@ -59,7 +59,7 @@ def own_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
 
 
-def load(where: str, split: str = "train", window: int = 16) -> Streamed:
+def load(where: str, split: str = "train", window: int = 16) -> ShardStream:
     return shard_stream(Path(), path=where, size=16, crop=1.0, window=window).load[split]()  # type: ignore[return-value]
 
 
@@ -91,11 +91,11 @@ def test_it_trains_what_the_shards_hold_and_fetches_each_once(served: tuple[Path
     steps = list(Batches(there, 32, seed=0).steps(0))
     seen = torch.cat([b["index"] for b in steps])
     assert torch.equal(seen.sort().values, torch.arange(len(there)))
-    assert len(there.fetched) == len(set(there.fetched)) == 16
+    assert len(there.downloaded) == len(set(there.downloaded)) == 16
     again = Batches(here, 32, seed=0).steps(0)
     for ours, theirs in zip(steps, again, strict=True):
         assert torch.equal(ours["image"], theirs["image"]) and torch.equal(ours["label"], theirs["label"])
-    assert not here.fetched
+    assert not here.downloaded
     assert len(load(address, "val")) == EACH and "016-0.png" in load(address, "val").name(0)
 
 
@@ -107,20 +107,20 @@ def test_a_resumed_epoch_goes_on_and_fetches_only_what_is_left(served: tuple[Pat
     late = load(address, window=8)
     rest = [b["index"] for b in Batches(late, 16, seed=5).steps(2, start=6)]
     assert [r.tolist() for r in rest] == [w.tolist() for w in whole[6:]]
-    assert len(late.fetched) <= 8, "a quarter of the epoch is left: the second shard of each of the eight pieces"
+    assert len(late.downloaded) <= 8, "a quarter of the epoch is left: the second shard of each of the eight pieces"
 
 
 def test_processes_fetch_their_own_shards(served: tuple[Path, str], tmp_path: Path, monkeypatch: Any) -> None:
     _, address = served
-    seen, fetched = [], []
+    seen, downloaded = [], []
     for rank in range(4):
         monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / f"node{rank}"))
         source = load(address, window=8)
         steps = Batches(source, 32, seed=1, shard=rank, shards=4).steps(0)
         seen += [i for b in steps for i in b["index"].tolist()]
-        fetched.append(set(source.fetched))
+        downloaded.append(set(source.downloaded))
     assert sorted(seen) == list(range(16 * EACH))
-    assert max(map(len, fetched)) <= 5, "16 shards for 4 processes, and the one that is fetched ahead"
+    assert max(map(len, downloaded)) <= 5, "16 shards for 4 processes, and the one that is fetched ahead"
 
 
 def test_old_shards_make_room(served: tuple[Path, str], tmp_path: Path, monkeypatch: Any) -> None:
@@ -130,7 +130,7 @@ def test_old_shards_make_room(served: tuple[Path, str], tmp_path: Path, monkeypa
     source = load(address)
     assert sum(len(b["index"]) for b in Batches(source, 32, seed=0).steps(0)) == len(source)
     assert len(list((tmp_path / "cache" / "streamed").glob("*.tar"))) <= 3
-    make_room(tmp_path / "cache" / "streamed", 10**12)
+    evict_shards(tmp_path / "cache" / "streamed", 10**12)
     assert not list((tmp_path / "cache" / "streamed").glob("*.tar"))
 
 
@@ -142,7 +142,7 @@ def test_several_make_room_at_once(tmp_path: Path) -> None:
 
         def clear(together: threading.Barrier = together) -> None:
             together.wait()
-            make_room(tmp_path, 10**15)
+            evict_shards(tmp_path, 10**15)
 
         with ThreadPoolExecutor(4) as pool:
             for cleared in [pool.submit(clear) for _ in range(4)]:

@@ -84,19 +84,19 @@ def test_splits_by_name_and_labels_in_json(tmp_path: Path) -> None:
 def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
     path = shard(tmp_path / "x.tar", {"0.png": b"12345", "0.cls": b"7"})
-    first = index.members(path)
+    first = index.list_members(path)
     raw = path.read_bytes()
     assert [raw[m.offset : m.offset + m.size] for m in first] == [b"12345", b"7"]
     monkeypatch.setattr(index, "_read", lambda path: pytest.fail("read again"))
-    assert index.members(path) == first
+    assert index.list_members(path) == first
     monkeypatch.undo()
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
     kept = next((tmp_path / "cache/shards").glob("*.json"))
     for damaged in ("", "[1]", '[["0.png", 0, 99999999]]'):
         kept.write_text(damaged)
-        assert index.members(path) == first
+        assert index.list_members(path) == first
     shard(path, {"0.png": b"12345678", "0.cls": b"7"})
-    assert index.members(path)[0].size == 8
+    assert index.list_members(path)[0].size == 8
 
 
 LABELLED = {"0.png": image(COLOURS["cat"]), "0.cls": b"cat", "1.png": image(COLOURS["dog"]), "1.cls": b"dog"}
@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "JSON bomb": ({**LABELLED, "2.png": b"x", "2.json": b"[" * 100_000}, "2.json: no class in it"),
     "a list": ({**LABELLED, "2.png": b"x", "2.json": b'{"label": [1]}'}, "the class is [1]"),
     "Latin-1": ({**LABELLED, "2.png": b"x", "2.cls": b"\xff"}, "2.cls: no class in it"),
-    "one class": ({k: v for k, v in LABELLED.items() if k[0] == "0"}, "one class only"),
+    "one class": ({k: v for k, v in LABELLED.items() if k[0] == "0"}, "only one class"),
     "leads out": ({**LABELLED, "../2.png": b"x"}, "a member called ../2.png"),
 }
 
@@ -281,7 +281,7 @@ def test_a_data_set_of_the_hub_is_fetched_once(hub: str, run_cli: Any, tmp_path:
     again = run_cli("eval", "r", variables=away)
     assert again.returncode == 0, again.stderr
     done = run_cli(*options, "hf:owner/weeds", variables=online)
-    assert done.returncode == 2 and "hf:owner/weeds: no such data set on the hub" in done.stderr
+    assert done.returncode == 2 and "hf:owner/weeds: no such data set on the Hub" in done.stderr
 
 
 def test_without_a_network_or_the_library_the_no_is_quick(run_cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -289,7 +289,7 @@ def test_without_a_network_or_the_library_the_no_is_quick(run_cli: Any, tmp_path
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     away = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": tmp_path / "home"}
-    for variables, reason in ((away, "cannot ask"), ({**away, "HF_HUB_OFFLINE": "1"}, "this is offline")):
+    for variables, reason in ((away, "cannot be reached"), ({**away, "HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")):
         clock = time.monotonic()
         done = run_cli("train", "mlp", "--data", "hf:owner/flowers", variables=variables)
         assert done.returncode == 3 and reason in done.stderr and "save_to_disk(FOLDER)" in done.stderr, done.stderr

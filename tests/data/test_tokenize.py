@@ -16,9 +16,9 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.data.text.tokenizer_choice import chosen, from_gpt2_files
+from bigmodel_cli.data.text.tokenizer_choice import choose_tokenizer, convert_gpt2_files
 from bigmodel_cli.data.token_shards import tokenizing
-from bigmodel_cli.data.token_shards.files import Writer, read_index
+from bigmodel_cli.data.token_shards.files import ShardWriter, read_index
 from bigmodel_cli.data.user_path import source_for
 
 BYTES = TextSpec("byte", (), 8)
@@ -44,10 +44,10 @@ def expected(folder: Path) -> list[str]:
 
 
 def made(folder: Path, out: Path, spec: TextSpec, processes: int, shard_tokens: int = 5000) -> Any:
-    units, notes = tokenizing.plan(tokenizing.text_of_files(folder), "auto")
+    units, notes = tokenizing.plan_units(tokenizing.list_text_files(folder), "auto")
     assert len(notes) == 1 and "d.txt" in notes[0]
-    with Writer(out, spec, shard_tokens) as writer:
-        tokenizing.write(units, spec, writer, processes, lambda *_: None)
+    with ShardWriter(out, spec, shard_tokens) as writer:
+        tokenizing.write_units(units, spec, writer, processes, lambda *_: None)
         return writer.finish({"files": 5})
 
 
@@ -59,9 +59,9 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, monkeypatc
     pytest.importorskip("tokenizers")
     monkeypatch.setattr(tokenizing, "UNIT", 700)
     folder = corpus(tmp_path / "corpus")
-    units, _ = tokenizing.plan(tokenizing.text_of_files(folder), "auto")
+    units, _ = tokenizing.plan_units(tokenizing.list_text_files(folder), "auto")
     assert len(units) > 50
-    texts = [tokenizing.trained_tokenizer(units, 400, lambda *_: None) for _ in range(2)]
+    texts = [tokenizing.train_tokenizer(units, 400, lambda *_: None) for _ in range(2)]
     assert texts[0] == texts[1]
     spec = TextSpec("bpe", (texts[0],), 8)
     one, three = (made(folder, tmp_path / str(n), spec, n) for n in (1, 3))
@@ -72,7 +72,9 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path: Path, monkeypatc
     found = data.get("token_shards")(tmp_path, path=str(tmp_path / "1"))
     ids = [i for split in ("train", "val") for i in every(found, split)]
     want = [i for text in expected(folder) for i in (*known.encode(text), known.special["<end>"])]
-    assert ids == want and index.damaged() == [] and one["bytes"] == sum(len(t.encode()) for t in expected(folder))
+    assert (
+        ids == want and index.damaged_files() == [] and one["bytes"] == sum(len(t.encode()) for t in expected(folder))
+    )
 
 
 def every(bundle: Any, split: str) -> list[int]:
@@ -111,18 +113,18 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     before = contents(tmp_path / "out")
     with pytest.raises(InputError):
         made(folder, tmp_path / "out", BYTES, 1)
-    with pytest.raises(RuntimeError), Writer(tmp_path / "out", BYTES, 9, overwrite=True) as writer:
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "out", BYTES, 9, overwrite=True) as writer:
         writer.add(b"\1\0\2\0", [2], 2)
         raise RuntimeError("whatever comes between")
     assert contents(tmp_path / "out") == before
-    with Writer(tmp_path / "out", BYTES, 9, overwrite=True) as writer:
+    with ShardWriter(tmp_path / "out", BYTES, 9, overwrite=True) as writer:
         writer.add(b"\1\0\2\0", [2], 2)
         writer.finish({})
     assert (tmp_path / "out" / "00000.bin").read_bytes() == b"\1\0\2\0"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "out"]
     mine = {path: path.is_dir() or path.read_bytes() for path in folder.rglob("*")}
     with pytest.raises(InputError):
-        Writer(folder, BYTES, 9, overwrite=True)
+        ShardWriter(folder, BYTES, 9, overwrite=True)
     assert {path: path.is_dir() or path.read_bytes() for path in folder.rglob("*")} == mine  # no shards, but ours
 
 
@@ -145,7 +147,7 @@ print(anonymous() - before)
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    with Writer(tmp_path / "big", BYTES, 8_000_000) as writer:
+    with ShardWriter(tmp_path / "big", BYTES, 8_000_000) as writer:
         for _ in range(20):
             writer.add(b"\7\0" * 1_000_000, [1_000_000], 1_000_000)  # 40 MB in all
         writer.finish({})
@@ -158,7 +160,7 @@ def test_gpt2s_tokens_come_from_its_two_files_or_are_asked_for(tmp_path: Path, m
     pytest.importorskip("tokenizers")
     monkeypatch.setenv("BIGMODEL_MIRROR", "http://127.0.0.1:9")
     with pytest.raises(MachineError) as caught:
-        chosen("gpt2", None, 8, tmp_path)
+        choose_tokenizer("gpt2", None, 8, tmp_path)
     assert "cannot download gpt2's tokenizer" in caught.value.line and "vocab.bpe and encoder.json" in str(
         caught.value.hint
     )
@@ -167,7 +169,7 @@ def test_gpt2s_tokens_come_from_its_two_files_or_are_asked_for(tmp_path: Path, m
     merges = [" ".join(m) if isinstance(m, list) else m for m in values["model"]["merges"]]
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (tmp_path / "encoder.json").write_text(json.dumps(values["model"]["vocab"]))
-    ours, theirs = (tokenizer(TextSpec("bpe", (t,), 8)) for t in (from_gpt2_files(tmp_path), json.dumps(values)))
+    ours, theirs = (tokenizer(TextSpec("bpe", (t,), 8)) for t in (convert_gpt2_files(tmp_path), json.dumps(values)))
     text = VERSE + "  <|endoftext|> naïve\t123 \n\n don't"
     assert ours.encode(text) == theirs.encode(text) and ours.decode(ours.encode(text)) == text
     assert ours.special["<end>"] == theirs.special["<end>"] == 0

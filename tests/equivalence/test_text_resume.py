@@ -12,7 +12,7 @@ import torch
 
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.data.token_shards.files import Writer
+from bigmodel_cli.data.token_shards.files import ShardWriter
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble, execute
@@ -57,7 +57,7 @@ GPT = {"name": "gpt", "layers": 1, "heads": 2, "width": 16, "dropout": 0.1}
 
 def shards(folder: Path) -> dict[str, Any]:
     spec = TextSpec("byte", (), 16)
-    with Writer(folder / "shards", spec, 301) as writer:
+    with ShardWriter(folder / "shards", spec, 301) as writer:
         for i in range(50):
             writer.add(b"".join(bytes((97 + (i * j) % 26, 0)) for j in range(30)) + b"\0\1", [31], 30)
         writer.finish({})

@@ -21,7 +21,7 @@ from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export import runtime
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.proof import Proof, prove
-from bigmodel_cli.export.shapes import free
+from bigmodel_cli.export.shapes import dynamic_shapes
 from bigmodel_cli.export.subject import Subject
 
 QUICK = ["onnx", "pt2", "safetensors"]
@@ -77,7 +77,7 @@ def test_a_model_of_every_family_is_traced_with_any_batch(arch: str) -> None:
     spec = GREY if kind == "image" else TEXTS
     task = tasks.get(entry.meta["task"])(spec, nn.CrossEntropyLoss(reduction="none"), None)
     model, example = entry(spec).eval(), task.example(2)
-    program = torch.export.export(model, example, dynamic_shapes=free(model, example))
+    program = torch.export.export(model, example, dynamic_shapes=dynamic_shapes(model, example))
     with torch.inference_mode():
         one = task.example(3)
         torch.testing.assert_close(program.module()(*one), model(*one), atol=1e-4, rtol=1e-4)

@@ -21,7 +21,7 @@ from bigmodel_cli.core.images import _square
 from bigmodel_cli.core.preprocessing import plain as plain_pixels
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export import pixels
-from bigmodel_cli.export.exported_model import Unprepared, exported_model
+from bigmodel_cli.export.exported_model import RawImageTask, exported_model
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.pixels import FromPixels
 from bigmodel_cli.export.proof import Proof, prove
@@ -90,7 +90,7 @@ def test_a_format_takes_plain_images(name: str, spec: ImageSpec, tmp_path: Path)
 
 def test_a_format_of_one_size_is_given_that() -> None:
     raw = {**subject(spec=GREY, sizes=(1,)).raw[0], "image": image(61, 40, 1)}
-    given = Unprepared(subject(spec=GREY).task, (30, 20)).prepare(raw)["image"]
+    given = RawImageTask(subject(spec=GREY).task, (30, 20)).prepare(raw)["image"]
     assert given.shape == (1, 30, 20, 1) and given.dtype == torch.uint8
     buffer = io.BytesIO()
     Image.fromarray(raw["image"][0, 0].numpy()).save(buffer, "PNG")

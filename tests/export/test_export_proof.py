@@ -22,7 +22,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export.folder import Run, read_folder
-from bigmodel_cli.export.latency import speeds
+from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.export.subject import Subject
 
@@ -175,7 +175,7 @@ def test_speed_is_of_both_at_two_batch_sizes(tmp_path: Path) -> None:
 def test_what_is_timed_is_called_with_whole_batches() -> None:
     seen: dict[str, list[int]] = {"a": [], "b": []}
     ways = {w: ((lambda x, w=w: seen[w].append(len(x))), [torch.zeros(5, 2)]) for w in seen}
-    speeds(ways, 0)
+    measure_latency(ways, 0)
     assert seen["a"] == seen["b"] and set(seen["a"]) == {1, 32} and len(seen["a"]) == 2 * (2 + 1 + 5)
 
 
@@ -204,7 +204,7 @@ def test_a_proof_without_the_model_proves_nothing(files: Any, tmp_path: Path) ->
     ("file", "text", "said"),
     [
         ("export.json", "{", "export.json: cannot be read"),
-        ("export.json", "[]", "expected an object"),
+        ("export.json", "[]", "expected a JSON object"),
         ("export.json", '{"format": "onnx"}', "damaged: no arch"),
         ("labels.json", '{"0": "a"}', "expected a list of names"),
         ("proof.json", "[" * 100_000, "proof.json: cannot be read"),
@@ -271,7 +271,7 @@ def test_interrupted_while_comparing_leaves_nothing(tmp_path: Path, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(proving, "compared", interrupted)
+    monkeypatch.setattr(proving, "compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         made("safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

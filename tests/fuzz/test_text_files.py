@@ -17,7 +17,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.data.token_shards.files import Writer, read_index
+from bigmodel_cli.data.token_shards.files import ShardWriter, read_index
 from bigmodel_cli.data.user_path import source_for
 
 GOOD = {
@@ -232,7 +232,7 @@ def test_a_hostile_index_is_refused(change: Callable[[dict[str, Any]], Any], sai
 
 
 def shards(folder: Path) -> Path:
-    with Writer(folder / "shards", TextSpec("byte", (), 8), 1000) as writer:
+    with ShardWriter(folder / "shards", TextSpec("byte", (), 8), 1000) as writer:
         writer.add(bytes(range(100)) * 2 + b"\0\1", [50, 101], 200)
         writer.finish({})
     return folder / "shards"

@@ -6,7 +6,7 @@ import pytest
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.insight.class_match import ClassMatch, match_classes
-from bigmodel_cli.tasks.labelled import places
+from bigmodel_cli.tasks.labelled import label_map
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_missing_and_unseen_by_name(model: list[str], data: list[str], missing: 
 
 def test_nothing_in_common_is_an_input_error_that_shows_both() -> None:
     with pytest.raises(InputError) as caught:
-        places(["cat", "dog"], ["0", "1"])
+        label_map(["cat", "dog"], ["0", "1"])
     assert caught.value.exit_code == 2 and caught.value.hint
     assert "cat, dog" in caught.value.line and "0, 1" in caught.value.line
 

@@ -16,12 +16,11 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.insight.classification import (
-    RESAMPLES,
     ClassificationReport,
     classification_report,
-    with_intervals,
 )
 from bigmodel_cli.metrics.classification import BINS
+from bigmodel_cli.metrics.intervals import RESAMPLES, with_intervals
 
 
 def sample(n: int, k: int, seed: int = 0, skill: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:

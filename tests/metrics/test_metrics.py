@@ -11,7 +11,6 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import metrics, tasks
-from bigmodel_cli.core.specs import SPECS
 from bigmodel_cli.metrics.intervals import Figure, measure
 from bigmodel_cli.metrics.reading import format_interval, format_metric, is_share
 from bigmodel_cli.tasks.labelled import METRICS
@@ -69,7 +68,7 @@ def test_what_the_outputs_lack_is_said() -> None:
 @pytest.mark.parametrize("name", tasks.names())
 def test_a_task_reports_registered_metrics_and_chooses_by_one_in_its_direction(name: str) -> None:
     entry = tasks.get(name)
-    task = entry(SPECS[entry.meta["kind"]].typical(), None, None)
+    task = entry(entry.meta["spec_type"].typical(), None, None)
     assert all(metrics.get(metric) for metric in task.metrics)
     chosen, direction = task.best
     assert metrics.get(chosen).meta["better"] == direction

@@ -10,7 +10,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers import chunked_loss
-from bigmodel_cli.models.layers.kv_cache import Cache
+from bigmodel_cli.models.layers.kv_cache import KVCache
 
 SPEC = TextSpec("byte", (), 16)
 KINDS = [
@@ -45,7 +45,7 @@ def test_a_later_token_changes_nothing_before_it(options: dict[str, object]) -> 
 @pytest.mark.parametrize("options", KINDS)
 def test_the_cache_answers_like_the_whole(options: dict[str, object]) -> None:
     model, tokens = build(**options), torch.randint(257, (2, 12))
-    cache = Cache(16)
+    cache = KVCache(16)
     parts = [model(tokens[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 9), (9, 12))]
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), rtol=1e-4, atol=1e-5)
 
@@ -54,7 +54,7 @@ def test_the_cache_answers_like_the_whole(options: dict[str, object]) -> None:
 def test_padded_prompts_answer_like_each_alone(options: dict[str, object]) -> None:
     model, long, short = build(**options), torch.randint(257, (9,)), torch.randint(257, (4,))
     batch = torch.stack([long, torch.cat([torch.zeros(5, dtype=torch.int64), short])])
-    cache = Cache(16, pad=torch.tensor([0, 5]))
+    cache = KVCache(16, pad=torch.tensor([0, 5]))
     both = torch.cat([model(batch[:, :7], cache=cache), model(batch[:, 7:], cache=cache)], 1)
     torch.testing.assert_close(both[0], model(long[None])[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both[1, 5:], model(short[None])[0], rtol=1e-4, atol=1e-5)
@@ -72,7 +72,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch
 
     whole = loss_and_gradient()
     assert not whole[0][0, :3].any() and whole[0][1].all()
-    monkeypatch.setattr(chunked_loss, "MOST_LOGITS", 257 * 5)
+    monkeypatch.setattr(chunked_loss, "MAX_CHUNK_LOGITS", 257 * 5)
     torch.testing.assert_close(loss_and_gradient(), whole)
     by_torch = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close(whole[0].sum(), by_torch.detach())

@@ -53,9 +53,9 @@ def test_the_whole_logits_are_never_there_and_nothing_else_changes(
     smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most, losses, *gradients = trained(smoothing)
-    assert most <= chunked_loss.MOST_LOGITS < N * VOCABULARY
+    assert most <= chunked_loss.MAX_CHUNK_LOGITS < N * VOCABULARY
     assert not losses[:9].any() and losses[9:].all()
-    monkeypatch.setattr(chunked_loss, "MOST_LOGITS", 1 << 40)
+    monkeypatch.setattr(chunked_loss, "MAX_CHUNK_LOGITS", 1 << 40)
     whole, expected, *theirs = trained(smoothing)
     assert whole == N * VOCABULARY  # the measure can tell
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)

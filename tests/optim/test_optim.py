@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import losses, optimizers, schedules
 from bigmodel_cli.optim.muon import Muon
-from bigmodel_cli.optim.optimizers import groups
+from bigmodel_cli.optim.optimizers import decay_groups
 
 
 def test_losses_are_torchs_per_sample() -> None:
@@ -89,7 +89,7 @@ def test_every_optimizer_goes_downhill_and_resumes(name: str) -> None:
 
 def test_norms_and_biases_do_not_decay() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-    decayed, plain = groups(list(model.named_parameters()), 0.1)
+    decayed, plain = decay_groups(list(model.named_parameters()), 0.1)
     assert decayed["weight_decay"] == 0.1 and [p.dim() for p in decayed["params"]] == [4, 2]
     assert plain["weight_decay"] == 0.0 and all(p.dim() == 1 for p in plain["params"])
 

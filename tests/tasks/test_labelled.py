@@ -24,9 +24,9 @@ def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def test_labels_follow_their_names() -> None:
-    assert labelled.places(NAMES, NAMES) is None and labelled.places(tuple(NAMES), list(NAMES)) is None
-    assert labelled.places(NAMES, ["c", "z", "a"]) == (2, -1, 0)
-    assert labelled.places(NAMES, ["a", "b", "c"]) == (0, 1, 2)  # fewer are not the same
+    assert labelled.label_map(NAMES, NAMES) is None and labelled.label_map(tuple(NAMES), list(NAMES)) is None
+    assert labelled.label_map(NAMES, ["c", "z", "a"]) == (2, -1, 0)
+    assert labelled.label_map(NAMES, ["a", "b", "c"]) == (0, 1, 2)  # fewer are not the same
 
 
 def test_sums_over_batches_give_scikit_learns_figures() -> None:

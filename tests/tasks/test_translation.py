@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import losses, models, tasks
-from bigmodel_cli.data.text.parallel import ParallelTexts, parallel
+from bigmodel_cli.data.text.parallel import ParallelTexts, build_parallel
 from bigmodel_cli.export.exported_model import ExportedModel
 from bigmodel_cli.tasks.beam import beam_search
 
@@ -30,7 +30,7 @@ def pairs(n: int, seed: int) -> tuple[list[str], list[str]]:
 @pytest.fixture(scope="module")
 def learned():
     torch.manual_seed(0)
-    bundle = parallel({"train": pairs(300, 0), "val": pairs(20, 1)}, "word", None, 300, 16)
+    bundle = build_parallel({"train": pairs(300, 0), "val": pairs(20, 1)}, "word", None, 300, 16)
     model = models.get("transformer")(bundle.spec, layers=1, heads=2, width=32, dropout=0.0)
     task = tasks.get("translation")(bundle.spec, losses.get("cross_entropy")(), None)
     source, optimizer = bundle.load["train"](), torch.optim.AdamW(model.parameters(), 5e-3)
@@ -68,10 +68,10 @@ def test_written_a_token_at_a_time_the_logits_are_those_of_the_whole(learned) ->
     task, model, source = learned
     batch = task.prepare(source.gather(torch.arange(6)))
     with torch.inference_mode():
-        whole, past = model(batch["source"], batch["target"]), model.begin(batch["source"])
-        steps = [model.step(token, past) for token in batch["target"].T]
+        whole, cache = model(batch["source"], batch["target"]), model.start_decoding(batch["source"])
+        steps = [model.step(token, cache) for token in batch["target"].T]
         torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-4, atol=1e-5)
-        other = model.begin(batch["source"]).chosen(torch.tensor([3, 3, 0]))
+        other = model.start_decoding(batch["source"]).select(torch.tensor([3, 3, 0]))
         torch.testing.assert_close(model.step(batch["target"][:3, 0], other), steps[0][[3, 3, 0]])
 
 

@@ -1,7 +1,7 @@
-"""Augmentation for photos: random crops at their own scale, colour, policies, erasing, and mixing two images.
+"""Augmentation for photos: random resized crops, colour jitter, policies, erasing, mixup and cutmix.
 
-Keyed by (seed, epoch, index) as everything in data/image/augment.py. One thing more decides
-what mixing does: which samples share a micro-batch, since a partner must be there.
+Keyed by (seed, epoch, index) like everything in data/image/augment.py. Mixing also depends on which
+samples share a micro-batch, because partners come from it.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from torch.nn import functional as F
 from bigmodel_cli.core.keyed_random import uniforms
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import SampleKey
-from bigmodel_cli.data.image.augment import Augment, Pixels, Size, erased, mirrored, shifted
+from bigmodel_cli.data.image.augment import Augment, Pixels, Size, erase_square, flip_horizontally, shift_and_flip
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Alpha = Annotated[float, Field(ge=0, le=8)]
 LUMA = (0.299, 0.587, 0.114)
-RATIO = (3 / 4, 4 / 3)  # the crop's width to its height (Szegedy et al. 2015)
+RATIO = (3 / 4, 4 / 3)  # aspect ratio of a crop, width to height (Szegedy et al. 2015)
 
 
 @augments.register(kind="image")
 def resized_crop(*, area: Annotated[float, Field(gt=0, le=1)] = 0.35, flip: bool = True) -> Augment:
     """A random crop of `area` to all of the image, 3:4 to 4:3, resized to the model's input (Szegedy et al. 2015)."""
-    return lambda images, key, size=None: cropped(images, key, size, area, flip)
+    return lambda images, key, size=None: random_resized_crop(images, key, size, area, flip)
 
 
 @dataclass(frozen=True)
 class Strong:
-    """The steps in their order; see :func:`strong`."""
+    """The steps in order; see :func:`strong`."""
 
     steps: tuple[Callable[[Tensor, SampleKey, Size], Tensor], ...]
     mixing: Mixing | None
@@ -56,7 +56,7 @@ def strong(
     pixels: Pixels = 4,
     flip: bool = True,
     policy: Literal["none", "trivial", "rand"] = "none",
-    colour: Share = 0.0,
+    colour: Fraction = 0.0,
     erase: Annotated[int, Field(ge=0)] = 0,
     mixup: Alpha = 0.0,
     cutmix: Alpha = 0.0,
@@ -64,20 +64,20 @@ def strong(
     """Crop and flip, then on request TrivialAugment or RandAugment, colour jitter, erase, mixup and cutmix."""
     steps: list[Callable[[Tensor, SampleKey, Size], Tensor]] = []
     if crop == "resized":
-        steps.append(lambda images, key, size: cropped(images, key, size, area, flip))
+        steps.append(lambda images, key, size: random_resized_crop(images, key, size, area, flip))
     else:
-        steps.append(lambda images, key, size: shifted(images, key, pixels if crop == "shift" else 0, flip))
+        steps.append(lambda images, key, size: shift_and_flip(images, key, pixels if crop == "shift" else 0, flip))
     if policy != "none":
-        steps.append(lambda images, key, size: by_policy(images, key, policy))
+        steps.append(lambda images, key, size: apply_policy(images, key, policy))
     if colour:
-        steps.append(lambda images, key, size: coloured(images, key, colour))
+        steps.append(lambda images, key, size: jitter_colour(images, key, colour))
     if erase:
-        steps.append(lambda images, key, size: erased(images, key, erase))
+        steps.append(lambda images, key, size: erase_square(images, key, erase))
     return Strong(tuple(steps), Mixing(mixup, cutmix) if mixup or cutmix else None)
 
 
-def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool) -> Tensor:
-    """(B,C,H,W) -> (B,C,*size): each image's own window, resized (bilinear; antialiased on a CPU), half mirrored."""
+def random_resized_crop(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool) -> Tensor:
+    """(B,C,H,W) -> (B,C,*size): a random crop of each image, resized (bilinear; antialiased on a CPU)."""
     height, width = images.shape[2:]
     size = size or (height, width)
     u = uniforms(key, 0, 1, 2, 3, 4)
@@ -87,14 +87,14 @@ def cropped(images: Tensor, key: SampleKey, size: Size, area: float, flip: bool)
     wide = (height * width * share * ratio).sqrt().clamp(max=width)
     top, left = u[2] * (height - tall), u[3] * (width - wide)
     if images.device.type == "cpu":
-        images = _windows_cpu(images, (top, left, tall, wide), size)
+        images = _crop_cpu(images, (top, left, tall, wide), size)
     else:
-        images = _windows_grid(images, (top, left, tall, wide), size)
-    return mirrored(images, u[4] < 0.5) if flip else images
+        images = _crop_grid(images, (top, left, tall, wide), size)
+    return flip_horizontally(images, u[4] < 0.5) if flip else images
 
 
-def _windows_cpu(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
-    """One image after the other in torch's uint8 resize: 8 times as fast as grid_sample on the batch."""
+def _crop_cpu(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """Resize image by image in uint8: 8 times as fast as grid_sample on the batch."""
     out = images.new_empty((*images.shape[:2], *size))
     top, left, tall, wide = (torch.stack(places).round().int()).tolist()
     for i in range(len(images)):
@@ -105,11 +105,11 @@ def _windows_cpu(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, in
     return out
 
 
-def _windows_grid(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
-    """All at once, without a loop that a GPU would wait for; not antialiased, which hardly shows at these scales."""
+def _crop_grid(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """Crop the whole batch without a host loop. Not antialiased, which hardly matters at these scales."""
     top, left, tall, wide = places
     height, width = images.shape[2:]
-    # Centre and half extent of the window, in grid_sample's coordinates from -1 to 1.
+    # Centre and half extent of the crop, in grid_sample's coordinates from -1 to 1.
     x, y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
     zero = torch.zeros_like(x)
     theta = torch.stack([wide / width, zero, x, zero, tall / height, y], 1).view(-1, 2, 3)
@@ -117,8 +117,8 @@ def _windows_grid(images: Tensor, places: tuple[Tensor, ...], size: tuple[int, i
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def coloured(images: Tensor, key: SampleKey, strength: float) -> Tensor:
-    """Brightness, contrast and saturation times 1 +- `strength` each, in that order (Howard 2013): float on 0..255."""
+def jitter_colour(images: Tensor, key: SampleKey, strength: float) -> Tensor:
+    """Scale brightness, contrast and saturation by 1 +- `strength` each (Howard 2013); float in 0..255."""
     factors = 1 + strength * (2 * uniforms(key, 5, 6, 7) - 1)
     bright, contrast, saturation = (f.view(-1, 1, 1, 1) for f in factors)
     x = images.float() * bright
@@ -131,10 +131,10 @@ def coloured(images: Tensor, key: SampleKey, strength: float) -> Tensor:
     return x
 
 
-def by_policy(images: Tensor, key: SampleKey, policy: str) -> Tensor:
-    """TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020), torchvision's, image by image.
+def apply_policy(images: Tensor, key: SampleKey, policy: str) -> Tensor:
+    """torchvision's TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020), image by image.
 
-    Each image's operations are drawn from a generator seeded by its key; torch's own is left as it was.
+    Each image's operations are drawn with a seed from its key; torch's global random state is restored.
     """
     operation = _policy(policy)
     seeds = (uniforms(key, 8) * (1 << 24)).long()[0].tolist()
@@ -157,18 +157,18 @@ def _policy(name: str) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class Mixing:
-    """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), each with its Beta(alpha, alpha); 0 is without.
+    """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), each with its own Beta(alpha, alpha); 0 disables one.
 
-    An image's partner is the next in the micro-batch in the order of a keyed random
-    number, so the order of the batch does not count, but who is in it does: cutting a
-    batch into other micro-batches gives other partners. With both, each image draws one.
+    The partner of an image is its successor in the micro-batch, ordered by a keyed random
+    number. So partners depend on the samples in a micro-batch, but not on their order.
+    With both enabled, each image draws one of the two.
     """
 
     mixup: float
     cutmix: float
 
     def __call__(self, images: Tensor, key: SampleKey) -> tuple[Tensor, Tensor, Tensor]:
-        """Float (B,C,H,W) -> the mixed images, each one's partner (B,) int64 and its own share (B,)."""
+        """Float (B,C,H,W) -> the mixed images, each one's partner (B,) int64 and its own weight (B,)."""
         u = uniforms(key, 9, 10, 11, 12, 13)
         order = u[0].argsort(stable=True)
         partner = torch.empty_like(order)
@@ -182,7 +182,7 @@ class Mixing:
 
 
 def _outside_box(images: Tensor, share: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,1,H,W) float: 0 in a box of about 1 - `share` of the image, centred at (u, v), else 1; and its mean."""
+    """(B,1,H,W) float, 0 inside a box of about 1 - `share` of the image centred at (u, v), else 1; and its mean."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     for centre, side, shape in ((u, images.shape[2], (1, 1, -1, 1)), (v, images.shape[3], (1, 1, 1, -1))):
         half = ((1 - share).sqrt() * side / 2).view(-1, 1, 1, 1)
@@ -193,17 +193,17 @@ def _outside_box(images: Tensor, share: Tensor, u: Tensor, v: Tensor) -> tuple[T
 
 
 def _beta(u: Tensor, alpha: float) -> Tensor:
-    """(B,) uniform numbers to Beta(alpha, alpha), by the inverse of its distribution function; 1 where alpha is 0."""
+    """Map (B,) uniform numbers to Beta(alpha, alpha) by its inverse CDF; to 1 if alpha is 0."""
     if not alpha:
         return torch.ones_like(u)
-    table = torch.from_numpy(_inverse(alpha)).to(u.device)
+    table = torch.from_numpy(_inverse_beta_table(alpha)).to(u.device)
     place = u * (len(table) - 1)
     low = place.long()
     return torch.lerp(table[low], table[low + 1], place - low)
 
 
 @functools.cache
-def _inverse(alpha: float) -> numpy.ndarray[Any, Any]:
+def _inverse_beta_table(alpha: float) -> numpy.ndarray[Any, Any]:
     from scipy.special import betaincinv
 
     return numpy.asarray(betaincinv(alpha, alpha, numpy.linspace(0, 1, 4097)), numpy.float32)

@@ -1,14 +1,14 @@
-"""Decoded images on disk: decoded once, in parallel, and read back as plain bytes in every later epoch and run.
+"""An on-disk cache of decoded images: decode once, in parallel, and read plain bytes in every later epoch and run.
 
-A file holds the pixels of one split of one data set, one after the other, then a
-checksum an image. Its name is a hash of what it was made from, so a changed image
-is never served from an old file. It is written beside its place and renamed when
-whole; two runs that fill it at once write the same bytes, and one of them wins. Each
-image's checksum is compared when a run first reads it, and a damaged one is decoded
-again. The folder is bounded: what was used longest ago goes first.
+A file holds the pixels of one split of one data set, one image after the other, then a
+checksum per image. Its name is a hash of its sources, so a changed image is never served
+from an old file. It is written under a temporary name and renamed when complete; if two
+runs fill it at once, they write the same bytes, and one of them wins. Each image's checksum
+is verified on first read in a run, and a damaged image is decoded again. The folder's size
+is bounded: the least recently used files are removed first.
 
-Pixels are read with ``preadv`` into the batch, not mapped: mapped pages would count as
-the process's memory, and the kernel keeps the file in its own cache either way.
+Pixels are read with ``preadv`` into the batch, not memory-mapped: mapped pages would count
+as the process's memory, and the kernel caches the file either way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.data.thread_map import for_each, tell
+from bigmodel_cli.data.thread_map import for_each, report_progress
 
 try:
     import fcntl
@@ -38,22 +38,22 @@ except ImportError:  # Windows
 
 VERSION = 1
 LIMIT_GB = 32.0
-TICK = 0.02  # seconds; a file system's clock is not finer than this
-STALE = 24 * 3600.0  # seconds after which a half-written file has no owner any more
-PER_IMAGE, DIGEST = 5, 32  # bytes after the pixels: a CRC-32 and a mark each, and a SHA-256 of those
-FREE = 2**30  # bytes of disk that are left alone
+CLOCK_TICK = 0.02  # seconds; the assumed resolution of file timestamps
+STALE_SECONDS = 24 * 3600.0  # after which a temporary file is considered abandoned
+PER_IMAGE, DIGEST = 5, 32  # bytes after the pixels: a CRC-32 and a flag per image, and a SHA-256 of those
+MIN_FREE = 2**30  # bytes of disk to leave free
 
 
 def cache_folder() -> Path:
-    """BIGMODEL_CACHE, else ~/.cache/bigmodel; its folder of images."""
+    """The folder of images in BIGMODEL_CACHE, or else in ~/.cache/bigmodel."""
     return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser() / "images"
 
 
 def limit_bytes() -> int:
-    """How large the cache may grow: BIGMODEL_CACHE_GB, else LIMIT_GB.
+    """The maximum size of the cache: BIGMODEL_CACHE_GB, or else LIMIT_GB.
 
     Raises:
-        InputError: BIGMODEL_CACHE_GB is no number.
+        InputError: BIGMODEL_CACHE_GB is not a number.
     """
     text = os.environ.get("BIGMODEL_CACHE_GB", str(LIMIT_GB))
     try:
@@ -65,8 +65,8 @@ def limit_bytes() -> int:
     return int(value * 1e9)
 
 
-class Stored:
-    """N images of one shape in a file; see :func:`stored`."""
+class CachedImages:
+    """N images of one shape in a file; see :func:`open_or_fill`."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], good: Tensor, sums: Tensor, decode: Decode) -> None:
         self.path, self.shape, self.good, self._sums, self._decode = path, shape, good, sums, decode
@@ -78,7 +78,7 @@ class Stored:
         """(B, *shape) uint8.
 
         Raises:
-            InputError: one is damaged, and its image is not to be had any more.
+            InputError: one is damaged, and its source image can no longer be read.
         """
         out = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         rows = out.view(-1).numpy().data
@@ -93,7 +93,7 @@ class Stored:
 
     def _repair(self, index: int) -> Tensor:
         pixels = self._decode(index)
-        with contextlib.suppress(OSError):  # a cache that cannot be written is still one that can be decoded around
+        with contextlib.suppress(OSError):  # an unwritable cache is no reason to stop
             file = os.open(self.path, os.O_WRONLY)
             try:
                 os.pwrite(file, pixels.contiguous().view(-1).numpy().data, index * self._size)
@@ -107,47 +107,47 @@ class Stored:
 
 
 Decode = Callable[[int], Tensor]
-"""index -> (C,H,W) uint8. Called from several threads. Raises InputError where it cannot be decoded."""
+"""index -> (C,H,W) uint8. Called from several threads. Raises InputError if the image cannot be decoded."""
 
 
-def kept(made_from: Sequence[object], shape: tuple[int, ...], decode: Decode) -> Stored | None:
-    """What :func:`stored` would find in the cache, however many they are; None where it is not there, or not whole."""
-    return _open(_place(made_from, shape), shape, decode)
+def open_cached(made_from: Sequence[object], shape: tuple[int, ...], decode: Decode) -> CachedImages | None:
+    """Open the cache file of :func:`open_or_fill`, whatever its image count; None if it is missing or incomplete."""
+    return _open(_cache_path(made_from, shape), shape, decode)
 
 
-def stored(
+def open_or_fill(
     what: str, made_from: Sequence[object], count: int, shape: tuple[int, ...], decode: Decode, skip_bad: bool = False
-) -> Stored | None:
-    """The images 0 to `count` - 1, from the cache or decoded into it; None where the cache has no room for them.
+) -> CachedImages | None:
+    """Open the cached images 0 to `count` - 1, decoding them first if needed; None if the cache has no room.
 
     Args:
-        what: what a person calls them, for progress.
-        made_from: what decides the pixels and `count`: another value, another file.
-        count: N.
-        shape: (C,H,W) of every one.
-        decode: makes one.
-        skip_bad: mark undecodable ones in ``good`` instead of raising.
+        what: a description for the progress bar.
+        made_from: the cache key: everything that determines the pixels and `count`.
+        count: the number of images N.
+        shape: (C,H,W) of every image.
+        decode: decodes one image.
+        skip_bad: mark undecodable images as False in ``good`` instead of raising.
     """
-    found = kept(made_from, shape, decode)
+    found = open_cached(made_from, shape, decode)
     if found is not None and len(found.good) == count and (skip_bad or bool(found.good.all())):
         return found
-    path = _place(made_from, shape)
+    path = _cache_path(made_from, shape)
     if not _make_room(path.parent, count * (math.prod(shape) + PER_IMAGE) + DIGEST):
         return None
     try:
-        with _alone(path, what, count):
-            if _open(path, shape, decode) is None or found is not None:  # nobody else has filled it meanwhile
+        with _exclusive(path, what, count):
+            if _open(path, shape, decode) is None or found is not None:  # no other process has filled it meanwhile
                 _fill(path, what, count, shape, decode, skip_bad)
-    except OSError:  # the disk filled up, or is not ours to write
+    except OSError:  # the disk is full or not writable
         return None
     return _open(path, shape, decode)
 
 
 @contextlib.contextmanager
-def _alone(path: Path, what: str, count: int) -> Iterator[None]:
-    """One process at a time fills `path`: the ranks of one run would all decode everything.
+def _exclusive(path: Path, what: str, count: int) -> Iterator[None]:
+    """Let one process at a time fill `path`; otherwise every rank of a run would decode everything.
 
-    Where the file system has no locks, each fills its own copy and the last one stays.
+    On a file system without locks, each fills its own copy, and the last one wins.
     """
     with path.with_name(f".{path.stem}.tmp").open("wb") as lock:
         while fcntl is not None:
@@ -156,21 +156,21 @@ def _alone(path: Path, what: str, count: int) -> Iterator[None]:
                 break
             except BlockingIOError:
                 time.sleep(0.1)
-                tell(what, 0, count)
+                report_progress(what, 0, count)
             except OSError:
                 break
         yield
 
 
-def _place(made_from: Sequence[object], shape: tuple[int, ...]) -> Path:
+def _cache_path(made_from: Sequence[object], shape: tuple[int, ...]) -> Path:
     total = hashlib.sha256(repr((VERSION, shape)).encode())
     for part in made_from:
         total.update(repr(part).encode("utf-8", "backslashreplace"))
     return cache_folder() / f"{total.hexdigest()[:40]}.pixels"
 
 
-def _open(path: Path, shape: tuple[int, ...], decode: Decode) -> Stored | None:
-    """The file at `path`, its trailer verified and its time of use renewed; None where it is not whole."""
+def _open(path: Path, shape: tuple[int, ...], decode: Decode) -> CachedImages | None:
+    """Open the file at `path`, verify its trailer and update its time of use; None if it is incomplete."""
     size = math.prod(shape)
     try:
         with path.open("rb") as file:
@@ -184,7 +184,7 @@ def _open(path: Path, shape: tuple[int, ...], decode: Decode) -> Stored | None:
         os.utime(path)
         sums = numpy.frombuffer(body, "<u4", count).astype(numpy.int64)
         good = numpy.frombuffer(body, numpy.uint8, count, 4 * count) > 0
-        return Stored(path, shape, torch.from_numpy(good), torch.from_numpy(sums), decode)
+        return CachedImages(path, shape, torch.from_numpy(good), torch.from_numpy(sums), decode)
     except OSError:
         return None
 
@@ -212,24 +212,24 @@ def _fill(path: Path, what: str, count: int, shape: tuple[int, ...], decode: Dec
         for_each(what, count, one)
         body = sums.tobytes() + good.tobytes()
         os.pwrite(handle, body + hashlib.sha256(body).digest(), count * size)
-        # Not synced to the disk, which waits for every byte: after a loss of power the sums tell what was lost.
+        # No fsync, which would wait for every byte: after a power loss, the checksums reveal what is missing.
         Path(temporary).replace(path)
     finally:
         os.close(handle)
         Path(temporary).unlink(missing_ok=True)
 
 
-def settle(newest: int) -> None:
-    """Wait until a file changed at `newest` (ns) would get another time if it were changed again."""
+def wait_for_clock_tick(newest: int) -> None:
+    """Wait until another change of a file last modified at `newest` (ns) would get a different timestamp."""
     now = time.time_ns()
-    if now - TICK * 1e9 < newest <= now:
-        time.sleep(TICK)
+    if now - CLOCK_TICK * 1e9 < newest <= now:
+        time.sleep(CLOCK_TICK)
 
 
-def oldest_first(folder: Path, suffix: str) -> list[tuple[int, int, Path]]:
-    """(when it was used last in ns, bytes, path) of each file in `folder` that ends in `suffix`.
+def by_last_use(folder: Path, suffix: str) -> list[tuple[int, int, Path]]:
+    """(time of last use in ns, bytes, path) of each file in `folder` with `suffix`, oldest first.
 
-    What another thread or process removes meanwhile, to make room for its own, is left out.
+    Files that another thread or process removes meanwhile are skipped.
     """
     found = []
     for path in folder.glob(f"*{suffix}"):
@@ -240,21 +240,21 @@ def oldest_first(folder: Path, suffix: str) -> list[tuple[int, int, Path]]:
 
 
 def _make_room(folder: Path, needed: int) -> bool:
-    """Remove what was used longest ago until `needed` more bytes fit; False where they never will."""
+    """Remove the least recently used files until `needed` more bytes fit; False if they cannot."""
     limit = limit_bytes()
     if needed > limit:
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for used_at, _, path in oldest_first(folder, ".tmp"):
-            if time.time() - used_at / 1e9 > STALE:
+        for used_at, _, path in by_last_use(folder, ".tmp"):
+            if time.time() - used_at / 1e9 > STALE_SECONDS:
                 path.unlink(missing_ok=True)
-        kept = oldest_first(folder, ".pixels")
-        used = sum(size for _, size, _ in kept)
-        while kept and (used + needed > limit or shutil.disk_usage(folder).free < needed + FREE):
-            _, size, path = kept.pop(0)
+        files = by_last_use(folder, ".pixels")
+        used = sum(size for _, size, _ in files)
+        while files and (used + needed > limit or shutil.disk_usage(folder).free < needed + MIN_FREE):
+            _, size, path = files.pop(0)
             path.unlink(missing_ok=True)
             used -= size
-        return shutil.disk_usage(folder).free >= needed + FREE
+        return shutil.disk_usage(folder).free >= needed + MIN_FREE
     except OSError:
         return False

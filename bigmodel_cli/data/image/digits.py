@@ -1,4 +1,4 @@
-"""scikit-learn's real handwritten digits: inside a dependency, so they are there with no network."""
+"""scikit-learn's handwritten digits, which come with a dependency and so need no network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None 
         parts["test"].append(members[:TEST_PER_CLASS])
         parts["train"].append(rest[:samples_per_class])
         parts["val"].append(rest[len(parts["train"][k]) :])
-    # With a number asked for, train is exactly that and the rest validates; else val is carved by seed.
+    # With samples_per_class, the rest of the train split is val; otherwise val is carved from train by seed.
     splits = ["train", "test"] if samples_per_class is None else ["train", "val", "test"]
 
     def load(split: str) -> ImageArrays:
@@ -52,7 +52,7 @@ def digits(root: Path, *, samples_per_class: Annotated[int, Field(gt=0)] | None 
 def _read() -> tuple[Tensor, Tensor]:
     """Images (1797,1,8,8) uint8 scaled from 0..16 to 0..255, labels (1797,) int64.
 
-    The file is read where scikit-learn keeps it: importing scikit-learn itself takes a second.
+    The file is read directly from scikit-learn's folder, since importing scikit-learn takes a second.
     """
     import csv
     import gzip

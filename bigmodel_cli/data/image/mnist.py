@@ -1,4 +1,4 @@
-"""MNIST and its relatives, from IDX files, raw or gzipped, downloaded where they are missing."""
+"""MNIST and its variants from IDX files, raw or gzipped, downloaded if missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MIRRORS = {
     "fashion-mnist": ["https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"],
     "kmnist": ["https://codh.rois.ac.jp/kmnist/dataset/kmnist/"],
 }
-"""Over HTTPS: torchvision lists plain HTTP alone for the last two, which `download` refuses."""
+"""HTTPS only: torchvision lists plain HTTP for the last two, which `download` refuses."""
 SHA256 = {
     "mnist": {
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -55,7 +55,7 @@ SHA256 = {
         "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     },
 }
-MAX_BYTES = 200_000_000  # MNIST's largest file is 47 MB; a gzip bomb stops here
+MAX_BYTES = 200_000_000  # MNIST's largest file is 47 MB; this bounds a gzip bomb
 
 
 @data.register(folders=("mnist", "MNIST/raw"), files=IDX)
@@ -100,9 +100,9 @@ def _bundle(root: Path, name: str, torchvision_name: str, classes: tuple[str, ..
 
 
 def _locate(root: Path, name: str, torchvision_name: str, file: str) -> Path:
-    """The file as it lies below `root`, in our folder or torchvision's; else downloaded.
+    """The file below `root`, in our folder or torchvision's; downloaded if it is in neither.
 
-    MNIST may also lie in `root` itself; the others have the same file names and would be mistaken for it.
+    MNIST may also be in `root` itself. The others may not, since their file names are the same.
     """
     for folder in (root / name, root / torchvision_name / "raw", *([root] if name == "mnist" else [])):
         for candidate in (folder / file, folder / f"{file}.gz"):
@@ -116,10 +116,10 @@ def _fetch(path: Path, name: str) -> Path:
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 array of an IDX file, raw or gzipped.
+    """The uint8 array in an IDX file, raw or gzipped.
 
     Raises:
-        InputError: it is damaged, cut off, or of another type.
+        InputError: it is damaged, truncated, or of another type.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -131,7 +131,7 @@ def read_idx(path: Path) -> Tensor:
     dimensions = raw[3]
     header = 4 + 4 * dimensions
     if not 1 <= dimensions <= 4 or len(raw) < header:
-        raise InputError(f"{path}: cut off in its header")
+        raise InputError(f"{path}: truncated in its header")
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
     expected = header
     size = 1

@@ -1,1 +1,1 @@
-"""Texts as tokens: language modelling, labels, pairs, conversations."""
+"""Tokenized text: language modelling, classification, translation pairs, conversations."""

@@ -1,4 +1,4 @@
-"""Augmentation of tokens; each sample's randomness depends on (seed, epoch, index) alone. Shapes: B batch, T tokens."""
+"""Token augmentation; each sample's randomness depends only on (seed, epoch, index). Shapes: B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def word_dropout(*, share: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> Callabl
 
     def apply(tokens: Tensor, key: SampleKey) -> Tensor:
         drawn = torch.stack([uniform(key, 100 + t) for t in range(tokens.shape[1])], 1)
-        # Special tokens come first in a vocabulary, in the order of SPECIALS, and stay.
+        # Special tokens come first in the vocabulary, in the order of SPECIALS, and are kept.
         hidden = (drawn < share) & (tokens >= len(SPECIALS))
         return tokens.masked_fill(hidden, SPECIALS.index(UNKNOWN))
 

@@ -1,4 +1,4 @@
-"""Prompts with answers: conversations, completions, and pairs of a better and a worse answer. T tokens, B batch."""
+"""Prompts with answers: conversations, completions and preference pairs. Shapes: B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.packing import PackedRows
-from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, chosen, of_text
+from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer
 from bigmodel_cli.data.text.windows import Context
 from bigmodel_cli.data.user_path import rows_with
 
 Encoding = Annotated[str, Field(description="of the file: auto (UTF-8, as JSON is), latin-1, ...")]
-ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share of the rows, at the end, that validates")]
+ValShare = Annotated[float, Field(gt=0, lt=0.9, description="fraction of the rows, at the end, used as val")]
 Prefixes = Annotated[
-    tuple[str, str, str], Field(description="what stands before a turn of the system, the user, the assistant")
+    tuple[str, str, str], Field(description="prefixes of the system's, the user's and the assistant's turns")
 ]
 Pack = Annotated[
-    bool, Field(description="rows share a window instead of being filled up, each read as if it stood alone")
+    bool, Field(description="pack several rows into one window instead of padding, masked from each other")
 ]
 CONTEXT = 256
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One split: for each side, which may be one, rows of tokens and which of them are learned.
+class ConversationSource:
+    """One split of answers, or of ("chosen", "rejected") pairs: rows of tokens and their loss mask, per side.
 
-    A batch has ``tokens`` and ``learn`` (B,T), as long as its longest row, and ``rejected`` and
-    ``rejected_learn`` where there is a second side.
+    A batch has ``tokens`` and the loss mask ``learn`` (B,T), padded to its longest row; for pairs also
+    ``rejected`` and ``rejected_learn``.
     """
 
     sides: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
@@ -56,7 +56,7 @@ class Answers:
 
     @functools.cached_property
     def lengths(self) -> Tensor:
-        """(n,) int64: tokens of each row, of the longer side of a pair."""
+        """(n,) int64: the tokens in each row, or in the longer side of a pair."""
         rows = zip(*self.sides.values(), strict=True)
         return torch.tensor([max(len(ids) for ids, _ in row) for row in rows])
 
@@ -91,13 +91,13 @@ def chat_file(
     pack: Pack = False,
 ) -> DataBundle:
     """Your own conversations (`messages`) or `prompt` and `completion`, as JSON lines; only answers are trained on."""
-    first = _first(Path(path).expanduser())
-    spec = _spec(like, tokenizer, context, root, prefixes if "messages" in first else None)
+    first = _peek(Path(path).expanduser())
+    spec = _resolve_spec(like, tokenizer, context, root, prefixes if "messages" in first else None)
 
     def row(where: str, record: Mapping[str, Any]) -> dict[str, Marked]:
         if "messages" in record:
-            return {"chosen": _said(where, record["messages"], spec)}
-        return {"chosen": _joined(where, record["prompt"], record["completion"], spec)}
+            return {"chosen": _encode_messages(where, record["messages"], spec)}
+        return {"chosen": _encode_completion(where, record["prompt"], record["completion"], spec)}
 
     fields: dict[str, Any] = {"prompt": is_text, "completion": is_text}
     if "messages" in first:
@@ -123,27 +123,27 @@ def preference_file(
     prefixes: Prefixes = PREFIXES,
 ) -> DataBundle:
     """Your own preference pairs: JSON lines with `prompt`, `chosen` and `rejected`, as text or messages."""
-    first = _first(Path(path).expanduser())
+    first = _peek(Path(path).expanduser())
     plain = all(isinstance(first.get(key), str) for key in ("prompt", "chosen", "rejected"))
-    spec = _spec(like, tokenizer, context, root, None if plain else prefixes)
+    spec = _resolve_spec(like, tokenizer, context, root, None if plain else prefixes)
 
     def row(where: str, record: Mapping[str, Any]) -> dict[str, Marked]:
-        return {side: _answered(where, record["prompt"], record[side], spec) for side in ("chosen", "rejected")}
+        return {side: _encode_answer(where, record["prompt"], record[side], spec) for side in ("chosen", "rejected")}
 
     fields = {"prompt": _is_prompt, "chosen": _is_prompt, "rejected": _is_prompt}
     return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, False)
 
 
-def _spec(
+def _resolve_spec(
     like: TextSpec | None, name: str, context: int | None, root: Path, prefixes: tuple[str, ...] | None
 ) -> TextSpec:
-    """The tokenizer, and the chat template: the start's own where no other `prefixes` are asked for."""
-    like = of_text(like)
-    spec = chosen(name, like, context or (like.context if like else CONTEXT), root)
+    """The tokenizer and the chat template, which is the checkpoint's own unless other `prefixes` are set."""
+    like = as_text_spec(like)
+    spec = choose_tokenizer(name, like, context or (like.context if like else CONTEXT), root)
     if prefixes is None:
         return spec.with_(chat=like.chat if like else ())
     if not all(prefix.strip() for prefix in prefixes) or len(set(prefixes)) < len(prefixes):
-        raise InputError(f"data.prefixes = {list(prefixes)}", "expected three different ones that can be seen")
+        raise InputError(f"data.prefixes = {list(prefixes)}", "expected three different, non-blank ones")
     return spec.with_(chat=like.chat if like and like.chat and prefixes == PREFIXES else prefixes)
 
 
@@ -151,7 +151,7 @@ def _is_prompt(value: Any) -> str | None:
     return is_text(value) if isinstance(value, str) else is_messages(value)
 
 
-def _said(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> Marked:
+def _encode_messages(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> Marked:
     try:
         return spoken(messages, spec.chat, tokenizer(spec))
     except ValueError as error:
@@ -160,8 +160,8 @@ def _said(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> 
         raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
 
 
-def _joined(where: str, prompt: str, answer: str, spec: TextSpec) -> Marked:
-    """Prompt and answer as they are, and ``<end>``; the prompt is not learned."""
+def _encode_completion(where: str, prompt: str, answer: str, spec: TextSpec) -> Marked:
+    """Prompt, answer and ``<end>`` without a template; the loss mask excludes the prompt."""
     known = tokenizer(spec)
     try:
         first, then = list(known.encode(str(prompt))), list(known.encode(str(answer)))
@@ -171,28 +171,28 @@ def _joined(where: str, prompt: str, answer: str, spec: TextSpec) -> Marked:
     return [*first, *then], [False] * len(first) + [True] * len(then)
 
 
-def _answered(where: str, prompt: Any, answer: Any, spec: TextSpec) -> Marked:
-    """A prompt and one of its answers, either of them text or messages; the answer alone is learned."""
+def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec) -> Marked:
+    """A prompt and one of its answers, each text or messages; the loss mask covers only the answer."""
     if isinstance(prompt, str) and isinstance(answer, str):
-        return _joined(where, prompt, answer, spec)
+        return _encode_completion(where, prompt, answer, spec)
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     after = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-    if list(after[: len(before)]) == list(before):  # some sets repeat the prompt in the answer
+    if list(after[: len(before)]) == list(before):  # some data sets repeat the prompt in the answer
         after = after[len(before) :]
     if not after or any(message["role"] != "assistant" for message in after):
-        raise InputError(f"{where}: an answer that is not the assistant's", "expected text, or messages of its role")
-    ids, learn = _said(where, [*before, *after], spec)
-    start = len(_said(where, before, spec)[0])
+        raise InputError(f"{where}: an answer that is not the assistant's", "expected text, or assistant messages")
+    ids, learn = _encode_messages(where, [*before, *after], spec)
+    start = len(_encode_messages(where, before, spec)[0])
     return ids, [False] * start + learn[start:]
 
 
-def _first(path: Path) -> dict[str, Any]:
-    """The first object in the file: which fields it has decides what the others must have. {} where it is none."""
+def _peek(path: Path) -> dict[str, Any]:
+    """The first object in the file, whose fields all others must have; {} if there is none."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             found = json.loads(next((line for line in iter(lambda: file.readline(1 << 24), "") if line.strip()), ""))
     except (OSError, ValueError, RecursionError):
-        return {}  # reading it all will say what is wrong
+        return {}  # reading the whole file will report what is wrong
     return found if isinstance(found, dict) else {}
 
 
@@ -208,7 +208,7 @@ def _bundle(
     notes: list[str] = []
     rows = list(_rows(path, fields, row, spec.context, encoding, notes))
     if len(rows) < 2:
-        raise InputError(f"{path}: {len(rows)} rows with an answer", "expected at least 2, some to validate")
+        raise InputError(f"{path}: {len(rows)} rows with an answer", "expected at least 2, for train and val")
     cut = max(1, min(len(rows) - 1, round(len(rows) * (1 - val_share))))
     parts = {"train": rows[:cut], "val": rows[cut:]}
     total = hashlib.sha256(repr((spec.chat, pack)).encode())
@@ -219,11 +219,15 @@ def _bundle(
     fill = known.special.get(PAD, known.special.get(END, 0))
 
     @functools.cache
-    def load(split: str) -> Answers | PackedRows:
+    def load(split: str) -> ConversationSource | PackedRows:
         part = parts[split]
         sides = {side: [sides[side] for _, sides in part] for side in part[0][1]}
         places = [where for where, _ in part]
-        return PackedRows(sides["chosen"], places, spec.context + 1, fill) if pack else Answers(sides, places, fill)
+        return (
+            PackedRows(sides["chosen"], places, spec.context + 1, fill)
+            if pack
+            else ConversationSource(sides, places, fill)
+        )
 
     return DataBundle(spec, {split: functools.partial(load, split) for split in parts}, total.hexdigest(), notes)
 
@@ -236,7 +240,7 @@ def _rows(
     encoding: str,
     notes: list[str],
 ) -> Iterator[tuple[str, dict[str, tuple[Tensor, Tensor]]]]:
-    """Each row with its place, cut to what the model sees; without those in which nothing is left to learn."""
+    """Each row with its location, truncated to the context window. Rows without an answer in it are dropped."""
     cut = lost = 0
     for where, record in read_records(path, fields, encoding, notes):
         sides = row(where, record)
@@ -249,5 +253,5 @@ def _rows(
             where,
             {side: (torch.tensor(ids, dtype=torch.int32), torch.tensor(learn)) for side, (ids, learn) in short.items()},
         )
-    notes += [f"{cut} rows are longer than {context} tokens: cut off"] if cut else []
-    notes += [f"{lost} rows left out: no answer within {context} tokens"] if lost else []
+    notes += [f"{cut} rows are longer than {context} tokens: truncated"] if cut else []
+    notes += [f"{lost} rows skipped: no answer within {context} tokens"] if lost else []

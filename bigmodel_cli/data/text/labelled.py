@@ -1,4 +1,4 @@
-"""Texts with a class each. Shapes: B batch, T tokens."""
+"""Labelled texts. Shapes: B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import characters_of, encode_padded, tokenizer, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
-from bigmodel_cli.data.text.tokenizer_choice import chosen, of_text
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
 
-Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens of a text, the rest is cut off")]
+Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens per text; longer ones are truncated")]
 Vocabulary = Annotated[
-    str, Field(description="word, char, byte, gpt2, or a tokenizer.json; auto: the start's, else word", min_length=1)
+    str,
+    Field(description="word, char, byte, gpt2, or a tokenizer.json; auto: the checkpoint's, or word", min_length=1),
 ]
 FOLDS = 10
 
 
 class LabelledTexts:
-    """One split: `texts` and `labels` (n,) int64. A batch is as long as its longest text."""
+    """One split: `texts` and `labels` (n,) int64. A batch is padded to its longest text."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int], spec: TextSpec, split: str) -> None:
         self.texts, self.labels, self.split = texts, torch.tensor(labels), split
@@ -48,11 +49,11 @@ class LabelledTexts:
         return f"{self.split}[{index}] {text[:60]}{'…' * (len(text) > 60)}"
 
 
-Texts = Mapping[str, tuple[list[str], list[int]]]
+TextSplits = Mapping[str, tuple[list[str], list[int]]]
 
 
-def labelled(
-    splits: Texts,
+def build_labelled(
+    splits: TextSplits,
     classes: Sequence[str],
     tokens: str,
     like: TextSpec | None,
@@ -60,14 +61,14 @@ def labelled(
     root: Path,
     notes: Sequence[str] = (),
 ) -> DataBundle:
-    """The bundle of (texts, labels) by split; a new vocabulary is that of the train split alone."""
+    """Build the bundle from (texts, labels) by split. A new vocabulary comes from the train split only."""
     train = splits["train"][0]
     tokens = "word" if (tokens, like) == ("auto", None) else tokens
     if tokens in ("word", "char"):
         vocabulary = words_of(train, least=2) if tokens == "word" else characters_of(train, SPECIALS)
         spec = TextSpec(tokens, vocabulary, context, tuple(classes))
     else:
-        spec = chosen(tokens, like, context, root).with_(classes=tuple(classes))
+        spec = choose_tokenizer(tokens, like, context, root).with_(classes=tuple(classes))
 
     @functools.cache
     def load(split: str) -> LabelledTexts:
@@ -83,20 +84,20 @@ def rt_polarity(
 ) -> DataBundle:
     """10,662 sentences from film reviews, positive or negative (Pang and Lee 2005); every tenth line is test.
 
-    The data comes without a split. Ours: of each file, lines 0, 10, 20, ... (from 0) test,
-    lines 1, 11, 21, ... validate, the rest trains.
+    The data comes without splits. In each file, lines 0, 10, 20, ... (from 0) are test,
+    lines 1, 11, 21, ... are val, and the rest are train.
     """
     splits: dict[str, tuple[list[str], list[int]]] = {s: ([], []) for s in ("train", "val", "test")}
     for label, name in enumerate(("neg", "pos")):
         file = root / "rt-polarity" / f"rt-polarity.{name}"
-        if not file.is_file():  # no address of these two files has a published checksum
+        if not file.is_file():  # no download, since no mirror of the two files has a published checksum
             hint = "unpack rt-polaritydata.tar.gz of https://www.cs.cornell.edu/people/pabo/movie-review-data/ there"
             raise InputError(f"{file}: no such file", "it is not downloaded", hint)
-        lines = read_lines(file, "latin-1")  # what the files are in; as UTF-8 they do not decode
+        lines = read_lines(file, "latin-1")  # the files' encoding; they are not valid UTF-8
         if len(lines) < FOLDS:
             raise InputError(f"{file}: {len(lines)} lines", "expected 5,331")
         for i, line in enumerate(lines):
             texts, labels = splits[{0: "test", 1: "val"}.get(i % FOLDS, "train")]
             texts.append(line)
             labels.append(label)
-    return labelled(splits, ("negative", "positive"), tokenizer, of_text(like), context, root)
+    return build_labelled(splits, ("negative", "positive"), tokenizer, as_text_spec(like), context, root)

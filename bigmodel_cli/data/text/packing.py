@@ -1,4 +1,4 @@
-"""Short rows side by side in long ones, none of them cut. T tokens, B batch."""
+"""Packing: several short rows in one long one, without truncating any. Shapes: B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bigmodel_cli.core.types import Batch
 
 @dataclass(frozen=True)
 class PackedRows:
-    """One split: `rows` of tokens and which of them are learned, in packs of at most `room` tokens.
+    """One split: `rows` of tokens and their loss mask, in packs of at most `room` tokens.
 
-    A batch has ``tokens``, ``learn`` and ``document`` (B,T), as long as its longest pack. ``document`` numbers the
-    rows of a pack, and what fills it up; the first token of a row is not learned: nothing before it says what it is.
+    A batch has ``tokens``, ``learn`` and ``document`` (B,T), padded to its longest pack. ``document`` numbers the
+    rows of a pack, with -1 for padding. The first token of a row has no loss, since nothing precedes it.
     """
 
     rows: Sequence[tuple[Tensor, Tensor]]
@@ -52,13 +52,13 @@ class PackedRows:
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which rows share a pack of at most `room` tokens: the longest first, each where it leaves the least free.
+    """Assign rows to packs of at most `room` tokens: longest first, each into the fullest pack that still fits it.
 
-    Best-fit decreasing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024).
+    Best-fit decreasing bin packing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024).
     """
     packs: list[list[int]] = []
-    free: dict[int, list[int]] = {}  # packs by the tokens that they have left
-    rooms: list[int] = []  # what `free` has, in order
+    free: dict[int, list[int]] = {}  # free tokens -> packs
+    rooms: list[int] = []  # the keys of `free`, sorted
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         at = bisect_left(rooms, lengths[row])
         if at == len(rooms):

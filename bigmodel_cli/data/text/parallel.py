@@ -1,4 +1,4 @@
-"""Pairs of texts. Shapes: B batch, S source tokens, T target tokens."""
+"""Parallel texts for translation. Shapes: B batch, S source tokens, T target tokens."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import tokenizer, train_bpe, words_of
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
-from bigmodel_cli.data.text.tokenizer_choice import of_text
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 
-Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens of a text, the rest is cut off")]
-Size = Annotated[int, Field(ge=300, le=1 << 17, description="tokens of the bpe vocabulary")]
-Pieces = Annotated[Literal["auto", "bpe", "word"], Field(description="auto: the start's, else bpe")]
+Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens per text; longer ones are truncated")]
+Size = Annotated[int, Field(ge=300, le=1 << 17, description="size of the BPE vocabulary")]
+Pieces = Annotated[Literal["auto", "bpe", "word"], Field(description="auto: the checkpoint's, or bpe")]
 FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
 MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
 MULTI30K_SHA256 = {
@@ -39,13 +39,13 @@ Pairs = tuple[list[str], list[str]]
 
 
 class ParallelTexts:
-    """One split: `pairs` of sources and targets. A batch is as long as its longest text on either side."""
+    """One split: `pairs` of sources and targets. A batch is padded to its longest text on either side."""
 
     def __init__(self, pairs: Pairs, spec: TextSpec, split: str) -> None:
         known, self.split, self.sources, self.targets = tokenizer(spec), split, *pairs
         start, end, self.pad = (known.special[s] for s in (START, END, PAD))
         self.source = [_ids(known.encode(t), spec.context, []) for t in pairs[0]]
-        # <start> stands in front, and <end> behind what the context leaves.
+        # <start> comes first; truncation leaves room for <end>.
         self.target = [_ids(known.encode(t), spec.context - 1, [end], [start]) for t in pairs[1]]
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class ParallelTexts:
 
     @functools.cached_property
     def lengths(self) -> Tensor:
-        """(n,) tokens of each pair, the source's and the target's: batches are made of pairs that are alike."""
+        """(n,) tokens in each pair, source and target together, so that batches hold pairs of similar length."""
         return torch.tensor([len(a) + len(b) for a, b in zip(self.source, self.target, strict=True)])
 
     def gather(self, indices: Tensor) -> Batch:
@@ -70,7 +70,7 @@ def _ids(ids: Sequence[int], most: int, after: list[int], before: Sequence[int] 
     return torch.tensor([*before, *list(ids)[:most], *after] or [0], dtype=torch.int32)
 
 
-def parallel(
+def build_parallel(
     splits: Mapping[str, Pairs],
     kind: str,
     like: TextSpec | None,
@@ -78,7 +78,7 @@ def parallel(
     context: int,
     notes: Sequence[str] = (),
 ) -> DataBundle:
-    """The bundle of (sources, targets) by split; one vocabulary for both: `like`'s, or the train split's."""
+    """Build the bundle from (sources, targets) by split, with one vocabulary: `like`'s, or from the train split."""
     if kind == "auto" and like is not None:
         spec = like.with_(context=context)
     else:
@@ -96,14 +96,16 @@ def parallel(
 
 
 def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> Pairs:
-    """Two files with a sentence a line.
+    """Read two files with one sentence per line.
 
     Raises:
-        InputError: they differ in their number of lines, or are empty.
+        InputError: the line counts differ, or the files are empty.
     """
     pair = read_lines(source, encoding, notes), read_lines(target, encoding, notes)
     if len(pair[0]) != len(pair[1]) or not pair[0]:
-        raise InputError(f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected as many")
+        raise InputError(
+            f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected the same number"
+        )
     return pair
 
 
@@ -123,4 +125,4 @@ def multi30k_en_de(
             hint = "--data-dir DIR with its six files in multi30k-en-de/"
             download([MULTI30K + file], folder / file, sha256=checksum, what="multi30k-en-de", hint=hint)
     splits = {split: read_pair(folder / f"{f}.en.gz", folder / f"{f}.de.gz") for split, f in FILES.items()}
-    return parallel(splits, tokenizer, of_text(like), vocabulary, context)
+    return build_parallel(splits, tokenizer, as_text_spec(like), vocabulary, context)

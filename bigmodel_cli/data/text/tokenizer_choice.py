@@ -1,6 +1,6 @@
-"""Which tokenizer a text is cut with: by name, by file, or the one of the checkpoint that is gone on from.
+"""Choose a tokenizer: by name, from a file, or the one of the checkpoint that training starts from.
 
-Without torch, since the processes of ``data tokenize`` start with this.
+Does not import torch, because the worker processes of ``data tokenize`` import this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.download import download
 
 Tokenizer = Annotated[
-    str, Field(description="byte, char, gpt2, or a tokenizer.json; auto: the start's, else byte", min_length=1)
+    str, Field(description="byte, char, gpt2, or a tokenizer.json; auto: the checkpoint's, or byte", min_length=1)
 ]
 GPT2 = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_FILES = {  # as tiktoken pins them
@@ -30,55 +30,55 @@ GPT2_FILES = {  # as tiktoken pins them
 }
 
 
-def of_text(like: object) -> TextSpec | None:
-    """The spec of the checkpoint that is gone on from, where that is of text."""
+def as_text_spec(like: object) -> TextSpec | None:
+    """`like`, the spec of the checkpoint that training starts from, if it is a text spec."""
     return like if isinstance(like, TextSpec) else None
 
 
-def chosen(
+def choose_tokenizer(
     name: str, like: TextSpec | None, context: int, root: Path, texts: Iterable[str] = (), end: bool = False
 ) -> TextSpec:
-    """The spec of the tokenizer `name`; a char vocabulary is that of `texts`, with ``<end>`` where `end` is asked for.
+    """The spec of the tokenizer `name`. A char vocabulary is built from `texts`, with ``<end>`` if `end` is set.
 
     Raises:
-        InputError: there is no such tokenizer, or its file is damaged or hostile.
-        MachineError: GPT-2's files are neither in `root` nor to be had.
+        InputError: there is no such tokenizer, or its file is damaged or malicious.
+        MachineError: GPT-2's files are not in `root` and cannot be downloaded.
     """
     if name == "auto":
-        kept = TextSpec("byte", (), context) if like is None else like.with_(context=context, classes=())
+        spec = TextSpec("byte", (), context) if like is None else like.with_(context=context, classes=())
     elif name == "byte":
-        kept = TextSpec("byte", (), context)
+        spec = TextSpec("byte", (), context)
     elif name == "char":
-        kept = TextSpec("char", characters_of(texts, (END,) if end else ()), context)
+        spec = TextSpec("char", characters_of(texts, (END,) if end else ()), context)
     elif name == "gpt2":
-        kept = TextSpec("bpe", (gpt2(root),), context)
+        spec = TextSpec("bpe", (gpt2_tokenizer(root),), context)
     elif "/" in name or Path(name).suffix == ".json":
-        kept = TextSpec("bpe", (read_text(Path(name).expanduser()),), context)
+        spec = TextSpec("bpe", (read_text(Path(name).expanduser()),), context)
     else:
         raise InputError(f"data.tokenizer = {name!r}", "expected auto, byte, char, gpt2, or a path of a tokenizer.json")
-    known = build(kept)  # a hostile file is refused here, before anything is trained
+    known = build(spec)  # a malicious file is refused here, before any training
     if end and END not in known.special:
         raise InputError("a tokenizer without <end> for several documents", "expected one with <end> or <|endoftext|>")
-    return kept
+    return spec
 
 
-def gpt2(root: Path) -> str:
-    """GPT-2's tokenizer (Radford et al. 2019), the same tokens as tiktoken's, from OpenAI's two files in `root`/gpt2.
+def gpt2_tokenizer(root: Path) -> str:
+    """GPT-2's tokenizer (Radford et al. 2019), equal to tiktoken's, from OpenAI's two files in `root`/gpt2.
 
     Raises:
-        MachineError: they are not there and cannot be downloaded.
-        InputError: they are there, and not what they were.
+        MachineError: the files are missing and cannot be downloaded.
+        InputError: the files are damaged.
     """
     folder = root / "gpt2"
     for file, checksum in GPT2_FILES.items():
         if not (folder / file).is_file():
             hint = f"fetch vocab.bpe and encoder.json from {GPT2} into {folder}"
             download([GPT2 + file], folder / file, what="gpt2's tokenizer", sha256=checksum, hint=hint)
-    return from_gpt2_files(folder)
+    return convert_gpt2_files(folder)
 
 
-def from_gpt2_files(folder: Path) -> str:
-    """``vocab.bpe`` (merges) and ``encoder.json`` (ids) in `folder` as the JSON of Hugging Face's tokenizers."""
+def convert_gpt2_files(folder: Path) -> str:
+    """Convert ``vocab.bpe`` (merges) and ``encoder.json`` (ids) in `folder` to Hugging Face's tokenizer.json."""
     merges = [line for line in read_text(folder / "vocab.bpe").split("\n")[1:] if line]
     try:
         vocabulary = json.loads(read_text(folder / "encoder.json"))

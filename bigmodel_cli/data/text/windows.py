@@ -1,4 +1,4 @@
-"""Text as windows of tokens. Shapes: B batch, T tokens (the context)."""
+"""Text as context windows of tokens. Shapes: B batch, T tokens (the context)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
-from bigmodel_cli.data.text.tokenizer_choice import chosen, of_text
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
 
-Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens a window")]
+Context = Annotated[int, Field(ge=2, le=1 << 17, description="tokens per context window")]
 Separate = Annotated[
-    bool, Field(description="documents in a window do not see each other, nor is one predicted from another")
+    bool, Field(description="mask documents in a window from each other, and do not predict one from another")
 ]
 CharTokenizer = Annotated[
-    str, Field(description="char, byte, gpt2, or a tokenizer.json; auto: the start's, else char", min_length=1)
+    str, Field(description="char, byte, gpt2, or a tokenizer.json; auto: the checkpoint's, or char", min_length=1)
 ]
 SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/"
@@ -36,28 +36,28 @@ SHAKESPEARE = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
-class Tokens(Protocol):
-    """A long row of ids, in memory or in files."""
+class TokenArray(Protocol):
+    """A long sequence of token ids, in memory or in files."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, places: Tensor) -> Tensor:
-        """The ids at `places` (B,T) int64."""
+        """The ids at positions `places` (B,T) int64."""
         ...
 
 
 @dataclass(frozen=True)
 class Windows:
-    """One split: `tokens` (n,), cut into windows of `context` that follow each other.
+    """One split: `tokens` (n,), cut into consecutive windows of `context` tokens.
 
-    A gathered window is twice as long, so that training can start it anywhere in its
-    first half; the end of the text goes on at its beginning. ``length`` (B,) says how
-    many targets of the unshifted window are real.
+    A gathered window is twice as long, so that training can shift its start anywhere in the
+    first half; the text wraps around at its end. ``length`` (B,) counts the valid targets of
+    the unshifted window.
 
-    With `end`, the id of the token that ends a document, ``document`` (B,2T) numbers those of a window.
+    With `end`, the id of the end-of-document token, ``document`` (B,2T) numbers the documents of a window.
     """
 
-    tokens: Tokens
+    tokens: TokenArray
     context: int
     split: str
     end: int | None = None
@@ -82,23 +82,23 @@ class Windows:
 def tinyshakespeare(
     root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: CharTokenizer = "auto"
 ) -> DataBundle:
-    """1.1 MB of Shakespeare's plays (Karpathy 2015); the first 90% train, the last 10% validate, as in nanoGPT."""
+    """1.1 MB of Shakespeare's plays, split 90/10 as in nanoGPT (Karpathy 2015)."""
     file = root / "tinyshakespeare" / "input.txt"
     if not file.is_file():
         hint = f"--data-dir DIR with {file.relative_to(root)} in it, or --data FILE.txt, a text of your own"
         download([SHAKESPEARE], file, sha256=SHAKESPEARE_SHA256, what="tinyshakespeare", hint=hint)
     text = read_text(file)
-    like = of_text(like)
-    spec = chosen("char" if (tokenizer, like) == ("auto", None) else tokenizer, like, context, root, [text])
-    return windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
+    like = as_text_spec(like)
+    spec = choose_tokenizer("char" if (tokenizer, like) == ("auto", None) else tokenizer, like, context, root, [text])
+    return build_windows(spec, {"train": text[: int(len(text) * 0.9)], "val": text[int(len(text) * 0.9) :]})
 
 
-def windows(
+def build_windows(
     spec: TextSpec, texts: Mapping[str, str | Sequence[str]], notes: Sequence[str] = (), separate: bool = False
 ) -> DataBundle:
-    """The bundle of one text a split, or of several documents that follow each other, ``<end>`` after each.
+    """Build the bundle from one text per split, or from several documents, joined with ``<end>`` after each.
 
-    With `separate` a document is read as if it stood alone; its first token is not learned.
+    With `separate`, documents are masked from each other, and the first token of each has no loss.
     """
     end = tokenizer(spec).special.get(END)
 
@@ -121,7 +121,7 @@ def windows(
 
 
 def encode(text: str, spec: TextSpec) -> Tensor:
-    """`text` as (n,) ids, in the smallest type that holds them."""
+    """`text` as (n,) ids, in the smallest dtype that holds them."""
     found = tokenizer(spec)
     kind = torch.uint8 if found.size <= 256 else torch.int16 if found.size <= 1 << 15 else torch.int32
     return torch.tensor(list(found.encode(text)), dtype=kind)

@@ -1,1 +1,1 @@
-"""Tokenized text of any size in memory-mapped files."""
+"""Tokenized text of any size, in memory-mapped files."""

@@ -1,4 +1,4 @@
-"""Token shards, read where they lie: a run maps the files into memory and touches what it trains on."""
+"""Token shards as a data set: the files are memory-mapped, so a run reads only what it trains on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.text.tokenizer_choice import of_text
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 from bigmodel_cli.data.text.windows import Context, Separate, Windows
 from bigmodel_cli.data.token_shards.files import Index, is_shards, read_index
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """The ids from `first` to `last` of all shards together, as one long row; `size` bounds them."""
+class MemoryMappedTokens:
+    """The ids from `first` to `last` of the concatenated shards; `size` is the vocabulary size."""
 
     index: Index
     size: int
@@ -36,7 +36,7 @@ class Mapped:
 
     @functools.cached_property
     def parts(self) -> tuple[np.ndarray, list[np.memmap]]:
-        """Where each shard begins, and its file mapped into memory."""
+        """The start of each shard, and its memory-mapped file."""
         counts = [count for _, count, _ in self.index.shards]
         return np.cumsum([0, *counts]), [np.memmap(path, self.index.kind, "r") for path, _, _ in self.index.shards]
 
@@ -44,7 +44,7 @@ class Mapped:
         """The ids at `places` (B,T) int64, as int32.
 
         Raises:
-            InputError: an id is none of the tokenizer's: the file is damaged.
+            InputError: an id is not in the tokenizer's vocabulary, so the file is damaged.
         """
         wanted = places.numpy() + self.first
         starts, files = self.parts
@@ -66,34 +66,34 @@ def token_shards(
     *,
     path: str,
     context: Context | None = None,
-    val_share: Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")] = 0.1,
+    val_share: Annotated[float, Field(gt=0, lt=0.9, description="fraction at the end used as val")] = 0.1,
     separate: Separate = False,
 ) -> DataBundle:
     """Token shards written by `bigmodel data tokenize`; the last part is the validation split."""
-    like = of_text(like)
+    like = as_text_spec(like)
     index = read_index(Path(path).expanduser(), context or (like.context if like else 64))
     known = tokenizer(index.spec)
-    cut = _cut(index, val_share)
+    cut = _split_point(index, val_share)
     ranges = {"train": (0, cut), "val": (cut, index.tokens)}
     if min(b - a for a, b in ranges.values()) < 2:
-        raise InputError(f"{path}: {index.tokens} tokens", "expected at least 2 to train on and 2 to validate")
+        raise InputError(f"{path}: {index.tokens} tokens", "expected at least 2 for train and 2 for val")
 
     @functools.cache
     def load(split: str) -> Windows:
         end = known.special[END] if separate else None
-        return Windows(Mapped(index, known.size, *ranges[split]), index.spec.context, split, end)
+        return Windows(MemoryMappedTokens(index, known.size, *ranges[split]), index.spec.context, split, end)
 
     return DataBundle(index.spec, {split: functools.partial(load, split) for split in ranges}, index.fingerprint)
 
 
-def _cut(index: Index, val_share: float) -> int:
-    """Where the val split begins: after the document that ends nearest, or within one where none ends near."""
-    wanted = int(index.tokens * (1 - val_share))
-    ends = index.end_places()
+def _split_point(index: Index, val_share: float) -> int:
+    """The first token of the val split: after the nearest end of a document, unless that is too far away."""
+    target = int(index.tokens * (1 - val_share))
+    ends = index.document_ends()
     if len(ends) < 2:
-        return wanted
-    far = val_share * index.tokens / 2
-    nearest = int(np.searchsorted(ends[:-1], wanted))
-    near = [int(ends[i]) for i in (nearest - 1, nearest) if 0 <= i < len(ends) - 1]
-    best = min(near, key=lambda place: abs(place - wanted))
-    return best if abs(best - wanted) <= far else wanted
+        return target
+    tolerance = val_share * index.tokens / 2
+    i = int(np.searchsorted(ends[:-1], target))
+    neighbours = [int(ends[k]) for k in (i - 1, i) if 0 <= k < len(ends) - 1]
+    best = min(neighbours, key=lambda end: abs(end - target))
+    return best if abs(best - target) <= tolerance else target

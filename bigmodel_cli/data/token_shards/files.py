@@ -1,6 +1,6 @@
-"""The files of token shards: ids in ``00000.bin``, ..., ends of documents, and an index that says what they are.
+"""The file format of token shards: ids in ``00000.bin``, ..., the ends of documents, and an index.
 
-Without torch: see :mod:`bigmodel_cli.data.token_shards.tokenizing`.
+Does not import torch: see :mod:`bigmodel_cli.data.token_shards.tokenizing`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from bigmodel_cli.core.types import TextSpec
 FORMAT, VERSION = "bigmodel.tokens", 1
 INDEX, TOKENIZER, ENDS = "index.json", "tokenizer.json", "documents.bin"
 SHARD = re.compile(r"\d{5}\.bin")
-MOST_INDEX = 64_000_000
+MAX_INDEX_BYTES = 64_000_000
 SHARD_TOKENS = 100_000_000
 TYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
 @dataclass
 class _File:
-    """A file that is being written, its bytes hashed on the way."""
+    """A file being written, hashed on the way."""
 
     name: str
     out: IO[bytes]
@@ -55,30 +55,30 @@ class _File:
         return {"file": self.name, "sha256": self.total.hexdigest()}
 
 
-class Writer:
-    """Shards of up to `shard_tokens` ids in a hidden folder beside `folder`, which takes its place in `finish`.
+class ShardWriter:
+    """Write shards of up to `shard_tokens` ids to a hidden draft folder, which `finish` renames to `folder`.
 
-    A context manager: left without `finish`, by an error or a signal that Python hears, it leaves nothing behind.
-    What a killed one left, the next one beside it removes.
+    A context manager: on exit without `finish`, the draft is removed. If the process is killed, the next writer
+    removes its draft.
 
     Raises:
-        InputError: `folder` is there and holds something, and `overwrite` is not asked for.
-        MachineError: the disk is full or cannot be written.
+        InputError: `folder` exists and is not empty, and `overwrite` is not set.
+        MachineError: the disk is full or not writable.
     """
 
     def __init__(self, folder: Path, spec: TextSpec, shard_tokens: int, overwrite: bool = False) -> None:
         self.folder, self.spec, self.shard_tokens, self.overwrite = folder, spec, shard_tokens, overwrite
-        check_free(folder, overwrite)
+        check_writable(folder, overwrite)
         self.kind = "uint16" if build(spec).size <= 1 << 16 else "uint32"
         self.draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         self.shards: list[dict[str, Any]] = []
         self.tokens = self.documents = self.text_bytes = 0
-        self.now: _File | None = None
+        self.current: _File | None = None
 
     def __enter__(self) -> Self:
-        with self._disk():
+        with self._disk_errors():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_left_behind(self.folder)
+            _remove_stale_drafts(self.folder)
             self.draft.mkdir()
             self.ends = self._open(ENDS)
         return self
@@ -87,27 +87,27 @@ class Writer:
         shutil.rmtree(self.draft, ignore_errors=True)
 
     def add(self, ids: bytes, ends: Sequence[int], text_bytes: int) -> None:
-        """Ids as bytes of the shards' type; `ends` are the places in them after which a document has ended."""
+        """Append ids as bytes in the shards' type; `ends` are the positions in them after which a document ends."""
         width = np.dtype(TYPES[self.kind]).itemsize
         places = np.array(ends, "<u8") + np.uint64(self.tokens)
-        with self._disk():
+        with self._disk_errors():
             self.ends.write(places.tobytes())
             while ids:
-                if self.now is None:
-                    self.now = self._open(f"{len(self.shards):05}.bin")
-                room = self.shard_tokens * width - self.now.size
-                self.now.write(ids[:room])
+                if self.current is None:
+                    self.current = self._open(f"{len(self.shards):05}.bin")
+                room = self.shard_tokens * width - self.current.size
+                self.current.write(ids[:room])
                 self.tokens += len(ids[:room]) // width
                 ids = ids[room:]
-                if self.now.size == self.shard_tokens * width:
+                if self.current.size == self.shard_tokens * width:
                     self._close_shard()
         self.documents += len(ends)
         self.text_bytes += text_bytes
 
     def finish(self, source: dict[str, Any]) -> dict[str, Any]:
-        """Close the files, write the index, and give the folder its name: the index's values."""
-        with self._disk():
-            if self.now is not None:
+        """Close the files, write the index, publish the folder, and return the index's values."""
+        with self._disk_errors():
+            if self.current is not None:
                 self._close_shard()
             known = build(self.spec)
             bpe = self.spec.tokenizer == "bpe"
@@ -125,10 +125,10 @@ class Writer:
             file = self._open(INDEX)
             file.write((json.dumps(values, indent=1) + "\n").encode())
             file.close()
-            self._take_place()
+            self._publish()
         return values
 
-    def _take_place(self) -> None:
+    def _publish(self) -> None:
         _sync(self.draft)
         old = self.folder.with_name(f".{self.folder.name}.old.{os.getpid()}.tmp")
         if self.folder.exists():
@@ -141,13 +141,13 @@ class Writer:
         return _File(name, (self.draft / name).open("wb"))
 
     def _close_shard(self) -> None:
-        assert self.now is not None
-        tokens = self.now.size // np.dtype(TYPES[self.kind]).itemsize
-        self.shards.append({**self.now.close(), "tokens": tokens})
-        self.now = None
+        assert self.current is not None
+        tokens = self.current.size // np.dtype(TYPES[self.kind]).itemsize
+        self.shards.append({**self.current.close(), "tokens": tokens})
+        self.current = None
 
     @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -155,12 +155,12 @@ class Writer:
             raise MachineError(what, hint="give another --out") from None
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something; with `overwrite`, one that holds something other than shards."""
+def check_writable(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that is not empty; with `overwrite`, one that holds anything but shards."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError(f"{folder}: it is a file", "expected a folder to make")
+        raise InputError(f"{folder}: it is a file", "expected a folder to create")
     if not any(folder.iterdir()):
         return
     if not overwrite:
@@ -169,8 +169,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder}: it holds something other than shards", "expected shards to replace")
 
 
-def _remove_left_behind(folder: Path) -> None:
-    """Drafts of processes that are no more."""
+def _remove_stale_drafts(folder: Path) -> None:
+    """Remove drafts of processes that no longer exist."""
     for draft in folder.parent.glob(f".{folder.name}.*.tmp"):
         pid = draft.name.split(".")[-2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
@@ -186,7 +186,7 @@ def _sync(folder: Path) -> None:
 
 
 def is_shards(folder: Path) -> bool:
-    """Whether `folder` says that it holds token shards."""
+    """Whether `folder` has an index of token shards."""
     try:
         with (folder / INDEX).open("rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(200)
@@ -196,7 +196,7 @@ def is_shards(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Index:
-    """What the index of a folder of shards says, held against the files: a stranger's word until then."""
+    """The index of a folder of token shards, validated against its files."""
 
     folder: Path
     spec: TextSpec
@@ -208,31 +208,31 @@ class Index:
     ends: tuple[Path, str]
     fingerprint: str
 
-    def end_places(self) -> np.ndarray:
-        """(documents,) uint64: after which token each document has ended."""
+    def document_ends(self) -> np.ndarray:
+        """(documents,) uint64: the token position after which each document ends."""
         return np.memmap(self.ends[0], "<u8", "r") if self.documents else np.zeros(0, "<u8")
 
     def document_lengths(self) -> tuple[int, int, int]:
         """Tokens of the shortest, the median and the longest document."""
-        lengths = np.diff(self.end_places(), prepend=np.uint64(0))
+        lengths = np.diff(self.document_ends(), prepend=np.uint64(0))
         return (int(lengths.min()), int(np.median(lengths)), int(lengths.max())) if len(lengths) else (0, 0, 0)
 
-    def damaged(self) -> list[str]:
-        """The files whose bytes are not those that were written."""
+    def damaged_files(self) -> list[str]:
+        """The files whose checksum does not match."""
         files = [(path, checksum) for path, _, checksum in self.shards] + [self.ends]
         return [path.name for path, checksum in files if _sha256(path) != checksum]
 
 
 def read_index(folder: Path, context: int) -> Index:
-    """The index in `folder`, every size in it checked.
+    """Read the index in `folder` and check every size in it.
 
     Raises:
-        InputError: it is damaged or hostile, or a file is missing or of another size.
+        InputError: it is damaged or malicious, or a file is missing or has another size.
     """
     path = folder / INDEX
     try:
-        if path.stat().st_size > MOST_INDEX:
-            raise InputError(f"{path}: more than {MOST_INDEX} bytes", "expected an index of token shards")
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise InputError(f"{path}: more than {MAX_INDEX_BYTES} bytes", "expected an index of token shards")
         text = read_text(path)
         values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
     except (OSError, ValueError, RecursionError) as error:
@@ -253,7 +253,7 @@ def _index(folder: Path, values: Any, context: int, fingerprint: str) -> Index:
         file = folder / TOKENIZER
         vocabulary = (read_text(file),)
         if hashlib.sha256(vocabulary[0].encode()).hexdigest() != values["tokenizer_file"]["sha256"]:
-            raise InputError(f"{file}: its bytes are not those that the shards were made with", "restore it")
+            raise InputError(f"{file}: not the tokenizer that the shards were made with", "restore it")
     spec = TextSpec(str(values["tokenizer"]), vocabulary, context)
     known = build(spec)
     if END not in known.special or known.size > np.iinfo(kind).max + 1:
@@ -263,17 +263,17 @@ def _index(folder: Path, values: Any, context: int, fingerprint: str) -> Index:
         name, count, checksum = shard["file"], shard["tokens"], shard["sha256"]
         if not SHARD.fullmatch(name) or type(count) is not int or type(checksum) is not str:
             raise InputError(f"{folder / INDEX}: shard {str(name)[:40]!r}", "expected 00000.bin, ... and its tokens")
-        _check_size(folder / name, count * kind.itemsize)
+        _check_file_size(folder / name, count * kind.itemsize)
         shards.append((folder / name, count, checksum))
     tokens, documents = values["tokens"], values["documents"]
     if type(documents) is not int or tokens != sum(count for _, count, _ in shards):
         raise InputError(f"{folder / INDEX}: {tokens} tokens", "expected as many as its shards hold")
-    _check_size(folder / ENDS, 8 * documents)
+    _check_file_size(folder / ENDS, 8 * documents)
     ends = (folder / ENDS, str(values["ends"]["sha256"]))
     return Index(folder, spec, kind, tokens, documents, tuple(shards), ends, fingerprint)
 
 
-def _check_size(path: Path, expected: int) -> None:
+def _check_file_size(path: Path, expected: int) -> None:
     found = path.stat().st_size if path.is_file() and not path.is_symlink() else -1
     if found != expected:
         what = f"{path}: {found} bytes" if found >= 0 else f"{path}: no such file"

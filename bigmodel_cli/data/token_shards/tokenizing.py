@@ -1,10 +1,10 @@
-"""Text to token shards: what ``bigmodel data tokenize`` does, in several processes.
+"""Tokenize text into shards in several processes: the work of ``bigmodel data tokenize``.
 
-A corpus is cut into units: some lines of JSON, or a piece of a text that ends at the end of a line. Where a unit
-ends depends on the files alone, and units are written in their order, so the shards are the same to the byte
-whatever the number of processes. Everything is made in a hidden folder, which gets its name when it is whole.
+A corpus is split into units: a number of JSON lines, or a stretch of text that ends at a line break. The split
+depends only on the files, and units are written in order, so the shards are byte-identical for any number of
+processes. They are written to a hidden folder, which is renamed when complete.
 
-Without torch: every process starts with this file.
+Does not import torch, because every worker process imports this module.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from bigmodel_cli.core.special_tokens import END, SPECIALS
 from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_blocks
 from bigmodel_cli.core.tokens import encode_many, tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.data.token_shards.files import Writer
-from bigmodel_cli.data.user_path import LINES, PLAIN
+from bigmodel_cli.data.token_shards.files import ShardWriter
+from bigmodel_cli.data.user_path import JSON_LINES, PLAIN_TEXT
 
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 UNIT = 1 << 20  # bytes a unit, about
 WINDOW = 1 << 16  # bytes in which the end of a line is looked for
-WHOLE = ("utf-16", "utf-32")  # a newline is no byte of its own: such files are one unit
+UNSPLITTABLE = ("utf-16", "utf-32")  # a newline is no byte of its own: such files are one unit
 TRAINING_BYTES = 1 << 30  # of text that a tokenizer is trained on
 Progress = Callable[[str, int, int], None]
-"""(what, bytes done, bytes in all)."""
+"""(what, bytes done, total bytes)."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The bytes from `start` to `stop` of a file: whole lines. `last`: a text ends with it."""
+    """The bytes from `start` to `stop` of a file, in whole lines. `last` is set if the file ends with it."""
 
     path: Path
     start: int
@@ -58,7 +58,7 @@ class Unit:
 
     @property
     def lines(self) -> bool:
-        return self.path.suffix.lower() in LINES
+        return self.path.suffix.lower() in JSON_LINES
 
     def read(self) -> str:
         with self.path.open("rb") as file:
@@ -70,10 +70,10 @@ class Unit:
         return text
 
     def documents(self) -> Iterator[str]:
-        """The texts of a unit of JSON lines; of another one its piece of text, "" where it is empty.
+        """The texts of JSON lines, or the unit's text as a whole, which may be "".
 
         Raises:
-            InputError: a line is wrong; ``:+n`` stands for the n-th of the unit.
+            InputError: a line is invalid; ``:+n`` stands for the n-th line of the unit.
         """
         if not self.lines:
             yield self.read()
@@ -84,8 +84,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a process made of a unit: `ids` as bytes of the shards' type, and where documents end in it."""
+class TokenizedUnit:
+    """The result for one unit: `ids` as bytes in the shards' type, and the `ends` of documents in them."""
 
     ids: bytes
     ends: list[int]
@@ -94,11 +94,11 @@ class Made:
     error: tuple[str, str | None, str | None] | None = None
 
 
-def plan(files: Iterable[Path], encoding: str) -> tuple[list[Unit], list[str]]:
-    """The units of `files` in their order, and a note for each encoding that is a guess.
+def plan_units(files: Iterable[Path], encoding: str) -> tuple[list[Unit], list[str]]:
+    """Split `files` into units, in order; with a note for each guessed encoding.
 
     Raises:
-        InputError: a file cannot be read, or is in no encoding that can be told.
+        InputError: a file cannot be read, or its encoding cannot be determined.
     """
     units: list[Unit] = []
     notes: list[str] = []
@@ -108,30 +108,30 @@ def plan(files: Iterable[Path], encoding: str) -> tuple[list[Unit], list[str]]:
             size, kind = path.stat().st_size, path.stat().st_mode
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}", "expected a text file") from None
-        if not stat.S_ISREG(kind) or path.suffix.lower() in PACKED:
-            raise InputError(f"{path}: no plain file", "expected text that is not packed, nor a pipe or a device")
-        if path.suffix.lower() in LINES:
+        if not stat.S_ISREG(kind) or path.suffix.lower() in COMPRESSED:
+            raise InputError(f"{path}: no plain file", "expected uncompressed text, not a pipe or a device")
+        if path.suffix.lower() in JSON_LINES:
             found = strict(path, encoding)
         elif encoding == AUTO:
             found, note = find_encoding(path, read_blocks(path))
         notes += [note] if note else []
-        whole = found.lower().startswith(WHOLE)
-        cuts = [0, *([] if whole else _cuts(path, size)), size]
+        whole = found.lower().startswith(UNSPLITTABLE)
+        cuts = [0, *([] if whole else _split_points(path, size)), size]
         pieces = [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
         units += [Unit(path, a, b, found, b == size) for a, b in pieces]
     return units, notes
 
 
-def _cuts(path: Path, size: int) -> Iterator[int]:
-    """Places after a newline between two signs that are not white space: no tokenizer joins a word across one.
+def _split_points(path: Path, size: int) -> Iterator[int]:
+    """Positions after a newline between two non-whitespace characters, where no tokenizer merges across.
 
-    JSON lines may be cut after any newline.
+    JSON lines may be split after any newline.
     """
-    pattern = re.compile(rb"\n" if path.suffix.lower() in LINES else rb"(?<=\S)\r?\n(?=\S)")
+    pattern = re.compile(rb"\n" if path.suffix.lower() in JSON_LINES else rb"(?<=\S)\r?\n(?=\S)")
     with path.open("rb") as file:
         at = UNIT
         while at < size:
-            file.seek(at - 2)  # what stands before a newline counts too
+            file.seek(at - 2)  # the pattern also matches what precedes a newline
             found = pattern.search(file.read(WINDOW), 1)
             if found is None:
                 at += WINDOW - 4
@@ -141,8 +141,8 @@ def _cuts(path: Path, size: int) -> Iterator[int]:
             at = cut + UNIT
 
 
-def trained_tokenizer(units: Sequence[Unit], size: int, tell: Progress) -> str:
-    """The JSON of a byte-level BPE tokenizer of `size` tokens, trained on the units, or on every n-th of them."""
+def train_tokenizer(units: Sequence[Unit], size: int, report: Progress) -> str:
+    """Train a byte-level BPE tokenizer of `size` tokens on all units, or on every n-th; returns its JSON."""
     total = sum(u.stop - u.start for u in units)
     chosen = units[:: -(-total // TRAINING_BYTES)]
     total = sum(u.stop - u.start for u in chosen)
@@ -150,36 +150,36 @@ def trained_tokenizer(units: Sequence[Unit], size: int, tell: Progress) -> str:
     def texts() -> Iterator[str]:
         done = 0
         for unit in chosen:
-            with located(unit, 0):
+            with locate_errors(unit, 0):
                 yield from unit.documents()
             done += unit.stop - unit.start
-            tell("training the tokenizer", done, total)
+            report("training the tokenizer", done, total)
 
     return train_bpe(texts(), size, SPECIALS)
 
 
-def characters(units: Sequence[Unit], tell: Progress) -> str:
-    """Every character of the units, once."""
+def collect_characters(units: Sequence[Unit], report: Progress) -> str:
+    """All distinct characters in the units."""
     found: set[str] = set()
     total, done = sum(u.stop - u.start for u in units), 0
     for unit in units:
-        with located(unit, 0):
+        with locate_errors(unit, 0):
             found.update(*unit.documents())
         done += unit.stop - unit.start
-        tell("collecting characters", done, total)
+        report("collecting characters", done, total)
     return "".join(found)
 
 
 @contextlib.contextmanager
-def located(unit: Unit, before: int) -> Iterator[None]:
-    """Errors of `unit`, before which its file has `before` newlines, with the number of the line in the file."""
+def locate_errors(unit: Unit, before: int) -> Iterator[None]:
+    """Give errors in `unit` their line number in the file, which has `before` newlines before the unit."""
     try:
         yield
     except InputError as error:
-        raise _in_file(unit, before, error.what, error.expected, error.hint) from None
+        raise _with_line_number(unit, before, error.what, error.expected, error.hint) from None
 
 
-def _in_file(unit: Unit, before: int, what: str, expected: str | None, hint: str | None) -> InputError:
+def _with_line_number(unit: Unit, before: int, what: str, expected: str | None, hint: str | None) -> InputError:
     where = f"{unit.path}:+"
     if what.startswith(where):
         number, _, rest = what.removeprefix(where).partition(":")
@@ -190,7 +190,7 @@ def _in_file(unit: Unit, before: int, what: str, expected: str | None, hint: str
 _spec: TextSpec | None = None
 
 
-def _begin(spec: TextSpec, files: Sequence[str]) -> None:
+def _init_worker(spec: TextSpec, files: Sequence[str]) -> None:
     """What a process does first: Ctrl-C is its parent's to hear, one core is its share, and it ends with its parent.
 
     `files` are those that the parent was given with ``--import``.
@@ -198,29 +198,29 @@ def _begin(spec: TextSpec, files: Sequence[str]) -> None:
     global _spec
     for file in files:
         import_file(Path(file))
-    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent_process(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _spec = spec
 
 
-def _end_with(parent: Any) -> None:
-    """Wait for the end of `parent`, which closes no pipe where it was killed, and end too."""
+def _exit_with_parent(parent: Any) -> None:
+    """Exit when `parent` does. A killed parent does not close its pipes, so the worker would not notice."""
     parent.join()
     os._exit(1)
 
 
-def _make(unit: Unit) -> Made:
-    """The tokens of `unit`. An error is told rather than raised: its parent knows the line."""
+def _tokenize_in_worker(unit: Unit) -> TokenizedUnit:
+    """Tokenize `unit`. An error is returned rather than raised, since only the parent knows the line number."""
     assert _spec is not None
     try:
-        return make(unit, _spec)
+        return tokenize_unit(unit, _spec)
     except InputError as error:
-        return Made(b"", [], 0, 0, (error.what, error.expected, error.hint))
+        return TokenizedUnit(b"", [], 0, 0, (error.what, error.expected, error.hint))
 
 
-def make(unit: Unit, spec: TextSpec) -> Made:
-    """The tokens of `unit`, ``<end>`` after each document that ends in it."""
+def tokenize_unit(unit: Unit, spec: TextSpec) -> TokenizedUnit:
+    """Tokenize `unit`, with ``<end>`` after each document that ends in it."""
     known = tokenizer(spec)
     kind, end = id_type(known.size), known.special[END]
     texts = [text for text in unit.documents() if text]
@@ -237,56 +237,56 @@ def make(unit: Unit, spec: TextSpec) -> Made:
         file.seek(unit.start)
         newlines = file.read(unit.stop - unit.start).count(b"\n")
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return Made(np.concatenate(ids).tobytes() if ids else b"", ends, newlines, size)
+    return TokenizedUnit(np.concatenate(ids).tobytes() if ids else b"", ends, newlines, size)
 
 
 def id_type(size: int) -> np.dtype:
-    """The smallest of the two types of shards that holds `size` ids, little-endian."""
+    """The smaller of the two little-endian shard types that holds `size` ids."""
     return np.dtype("<u2" if size <= 1 << 16 else "<u4")
 
 
-def write(units: Sequence[Unit], spec: TextSpec, writer: Writer, processes: int, tell: Progress) -> None:
-    """The tokens of every unit into `writer`, in order; each process has one unit at hand and one waiting.
+def write_units(units: Sequence[Unit], spec: TextSpec, writer: ShardWriter, processes: int, report: Progress) -> None:
+    """Tokenize the units in `processes` and write them to `writer` in order.
 
     Raises:
-        InputError: a file is not what its name says; the line is named.
-        MachineError: a process was killed.
+        InputError: a line is invalid; the message names it.
+        MachineError: a worker process was killed.
     """
     total, done = sum(u.stop - u.start for u in units), 0
     before: dict[Path, int] = {}
-    for unit, made in zip(units, _in_order(units, spec, processes), strict=True):
+    for unit, made in zip(units, _tokenize_in_order(units, spec, processes), strict=True):
         if made.error is not None:
-            raise _in_file(unit, before.get(unit.path, 0), *made.error)
+            raise _with_line_number(unit, before.get(unit.path, 0), *made.error)
         before[unit.path] = before.get(unit.path, 0) + made.newlines
         writer.add(made.ids, made.ends, made.text_bytes)
         done += unit.stop - unit.start
-        tell("tokenizing", done, total)
+        report("tokenizing", done, total)
 
 
-def _in_order(units: Sequence[Unit], spec: TextSpec, processes: int) -> Iterator[Made]:
+def _tokenize_in_order(units: Sequence[Unit], spec: TextSpec, processes: int) -> Iterator[TokenizedUnit]:
     if processes == 1:
         global _spec
         _spec = spec
-        yield from map(_make, units)
+        yield from map(_tokenize_in_worker, units)
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (spec, imported_files()))
-    pending: deque[Future[Made]] = deque()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _init_worker, (spec, imported_files()))
+    pending: deque[Future[TokenizedUnit]] = deque()
     try:
         for unit in units:
-            pending.append(pool.submit(_make, unit))
+            pending.append(pool.submit(_tokenize_in_worker, unit))
             if len(pending) > 2 * processes:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        hint = "fewer --processes, where memory ran out"
-        raise MachineError("a process of the tokenizer was killed", hint=hint) from None
+        hint = "fewer --processes, if memory ran out"
+        raise MachineError("a tokenizer process was killed", hint=hint) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def text_of_files(path: Path) -> list[Path]:
-    """`path` itself or, in the order of their names, the files of text below a folder.
+def list_text_files(path: Path) -> list[Path]:
+    """`path` itself, or the text files below a folder, sorted by name.
 
     Raises:
         InputError: there are none.
@@ -294,7 +294,7 @@ def text_of_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = path.rglob("*")
-    files = sorted(f for f in found if f.suffix.lower() in (*PLAIN, *LINES) and not f.name.startswith("."))
+    files = sorted(f for f in found if f.suffix.lower() in (*PLAIN_TEXT, *JSON_LINES) and not f.name.startswith("."))
     if not files:
-        raise InputError(f"{path}: no text in this folder", "expected files " + ", ".join((*PLAIN, *LINES)))
+        raise InputError(f"{path}: no text in this folder", "expected files " + ", ".join((*PLAIN_TEXT, *JSON_LINES)))
     return files

@@ -1,1 +1,1 @@
-"""The user's own files: what a path given to ``--data`` holds."""
+"""The user's own files, given as a path to ``--data``."""

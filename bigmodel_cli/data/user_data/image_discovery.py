@@ -1,6 +1,6 @@
-"""Which images there are, and their classes: class folders, a table of paths, or whatever else they lie in.
+"""Find images and their classes: in class folders, a table of paths, a tar, shards or a data set.
 
-Nothing is decoded here. Whatever a layout has wrong is said in one line.
+Nothing is decoded here. A wrong layout is reported in one line.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import SUFFIXES
-from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, assemble, is_hidden
+from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, build_listing, is_hidden
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME, from_hub, is_saved
 from bigmodel_cli.data.user_data.image_tar import from_tar
 from bigmodel_cli.data.webdataset.images import from_shards, is_shard
-from bigmodel_cli.data.webdataset.index import expand, is_pattern
+from bigmodel_cli.data.webdataset.index import expand_pattern, is_pattern
 
 TABLES = (".csv", ".tsv")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
@@ -24,13 +24,13 @@ EXPECTED = "expected PATH/train/<class>/ and PATH/val/<class>/, or PATH/<class>/
 
 
 def list_images(where: str | Path, image: str | None = None, label: str | None = None) -> Listing:
-    """What lies at `where`: class folders, a CSV or TSV table, a tar, shards, or a Hugging Face data set.
+    """List the images at `where`: class folders, a CSV or TSV table, a tar, shards, or a Hugging Face data set.
 
-    `image` and `label` are the columns of a table or a data set, `label` the field of a shard's JSON.
+    `image` and `label` are the columns of a table or a data set; `label` is also the field in a shard's JSON.
 
     Raises:
-        InputError: there is nothing, or the layout is wrong; the line says how.
-        MachineError: a library or the network that it needs is not there.
+        InputError: nothing is there, or the layout is wrong; the message says how.
+        MachineError: a required library is missing, or the network is unreachable.
     """
     if str(where).startswith(SCHEME):
         return from_hub(str(where), image, label)
@@ -38,12 +38,12 @@ def list_images(where: str | Path, image: str | None = None, label: str | None =
     name = path.name.lower()
     if not path.exists():
         if is_pattern(str(path)):
-            return from_shards(str(path), expand(str(path)), label)
+            return from_shards(str(path), expand_pattern(str(path)), label)
         raise InputError(f"{path}: no such folder or file", EXPECTED)
     if path.is_dir():
         if is_saved(path):
             return from_hub(str(path), image, label)
-        shards = _shards(path)
+        shards = _find_shards(path)
         return from_shards(str(path), shards, label) if shards else _from_folder(path)
     if name.endswith(TABLES):
         return _from_table(path, (image or "path").lower(), (label or "label").lower())
@@ -54,8 +54,8 @@ def list_images(where: str | Path, image: str | None = None, label: str | None =
     raise InputError(f"{path}: neither a folder, a table (.csv, .tsv) nor a tar", EXPECTED)
 
 
-def _shards(root: Path) -> list[Path]:
-    """The tars in `root` or in its folders of splits."""
+def _find_shards(root: Path) -> list[Path]:
+    """The tars in `root` or in its split folders."""
     splits = [p for p in _entries(root) if p.is_dir() and p.name.lower() in SPLITS]
     return sorted(p for folder in (root, *splits) for p in _entries(folder) if p.suffix.lower() == ".tar")
 
@@ -70,12 +70,12 @@ def _from_folder(root: Path) -> Listing:
         if split is not None:
             splits[split] = name
     if not splits:
-        return assemble(str(root), {"train": _class_folders(root, root)})
+        return build_listing(str(root), {"train": _class_folders(root, root)})
     if "train" not in splits:
         raise InputError(f"{root}: {', '.join(f'{n}/' for n in splits.values())} but no train/", EXPECTED)
     others = [name for name in inside if name not in splits.values()]
     notes = [f"not used: {', '.join(f'{name}/' for name in others)} beside {splits['train']}/"] if others else []
-    return assemble(str(root), {s: _class_folders(root, root / n) for s, n in splits.items()}, notes)
+    return build_listing(str(root), {s: _class_folders(root, root / n) for s, n in splits.items()}, notes)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -95,7 +95,7 @@ def _class_folders(root: Path, folder: Path) -> dict[str, list[Item]]:
     if not classes:
         raise InputError(f"{folder}: no class folders in it", EXPECTED)
     if loose:
-        raise InputError(f"{folder}: {loose} images lie beside the class folders", "each belongs into a class")
+        raise InputError(f"{folder}: {loose} images beside the class folders", "move each into its class folder")
     return {name: sorted(_images(root, folder / name), key=lambda item: item.name) for name in classes}
 
 
@@ -114,7 +114,7 @@ def _images(root: Path, folder: Path) -> Iterator[Item]:
 
 
 def _files(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Every file below `folder` that is not hidden. Links to folders are not followed: they may go round."""
+    """Every file below `folder` that is not hidden. Links to folders are not followed, since they may form a cycle."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
@@ -129,14 +129,14 @@ def _item(file: str, name: str) -> Item:
     try:
         stat = os.stat(file)  # noqa: PTH116
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}", "a link that leads nowhere?") from None
+        raise InputError(f"{file}: {error.strerror}", "a broken link?") from None
     if stat.st_size > MAX_FILE:
         raise InputError(f"{file}: {stat.st_size} bytes", f"expected an image of at most {MAX_FILE}")
     return Item(name, -1, file, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
 
 
 def _from_table(path: Path, image: str, label: str) -> Listing:
-    """``path,label[,split]`` with a header, or other names for these; paths are relative to the table's folder."""
+    """``path,label[,split]`` with a header, or other column names; paths are relative to the table's folder."""
     expected = f"{image},{label}[,split]"
     try:
         with path.open(encoding="utf-8-sig", newline="") as table:
@@ -164,4 +164,4 @@ def _from_table(path: Path, image: str, label: str) -> Listing:
         found.setdefault(split, {}).setdefault(kind, []).append(_item(str(file), name))
     if not found["train"]:
         raise InputError(f"{path}: no rows of split train", f"expected {expected}")
-    return assemble(str(path), found)
+    return build_listing(str(path), found)

@@ -1,4 +1,4 @@
-"""One's own images: ``--data PATH``, of class folders or whatever else ``list_images`` knows."""
+"""The user's own images: ``--data PATH``, in any layout that ``list_images`` supports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image_folder(
     path: str,
     size: Annotated[int, Field(ge=8, le=2048)] = 224,
     crop: Annotated[
-        float, Field(ge=0.5, le=1, description="share of the stored square's side seen in evaluation")
+        float, Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation")
     ] = 0.875,
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,

@@ -1,4 +1,4 @@
-"""Images in a Hugging Face data set: a folder that ``save_to_disk`` wrote, or one of the hub, by its library."""
+"""Images in a Hugging Face data set: a folder written by ``save_to_disk``, or a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import natural
-from bigmodel_cli.data.download import answer
-from bigmodel_cli.data.image.listing import SPLITS, Item, Listing, assemble
+from bigmodel_cli.data.download import open_url
+from bigmodel_cli.data.image.listing import SPLITS, Item, Listing, build_listing
 
 SCHEME = "hf:"
 HUB = "https://huggingface.co/"
-PATIENCE = 3.0  # seconds for the hub's first answer: without a network, a no should be quick
+TIMEOUT = 3.0  # seconds to wait for the Hub's first response; a missing network should fail fast
 LABELS = ("label", "labels", "fine_label", "class")
-"""Columns taken for the class where no single one says that it is."""
+"""Column names to look for if there is not exactly one column of type ClassLabel."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -30,14 +30,14 @@ def is_saved(folder: Path) -> bool:
 def from_hub(where: str, image: str | None = None, label: str | None = None) -> Listing:
     """The images of the data set at `where`: a folder, or ``hf:owner/name`` or ``hf:owner/name:configuration``.
 
-    `image` and `label` name columns where there is more than one that they may be.
-    Rows without a class (the test split of a competition) are left out.
+    `image` and `label` name the columns if there is more than one candidate.
+    Rows without a class (the test split of a competition) are skipped.
 
     Raises:
-        MachineError: the library is not installed, or the hub cannot be reached.
-        InputError: there is no such data set, or no column of images and one of classes in it.
+        MachineError: the library is not installed, or the Hub cannot be reached.
+        InputError: there is no such data set, or it has no image or class column.
     """
-    found = _loaded(where)
+    found = _load_splits(where)
     notes: list[str] = []
     images: dict[str, dict[str, list[Item]]] = {}
     order: Sequence[str] = ()
@@ -48,21 +48,21 @@ def from_hub(where: str, image: str | None = None, label: str | None = None) -> 
             notes.append(f"not used: the split {name}")
             continue
         column, classes = _columns(where, rows, image, label)
-        order = order or _names(rows, classes)
-        labelled = _rows(rows, name, column, classes)
+        order = order or _class_names(rows, classes)
+        labelled = _items_by_class(rows, name, column, classes)
         if labelled:
             images[split] = labelled
             versions.append(f"{name}:{rows._fingerprint}")
         left = len(rows) - sum(map(len, labelled.values()))
-        notes += [f"{name}: {left:,} rows without a class left out"] if left else []
+        notes += [f"{name}: {left:,} rows without a class skipped"] if left else []
     if "train" not in images:
         raise InputError(f"{where}: splits {', '.join(found)}", "expected train, with classes")
     absent = [name for name in order if name not in images["train"]]
     notes += [f"no images of {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"] if absent else []
-    return assemble(where, images, notes, order, " ".join(versions))
+    return build_listing(where, images, notes, order, " ".join(versions))
 
 
-def _library() -> Any:
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
@@ -72,25 +72,25 @@ def _library() -> Any:
     return datasets
 
 
-def _loaded(where: str) -> dict[str, Any]:
+def _load_splits(where: str) -> dict[str, Any]:
     """Split -> rows."""
     if not where.startswith(SCHEME):
-        library = _library()
+        library = _import_datasets()
         try:
             found = library.load_from_disk(where)
-        except Exception as error:  # whatever a damaged Arrow file or JSON raises
+        except Exception as error:  # a damaged Arrow file or JSON can raise anything
             reason = str(error).partition("\n")[0][:100]
             raise InputError(f"{where}: cannot be read ({reason})", "expected what save_to_disk wrote") from None
     else:
-        found = _fetched(where)
+        found = _load_from_hub(where)
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
-def _fetched(where: str) -> Any:
-    """From the hub, or from what its library keeps on this machine where there is no network."""
+def _load_from_hub(where: str) -> Any:
+    """Load from the Hub, or offline from the library's cache."""
     name, _, configuration = where.removeprefix(SCHEME).partition(":")
     reason = _unreachable(name)
-    library = _library()
+    library = _import_datasets()
     with _offline() if reason else contextlib.nullcontext():
         try:
             return library.load_dataset(name, configuration or None)
@@ -103,27 +103,27 @@ def _fetched(where: str) -> Any:
 
 
 def _unreachable(name: str) -> str | None:
-    """Why the hub cannot be asked; None where it answers.
+    """Why the Hub cannot be reached; None if it can.
 
     Raises:
         InputError: it has no data set called `name`.
     """
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        return "this is offline"
+        return "HF_HUB_OFFLINE is set"
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     try:
-        with answer(f"{endpoint}/api/datasets/{name}", PATIENCE) as reply:
+        with open_url(f"{endpoint}/api/datasets/{name}", TIMEOUT) as reply:
             json.loads(reply.read(1 << 24))
     except (OSError, ValueError) as error:
         if getattr(error, "code", None) in (401, 404):
-            raise InputError(f"{SCHEME}{name}: no such data set on the hub", "expected owner/name") from None
-        return f"cannot ask {endpoint} ({getattr(error, 'reason', error)})"
+            raise InputError(f"{SCHEME}{name}: no such data set on the Hub", "expected owner/name") from None
+        return f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"
     return None
 
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """The library looks at what it keeps and asks nobody: its own retries take a minute."""
+    """Make the library use only its cache; its own retries would take a minute."""
     import datasets
     import huggingface_hub.constants
 
@@ -136,10 +136,10 @@ def _offline() -> Iterator[None]:
 
 
 def _columns(where: str, rows: Any, image: str | None, label: str | None) -> tuple[str, str]:
-    """The column of images and the column of classes.
+    """The image column and the class column.
 
     Raises:
-        InputError: there is none, or more than one and none is named.
+        InputError: there is none, or several and none is named.
     """
     import datasets
 
@@ -161,13 +161,13 @@ def _columns(where: str, rows: Any, image: str | None, label: str | None) -> tup
     return column, label or classes[0]
 
 
-def _names(rows: Any, column: str) -> list[str]:
-    """The classes in their own order, or where they have none in that of their names."""
+def _class_names(rows: Any, column: str) -> list[str]:
+    """The class names in the declared order, or else sorted."""
     declared = getattr(rows.features[column], "names", None)
     return declared or sorted({str(k) for k in rows[column] if k is not None}, key=natural)
 
 
-def _rows(rows: Any, split: str, column: str, classes: str) -> dict[str, list[Item]]:
+def _items_by_class(rows: Any, split: str, column: str, classes: str) -> dict[str, list[Item]]:
     import datasets
 
     names = getattr(rows.features[classes], "names", None)
@@ -179,13 +179,13 @@ def _rows(rows: Any, split: str, column: str, classes: str) -> dict[str, list[It
     for index, value in enumerate(rows[classes]):
         if value is None or value == -1:
             continue
-        content = functools.partial(_encoded, encoded, index, column)
+        content = functools.partial(_read_encoded, encoded, index, column)
         item = Item(f"{split}[{index}]", -1, f"{split}:{rows._fingerprint}", 0, stamp, index, content)
         found.setdefault(names[value] if names else str(value), []).append(item)
     return found
 
 
-def _encoded(rows: Any, index: int, column: str) -> bytes:
+def _read_encoded(rows: Any, index: int, column: str) -> bytes:
     image = rows[index][column] or {}
     if image.get("bytes") is not None:
         return image["bytes"]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""One's own texts: plain files and folders, JSON lines, tables. The format is told by the name's end."""
+"""The user's own texts: plain files and folders, JSON lines, tables. The suffix decides the format."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from bigmodel_cli.core.json_lines import is_text, read_records
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.text.labelled import Texts, Vocabulary, labelled
-from bigmodel_cli.data.text.parallel import Pairs, Pieces, Size, parallel, read_pair
-from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, chosen, of_text
-from bigmodel_cli.data.text.windows import Context, Separate, windows
-from bigmodel_cli.data.token_shards.tokenizing import text_of_files
-from bigmodel_cli.data.user_path import LINES, PLAIN, TABLES, UserPath, rows_with
+from bigmodel_cli.data.text.labelled import TextSplits, Vocabulary, build_labelled
+from bigmodel_cli.data.text.parallel import Pairs, Pieces, Size, build_parallel, read_pair
+from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer
+from bigmodel_cli.data.text.windows import Context, Separate, build_windows
+from bigmodel_cli.data.token_shards.tokenizing import list_text_files
+from bigmodel_cli.data.user_path import JSON_LINES, PLAIN_TEXT, TABLES, UserPath, rows_with
 
 Encoding = Annotated[str, Field(description="of the files: auto, utf-8, latin-1, utf-16, ...")]
 ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")]
-MOST_NOTES = 3
+MAX_NOTES = 3
 
 
 def _is_text(given: UserPath) -> float:
     """Plain text and JSON lines, whose columns may be more to another; a folder that has such files and no folders."""
     if not given.is_dir:
-        return given.suffix in (*PLAIN, *LINES)
+        return given.suffix in (*PLAIN_TEXT, *JSON_LINES)
     inside = [f for f in given.path.iterdir() if not f.name.startswith(".")]
     flat = not any(f.is_dir() for f in inside)
-    return flat and any(f.suffix.lower() in (*PLAIN, *LINES) for f in inside)
+    return flat and any(f.suffix.lower() in (*PLAIN_TEXT, *JSON_LINES) for f in inside)
 
 
 @data.register(task="language_modeling", reads=_is_text, next="train gpt-nano")
@@ -49,7 +49,7 @@ def text_files(
     separate: Separate = False,
 ) -> DataBundle:
     """Your own text for language models: a file, a folder of files, or JSON lines with `text`."""
-    notes, like = list[str](), of_text(like)
+    notes, like = list[str](), as_text_spec(like)
     documents, empty = list(_documents(Path(path).expanduser(), encoding, notes)), 0
     if len(documents) > 1:
         empty = documents.count("")
@@ -57,19 +57,19 @@ def text_files(
     if not any(documents):
         raise InputError(f"{path}: it is empty", "expected text")
     several = len(documents) > 1
-    spec = chosen(tokenizer, like, context or (like.context if like else 64), root, documents, several)
-    notes = [*few(notes), *([f"{empty} empty documents left out"] if empty else [])]
+    spec = choose_tokenizer(tokenizer, like, context or (like.context if like else 64), root, documents, several)
+    notes = [*first_notes(notes), *([f"{empty} empty documents skipped"] if empty else [])]
     if not several:
         cut = int(len(documents[0]) * (1 - val_share))
-        return windows(spec, {"train": documents[0][:cut], "val": documents[0][cut:]}, notes)
+        return build_windows(spec, {"train": documents[0][:cut], "val": documents[0][cut:]}, notes)
     cut = max(1, min(len(documents) - 1, round(len(documents) * (1 - val_share))))
-    return windows(spec, {"train": documents[:cut], "val": documents[cut:]}, notes, separate)
+    return build_windows(spec, {"train": documents[:cut], "val": documents[cut:]}, notes, separate)
 
 
-def few(notes: Sequence[str]) -> list[str]:
-    """The first notes, and how many more there are."""
-    more = len(notes) - MOST_NOTES
-    return [*notes[:MOST_NOTES], *([f"and {more} more files like these"] if more > 0 else [])]
+def first_notes(notes: Sequence[str]) -> list[str]:
+    """The first notes, and the number of the others."""
+    more = len(notes) - MAX_NOTES
+    return [*notes[:MAX_NOTES], *([f"and {more} more files like these"] if more > 0 else [])]
 
 
 @data.register(
@@ -94,7 +94,7 @@ def labelled_file(
         texts.append(str(row["text"]))
         labels.append(classes.index(str(row["label"])))
     _check_splits(file, splits)
-    return labelled(splits, classes, tokenizer, of_text(like), context, root, notes)
+    return build_labelled(splits, classes, tokenizer, as_text_spec(like), context, root, notes)
 
 
 @data.register(task="translation", reads=rows_with(("source", "target"), sure=3, tables=True), next="train transformer")
@@ -119,21 +119,21 @@ def parallel_file(
         pairs = [str(row["source"]) for row in rows], [str(row["target"]) for row in rows]
     cut = max(1, round(len(pairs[0]) * (1 - val_share)))
     if cut >= len(pairs[0]):
-        raise InputError(f"{file}: {len(pairs[0])} pairs", "expected at least 2, some to validate")
+        raise InputError(f"{file}: {len(pairs[0])} pairs", "expected at least 2, for train and val")
     splits = {"train": (pairs[0][:cut], pairs[1][:cut]), "val": (pairs[0][cut:], pairs[1][cut:])}
-    return parallel(splits, tokenizer, of_text(like), vocabulary, context, notes)
+    return build_parallel(splits, tokenizer, as_text_spec(like), vocabulary, context, notes)
 
 
-def _check_splits(file: Path, splits: Texts) -> None:
+def _check_splits(file: Path, splits: TextSplits) -> None:
     wrong = set(splits) - {"train", "val", "test"}
     if wrong or "train" not in splits:
         found = ", ".join(sorted(splits)) or "no rows"
-        raise InputError(f"{file}: splits {found}", "expected train, and perhaps val and test")
+        raise InputError(f"{file}: splits {found}", "expected train, and optionally val and test")
 
 
 def _documents(path: Path, encoding: str, notes: list[str]) -> Iterator[str]:
-    for file in text_of_files(path):
-        if file.suffix.lower() in LINES:
+    for file in list_text_files(path):
+        if file.suffix.lower() in JSON_LINES:
             yield from (str(row["text"]) for row in _records(file, encoding, ("text",), notes))
         else:
             yield read_text(file, encoding, notes)
@@ -143,10 +143,10 @@ def _records(path: Path, encoding: str, columns: tuple[str, ...], notes: list[st
     """The rows of a table or of JSON lines, each with `columns`.
 
     Raises:
-        InputError: a line cannot be read or lacks a column; it is named.
+        InputError: a line cannot be read or lacks a column; the message names it.
     """
     kind, needs = path.suffix.lower(), " and ".join(columns)
-    if kind in LINES:
+    if kind in JSON_LINES:
         yield from (row for _, row in read_records(path, dict.fromkeys(columns, is_text), encoding, notes))
         return
     if kind not in TABLES:

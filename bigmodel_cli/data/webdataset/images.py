@@ -1,4 +1,4 @@
-"""WebDataset shards of images, read by index: ``.jpg`` or another image beside ``.cls`` or ``.json``."""
+"""WebDataset shards of images, read by index: an image (``.jpg``, ...) with a ``.cls`` or ``.json`` label."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from pathlib import Path
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import SUFFIXES
 from bigmodel_cli.core.registry import natural
-from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, assemble, few
-from bigmodel_cli.data.webdataset.index import Member, members, samples
+from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, build_listing, shorten
+from bigmodel_cli.data.webdataset.index import Member, group_samples, list_members
 
 LABELS = ("cls", "json")
 FIELDS = ("label", "cls", "class", "class_name", "label_name")
-"""Where a JSON keeps the class, unless ``data.label`` names another field."""
+"""JSON fields that may hold the class, unless ``data.label_column`` names another."""
 NAMES = "classes.txt"
 MAX_LABEL = 2**20  # bytes of a .cls or .json
 EXPECTED = "expected .jpg, .png, ... with a .cls or .json of the same name"
 
 
 def is_shard(path: Path) -> bool:
-    """Whether the first samples of the tar at `path` are an image with a label beside it, and not class folders."""
-    return any(_image(parts) and any(kind in parts for kind in LABELS) for _, parts in samples(members(path))[:100])
+    """Whether the first samples of the tar at `path` are images with labels, rather than class folders."""
+    return any(
+        _image(parts) and any(kind in parts for kind in LABELS) for _, parts in group_samples(list_members(path))[:100]
+    )
 
 
 def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> Listing:
     """The images in the shards at `paths`.
 
-    A shard belongs to the split that its name says (``val-000.tar``), or else its folder's; else to train.
-    Classes are the texts of ``.cls``, or a field of ``.json``. Where those are numbers,
-    ``classes.txt`` beside the shards names them, a line a class, from 0.
+    A shard's split is in its name (``val-000.tar``) or its folder's; the default is train. Classes are the
+    content of ``.cls``, or a field of ``.json``. If they are numbers, ``classes.txt`` beside the shards may
+    name them, one per line, from 0.
 
     Raises:
         InputError: a shard is damaged, or a sample has no image or no label.
@@ -49,10 +51,10 @@ def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> 
         named = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
         beyond = [label for label in order if int(label) >= len(named)]
         if beyond:
-            raise InputError(f"{names}: {len(named)} names", f"the shards have class {few(beyond)}")
+            raise InputError(f"{names}: {len(named)} names", f"the shards have class {shorten(beyond)}")
         found = {s: {named[int(k)]: items for k, items in classes.items()} for s, classes in found.items()}
         order = named
-    return assemble(where, found, order=order)
+    return build_listing(where, found, order=order)
 
 
 def split_of(path: Path) -> str:
@@ -74,10 +76,10 @@ def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     found = []
     with path.open("rb") as file:
-        for key, parts in samples(members(path)):
+        for key, parts in group_samples(list_members(path)):
             image, kind = _image(parts), next((kind for kind in LABELS if kind in parts), None)
             if image is None and kind is None:
-                continue  # something else that lies in the tar
+                continue  # an unrelated file
             if image is None or kind is None or image.size > MAX_FILE:
                 what = "no image" if image is None else "no .cls or .json" if kind is None else "too large"
                 raise InputError(f"{path}: {key} has {', '.join(parts)}: {what}", EXPECTED)

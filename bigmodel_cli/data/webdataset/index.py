@@ -1,8 +1,8 @@
-"""What lies where in a tar: shards of many samples, read by offset and never unpacked.
+"""Index tar shards, so that samples can be read by offset without unpacking.
 
-The index of a shard is made once and kept in the cache; a changed shard is read anew.
-Samples are WebDataset's (Aizman et al. 2019): the files of a shard whose paths are equal
-up to the first dot of the name.
+The index of a shard is built once and cached; a changed shard is indexed again. Samples are
+WebDataset's (Aizman et al. 2019): the files of a shard whose paths are equal up to the first
+dot of the name.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import cache_root
 
 VERSION = 1
-MOST_SHARDS = 100_000
+MAX_SHARDS = 100_000
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 class Member(NamedTuple):
-    """A file in a tar: its bytes are the `size` at `offset`."""
+    """A file in a tar: `size` bytes at `offset`."""
 
     name: str
     offset: int
@@ -35,17 +35,17 @@ class Member(NamedTuple):
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` names shards as ``part-{000..003}.tar``, ``{train,val}-*.tar``."""
+    """Whether `text` is a pattern of shards, like ``part-{000..003}.tar`` or ``{train,val}-*.tar``."""
     return text.endswith(".tar") and any(sign in text for sign in "{*")
 
 
-def expand(pattern: str) -> list[Path]:
-    """The shards that `pattern` names: ``{000..003}`` counts, ``{a,b}`` chooses, ``*`` is whatever is there.
+def expand_pattern(pattern: str) -> list[Path]:
+    """The shards that match `pattern`: ``{000..003}`` is a range, ``{a,b}`` a choice, ``*`` a wildcard.
 
     Raises:
-        InputError: one of them is not there, or they are more than MOST_SHARDS.
+        InputError: one of them does not exist, or there are more than MAX_SHARDS.
     """
-    names = _braces(str(Path(pattern).expanduser().absolute()))
+    names = _expand_braces(str(Path(pattern).expanduser().absolute()))
     found: list[Path] = []
     for name in names:
         there = sorted(Path(name).parent.glob(Path(name).name)) if "*" in name else [Path(name)]
@@ -56,7 +56,7 @@ def expand(pattern: str) -> list[Path]:
     return found
 
 
-def _braces(text: str) -> list[str]:
+def _expand_braces(text: str) -> list[str]:
     match = BRACES.search(text)
     if match is None:
         return [text]
@@ -66,28 +66,28 @@ def _braces(text: str) -> list[str]:
         choices = inside.split(",")
     else:
         low, high = int(count[1]), int(count[2])
-        if not 0 <= high - low < MOST_SHARDS:
-            raise InputError(f"{{{inside}}}", f"expected {{low..high}} with at most {MOST_SHARDS} numbers")
+        if not 0 <= high - low < MAX_SHARDS:
+            raise InputError(f"{{{inside}}}", f"expected {{low..high}} with at most {MAX_SHARDS} numbers")
         choices = [str(n).zfill(len(count[1])) for n in range(low, high + 1)]
-    result = [before + choice + rest for choice in choices for rest in _braces(after)]
-    if len(result) > MOST_SHARDS:
-        raise InputError(f"{text}: {len(result)} shards", f"expected at most {MOST_SHARDS}")
+    result = [before + choice + rest for choice in choices for rest in _expand_braces(after)]
+    if len(result) > MAX_SHARDS:
+        raise InputError(f"{text}: {len(result)} shards", f"expected at most {MAX_SHARDS}")
     return result
 
 
-def members(path: Path) -> list[Member]:
-    """The regular files in the uncompressed tar at `path`, in its order; from the cache where it has them.
+def list_members(path: Path) -> list[Member]:
+    """The regular files in the uncompressed tar at `path`, in order; cached.
 
     Raises:
-        InputError: it is no tar, is damaged or compressed, or names files outside of itself.
+        InputError: it is not a tar, is damaged or compressed, or has names that lead out of it.
     """
     stat = path.stat()
     made_from = (VERSION, str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     place = cache_root() / "shards" / f"{hashlib.sha256(repr(made_from).encode()).hexdigest()[:40]}.json"
-    found = _kept(place, stat.st_size)
+    found = _read_cached(place, stat.st_size)
     if found is None:
         found = _read(path)
-        _keep(place, found)
+        _write_cached(place, found)
     return found
 
 
@@ -117,8 +117,8 @@ def check_name(path: Path, name: str) -> None:
         raise InputError(f"{path}: a member called {name}", "expected names inside the archive")
 
 
-def _kept(place: Path, size: int) -> list[Member] | None:
-    """The index in the cache at `place`; None where it is not there, or not one of a file of `size` bytes."""
+def _read_cached(place: Path, size: int) -> list[Member] | None:
+    """The cached index at `place`; None if it is missing, or does not fit a file of `size` bytes."""
     try:
         found = [Member(str(name), int(offset), int(length)) for name, offset, length in json.loads(place.read_bytes())]
     except (OSError, ValueError, TypeError):
@@ -126,8 +126,8 @@ def _kept(place: Path, size: int) -> list[Member] | None:
     return found if all(0 <= m.offset <= m.offset + m.size <= size for m in found) else None
 
 
-def _keep(place: Path, found: Sequence[Member]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written is done without
+def _write_cached(place: Path, found: Sequence[Member]) -> None:
+    with contextlib.suppress(OSError):  # an unwritable cache is no reason to stop
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=place.parent)
         try:
@@ -138,10 +138,10 @@ def _keep(place: Path, found: Sequence[Member]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def samples(found: Sequence[Member]) -> list[tuple[str, dict[str, Member]]]:
+def group_samples(found: Sequence[Member]) -> list[tuple[str, dict[str, Member]]]:
     """(key, extension -> member) in the order of the shard: ``a/b.left.jpg`` is ``left.jpg`` of the sample ``a/b``.
 
-    Extensions are lower-case. Hidden files are passed over.
+    Extensions are lower-case. Hidden files are skipped.
 
     Raises:
         InputError: a sample has two files of one extension.

@@ -1,8 +1,8 @@
-"""WebDataset shards that are streamed: fetched one by one as training comes to them, from a web server or a folder.
+"""Streaming WebDataset shards: downloaded one by one as training reaches them, from a web server or a folder.
 
-An index says what there is: a JSON file beside the shards, in the format of WebDataset's
-``widsindex`` with what else must be known before the first sample is read (classes, sizes,
-checksums, mean and deviation of the pixels). ``bigmodel data index`` writes it.
+An index describes the shards: a JSON file beside them in the format of WebDataset's
+``widsindex``, extended by what must be known before the first sample is read (classes, sizes,
+checksums, mean and standard deviation of the pixels). ``bigmodel data index`` writes it.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.recipe import cache_root
 from bigmodel_cli.core.registry import data, natural
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec
-from bigmodel_cli.data.download import download, read_address
-from bigmodel_cli.data.image.decode_cache import limit_bytes, oldest_first
+from bigmodel_cli.data.download import download, read_url
+from bigmodel_cli.data.image.decode_cache import by_last_use, limit_bytes
 from bigmodel_cli.data.image.listing import Item
-from bigmodel_cli.data.thread_map import decoders
+from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.data.webdataset.images import shard_items, split_of
-from bigmodel_cli.data.webdataset.order import following, shard_order
+from bigmodel_cli.data.webdataset.order import next_shards, shard_order
 
-MOST_INDEX = 64 * 2**20  # bytes
-MOST_SHARD = 64 * 2**30
-OPEN = 64  # shards that are open at a time, their lists of samples in memory
+MAX_INDEX_BYTES = 64 * 2**20  # bytes
+MAX_SHARD_BYTES = 64 * 2**30
+MAX_OPEN = 64  # shards open at a time, with their lists of samples in memory
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: where it is (an address or a path), how many samples it has, its size in bytes and its SHA-256."""
+    """One tar: its location (a URL or a path), number of samples, size in bytes and SHA-256."""
 
-    place: str
+    location: str
     count: int
     size: int
     sha256: str
 
     @property
     def remote(self) -> bool:
-        return "://" in self.place
+        return "://" in self.location
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What the index file says; shards by split."""
+    """The content of the index file; shards by split."""
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -73,21 +73,24 @@ def is_address(text: str) -> bool:
 
 
 def read_shard_index(where: str) -> ShardIndex:
-    """The index at `where`, a path or an address; shards are relative to it.
+    """Read the index at `where`, a path or a URL; the shards' locations are relative to it.
 
     Raises:
-        InputError: it is not such an index, or leads elsewhere.
+        InputError: it is not such an index, or points outside its folder.
         MachineError: it cannot be reached.
     """
-    raw = read_address(where, MOST_INDEX) if is_address(where) else _read_file(Path(where).expanduser())
+    raw = read_url(where, MAX_INDEX_BYTES) if is_address(where) else _read_file(Path(where).expanduser())
     try:
         about = json.loads(raw)
         splits: dict[str, tuple[Shard, ...]] = {}
         for entry in about["shardlist"]:
             shard = Shard(
-                _place(where, entry["url"]), int(entry["nsamples"]), int(entry["bytes"]), str(entry["sha256"])
+                _resolve_location(where, entry["url"]),
+                int(entry["nsamples"]),
+                int(entry["bytes"]),
+                str(entry["sha256"]),
             )
-            if not (0 < shard.count <= 1 << 32 and 0 < shard.size <= MOST_SHARD and len(shard.sha256) == 64):
+            if not (0 < shard.count <= 1 << 32 and 0 < shard.size <= MAX_SHARD_BYTES and len(shard.sha256) == 64):
                 raise ValueError(f"{entry['url']}: nsamples, bytes or sha256")
             split = str(entry.get("split", "train"))
             splits[split] = (*splits.get(split, ()), shard)
@@ -103,23 +106,23 @@ def read_shard_index(where: str) -> ShardIndex:
 def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MOST_INDEX)
+            return file.read(MAX_INDEX_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", "expected the index of shards, or its address") from None
 
 
-def _place(index: str, url: str) -> str:
-    """A shard's address or path; only a name below the folder of the index is taken."""
+def _resolve_location(index: str, url: str) -> str:
+    """A shard's URL or path, which must be below the folder of the index."""
     if not isinstance(url, str) or "://" in url or url.startswith("/") or ".." in Path(url).parts:
         raise ValueError(f"{url!r} leads out of the index's folder")
     return urljoin(index, url) if is_address(index) else str(Path(index).expanduser().absolute().parent / url)
 
 
-class Streamed:
+class ShardStream:
     """One split of shards, read by index; see :class:`bigmodel_cli.core.sources.OrderedSource`.
 
-    A remote shard is fetched whole when the first of its samples is wanted, verified, and kept in the
-    cache folder until others need the room; meanwhile the next one in the epoch's order is fetched.
+    A remote shard is downloaded when its first sample is needed, verified, and cached until other
+    shards need the space. The next shard in the epoch's order is downloaded in the background.
     """
 
     def __init__(self, shards: tuple[Shard, ...], classes: tuple[str, ...], shape: tuple[int, int], split: str,
@@ -129,24 +132,24 @@ class Streamed:
         self._label = {name: k for k, name in enumerate(classes)}
         self._starts = [0, *itertools.accumulate(s.count for s in shards)]
         self._ahead = ThreadPoolExecutor(1, "shards")
-        self._coming: dict[int, Future[Path]] = {}
+        self._pending: dict[int, Future[Path]] = {}
         self._next: dict[int, int] = {}
         self._opened: collections.OrderedDict[int, tuple[BinaryIO, list[tuple[Item, int]]]] = collections.OrderedDict()
-        self.fetched: list[str] = []
-        """Addresses of the shards that this process has fetched."""
+        self.downloaded: list[str] = []
+        """URLs of the shards that this process has downloaded."""
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return decoders()
+        return decoder_pool()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def order(self, generator: torch.Generator, steps: int) -> Tensor:
-        """(n,) int64: the epoch's order, shuffled by shard and in a window; see ``shard_order``."""
+        """(n,) int64: the epoch's order, shuffled by shard and within windows; see ``shard_order``."""
         counts = [s.count for s in self.shards]
         shards = torch.randperm(len(counts), generator=generator).tolist()
-        self._next = following(counts, shards)
+        self._next = next_shards(counts, shards)
         return shard_order(counts, shards, self.window, steps, generator)
 
     def gather(self, indices: Tensor) -> Batch:
@@ -164,73 +167,73 @@ class Streamed:
 
     def _decode(self, sample: tuple[BinaryIO, Item, int]) -> Tensor:
         file, item, _ = sample
-        return decode(os.pread(file.fileno(), item.size, item.offset or 0), item.place, self.channels, self.side)
+        return decode(os.pread(file.fileno(), item.size, item.offset or 0), item.location, self.channels, self.side)
 
     def _open(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, int]]]:
         """The open shard, and its samples with their labels.
 
         Raises:
-            InputError: there are others than the index says.
+            InputError: the samples do not match the index.
         """
         if shard in self._opened:
             self._opened.move_to_end(shard)
             return self._opened[shard]
         about = self.shards[shard]
-        file, listed = self._listed(shard)
+        file, listed = self._open_and_list(shard)
         if len(listed) != about.count:
-            raise InputError(f"{about.place}: {len(listed)} samples", f"the index says {about.count}")
+            raise InputError(f"{about.location}: {len(listed)} samples", f"the index says {about.count}")
         unknown = next((name for _, name in listed if name not in self._label), None)
         if unknown is not None:
-            raise InputError(f"{about.place}: class {unknown!r}", "the index has others", "make it again")
+            raise InputError(f"{about.location}: class {unknown!r}", "the index has others", "make it again")
         self._opened[shard] = file, [(item, self._label[name]) for item, name in listed]
-        if len(self._opened) > OPEN:
-            self._opened.popitem(last=False)  # closed once nobody has it any more
+        if len(self._opened) > MAX_OPEN:
+            self._opened.popitem(last=False)  # closed with its last reference
         after = self._next.get(shard)
-        if after is not None and self.shards[after].remote and after not in (*self._opened, *self._coming):
-            self._coming[after] = self._ahead.submit(self._local, after)
+        if after is not None and self.shards[after].remote and after not in (*self._opened, *self._pending):
+            self._pending[after] = self._ahead.submit(self._local_path, after)
         return self._opened[shard]
 
-    def _listed(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, str]]]:
-        """The open file, which stays readable when others make room in the cache, and what is in it."""
+    def _open_and_list(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, str]]]:
+        """The open file, which stays readable even if it is evicted from the cache, and its samples."""
         for again in (True, True, False):
-            path = self._coming.pop(shard).result() if shard in self._coming else self._local(shard)
+            path = self._pending.pop(shard).result() if shard in self._pending else self._local_path(shard)
             try:
                 return path.open("rb"), shard_items(path, None)
             except (OSError, InputError) as error:
-                if again and not path.exists() and self.shards[shard].remote:  # made room for, between two calls
+                if again and not path.exists() and self.shards[shard].remote:  # evicted between two calls
                     continue
                 if isinstance(error, InputError):
                     raise
                 raise InputError(f"{path}: {error.strerror}", "expected the shard that the index names") from None
         raise AssertionError("the last attempt raises")
 
-    def _local(self, shard: int) -> Path:
+    def _local_path(self, shard: int) -> Path:
         about = self.shards[shard]
-        return Path(about.place) if not about.remote else self._fetch(about)
+        return Path(about.location) if not about.remote else self._download(about)
 
-    def _fetch(self, shard: Shard) -> Path:
-        """The shard in the cache, fetched where it is not there; others make room, the longest unused first."""
+    def _download(self, shard: Shard) -> Path:
+        """The cached shard, downloaded if it is not there; the least recently used ones are evicted to make room."""
         folder = cache_root() / "streamed"
         path = folder / f"{shard.sha256}.tar"
-        with contextlib.suppress(FileNotFoundError):  # also where another thread or process makes room just now
+        with contextlib.suppress(FileNotFoundError):  # another thread or process may be evicting it right now
             if path.stat().st_size == shard.size:
                 os.utime(path)
                 return path
-        make_room(folder, shard.size)
-        self.fetched.append(shard.place)
-        name = urlsplit(shard.place).path.rpartition("/")[2]
-        return download([shard.place], path, what=f"shard {name}", sha256=shard.sha256, most=shard.size,
-                        hint="the run goes on from its last checkpoint with --resume")  # fmt: skip
+        evict_shards(folder, shard.size)
+        self.downloaded.append(shard.location)
+        name = urlsplit(shard.location).path.rpartition("/")[2]
+        return download([shard.location], path, what=f"shard {name}", sha256=shard.sha256, most=shard.size,
+                        hint="--resume continues the run from its last checkpoint")  # fmt: skip
 
 
-def make_room(folder: Path, needed: int) -> None:
-    """Remove shards from `folder`, the longest unused first, until `needed` more bytes fit into BIGMODEL_CACHE_GB."""
+def evict_shards(folder: Path, needed: int) -> None:
+    """Remove the least recently used shards from `folder` until `needed` more bytes fit into BIGMODEL_CACHE_GB."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = oldest_first(folder, ".tar")
+    there = by_last_use(folder, ".tar")
     used = sum(size for _, size, _ in there)
     while there and used + needed > limit_bytes():
         _, size, path = there.pop(0)
-        path.unlink(missing_ok=True)  # who has it open reads on
+        path.unlink(missing_ok=True)  # open handles stay readable
         used -= size
 
 
@@ -238,11 +241,11 @@ def make_room(folder: Path, needed: int) -> None:
 def shard_stream(
     root: Path,
     *,
-    path: Annotated[str, Field(description="of the index, or its http(s) address")],
+    path: Annotated[str, Field(description="of the index, or its http(s) URL")],
     size: Annotated[int, Field(ge=8, le=2048)] = 224,
     crop: Annotated[float, Field(ge=0.5, le=1)] = 0.875,
     channels: Literal[1, 3] = 3,
-    window: Annotated[int, Field(gt=0, description="samples shuffled together, after the shards are")] = 8192,
+    window: Annotated[int, Field(gt=0, description="samples shuffled together, after shuffling the shards")] = 8192,
 ) -> DataBundle:
     """WebDataset image shards streamed from a web server or a folder, fetched as training reaches them."""
     index = read_shard_index(path)
@@ -251,12 +254,14 @@ def shard_stream(
     if "val" not in splits:
         cut = max(1, len(splits["train"]) // 10)
         if len(splits["train"]) < 2:
-            raise InputError(f"{path}: one shard", "expected two or more: whole shards validate")
+            raise InputError(f"{path}: one shard", "expected two or more, since val takes whole shards")
         splits |= {"train": splits["train"][:-cut], "val": splits["train"][-cut:]}
 
-    def loader(split: str) -> Callable[[], Streamed]:
+    def loader(split: str) -> Callable[[], ShardStream]:
         return functools.cache(
-            lambda: Streamed(splits[split], index.classes, (channels, side), split, window if split == "train" else 1)
+            lambda: ShardStream(
+                splits[split], index.classes, (channels, side), split, window if split == "train" else 1
+            )
         )
 
     mean, std = (_in_channels(values, channels) for values in (index.mean, index.std))
@@ -269,10 +274,10 @@ def _in_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def make_index(paths: list[Path], out: Path) -> dict[str, Any]:
-    """The index of the shards at `paths`, which lie below the folder of `out`.
+    """Build the index of the shards at `paths`, which must be below the folder of `out`.
 
     Raises:
-        InputError: a shard is damaged or lies elsewhere; the line names it.
+        InputError: a shard is damaged or elsewhere; the message names it.
     """
     entries: list[dict[str, Any]] = []
     classes: set[str] = set()
@@ -287,7 +292,7 @@ def make_index(paths: list[Path], out: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         for item, _ in found[:: max(1, len(found) // each)]:
-            x = decode(item.read(), item.place, 3, 128).double() / 255
+            x = decode(item.read(), item.location, 3, 128).double() / 255
             pixels += torch.stack([x.sum((1, 2)), x.square().sum((1, 2)), torch.full((3,), float(x[0].numel()))])
         url = path.relative_to(folder).as_posix()
         entries.append({"url": url, "nsamples": len(found), "bytes": path.stat().st_size, "sha256": digest,

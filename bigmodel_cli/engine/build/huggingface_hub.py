@@ -14,7 +14,7 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.data.download import answer
+from bigmodel_cli.data.download import open_url
 from bigmodel_cli.engine.build.hub import HUB, PATIENCE, hub_cache
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -34,10 +34,10 @@ def model_of(name: str, weights: bool) -> tuple[dict[str, Any], Path]:
         InputError: it is no model of transformers that we train.
         MachineError: transformers is not installed; or it is neither here nor to be had from the hub.
     """
-    from bigmodel_cli.models.transformers_models import CAUSAL, CLASSIFIES, library, names
+    from bigmodel_cli.models.transformers_models import CAUSAL, CLASSIFIER, import_transformers, model_names
 
-    if not names():
-        library()  # says that it is not installed; its import takes seconds, which a hub's no need not wait for
+    if not model_names():
+        import_transformers()  # raises the "not installed" error; a working import takes seconds, so it waits till here
     source = name.removeprefix("hf:")
     folder = _folder(source, weights)
     text = read_text(folder / "config.json")
@@ -48,11 +48,11 @@ def model_of(name: str, weights: bool) -> tuple[dict[str, Any], Path]:
         raise InputError(
             f"{folder / 'config.json'}: it names no architecture", "expected one of transformers"
         ) from None
-    kind = next((k for k in kinds if k in names()), None)
+    kind = next((k for k in kinds if k in model_names()), None)
     if kind is None:
         said = ", ".join(kinds)[:60] or "nothing"
         what = f"hf:{source} is {said}"
-        raise InputError(what, f"expected a ...{CAUSAL} or ...{CLASSIFIES}: {nearest(said, names())}")
+        raise InputError(what, f"expected a ...{CAUSAL} or ...{CLASSIFIER}: {nearest(said, model_names())}")
     where = str(folder) if Path(source).expanduser().is_dir() else source
     return {"name": f"hf:{kind}", "config": json.dumps(values, sort_keys=True), "source": where}, folder
 
@@ -84,7 +84,7 @@ def _fetched(source: str, wanted: list[str]) -> Path:
         raise MachineError(f"hf:{source}: not on this machine, and this is offline", hint=hint)
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     try:
-        with answer(f"{endpoint}/api/models/{source}", PATIENCE) as reply:
+        with open_url(f"{endpoint}/api/models/{source}", PATIENCE) as reply:
             revision = str(json.loads(reply.read(1 << 22))["sha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(getattr(error, "reason", error))

@@ -53,11 +53,11 @@ class Trained:
 
 
 def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights to evaluate, export or start from: averaged where they are, adapters merged, packed ones unpacked."""
-    from bigmodel_cli.models.adapters.lora import merged
-    from bigmodel_cli.models.quantization.quantized_weights import unpacked
+    """The weights to evaluate, export or start from: EMA if there is one, with adapters merged and fp32 throughout."""
+    from bigmodel_cli.models.adapters.lora import merge_state
+    from bigmodel_cli.models.quantization.quantized_weights import unpack_state
 
-    chosen = merged(unpacked(state["model_ema"] or state["model"]))
+    chosen = merge_state(unpack_state(state["model_ema"] or state["model"]))
     chosen.pop("n_averaged", None)
     return chosen
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, data_root
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.data.download import answer, download
+from bigmodel_cli.data.download import download, open_url
 from bigmodel_cli.engine.build.compatibility import check_fit
 from bigmodel_cli.engine.build.foreign_weights import find_weights
 from bigmodel_cli.engine.build.load import Trained
@@ -82,7 +82,7 @@ def weights_file(source: Weights, root: Path) -> Path:
     if source.address:
         return download([source.address], wanted, sha256=source.digest, what=source.file, hint=place)
     try:
-        with answer(f"{endpoint}/api/models/{source.repository}/revision/main?blobs=true", PATIENCE) as reply:
+        with open_url(f"{endpoint}/api/models/{source.repository}/revision/main?blobs=true", PATIENCE) as reply:
             about = json.loads(reply.read(1 << 22))
         revision, digest = _pinned(about, source.file)
     except (OSError, ValueError, KeyError) as error:

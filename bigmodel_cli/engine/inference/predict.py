@@ -16,7 +16,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tasks import EncodesTexts, Predictions, Predicts
 from bigmodel_cli.core.types import Batch, Task
-from bigmodel_cli.data.thread_map import decoders
+from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.inference.batch_size import max_batch_size
 from bigmodel_cli.engine.inference.optimize import Optimized, optimize_for_inference
@@ -91,7 +91,7 @@ def _readings(task: Predicts, files: Sequence[Path], ahead: int) -> Iterator[Rea
 
     waiting: deque[Future[list[Reading]]] = deque()
     remaining = iter(files)
-    pool = decoders()
+    pool = decoder_pool()
     try:
         waiting.extend(pool.submit(read, file) for file in itertools.islice(remaining, ahead))
         while waiting:

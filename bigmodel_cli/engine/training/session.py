@@ -28,7 +28,7 @@ from bigmodel_cli.engine.training.run_folder import RunFolder
 from bigmodel_cli.engine.training.saving import Checkpoints, newest
 from bigmodel_cli.engine.training.sharded_build import own_shard
 from bigmodel_cli.engine.training.signals import StopFlag
-from bigmodel_cli.models.quantization.nf4 import parameters
+from bigmodel_cli.models.quantization.nf4 import count_parameters
 
 UTILISATION_AFTER = 30.0  # seconds: counting and measuring take some tenths, which a short run would feel
 
@@ -210,7 +210,7 @@ def _start(run: Run, folder: RunFolder) -> Event:
         "model": run.recipe.model.name,
         "data": run.recipe.data.name,
         "folder": str(folder.path),
-        "parameters": parameters(run.model),
+        "parameters": count_parameters(run.model),
         "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "train_size": len(run.batches.source),
         "val_size": len(run.val),

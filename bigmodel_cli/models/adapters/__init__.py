@@ -1,1 +1,1 @@
-"""Changes to a trained model's layers: low-rank adapters, pruned channels."""
+"""Modifications of a trained model's layers: low-rank adapters, pruned channels."""

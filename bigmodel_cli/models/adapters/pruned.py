@@ -1,7 +1,7 @@
-"""A registered architecture with some layers made narrower, as structured pruning leaves it: plain numbers, replayed.
+"""Rebuild a structurally pruned network from its layer widths.
 
-The numbers stand in the recipe (``model.pruned``), so whatever opens a checkpoint builds the same network again:
-no module is pickled, and no layer can become larger than the architecture has it.
+The widths are plain numbers in the recipe (``model.pruned``), so loading a checkpoint rebuilds the same network.
+No module is pickled, and no layer can become wider than in the original architecture.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bigmodel_cli.core.errors import InputError, nearest
 
-Sides = tuple[int | None, int | None]
-"""(inputs, outputs) of a layer; None for a side that is as the architecture has it."""
+Widths = tuple[int | None, int | None]
+"""(inputs, outputs) of a layer; None where the width is unchanged."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-KINDS = (*CONVOLUTIONS, nn.Linear, _BatchNorm, nn.LayerNorm, nn.PReLU)
+PRUNABLE = (*CONVOLUTIONS, nn.Linear, _BatchNorm, nn.LayerNorm, nn.PReLU)
 
 
 def layer_widths(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a layer of one of KINDS; a normalisation has as many of either."""
+    """The input and output width of a layer of a type in PRUNABLE; equal for a normalisation layer."""
     if isinstance(module, CONVOLUTIONS):
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
@@ -34,15 +34,11 @@ def layer_widths(module: nn.Module) -> tuple[int, int]:
     return (module.normalized_shape[-1],) * 2
 
 
-def differences(model: nn.Module, whole: nn.Module) -> dict[str, Sides]:
-    """What :func:`narrow` needs to make `whole` like `model`, a pruned copy of it.
-
-    Raises:
-        InputError: `model` differs in a way that cannot be said so.
-    """
-    found: dict[str, Sides] = {}
+def diff_widths(model: nn.Module, whole: nn.Module) -> dict[str, Widths]:
+    """The widths with which :func:`narrow` turns `whole` into `model`, its pruned copy."""
+    found: dict[str, Widths] = {}
     for name, module in model.named_modules():
-        if isinstance(module, KINDS):
+        if isinstance(module, PRUNABLE):
             now, was = layer_widths(module), layer_widths(whole.get_submodule(name))
             if now != was:
                 sides = [n if n != w else None for n, w in zip(now, was, strict=True)]
@@ -50,13 +46,13 @@ def differences(model: nn.Module, whole: nn.Module) -> dict[str, Sides]:
     return found
 
 
-def narrow(model: nn.Module, pruned: Mapping[str, Sides]) -> nn.Module:
-    """`model` with the layers in `pruned` cut down to their first channels, in place; on any device, meta included.
+def narrow(model: nn.Module, pruned: Mapping[str, Widths]) -> nn.Module:
+    """Cut the layers in `pruned` down to their first channels, in place. Works on any device, including meta.
 
     Raises:
-        InputError: a layer is not there, cannot be narrowed, or would not be narrower.
+        InputError: a layer does not exist, cannot be narrowed, or would grow.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
     for name, (inputs, outputs) in pruned.items():
         if name not in layers:
             raise InputError(f"model.pruned: the model has no layer {name!r}", nearest(name, layers))
@@ -65,41 +61,41 @@ def narrow(model: nn.Module, pruned: Mapping[str, Sides]) -> nn.Module:
         now = (was[0] if inputs is None else inputs, was[1] if outputs is None else outputs)
         if not all(1 <= n <= w for n, w in zip(now, was, strict=True)):
             raise InputError(f"model.pruned: {name} is {list(now)}", f"expected 1 to {list(was)} inputs and outputs")
-        _cut(name, module, *now)
+        _narrow_layer(name, module, *now)
     return model
 
 
-def _cut(name: str, module: nn.Module, inputs: int, outputs: int) -> None:
+def _narrow_layer(name: str, module: nn.Module, inputs: int, outputs: int) -> None:
     if isinstance(module, CONVOLUTIONS):
-        if module.groups == module.in_channels == module.out_channels and inputs == outputs:  # depthwise stays so
+        if module.groups == module.in_channels == module.out_channels and inputs == outputs:  # stays depthwise
             module.groups = inputs
         if inputs % module.groups or outputs % module.groups:
             raise InputError(f"model.pruned: {name} is {[inputs, outputs]}", f"expected multiples of {module.groups}")
-        module.weight = _first(module.weight, outputs, inputs // module.groups)
+        module.weight = _leading_slice(module.weight, outputs, inputs // module.groups)
         module.in_channels, module.out_channels = inputs, outputs
     elif isinstance(module, nn.Linear):
-        module.weight = _first(module.weight, outputs, inputs)
+        module.weight = _leading_slice(module.weight, outputs, inputs)
         module.in_features, module.out_features = inputs, outputs
     elif isinstance(module, _BatchNorm):
         module.num_features = outputs
         if module.weight is not None:
-            module.weight = _first(module.weight, outputs)
+            module.weight = _leading_slice(module.weight, outputs)
         if module.running_mean is not None and module.running_var is not None:
             module.running_mean = module.running_mean[:outputs].clone()
             module.running_var = module.running_var[:outputs].clone()
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = (outputs,)
         if module.weight is not None:
-            module.weight = _first(module.weight, outputs)
+            module.weight = _leading_slice(module.weight, outputs)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = outputs
-        module.weight = _first(module.weight, outputs)
+        module.weight = _leading_slice(module.weight, outputs)
     bias = getattr(module, "bias", None)
     if isinstance(bias, nn.Parameter):
-        module.bias = _first(bias, outputs)
+        module.bias = _leading_slice(bias, outputs)
 
 
-def _first(tensor: Tensor, *sides: int) -> nn.Parameter:
-    """The first `sides` of the leading dimensions, which keeps what initialisation drew."""
+def _leading_slice(tensor: Tensor, *sides: int) -> nn.Parameter:
+    """The first `sides` of the leading dimensions, so that the initialisation's values are kept."""
     cut = tensor.detach()[tuple(slice(side) for side in sides)].clone()
     return nn.Parameter(cut, requires_grad=tensor.requires_grad)

@@ -1,1 +1,1 @@
-"""Layers and building blocks that several models share."""
+"""Layers and building blocks shared by several models."""

@@ -9,8 +9,8 @@ from torch import nn
 Activation = Literal["sigmoid", "tanh", "relu", "gelu", "silu"]
 
 
-def activation(name: Activation, overwrite: bool = False) -> nn.Module:
-    """A new activation module, elementwise:
+def activation(name: Activation, inplace: bool = False) -> nn.Module:
+    """Build a new elementwise activation module:
 
     - sigmoid: 1 / (1 + exp(-x))
     - tanh: (exp(x) - exp(-x)) / (exp(x) + exp(-x))
@@ -18,10 +18,10 @@ def activation(name: Activation, overwrite: bool = False) -> nn.Module:
     - gelu: x * P(N(0, 1) <= x) (Hendrycks and Gimpel 2016)
     - silu: x * sigmoid(x) (Elfwing et al. 2017)
 
-    One module serves one call: quantization observes each separately. With `overwrite`, relu may
-    write over its input: for where nothing else reads that, in the backward pass either, as after
-    BatchNorm or a sum. It saves memory, and the time to go through it.
+    Use one module per call site, because quantization observes each separately. With `inplace`, relu
+    overwrites its input, which saves memory and bandwidth. That is safe only where nothing else reads
+    the input, the backward pass included: after BatchNorm or a sum.
     """
-    if name == "relu" and overwrite:
+    if name == "relu" and inplace:
         return nn.ReLU(inplace=True)
     return {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[name]()

@@ -1,7 +1,7 @@
-"""The loss of a large vocabulary without its logits: a chunk of them lives at a time.
+"""Cross-entropy over a large vocabulary, with only one chunk of the logits in memory at a time.
 
-With 8,192 tokens of a batch and GPT-2's vocabulary the logits take 1.6 GB in fp32, and as much again for
-their gradient. Shapes: N tokens, D width, V vocabulary.
+For a batch of 8,192 tokens and GPT-2's vocabulary, the logits take 1.6 GB in fp32, and their gradient as
+much again. Shapes: N tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MOST_LOGITS = 1 << 24  # of a chunk: 64 MB in fp32
+MAX_CHUNK_LOGITS = 1 << 24  # 64 MB in fp32
 
 
 def chunked_cross_entropy(
     head: nn.Linear, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Each token's loss (N,) of the last layer's `x` (N,D) against `targets` (N,); 0 where the target is negative.
+    """Per-token loss (N,) of hidden states `x` (N,D) against `targets` (N,); 0 where the target is negative.
 
-    `head` maps (N,D) to (N,V). What fits into one chunk is done at once; the logits of more are computed
-    again for the gradient, a third of the head's work for all but one chunk of its memory.
+    `head` maps (N,D) to (N,V). Beyond one chunk, the logits are recomputed in the backward pass: a third more
+    compute in the head, for the memory of a single chunk.
     """
 
-    def some(x: Tensor, targets: Tensor) -> Tensor:
+    def chunk_loss(x: Tensor, targets: Tensor) -> Tensor:
         return loss(head(x).float(), targets.clamp(min=0)) * (targets >= 0)
 
-    rows = max(MOST_LOGITS // head.out_features, 1)
+    rows = max(MAX_CHUNK_LOGITS // head.out_features, 1)
     if len(x) <= rows:
-        return some(x, targets)
-    parts = zip(x.split(rows), targets.split(rows), strict=True)
-    return torch.cat([checkpoint(some, a, b, use_reentrant=False) for a, b in parts])
+        return chunk_loss(x, targets)
+    chunks = zip(x.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(chunk_loss, a, b, use_reentrant=False) for a, b in chunks])

@@ -8,11 +8,11 @@ from torch import nn
 
 
 def initialise(model: nn.Module, scheme: Literal["default", "kaiming", "xavier"]) -> None:
-    """Draw the weights of every linear and convolution layer anew; biases become zero.
+    """Reinitialise the weights of every linear and convolution layer, and zero the biases.
 
-    - kaiming: N(0, 2 / fan_out), which keeps the variance of gradients through ReLU (He et al. 2015)
+    - kaiming: N(0, 2 / fan_out), which preserves the gradients' variance through ReLU (He et al. 2015)
     - xavier: U(+-sqrt(6 / (fan_in + fan_out))), for tanh and sigmoid (Glorot and Bengio 2010)
-    - default: the model's own, left alone
+    - default: keep the model's own initialisation
     """
     if scheme == "default":
         return

@@ -1,6 +1,6 @@
-"""Keys and values of the tokens that a decoder has read, so that each is computed once.
+"""The key-value cache of a decoder: each token's keys and values are computed once.
 
-Shapes: B batch, T new tokens, G key-value heads, E width of a head, S tokens in the cache.
+Shapes: B batch, T new tokens, G key-value heads, E head dimension, S tokens in the cache.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 @dataclass
-class Cache:
-    """Room for `capacity` tokens in each layer.
+class KVCache:
+    """Keys and values of up to `capacity` tokens per layer.
 
-    `pad` (B,) counts the fill tokens on the left of each prompt of a ragged batch; None where there are none.
+    `pad` (B,) counts the padding tokens on the left of each prompt in a ragged batch; None if there are none.
     """
 
     capacity: int
@@ -25,7 +25,7 @@ class Cache:
     values: dict[int, Tensor] = field(default_factory=dict)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B,G,T,E) keys and values of `layer`; all (B,G,S,E) of them up to now."""
+        """Append keys and values (B,G,T,E) of `layer`, and return all of its (B,G,S,E) so far."""
         if layer not in self.keys:
             shape = (k.shape[0], k.shape[1], self.capacity, k.shape[3])
             self.keys[layer], self.values[layer] = k.new_empty(shape), v.new_empty(shape)
@@ -34,8 +34,8 @@ class Cache:
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def masks(self, t: int, device: torch.device) -> tuple[Tensor | None, Tensor | slice]:
-        """What each of `t` queries may see, (B,1,T,S) or None for all before it, and each one's position."""
+    def mask_and_positions(self, t: int, device: torch.device) -> tuple[Tensor | None, Tensor | slice]:
+        """The attention mask (B,1,T,S) of `t` new queries, None if plain causal attention will do, and positions."""
         end = self.length + t
         if self.pad is None and (self.length == 0 or t == 1):
             return None, slice(self.length, end)
@@ -44,6 +44,6 @@ class Cache:
         if self.pad is None:
             return causal, slice(self.length, end)
         pad = self.pad[:, None]
-        # A fill token sees itself: a row of nothing would be NaN.
-        seen = causal & ((key >= pad)[:, None] | (key == query[:, None]))
-        return seen[:, None], (query - pad).clamp(min=0)
+        # A padding token attends to itself: softmax over a fully masked row is NaN.
+        mask = causal & ((key >= pad)[:, None] | (key == query[:, None]))
+        return mask[:, None], (query - pad).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Models without the memory of their weights: on the meta device, or with parameters that come later."""
+"""Build models without allocating their weights: on the meta device, or with parameters to be filled in later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class skip_random_init(TorchFunctionMode):
-    """Modules made in here are not drawn at random: for weights that are loaded next. A ResNet-18 is made in half."""
+    """Skip random initialisation inside, for weights that are loaded next. A ResNet-18 builds in half the time."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -22,10 +22,10 @@ class skip_random_init(TorchFunctionMode):
 
 @contextlib.contextmanager
 def init_on_meta() -> Iterator[None]:
-    """Modules made in here are on the meta device.
+    """Build modules on the meta device.
 
-    Not ``torch.device("meta")`` alone: there normal noise for nobody is drawn by a Python
-    function, whose imports (sympy is one) take a second.
+    ``torch.device("meta")`` alone would run ``normal_`` as a Python decomposition, whose imports
+    (sympy among them) take a second.
     """
     with torch.device("meta"), skip_random_init():
         yield
@@ -33,9 +33,9 @@ def init_on_meta() -> Iterator[None]:
 
 @contextlib.contextmanager
 def parameters_on_meta(on: bool = True) -> Iterator[None]:
-    """Models that are built inside have parameters on the meta device, and real buffers, which hold what is computed.
+    """Build modules with parameters on the meta device, but real buffers, since buffers hold computed values.
 
-    A parameter is drawn as usual and forgotten once its module has it: at most one is in memory.
+    Each parameter is initialised as usual and dropped once it is registered, so at most one is in memory.
     """
     if not on:
         yield

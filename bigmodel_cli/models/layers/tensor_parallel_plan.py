@@ -1,7 +1,8 @@
-"""How the blocks of a decoder-only transformer are cut over devices that share each matrix.
+"""The tensor-parallel plan of a decoder-only transformer.
 
-Columns of what goes in and rows of what comes out, so that each half of a block sends once (Shoeybi et al. 2019,
-"Megatron-LM"). Between them the sequence is cut (Korthikanti et al. 2022). Embedding and head are cut by vocabulary.
+Input projections are sharded by column and output projections by row, so that attention and MLP each communicate
+once (Shoeybi et al. 2019, "Megatron-LM"). Between them the sequence is sharded (Korthikanti et al. 2022). Embedding
+and head are sharded by vocabulary.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def tensor_plan(model: nn.Module, parts: int) -> dict[str, ParallelStyle]:
-    """Torch's style for each kind of layer of a ``GPT``, to be cut into `parts`; what is not named is on every device.
+    """The parallel style of each layer of a ``GPT`` over `parts` devices; layers not named are replicated.
 
     Raises:
-        InputError: its key-value heads cannot be dealt out evenly, or it has dropout, which would not agree.
+        InputError: the key-value heads do not divide evenly, or the model has dropout, which would differ by device.
     """
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel
@@ -33,21 +34,21 @@ def tensor_plan(model: nn.Module, parts: int) -> dict[str, ParallelStyle]:
         )
     if shape.dropout:  # type: ignore[union-attr]
         raise InputError(f"tensor parallelism with dropout {shape.dropout}", "expected none", "--set model.dropout=0")  # type: ignore[union-attr]
-    whole, cut = Replicate(), Shard(1)
-    out = RowwiseParallel(output_layouts=cut, use_local_output=False)
-    gathered = PrepareModuleInput(input_layouts=cut, desired_input_layouts=whole)
+    replicated, sharded = Replicate(), Shard(1)
+    out = RowwiseParallel(output_layouts=sharded, use_local_output=False)
+    gathered = PrepareModuleInput(input_layouts=sharded, desired_input_layouts=replicated)
     plan = {
-        "token": RowwiseParallel(input_layouts=whole, output_layouts=cut, use_local_output=False),
-        "blocks.*.attention.qkv": ColwiseParallel(input_layouts=cut),
+        "token": RowwiseParallel(input_layouts=replicated, output_layouts=sharded, use_local_output=False),
+        "blocks.*.attention.qkv": ColwiseParallel(input_layouts=sharded),
         "blocks.*.attention.proj": out,
         "blocks.*.mixer": gathered,
         "blocks.*.mixer.gate": ColwiseParallel(),
         "blocks.*.mixer.up": ColwiseParallel(),
         "blocks.*.mixer.down": out,
-        "head": ColwiseParallel(output_layouts=whole),
+        "head": ColwiseParallel(output_layouts=replicated),
     }
-    if model.position is not None:  # on every device, and asked for places that are on every device
-        plan["position"] = PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole)
+    if model.position is not None:  # the table and the positions are both replicated
+        plan["position"] = PrepareModuleInput(input_layouts=replicated, desired_input_layouts=replicated)
     if shape.mlp != "swiglu":  # type: ignore[union-attr]
         del plan["blocks.*.mixer.gate"]
     return plan

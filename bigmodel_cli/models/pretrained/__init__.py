@@ -1,1 +1,1 @@
-"""Published weights in other layouts, converted to ours and back."""
+"""Conversion of published weights to our layout and back."""

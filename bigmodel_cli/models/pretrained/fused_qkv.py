@@ -1,7 +1,7 @@
-"""The rows of a joint matrix of queries, keys and values, group by group, and the three apart.
+"""Fuse query, key and value weights into one matrix, and split it again.
 
-Published weights have all queries, then all keys, then all values. Shapes: E width of a head, H heads, G key-value
-heads, which H is a multiple of.
+Our matrix is ordered group by group; published weights have all queries, then all keys, then all values.
+Shapes: E head dimension, H heads, G key-value heads (G divides H).
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 
-def joined(apart: Sequence[Tensor], head: int) -> Tensor:
-    """Queries (H*E,...), keys and values (G*E,...), with E the `head`, in one ((H+2G)*E,...).
+def fuse_qkv(qkv: Sequence[Tensor], head_dim: int) -> Tensor:
+    """Fuse queries (H*E,...), keys and values (G*E,...) into one matrix ((H+2G)*E,...), where E is `head_dim`.
 
-    Each group's query heads come first, then its key, then its value.
+    The rows of each group are its query heads, then its key, then its value.
 
     Raises:
-        RuntimeError: they are not of whole heads and groups.
+        RuntimeError: the rows do not divide into heads and groups.
     """
-    groups = len(apart[1]) // head
-    parts = [part.reshape(groups, -1, *part.shape[1:]) for part in apart]
-    return torch.cat(parts, 1).flatten(0, 1)
+    groups = len(qkv[1]) // head_dim
+    grouped = [part.reshape(groups, -1, *part.shape[1:]) for part in qkv]
+    return torch.cat(grouped, 1).flatten(0, 1)
 
 
-def parted(qkv: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``joined`` put together."""
-    share = heads // groups
-    apart = qkv.reshape(groups, share + 2, -1, *qkv.shape[1:])
-    q, k, v = apart.split((share, 1, 1), 1)
+def split_qkv(qkv: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of :func:`fuse_qkv`: queries, keys and values."""
+    queries = heads // groups  # per group
+    grouped = qkv.reshape(groups, queries + 2, -1, *qkv.shape[1:])
+    q, k, v = grouped.split((queries, 1, 1), 1)
     return q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2)

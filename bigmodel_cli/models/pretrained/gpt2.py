@@ -1,4 +1,4 @@
-"""GPT-2's published weights (Hugging Face's names, safetensors) in our model, and back."""
+"""Convert GPT-2's published weights (in Hugging Face's naming) to our model, and back."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.models.pretrained.fused_qkv import joined, parted
+from bigmodel_cli.models.pretrained.fused_qkv import fuse_qkv, split_qkv
 
-PARTS = {
+LAYER_NAMES = {
     "ln_1": "norm1", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.proj",
     "ln_2": "norm2", "mlp.c_fc": "mixer.up", "mlp.c_proj": "mixer.down",
 }  # fmt: skip
-TURNED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""GPT-2's own code multiplies x W where a linear layer multiplies x W^T."""
+TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""GPT-2's Conv1D computes x W where a linear layer computes x W^T."""
 
 
-def names(layers: int) -> dict[str, tuple[str, bool]]:
-    """Hugging Face's name -> ours, and whether the matrix is turned."""
+def weight_names(layers: int) -> dict[str, tuple[str, bool]]:
+    """Hugging Face's name -> (our name, whether the matrix is transposed)."""
     found = {"wte.weight": ("token.weight", False), "wpe.weight": ("position.weight", False)}
     for end in ("weight", "bias"):
         found[f"ln_f.{end}"] = (f"norm.{end}", False)
         for i in range(layers):
-            for theirs, ours in PARTS.items():
-                found[f"h.{i}.{theirs}.{end}"] = (f"blocks.{i}.{ours}.{end}", theirs in TURNED and end == "weight")
+            for theirs, ours in LAYER_NAMES.items():
+                found[f"h.{i}.{theirs}.{end}"] = (f"blocks.{i}.{ours}.{end}", theirs in TRANSPOSED and end == "weight")
     return found
 
 
@@ -34,39 +34,39 @@ def is_gpt2(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_gpt2(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """Our state dict of a GPT-2's with so many heads, as ``transformers`` saves it; causal masks in it are left out.
+    """Convert a GPT-2 state dict, as saved by ``transformers``, to ours. Causal masks in it are dropped.
 
     Raises:
-        InputError: tensors are missing, or there are others, or `heads` do not divide its width.
+        InputError: tensors are missing or unexpected, or the width is not a multiple of `heads`.
     """
     plain = {k.removeprefix("transformer."): v for k, v in state.items()}
     plain = {k: v for k, v in plain.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    head = plain.pop("lm_head.weight", None)  # the embedding again, unless the model has one of its own
+    head = plain.pop("lm_head.weight", None)  # absent where it is tied to the embedding
     layers = 1 + max((int(k.split(".")[1]) for k in plain if k.startswith("h.")), default=-1)
-    known = names(layers)
+    known = weight_names(layers)
     missing, unexpected = sorted(known.keys() - plain.keys()), sorted(plain.keys() - known.keys())
     if missing or unexpected:
         example = (missing or unexpected)[0]
         what = f"{len(missing)} tensors missing, {len(unexpected)} unexpected, e.g. {example}"
         raise InputError(what, "expected the weights of a GPT-2")
-    ours = {name: plain[k].t().contiguous() if turned else plain[k] for k, (name, turned) in known.items()}
+    ours = {name: plain[k].t().contiguous() if transposed else plain[k] for k, (name, transposed) in known.items()}
     for name in [n for n in ours if ".qkv." in n]:
         size, rest = divmod(len(ours[name]) // 3, heads)
         if rest:
             raise InputError(f"{name} has {len(ours[name])} rows", f"expected three times those of {heads} heads")
-        ours[name] = joined(ours[name].chunk(3), size)
+        ours[name] = fuse_qkv(ours[name].chunk(3), size)
     return {**ours, "head.weight": ours["token.weight"] if head is None else head}
 
 
 def to_gpt2(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """The tensors that ``transformers.GPT2LMHeadModel`` with so many heads loads; where our layers have no bias, zeros.
+    """Our state dict in the layout of ``transformers.GPT2LMHeadModel``; missing biases become zeros.
 
     Raises:
-        InputError: the model is not in GPT-2's layout (rotary positions, SwiGLU, shared keys).
+        InputError: the model does not fit GPT-2's layout (rotary positions, SwiGLU, grouped queries).
     """
     layers = 1 + max((int(k.split(".")[1]) for k in state if k.startswith("blocks.")), default=-1)
     found = {"lm_head.weight": state["head.weight"]}
-    for theirs, (ours, turned) in names(layers).items():
+    for theirs, (ours, transposed) in weight_names(layers).items():
         tensor = state.get(ours)
         if tensor is None and ours.endswith("bias"):
             weight = state[ours.removesuffix("bias") + "weight"]
@@ -74,8 +74,8 @@ def to_gpt2(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
         if tensor is None:
             raise InputError(f"the model has no {ours}", "expected GPT-2's layout: position=learned, norm=layer")
         if ".qkv." in ours and tensor.numel() and len(tensor) == 3 * state["token.weight"].shape[1]:
-            tensor = torch.cat(parted(tensor, heads, heads))
-        found["transformer." + theirs] = tensor.t().contiguous() if turned else tensor
+            tensor = torch.cat(split_qkv(tensor, heads, heads))
+        found["transformer." + theirs] = tensor.t().contiguous() if transposed else tensor
     for i in range(layers):
         width = found["transformer.wte.weight"].shape[1]
         for part, shape in (("attn.c_attn", (width, 3 * width)), ("mlp.c_fc", (width, 4 * width))):

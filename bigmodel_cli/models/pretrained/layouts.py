@@ -1,4 +1,4 @@
-"""Published weights of decoder-only models: which layout a file is in."""
+"""Detect the layout of published decoder-only weights and convert them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from bigmodel_cli.models.pretrained.gpt2 import from_gpt2, is_gpt2
 from bigmodel_cli.models.pretrained.llama import from_llama, is_llama
 
 
-def published(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict of `model`, a gpt, of weights in GPT-2's or Llama's layout; None where they are in neither.
+def convert_published(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor] | None:
+    """Convert weights in GPT-2's or Llama's layout for `model`, a ``GPT``; None if they are in neither.
 
     Raises:
-        InputError: they are in one of them, but not whole.
+        InputError: the layout is one of the two, but tensors are missing or unexpected.
     """
     if is_gpt2(state):
         return from_gpt2(state, model.shape.heads)  # type: ignore[union-attr, arg-type]

@@ -1,1 +1,1 @@
-"""Weights and activations in fewer bits."""
+"""Weights and activations at reduced precision."""

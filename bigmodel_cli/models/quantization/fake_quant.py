@@ -1,7 +1,7 @@
-"""Weights and inputs rounded as int8 arithmetic rounds them, while training goes on in fp32 (Jacob et al. 2017).
+"""Fake quantization: round weights and inputs as int8 would, while training in fp32 (Jacob et al. 2017).
 
-The gradient passes the rounding as if it were not there (Bengio et al. 2013, straight through).
-A weight is a parametrization, as an adapter is, so that whoever reads ``module.weight`` gets the rounded one.
+Gradients pass through the rounding unchanged (the straight-through estimator, Bengio et al. 2013).
+Weights use a parametrization, like adapters, so that code reading ``module.weight`` gets the rounded weight.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 
 EPSILON = 1e-8
 MOMENTUM = 0.1
-"""Of the moving range of a layer's inputs."""
+"""Of the moving average of a layer's input range."""
 
 
-def round_rows(weight: Tensor, levels: Tensor) -> Tensor:
-    """`weight` (R, ...) on the grid of -levels..levels whole steps, each row's largest value its last step.
+def fake_quantize_rows(weight: Tensor, levels: Tensor) -> Tensor:
+    """Round `weight` (R, ...) per row to the integers -levels..levels times the row's scale (symmetric).
 
-    Multiplying a row by a factor multiplies its grid as well: BatchNorm that is folded in later changes nothing.
+    Scaling a row scales its grid too, so folding BatchNorm in later changes nothing.
     """
     most = int(levels)
     scale = weight.detach().flatten(1).abs().amax(1).clamp(min=EPSILON) / most
@@ -26,8 +26,8 @@ def round_rows(weight: Tensor, levels: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -most, most)
 
 
-class RoundedRows(nn.Module):
-    """W (R, ...) -> the same, rounded."""
+class FakeQuantizeRows(nn.Module):
+    """W (R, ...) -> W, rounded."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -35,19 +35,20 @@ class RoundedRows(nn.Module):
         self.levels: Tensor
 
     def forward(self, weight: Tensor) -> Tensor:
-        return round_rows(weight, self.levels)
+        return fake_quantize_rows(weight, self.levels)
 
 
-def round_weights(module: nn.Module, levels: int) -> None:
-    """Round ``module.weight`` from now on; what trains is ``parametrizations.weight.original``."""
-    rounding = RoundedRows(levels).to(next(module.parameters()).device)
+def fake_quantize_weights(module: nn.Module, levels: int) -> None:
+    """Fake-quantize ``module.weight``; ``parametrizations.weight.original`` is what trains."""
+    rounding = FakeQuantizeRows(levels).to(next(module.parameters()).device)
     parametrize.register_parametrization(module, "weight", rounding)
 
 
-def round_inputs(module: nn.Module, span: Tensor) -> None:
+def fake_quantize_inputs(module: nn.Module, span: Tensor) -> None:
     """Round the first input of `module` to 256 steps over `span` (2,), its lowest and highest value.
 
-    `span` follows the inputs in training, in place; as long as it is empty nothing is rounded.
+    In training, `span` is updated in place as a moving average of the inputs' range. While it is empty, nothing
+    is rounded.
     """
 
     def rounded(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -65,6 +66,6 @@ def round_inputs(module: nn.Module, span: Tensor) -> None:
 
 
 def _span(x: Tensor) -> Tensor:
-    """(2,): the lowest and the highest value of `x`, zero always within."""
+    """(2,): the lowest and highest value of `x`, extended to include zero."""
     low, high = torch.aminmax(x.detach().float())
     return torch.stack((low.clamp(max=0), high.clamp(min=0)))

@@ -31,7 +31,7 @@ from bigmodel_cli.core.registry import (
 )
 from bigmodel_cli.core.types import Adapted, DataBundle, ImageSpec, Start
 from bigmodel_cli.data.image.arrays import ImageArrays
-from bigmodel_cli.export.runtime import Runtime, by_torch
+from bigmodel_cli.export.runtime import Runtime, run_with_torch
 from bigmodel_cli.insight.reports import Report, headline, plain
 from bigmodel_cli.metrics.intervals import measure
 from bigmodel_cli.tasks.image_classification import ImageClassification
@@ -163,7 +163,7 @@ RUNTIME = Runtime(
 
 
 def run_acme(path: Path, build: Callable[[], nn.Module]) -> Any:
-    return by_torch(torch.jit.load(str(path)))
+    return run_with_torch(torch.jit.load(str(path)))
 
 
 @exports.register(suffix=".acme", run=run_acme, runtime=RUNTIME)
