@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from bigmodel_cli.core.registry import losses, models, tasks
-from bigmodel_cli.data.text.parallel import ParallelTexts, parallel
+from bigmodel_cli.data.text.parallel import ParallelTexts, build_parallel
 from bigmodel_cli.export.exported_model import ExportedModel
 from bigmodel_cli.tasks.beam import beam_search
 
@@ -30,7 +30,7 @@ def pairs(n: int, seed: int) -> tuple[list[str], list[str]]:
 @pytest.fixture(scope="module")
 def learned():
     torch.manual_seed(0)
-    bundle = parallel({"train": pairs(300, 0), "val": pairs(20, 1)}, "word", None, 300, 16)
+    bundle = build_parallel({"train": pairs(300, 0), "val": pairs(20, 1)}, "word", None, 300, 16)
     model = models.get("transformer")(bundle.spec, layers=1, heads=2, width=32, dropout=0.0)
     task = tasks.get("translation")(bundle.spec, losses.get("cross_entropy")(), None)
     source, optimizer = bundle.load["train"](), torch.optim.AdamW(model.parameters(), 5e-3)
