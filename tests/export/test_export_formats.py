@@ -212,7 +212,7 @@ def test_a_missing_extra_is_named(package: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_needed_gives_the_modules() -> None:
-    assert [m.__name__ for m in runtime.needed("onnx", "json", "logging")] == ["json", "logging"]
+    assert [m.__name__ for m in runtime.import_packages("onnx", "json", "logging")] == ["json", "logging"]
 
 
 def test_a_folder_is_opened_without_torch(tmp_path: Path) -> None:

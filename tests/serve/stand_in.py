@@ -33,7 +33,7 @@ def main() -> None:
             raise RuntimeError("out of\nluck")
         return np.full((len(x), 3 if grey == 102 else 2), np.nan if grey == 51 else 0, np.float32)
 
-    server.HEAD_SECONDS, server.SPARE = given["head"], given["spare"]
+    server.HEAD_SECONDS, server.SPARE_CONNECTIONS = given["head"], given["spare"]
     reader = ImageReader(HOW, ImageSpec(1, 4, 4, ("a", "b")))
     limits = Limits(1_000_000, 1_000_000, 8, given["timeout"])
     options = Options(limits, given["max_batch"], given["max_wait"], given["queue"], given["timeout"], None)

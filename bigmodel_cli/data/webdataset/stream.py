@@ -1,8 +1,7 @@
 """Streaming WebDataset shards: downloaded one by one as training reaches them, from a web server or a folder.
 
-An index describes the shards: a JSON file beside them in the format of WebDataset's
-``widsindex``, extended by what must be known before the first sample is read (classes, sizes,
-checksums, mean and standard deviation of the pixels). ``bigmodel data index`` writes it.
+``bigmodel data index`` writes their index, a JSON file beside them: WebDataset's ``widsindex``, extended by what must
+be known before the first sample is read (classes, sizes, checksums, mean and standard deviation of the pixels).
 """
 
 from __future__ import annotations
@@ -84,12 +83,8 @@ def read_shard_index(where: str) -> ShardIndex:
         about = json.loads(raw)
         splits: dict[str, tuple[Shard, ...]] = {}
         for entry in about["shardlist"]:
-            shard = Shard(
-                _resolve_location(where, entry["url"]),
-                int(entry["nsamples"]),
-                int(entry["bytes"]),
-                str(entry["sha256"]),
-            )
+            location = _resolve_location(where, entry["url"])
+            shard = Shard(location, int(entry["nsamples"]), int(entry["bytes"]), str(entry["sha256"]))
             if not (0 < shard.count <= 1 << 32 and 0 < shard.size <= MAX_SHARD_BYTES and len(shard.sha256) == 64):
                 raise ValueError(f"{entry['url']}: nsamples, bytes or sha256")
             split = str(entry.get("split", "train"))
