@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.compress.search import Frontier, Goal
     from bigmodel_cli.compress.trial import Point
     from bigmodel_cli.core.registry import Entry
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 OURS = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
@@ -115,7 +115,9 @@ def _events(json: bool) -> Any:
     return shown
 
 
-def _one(trained: Trained, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool) -> None:
+def _one(
+    trained: TrainedModel, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool
+) -> None:
     from bigmodel_cli.compress.trial import Judge
     from bigmodel_cli.compress.work import Data, Work, fitting
 
@@ -177,7 +179,7 @@ def _remove(out: Path, names: Iterable[str]) -> None:
 
 
 def _search(
-    trained: Trained, recipe: Any, goal: Goal, repair: dict[str, Any], out: Path, overwrite: bool, json: bool
+    trained: TrainedModel, recipe: Any, goal: Goal, repair: dict[str, Any], out: Path, overwrite: bool, json: bool
 ) -> None:
     from bigmodel_cli.compress.search import Search
 

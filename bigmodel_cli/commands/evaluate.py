@@ -12,7 +12,7 @@ from bigmodel_cli.commands import options as opt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.insight.reports import Report
 
 
@@ -58,7 +58,7 @@ def evaluate(
 
 
 def _measure(
-    trained: Trained,
+    trained: TrainedModel,
     flags: dict[str, Any],
     assignments: list[str] | None,
     split: str,
@@ -68,15 +68,16 @@ def _measure(
 ) -> tuple[Report, list[str]]:
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import reports
-    from bigmodel_cli.engine.build.data import load_data
-    from bigmodel_cli.engine.build.data import split as load_split
-    from bigmodel_cli.engine.device.placement import place
-    from bigmodel_cli.engine.inference.tta import mirrored
+    from bigmodel_cli.engine.build.data import load_data, load_split
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
+    from bigmodel_cli.engine.inference.tta import with_flip_tta
     from bigmodel_cli.engine.training.evaluate import collect
 
     recipe = opt.recipe_of(trained, flags, assignments)
-    placement = place(recipe.placement)
-    asked = mirrored(trained.model, trained.task) if tta else trained.model
+    placement = choose_placement(recipe.placement)
+    configure_process(placement)
+    asked = with_flip_tta(trained.model, trained.task) if tta else trained.model
     bundle = load_data(recipe.data, trained.task.spec)
     task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not fit
     with WaitBars():

@@ -18,7 +18,7 @@ from bigmodel_cli.core.errors import InputError, MachineError, nearest, printabl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 
 class Method(StrEnum):
@@ -66,7 +66,7 @@ def explain(
         _images(trained, files or [], wanted, method, steps, out or Path("explained"), json)
 
 
-def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _texts(trained: TrainedModel, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
     """Each text's name and its tokens (T,), as the model takes them."""
     import torch
 
@@ -88,7 +88,7 @@ def _texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tu
     raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier or a language model")
 
 
-def _explained(trained: Trained, name: str, tokens: Tensor, wanted: str | None, steps: int) -> dict[str, Any]:
+def _explained(trained: TrainedModel, name: str, tokens: Tensor, wanted: str | None, steps: int) -> dict[str, Any]:
     import torch
 
     from bigmodel_cli.core.registry import models
@@ -137,7 +137,7 @@ def _place(wanted: str, names: list[str], known: Any, classes: bool) -> int:
     return int(ids[0])
 
 
-def _show_texts(trained: Trained, found: list[dict[str, Any]], out: Path | None, json: bool) -> None:
+def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | None, json: bool) -> None:
     from bigmodel_cli.insight.explanations import colour, page
 
     if out is not None:
@@ -170,7 +170,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _images(
-    trained: Trained, files: list[Path], wanted: str | None, method: Method, steps: int, out: Path, json: bool
+    trained: TrainedModel, files: list[Path], wanted: str | None, method: Method, steps: int, out: Path, json: bool
 ) -> None:
     import torch
 

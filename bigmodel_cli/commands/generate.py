@@ -43,7 +43,8 @@ def generate(
     import torch
 
     from bigmodel_cli.engine.build.load import load_trained
-    from bigmodel_cli.engine.device.placement import place
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
 
     prompts = prompts or ["\n"]
     if stream and (len(prompts) > 1 or json):
@@ -53,7 +54,8 @@ def generate(
         what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
         raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
-    placement = place(recipe.placement)
+    placement = choose_placement(recipe.placement)
+    configure_process(placement)
     model = placement.model(trained.model)
     asked = [_turns(prompt, system) for prompt in prompts] if chat or system is not None else list(prompts)
     texts = [""] * len(prompts) if chat or system is not None else list(prompts)

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 from bigmodel_cli.commands.recipe_files import find_recipe
 
 
@@ -140,7 +140,7 @@ def own_data(value: str) -> dict[str, str] | None:
     return {"name": source_for(path) or "image_folder", "path": str(path.absolute())}
 
 
-def recipe_of(trained: Trained, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:
+def recipe_of(trained: TrainedModel, flags: dict[str, Any], assignments: list[str] | None) -> Recipe:
     """The recipe that a checkpoint remembers, under the flags that were given."""
     from bigmodel_cli.core.resolve import Layer, resolve
 
@@ -177,13 +177,13 @@ def hub_layers(layers: list[Layer], weights: bool) -> list[Layer]:
     names = [str(layer.values.get("model", {}).get("name", "")) for layer in layers]
     if not any(name.startswith("hf:") for name in names):
         return layers
-    from bigmodel_cli.engine.build.huggingface_hub import is_source, model_of
+    from bigmodel_cli.engine.build.huggingface_hub import huggingface_model, is_huggingface_source
 
-    found = [i for i, name in enumerate(names) if is_source(name)]
+    found = [i for i, name in enumerate(names) if is_huggingface_source(name)]
     if not found:
         return layers
     old = layers[found[-1]]
-    section, folder = model_of(old.values["model"]["name"], weights)
+    section, folder = huggingface_model(old.values["model"]["name"], weights)
     values = {**old.values, "model": {**old.values["model"], **section}}
     named = [*layers[: found[-1]], Layer(old.source, values, old.lines), *layers[found[-1] + 1 :]]
     return [*named, tokenizer_layer(folder / "tokenizer.json", named, start=weights)]

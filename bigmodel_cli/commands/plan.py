@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import MachineError
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.plan.estimate import Plan
-    from bigmodel_cli.engine.plan.strategies import Spread
+    from bigmodel_cli.engine.plan.strategies import LayoutEstimate
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
 
@@ -61,10 +61,10 @@ def plan(
     """
     flags = {k: v for k, v in locals().items() if k in opt.FLAGS}
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.plan.devices import cluster
+    from bigmodel_cli.engine.plan.devices import parse_cluster
     from bigmodel_cli.engine.plan.estimate import make_plan
 
-    machines = cluster(gpus, network)
+    machines = parse_cluster(gpus, network)
     wanted = resolve([*opt.base_layers(model, recipe), *opt.flag_layers(flags, assignments)]).recipe
     found = make_plan(wanted, machines, strategy, price)
     if json:
@@ -76,7 +76,7 @@ def plan(
 
 
 def _show(found: Plan) -> None:
-    rows = [_row(found, one) for one in found.spreads]
+    rows = [_row(found, one) for one in found.estimates]
     heads = ("strategy", *PARTS, "total", "sent a step", "a step", "largest batch")
     console.show(console.table("memory a device, and what it costs to spread", heads, rows, right=True))
     if found.chosen is None:
@@ -105,7 +105,7 @@ def _show(found: Plan) -> None:
     console.show(console.table("the run", ("what", "value"), facts))
 
 
-def _row(found: Plan, one: Spread) -> tuple[str, ...]:
+def _row(found: Plan, one: LayoutEstimate) -> tuple[str, ...]:
     parts = [size(getattr(one.memory, part)) for part in PARTS]
     if one.micro_batch == 0:
         return (str(one.layout), *parts, size(one.memory.total), "-", "does not fit", "-")

@@ -40,9 +40,10 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.engine.device.placement import place
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
-    from bigmodel_cli.engine.inference.tta import mirrored
+    from bigmodel_cli.engine.inference.tta import with_flip_tta
 
     if not files and not texts:
         raise InputError("nothing to predict", "expected FILE, or --text", "bigmodel predict --help")
@@ -52,8 +53,9 @@ def predict(
         what = f"{trained.path}: {trained.task.name.replace('_', ' ')}"
         raise InputError(what, "expected a classifier or a translation model for --text", hint)
     recipe = opt.recipe_of(trained, {"device": device, "precision": precision}, None)
-    placement = place(recipe.placement)
-    model = placement.model(mirrored(trained.model, trained.task) if tta else trained.model)
+    placement = choose_placement(recipe.placement)
+    configure_process(placement)
+    model = placement.model(with_flip_tta(trained.model, trained.task) if tta else trained.model)
     listed = _expand(files or [])
     quick = optimize_for_files(model, trained.task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:

@@ -12,6 +12,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def tokenize(
             raise InputError(f"{paths[0]}: it is empty", "expected text")
         spec = _spec(units, tokenizer, vocab_size or DEFAULT_SIZE, data_root(data_dir), bars.read)
         with Writer(out, spec, shard_tokens, overwrite) as writer:
-            write(units, spec, writer, processes or _cores(), bars.read)
+            write(units, spec, writer, processes or available_cores(), bars.read)
             source = {"files": len(files), "bytes": sum(unit.stop - unit.start for unit in units)}
             made = writer.finish(source)
     seconds = time.perf_counter() - clock
@@ -97,10 +98,6 @@ def _spec(units: Sequence[Unit], name: str | None, size: int, root: Path, tell: 
         return TextSpec("bpe", (tokenizing.trained_tokenizer(units, size, tell),), 2)
     texts = [tokenizing.characters(units, tell)] if name == "char" else []
     return chosen(name, None, 2, root, texts, end=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show_shards(folder: Path, json: bool) -> None:

@@ -124,7 +124,7 @@ def go(
 ) -> None:
     """Resolve `layers`, then train, or with `dry_run` measure, what they say; here or in several processes."""
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.device.ranks import ranks
+    from bigmodel_cli.engine.device.ranks import read_ranks
     from bigmodel_cli.engine.training.run_folder import RunFolder
 
     if resume and out is None:
@@ -135,7 +135,7 @@ def go(
     if launch.wanted:
         launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=dry_run)
         return
-    here = ranks()
+    here = read_ranks()
     if dry_run:
         RunFolder(out, stem, resume=resume, overwrite=overwrite)
         _dry_run(resolved, out or Path("runs"), json)
@@ -150,12 +150,12 @@ def _take_part(
     here: Ranks, recipe: Recipe, out: Path | None, stem: str, resume: bool, overwrite: bool, json: bool
 ) -> None:
     """Train as one of several processes."""
-    from bigmodel_cli.engine.device.placement import backend
-    from bigmodel_cli.engine.distributed.process_group import join, leave, translate_rank_errors
+    from bigmodel_cli.engine.device.placement import process_group_backend
+    from bigmodel_cli.engine.distributed.process_group import join_group, leave_group, translate_rank_errors
     from bigmodel_cli.engine.training.run_folder import Followed, RunFolder
 
-    group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
-    console.speak_as(here.rank, group.last_words)
+    group = join_group(here, process_group_backend(recipe.placement.device), recipe.parallel.timeout)
+    console.speak_as(here.rank, group.claim_error_report)
     with translate_rank_errors():
         jobs = sorted(set(group.gather(here.job)))
         if group.is_main:
@@ -165,15 +165,15 @@ def _take_part(
             path, resumes = group.broadcast(None)
             folder = Followed(Path(path), resume=resumes)
     _train(recipe, folder, json, group)
-    leave()
+    leave_group()
 
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
-    from bigmodel_cli.engine.distributed.process_group import ALONE
+    from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS
     from bigmodel_cli.engine.training.session import train as run
 
-    group = group or ALONE
+    group = group or SINGLE_PROCESS
     with WaitBars() if group.is_main else nullcontext(), for_output(json) if group.is_main else Silence() as display:
         outcome = run(recipe, folder, display.emit, group=group)
     if not group.is_main:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import MachineError
 
-PARTS = "parts-"
+SHARDS_PREFIX = "parts-"
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -24,7 +24,7 @@ def link(source: Path, target: Path) -> None:
     """
 
     if source.is_dir():
-        point(target, source.resolve())
+        symlink(target, source.resolve())
         return
 
     def write(temporary: Path) -> None:
@@ -39,7 +39,7 @@ def link(source: Path, target: Path) -> None:
     replace(target, write, lambda: source.stat().st_size)
 
 
-def point(target: Path, folder: Path) -> None:
+def symlink(target: Path, folder: Path) -> None:
     """Make `target` a link to `folder`, which lies beside it.
 
     Raises:
@@ -53,7 +53,7 @@ def point(target: Path, folder: Path) -> None:
     replace(target, write, lambda: 1)
 
 
-def clear_parts(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
+def remove_sharded(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
     """Remove those of the checkpoints in parts that none of the links in `keep` leads to."""
     kept = {path.resolve() for path in keep}
     for path in found:
@@ -97,7 +97,7 @@ def free_bytes(folder: Path) -> int:
         return 0
 
 
-def clean_temporary(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove what a killed save left behind, and no other hidden file. The caller holds the folder's lock."""
     for path in folder.glob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):

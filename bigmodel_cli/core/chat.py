@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.json_lines import is_text
+from bigmodel_cli.core.json_lines import text_problem
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tokens import Tokenizer
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant")
 PREFIXES = ("<|system|>\n", "<|user|>\n", "<|assistant|>\n")
 Message = Mapping[str, str]
-Marked = tuple[list[int], list[bool]]
+MaskedTokens = tuple[list[int], list[bool]]
 """Tokens, and for each whether it is learned."""
 
 
-def is_conversation(value: Any) -> str | None:
+def conversation_problem(value: Any) -> str | None:
     """What is wrong with a list of messages; None where it is one that has an answer in it."""
-    wrong = is_messages(value)
+    wrong = messages_problem(value)
     if wrong is None and not any(message["role"] == "assistant" for message in value):
         wrong = "have no turn of the assistant, from which alone is learned"
     return wrong
 
 
-def is_messages(value: Any) -> str | None:
+def messages_problem(value: Any) -> str | None:
     """What is wrong with a list of ``{"role": ..., "content": ...}``, or None."""
     if not isinstance(value, list) or not value:
         return "are no list of messages, expected some"
@@ -39,13 +39,15 @@ def is_messages(value: Any) -> str | None:
             return f"[{i}] lacks role or content"
         if message["role"] not in ROLES:
             return f"[{i}] has role {str(message['role'])[:40]!r}, expected one of {', '.join(ROLES)}"
-        wrong = is_text(message["content"]) if isinstance(message["content"], str) else "is no text"
+        wrong = text_problem(message["content"]) if isinstance(message["content"], str) else "is no text"
         if wrong:
             return f"[{i}]: content {wrong}"
     return None
 
 
-def spoken(messages: Sequence[Message], prefixes: Sequence[str], known: Tokenizer, answer: bool = False) -> Marked:
+def encode_conversation(
+    messages: Sequence[Message], prefixes: Sequence[str], known: Tokenizer, answer: bool = False
+) -> MaskedTokens:
     """The tokens of a conversation; with `answer`, those after which the assistant's next turn comes.
 
     Raises:

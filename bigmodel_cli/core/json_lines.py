@@ -10,12 +10,12 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.text_files import AUTO, read_blocks, read_lines
 
-MOST_LINE = 8 << 20  # characters of a line
+MAX_LINE_CHARS = 8 << 20  # characters of a line
 Check = Callable[[Any], str | None]
 """What is wrong with a value, or None."""
 
 
-def is_text(value: Any) -> str | None:
+def text_problem(value: Any) -> str | None:
     """None where `value` is text that UTF-8 can hold; a number is what it prints as, for labels."""
     if isinstance(value, str):
         try:
@@ -36,17 +36,17 @@ def read_records(
     Raises:
         InputError: a line is no such object, or the file has none.
     """
-    encoding = strict(path, encoding)
+    encoding = resolve_encoding(path, encoding)
     found = False
     for number, line in enumerate(read_lines(path, encoding, notes), 1):
         if line.strip():
             found = True
-            yield f"{path}:{number}", parse(f"{path}:{number}", line, fields)
+            yield f"{path}:{number}", parse_record(f"{path}:{number}", line, fields)
     if not found:
         raise InputError(f"{path}: it is empty", f"expected a line with {' and '.join(fields)}")
 
 
-def strict(path: Path, encoding: str) -> str:
+def resolve_encoding(path: Path, encoding: str) -> str:
     """ "auto" as the encoding that a byte order mark names, else UTF-8.
 
     Raises:
@@ -61,8 +61,10 @@ def strict(path: Path, encoding: str) -> str:
         # Whole lines: no character is cut at the end of a block.
         whole, newline, rest_now = (rest + block).rpartition(b"\n")
         line, rest = _utf8(path, whole + newline, line), rest_now
-        if len(rest) > 4 * MOST_LINE:
-            raise InputError(f"{path}:{line}: more than {len(rest)} bytes", f"expected at most {MOST_LINE} characters")
+        if len(rest) > 4 * MAX_LINE_CHARS:
+            raise InputError(
+                f"{path}:{line}: more than {len(rest)} bytes", f"expected at most {MAX_LINE_CHARS} characters"
+            )
     _utf8(path, rest, line)
     return "utf-8"
 
@@ -78,16 +80,16 @@ def _utf8(path: Path, part: bytes, line: int) -> int:
     return line + part.count(b"\n")
 
 
-def parse(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
+def parse_record(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
     """The object in `line`, which stands at `where`, with every one of `fields` as its check wants it.
 
     Raises:
         InputError: it is too long, not JSON (duplicate keys and NaN are not), or a field is missing or wrong.
     """
-    if len(line) > MOST_LINE:
-        raise InputError(f"{where}: {len(line)} characters", f"expected at most {MOST_LINE}")
+    if len(line) > MAX_LINE_CHARS:
+        raise InputError(f"{where}: {len(line)} characters", f"expected at most {MAX_LINE_CHARS}")
     try:
-        row = json.loads(line, object_pairs_hook=once, parse_constant=no_number)
+        row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=reject_nan)
     except (ValueError, RecursionError) as error:  # a number of too many digits, nesting without end
         raise InputError(f"{where}: not JSON: {error}", "expected one object a line") from None
     if not isinstance(row, dict):
@@ -103,7 +105,7 @@ def parse(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
     return row
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object's pairs; a key that stands twice is a ValueError."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -113,7 +115,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def no_number(name: str) -> None:
+def reject_nan(name: str) -> None:
     """NaN and infinity, which Python reads and JSON has not."""
     raise ValueError(f"{name} is no number")
 

@@ -44,7 +44,9 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
-def plain(raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, most: int = MAX_PIXELS) -> np.ndarray:
+def raw_pixels(
+    raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, most: int = MAX_PIXELS
+) -> np.ndarray:
     """(H,W,C) uint8, for a model that prepares its images itself: the square in the middle, or all of the image.
 
     It is of the `size` (H,W) that the model takes; None, any: of the size that the model would make of it. So a large

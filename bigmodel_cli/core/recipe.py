@@ -23,16 +23,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Chosen(Section):
+class NamedSection(Section):
     """A section whose field `key` names a registered function, with that function's options beside it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     key: ClassVar[str] = "name"
-    belongs: ClassVar[frozenset[str]] = frozenset()
+    component_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that speak of the function that is named, as its options do: another name drops them."""
 
     @property
-    def chosen(self) -> str:
+    def registered_name(self) -> str:
         """The registered name."""
         return str(getattr(self, self.key))
 
@@ -41,14 +41,14 @@ class Chosen(Section):
         return dict(self.model_extra or {})
 
 
-class Component(Chosen):
+class Component(NamedSection):
     """A registered function and its options, side by side: ``{name: sgd, lr: 0.1}``."""
 
     name: str = Field(description="the registered name")
 
 
 class ModelSection(Component):
-    belongs: ClassVar[frozenset[str]] = frozenset({"pruned"})
+    component_fields: ClassVar[frozenset[str]] = frozenset({"pruned"})
 
     init: Literal["default", "kaiming", "xavier"] = Field(
         "default", description="random initialisation; default is the model's own"
@@ -92,7 +92,7 @@ class TrainSection(Section):
     eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
 
 
-class StartSection(Chosen):
+class StartSection(NamedSection):
     """Where training starts and how it goes on from there: ``{checkpoint: x.pt, method: lora, rank: 8}``."""
 
     key: ClassVar[str] = "method"
@@ -168,9 +168,9 @@ COMPONENTS: dict[str, Registry] = {
 """Which registry checks which section."""
 
 
-def section_type(section: str) -> type[Chosen]:
+def section_type(section: str) -> type[NamedSection]:
     """The type of a section that names a component."""
-    return cast("type[Chosen]", Recipe.model_fields[section].annotation)
+    return cast("type[NamedSection]", Recipe.model_fields[section].annotation)
 
 
 def data_root(folder: str | Path | None) -> Path:

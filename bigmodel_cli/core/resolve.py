@@ -88,7 +88,7 @@ def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any],
     """Where `values` names another component than `into`, take the old one's options out of `into`."""
     kind = section_type(section)
     if kind.key in values and kind.key in into and values[kind.key] != into[kind.key]:
-        for key in [k for k in into if k not in kind.model_fields or k in kind.belongs]:
+        for key in [k for k in into if k not in kind.model_fields or k in kind.component_fields]:
             del into[key]
             origin.pop((section, key), None)
 
@@ -112,7 +112,7 @@ def _validate(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) 
     checked = recipe.model_dump()
     for section, registry in COMPONENTS.items():
         component = getattr(recipe, section)
-        entry = _named(registry, component.chosen, origin.get((section, component.key)))
+        entry = _named(registry, component.registered_name, origin.get((section, component.key)))
         typed = {k: v for k, v in checked[section].items() if k in type(component).model_fields}
         try:
             checked[section] = typed | entry.options(component.options, section)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 
-MOST_BYTES = 4_000_000_000
+MAX_BYTES = 4_000_000_000
 BLOCK = 1 << 20
 AUTO = "auto"
-MOST_FOREIGN = 0.3  # share of bytes above 127 beyond which a text is in no Latin alphabet
+MAX_NON_ASCII = 0.3  # share of bytes above 127 beyond which a text is in no Latin alphabet
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
@@ -53,8 +53,8 @@ def read_blocks(path: Path) -> Iterator[bytes]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             while block := file.read(BLOCK):
                 total += len(block)
-                if total > MOST_BYTES:
-                    what = f"{path}: more than {MOST_BYTES} bytes"
+                if total > MAX_BYTES:
+                    what = f"{path}: more than {MAX_BYTES} bytes"
                     raise InputError(what, "expected a text that fits in memory", "bigmodel data tokenize FILE")
                 yield block
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
     if bad < 0:
         cut = decoder.getstate()[0]
         bad, value = total - len(cut), cut[0]
-    if foreign > MOST_FOREIGN * total:
+    if foreign > MAX_NON_ASCII * total:
         what = f"{path}: not utf-8: byte {bad} is {value:#04x}, and {foreign / total:.0%} of it is not ASCII"
         raise InputError(what, "expected its encoding to be named", "--set data.encoding=gb18030, koi8-r, ...")
     guess = "latin-1" if undefined else "cp1252"

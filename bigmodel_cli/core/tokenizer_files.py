@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import no_number, once
+from bigmodel_cli.core.json_lines import reject_nan, unique_keys
 
-MOST_BYTES = 64_000_000
-MOST_TOKENS = 1 << 20
-MOST_PARTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
-MOST_PATTERN = 2_000  # characters of a regular expression
-MOST_GROWTH = 64  # times that normalizers may make a text longer
+MAX_BYTES = 64_000_000
+MAX_TOKENS = 1 << 20
+MAX_COMPONENTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
+MAX_PATTERN_CHARS = 2_000  # characters of a regular expression
+MAX_GROWTH = 64  # times that normalizers may make a text longer
 MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
-PARTS = {
+COMPONENTS = {
     "normalizer": (
         "Sequence", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "BertNormalizer", "Strip",
         "Replace", "Prepend", "ByteLevel", "Precompiled",
@@ -46,10 +46,10 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
     Raises:
         InputError: it is not the JSON of a tokenizer, or asks for more than one needs.
     """
-    if len(text) > MOST_BYTES:
-        raise InputError(f"tokenizer of {len(text)} bytes", f"expected at most {MOST_BYTES}")
+    if len(text) > MAX_BYTES:
+        raise InputError(f"tokenizer of {len(text)} bytes", f"expected at most {MAX_BYTES}")
     try:
-        values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        values = json.loads(text, object_pairs_hook=unique_keys, parse_constant=reject_nan)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not a tokenizer: {error}", EXPECTED) from None
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
@@ -57,17 +57,17 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
     _check_model(values["model"])
     _check_added(values.get("added_tokens") or [])
     count, growth = 0, 1.0
-    for kind, names in PARTS.items():
+    for kind, names in COMPONENTS.items():
         for part in _parts(values.get(kind), kind):
             count += 1
             if part.get("type") not in names:
                 raise InputError(f"tokenizer: {kind} {part.get('type')!r}", "expected one of " + ", ".join(names[:6]))
-            if count > MOST_PARTS:
-                raise InputError(f"tokenizer with more than {MOST_PARTS} parts", "expected fewer")
+            if count > MAX_COMPONENTS:
+                raise InputError(f"tokenizer with more than {MAX_COMPONENTS} parts", "expected fewer")
             growth *= _growth(part) if kind == "normalizer" else 1
             _check_pattern(part.get("pattern"))
-    if growth > MOST_GROWTH:
-        raise InputError("tokenizer whose normalizer makes texts longer without end", f"at most {MOST_GROWTH} times")
+    if growth > MAX_GROWTH:
+        raise InputError("tokenizer whose normalizer makes texts longer without end", f"at most {MAX_GROWTH} times")
     return {**values, "padding": None, "truncation": None}
 
 
@@ -77,21 +77,21 @@ def _check_model(model: dict[str, Any]) -> None:
     if kind not in MODELS:
         raise InputError(f"tokenizer: model {kind!r}", "expected one of " + ", ".join(MODELS))
     vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, list if kind == "Unigram" else dict) or not 0 < len(vocabulary) <= MOST_TOKENS:
+    if not isinstance(vocabulary, list if kind == "Unigram" else dict) or not 0 < len(vocabulary) <= MAX_TOKENS:
         size = len(vocabulary) if isinstance(vocabulary, (list, dict)) else "no"
-        raise InputError(f"tokenizer with a vocabulary of {size} tokens", f"expected 1 to {MOST_TOKENS}")
+        raise InputError(f"tokenizer with a vocabulary of {size} tokens", f"expected 1 to {MAX_TOKENS}")
     if isinstance(vocabulary, list):
         good = all(
             isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
             and isinstance(pair[1], (int, float)) and math.isfinite(pair[1]) for pair in vocabulary
         )  # fmt: skip
     else:
-        good = all(type(i) is int and 0 <= i < 2 * MOST_TOKENS for i in vocabulary.values())
+        good = all(type(i) is int and 0 <= i < 2 * MAX_TOKENS for i in vocabulary.values())
     if not good:
         raise InputError("tokenizer with a broken vocabulary", "expected text to ids, or to finite scores")
     merges = model.get("merges", [])
-    if not isinstance(merges, list) or len(merges) > 2 * MOST_TOKENS:
-        raise InputError("tokenizer whose merges are no list", f"expected at most {2 * MOST_TOKENS} pairs")
+    if not isinstance(merges, list) or len(merges) > 2 * MAX_TOKENS:
+        raise InputError("tokenizer whose merges are no list", f"expected at most {2 * MAX_TOKENS} pairs")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
@@ -99,12 +99,12 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _check_added(tokens: Any) -> None:
-    if not isinstance(tokens, list) or len(tokens) > MOST_TOKENS:
+    if not isinstance(tokens, list) or len(tokens) > MAX_TOKENS:
         raise InputError("tokenizer whose added_tokens are no list", EXPECTED)
     for token in tokens:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
             raise InputError(f"tokenizer: added token {str(token)[:40]!r}", "expected its content and id")
-        if type(token.get("id")) is not int or not 0 <= token["id"] < 2 * MOST_TOKENS:
+        if type(token.get("id")) is not int or not 0 <= token["id"] < 2 * MAX_TOKENS:
             raise InputError(f"tokenizer: added token {token['content'][:40]!r} has id {str(token.get('id'))[:20]}")
 
 
@@ -138,8 +138,10 @@ def _check_pattern(pattern: Any) -> None:
     expression = pattern.get("Regex") if isinstance(pattern, dict) else None
     if expression is None:
         return
-    if not isinstance(expression, str) or len(expression) > MOST_PATTERN:
-        raise InputError("tokenizer with an absurd regular expression", f"expected at most {MOST_PATTERN} characters")
+    if not isinstance(expression, str) or len(expression) > MAX_PATTERN_CHARS:
+        raise InputError(
+            "tokenizer with an absurd regular expression", f"expected at most {MAX_PATTERN_CHARS} characters"
+        )
     if re.search(r"\\[1-9kg]|\{\d{4,}|,\d{4,}\}", expression) or _repeats_repetition(expression):
         raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take for ever")
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS, UNKNOWN
-from bigmodel_cli.core.tokens import needed, tokenizer
+from bigmodel_cli.core.tokens import require_package, tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 
@@ -25,7 +25,7 @@ def tokenizer_json(spec: TextSpec) -> str:
     """
     if spec.tokenizer == "bpe":
         return spec.vocabulary[0]
-    library = needed("tokenizers")
+    library = require_package("tokenizers")
     known = tokenizer(spec)
     if spec.tokenizer == "byte":
         ids = {name: i for i, name in enumerate(byte_names())} | known.special

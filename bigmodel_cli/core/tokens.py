@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.special_tokens import ALIASES, END, PAD, SPECIALS, UNKNOWN
-from bigmodel_cli.core.tokenizer_files import MOST_TOKENS, checked_tokenizer
+from bigmodel_cli.core.tokenizer_files import MAX_TOKENS, checked_tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class Bytes:
+class ByteTokenizer:
     size = 257
     special: dict[str, int] = {END: 256}  # noqa: RUF012
 
@@ -59,7 +59,7 @@ class Bytes:
         return [f"{i:#04x}" for i in range(256)] + [END]
 
 
-class Characters:
+class CharTokenizer:
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary, self.size = vocabulary, len(vocabulary)
         self.ids = {token: i for i, token in enumerate(vocabulary)}
@@ -84,7 +84,7 @@ class Characters:
         return self.vocabulary
 
 
-class Words:
+class WordTokenizer:
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary, self.size = vocabulary, len(vocabulary)
         self.ids = {token: i for i, token in enumerate(vocabulary)}
@@ -93,7 +93,7 @@ class Words:
 
     def encode(self, text: str) -> Sequence[int]:
         unknown = self.special[UNKNOWN]
-        return [self.known.get(word, unknown) for word in words(text)]
+        return [self.known.get(word, unknown) for word in split_words(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         hidden = {i for token, i in self.special.items() if token != UNKNOWN}
@@ -106,11 +106,11 @@ class Words:
         return self.vocabulary
 
 
-class Pairs:
+class BPETokenizer:
     """Byte-level BPE from the JSON of Hugging Face's tokenizers."""
 
     def __init__(self, json: str) -> None:
-        library = needed("tokenizers")
+        library = require_package("tokenizers")
         values = checked_tokenizer(json)
         try:
             self.inner = library.Tokenizer.from_str(dumps(values))
@@ -123,7 +123,7 @@ class Pairs:
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
-        if not 0 < self.size <= MOST_TOKENS or sorted(named.values()) != list(range(self.size)):
+        if not 0 < self.size <= MAX_TOKENS or sorted(named.values()) != list(range(self.size)):
             raise InputError(f"tokenizer with {self.size} tokens", "expected each id from 0 on once")
         found = {s: next((named[name] for name in (s, *ALIASES[s]) if name in named), None) for s in SPECIALS}
         self.special = {s: i for s, i in found.items() if i is not None}
@@ -153,12 +153,12 @@ class Pairs:
 
 def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
     """The ids of each text; faster than one by one where the library does it."""
-    if isinstance(known, Pairs):
+    if isinstance(known, BPETokenizer):
         return [found.ids for found in known.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
     return [known.encode(text) for text in texts]
 
 
-def needed(package: str) -> Any:
+def require_package(package: str) -> Any:
     """The module called `package`, from the extra ``text``.
 
     Raises:
@@ -175,19 +175,19 @@ def needed(package: str) -> Any:
 @functools.lru_cache(maxsize=8)
 def _build(kind: str, vocabulary: tuple[str, ...]) -> Tokenizer:
     if kind == "byte":
-        return Bytes()
+        return ByteTokenizer()
     if not vocabulary or not all(isinstance(token, str) for token in vocabulary):
         raise InputError(f"a {kind} tokenizer without its vocabulary", "expected a list of tokens")
     if kind == "bpe":
-        return Pairs(vocabulary[0])
-    if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MOST_TOKENS:
-        raise InputError("a token stands twice in the vocabulary", f"expected up to {MOST_TOKENS} different ones")
+        return BPETokenizer(vocabulary[0])
+    if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MAX_TOKENS:
+        raise InputError("a token stands twice in the vocabulary", f"expected up to {MAX_TOKENS} different ones")
     if kind == "char":
-        return Characters(vocabulary)
+        return CharTokenizer(vocabulary)
     if kind == "word":
         if not {PAD, UNKNOWN} <= set(vocabulary):
             raise InputError("a word tokenizer without <pad> and <unk>", "expected both")
-        return Words(vocabulary)
+        return WordTokenizer(vocabulary)
     raise InputError(f"unknown tokenizer {kind!r}", "one of byte, char, word, bpe")
 
 
@@ -201,23 +201,23 @@ def tokenizer(spec: TextSpec) -> Tokenizer:
     return _build(spec.tokenizer, spec.vocabulary)
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return text.lower().split()
 
 
-def characters_of(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[str, ...]:
+def char_vocabulary(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[str, ...]:
     """The vocabulary of a char tokenizer: `specials`, then the characters in code point order."""
     return (*specials, *sorted(set().union(*texts)))
 
 
-def words_of(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
+def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
     """The words of a tokenizer: special tokens, then up to `most` words seen `least` times, frequent first."""
-    counts = Counter(word for text in texts for word in words(text))
+    counts = Counter(word for text in texts for word in split_words(text))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
 
 
-def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
+def token_id_map(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
     """The model's id for each id of the data, by *name*; where it has none its ``<unk>``, else -1. None: they agree."""
     if (model.tokenizer, model.vocabulary) == (data.tokenizer, data.vocabulary):
         return None
@@ -229,10 +229,10 @@ def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
     return tuple(ids.get(name, known.special.get(UNKNOWN, -1)) for name in theirs.tokens())
 
 
-def ids_of(text: str, spec: TextSpec, framed: bool = False) -> list[int]:
+def encode_truncated(text: str, spec: TextSpec, framed: bool = False) -> list[int]:
     """At most a context of the ids of `text`; `framed`: see :func:`encode_padded`."""
     known = tokenizer(spec)
-    if framed and isinstance(known, Pairs):
+    if framed and isinstance(known, BPETokenizer):
         return list(known.framed(text, spec.context))
     return list(known.encode(text))[: spec.context]
 
@@ -244,7 +244,7 @@ def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) ->
     """
     import torch
 
-    rows = [ids_of(text, spec, framed) for text in texts]
+    rows = [encode_truncated(text, spec, framed) for text in texts]
     longest = max(1, *map(len, rows), 1)
     pad = tokenizer(spec).special.get(PAD, 0)
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
@@ -256,7 +256,7 @@ def train_bpe(texts: Iterable[str], size: int, specials: Sequence[str] = SPECIAL
     Raises:
         MachineError: the extra ``text`` is not installed.
     """
-    library = needed("tokenizers")
+    library = require_package("tokenizers")
     found = library.Tokenizer(library.models.BPE())
     found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = library.decoders.ByteLevel()

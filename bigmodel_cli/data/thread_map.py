@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+
+from bigmodel_cli.core.cpu_count import available_cores
 
 TASK = 16  # images handed to a thread at once
 AHEAD = 128  # tasks that wait for a thread
@@ -71,8 +72,7 @@ def _in_turn(pool: ThreadPoolExecutor, run: Callable[[range], None], count: int)
 
 def decoders() -> ThreadPoolExecutor:
     """A thread a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return one_core_each(cores, "decode")
+    return one_core_each(available_cores(), "decode")
 
 
 def one_core_each(count: int, name: str) -> ThreadPoolExecutor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bigmodel_cli.core.registry import reports
-from bigmodel_cli.core.tokens import needed, tokenizer
+from bigmodel_cli.core.tokens import require_package, tokenizer
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.classification import Figure
 from bigmodel_cli.insight.reports import Outputs, Report, Table, headline, plain
@@ -18,7 +18,7 @@ RESAMPLES = 200
 @reports.register()
 def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int) -> Report:
     """BLEU and chrF over the split, 95% bootstrap intervals over sentences (Koehn 2004), and the worst sentences."""
-    metrics = needed("sacrebleu.metrics")
+    metrics = require_package("sacrebleu.metrics")
     out = outputs()
     known = tokenizer(task.spec)
     said = [known.decode(ids) for ids in out["answer"].tolist()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 
 T, G, GIB = 1e12, 1e9, 2**30
-USABLE, USABLE_HERE = 0.92, 0.7
+USABLE_FRACTION, USABLE_FRACTION_CPU = 0.92, 0.7
 """Of the memory: the CUDA context, the collectives' buffers and the allocator's gaps take the rest; on a CPU the
 data, the libraries and a heap that is kept (``placement.py``): a process was up to 1.45 times what its tensors were."""
 
@@ -38,7 +38,7 @@ class Device:
 
     @property
     def usable(self) -> float:
-        return self.memory * (USABLE_HERE if self.name == "cpu" else USABLE)
+        return self.memory * (USABLE_FRACTION_CPU if self.name == "cpu" else USABLE_FRACTION)
 
 
 NVLINK4, NVLINK3, PCIE4, PCIE3 = 450 * G, 300 * G, 32 * G, 16 * G
@@ -86,7 +86,7 @@ class Cluster:
         return -(-self.count // self.device.per_node)
 
 
-def cluster(text: str, network: float | None = None) -> Cluster:
+def parse_cluster(text: str, network: float | None = None) -> Cluster:
     """``64xH100``, ``H100`` or ``cpu``; `network` in GB/s a device replaces the table's.
 
     Raises:

@@ -31,21 +31,21 @@ def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], i
     model.eval()
     try:
         with without_dynamo():
-            counts = _counted(model, example)
+            counts = _count_flops(model, example)
     except (ImportError, AttributeError):
-        counts = _counted(model, example)
+        counts = _count_flops(model, example)
     root = type(model).__name__
     found = []
     for name, module in model.named_modules():
         level = name.count(".") + 1 if name else 0
-        whole = level == depth or not any(True for _ in module.children())
-        if name and level <= depth and whole:
+        is_leaf = level == depth or not any(True for _ in module.children())
+        if name and level <= depth and is_leaf:
             size = sum(p.numel() for p in module.parameters())
             found.append(Layer(name, type(module).__name__, size, counts.get(f"{root}.{name}", 0)))
     return found, counts.get("Global", 0)
 
 
-def _counted(model: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, int]:
+def _count_flops(model: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
     return {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.types import Task
     from bigmodel_cli.engine.device.placement import Placement
 
-SIDE, TRIES = 1024, 5
+MATMUL_SIDE, REPEATS = 1024, 5
 
 
 def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1) -> dict[str, Any]:
@@ -46,17 +46,20 @@ def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1
 def peak_of(placement: Placement) -> tuple[float, str]:
     """FLOP/s of matrix products on the device in the run's precision: its maker's figure, else measured here."""
     if placement.device.type == "cuda":
-        said = torch.cuda.get_device_name(placement.device).replace("-", " ").upper()
+        device_label = torch.cuda.get_device_name(placement.device).replace("-", " ").upper()
         for name, device in DEVICES.items():
-            if name.partition("-")[0].replace("RTX", "RTX ").upper() in said:
+            if name.partition("-")[0].replace("RTX", "RTX ").upper() in device_label:
                 peak = device.bf16 if placement.precision == "bf16" and device.bf16 else device.fp32
                 return peak, f"the data sheet's for {name}, {placement.precision}, dense"
-    kind = torch.bfloat16 if placement.precision == "bf16" else torch.float32
-    a = torch.ones(SIDE, SIDE, device=placement.device, dtype=kind)
-    least = float("inf")
-    for _ in range(TRIES):
+    dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
+    a = torch.ones(MATMUL_SIDE, MATMUL_SIDE, device=placement.device, dtype=dtype)
+    shortest = float("inf")
+    for _ in range(REPEATS):
         clock = time.perf_counter()
         a @ a
-        placement.wait()
-        least = min(least, time.perf_counter() - clock)
-    return 2 * SIDE**3 / least, f"measured here: a {placement.precision} product of {SIDE} x {SIDE}"
+        placement.synchronize()
+        shortest = min(shortest, time.perf_counter() - clock)
+    return (
+        2 * MATMUL_SIDE** 3 / shortest,
+        f"measured here: a {placement.precision} product of {MATMUL_SIDE} x {MATMUL_SIDE}",
+    )

@@ -11,28 +11,30 @@ from dataclasses import dataclass
 
 from bigmodel_cli.engine.plan.devices import Device
 
-ATTAINED = 0.8
+ACHIEVED_FRACTION = 0.8
 """Of the nominal rate: what nccl-tests typically report on NVLink and InfiniBand for large messages."""
 HOP, NETWORK_HOP = 2e-6, 6e-6
 """Seconds that a step of the ring takes beyond the transfer, inside a node and between nodes: assumed."""
 
 
 @dataclass(frozen=True)
-class Group:
+class Ring:
     """`size` ranks, `inside` of them on each node."""
 
     size: int
-    inside: int
+    ranks_per_node: int
     device: Device
 
     @property
     def rate(self) -> float:
         """Bytes a second through each rank."""
-        across = self.inside * self.device.network
-        return ATTAINED * (self.device.link if self.size <= self.inside else min(self.device.link, across))
+        across = self.ranks_per_node * self.device.network
+        return ACHIEVED_FRACTION * (
+            self.device.link if self.size <= self.ranks_per_node else min(self.device.link, across)
+        )
 
     def _steps(self) -> float:
-        between = self.size / self.inside if self.size > self.inside else 0
+        between = self.size / self.ranks_per_node if self.size > self.ranks_per_node else 0
         return between * NETWORK_HOP + (self.size - 1 - between) * HOP
 
     def all_gather(self, size: float) -> float:
@@ -47,8 +49,8 @@ class Group:
 
     def send(self, size: float) -> float:
         """Seconds until the next rank has `size` bytes of this one's."""
-        return size / self.rate + (HOP if self.size <= self.inside else NETWORK_HOP)
+        return size / self.rate + (HOP if self.size <= self.ranks_per_node else NETWORK_HOP)
 
-    def sent(self, size: float) -> float:
+    def bytes_sent(self, size: float) -> float:
         """Bytes that each rank sends in an all-gather or reduce-scatter of `size`."""
         return size * (self.size - 1) / self.size

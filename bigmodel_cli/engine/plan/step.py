@@ -20,28 +20,28 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Batch, Start, Task
-from bigmodel_cli.engine.build.model import build_model, head_of
+from bigmodel_cli.engine.build.model import build_model, head_name
 from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
-from bigmodel_cli.engine.plan.trace import Recorder, Trace, size_of
+from bigmodel_cli.engine.plan.trace import Recorder, Trace, storage_bytes
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: what is sharded, and computed again, one at a time; the members of lists of equals."""
     found: list[nn.Module] = []
-    inside: set[nn.Module] = set()
+    seen: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             children = list(module)
-            alike = len(children) > 1 and len({type(c) for c in children}) == 1
-            if alike and any(True for _ in children[0].parameters()) and children[0] not in inside:
+            uniform = len(children) > 1 and len({type(c) for c in children}) == 1
+            if uniform and any(True for _ in children[0].parameters()) and children[0] not in seen:
                 found += children
-                inside.update(part for c in children for part in c.modules())
+                seen.update(part for c in children for part in c.modules())
     return found
 
 
 @contextlib.contextmanager
-def _inside(recorder: Recorder, model: nn.Module) -> Iterator[None]:
+def _tracking_blocks(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     """Tell the recorder which forward operators belong to a block, and how large a block's output is."""
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -50,10 +50,12 @@ def _inside(recorder: Recorder, model: nn.Module) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, out: Any) -> None:
         recorder.in_block = False
         if recorder.phase == "forward":
-            recorder.trace.block_outputs.append(sum(size_of(x) for x in tree_iter(out) if isinstance(x, Tensor)))
+            recorder.trace.block_output_bytes.append(
+                sum(storage_bytes(x) for x in tree_iter(out) if isinstance(x, Tensor))
+            )
 
     handles = []
-    for block in blocks(model):
+    for block in repeated_blocks(model):
         handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
     try:
         yield
@@ -68,7 +70,7 @@ def trace_step(
     sample: Batch,
     batch: int,
     *,
-    half: bool,
+    low_precision: bool,
     master: bool = True,
     recompute: bool = False,
     small_maps: bool = False,
@@ -87,25 +89,25 @@ def trace_step(
     trace = Trace(batch)
     recorder = Recorder(trace)
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-        model, optimizer = _prepared(recipe, task, master, depth)
+        model, optimizer = _build_for_trace(recipe, task, master, depth)
         dense_small_maps(model, small_maps)
         if recompute:
-            for block in blocks(model):
-                _compute_again(block)
+            for block in repeated_blocks(model):
+                _checkpoint_block(block)
         inputs = {k: torch.empty((batch, *v.shape[1:]), dtype=v.dtype) for k, v in sample.items()}
         if not master:
             inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
         inputs = {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in inputs.items()}
-        with recorder, _inside(recorder, model):
-            _mark(recorder, model, optimizer, inputs)
+        with recorder, _tracking_blocks(recorder, model):
+            _record_initial_state(recorder, model, optimizer, inputs)
             recorder.phase = "forward"
-            with torch.autocast("cpu", torch.bfloat16, enabled=half and master):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low_precision and master):
                 loss = task.loss(model, inputs).total / batch
             recorder.phase = "backward"
             loss.backward()
             for p in model.parameters():
                 if p.grad is not None:
-                    trace.parts[recorder.key(p.grad)] = "gradients"
+                    trace.categories[recorder.key(p.grad)] = "gradients"
             recorder.phase = "optimizer"
             if optimizer is not None:
                 torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -114,37 +116,37 @@ def trace_step(
     return trace
 
 
-def deep_stack(recipe: Recipe, task: Task) -> int:
+def count_stacked_blocks(recipe: Recipe, task: Task) -> int:
     """How many equal blocks the model has in one list; 0 where there is no list, or other blocks beside it."""
     with torch.device("meta"):
         model = build_model(recipe, task.spec)
-    stack = _stack(model)
-    return len(stack) if stack is not None and len(stack) == len(blocks(model)) else 0
+    stack = _longest_stack(model)
+    return len(stack) if stack is not None and len(stack) == len(repeated_blocks(model)) else 0
 
 
-def _stack(model: nn.Module) -> nn.ModuleList | None:
+def _longest_stack(model: nn.Module) -> nn.ModuleList | None:
     """The longest list of modules with parameters of the same shapes."""
 
     def shapes(module: nn.Module) -> list[torch.Size]:
         return [p.shape for p in module.parameters()]
 
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    alike = [m for m in lists if shapes(m[0]) and all(shapes(one) == shapes(m[0]) for one in m)]
-    return max(alike, key=len, default=None)
+    uniform = [m for m in lists if shapes(m[0]) and all(shapes(one) == shapes(m[0]) for one in m)]
+    return max(uniform, key=len, default=None)
 
 
-def _prepared(
+def _build_for_trace(
     recipe: Recipe, task: Task, master: bool, depth: int | None
 ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
     """The model in train mode, and its optimizer after a first step, so that its state is there."""
     # Built on the meta device, where builders may still read values of small CPU tensors.
     with unset_fake_temporarily(), torch.device("meta"):
         model = build_model(recipe, task.spec)
-        stack = _stack(model)
+        stack = _longest_stack(model)
         if depth is not None and stack is not None:
             del stack[depth:]
-    _move(model, None if master else torch.bfloat16)
-    methods.get(recipe.start.method)(Start(model, head_of(recipe), _no_teacher), **recipe.start.options)
+    _to_fake_cpu(model, None if master else torch.bfloat16)
+    methods.get(recipe.start.method)(Start(model, head_name(recipe), _no_teacher), **recipe.start.options)
     model.train()
     if not master:
         return model, None
@@ -156,7 +158,7 @@ def _prepared(
     return model, optimizer
 
 
-def _move(model: nn.Module, dtype: torch.dtype | None) -> None:
+def _to_fake_cpu(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Meta tensors to fake CPU ones, floats as `dtype`: ``Module.to`` cannot, where something refers to them weakly."""
     moved: dict[int, Tensor] = {}  # what is tied stays tied
 
@@ -178,22 +180,22 @@ def _no_teacher(path: str) -> Any:
     raise InputError(f"plan does not open {path}", "expected a method that needs no other checkpoint")
 
 
-def _compute_again(block: nn.Module) -> None:
+def _checkpoint_block(block: nn.Module) -> None:
     forward = block.forward
     block.forward = lambda *a, **k: checkpoint(forward, *a, use_reentrant=False, **k)  # type: ignore[method-assign]
 
 
-def _mark(recorder: Recorder, model: nn.Module, optimizer: Any, inputs: Batch) -> None:
+def _record_initial_state(recorder: Recorder, model: nn.Module, optimizer: Any, inputs: Batch) -> None:
     """Say what is there before the step."""
     trace = recorder.trace
     for x in (*model.parameters(), *model.buffers()):
-        trace.parts[recorder.key(x)] = "weights"
+        trace.categories[recorder.key(x)] = "weights"
     for state in optimizer.state.values() if optimizer is not None else ():
         for x in state.values():
             if isinstance(x, Tensor):
-                trace.parts[recorder.key(x)] = "optimizer"
+                trace.categories[recorder.key(x)] = "optimizer"
     for x in inputs.values():
         recorder.key(x)
     trace.parameters = sum(p.numel() for p in model.parameters())
     trace.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    trace.block_parameters = [sum(p.numel() for p in block.parameters()) for block in blocks(model)]
+    trace.block_parameters = [sum(p.numel() for p in block.parameters()) for block in repeated_blocks(model)]

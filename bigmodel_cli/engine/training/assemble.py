@@ -16,18 +16,19 @@ from bigmodel_cli.core.types import Adapted, DataBundle, Frozen, Source, Start, 
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.build.compatibility import first_difference
 from bigmodel_cli.engine.build.data import load_data, train_and_val
-from bigmodel_cli.engine.build.foreign_weights import is_foreign, transfer_foreign
-from bigmodel_cli.engine.build.load import Trained, described, load_trained
+from bigmodel_cli.engine.build.foreign_weights import is_foreign, load_foreign_weights
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
-from bigmodel_cli.engine.build.model import build_model, build_task, head_of, show
+from bigmodel_cli.engine.build.model import build_model, build_task, head_name, initialise_from_data
 from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import transfer
-from bigmodel_cli.engine.device.autotune import measured
+from bigmodel_cli.engine.device.autotune import autotune
 from bigmodel_cli.engine.device.device_cache import cache_on_device
-from bigmodel_cli.engine.device.placement import Placement, place
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group
-from bigmodel_cli.engine.distributed.strategy import parallel_for
+from bigmodel_cli.engine.device.placement import Placement, choose_placement
+from bigmodel_cli.engine.device.process import configure_process
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
+from bigmodel_cli.engine.distributed.strategy import choose_strategy
 from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import labels_of, told, weighted
 from bigmodel_cli.engine.training.provenance import provenance
@@ -51,7 +52,7 @@ def assemble(
     recorded: Mapping[str, Any] | None = None,
     *,
     measure: bool = True,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> Run:
     """Build everything that `recipe` names, on its device, ready for ``fit``.
 
@@ -65,17 +66,18 @@ def assemble(
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
     group = with_width(group, recipe)
-    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
+    placement = choose_placement(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
+    configure_process(placement)
     _check_task(recipe)
     trained = None if resumed else _start(recipe)
-    like = described(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
+    like = recipe_and_spec(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
     bundle = load_data(recipe.data, like)
     train, val = train_and_val(bundle, recipe.data)
     torch.manual_seed(recipe.train.seed)
     with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = _task_and_model(recipe, bundle, train, resumed, trained)
     model = on_device(recipe, model, placement, group)
-    start = Start(model, head_of(recipe), lambda path: load_trained(Path(path)))
+    start = Start(model, head_name(recipe), lambda path: load_trained(Path(path)))
     adapted: Adapted = methods.get(recipe.start.method)(start, **recipe.start.options)
     how = recipe.train.balance
     labels = labels_of(train, how) if how != "none" else None
@@ -97,7 +99,7 @@ def assemble(
         ):  # alone, the others wait: what it finds holds for all
             placement = _measured(recipe, placement, model, adapted.frozen, task, batches, total)
         placement = agreed(recipe, placement, model, group)
-    parallel = parallel_for(group, recipe, placement, model, unused=bool(adapted.stages))
+    parallel = choose_strategy(group, recipe, placement, model, unused=bool(adapted.stages))
     ema = build_ema(recipe, model, parallel)  # before it is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
@@ -110,20 +112,22 @@ def assemble(
         adapted=adapted,
         optimizer=optimizer,
         factor=schedules.get(recipe.schedule.name)(total, **recipe.schedule.options),
-        base_lrs=[g["lr"] * (group.shards if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups],
+        base_lrs=[
+            g["lr"] * (group.data_parallel_size if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups
+        ],
         batches=batches,
         val=val,
         total_steps=total,
         placement=placement,
-        timer=Timer(placement.wait if placement.lag else None),
+        timer=Timer(placement.synchronize if placement.lag else None),
         meta=_meta(recipe, task, bundle),
         notes=[*bundle.notes, *notes, *filter(None, [why_not])],
         splits=frozenset(bundle.load),
         caches_features=keeps,
         parallel=parallel,
     )
-    if group.shard:
-        torch.manual_seed(rank_seed(recipe.train.seed, group.shard))
+    if group.data_parallel_rank:
+        torch.manual_seed(rank_seed(recipe.train.seed, group.data_parallel_rank))
     if resumed is not None:
         _restore(run, resumed)
     return run
@@ -158,7 +162,7 @@ def _check_task(recipe: Recipe) -> None:
             raise InputError(what, expected, hint)
 
 
-def _start(recipe: Recipe) -> Trained | None:
+def _start(recipe: Recipe) -> TrainedModel | None:
     """The trained model that the recipe starts from; None for random weights, and for foreign ones."""
     if not recipe.start.trained:
         if recipe.start.sha256 is not None:
@@ -172,22 +176,22 @@ def _start(recipe: Recipe) -> Trained | None:
 
 
 def _task_and_model(
-    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: Trained | None
+    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: TrainedModel | None
 ) -> tuple[Task, nn.Module, list[str]]:
     if resumed is not None:
         _check_same_data(resumed["meta"]["data"], bundle)
-        _, spec = described(resumed, "--resume")
+        _, spec = recipe_and_spec(resumed, "--resume")
         return build_task(recipe, spec), build_model(recipe, spec), []
     if not recipe.start.trained:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)
-        show(model, task, train)
+        initialise_from_data(model, task, train)
         return task, model, []
     if trained is None:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)
         path = Path(str(recipe.start.checkpoint))
-        return task, model, transfer_foreign(model, path, models.get(recipe.model.name).meta)
+        return task, model, load_foreign_weights(model, path, models.get(recipe.model.name).meta)
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
@@ -226,7 +230,7 @@ def _measured(
     if section.compile == "auto" and getattr(batches.source, "lengths", None) is not None:
         # Batches are as long as their texts: what is compiled for one shape is compiled again for the next.
         section = section.model_copy(update={"compile": False})
-    return measured(
+    return autotune(
         section,
         placement,
         model,

@@ -15,7 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source
-from bigmodel_cli.engine.build.model import head_of
+from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
 from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
 from bigmodel_cli.engine.training.run import Run
@@ -64,7 +64,7 @@ def can_cache_features(recipe: Recipe, task: Any, model: nn.Module, adapted: Ada
 
     Where everything below the head is frozen and it is not possible all the same, the line says why.
     """
-    head = head_of(recipe)
+    head = head_name(recipe)
     below = {key for key in model.state_dict() if not key.startswith(head + ".")}
     if not below or not below <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
         return False, ""
@@ -90,7 +90,7 @@ def cache_features(run: Run) -> bool:
         return False
     train, val = both
     run.batches = replace(run.batches, source=train)
-    run.val, run.task, run.part = val, OnFeatures(run.task), head_of(run.recipe)
+    run.val, run.task, run.part = val, OnFeatures(run.task), head_name(run.recipe)
     run.forward = run.model.get_submodule(run.part)
     return True
 
@@ -128,7 +128,7 @@ def _split(run: Run, quick: Optimized, says: ForwardFn, source: Source) -> Featu
 
 def _vectors(run: Run) -> ForwardFn:
     """What a model, of which the head is a part, puts into it."""
-    head = head_of(run.recipe)
+    head = head_name(run.recipe)
 
     def says(model: nn.Module, batch: Batch) -> Batch:
         seen: list[Tensor] = []

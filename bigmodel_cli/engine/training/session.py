@@ -17,11 +17,11 @@ from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, InputError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
-from bigmodel_cli.engine.build.digest import digest, unchanged
+from bigmodel_cli.engine.build.digest import assert_unchanged, digest
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.async_writer import Parts, Writer
-from bigmodel_cli.engine.checkpoint.sharded import Share, split_state
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group, translate_rank_errors
+from bigmodel_cli.engine.checkpoint.async_writer import LocalShard, Writer
+from bigmodel_cli.engine.checkpoint.sharded import ShardSpec, split_state
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group, translate_rank_errors
 from bigmodel_cli.engine.plan.mfu import utilisation
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.cached_features import cache_features
@@ -79,7 +79,7 @@ def train(
     folder: RunFolder,
     emit: Callable[[Event], None],
     recorded: Mapping[str, Any] | None = None,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> Outcome:
     """Train `recipe` in `folder` to its end; `recorded` is the environment of a run that is done again.
 
@@ -114,8 +114,8 @@ def train(
 
         def save(run: Run, best: bool) -> None:
             state = run.state(whole=False)
-            if run.parallel.saves_shards and checkpoint.size(state) > recipe.train.shard_above:
-                writer.save_parts(_parts(run, state), best)
+            if run.parallel.saves_shards and checkpoint.tensor_bytes(state) > recipe.train.shard_above:
+                writer.save_shard(_parts(run, state), best)
                 return
             state = run.parallel.gather_full(state, group.is_main)
             if group.is_main:
@@ -126,7 +126,7 @@ def train(
         run.roll_back = lambda: _roll_back(run, folder, writer)
         run.timer.seconds["start"] += time.perf_counter() - clock
         told(_start(run, folder))
-        with unchanged(run.model, run.frozen.tensors):
+        with assert_unchanged(run.model, run.frozen.tensors):
             through = cache_features(run) and add_reference_outputs(run)
             before = _before(run)
             if not run.adapted.solve:  # which has nothing to save until it is through
@@ -135,7 +135,7 @@ def train(
             with trace:
                 through = through and (solve(run) if run.adapted.solve else fit(run))
         with run.timer("saving"):
-            writer.wait()
+            writer.flush()
             group.barrier()
         if not through:
             raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)
@@ -196,14 +196,14 @@ def _prepared(recipe: Recipe, folder: RunFolder, recorded: Mapping[str, Any] | N
             raise
 
 
-def _parts(run: Run, state: dict[str, Any]) -> Parts:
+def _parts(run: Run, state: dict[str, Any]) -> LocalShard:
     group = run.parallel.group
     plain, mine = split_state(state, run.parallel.local_rows, group.is_main)
-    name = group.broadcast(atomic_files.PARTS + uuid.uuid4().hex[:12])
-    return Parts(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
+    name = group.broadcast(atomic_files.SHARDS_PREFIX + uuid.uuid4().hex[:12])
+    return LocalShard(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
 
 
-def _newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[str, Any], list[str]]:
+def _newest(folder: RunFolder, group: Group, share: ShardSpec | None) -> tuple[dict[str, Any], list[str]]:
     """The newest valid checkpoint, which rank 0 chooses and every rank reads; and a line for each that was skipped.
 
     Raises:
@@ -215,7 +215,7 @@ def _newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[
             raise InputError(f"{folder.path}: no valid checkpoint")
         return checkpoint.load(Path(chosen), share), []
     try:
-        newest, state, skipped = checkpoint.fallback(folder.path, share)
+        newest, state, skipped = checkpoint.newest_valid(folder.path, share)
     except InputError:
         group.broadcast(None)
         raise
@@ -226,7 +226,7 @@ def _newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[
 
 
 def _roll_back(run: Run, folder: RunFolder, writer: Writer) -> bool:
-    writer.wait()
+    writer.flush()
     try:
         group = run.parallel.group
         state, _ = _newest(folder, group, own_shard(run.recipe, group))
