@@ -1,4 +1,4 @@
-"""JSON lines from anyone: one object a line, held to JSON's own rules and to the fields that are needed."""
+"""A strict reader for JSON lines: one object per line, checked against JSON's rules and the required fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Check = Callable[[Any], str | None]
 
 
 def text_problem(value: Any) -> str | None:
-    """None where `value` is text that UTF-8 can hold; a number is what it prints as, for labels."""
+    """What is wrong with `value` as text, or None. Integers are accepted, for labels."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -29,12 +29,12 @@ def text_problem(value: Any) -> str | None:
 def read_records(
     path: Path, fields: Mapping[str, Check], encoding: str = AUTO, notes: list[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line that is not empty: where it stands (``file:line``), and its object with `fields`.
+    """The location (``file:line``) and the object of each line that is not empty.
 
-    JSON is UTF-8 (RFC 8259); "auto" also takes what a byte order mark says, and guesses nothing.
+    JSON is UTF-8 (RFC 8259); "auto" also accepts the encoding of a byte order mark, and never guesses.
 
     Raises:
-        InputError: a line is no such object, or the file has none.
+        InputError: a line is not an object with `fields`, or the file is empty.
     """
     encoding = resolve_encoding(path, encoding)
     found = False
@@ -47,10 +47,10 @@ def read_records(
 
 
 def resolve_encoding(path: Path, encoding: str) -> str:
-    """ "auto" as the encoding that a byte order mark names, else UTF-8.
+    """Resolve "auto" to the encoding of the byte order mark, else to UTF-8.
 
     Raises:
-        InputError: a line is not UTF-8; it is named.
+        InputError: a line is not UTF-8; the message names it.
     """
     if encoding != AUTO:
         return encoding
@@ -58,7 +58,7 @@ def resolve_encoding(path: Path, encoding: str) -> str:
     for i, block in enumerate(read_blocks(path)):
         if i == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return "utf-32" if block[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "utf-16"
-        # Whole lines: no character is cut at the end of a block.
+        # Decode complete lines, so that no character is split at the end of a block.
         whole, newline, rest_now = (rest + block).rpartition(b"\n")
         line, rest = _utf8(path, whole + newline, line), rest_now
         if len(rest) > 4 * MAX_LINE_CHARS:
@@ -70,7 +70,7 @@ def resolve_encoding(path: Path, encoding: str) -> str:
 
 
 def _utf8(path: Path, part: bytes, line: int) -> int:
-    """The number of the line after `part`, which begins with line `line`."""
+    """Check `part`, which begins with line `line`; returns the number of the line after it."""
     try:
         part.decode()
     except UnicodeDecodeError as error:
@@ -81,16 +81,16 @@ def _utf8(path: Path, part: bytes, line: int) -> int:
 
 
 def parse_record(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
-    """The object in `line`, which stands at `where`, with every one of `fields` as its check wants it.
+    """The object in `line` at the location `where`, with each of `fields` checked.
 
     Raises:
-        InputError: it is too long, not JSON (duplicate keys and NaN are not), or a field is missing or wrong.
+        InputError: the line is too long or not JSON (duplicate keys and NaN are not), or a field is missing or wrong.
     """
     if len(line) > MAX_LINE_CHARS:
         raise InputError(f"{where}: {len(line)} characters", f"expected at most {MAX_LINE_CHARS}")
     try:
         row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=reject_nan)
-    except (ValueError, RecursionError) as error:  # a number of too many digits, nesting without end
+    except (ValueError, RecursionError) as error:  # too many digits, or nested too deeply
         raise InputError(f"{where}: not JSON: {error}", "expected one object a line") from None
     if not isinstance(row, dict):
         raise InputError(
@@ -106,18 +106,18 @@ def parse_record(where: str, line: str, fields: Mapping[str, Check]) -> dict[str
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's pairs; a key that stands twice is a ValueError."""
+    """An object from its pairs; a duplicate key is a ValueError."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} stands twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return found
 
 
 def reject_nan(name: str) -> None:
-    """NaN and infinity, which Python reads and JSON has not."""
-    raise ValueError(f"{name} is no number")
+    """Refuse NaN and infinity, which Python reads but JSON does not allow."""
+    raise ValueError(f"{name} is not a number")
 
 
 def _kind(value: Any) -> str:

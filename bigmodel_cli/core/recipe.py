@@ -24,12 +24,12 @@ class Section(BaseModel):
 
 
 class NamedSection(Section):
-    """A section whose field `key` names a registered function, with that function's options beside it."""
+    """A section whose field `key` names a registered function; the function's options are further fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     key: ClassVar[str] = "name"
     component_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that speak of the function that is named, as its options do: another name drops them."""
+    """Fields that, like options, belong to the registered function: naming another function drops them."""
 
     @property
     def registered_name(self) -> str:
@@ -93,7 +93,7 @@ class TrainSection(Section):
 
 
 class StartSection(NamedSection):
-    """Where training starts and how it goes on from there: ``{checkpoint: x.pt, method: lora, rank: 8}``."""
+    """The weights to start from and the fine-tuning method: ``{checkpoint: x.pt, method: lora, rank: 8}``."""
 
     key: ClassVar[str] = "method"
 
@@ -138,7 +138,7 @@ class ParallelSection(Section):
 
 
 class Recipe(Section):
-    """One run, whole. ``bigmodel recipe schema`` prints this with every component's options."""
+    """Everything that defines a run. ``bigmodel recipe schema`` prints it with the options of every component."""
 
     model: ModelSection
     data: DataSection = DataSection(name="digits")
@@ -165,7 +165,7 @@ COMPONENTS: dict[str, Registry] = {
     "schedule": schedules,
     "start": methods,
 }
-"""Which registry checks which section."""
+"""The registry of each section that names a component."""
 
 
 def section_type(section: str) -> type[NamedSection]:
@@ -174,17 +174,17 @@ def section_type(section: str) -> type[NamedSection]:
 
 
 def data_root(folder: str | Path | None) -> Path:
-    """Where data files lie: the folder named, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
+    """The folder of data files: `folder`, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
     return Path(folder or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
+    """The folder for data that can be recreated: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
     return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a recipe file, every registered component and option in it."""
+    """The JSON schema (draft 2020-12) of a recipe file, with every registered component and option."""
     root = Recipe.model_json_schema()
     definitions = root["$defs"]
     for section, registry in COMPONENTS.items():

@@ -1,8 +1,7 @@
-"""A ``tokenizer.json`` from anyone, looked at before the library that runs it sees it.
+"""Checks an untrusted ``tokenizer.json`` before Hugging Face's library loads it.
 
-The library is written in a safe language and runs no code from the file, but a file can still
-ask for a padding of a billion tokens, for a text that doubles thirty times, or for a regular
-expression that never ends.
+The library runs no code from the file, but a file can still request a padding of a billion tokens, a
+normalizer that doubles a text thirty times, or a regular expression of exponential time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ MAX_BYTES = 64_000_000
 MAX_TOKENS = 1 << 20
 MAX_COMPONENTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
 MAX_PATTERN_CHARS = 2_000  # characters of a regular expression
-MAX_GROWTH = 64  # times that normalizers may make a text longer
+MAX_GROWTH = 64  # factor by which normalizers may lengthen a text
 MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 COMPONENTS = {
     "normalizer": (
@@ -41,10 +40,10 @@ EXPECTED = "expected the JSON of Hugging Face's tokenizers"
 
 
 def checked_tokenizer(text: str) -> dict[str, Any]:
-    """The values in the JSON `text` of a tokenizer, without what changes the length of a text (padding, truncation).
+    """The values in the JSON `text` of a tokenizer, without padding and truncation.
 
     Raises:
-        InputError: it is not the JSON of a tokenizer, or asks for more than one needs.
+        InputError: it is not the JSON of a tokenizer, or exceeds one of the limits above.
     """
     if len(text) > MAX_BYTES:
         raise InputError(f"tokenizer of {len(text)} bytes", f"expected at most {MAX_BYTES}")
@@ -67,12 +66,12 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
             growth *= _growth(part) if kind == "normalizer" else 1
             _check_pattern(part.get("pattern"))
     if growth > MAX_GROWTH:
-        raise InputError("tokenizer whose normalizer makes texts longer without end", f"at most {MAX_GROWTH} times")
+        raise InputError("tokenizer whose normalizer lengthens texts too much", f"expected at most {MAX_GROWTH} times")
     return {**values, "padding": None, "truncation": None}
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    """A vocabulary of text to ids from 0 on, each once; or, for Unigram, of pairs of text and score."""
+    """Check the vocabulary: a map of tokens to ids or, for Unigram, a list of pairs of token and score."""
     kind = model.get("type", "BPE")
     if kind not in MODELS:
         raise InputError(f"tokenizer: model {kind!r}", "expected one of " + ", ".join(MODELS))
@@ -109,7 +108,7 @@ def _check_added(tokens: Any) -> None:
 
 
 def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
-    """`part` and, where it is a sequence, what is in it."""
+    """`part` and, where it is a sequence, its members, recursively."""
     if part is None:
         return
     if not isinstance(part, dict):
@@ -124,7 +123,7 @@ def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """How many times longer a normalizer may make a text."""
+    """The factor by which a normalizer can lengthen a text."""
     content = part.get("content", part.get("prepend", ""))
     if part["type"] not in ("Replace", "Prepend") or not isinstance(content, str):
         return 1.0
@@ -134,7 +133,7 @@ def _growth(part: dict[str, Any]) -> float:
 
 
 def _check_pattern(pattern: Any) -> None:
-    """Refuse regular expressions that can take for ever: repetition within repetition, and references back."""
+    """Refuse regular expressions that can take exponential time: nested repetition and back-references."""
     expression = pattern.get("Regex") if isinstance(pattern, dict) else None
     if expression is None:
         return
@@ -143,15 +142,15 @@ def _check_pattern(pattern: Any) -> None:
             "tokenizer with an absurd regular expression", f"expected at most {MAX_PATTERN_CHARS} characters"
         )
     if re.search(r"\\[1-9kg]|\{\d{4,}|,\d{4,}\}", expression) or _repeats_repetition(expression):
-        raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take for ever")
+        raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take exponential time")
 
 
 def _repeats_repetition(expression: str) -> bool:
-    """Whether a group that repeats without end holds something that does too, or a choice: ``(a+)+``, ``(a|a)*``."""
+    """Whether an unbounded group contains an unbounded repetition or an alternative: ``(a+)+``, ``(a|a)*``."""
     plain = re.sub(r"\\.", "x", expression, flags=re.DOTALL)
     plain = re.sub(r"\[\^?\]?(?:\[:\^?\w+:\]|[^\]])*\]", "x", plain)
     endless = re.compile(r"[*+]|\{\d*,\}")
-    stack, inside = [], False  # for each open group, whether what is around it repeats something already
+    stack, inside = [], False  # for each open group, whether the enclosing one contains a repetition already
     i = 0
     while i < len(plain):
         if plain[i] == "(":

@@ -1,4 +1,4 @@
-"""Our tokenizers as Hugging Face's ``tokenizer.json``: the same ids for any text."""
+"""Converts our tokenizers to Hugging Face's ``tokenizer.json``, with the same ids for any text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bigmodel_cli.core.types import TextSpec
 
 
 def byte_names() -> list[str]:
-    """The character by which byte-level BPE calls each of the 256 bytes (Radford et al. 2019): a printable one."""
+    """The printable character that stands for each of the 256 bytes in byte-level BPE (Radford et al. 2019)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(b if b in plain else next(others)) for b in range(256)]
 
 
 def tokenizer_json(spec: TextSpec) -> str:
-    """The JSON that Hugging Face's tokenizers reads, of the tokenizer in `spec`.
+    """The tokenizer in `spec` as JSON for Hugging Face's tokenizers.
 
     Raises:
         MachineError: the extra ``text`` is not installed.
@@ -49,7 +49,7 @@ def tokenizer_json(spec: TextSpec) -> str:
 
 
 def tokenizer_config(spec: TextSpec) -> dict[str, Any]:
-    """What stands in ``tokenizer_config.json`` beside it."""
+    """The contents of ``tokenizer_config.json`` beside it."""
     known = tokenizer(spec)
     names = {i: name for name, i in json.loads(tokenizer_json(spec))["model"]["vocab"].items()} if known.special else {}
     roles = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": SPECIALS[2], "eos_token": SPECIALS[3]}

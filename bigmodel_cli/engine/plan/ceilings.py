@@ -1,4 +1,4 @@
-"""What this machine's CPU does at most, measured by ``microbenchmarks.py`` and kept in the cache folder, by machine."""
+"""The roofline ceilings of this machine's CPU: measured with ``microbenchmarks.py``, and cached by machine."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from bigmodel_cli.engine.plan.trace import Op
 
 VERSION = 2
 MIN_SECONDS, MIN_CALLS = 0.1, 7
-"""Of trying for each figure, and how many calls count at least; about 110 figures."""
+"""The minimum time and the minimum calls for each of about 110 microbenchmarks."""
 CHAIN_LENGTH = 64
-"""Operators in a row."""
+"""Operators in the chain that measures the dispatch overhead."""
 
 Curve = list[list[float]]
 
 
 @dataclass(frozen=True)
 class MeasuredCeilings:
-    """Ceilings of this machine; see :class:`bigmodel_cli.engine.plan.roofline.Ceilings`."""
+    """Measured ceilings; see :class:`bigmodel_cli.engine.plan.roofline.Ceilings`."""
 
     overhead: float
     curves: dict[str, Curve]
-    """FLOP/s by the narrowest side, bytes/s by bytes; "NAME by side" is FLOP/s by the side of the map or the tokens."""
+    """FLOP/s by the smallest dimension, bytes/s by bytes; "NAME by side": FLOP/s by the map's side or the tokens."""
 
     def arithmetic(self, op: Op, shards: int) -> float:
         name = op.name if op.name in self.curves else "mm"
@@ -59,11 +59,11 @@ PROXIES = {
     "silu": "gelu", "silu_backward": "gelu_backward", "sigmoid": "gelu", "tanh": "gelu_tanh",
     "cat": "clone", "stack": "clone", "copy_": "clone", "_to_copy": "add",
 }  # fmt: skip
-"""Which measured operator stands for another; every other one is a plain pass, as add."""
+"""The measured operator that stands for another one; operators not listed are treated as add."""
 
 
 def cpu_ceilings(threads: int) -> MeasuredCeilings:
-    """The ceilings with `threads` threads, from the cache or measured now (about 20 s)."""
+    """The ceilings with `threads` threads, from the cache or measured now, which takes about 20 s."""
     made_from = (VERSION, cpu_info()[0], platform.machine(), threads, str(torch.__version__))
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
     file = cache_root() / "ceilings" / f"{name}.json"
@@ -85,13 +85,13 @@ def cpu_ceilings(threads: int) -> MeasuredCeilings:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"overhead": found.overhead, "curves": found.curves})
         atomic_files.replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"), lambda: len(text))
-    except (OSError, MachineError):  # measured again the next time
+    except (OSError, MachineError):  # without a cache they are measured again the next time
         pass
     return found
 
 
 def measure_ceilings() -> MeasuredCeilings:
-    """Measure every curve, with as many threads as torch now has."""
+    """Measure every curve with torch's current number of threads."""
     tiny = torch.zeros(8)
     with torch.no_grad():
         dispatch_seconds = _median_seconds(lambda: tiny + tiny)
@@ -102,7 +102,7 @@ def measure_ceilings() -> MeasuredCeilings:
 
 
 def _chain() -> None:
-    """LINKS operators on next to nothing, forward and backward: what autograd and the dispatcher take for each."""
+    """CHAIN_LENGTH tiny operators, forward and backward, whose time is the overhead of dispatcher and autograd."""
     x = first = torch.zeros(8, requires_grad=True)
     for _ in range(CHAIN_LENGTH):
         x = x + 1.0
@@ -111,11 +111,10 @@ def _chain() -> None:
 
 
 def _median_seconds(call: Callable[..., object]) -> float:
-    """The median time of one call: a step is the sum of such, where the least of each would never fall together.
+    """The median time of one call: in a step, which is a sum of calls, the minimum of each would be too optimistic.
 
-    Results are kept for a while, as a step keeps its activations: what is written goes where
-    nothing was written just before. The first calls do not count: their memory is
-    new, and a page that is touched for the first time takes longer than what is written to it.
+    The last results are kept alive, as a step keeps its activations, so that outputs go to memory that was not
+    written just before. The first calls do not count: the first access to a page is slower than later ones.
     """
     cached: deque[object] = deque(maxlen=COPIES)
     times: list[float] = []

@@ -14,7 +14,7 @@ from bigmodel_cli.engine.device.lazy_dynamo import without_dynamo
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of the model: its name, class, number of parameters, and FLOPs of a forward pass of one sample."""
+    """A layer of the model: its name, class, number of parameters, and FLOPs of a forward pass of one sample."""
 
     name: str
     kind: str
@@ -23,9 +23,9 @@ class Layer:
 
 
 def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], int]:
-    """The parts of `model` down to `depth`, and the FLOPs of one sample's forward pass (a multiply-add is two).
+    """The layers of `model` down to `depth`, and the FLOPs of one sample's forward pass (a multiply-add is two).
 
-    `model` is on the meta device: nothing is computed.
+    `model` must be on the meta device, so that nothing is computed.
     """
     example = tuple(x.to("meta") for x in task.example(1))
     model.eval()

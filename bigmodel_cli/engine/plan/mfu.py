@@ -1,7 +1,7 @@
-"""Model-FLOPs utilisation (Chowdhery et al. 2022): what a run computes for its model, as a share of the device's peak.
+"""Model-FLOPs utilisation (Chowdhery et al. 2022): the FLOP/s of a model in training over the device's peak.
 
-Counted are the products of the forward pass, three times: the backward pass has two for each of them. What is
-computed again (checkpointing), elementwise work and the optimizer are none of the model's FLOPs.
+The FLOPs are three times those of the forward pass's products: the backward pass has two products for each.
+Recomputation, elementwise operators and the optimizer do not count.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ MATMUL_SIDE, REPEATS = 1024, 5
 
 
 def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1) -> dict[str, Any]:
-    """``flops_per_unit`` of training (a token, an image), the ``peak`` of all devices in FLOP/s, and ``which`` it is.
+    """``flops_per_unit`` of training (a token, an image), the ``peak`` of all devices in FLOP/s, and ``which`` peak.
 
-    Empty where the model's work cannot be counted.
+    Empty where the model's FLOPs cannot be counted.
     """
     from bigmodel_cli.engine.build.model import build_model
     from bigmodel_cli.engine.plan.flops import layers
     from bigmodel_cli.models.layers.meta_init import init_on_meta
 
     flops = 0
-    # A model may not run without its values; what building one draws is no part of the run.
+    # Some models cannot run on the meta device; the run's random numbers must not depend on this build.
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), init_on_meta():
         _, flops = layers(build_model(recipe, task.spec), task)
     example = task.example(1)[-1]
@@ -44,7 +44,7 @@ def utilisation(recipe: Recipe, task: Task, placement: Placement, world: int = 1
 
 
 def peak_of(placement: Placement) -> tuple[float, str]:
-    """FLOP/s of matrix products on the device in the run's precision: its maker's figure, else measured here."""
+    """FLOP/s of matrix products on the device in the run's precision: from its data sheet, else measured."""
     if placement.device.type == "cuda":
         device_label = torch.cuda.get_device_name(placement.device).replace("-", " ").upper()
         for name, device in DEVICES.items():
@@ -60,6 +60,6 @@ def peak_of(placement: Placement) -> tuple[float, str]:
         placement.synchronize()
         shortest = min(shortest, time.perf_counter() - clock)
     return (
-        2 * MATMUL_SIDE** 3 / shortest,
+        2 * MATMUL_SIDE**3 / shortest,
         f"measured here: a {placement.precision} product of {MATMUL_SIDE} x {MATMUL_SIDE}",
     )

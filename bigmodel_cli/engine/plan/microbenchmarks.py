@@ -1,6 +1,6 @@
-"""The operators that are timed to know a CPU: matrix products, convolutions, attention, and passes over memory.
+"""Microbenchmarks of a CPU: matrix products, convolutions, attention, and operators bound by memory.
 
-Each by itself on made-up tensors, at a few sizes; none of the models that are planned is run.
+Each operator runs by itself on synthetic tensors of a few sizes. The planned model is never run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch.nn import functional as F
 
 MATMUL_WIDTHS = (16, 64, 128, 256, 768, 2048)
 PASS_ELEMENTS = (1 << 14, 1 << 17, 1 << 20, 1 << 23)
-"""Elements of a pass over memory: in the first cache, in the last one, in none."""
+"""Elements of a pass over memory: sizes that fit the first cache, the last one, and none."""
 COPIES = 4
-"""Of operands and results that are taken in turn."""
+"""Copies of operands and results that are cycled through."""
 CACHE_EXCEEDING_BYTES = 1 << 27
-"""Bytes that are more than a cache holds."""
+"""More bytes than any cache holds."""
 REFERENCE_SIZE = {"conv": 14, "attention": 256}
-"""The side of the maps, and the tokens, that the curves by channels and by the width of a head are measured at."""
+"""The map side and the number of tokens at which the curves by channels and by head width are measured."""
 aten = torch.ops.aten
 
 Microbenchmark = tuple[str, float, float, Callable[..., Any]]
-"""Name of the curve, place on it, work of a call, the call."""
+"""The name of the curve, the position on it, the work of a call (FLOPs or bytes), and the call."""
 
 
 def microbenchmarks() -> Iterator[Microbenchmark]:
@@ -49,7 +49,7 @@ def _products() -> Iterator[Microbenchmark]:
                 return x @ w.t(), g @ w, g.t() @ x
 
             yield f"mm{suffix}", n, 6.0 * rows * n * 768, call
-            bias = torch.randn(768, dtype=dtype)  # spread over the rows first, a pass of its own
+            bias = torch.randn(768, dtype=dtype)  # it is broadcast over the rows first, in a separate pass
             yield (
                 f"addmm{suffix}", n, 2.0 * rows * n * 768,
                 lambda t=operands, b=bias: (lambda x, w, _: torch.addmm(b, x, w.t()))(*next(t)),
@@ -57,12 +57,12 @@ def _products() -> Iterator[Microbenchmark]:
 
 
 def _cycle_operands(make: Callable[..., Any], size: float) -> Iterator[Any]:
-    """Operands in turn from so many copies that no cache holds them: a step's were written long ago."""
+    """Cycle through enough copies of the operands that no cache holds them, as in a step."""
     return itertools.cycle([make() for _ in range(max(1, min(COPIES, int(CACHE_EXCEEDING_BYTES // size))))])
 
 
 def _convolutions() -> Iterator[Microbenchmark]:
-    """In channels-last: 3x3 and 1x1 by the fewer channels, and 3x3 by the side of the map."""
+    """Channels-last convolutions: 3x3 and 1x1 by the number of channels, and 3x3 by the side of the map."""
     for kernel, name in ((3, "convolution"), (1, "convolution_1x1")):
         for channels in (1, 3, 12, 32, 64, 128, 256, 512):
             yield from _convolution(
@@ -75,7 +75,7 @@ def _convolutions() -> Iterator[Microbenchmark]:
 def _convolution(
     name: str, position: int, channels: int, kernel: int, side: int, batch: int
 ) -> Iterator[Microbenchmark]:
-    """Both passes of one layer, at `place` on the curves `name`; {} in it is where "_backward" goes."""
+    """Both passes of one layer at `position` on the curves `name`, in which {} stands for "" or "_backward"."""
     out = max(channels, 16)
     shape = ([1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], 1)
 
@@ -101,7 +101,7 @@ def _convolution(
 
 
 def _attention() -> Iterator[Microbenchmark]:
-    """By the width of a head, and by the number of tokens."""
+    """Attention by the width of a head, and by the number of tokens."""
     name = "_scaled_dot_product_flash_attention_for_cpu"
     for width in (16, 32, 64, 128):
         yield from _attention_of(name + "{}", width, width, REFERENCE_SIZE["attention"])
@@ -120,10 +120,10 @@ def _attention_of(name: str, position: int, width: int, tokens: int) -> Iterator
 
 
 def _memory_passes() -> Iterator[Microbenchmark]:
-    """Operators bound by memory; the bytes are counted as the trace counts them.
+    """Operators bound by memory, with bytes counted as in the trace.
 
-    The larger tensors are taken in turn from a pool that no cache holds: in a step, what an
-    operator reads was written by others, most of it long ago.
+    Large tensors are cycled through a pool that no cache holds: in a step, most inputs of an operator
+    were written long before.
     """
     weight = torch.ones(512)
     for n in PASS_ELEMENTS:
@@ -161,7 +161,7 @@ def _memory_passes() -> Iterator[Microbenchmark]:
 
 
 def _map_passes() -> Iterator[Microbenchmark]:
-    """Over maps of a network of convolutions, channels-last."""
+    """Operators over the channels-last maps of a convolutional network."""
     pool2d = aten.max_pool2d_with_indices
     for channels, side in ((64, 7), (64, 28), (32, 112)):
         w, zero = torch.ones(channels), torch.zeros(channels)
@@ -186,7 +186,7 @@ def _map_passes() -> Iterator[Microbenchmark]:
                 ),
             ),
             "max_pool2d_with_indices": (size + pooled, lambda x, y: pool2d(x, [2, 2], [2, 2])),
-            # The same numbers as they lie in memory, taken for channels-first: eight times as slow.
+            # The same memory viewed as channels-first: eight times as slow.
             "max_pool2d_with_indices_nchw": (
                 size + pooled,
                 lambda x, y, s=shape: pool2d(x.permute(0, 2, 3, 1).view(s), [2, 2], [2, 2]),

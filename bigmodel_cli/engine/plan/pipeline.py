@@ -1,11 +1,11 @@
-"""Pipeline stages: runs of neighbouring blocks, each on devices of its own. Predicted alone: nothing here trains so.
+"""Estimates pipeline parallelism: runs of consecutive blocks on separate devices. bigmodel cannot train this way.
 
-``ppS`` has S stages, which compute one micro-batch after another, forward and backward in turn (1F1B, Narayanan et
-al. 2021). In ``ppSxV`` each stage has V chunks of blocks from all over the model (interleaved), so that all stages
-are at work earlier: (S - 1) / V micro-batches pass while some wait. A stage's bf16 weights and fp32 gradients are
-whole on each of its replicas, which share fp32 weights and optimizer state alone (ZeRO-1, Rajbhandari et al. 2020):
-the gradients are reduce-scattered and the weights gathered once a step. ``tpN x ppS`` cuts each stage's matrices
-over N devices of a node as well. The nearest devices share tensors, the next are stages, the farthest replicas.
+``ppS`` has S stages, which run the forward and backward passes of micro-batches in alternation (1F1B, Narayanan
+et al. 2021). In ``ppSxV`` each stage has V chunks of blocks from different parts of the model (interleaved), which
+shortens the bubble to (S - 1) / V micro-batches. Each replica of a stage holds its bf16 weights and fp32 gradients
+in full, and shards only fp32 weights and optimizer state (ZeRO-1, Rajbhandari et al. 2020): gradients are
+reduce-scattered and weights gathered once a step. ``tpN x ppS`` also shards each stage's matrices over N devices of
+a node. Tensor parallelism uses the nearest devices, then come stages, then replicas.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STRATEGY_NAME = re.compile(r"(?:tp([1-9]\d*) x )?pp([1-9]\d*)(?:x([1-9]\d*))?")
 def pipeline_layouts(
     name: str, cluster: Cluster, batch: int, blocks: int, can_shard: Callable[[int], bool], can_recompute: bool
 ) -> list[Layout]:
-    """The layouts called `name`, without and with recompute; none where it is no such name, or not possible.
+    """The layouts called `name`, without and with recompute; empty where the name is malformed or it is not possible.
 
     Args:
-        blocks: how many equal ones the model consists of.
+        blocks: the number of equal blocks of the model.
     """
     found = STRATEGY_NAME.fullmatch(name)
     if found is None:
@@ -51,19 +51,19 @@ def pipeline_layouts(
 
 
 def describe_possible(cluster: Cluster, batch: int, blocks: int) -> str:
-    """What would have been possible."""
+    """What would be possible, as the second part of an error message."""
     if not blocks:
         return "expected a model of many equal blocks"
     return (
         f"expected tpN x ppSxV: {cluster.count} devices in replicas of N x S, at most {batch} of them, "
-        f"S x V at most {blocks + 2}, N that cuts the model"
+        f"S x V at most {blocks + 2}, N that divides the model's matrices"
     )
 
 
 def balance_stages(blocks: int, stages: int, block: float, outside_work: float) -> tuple[int, int]:
-    """Blocks of the last stage, and of the others at most, such that the slowest stage takes least.
+    """The blocks of the last stage, and the most of any other, such that the slowest stage is as fast as possible.
 
-    A block takes `block`; the last stage takes `ends` as well, what belongs to no block, and has fewer blocks for it.
+    A block takes `block`. The last stage also takes `outside_work`, for what is in no block, and has fewer blocks.
     """
 
     def others(last: int) -> int:
@@ -81,11 +81,11 @@ def estimate_pipeline(
     batch: int,
     outputs: Callable[[int], float],
 ) -> LayoutEstimate:
-    """The figures of `layout` with the micro-batch that makes it fastest.
+    """The estimate of `layout` with the micro-batch that makes it fastest.
 
     Args:
-        part: the work on so many samples of so many blocks and what belongs to none.
-        outputs: bytes that all blocks hand on, by the micro-batch.
+        work_of: the work of (samples, blocks), which includes what is in no block.
+        outputs: the bytes of all blocks' outputs, by micro-batch.
     """
     samples_per_replica = -(-batch // layout.replicas)
     sizes = [2**n for n in range(samples_per_replica.bit_length())]
@@ -105,7 +105,7 @@ def _estimate_with(
     work_of: Callable[[int, int], Work],
     outputs: float,
 ) -> LayoutEstimate:
-    """The figures with `passes` micro-batches of `micro` samples."""
+    """The estimate with `micro_batches` micro-batches of `micro` samples."""
     depth = len(model.blocks)
     outside_work, full_work = work_of(micro, 0), work_of(micro, depth)
     forward, backward = (
@@ -148,13 +148,13 @@ def _estimate_with(
 
 
 def _in_flight(layout: Layout, micro_batches: int) -> float:
-    """Micro-batches whose activations the first stage holds at once, of all its blocks (Korthikanti et al. 2022)."""
+    """The number of micro-batches whose activations the first stage holds at once (Korthikanti et al. 2022)."""
     more = (layout.stages - 1) / layout.chunks if layout.chunks > 1 else 0
     return min(layout.stages + more, micro_batches)
 
 
 def _memory(layout: Layout, model: Model, elements_per_device: float, live: float) -> Memory:
-    """Of a first stage with `numbers` on each device. What is in no block counts in full there, as where it is tied."""
+    """The memory of a first stage; parameters in no block count in full, as if they were tied."""
     masters = BYTES_FP32 * (1 + model.averaged) / layout.replicas
     return Memory(
         weights=round(elements_per_device * (BYTES_BF16 + masters)),
@@ -165,7 +165,7 @@ def _memory(layout: Layout, model: Model, elements_per_device: float, live: floa
 
 
 def _add_stage_transfers(found: LayoutEstimate, cluster: Cluster, size: float) -> None:
-    """From stage to stage: `size` bytes of a block's output forward and of its gradient backward, for every chunk."""
+    """Add the transfers between stages: `size` bytes of output forward and of gradient backward, for every chunk."""
     layout = found.layout
     inside = layout.width * layout.stages <= cluster.per_node
     times = 2 * layout.chunks * found.accumulate
@@ -176,7 +176,8 @@ def _add_stage_transfers(found: LayoutEstimate, cluster: Cluster, size: float) -
 def _add_gradient_reduction(
     found: LayoutEstimate, cluster: Cluster, elements_per_device: float, forward: float, backward: float, units: int
 ) -> None:
-    """Once a step, over the replicas of a stage: hidden behind one micro-batch, but for the first and last piece."""
+    """Add the reduction over the replicas of a stage, once a step; it overlaps with one micro-batch, except for the
+    first and last of its `units`."""
     layout = found.layout
     group = Ring(layout.replicas, max(1, cluster.per_node // (layout.width * layout.stages)), cluster.device)
     scatter, gather = (

@@ -1,4 +1,4 @@
-"""Operators to seconds: each takes the longer of its arithmetic and its memory traffic (Williams et al. 2009).
+"""The roofline model: an operator takes the longer of its arithmetic and its memory traffic (Williams et al. 2009).
 
     seconds = overhead + max(flops / (peak x efficiency), bytes / bandwidth)
 
@@ -18,30 +18,30 @@ from bigmodel_cli.engine.plan.trace import Op, Trace
 
 
 class Ceilings(Protocol):
-    """What a device does at most."""
+    """The peak rates of a device, by operator."""
 
     @property
     def overhead(self) -> float:
-        """Seconds that an operator takes, however small."""
+        """Seconds that every operator takes at least."""
         ...
 
     def arithmetic(self, op: Op, shards: int) -> float:
-        """FLOP/s for operators like `op`, whose matrices are cut into `shards`."""
+        """FLOP/s of operators like `op` with matrices divided into `shards`."""
         ...
 
     def traffic(self, op: Op) -> float:
-        """Bytes a second for operators like `op`."""
+        """Bytes per second of operators like `op`."""
         ...
 
 
 @dataclass(frozen=True)
 class DataSheetCeilings:
-    """Ceilings of a GPU from its data sheet, with the shares that kernels of today reach.
+    """Ceilings of a GPU from its data sheet, with the efficiencies of current kernels.
 
-    Large products reach `sustained`; narrow ones less, as tiles stay empty and loads are not hidden.
-    Attention counts all T^2 pairs, of which causal kernels do half: FlashAttention-2 (Dao 2023)
-    reaches 0.55 to 0.7 of A100's peak on the half. Convolutions of ResNet in channels-last: cuDNN's
-    best layers reach the products' share, the thin ones half of it.
+    Large products reach `sustained`; narrow ones less, since tiles stay empty and loads are not hidden.
+    Attention counts all T^2 pairs, of which causal kernels compute half: FlashAttention-2 (Dao 2023)
+    reaches 0.55 to 0.7 of A100's peak on that half. In a channels-last ResNet, cuDNN's best layers are as
+    efficient as products, and those with few channels half as efficient.
     """
 
     device: Device
@@ -52,7 +52,7 @@ class DataSheetCeilings:
         peak = device.bf16 if op.half and device.bf16 else device.fp32
         min_dim = min(op.min_dim, max((op.side if op.kind == "matmul" else op.min_dim) // shards, 1))
         if op.kind == "attention":
-            # Twice: the causal half. Longer rows of 64 to 128 keep the units busy.
+            # Twice, for the causal half. Heads of 64 and more use the units better.
             return peak * 2 * device.sustained * (0.6 if op.min_dim >= 64 else 0.4) * (0.8 if op.backward else 1.0)
         efficiency = interpolate(TILE_EFFICIENCY, min_dim)
         return peak * device.sustained * efficiency * (0.7 if op.kind == "conv" else 1.0)
@@ -62,7 +62,7 @@ class DataSheetCeilings:
 
 
 TILE_EFFICIENCY = ((16, 0.08), (64, 0.3), (128, 0.5), (256, 0.7), (512, 0.85), (1024, 0.95), (2048, 1.0))
-"""Share of the rate of large products, by the smallest side."""
+"""Efficiency relative to large products, by the smallest dimension."""
 
 
 def interpolate(curve: Sequence[Sequence[float]], x: float) -> float:
@@ -76,13 +76,13 @@ def interpolate(curve: Sequence[Sequence[float]], x: float) -> float:
 
 
 def op_seconds(op: Op, ceilings: Ceilings, shards: int = 1) -> float:
-    """What `op` takes on one of `shards` devices that share its tensors evenly."""
+    """Seconds of `op` on one of `shards` devices, each of which has an equal part of its tensors."""
     arithmetic = op.flops / shards / ceilings.arithmetic(op, shards) if op.flops else 0.0
     return ceilings.overhead + max(arithmetic, op.bytes / shards / ceilings.traffic(op))
 
 
 def phase_seconds(trace: Trace, ceilings: Ceilings, shards: int = 1, compiled: bool = False) -> dict[str, float]:
-    """Seconds of forward, backward and optimizer."""
+    """Seconds of "forward", "backward" and "optimizer"."""
     found = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
     ops = fuse_memory_ops(trace) if compiled else trace.ops
     for op in ops:
@@ -91,9 +91,9 @@ def phase_seconds(trace: Trace, ceilings: Ceilings, shards: int = 1, compiled: b
 
 
 def fuse_memory_ops(trace: Trace) -> list[Op]:
-    """The operators as torch.compile would leave them: neighbours bound by memory become one kernel.
+    """The operators after torch.compile's fusion: consecutive ones bound by memory become one kernel.
 
-    It reads what comes from before it and writes what is still there after it.
+    The kernel reads tensors from before it, and writes those that are still alive after it.
     """
     kernels: list[Op] = []
     group: list[Op] = []

@@ -1,7 +1,7 @@
-"""The engine's own training step (autocast, loss, backward, optimizer) on tensors without contents.
+"""Traces the engine's training step (autocast, loss, backward, optimizer) on fake tensors.
 
-Under torch's FakeTensorMode shapes, types and autograd are real, but nothing is
-computed or allocated: a model of any size is traced on any machine.
+Under torch's FakeTensorMode shapes, types and autograd are real, but nothing is computed or allocated: a model
+of any size can be traced on any machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bigmodel_cli.engine.plan.trace import Recorder, Trace, storage_bytes
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: what is sharded, and computed again, one at a time; the members of lists of equals."""
+    """The repeated blocks, which are sharded and recomputed one at a time: members of lists of a single class."""
     found: list[nn.Module] = []
     seen: set[nn.Module] = set()
     for module in model.modules():
@@ -42,7 +42,7 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def _tracking_blocks(recorder: Recorder, model: nn.Module) -> Iterator[None]:
-    """Tell the recorder which forward operators belong to a block, and how large a block's output is."""
+    """Mark operators that run in a block, and record the size of each block's output."""
 
     def enter(module: nn.Module, args: Any) -> None:
         recorder.in_block = True
@@ -76,15 +76,15 @@ def trace_step(
     small_maps: bool = False,
     depth: int | None = None,
 ) -> Trace:
-    """One step of `recipe` on `batch` samples like those of `sample` (prepared, any number of them).
+    """Trace one step of `recipe` on `batch` samples like those in `sample`, a prepared batch of any size.
 
     Args:
-        half: bf16 where autocast would take it.
-        master: weights are fp32 and the optimizer steps on them. Else the weights themselves are bf16, as
-            gathered shards are, and there is no optimizer: the shards' is for the caller to count.
-        recompute: blocks keep their inputs alone, and run again in the backward pass.
+        low_precision: autocast to bf16.
+        master: weights are fp32 and the optimizer updates them. Else the weights are bf16, as gathered shards
+            are, and there is no optimizer: the caller counts that of the shards.
+        recompute: blocks save only their inputs, and run again in the backward pass.
         small_maps: as on a CPU, convolutions over tiny maps are matrix products (``engine/device/small_map_conv.py``).
-        depth: how many of the blocks that `deep_stack` counts are left; None: all.
+        depth: how many of the blocks that `count_stacked_blocks` counts to keep; None: all.
     """
     trace = Trace(batch)
     recorder = Recorder(trace)
@@ -117,7 +117,7 @@ def trace_step(
 
 
 def count_stacked_blocks(recipe: Recipe, task: Task) -> int:
-    """How many equal blocks the model has in one list; 0 where there is no list, or other blocks beside it."""
+    """The number of equal blocks in the model's list of blocks; 0 where it has none, or also has other blocks."""
     with torch.device("meta"):
         model = build_model(recipe, task.spec)
     stack = _longest_stack(model)
@@ -138,8 +138,8 @@ def _longest_stack(model: nn.Module) -> nn.ModuleList | None:
 def _build_for_trace(
     recipe: Recipe, task: Task, master: bool, depth: int | None
 ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-    """The model in train mode, and its optimizer after a first step, so that its state is there."""
-    # Built on the meta device, where builders may still read values of small CPU tensors.
+    """The model in train mode, and its optimizer after a first step, which allocates its state."""
+    # Built outside of fake mode: builders may read values of small CPU tensors.
     with unset_fake_temporarily(), torch.device("meta"):
         model = build_model(recipe, task.spec)
         stack = _longest_stack(model)
@@ -159,12 +159,12 @@ def _build_for_trace(
 
 
 def _to_fake_cpu(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Meta tensors to fake CPU ones, floats as `dtype`: ``Module.to`` cannot, where something refers to them weakly."""
-    moved: dict[int, Tensor] = {}  # what is tied stays tied
+    """Replace meta tensors by fake CPU ones, floats as `dtype`. ``Module.to`` fails on weakly referenced tensors."""
+    moved: dict[int, Tensor] = {}  # keeps tied parameters tied
 
     def fake(x: Tensor) -> Tensor:
         if id(x) not in moved:
-            form = torch.channels_last if x.dim() == 4 else torch.contiguous_format  # as placement.py has it
+            form = torch.channels_last if x.dim() == 4 else torch.contiguous_format  # as Placement.model does
             kind = dtype if dtype and x.is_floating_point() else x.dtype
             moved[id(x)] = torch.empty(x.shape, dtype=kind, memory_format=form)
             if isinstance(x, nn.Parameter):
@@ -186,7 +186,7 @@ def _checkpoint_block(block: nn.Module) -> None:
 
 
 def _record_initial_state(recorder: Recorder, model: nn.Module, optimizer: Any, inputs: Batch) -> None:
-    """Say what is there before the step."""
+    """Record the storages that exist before the step."""
     trace = recorder.trace
     for x in (*model.parameters(), *model.buffers()):
         trace.categories[recorder.key(x)] = "weights"

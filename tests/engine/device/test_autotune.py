@@ -39,7 +39,7 @@ def test_short_runs_are_not_measured(own_cache: Path) -> None:
 
 def test_measuring_leaves_the_run_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = assembled(precision="fp32")
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
     found = assembled()
     assert "measured" in found.placement.why
     assert digest(found.model) == digest(plain.model)
@@ -54,7 +54,7 @@ def _after(plain: Run) -> torch.Tensor:
 
 
 def test_a_choice_is_kept_and_a_damaged_cache_is_no_error(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
     first = assembled().placement
     assert len(json.loads(own_cache.read_text())) == 1
     monkeypatch.setattr(Benchmark, "run_trial", None)  # measuring again would fail
@@ -78,8 +78,8 @@ def test_a_fixed_precision_or_determinism_skips_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-    monkeypatch.setattr(autotune, "_bf16_gain", lambda: 1.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "_bf16_speedup", lambda: 1.0)
     real = Benchmark.run_trial
 
     def wrong(self: Benchmark, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
@@ -95,8 +95,8 @@ def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.Monk
 
 
 def test_bf16_is_not_tried_where_its_products_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-    monkeypatch.setattr(autotune, "_bf16_gain", lambda: 0.5)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "_bf16_speedup", lambda: 0.5)
     placement = assembled().placement
     assert placement.precision == "fp32"
     assert "bf16 products 0.5x" in placement.why
@@ -110,8 +110,8 @@ def test_a_slow_batch_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.add(len(self.raw["index"]))
         return real(self, *arguments)
 
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-    monkeypatch.setattr(autotune, "PART", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "TARGET_STEP_SECONDS", 0.0)
     monkeypatch.setattr(Benchmark, "time_step", time_step)
     assert "measured" in assembled().placement.why
     assert sizes == {autotune.PROBE_SAMPLES}
@@ -136,7 +136,7 @@ def test_texts_of_many_lengths_are_not_compiled(tmp_path: Path, monkeypatch: pyt
         tried.append(placement.compile)
         return autotune.Trial(placement, 1.0, 0.0, torch.zeros(1))
 
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
     monkeypatch.setattr(autotune, "COMPILE_SECONDS", 0.0)
     monkeypatch.setattr(Benchmark, "run_trial", run_trial)
     assembled()

@@ -21,7 +21,7 @@ def split() -> Any:
 
 
 def test_held_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "CHUNK", 100)
+    monkeypatch.setattr(subject, "CHUNK_SAMPLES", 100)
     source = split()
     held = load_resident(source, torch.device("cpu"))
     assert held is not None

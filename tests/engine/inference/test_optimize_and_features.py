@@ -79,10 +79,10 @@ def test_a_model_that_cannot_be_traced_is_left_alone() -> None:
 
 
 def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize, "has_eight_bit", lambda device: False)
+    monkeypatch.setattr(optimize, "has_int8", lambda device: False)
     monkeypatch.setattr(Placement, "has_bf16", True)
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     trained = load_trained(base)
     placement = choose_placement(trained.recipe.placement)
     source = load_split(load_data(trained.recipe.data), trained.recipe.data, "val")
@@ -97,8 +97,8 @@ def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.M
 
 
 def test_many_files_are_asked_of_the_quick_form(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     trained = load_trained(base)
     placement = choose_placement(trained.recipe.placement)
     model = placement.model(trained.model)
@@ -123,8 +123,8 @@ def test_a_image_and_its_mirror_image_are_answered_together(
     with torch.inference_mode():
         model.eval()
         wanted = (model(batch["image"]) + model(batch["image"].flip(3))) / 2
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     found, note = collect(with_flip_tta(model, trained.task), trained.task, source, placement, 64)
     assert "BatchNorm folded" in note
     torch.testing.assert_close(found["logits"], wanted, rtol=1e-3, atol=1e-3)
@@ -136,8 +136,8 @@ def test_a_image_and_its_mirror_image_are_answered_together(
 
 
 def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     monkeypatch.setattr(optimize, "TOLERANCE", 0.0)
     trained = load_trained(base)
     placement = choose_placement(trained.recipe.placement)
