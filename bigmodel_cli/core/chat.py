@@ -46,7 +46,7 @@ def messages_problem(value: Any) -> str | None:
 
 
 def encode_conversation(
-    messages: Sequence[Message], prefixes: Sequence[str], known: Tokenizer, answer: bool = False
+    messages: Sequence[Message], prefixes: Sequence[str], tokenizer: Tokenizer, answer: bool = False
 ) -> MaskedTokens:
     """The tokens of a conversation; with `answer`, followed by the prefix of the assistant's next turn.
 
@@ -57,22 +57,22 @@ def encode_conversation(
     from bigmodel_cli.core.special_tokens import END
 
     ids: list[int] = []
-    learned: list[bool] = []
+    trained: list[bool] = []
 
-    def add(part: Sequence[int], learn: bool) -> None:
-        ids.extend(part)
-        learned.extend([learn] * len(part))
+    def add(tokens: Sequence[int], train: bool) -> None:
+        ids.extend(tokens)
+        trained.extend([train] * len(tokens))
 
-    newline = known.encode("\n")
-    end = [known.special[END]] if END in known.special else newline
+    newline = tokenizer.encode("\n")
+    end = [tokenizer.special[END]] if END in tokenizer.special else newline
     for message in messages:
         content, answers = message["content"], message["role"] == "assistant"
         for prefix in prefixes:
             if prefix.strip() in content:
                 raise ValueError(f"the content of a message contains {prefix.strip()!r}, which begins a turn")
-        add(known.encode(prefixes[ROLES.index(message["role"])]), False)
-        add(known.encode(content), answers)
+        add(tokenizer.encode(prefixes[ROLES.index(message["role"])]), False)
+        add(tokenizer.encode(content), answers)
         add(end if answers else newline, answers)
     if answer:
-        add(known.encode(prefixes[-1]), False)
-    return ids, learned
+        add(tokenizer.encode(prefixes[-1]), False)
+    return ids, trained

@@ -1,6 +1,6 @@
-"""Errors a person can act on: each says what is wrong, what was expected, and what to do.
+"""Errors a user can act on: each states what is wrong, what was expected, and what to do.
 
-They are raised where the fact is known and become text in ``cli.py`` alone.
+They are raised where the problem is found, and turned into text only in ``cli.py``.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def resolve_encoding(path: Path, encoding: str) -> str:
         if i == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return "utf-32" if block[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "utf-16"
         # Decode complete lines, so that no character is split at the end of a block.
-        whole, newline, rest_now = (rest + block).rpartition(b"\n")
-        line, rest = _utf8(path, whole + newline, line), rest_now
+        complete, newline, remainder = (rest + block).rpartition(b"\n")
+        line, rest = _utf8(path, complete + newline, line), remainder
         if len(rest) > 4 * MAX_LINE_CHARS:
             raise InputError(
                 f"{path}:{line}: more than {len(rest)} bytes", f"expected at most {MAX_LINE_CHARS} characters"

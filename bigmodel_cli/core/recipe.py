@@ -61,7 +61,7 @@ class ModelSection(Component):
 class DataSection(Component):
     dir: str | None = Field(None, description="folder of data files; default BIGMODEL_DATA, else ~/.cache/bigmodel")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of train carved off for validation, where the data has no val split"
+        0.1, description="fraction of train carved off for validation, where the data has no val split"
     )
     split_seed: Seed = Field(0, description="seed of that carving; apart from train.seed so that seeds compare")
 
@@ -69,7 +69,7 @@ class DataSection(Component):
 class TrainSection(Section):
     epochs: Positive = Field(10, description="passes over the train split")
     batch_size: Positive = Field(128, description="samples an optimizer step, over all ranks")
-    accumulate: Positive = Field(1, description="micro-batches a step; the batch size stays what it says")
+    accumulate: Positive = Field(1, description="micro-batches per step; batch_size does not change")
     eval_batch_size: Positive = Field(512, description="samples a forward pass in evaluation")
     max_steps: Positive | None = Field(None, description="stop after this many steps; the schedule ends there too")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
@@ -100,7 +100,7 @@ class StartSection(NamedSection):
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
     pretrained: bool = Field(False, description="start from the weights published for the model (timm:..., tv:...)")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
-        None, description="what the file that is started from must hash to; looked at before anything is read of it"
+        None, description="SHA-256 that the checkpoint must have; verified before it is parsed"
     )
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
 
@@ -126,7 +126,7 @@ class ParallelSection(Section):
         "auto", description="of several processes; auto: ddp where weights, gradients and optimizer fit, else fsdp"
     )
     tensor: Annotated[int, Field(gt=0)] = Field(
-        1, description="fsdp: so many processes share each matrix (tensor parallelism), as all do with tp"
+        1, description="fsdp: processes over which each matrix is sharded (tensor parallelism); with tp, all"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600, description="seconds without an answer after which another process counts as lost"

@@ -126,8 +126,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         # A problem that begins with "but" continues the sentence of its context.
-        whole = f"{error.context} {error.problem}" if (error.problem or "").startswith("but") else error.problem
-        raise InputError(f"{where}: {whole or 'not YAML'}", hint="check the indentation and quotes") from None
+        message = f"{error.context} {error.problem}" if (error.problem or "").startswith("but") else error.problem
+        raise InputError(f"{where}: {message or 'not YAML'}", hint="check the indentation and quotes") from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise InputError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
 

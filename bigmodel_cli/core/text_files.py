@@ -134,7 +134,7 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of `text`, split at newlines alone: Unicode's other separators stay in their line."""
+    """The lines of `text`, split only at newlines and not at Unicode's other separators."""
     lines = text.split("\n")
     return lines[:-1] if lines and not lines[-1] else lines
 

@@ -40,8 +40,8 @@ def tokenizer_json(spec: TextSpec) -> str:
             found.normalizer = library.normalizers.Lowercase()
             found.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
         else:
-            each = library.Regex(r"[\s\S]")
-            found.pre_tokenizer = library.pre_tokenizers.Split(each, "isolated")
+            any_character = library.Regex(r"[\s\S]")
+            found.pre_tokenizer = library.pre_tokenizers.Split(any_character, "isolated")
             found.decoder = library.decoders.Fuse()
     added = [library.AddedToken(s, special=True, normalized=False) for s in known.special if s in SPECIALS]
     found.add_special_tokens(added)
@@ -53,5 +53,5 @@ def tokenizer_config(spec: TextSpec) -> dict[str, Any]:
     known = tokenizer(spec)
     names = {i: name for name, i in json.loads(tokenizer_json(spec))["model"]["vocab"].items()} if known.special else {}
     roles = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": SPECIALS[2], "eos_token": SPECIALS[3]}
-    said = {role: names.get(known.special[s], s) for role, s in roles.items() if s in known.special}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": spec.context, **said}
+    names_by_role = {role: names.get(known.special[s], s) for role, s in roles.items() if s in known.special}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": spec.context, **names_by_role}

@@ -22,7 +22,7 @@ from bigmodel_cli.models.layers.meta_init import init_on_meta, skip_random_init
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint, loaded: the model in eval mode, its task, its recipe, and what was saved beside them."""
+    """A checkpoint, loaded: the model in eval mode, its task, its recipe, and its metadata."""
 
     path: Path
     model: nn.Module

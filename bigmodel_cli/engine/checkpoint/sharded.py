@@ -31,7 +31,7 @@ POLL_SECONDS = 0.02  # between checks for the shards of other ranks
 
 
 class LocalTensor(NamedTuple):
-    """This rank's rows of a tensor: `begin` is the index of the first. An unsharded tensor is held by rank 0 alone."""
+    """This rank's rows of a tensor: `begin` is the index of the first. Only rank 0 holds unsharded ones."""
 
     rows: Tensor
     begin: int
@@ -81,7 +81,7 @@ def split_state(
 
 
 def write_shard(folder: Path, rank: int, tensors: LocalTensors) -> None:
-    """Write this rank's tensors, and beside them their entry for the index.
+    """Write this rank's tensors, and their entry for the index.
 
     Raises:
         MachineError: the disk is full or cannot be written.
@@ -107,7 +107,7 @@ def write_shard(folder: Path, rank: int, tensors: LocalTensors) -> None:
 
 
 def write_index(folder: Path, state: Any, world: int, timeout: float, abandoned: Callable[[], bool]) -> None:
-    """Write the index, as the last step and on rank 0 alone, once the shards of all `world` ranks are there.
+    """Write the index. Only rank 0 does, as the last step, once the shards of all `world` ranks are there.
 
     Raises:
         MachineError: a shard did not arrive within `timeout` seconds.

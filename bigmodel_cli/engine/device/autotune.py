@@ -141,7 +141,7 @@ def autotune(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return placement.with_(why="not measured: a whole batch does not fit in memory")
+            return placement.with_(why="not measured: a full batch does not fit in memory")
         expected = base.seconds / fraction * steps
         if expected < MIN_RUN_SECONDS:
             return placement.with_(why=short)

@@ -28,7 +28,7 @@ from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.engine.device.check import GB, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_info, memory_bytes
 
-COMPILE_LIMIT = 8.5  # seconds from the start; the whole command answers in ten
+COMPILE_LIMIT = 8.5  # seconds from the start; the command as a whole takes ten
 COMPILE_REQUIRED_LIMIT = (
     120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
 )

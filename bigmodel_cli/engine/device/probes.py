@@ -92,8 +92,8 @@ def check_bf16() -> list[Check]:
         fast = torch.cuda.get_device_capability() >= (8, 0)
     else:
         fast = bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_info()[1])
-    how = "in hardware" if fast else "emulated, so slow"
-    return [Check("bf16", "pass", f"a product on {device} is right ({how})")]
+    speed = "in hardware" if fast else "emulated, so slow"
+    return [Check("bf16", "pass", f"a product on {device} is right ({speed})")]
 
 
 def check_without_import(package: str) -> Check | None:
@@ -106,7 +106,7 @@ def check_without_import(package: str) -> Check | None:
     except metadata.PackageNotFoundError:
         return Check(package, "warn", "not installed (optional)", f"pip install 'bigmodel[{name}]'")
     if package == "coremltools" and sys.platform != "darwin":
-        return Check(package, "warn", f"{version}, but Core ML runs on macOS alone", "export coreml on a Mac")
+        return Check(package, "warn", f"{version}, but Core ML runs on macOS only", "export coreml on a Mac")
     return Check(package, "pass", version) if package in VERSION_ONLY else None
 
 

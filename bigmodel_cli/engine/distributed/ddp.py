@@ -1,4 +1,4 @@
-"""Distributed data parallelism: each rank holds the whole model (Li et al. 2020)."""
+"""Distributed data parallelism: each rank holds the full model (Li et al. 2020)."""
 
 from __future__ import annotations
 

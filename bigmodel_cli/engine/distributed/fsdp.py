@@ -83,13 +83,11 @@ class FullyShard(ShardedParallel):
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         parameters_on_meta = self.group.all_gather(float(has_meta_parameters(model)))
         for block in (*repeated_blocks(model), model):
-            if any(
-                parameters_on_meta
-            ):  # a block at a time, and what is left of it is cut: no rank but 0 ever holds the whole
+            if any(parameters_on_meta):  # one block at a time: no rank but 0 ever holds the full model
                 materialize(block, model, self.device, from_rank_zero=not parameters_on_meta[0])
             fully_shard(block, **options)  # type: ignore[arg-type]
             if any(parameters_on_meta):
-                gc.collect()  # fully_shard leaves the whole tensors in a cycle
+                gc.collect()  # fully_shard leaves the full tensors in a reference cycle
         self.model = model
         return model
 

@@ -118,7 +118,7 @@ class Group:
                 if printed == line or line.startswith(LOST_RANK):
                     return False
             what = LOST_RANK if line.startswith(LOST_RANK) else line
-            return bool(self.store.add(f"told-{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1)
+            return bool(self.store.add(f"printed-{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1)
         return True
 
 

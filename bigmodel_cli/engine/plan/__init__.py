@@ -1,1 +1,1 @@
-"""Plans a run for other machines: memory, communication, time and cost, from shapes alone."""
+"""Plans a run for other machines: memory, communication, time and cost, computed from shapes."""

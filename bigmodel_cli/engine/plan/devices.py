@@ -56,9 +56,9 @@ DEVICES = {
         # NVIDIA A100 data sheet (2021), SXM4; DGX A100: 8 x 200 Gb/s.
         Device("A100-80GB", 312 * T, 156 * T, 80 * GIB, 2.039 * T, NVLINK3, 25 * G, 8, 0.82),
         Device("A100-40GB", 312 * T, 156 * T, 40 * GIB, 1.555 * T, NVLINK3, 25 * G, 8, 0.82),
-        # NVIDIA V100 data sheet (2018), SXM2: tensor cores for fp16 alone, so plans are in fp32. DGX-1: 4 x 100 Gb/s.
+        # NVIDIA V100 data sheet (2018), SXM2: tensor cores for fp16 only, so plans are in fp32. DGX-1: 4 x 100 Gb/s.
         Device("V100", None, 15.7 * T, 32 * GIB, 0.9 * T, 150 * G, 6.25 * G, 8, 0.90),
-        # NVIDIA L40S, L4, A10 and T4 data sheets; PCIe alone; clouds give 25 Gb/s a GPU.
+        # NVIDIA L40S, L4, A10 and T4 data sheets; PCIe only; clouds give 25 Gb/s a GPU.
         Device("L40S", 362 * T, 183 * T, 48 * GIB, 0.864 * T, PCIE4, 3.1 * G, 8, 0.75),
         Device("L4", 121 * T, 60 * T, 24 * GIB, 0.3 * T, PCIE4, 3.1 * G, 8, 0.60),
         Device("A10", 125 * T, 62.5 * T, 24 * GIB, 0.6 * T, PCIE4, 3.1 * G, 8, 0.60),
