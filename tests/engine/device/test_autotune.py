@@ -107,7 +107,7 @@ def test_a_slow_batch_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> No
     real = Benchmark.time_step
 
     def time_step(self: Benchmark, *arguments: Any) -> Any:
-        sizes.add(len(self.raw["index"]))
+        sizes.add(len(self.raw_batch["index"]))
         return real(self, *arguments)
 
     monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)

@@ -10,7 +10,7 @@ import torch
 
 OPTIMIZERS = """
 import sys, torch
-from bigmodel_cli.engine.device.lazy_dynamo import postpone_compiler
+from bigmodel_cli.engine.device.lazy_dynamo import postpone_dynamo
 
 def trained(kind, **options):
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
@@ -27,17 +27,17 @@ def trained(kind, **options):
 kinds = "SGD Adam AdamW RMSprop Adagrad Adadelta Adamax NAdam RAdam Muon".split()
 late = sys.argv[2] == "late"
 if late:
-    postpone_compiler()
-    postpone_compiler()
+    postpone_dynamo()
+    postpone_dynamo()
 found = [trained(getattr(torch.optim, kind)) for kind in kinds] + [trained(torch.optim.AdamW, fused=True)]
 torch.save(found, sys.argv[1])
 assert ("torch._dynamo" in sys.modules) != late, "the compiler was imported"
 """
 COMPILED = """
 from torch.utils.flop_counter import FlopCounterMode
-from bigmodel_cli.engine.device.lazy_dynamo import without_compiler
+from bigmodel_cli.engine.device.lazy_dynamo import without_dynamo
 layer = torch.nn.Linear(4, 2)
-with without_compiler(), FlopCounterMode(display=False) as counter:
+with without_dynamo(), FlopCounterMode(display=False) as counter:
     layer(torch.ones(3, 4))
 assert counter.get_total_flops() == 48 and "torch._dynamo" not in sys.modules
 optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
@@ -53,14 +53,14 @@ SHAPES = """
 import sys, torch
 from types import SimpleNamespace
 from bigmodel_cli.engine.plan.flops import layers
-from bigmodel_cli.models.layers.meta_init import without_values
-with without_values():
+from bigmodel_cli.models.layers.meta_init import init_on_meta
+with init_on_meta():
     layer = torch.nn.Conv2d(3, 1 << 20, 3)
     torch.nn.init.kaiming_normal_(layer.weight)
 assert layer.weight.is_meta and layer.weight.shape == (1 << 20, 3, 3, 3)
 assert "sympy" not in sys.modules
 assert float(torch.nn.init.normal_(torch.zeros(100)).std()) > 0.1
-with without_values():
+with init_on_meta():
     task = SimpleNamespace(example=lambda n: [torch.ones(n, 3, 5, 5)])
     plain = torch.nn.Conv2d(3, 4, 3)
     _, flops = layers(torch.nn.Sequential(plain, torch.nn.BatchNorm2d(4), torch.nn.GELU()), task)

@@ -110,7 +110,7 @@ def test_a_cut_leaves_the_tokens_of_a_product_whole() -> None:
     """The head works on a few rows at a time: on each of 8 devices as many, and an eighth of the columns."""
     device = parse_cluster("8xH100").device
     head = Op("mm", "forward", 10**12, 10**9, 0, 128, 16384, True, False, frozenset(), frozenset())
-    keys = replace(head, narrow=1024, side=1024)
+    keys = replace(head, min_dim=1024, side=1024)
     assert DataSheetCeilings(device).arithmetic(head, 8) == DataSheetCeilings(device).arithmetic(head, 1)
     assert DataSheetCeilings(device).arithmetic(keys, 8) == pytest.approx(0.5 * 0.7 * 989e12)
 
@@ -186,7 +186,7 @@ def test_what_stages_send_by_hand(stages: int, numbers: float, rate: float, hop:
     found = staged(f"pp{stages}")
     replicas = Ring(64 // stages, max(1, 8 // stages), parse_cluster("64xH100").device)
     times = 2 * found.accumulate  # one boundary forward, its gradient backward
-    assert found.sent == pytest.approx(times * 1e8 + replicas.sent(numbers * 6))
+    assert found.sent == pytest.approx(times * 1e8 + replicas.bytes_sent(numbers * 6))
     # Both are hidden behind seconds of one micro-batch, but for a piece of the blocks and the ends.
     reduced = (replicas.all_gather(numbers * 4) + replicas.all_gather(numbers * 2)) / (numbers / 1e9 - 1)
     assert found.seconds["waiting"] == pytest.approx(times * (1e8 / (ACHIEVED_FRACTION * rate) + hop) + reduced)
