@@ -104,9 +104,9 @@ def _row(name: str, proof: Any, side: str = "export") -> str:
 
 
 def _processor() -> str:
-    from bigmodel_cli.engine.device.hardware import cpu_flags
+    from bigmodel_cli.engine.device.hardware import cpu_info
 
-    return cpu_flags()[0]
+    return cpu_info()[0]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.engine.device.hardware import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_info
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import settle, train_step
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
@@ -125,7 +125,7 @@ def main(folder: str) -> None:
         ("the same with the cache, s", spread(cached, "{:.2f}"),
          f"{statistics.median(bare) / statistics.median(cached):.1f}x"),
     ]  # fmt: skip
-    name, flags = cpu_flags()
+    name, flags = cpu_info()
     extra = ", ".join(sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}))
     sys.stdout.write(f"{name}, {torch.get_num_threads()} threads ({extra}), torch {torch.__version__}\n\n")
     sys.stdout.write("| what | measured | ratio |\n|---|---|---|\n")

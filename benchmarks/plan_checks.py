@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.resolve import Layer, resolve, set_layer
-from bigmodel_cli.engine.plan.devices import cluster
+from bigmodel_cli.engine.plan.devices import parse_cluster
 from bigmodel_cli.engine.plan.estimate import Plan, Tracer, make_plan
-from bigmodel_cli.engine.plan.roofline import phases
+from bigmodel_cli.engine.plan.roofline import phase_seconds
 
 HERE = (
     ("cnn", "synthetic_images", 512, ("data.size=28", "data.channels=1", "data.classes=10", "data.count=2048")),
@@ -198,7 +198,7 @@ def memory_table() -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for index, (model, _, batch, _) in enumerate(HERE):
-        tracer = Tracer(here(index), cluster("cpu"), calibrate=False)
+        tracer = Tracer(here(index), parse_cluster("cpu"), calibrate=False)
         predicted = tracer.trace(batch, False, False).memory().total
         found = [alone(what, index)["bytes"] for what in ("allocator", "process")]
         cells = [f"{size / 1e6:,.0f} MB | {predicted / size - 1:+.1%}" for size in found]
@@ -209,8 +209,8 @@ def memory_table() -> list[str]:
 def time_table() -> list[str]:
     rows = ["| model | batch | predicted | measured | |", "|---|---|---|---|---|"]
     for index, (model, _, batch, _) in enumerate(HERE):
-        tracer = Tracer(here(index), cluster("cpu"))
-        predicted = sum(phases(tracer.trace(batch, False, False), tracer.ceilings).values())
+        tracer = Tracer(here(index), parse_cluster("cpu"))
+        predicted = sum(phase_seconds(tracer.trace(batch, False, False), tracer.ceilings).values())
         found = alone("seconds", index)["seconds"]
         rows.append(
             f"| {model} | {batch} | {predicted * 1e3:.1f} ms | {found * 1e3:.1f} ms | {predicted / found - 1:+.0%} |"
@@ -225,7 +225,10 @@ def published_table(part: str = "") -> Iterator[str]:
         data = "synthetic_text" if run.model.startswith("gpt") else "synthetic_images"
         tokens = any(o.startswith("data.tokens") for o in run.options) or data != "synthetic_text"
         more = () if tokens else ("data.tokens=1000000000000",)
-        wanted, machines = recipe(run.model, data, run.batch, (*run.options, *more)), cluster(run.gpus, run.network)
+        wanted, machines = (
+            recipe(run.model, data, run.batch, (*run.options, *more)),
+            parse_cluster(run.gpus, run.network),
+        )
         clock = time.perf_counter()
         own = make_plan(wanted, machines, None, 0)
         plan = own if run.layout is None else make_plan(wanted, machines, run.layout, 0)

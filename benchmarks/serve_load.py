@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bigmodel_cli.core.cpu_count import available_cores
+
 HERE = Path(__file__).resolve().parent
 BIGMODEL = (sys.executable, "-m", "bigmodel_cli")
 LIMITS = ("--max-mb", "1", "--max-batch", "8", "--max-pixels", "2000000")
@@ -211,7 +213,7 @@ def main() -> None:
 
 
 def report(given: Any, answers: Load, refused: Load, alive: Load, warm: Load, said: str) -> str:
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     return f"""# `bigmodel serve` under load
 
 Written by `python benchmarks/serve_load.py`; do not edit. {platform.machine()}, {cores} cores, which client and service

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from bigmodel_cli.core.cpu_count import available_cores
+
 MEASURE = """
 import sys, torch
 from pathlib import Path
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=100, help="of the 1.1 MB of text")
     copies = parser.parse_args().copies
     text = (Path(os.environ["BIGMODEL_DATA"]) / "tinyshakespeare" / "input.txt").read_bytes()
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "text.txt").write_bytes((text + b"\n") * copies)

@@ -13,6 +13,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.cpu_count import available_cores
+
 SOAK = bool(os.environ.get("BIGMODEL_SOAK"))
 HERE = Path(__file__).parent / "faults"
 HEAD = """# What was tried, and what was lost
@@ -31,7 +33,7 @@ def record(what: str, tried: int, lost: int, note: str = "", control: bool = Fal
         return
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     machine = f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
     row = {
         "tried": tried,

@@ -191,7 +191,7 @@ def describe(found: Contents) -> dict[str, Any]:
         part["bytes"] += tensor["bytes"]
     facts: dict[str, Any] = {"file": str(found.path), "bytes": found.size, "container": found.kind}
     facts |= _saved_facts(found.values) if _ours(found) else {"format": "foreign: bigmodel did not make it"}
-    facts |= {"metadata": found.metadata or None, "never_run": found.closed() or None}
+    facts |= {"metadata": found.metadata or None, "never_run": found.opaque_names() or None}
     return {**facts, "parts": list(parts.values()), "tensors": tensors}
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.compress.search import Frontier, Goal
     from bigmodel_cli.compress.trial import Point
     from bigmodel_cli.core.registry import Entry
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 METHOD_FILES = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
@@ -160,7 +160,7 @@ def _display(json: bool) -> Any:
 
 
 def _compress(
-    trained: Trained, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool
+    trained: TrainedModel, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool
 ) -> None:
     """Apply one method, and compare the result with its source."""
     from bigmodel_cli.compress.trial import Judge
@@ -226,7 +226,7 @@ def _remove(out: Path, names: Iterable[str]) -> None:
 
 
 def _search(
-    trained: Trained, recipe: Any, goal: Goal, repair: dict[str, Any], out: Path, overwrite: bool, json: bool
+    trained: TrainedModel, recipe: Any, goal: Goal, repair: dict[str, Any], out: Path, overwrite: bool, json: bool
 ) -> None:
     from bigmodel_cli.compress.search import Search
 

@@ -42,12 +42,12 @@ def env_check(
     """
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.data.presence import present_in
-    from bigmodel_cli.engine.device.env_check import COMPILE_LIMIT, COMPILE_PATIENCE, checks
+    from bigmodel_cli.engine.device.env_check import COMPILE_LIMIT, COMPILE_REQUIRED_LIMIT, run_checks
 
     wanted = wanted_names(require)
     root = data_root(data_dir)
-    patience = COMPILE_PATIENCE if "compile" in wanted else COMPILE_LIMIT
-    found = required(checks(root, present_in(root), Path.cwd(), patience), wanted)
+    patience = COMPILE_REQUIRED_LIMIT if "compile" in wanted else COMPILE_LIMIT
+    found = required(run_checks(root, present_in(root), Path.cwd(), patience), wanted)
     failed = [c for c in found if c.status == "fail"]
     if json:
         status = "fail" if failed else "pass"

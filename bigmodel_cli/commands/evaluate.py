@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bigmodel_cli.core.recipe import Recipe
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.insight.reports import Report
 
 Split = Annotated[Literal["val", "test", "train"], typer.Option("--split", help="Split to evaluate on.")]
@@ -85,20 +85,28 @@ def evaluate(
 
 
 def _measure(
-    trained: Trained, recipe: Recipe, split: str, batch_size: int, tta: bool, wrong: int, extra_metrics: Sequence[str]
+    trained: TrainedModel,
+    recipe: Recipe,
+    split: str,
+    batch_size: int,
+    tta: bool,
+    wrong: int,
+    extra_metrics: Sequence[str],
 ) -> tuple[Report, list[str]]:
     """The report on `split`, and what a reader of it should know."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import metrics, reports
     from bigmodel_cli.engine.build.data import load_data
-    from bigmodel_cli.engine.build.data import split as load_split
-    from bigmodel_cli.engine.device.placement import place
-    from bigmodel_cli.engine.inference.tta import mirrored
+    from bigmodel_cli.engine.build.data import load_split as load_split
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
+    from bigmodel_cli.engine.inference.tta import with_flip_tta
     from bigmodel_cli.engine.training.evaluate import collect
 
     names = [*trained.task.metrics, *(metrics.get(name).name for name in extra_metrics)]
-    placement = place(recipe.placement)
-    model = mirrored(trained.model, trained.task) if tta else trained.model
+    placement = choose_placement(recipe.placement)
+    configure_process(placement)
+    model = with_flip_tta(trained.model, trained.task) if tta else trained.model
     bundle = load_data(recipe.data, trained.task.spec)
     task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
     with WaitBars():

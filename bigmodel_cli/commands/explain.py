@@ -19,7 +19,7 @@ from bigmodel_cli.core.registry import commands
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 
 class Method(StrEnum):
@@ -96,7 +96,7 @@ def explain(
         _explain_images(trained, files or [], target, method, steps, out or Path("explained"), json)
 
 
-def _read_texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _read_texts(trained: TrainedModel, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
     """Name and tokens (T,) of each text."""
     import torch
 
@@ -119,7 +119,7 @@ def _read_texts(trained: Trained, files: list[Path], texts: list[str]) -> Iterat
     raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier or a language model")
 
 
-def _explain_text(trained: Trained, name: str, tokens: Tensor, target: str | None, steps: int) -> dict[str, Any]:
+def _explain_text(trained: TrainedModel, name: str, tokens: Tensor, target: str | None, steps: int) -> dict[str, Any]:
     import torch
 
     from bigmodel_cli.core.networks import HasInputEmbeddings
@@ -168,7 +168,7 @@ def _target_index(target: str, names: list[str], known: Any, classes: bool) -> i
     return int(ids[0])
 
 
-def _show_texts(trained: Trained, found: list[dict[str, Any]], out: Path | None, json: bool) -> None:
+def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | None, json: bool) -> None:
     from bigmodel_cli.insight.explanations import colour, page
 
     if out is not None:
@@ -201,7 +201,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _explain_images(
-    trained: Trained, files: list[Path], target: str | None, method: Method, steps: int, out: Path, json: bool
+    trained: TrainedModel, files: list[Path], target: str | None, method: Method, steps: int, out: Path, json: bool
 ) -> None:
     import torch
 

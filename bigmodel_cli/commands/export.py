@@ -17,7 +17,7 @@ from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_interval
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.export.proof import Proof
     from bigmodel_cli.export.subject import Subject
 
@@ -141,19 +141,22 @@ def _options(entry: Any, assignments: list[str]) -> dict[str, Any]:
         raise explain(error, origin, "export", entry.schema.model_fields) from None
 
 
-def subject(trained: Trained, samples: int, data_dir: Path | None, assignments: list[str] | None) -> Subject:
+def subject(trained: TrainedModel, samples: int, data_dir: Path | None, assignments: list[str] | None) -> Subject:
     """What is exported: the checkpoint, with inputs from its validation split."""
     import torch
 
-    from bigmodel_cli.engine.build.data import load_data, split
+    from bigmodel_cli.engine.build.data import load_data, load_split
     from bigmodel_cli.export.subject import Subject
 
     recipe = checkpoint_recipe(trained, RunOptions(data_dir=data_dir, assignments=assignments).flag_layers())
     bundle = load_data(recipe.data, trained.task.spec)
-    source = split(bundle, recipe.data, "val")
+    source = load_split(bundle, recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
     model = trained.model.cpu().float().eval()
-    about = {**trained.described(), "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)}}
+    about = {
+        **trained.source_metadata(),
+        "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)},
+    }
     raw = [source.gather(part) for part in chosen.split(64)]
     return Subject(model, trained.task.for_data(bundle.spec), raw, about)
 

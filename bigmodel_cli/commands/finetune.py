@@ -164,14 +164,14 @@ def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], gi
 
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
     from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.build.foreign_weights import architecture, is_foreign
+    from bigmodel_cli.engine.build.foreign_weights import exported_model_section, is_foreign
     from bigmodel_cli.engine.build.load import load_meta
     from bigmodel_cli.engine.build.locate import checkpoint_file
 
     path = checkpoint_file(path)
     foreign = is_foreign(path)
     if foreign:
-        kept = {"model": architecture(path)}
+        kept = {"model": exported_model_section(path)}
         if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
             hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
             raise InputError(f"{path}: the file does not name its model", "expected MODEL", hint)
@@ -195,9 +195,9 @@ def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
     """The model options that were not given, inferred from the shapes of foreign weights."""
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.data import load_data
-    from bigmodel_cli.engine.build.foreign_weights import missing_options
+    from bigmodel_cli.engine.build.foreign_weights import infer_options
 
     resolved = resolve(layers)
     given = [key for section, key in resolved.origin if section == "model"]
-    options = missing_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
+    options = infer_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
     return Layer(str(path), {"model": options} if options else {})

@@ -91,7 +91,8 @@ def generate(
 
     from bigmodel_cli.core.tasks import Generates
     from bigmodel_cli.engine.build.load import load_trained
-    from bigmodel_cli.engine.device.placement import place
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
 
     prompts = prompts or ["\n"]
     if stream and (len(prompts) > 1 or json):
@@ -100,7 +101,8 @@ def generate(
     if not isinstance(trained.task, Generates):
         what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
         raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")
-    placement = place(checkpoint_recipe(trained, options.flag_layers()).placement)
+    placement = choose_placement(checkpoint_recipe(trained, options.flag_layers()).placement)
+    configure_process(placement)
     model = placement.model(trained.model)
     chatting = chat or system is not None
     starts = [_conversation(prompt, system) for prompt in prompts] if chatting else list(prompts)

@@ -44,7 +44,7 @@ class Launch:
         Raises:
             InputError: the flags contradict each other, or the run folder is in use.
         """
-        from bigmodel_cli.engine.distributed.launcher import Plan, processes_here, start
+        from bigmodel_cli.engine.distributed.launcher import LaunchPlan, process_count, start
         from bigmodel_cli.engine.training.run_folder import RunFolder
 
         fewest, most = self.hosts()
@@ -61,7 +61,7 @@ class Launch:
             made = folder.make() if out is None else None
         arguments = [*sys.argv[1:], *(["--out", str(made)] if made else [])]
         try:
-            plan = Plan(processes_here(self.nproc), fewest, most, self.rdzv, self.max_restarts)
+            plan = LaunchPlan(process_count(self.nproc), fewest, most, self.rdzv, self.max_restarts)
             code = start(plan, arguments, console.error)
         finally:
             if made is not None and not any(made.iterdir()):

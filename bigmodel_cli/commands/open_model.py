@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bigmodel_cli.engine.build.load import Trained
+    pass
 
 
-def open_trained(path: Path) -> Trained:
+def open_trained(path: Path) -> TrainedModel:
     """The checkpoint at `path`, or the export there, run by its format's runtime on the CPU in fp32.
 
     Raises:
@@ -23,11 +23,11 @@ def open_trained(path: Path) -> Trained:
     if not is_export(path):
         return load_trained(path)
     from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.export.exported_model import exported_model
 
     folder = read_folder(path)
     fixed = Layer("export", {"placement": {"device": "cpu", "precision": "fp32"}})
     recipe = resolve([Layer(str(path / "export.json"), folder.about["recipe"]), fixed]).recipe
     model, task = exported_model(folder, build_task(recipe, folder.spec))
-    return Trained(path, model.eval(), task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})
+    return TrainedModel(path, model.eval(), task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})

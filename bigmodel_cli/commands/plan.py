@@ -17,7 +17,7 @@ from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.engine.plan.estimate import Plan
-    from bigmodel_cli.engine.plan.strategies import Spread
+    from bigmodel_cli.engine.plan.strategies import LayoutEstimate
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
 
@@ -70,10 +70,10 @@ def plan(
         bigmodel plan resnet50 --data synthetic_images --gpus 16xH100 --json
     """
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.plan.devices import cluster
+    from bigmodel_cli.engine.plan.devices import parse_cluster
     from bigmodel_cli.engine.plan.estimate import make_plan
 
-    machines = cluster(gpus, network)
+    machines = parse_cluster(gpus, network)
     recipe = resolve(options.recipe_layers()).recipe
     found = make_plan(recipe, machines, strategy, price)
     if json:
@@ -87,7 +87,7 @@ def plan(
 
 
 def _show(found: Plan) -> None:
-    rows = [_row(found, one) for one in found.spreads]
+    rows = [_row(found, one) for one in found.estimates]
     heads = ("strategy", *PARTS, "total", "sent per step", "step time", "largest batch")
     console.show(console.table("memory per device, and communication", heads, rows, right=True))
     if found.chosen is None:
@@ -116,7 +116,7 @@ def _show(found: Plan) -> None:
     console.show(console.table("the run", ("", "value"), facts))
 
 
-def _row(found: Plan, one: Spread) -> tuple[str, ...]:
+def _row(found: Plan, one: LayoutEstimate) -> tuple[str, ...]:
     parts = [size(getattr(one.memory, part)) for part in PARTS]
     if one.micro_batch == 0:
         return (str(one.layout), *parts, size(one.memory.total), "-", "does not fit", "-")

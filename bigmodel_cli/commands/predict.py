@@ -18,7 +18,7 @@ from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tasks import Predicts
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 Files = Annotated[
     list[Path] | None,
@@ -54,17 +54,19 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
     """
     from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.engine.device.placement import place
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
-    from bigmodel_cli.engine.inference.tta import mirrored
+    from bigmodel_cli.engine.inference.tta import with_flip_tta
 
     if not files and not texts:
         raise InputError("nothing to predict", "expected FILE or --text", "bigmodel predict --help")
     trained = open_trained(checkpoint)
     task = _predicting_task(trained, bool(texts))
     recipe = checkpoint_recipe(trained, options.flag_layers())
-    placement = place(recipe.placement)
-    model = placement.model(mirrored(trained.model, task) if tta else trained.model)
+    placement = choose_placement(recipe.placement)
+    configure_process(placement)
+    model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
     listed = expand_folders(files or [])
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
@@ -72,7 +74,7 @@ def predict(
     _show(predict_files(quick.model, task, quick.placement, listed, top, texts or []), json)
 
 
-def _predicting_task(trained: Trained, from_texts: bool) -> Predicts:
+def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
     """The task, which predicts files and, with `from_texts`, texts.
 
     Raises:

@@ -12,7 +12,7 @@ from bigmodel_cli.core.specs import ImageSpec
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-    from bigmodel_cli.engine.build.load import Trained
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 
 def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
@@ -50,7 +50,7 @@ def resolve_data_path(value: str) -> dict[str, str] | None:
     return {"name": source, "path": value if given.is_address else str(given.path.absolute())}
 
 
-def checkpoint_recipe(trained: Trained, layers: list[Layer]) -> Recipe:
+def checkpoint_recipe(trained: TrainedModel, layers: list[Layer]) -> Recipe:
     """The recipe saved in a checkpoint, with `layers` over it."""
     from bigmodel_cli.core.resolve import Layer, resolve
 
@@ -71,14 +71,14 @@ def expand_hub_model(layers: list[Layer], weights: bool) -> list[Layer]:
     names = [str(layer.values.get("model", {}).get("name", "")) for layer in layers]
     if not any(name.startswith("hf:") for name in names):
         return layers
-    from bigmodel_cli.engine.build.huggingface_hub import is_source, model_of
+    from bigmodel_cli.engine.build.huggingface_hub import huggingface_model, is_huggingface_source
 
-    found = [i for i, name in enumerate(names) if is_source(name)]
+    found = [i for i, name in enumerate(names) if is_huggingface_source(name)]
     if not found:
         return layers
     last = found[-1]
     old = layers[last]
-    section, folder = model_of(old.values["model"]["name"], weights)
+    section, folder = huggingface_model(old.values["model"]["name"], weights)
     values = {**old.values, "model": {**old.values["model"], **section}}
     expanded = [*layers[:last], Layer(old.source, values, old.lines), *layers[last + 1 :]]
     return [*expanded, tokenizer_layer(folder / "tokenizer.json", expanded, start=weights)]

@@ -13,6 +13,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def tokenize(
     check_writable(out, overwrite)
     files = [file for path in paths for file in list_text_files(path.expanduser())]
     choice = TokenizerChoice(tokenizer, vocab_size or DEFAULT_VOCAB_SIZE, data_root(data_dir))
-    index, notes = _write_shards(files, out, choice, encoding, shard_tokens, processes or _cores(), overwrite)
+    index, notes = _write_shards(files, out, choice, encoding, shard_tokens, processes or available_cores(), overwrite)
     seconds = time.perf_counter() - clock
     if json:
         shown = {k: v for k, v in index.items() if k != "vocabulary"}
@@ -152,10 +153,6 @@ def _write_shards(
             write_units(units, spec, writer, processes, bars.read)
             source = {"files": len(files), "bytes": sum(unit.stop - unit.start for unit in units)}
             return writer.finish(source), notes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show_shards(folder: Path, json: bool) -> None:

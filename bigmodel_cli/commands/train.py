@@ -90,7 +90,7 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
 def run_training(layers: list[Layer], options: RunOptions) -> None:
     """Resolve `layers` and train the recipe, in this process or in several; with ``--dry-run`` only measure it."""
     from bigmodel_cli.core.resolve import resolve
-    from bigmodel_cli.engine.device.ranks import ranks
+    from bigmodel_cli.engine.device.ranks import read_ranks
     from bigmodel_cli.engine.training.loggers import Loggers
     from bigmodel_cli.engine.training.run_folder import RunFolder
 
@@ -105,7 +105,7 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
     if launch.requested:
         launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=options.dry_run)
         return
-    here = ranks()
+    here = read_ranks()
     if options.dry_run:
         RunFolder(out, stem, resume=resume, overwrite=overwrite)
         _dry_run(resolved, out or Path("runs"), json)
@@ -118,12 +118,12 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
 
 def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, loggers: Loggers) -> None:
     """Train as one process of several."""
-    from bigmodel_cli.engine.device.placement import backend
-    from bigmodel_cli.engine.distributed.process_group import join, leave, translate_rank_errors
+    from bigmodel_cli.engine.device.placement import process_group_backend
+    from bigmodel_cli.engine.distributed.process_group import join_group, leave_group, translate_rank_errors
     from bigmodel_cli.engine.training.run_folder import Followed, RunFolder
 
-    group = join(here, backend(recipe.placement.device), recipe.parallel.timeout)
-    console.print_as_rank(here.rank, group.last_words)
+    group = join_group(here, process_group_backend(recipe.placement.device), recipe.parallel.timeout)
+    console.print_as_rank(here.rank, group.claim_error_report)
     with translate_rank_errors():
         jobs = sorted(set(group.gather(here.job)))
         if group.is_main:
@@ -134,15 +134,15 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
             path, resumes = group.broadcast(None)
             folder = Followed(Path(path), resume=resumes)
     _train(recipe, folder, options.json, group)
-    leave()
+    leave_group()
 
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
-    from bigmodel_cli.engine.distributed.process_group import ALONE
+    from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS
     from bigmodel_cli.engine.training.session import train as run
 
-    group = group or ALONE
+    group = group or SINGLE_PROCESS
     with WaitBars() if group.is_main else nullcontext(), for_output(json) if group.is_main else Silence() as display:
         outcome = run(recipe, folder, display.emit, group=group)
     if not group.is_main:

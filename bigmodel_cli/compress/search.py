@@ -25,7 +25,7 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.engine.build.digest import digest
-from bigmodel_cli.engine.build.load import Trained, load_trained
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.export.folder import is_export
 
 RATIOS = (0.3, 0.5, 0.7, 0.85)
@@ -99,7 +99,7 @@ class Search:
         repair: epochs, lr and batch_size of the fine-tuning after pruning.
     """
 
-    source: Trained
+    source: TrainedModel
     recipe: Recipe
     out: Path
     goal: Goal
@@ -158,7 +158,7 @@ class Search:
             if self.goal.drop is None and any(self.goal.met(p) for p in forms):
                 return
 
-    def _variants(self, prefix: str, trained: Trained) -> Iterator[Point]:
+    def _variants(self, prefix: str, trained: TrainedModel) -> Iterator[Point]:
         """`trained` in int8; the source also as an fp32 export, to separate the runtime's speedup from int8's."""
         kind = trained.task.spec.kind
         if not prefix:
@@ -178,7 +178,7 @@ class Search:
             self.skipped.append(line)
         return not absent
 
-    def _measure(self, name: str, gives: str, make: Callable[[Work], object], trained: Trained) -> Point | None:
+    def _measure(self, name: str, gives: str, make: Callable[[Work], object], trained: TrainedModel) -> Point | None:
         """Make and measure ``tries/<name>``, unless it is saved; None if the model cannot be compressed this way."""
         known = self._saved(name)
         if known is not None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from bigmodel_cli.compress.work import Data
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Task
-from bigmodel_cli.engine.build.load import Trained, load_trained
-from bigmodel_cli.engine.device.placement import Placement, place
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained
+from bigmodel_cli.engine.device.placement import Placement, choose_placement
+from bigmodel_cli.engine.device.process import configure_process
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.export.exported_model import exported_model
 from bigmodel_cli.export.folder import is_export, model_files, read_folder
@@ -74,7 +75,7 @@ class Point:
 class Judge:
     """Measures artifacts against one source, run as ``predict`` runs it on a CPU: eager, in fp32."""
 
-    source: Trained
+    source: TrainedModel
     task: Task
     data: Data
     placement: Placement
@@ -83,8 +84,9 @@ class Judge:
     value: float
 
     @classmethod
-    def of(cls, source: Trained, data: Data) -> Judge:
-        placement = place(PlacementSection(device="cpu", precision="fp32"))
+    def of(cls, source: TrainedModel, data: Data) -> Judge:
+        placement = choose_placement(PlacementSection(device="cpu", precision="fp32"))
+        configure_process(placement)
         model = placement.model(copy.deepcopy(source.model))  # the methods need the original unchanged
         task = data.task(source)
         batch = placement.inputs(task.prepare(next(data.spread(data.val, 32))))

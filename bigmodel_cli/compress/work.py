@@ -27,7 +27,7 @@ from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import Batch, DataBundle, Source, Spec
 from bigmodel_cli.engine.build.data import load_data, train_and_val
-from bigmodel_cli.engine.build.load import Trained, load_trained
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.run_folder import RunFolder
@@ -56,7 +56,7 @@ class Data:
     def splits(self) -> tuple[Source, Source]:
         return train_and_val(self.bundle, self.recipe.data)
 
-    def task(self, trained: Trained) -> Any:
+    def task(self, trained: TrainedModel) -> Any:
         """The task of `trained` on this data, whose classes may be in another order."""
         return trained.task.for_data(self.bundle.spec)
 
@@ -86,7 +86,7 @@ class Work:
         events: displays training.
     """
 
-    trained: Trained
+    trained: TrainedModel
     recipe: Recipe
     data: Data
     out: Path
@@ -109,7 +109,7 @@ class Work:
 
     def subject(self, how: Mapping[str, Any] | None = None, samples: int = 256) -> Subject:
         """The subject of an export, with `samples` validation inputs for the proof; `how` goes into export.json."""
-        data, about = self.data, self.trained.described()
+        data, about = self.data, self.trained.source_metadata()
         about["data"] = {"fingerprint": data.bundle.fingerprint, "validation samples": len(data.val)}
         if how:
             about["compressed"] = [*about.get("compressed", []), {**how, "final": True}]
@@ -150,7 +150,7 @@ class Work:
 
 def write_checkpoint(
     path: Path,
-    trained: Trained,
+    trained: TrainedModel,
     tensors: Mapping[str, Tensor],
     how: Mapping[str, Any],
     recipe: Recipe | None = None,
@@ -175,7 +175,7 @@ def strip_checkpoint(path: Path, out: Path, how: Mapping[str, Any]) -> None:
     write_checkpoint(out, trained, trained.model.state_dict(), how)
 
 
-def select_method(name: str, trained: Trained) -> Entry:
+def select_method(name: str, trained: TrainedModel) -> Entry:
     """The method `name`, or the best installed method of the family `name`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What every other package speaks: recipes, registries, shared types and errors."""
+"""The foundation of the other packages: recipes, registries, shared types, errors, and strict readers."""

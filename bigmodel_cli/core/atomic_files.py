@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process, the disk or the machine."""
+"""Atomic, durable files: complete or absent, even if the process, the disk or the machine fails."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import MachineError
 
-PARTS = "parts-"
+SHARDS_PREFIX = "parts-"
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the file that `source` is now: no second copy on the disk, and as atomic as a save.
+    """Make `target` a hard link to `source`, atomically: no second copy on the disk.
 
     Raises:
         MachineError: the disk is full or cannot be written.
     """
 
     if source.is_dir():
-        point(target, source.resolve())
+        symlink(target, source.resolve())
         return
 
     def write(temporary: Path) -> None:
@@ -39,8 +39,8 @@ def link(source: Path, target: Path) -> None:
     replace(target, write, lambda: source.stat().st_size)
 
 
-def point(target: Path, folder: Path) -> None:
-    """Make `target` a link to `folder`, which lies beside it.
+def symlink(target: Path, folder: Path) -> None:
+    """Make `target` a symbolic link to `folder`, which is in the same folder, atomically.
 
     Raises:
         MachineError: the disk is full or cannot be written.
@@ -53,8 +53,8 @@ def point(target: Path, folder: Path) -> None:
     replace(target, write, lambda: 1)
 
 
-def clear_parts(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
-    """Remove those of the checkpoints in parts that none of the links in `keep` leads to."""
+def remove_sharded(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
+    """Remove those of the sharded checkpoints `found` that no link in `keep` points to."""
     kept = {path.resolve() for path in keep}
     for path in found:
         if path.is_dir() and not path.is_symlink() and path.resolve() not in kept:
@@ -62,7 +62,7 @@ def clear_parts(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], int]) -> None:
-    """`write` a temporary file beside `path`, which then takes its place at once; `needed` bytes are for the message.
+    """`write` a temporary file beside `path`, then rename it to `path`. `needed` gives bytes for the error message.
 
     Raises:
         MachineError: the disk is full or cannot be written; no temporary file is left.
@@ -72,12 +72,12 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
         write(temporary)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # a full disk is either, depending on which write met it
+    except (OSError, RuntimeError) as error:  # a full disk raises either, depending on the write that hits it
         _remove(temporary)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
         raise MachineError(
             f"{path}: {reason}; about {needed()} bytes needed, {free_bytes(path.parent)} free",
-            hint="give another --out",
+            hint="free some space, or choose another --out",
         ) from None
     except BaseException:
         _remove(temporary)
@@ -85,32 +85,32 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
 
 
 def _remove(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here is the one to tell
+    with contextlib.suppress(OSError):  # the error that led here is the one to report
         temporary.unlink(missing_ok=True)
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk of `folder`; 0 where the folder itself has gone."""
+    """Free bytes on the disk of `folder`; 0 where the folder does not exist."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
 
 
-def clean_temporary(folder: Path) -> None:
-    """Remove what a killed save left behind, and no other hidden file. The caller holds the folder's lock."""
+def remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files that a killed save left, and no other hidden file. The caller holds the folder's lock."""
     for path in folder.glob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself must survive a power cut."""
+    """Make a rename in `folder` durable, so that it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)

@@ -1,8 +1,8 @@
-"""Conversations as text: what stands before each turn, where it ends, and what of it is learned.
+"""Conversations as tokens: the prefix and the end of each turn, and which tokens are trained on.
 
-A turn of the system or the user is its role's prefix, the content and a newline; one of the
-assistant is its prefix, the content and the tokenizer's ``<end>`` (a newline where it has none).
-Each piece is made tokens by itself, so that training and a prompt cut a conversation alike.
+A turn of the system or the user is its role's prefix, the content and a newline. A turn of the assistant is
+its prefix, the content and the tokenizer's ``<end>`` (a newline where it has none). Prefix and content are
+tokenized separately, so that a conversation has the same tokens in training and in a prompt.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.json_lines import is_text
+from bigmodel_cli.core.json_lines import text_problem
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tokens import Tokenizer
@@ -18,59 +18,61 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant")
 PREFIXES = ("<|system|>\n", "<|user|>\n", "<|assistant|>\n")
 Message = Mapping[str, str]
-Marked = tuple[list[int], list[bool]]
-"""Tokens, and for each whether it is learned."""
+MaskedTokens = tuple[list[int], list[bool]]
+"""Tokens, and for each whether it contributes to the loss."""
 
 
-def is_conversation(value: Any) -> str | None:
-    """What is wrong with a list of messages; None where it is one that has an answer in it."""
-    wrong = is_messages(value)
+def conversation_problem(value: Any) -> str | None:
+    """What is wrong with a conversation to train on, or None: messages, at least one of them by the assistant."""
+    wrong = messages_problem(value)
     if wrong is None and not any(message["role"] == "assistant" for message in value):
-        wrong = "have no turn of the assistant, from which alone is learned"
+        wrong = "have no turn of the assistant to train on"
     return wrong
 
 
-def is_messages(value: Any) -> str | None:
+def messages_problem(value: Any) -> str | None:
     """What is wrong with a list of ``{"role": ..., "content": ...}``, or None."""
     if not isinstance(value, list) or not value:
-        return "are no list of messages, expected some"
+        return "are not a list of messages"
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             return f"[{i}] lacks role or content"
         if message["role"] not in ROLES:
             return f"[{i}] has role {str(message['role'])[:40]!r}, expected one of {', '.join(ROLES)}"
-        wrong = is_text(message["content"]) if isinstance(message["content"], str) else "is no text"
+        wrong = text_problem(message["content"]) if isinstance(message["content"], str) else "is not text"
         if wrong:
             return f"[{i}]: content {wrong}"
     return None
 
 
-def spoken(messages: Sequence[Message], prefixes: Sequence[str], known: Tokenizer, answer: bool = False) -> Marked:
-    """The tokens of a conversation; with `answer`, those after which the assistant's next turn comes.
+def encode_conversation(
+    messages: Sequence[Message], prefixes: Sequence[str], tokenizer: Tokenizer, answer: bool = False
+) -> MaskedTokens:
+    """The tokens of a conversation; with `answer`, followed by the prefix of the assistant's next turn.
 
     Raises:
-        ValueError: a content holds a prefix, and so would speak for another role.
+        ValueError: the content of a message contains a prefix, which would begin a turn of another role.
         InputError: the vocabulary lacks one of its characters.
     """
     from bigmodel_cli.core.special_tokens import END
 
     ids: list[int] = []
-    learned: list[bool] = []
+    trained: list[bool] = []
 
-    def add(part: Sequence[int], learn: bool) -> None:
-        ids.extend(part)
-        learned.extend([learn] * len(part))
+    def add(tokens: Sequence[int], train: bool) -> None:
+        ids.extend(tokens)
+        trained.extend([train] * len(tokens))
 
-    newline = known.encode("\n")
-    end = [known.special[END]] if END in known.special else newline
+    newline = tokenizer.encode("\n")
+    end = [tokenizer.special[END]] if END in tokenizer.special else newline
     for message in messages:
         content, answers = message["content"], message["role"] == "assistant"
         for prefix in prefixes:
             if prefix.strip() in content:
-                raise ValueError(f"the content of a message holds {prefix.strip()!r}, which begins a turn")
-        add(known.encode(prefixes[ROLES.index(message["role"])]), False)
-        add(known.encode(content), answers)
+                raise ValueError(f"the content of a message contains {prefix.strip()!r}, which begins a turn")
+        add(tokenizer.encode(prefixes[ROLES.index(message["role"])]), False)
+        add(tokenizer.encode(content), answers)
         add(end if answers else newline, answers)
     if answer:
-        add(known.encode(prefixes[-1]), False)
-    return ids, learned
+        add(tokenizer.encode(prefixes[-1]), False)
+    return ids, trained

@@ -1,6 +1,6 @@
-"""Errors a person can act on: each says what is wrong, what was expected, and what to do.
+"""Errors a user can act on: each states what is wrong, what was expected, and what to do.
 
-They are raised where the fact is known and become text in ``cli.py`` alone.
+They are raised where the problem is found, and turned into text only in ``cli.py``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ MAX_LINE = 200
 
 
 class BigmodelError(Exception):
-    """What is wrong; what was expected; a hint; and the exit code of the process.
+    """What is wrong, what was expected, a hint, and the exit code of the process.
 
     Args:
-        what: the fact, with the file (and line) it was found in.
-        expected: what would have been right, or None where `what` says it.
+        what: the problem, with its file and line.
+        expected: what would have been right, or None where `what` implies it.
         hint: a command or an action that helps.
     """
 
@@ -47,7 +47,7 @@ class MachineError(BigmodelError):
 
 
 class DivergedError(BigmodelError):
-    """Training met a loss or a gradient that is not finite."""
+    """The loss or a gradient is not finite."""
 
     exit_code = 4
 
@@ -66,7 +66,7 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that suggests the nearest known names, or lists them when few."""
+    """A clause that suggests the nearest known names, or lists them if they are few."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
@@ -75,4 +75,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class LostRank(MachineError):
-    """Another process of the job ended, or does not answer: what went wrong is its to tell."""
+    """Another process of the job exited or does not answer. That process reports its own error."""

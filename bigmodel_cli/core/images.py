@@ -1,7 +1,7 @@
-"""An image file's bytes to pixels: the one path that data sets, ``eval`` and ``predict`` all take.
+"""Decodes images: the same code for data sets, ``eval`` and ``predict``.
 
-It lives here because data and tasks may not import each other, and two ways of reading
-an image would disagree. Shapes: C channels, H height, W width, S side of a square.
+It is in core because data and tasks may not import each other, and two decoders would disagree.
+Shapes: C channels, H height, W width, S side of a square.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Tried on a file's first bytes, whatever its name says."""
+"""The accepted formats, recognised by content and not by file name."""
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 })  # fmt: skip
-"""Which files of a folder are taken for images."""
+"""The suffixes of image files in a folder."""
 MAX_PIXELS = 64_000_000
 ORIENTATION = 274  # the EXIF tag
 TURNS = {
@@ -36,15 +36,14 @@ TURNS = {
 
 
 def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Tensor:
-    """(C,H,W) uint8: the upright image in `raw`, 1 channel (luma) or 3 (RGB), transparency laid over white.
+    """(C,H,W) uint8: the upright image in `raw`, with 1 channel (luma) or 3 (RGB), transparency over white.
 
-    With `side`, the centred square whose sides are the image's shorter side, resized
-    (bilinear, antialiased) to (C,side,side). Large JPEG files are decoded at 1/2, 1/4 or 1/8
-    scale, still at least twice the square: twice as fast for 4000x3000.
+    With `side`, the largest centred square, resized (bilinear, antialiased) to (C,side,side). Large JPEG files
+    are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
 
     Raises:
         InputError: not an image of a format in FORMATS, larger than MAX_PIXELS, or damaged.
-            `name` is what the message calls it.
+            `name` is its name in the message.
     """
     with _opened(raw, name, MAX_PIXELS) as image:
         pixels = _pixels(image, raw, channels, side)
@@ -52,10 +51,10 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
 
 
 def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, most: int = MAX_PIXELS) -> Image:
-    """As :func:`decode`, but a PIL image, and without torch: upright, in mode L or RGB.
+    """As :func:`decode`, but without torch: an upright PIL image in mode L or RGB.
 
-    With `side`, a large JPEG file is decoded at a smaller scale; the square is not cut.
-    `most`: pixels; more are refused.
+    With `side`, a large JPEG file is decoded at a smaller scale; the image is not cropped.
+    An image of more than `most` pixels is refused.
     """
     with _opened(raw, name, most) as image:
         if side is not None:
@@ -65,7 +64,7 @@ def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, 
 
 @contextlib.contextmanager
 def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
-    """The image in `raw`, its header read; whatever goes wrong with it inside is an InputError."""
+    """The image in `raw` with its header read; any error in the block becomes an InputError."""
     from PIL import Image, UnidentifiedImageError
 
     _quiet()
@@ -81,7 +80,7 @@ def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
         raise InputError(f"{name}: too many pixels", f"expected at most {most}") from None
     except InputError:
         raise
-    except Exception as error:  # a damaged file raises a dozen kinds, struct.error and KeyError among them
+    except Exception as error:  # a damaged file raises many classes of errors, among them struct.error and KeyError
         raise InputError(f"{name}: cannot decode the image: {error or type(error).__name__}") from None
 
 
@@ -89,7 +88,7 @@ def image_header(raw: bytes) -> tuple[str, int, int, str]:
     """(format, width, height, PIL mode) without decoding; width and height as stored.
 
     Raises:
-        Exception: of any kind that a damaged header raises.
+        Exception: of any class, where the header is damaged.
     """
     from PIL import Image
 
@@ -100,9 +99,9 @@ def image_header(raw: bytes) -> tuple[str, int, int, str]:
 
 @functools.cache
 def _quiet() -> None:
-    """PIL warns of odd metadata, which does no harm, and of large images, which are refused here.
+    """Silence PIL's warnings of odd metadata, which is harmless, and of large images, which are refused here.
 
-    Once for the process: `warnings.catch_warnings` is not safe among threads.
+    Done once for the process, since `warnings.catch_warnings` is not thread-safe.
     """
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -119,33 +118,33 @@ def _pixels(image: Image, raw: bytes, channels: int, side: int | None) -> Tensor
         try:
             return fast(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
         except RuntimeError:
-            pass  # PIL says what is wrong in words for people
+            pass  # PIL's message is more readable
     image = _upright(image, channels)
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, channels).permute(2, 0, 1)
 
 
 def _draft(image: Image, side: int) -> None:
-    """Have a large JPEG decoded at a smaller scale, never below twice the square: no visible difference."""
+    """Decode a large JPEG at a smaller scale, never below twice the side: no visible difference."""
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         image.draft(image.mode, (2 * side, 2 * side))
 
 
 def _upright(image: Image, channels: int) -> Image:
-    """The pixels in mode L or RGB, turned as EXIF says."""
+    """The pixels in mode L or RGB, rotated according to EXIF."""
     from PIL import Image
 
-    image.load()  # TIFF turns itself here, and forgets its tag
+    image.load()  # PIL applies a TIFF's orientation here, and drops its tag
     turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     image = _plain(image, "L" if channels == 1 else "RGB")
     return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
 def _plain(image: Image, mode: str) -> Image:
-    """`image` in 8-bit `mode`: the high byte of 16-bit grey, and white where it is transparent."""
+    """`image` in 8-bit `mode`: the high byte of 16-bit gray, and white where it is transparent."""
     from PIL import Image
 
-    if image.mode[0] in "IF":  # I;16 and its kin, and I, in which older PIL gives 16-bit PNG
+    if image.mode[0] in "IF":  # I;16 and variants, and I, which older PIL uses for 16-bit PNG
         image = _high_byte(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -181,8 +180,8 @@ def _square(pixels: Tensor, side: int) -> Tensor:
 def _torchcodec() -> Callable[[Tensor], Tensor] | None:
     """torchcodec's JPEG decoder, or None where it is not installed or does not fit the torch in use.
 
-    It turns by EXIF itself, and gives PIL's pixels to the bit (both are libjpeg-turbo), so
-    that a model answers the same with and without it; tests/core/test_images.py holds them together.
+    It applies EXIF orientation itself and gives the same pixels as PIL (both use libjpeg-turbo), so that
+    predictions do not depend on it; tests/core/test_images.py compares them.
     """
     try:
         from torchcodec.decoders import decode_jpeg

@@ -1,4 +1,4 @@
-"""JSON lines from anyone: one object a line, held to JSON's own rules and to the fields that are needed."""
+"""A strict reader for JSON lines: one object per line, checked against JSON's rules and the required fields."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.text_files import AUTO, read_blocks, read_lines
 
-MOST_LINE = 8 << 20  # characters of a line
+MAX_LINE_CHARS = 8 << 20  # characters of a line
 Check = Callable[[Any], str | None]
 """What is wrong with a value, or None."""
 
 
-def is_text(value: Any) -> str | None:
-    """None where `value` is text that UTF-8 can hold; a number is what it prints as, for labels."""
+def text_problem(value: Any) -> str | None:
+    """What is wrong with `value` as text, or None. Integers are accepted, for labels."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -29,28 +29,28 @@ def is_text(value: Any) -> str | None:
 def read_records(
     path: Path, fields: Mapping[str, Check], encoding: str = AUTO, notes: list[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line that is not empty: where it stands (``file:line``), and its object with `fields`.
+    """The location (``file:line``) and the object of each line that is not empty.
 
-    JSON is UTF-8 (RFC 8259); "auto" also takes what a byte order mark says, and guesses nothing.
+    JSON is UTF-8 (RFC 8259); "auto" also accepts the encoding of a byte order mark, and never guesses.
 
     Raises:
-        InputError: a line is no such object, or the file has none.
+        InputError: a line is not an object with `fields`, or the file is empty.
     """
-    encoding = strict(path, encoding)
+    encoding = resolve_encoding(path, encoding)
     found = False
     for number, line in enumerate(read_lines(path, encoding, notes), 1):
         if line.strip():
             found = True
-            yield f"{path}:{number}", parse(f"{path}:{number}", line, fields)
+            yield f"{path}:{number}", parse_record(f"{path}:{number}", line, fields)
     if not found:
         raise InputError(f"{path}: it is empty", f"expected a line with {' and '.join(fields)}")
 
 
-def strict(path: Path, encoding: str) -> str:
-    """ "auto" as the encoding that a byte order mark names, else UTF-8.
+def resolve_encoding(path: Path, encoding: str) -> str:
+    """Resolve "auto" to the encoding of the byte order mark, else to UTF-8.
 
     Raises:
-        InputError: a line is not UTF-8; it is named.
+        InputError: a line is not UTF-8; the message names it.
     """
     if encoding != AUTO:
         return encoding
@@ -58,17 +58,19 @@ def strict(path: Path, encoding: str) -> str:
     for i, block in enumerate(read_blocks(path)):
         if i == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return "utf-32" if block[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "utf-16"
-        # Whole lines: no character is cut at the end of a block.
-        whole, newline, rest_now = (rest + block).rpartition(b"\n")
-        line, rest = _utf8(path, whole + newline, line), rest_now
-        if len(rest) > 4 * MOST_LINE:
-            raise InputError(f"{path}:{line}: more than {len(rest)} bytes", f"expected at most {MOST_LINE} characters")
+        # Decode complete lines, so that no character is split at the end of a block.
+        complete, newline, remainder = (rest + block).rpartition(b"\n")
+        line, rest = _utf8(path, complete + newline, line), remainder
+        if len(rest) > 4 * MAX_LINE_CHARS:
+            raise InputError(
+                f"{path}:{line}: more than {len(rest)} bytes", f"expected at most {MAX_LINE_CHARS} characters"
+            )
     _utf8(path, rest, line)
     return "utf-8"
 
 
 def _utf8(path: Path, part: bytes, line: int) -> int:
-    """The number of the line after `part`, which begins with line `line`."""
+    """Check `part`, which begins with line `line`; returns the number of the line after it."""
     try:
         part.decode()
     except UnicodeDecodeError as error:
@@ -78,17 +80,17 @@ def _utf8(path: Path, part: bytes, line: int) -> int:
     return line + part.count(b"\n")
 
 
-def parse(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
-    """The object in `line`, which stands at `where`, with every one of `fields` as its check wants it.
+def parse_record(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
+    """The object in `line` at the location `where`, with each of `fields` checked.
 
     Raises:
-        InputError: it is too long, not JSON (duplicate keys and NaN are not), or a field is missing or wrong.
+        InputError: the line is too long or not JSON (duplicate keys and NaN are not), or a field is missing or wrong.
     """
-    if len(line) > MOST_LINE:
-        raise InputError(f"{where}: {len(line)} characters", f"expected at most {MOST_LINE}")
+    if len(line) > MAX_LINE_CHARS:
+        raise InputError(f"{where}: {len(line)} characters", f"expected at most {MAX_LINE_CHARS}")
     try:
-        row = json.loads(line, object_pairs_hook=once, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:  # a number of too many digits, nesting without end
+        row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=reject_nan)
+    except (ValueError, RecursionError) as error:  # too many digits, or nested too deeply
         raise InputError(f"{where}: not JSON: {error}", "expected one object a line") from None
     if not isinstance(row, dict):
         raise InputError(
@@ -103,19 +105,19 @@ def parse(where: str, line: str, fields: Mapping[str, Check]) -> dict[str, Any]:
     return row
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's pairs; a key that stands twice is a ValueError."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its pairs; a duplicate key is a ValueError."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} stands twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return found
 
 
-def no_number(name: str) -> None:
-    """NaN and infinity, which Python reads and JSON has not."""
-    raise ValueError(f"{name} is no number")
+def reject_nan(name: str) -> None:
+    """Refuse NaN and infinity, which Python reads but JSON does not allow."""
+    raise ValueError(f"{name} is not a number")
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, epoch, index) alone: neither order, batch, worker nor rank changes them."""
+"""Random numbers that depend only on (seed, epoch, index), and not on order, batch, worker or rank."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""An image file's bytes to a model's input, as ``preprocess.json`` of an export says, by PIL and NumPy alone.
+"""Turns an image file into model input according to ``preprocess.json`` of an export, with PIL and NumPy only.
 
-What decodes and prepares in training needs torch, which an exported model is meant to live without.
-tests/core/test_preprocessing.py holds the two together. Shapes: C channels, H height, W width.
+Preprocessing in training needs torch, which an exported model should do without.
+tests/core/test_preprocessing.py compares the two. Shapes: C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXELS) -> np.ndarray:
-    """(C,H,W) float32 from the image in `raw`; `how` is what the task's ``preprocessing()`` gave.
+    """(C,H,W) float32 from the image in `raw`; `how` is the result of the task's ``preprocessing()``.
 
-    A pixel may be one grey level off what torch's resize gives, which rounds otherwise than PIL's.
+    A pixel may differ by one gray level from torch's resize, which rounds differently.
 
     Raises:
-        InputError: not an image, of more than `most` pixels, or damaged. `name` is what the message calls it.
+        InputError: not an image, of more than `most` pixels, or damaged. `name` is its name in the message.
     """
     import numpy as np
 
@@ -44,11 +44,13 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
-def plain(raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, most: int = MAX_PIXELS) -> np.ndarray:
-    """(H,W,C) uint8, for a model that prepares its images itself: the square in the middle, or all of the image.
+def raw_pixels(
+    raw: bytes, name: str, spec: ImageSpec, size: tuple[int, int] | None, most: int = MAX_PIXELS
+) -> np.ndarray:
+    """(H,W,C) uint8 for a model that includes its preprocessing: the centred square, or the full image.
 
-    It is of the `size` (H,W) that the model takes; None, any: of the size that the model would make of it. So a large
-    image is not kept, and batches are of one size.
+    It is resized to the `size` (H,W) of the model's input. Where that is None, any size, it is resized to what the
+    model would resize it to, so that large images take no memory and batches have one size.
 
     Raises:
         InputError: as :func:`prepare`.
@@ -79,7 +81,7 @@ def _middle(image: Image, width: int, height: int) -> Image:
 
 
 def _resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(C,H',W') -> (C,height,width), bilinear and antialiased, without rounding to grey levels."""
+    """(C,H',W') -> (C,height,width), bilinear and antialiased, without rounding to gray levels."""
     import numpy as np
     from PIL import Image
 

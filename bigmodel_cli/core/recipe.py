@@ -23,16 +23,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Chosen(Section):
-    """A section whose field `key` names a registered function, with that function's options beside it."""
+class NamedSection(Section):
+    """A section whose field `key` names a registered function; the function's options are further fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     key: ClassVar[str] = "name"
-    belongs: ClassVar[frozenset[str]] = frozenset()
-    """Fields that speak of the function that is named, as its options do: another name drops them."""
+    component_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that, like options, belong to the registered function: naming another function drops them."""
 
     @property
-    def chosen(self) -> str:
+    def registered_name(self) -> str:
         """The registered name."""
         return str(getattr(self, self.key))
 
@@ -41,14 +41,14 @@ class Chosen(Section):
         return dict(self.model_extra or {})
 
 
-class Component(Chosen):
+class Component(NamedSection):
     """A registered function and its options, side by side: ``{name: sgd, lr: 0.1}``."""
 
     name: str = Field(description="the registered name")
 
 
 class ModelSection(Component):
-    belongs: ClassVar[frozenset[str]] = frozenset({"pruned"})
+    component_fields: ClassVar[frozenset[str]] = frozenset({"pruned"})
 
     init: Literal["default", "kaiming", "xavier"] = Field(
         "default", description="random initialisation; default is the model's own"
@@ -61,7 +61,7 @@ class ModelSection(Component):
 class DataSection(Component):
     dir: str | None = Field(None, description="folder of data files; default BIGMODEL_DATA, else ~/.cache/bigmodel")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of train carved off for validation, where the data has no val split"
+        0.1, description="fraction of train carved off for validation, where the data has no val split"
     )
     split_seed: Seed = Field(0, description="seed of that carving; apart from train.seed so that seeds compare")
 
@@ -69,7 +69,7 @@ class DataSection(Component):
 class TrainSection(Section):
     epochs: Positive = Field(10, description="passes over the train split")
     batch_size: Positive = Field(128, description="samples an optimizer step, over all ranks")
-    accumulate: Positive = Field(1, description="micro-batches a step; the batch size stays what it says")
+    accumulate: Positive = Field(1, description="micro-batches per step; batch_size does not change")
     eval_batch_size: Positive = Field(512, description="samples a forward pass in evaluation")
     max_steps: Positive | None = Field(None, description="stop after this many steps; the schedule ends there too")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
@@ -92,15 +92,15 @@ class TrainSection(Section):
     eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
 
 
-class StartSection(Chosen):
-    """Where training starts and how it goes on from there: ``{checkpoint: x.pt, method: lora, rank: 8}``."""
+class StartSection(NamedSection):
+    """The weights to start from and the fine-tuning method: ``{checkpoint: x.pt, method: lora, rank: 8}``."""
 
     key: ClassVar[str] = "method"
 
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
     pretrained: bool = Field(False, description="start from the weights published for the model (timm:..., tv:...)")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
-        None, description="what the file that is started from must hash to; looked at before anything is read of it"
+        None, description="SHA-256 that the checkpoint must have; verified before it is parsed"
     )
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
 
@@ -126,7 +126,7 @@ class ParallelSection(Section):
         "auto", description="of several processes; auto: ddp where weights, gradients and optimizer fit, else fsdp"
     )
     tensor: Annotated[int, Field(gt=0)] = Field(
-        1, description="fsdp: so many processes share each matrix (tensor parallelism), as all do with tp"
+        1, description="fsdp: processes over which each matrix is sharded (tensor parallelism); with tp, all"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(
         600, description="seconds without an answer after which another process counts as lost"
@@ -138,7 +138,7 @@ class ParallelSection(Section):
 
 
 class Recipe(Section):
-    """One run, whole. ``bigmodel recipe schema`` prints this with every component's options."""
+    """Everything that defines a run. ``bigmodel recipe schema`` prints it with the options of every component."""
 
     model: ModelSection
     data: DataSection = DataSection(name="digits")
@@ -165,26 +165,26 @@ COMPONENTS: dict[str, Registry] = {
     "schedule": schedules,
     "start": methods,
 }
-"""Which registry checks which section."""
+"""The registry of each section that names a component."""
 
 
-def section_type(section: str) -> type[Chosen]:
+def section_type(section: str) -> type[NamedSection]:
     """The type of a section that names a component."""
-    return cast("type[Chosen]", Recipe.model_fields[section].annotation)
+    return cast("type[NamedSection]", Recipe.model_fields[section].annotation)
 
 
 def data_root(folder: str | Path | None) -> Path:
-    """Where data files lie: the folder named, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
+    """The folder of data files: `folder`, else BIGMODEL_DATA, else ~/.cache/bigmodel."""
     return Path(folder or os.environ.get("BIGMODEL_DATA") or "~/.cache/bigmodel").expanduser()
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
+    """The folder for data that can be recreated: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
     return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a recipe file, every registered component and option in it."""
+    """The JSON schema (draft 2020-12) of a recipe file, with every registered component and option."""
     root = Recipe.model_json_schema()
     definitions = root["$defs"]
     for section, registry in COMPONENTS.items():

@@ -1,4 +1,4 @@
-"""Layers to a recipe: defaults <- recipe file <- flags <- --set, checked whole, every value with its origin."""
+"""Merges layers into a recipe: defaults <- recipe file <- flags <- --set. The origin of every value is recorded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KeyPath = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place: where they came from, and how to point at one of them."""
+    """Values from one source, with the line of each where it is a file."""
 
     source: str
     values: Mapping[str, Any]
@@ -29,14 +29,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked recipe, and for each of its values the place it came from."""
+    """A checked recipe, and the origin of each of its values."""
 
     recipe: Recipe
     origin: Mapping[KeyPath, str]
 
 
 def document_layer(document: Document, source: str) -> Layer:
-    """A recipe file as a layer; its ``search`` section speaks to ``bigmodel tune`` alone."""
+    """A recipe file as a layer, without its ``search`` section, which is for ``bigmodel tune``."""
     return Layer(source, {k: v for k, v in document.values.items() if k != "search"}, document.lines)
 
 
@@ -57,7 +57,7 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Merge `layers` (later ones win) into one recipe and check it whole, before any device work.
+    """Merge `layers` (later ones take precedence) into one recipe, and check all of it before any device work.
 
     A layer that names another component drops the options that earlier layers
     gave the old one.
@@ -65,7 +65,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     Raises:
         InputError: unknown section, component or key, or a value of the wrong type.
     """
-    # The defaults are a layer like any other, so that --lr alone finds its optimizer.
+    # The defaults are a layer like any other, so that --lr by itself finds its optimizer.
     merged: dict[str, dict[str, Any]] = {
         name: field.get_default().model_dump() for name, field in Recipe.model_fields.items() if not field.is_required()
     }
@@ -88,10 +88,10 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
 
 
 def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any], origin: dict[KeyPath, str]) -> None:
-    """Where `values` names another component than `into`, take the old one's options out of `into`."""
+    """Remove the options of the old component from `into` where `values` names another one."""
     kind = section_type(section)
     if kind.key in values and kind.key in into and values[kind.key] != into[kind.key]:
-        for key in [k for k in into if k not in kind.model_fields or k in kind.belongs]:
+        for key in [k for k in into if k not in kind.model_fields or k in kind.component_fields]:
             del into[key]
             origin.pop((section, key), None)
 
@@ -115,7 +115,7 @@ def _validate(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) 
     checked = recipe.model_dump()
     for section, registry in COMPONENTS.items():
         component = getattr(recipe, section)
-        entry = _named(registry, component.chosen, origin.get((section, component.key)))
+        entry = _named(registry, component.registered_name, origin.get((section, component.key)))
         typed = {k: v for k, v in checked[section].items() if k in type(component).model_fields}
         try:
             checked[section] = typed | entry.options(component.options, section)
@@ -136,7 +136,7 @@ def _named(registry: Any, name: str, where: str | None) -> Any:
 def explain(
     error: ValidationError, origin: Mapping[KeyPath, str], section: str | None = None, fields: Iterable[str] = ()
 ) -> InputError:
-    """A pydantic error as one line: where, which key, what it is, what was expected; and how many more there are."""
+    """A pydantic error as one line: the origin, the key, its value, what was expected, and the number of others."""
     problems = error.errors()
     first = problems[0]
     path = tuple(str(p) for p in first["loc"])

@@ -1,8 +1,8 @@
 """YAML for recipes, without its traps.
 
-``1e-3`` is a float; ``yes``, ``no``, ``on``, ``off`` are strings; no sexagesimal and no
-octal numbers, no dates. Anchors, aliases, tags and duplicate keys are refused, and so
-is what is larger than 256 KB or nested deeper than 32.
+``1e-3`` is a float; ``yes``, ``no``, ``on``, ``off`` are strings; there are no sexagesimal or octal numbers
+and no dates. Anchors, aliases, tags and duplicate keys are refused, as are files larger than 256 KB or nested
+deeper than 32 levels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _Loader.yaml_implicit_resolvers.setdefault("", []).append(("tag:yaml.org,2002:nu
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever the loader above would not read back as the same string."""
+    """Quotes strings that the loader above would read as another type."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
@@ -125,9 +125,9 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        # A problem that begins with "but" ends the sentence of its context.
-        whole = f"{error.context} {error.problem}" if (error.problem or "").startswith("but") else error.problem
-        raise InputError(f"{where}: {whole or 'not YAML'}", hint="check the indentation and quotes") from None
+        # A problem that begins with "but" continues the sentence of its context.
+        message = f"{error.context} {error.problem}" if (error.problem or "").startswith("but") else error.problem
+        raise InputError(f"{where}: {message or 'not YAML'}", hint="check the indentation and quotes") from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise InputError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
 
@@ -158,7 +158,7 @@ def _build(node: yaml.Node, source: str, path: tuple[str, ...], lines: dict[tupl
                 raise InputError(f"{source}:{line}: a key that is not text", "expected a name")
             key = key_node.value
             if key in result:
-                raise InputError(f"{source}:{line}: {key!r} stands twice", "each key once")
+                raise InputError(f"{source}:{line}: duplicate key {key!r}", "expected each key once")
             lines[(*path, key)] = line
             result[key] = _build(value_node, source, (*path, key), lines)
         return result
@@ -172,10 +172,10 @@ def _scalar(node: yaml.Node, source: str) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        # 64 bits is what torch takes; and int() itself refuses text of thousands of digits.
+        # torch's integers have 64 bits, and int() refuses text of thousands of digits.
         if len(text.lstrip("-+0")) > 19 or not -(2**63) <= int(text) < 2**63:
             raise InputError(
-                f"{source}:{node.start_mark.line + 1}: {text[:24]} is too large a number", "at most 64 bits"
+                f"{source}:{node.start_mark.line + 1}: {text[:24]} is too large a number", "expected at most 64 bits"
             )
         return int(text)
     if kind == "float":

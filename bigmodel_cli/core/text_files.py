@@ -1,4 +1,4 @@
-"""Reading text: the encoding declared, or found with a note; a file that is not what it says is named."""
+"""Reads text files in a declared or detected encoding. A guess is noted, and errors name the byte."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 
-MOST_BYTES = 4_000_000_000
+MAX_BYTES = 4_000_000_000
 BLOCK = 1 << 20
 AUTO = "auto"
-MOST_FOREIGN = 0.3  # share of bytes above 127 beyond which a text is in no Latin alphabet
+MAX_NON_ASCII = 0.3  # fraction of bytes above 127; with more, a text is not in a Latin alphabet
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
@@ -21,12 +21,13 @@ NO_FILE = "--data-dir DIR, the folder of data files"
 
 
 def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> str:
-    """The text of a file, gzipped where its name ends in ``.gz``; a byte order mark goes, newlines become ``\\n``.
+    """The text of a file, decompressed where its name ends in ``.gz``.
 
-    With the encoding "auto" it is found (see :func:`find_encoding`), and a guess is told in `notes`.
+    A byte order mark is dropped, and newlines become ``\\n``. The encoding "auto" is detected (see
+    :func:`find_encoding`), and a guess is added to `notes`.
 
     Raises:
-        InputError: it is not there, damaged, not in this encoding, or holds a NUL, as no text does.
+        InputError: the file is missing, damaged, not in this encoding, or contains a NUL.
     """
     raw = b"".join(read_blocks(path))
     if encoding == AUTO:
@@ -43,18 +44,18 @@ ENCODING_HINT = "--set data.encoding=latin-1, utf-16, ... where it is that, or s
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, a block at a time, unpacked where its name ends in ``.gz``.
+    """The bytes of a file in blocks, decompressed where its name ends in ``.gz``.
 
     Raises:
-        InputError: it is not there, damaged, or larger than `MOST_BYTES`.
+        InputError: the file is missing, damaged, or larger than `MAX_BYTES`.
     """
     total = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             while block := file.read(BLOCK):
                 total += len(block)
-                if total > MOST_BYTES:
-                    what = f"{path}: more than {MOST_BYTES} bytes"
+                if total > MAX_BYTES:
+                    what = f"{path}: more than {MAX_BYTES} bytes"
                     raise InputError(what, "expected a text that fits in memory", "bigmodel data tokenize FILE")
                 yield block
     except FileNotFoundError:
@@ -68,7 +69,7 @@ def decode(raw: bytes, encoding: str, path: Path, offset: int = 0) -> str:
     """`raw`, which begins at byte `offset` of `path`, as text.
 
     Raises:
-        InputError: it is not in this encoding, or there is no such encoding.
+        InputError: the text is not in this encoding, or the encoding is unknown.
     """
     try:
         text = raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") and not offset else encoding)
@@ -79,19 +80,20 @@ def decode(raw: bytes, encoding: str, path: Path, offset: int = 0) -> str:
     except (LookupError, ValueError):  # ValueError: a NUL in the name
         raise InputError(f"unknown encoding {encoding!r}", "one of utf-8, latin-1, cp1252, utf-16, ...") from None
     if not isinstance(text, str):
-        raise InputError(f"{encoding!r} is no encoding of text", "one of utf-8, latin-1, cp1252, utf-16, ...")
+        raise InputError(f"{encoding!r} is not a text encoding", "one of utf-8, latin-1, cp1252, utf-16, ...")
     return text.replace("\r\n", "\n")
 
 
 def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
     """The encoding of a file's bytes, and a note where it is a guess.
 
-    A byte order mark says it; else UTF-8 where it decodes, which hardly any other text does by chance. Bytes
-    that are NUL in every second place are UTF-16. What is left is taken for Windows-1252, or Latin-1 where
-    that has no such characters, as long as most of it is ASCII: other alphabets cannot be told apart safely.
+    A byte order mark decides; else UTF-8 where it decodes, which text in another encoding hardly ever does by
+    chance. NUL in every second byte means UTF-16. Any other text is read as Windows-1252, or as Latin-1 where
+    it has characters that are undefined there, if most of it is ASCII: encodings of other alphabets cannot be
+    distinguished reliably.
 
     Raises:
-        InputError: none of these.
+        InputError: no encoding can be chosen reliably.
     """
     head, total, foreign, bad, value = b"", 0, 0, -1, 0
     nuls, undefined = [0, 0], False
@@ -124,15 +126,15 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
     if bad < 0:
         cut = decoder.getstate()[0]
         bad, value = total - len(cut), cut[0]
-    if foreign > MOST_FOREIGN * total:
+    if foreign > MAX_NON_ASCII * total:
         what = f"{path}: not utf-8: byte {bad} is {value:#04x}, and {foreign / total:.0%} of it is not ASCII"
-        raise InputError(what, "expected its encoding to be named", "--set data.encoding=gb18030, koi8-r, ...")
+        raise InputError(what, "expected an explicit encoding", "--set data.encoding=gb18030, koi8-r, ...")
     guess = "latin-1" if undefined else "cp1252"
     return guess, f"{path}: not UTF-8 (byte {bad} is {value:#04x}), read as {guess}; data.encoding names another"
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of `text`, split at newlines alone: Unicode's other separators stay in their line."""
+    """The lines of `text`, split only at newlines and not at Unicode's other separators."""
     lines = text.split("\n")
     return lines[:-1] if lines and not lines[-1] else lines
 

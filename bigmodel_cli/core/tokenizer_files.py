@@ -1,8 +1,7 @@
-"""A ``tokenizer.json`` from anyone, looked at before the library that runs it sees it.
+"""Checks an untrusted ``tokenizer.json`` before Hugging Face's library loads it.
 
-The library is written in a safe language and runs no code from the file, but a file can still
-ask for a padding of a billion tokens, for a text that doubles thirty times, or for a regular
-expression that never ends.
+The library runs no code from the file, but a file can still request a padding of a billion tokens, a
+normalizer that doubles a text thirty times, or a regular expression of exponential time.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import no_number, once
+from bigmodel_cli.core.json_lines import reject_nan, unique_keys
 
-MOST_BYTES = 64_000_000
-MOST_TOKENS = 1 << 20
-MOST_PARTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
-MOST_PATTERN = 2_000  # characters of a regular expression
-MOST_GROWTH = 64  # times that normalizers may make a text longer
+MAX_BYTES = 64_000_000
+MAX_TOKENS = 1 << 20
+MAX_COMPONENTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
+MAX_PATTERN_CHARS = 2_000  # characters of a regular expression
+MAX_GROWTH = 64  # factor by which normalizers may lengthen a text
 MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
-PARTS = {
+COMPONENTS = {
     "normalizer": (
         "Sequence", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "BertNormalizer", "Strip",
         "Replace", "Prepend", "ByteLevel", "Precompiled",
@@ -41,15 +40,15 @@ EXPECTED = "expected the JSON of Hugging Face's tokenizers"
 
 
 def checked_tokenizer(text: str) -> dict[str, Any]:
-    """The values in the JSON `text` of a tokenizer, without what changes the length of a text (padding, truncation).
+    """The values in the JSON `text` of a tokenizer, without padding and truncation.
 
     Raises:
-        InputError: it is not the JSON of a tokenizer, or asks for more than one needs.
+        InputError: it is not the JSON of a tokenizer, or exceeds one of the limits above.
     """
-    if len(text) > MOST_BYTES:
-        raise InputError(f"tokenizer of {len(text)} bytes", f"expected at most {MOST_BYTES}")
+    if len(text) > MAX_BYTES:
+        raise InputError(f"tokenizer of {len(text)} bytes", f"expected at most {MAX_BYTES}")
     try:
-        values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        values = json.loads(text, object_pairs_hook=unique_keys, parse_constant=reject_nan)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not a tokenizer: {error}", EXPECTED) from None
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
@@ -57,41 +56,41 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
     _check_model(values["model"])
     _check_added(values.get("added_tokens") or [])
     count, growth = 0, 1.0
-    for kind, names in PARTS.items():
+    for kind, names in COMPONENTS.items():
         for part in _parts(values.get(kind), kind):
             count += 1
             if part.get("type") not in names:
                 raise InputError(f"tokenizer: {kind} {part.get('type')!r}", "expected one of " + ", ".join(names[:6]))
-            if count > MOST_PARTS:
-                raise InputError(f"tokenizer with more than {MOST_PARTS} parts", "expected fewer")
+            if count > MAX_COMPONENTS:
+                raise InputError(f"tokenizer with more than {MAX_COMPONENTS} parts", "expected fewer")
             growth *= _growth(part) if kind == "normalizer" else 1
             _check_pattern(part.get("pattern"))
-    if growth > MOST_GROWTH:
-        raise InputError("tokenizer whose normalizer makes texts longer without end", f"at most {MOST_GROWTH} times")
+    if growth > MAX_GROWTH:
+        raise InputError("tokenizer whose normalizer lengthens texts too much", f"expected at most {MAX_GROWTH} times")
     return {**values, "padding": None, "truncation": None}
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    """A vocabulary of text to ids from 0 on, each once; or, for Unigram, of pairs of text and score."""
+    """Check the vocabulary: a map of tokens to ids or, for Unigram, a list of pairs of token and score."""
     kind = model.get("type", "BPE")
     if kind not in MODELS:
         raise InputError(f"tokenizer: model {kind!r}", "expected one of " + ", ".join(MODELS))
     vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, list if kind == "Unigram" else dict) or not 0 < len(vocabulary) <= MOST_TOKENS:
+    if not isinstance(vocabulary, list if kind == "Unigram" else dict) or not 0 < len(vocabulary) <= MAX_TOKENS:
         size = len(vocabulary) if isinstance(vocabulary, (list, dict)) else "no"
-        raise InputError(f"tokenizer with a vocabulary of {size} tokens", f"expected 1 to {MOST_TOKENS}")
+        raise InputError(f"tokenizer with a vocabulary of {size} tokens", f"expected 1 to {MAX_TOKENS}")
     if isinstance(vocabulary, list):
         good = all(
             isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
             and isinstance(pair[1], (int, float)) and math.isfinite(pair[1]) for pair in vocabulary
         )  # fmt: skip
     else:
-        good = all(type(i) is int and 0 <= i < 2 * MOST_TOKENS for i in vocabulary.values())
+        good = all(type(i) is int and 0 <= i < 2 * MAX_TOKENS for i in vocabulary.values())
     if not good:
         raise InputError("tokenizer with a broken vocabulary", "expected text to ids, or to finite scores")
     merges = model.get("merges", [])
-    if not isinstance(merges, list) or len(merges) > 2 * MOST_TOKENS:
-        raise InputError("tokenizer whose merges are no list", f"expected at most {2 * MOST_TOKENS} pairs")
+    if not isinstance(merges, list) or len(merges) > 2 * MAX_TOKENS:
+        raise InputError("tokenizer whose merges are no list", f"expected at most {2 * MAX_TOKENS} pairs")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
@@ -99,17 +98,17 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _check_added(tokens: Any) -> None:
-    if not isinstance(tokens, list) or len(tokens) > MOST_TOKENS:
+    if not isinstance(tokens, list) or len(tokens) > MAX_TOKENS:
         raise InputError("tokenizer whose added_tokens are no list", EXPECTED)
     for token in tokens:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
             raise InputError(f"tokenizer: added token {str(token)[:40]!r}", "expected its content and id")
-        if type(token.get("id")) is not int or not 0 <= token["id"] < 2 * MOST_TOKENS:
+        if type(token.get("id")) is not int or not 0 <= token["id"] < 2 * MAX_TOKENS:
             raise InputError(f"tokenizer: added token {token['content'][:40]!r} has id {str(token.get('id'))[:20]}")
 
 
 def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
-    """`part` and, where it is a sequence, what is in it."""
+    """`part` and, where it is a sequence, its members, recursively."""
     if part is None:
         return
     if not isinstance(part, dict):
@@ -124,7 +123,7 @@ def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """How many times longer a normalizer may make a text."""
+    """The factor by which a normalizer can lengthen a text."""
     content = part.get("content", part.get("prepend", ""))
     if part["type"] not in ("Replace", "Prepend") or not isinstance(content, str):
         return 1.0
@@ -134,22 +133,24 @@ def _growth(part: dict[str, Any]) -> float:
 
 
 def _check_pattern(pattern: Any) -> None:
-    """Refuse regular expressions that can take for ever: repetition within repetition, and references back."""
+    """Refuse regular expressions that can take exponential time: nested repetition and back-references."""
     expression = pattern.get("Regex") if isinstance(pattern, dict) else None
     if expression is None:
         return
-    if not isinstance(expression, str) or len(expression) > MOST_PATTERN:
-        raise InputError("tokenizer with an absurd regular expression", f"expected at most {MOST_PATTERN} characters")
+    if not isinstance(expression, str) or len(expression) > MAX_PATTERN_CHARS:
+        raise InputError(
+            "tokenizer with an absurd regular expression", f"expected at most {MAX_PATTERN_CHARS} characters"
+        )
     if re.search(r"\\[1-9kg]|\{\d{4,}|,\d{4,}\}", expression) or _repeats_repetition(expression):
-        raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take for ever")
+        raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take exponential time")
 
 
 def _repeats_repetition(expression: str) -> bool:
-    """Whether a group that repeats without end holds something that does too, or a choice: ``(a+)+``, ``(a|a)*``."""
+    """Whether an unbounded group contains an unbounded repetition or an alternative: ``(a+)+``, ``(a|a)*``."""
     plain = re.sub(r"\\.", "x", expression, flags=re.DOTALL)
     plain = re.sub(r"\[\^?\]?(?:\[:\^?\w+:\]|[^\]])*\]", "x", plain)
     endless = re.compile(r"[*+]|\{\d*,\}")
-    stack, inside = [], False  # for each open group, whether what is around it repeats something already
+    stack, inside = [], False  # for each open group, whether the enclosing one contains a repetition already
     i = 0
     while i < len(plain):
         if plain[i] == "(":

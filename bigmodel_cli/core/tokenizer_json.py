@@ -1,4 +1,4 @@
-"""Our tokenizers as Hugging Face's ``tokenizer.json``: the same ids for any text."""
+"""Converts our tokenizers to Hugging Face's ``tokenizer.json``, with the same ids for any text."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import json
 from typing import Any
 
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS, UNKNOWN
-from bigmodel_cli.core.tokens import needed, tokenizer
+from bigmodel_cli.core.tokens import require_package, tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 
 def byte_names() -> list[str]:
-    """The character by which byte-level BPE calls each of the 256 bytes (Radford et al. 2019): a printable one."""
+    """The printable character that stands for each of the 256 bytes in byte-level BPE (Radford et al. 2019)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(b if b in plain else next(others)) for b in range(256)]
 
 
 def tokenizer_json(spec: TextSpec) -> str:
-    """The JSON that Hugging Face's tokenizers reads, of the tokenizer in `spec`.
+    """The tokenizer in `spec` as JSON for Hugging Face's tokenizers.
 
     Raises:
         MachineError: the extra ``text`` is not installed.
     """
     if spec.tokenizer == "bpe":
         return spec.vocabulary[0]
-    library = needed("tokenizers")
+    library = require_package("tokenizers")
     known = tokenizer(spec)
     if spec.tokenizer == "byte":
         ids = {name: i for i, name in enumerate(byte_names())} | known.special
@@ -40,8 +40,8 @@ def tokenizer_json(spec: TextSpec) -> str:
             found.normalizer = library.normalizers.Lowercase()
             found.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
         else:
-            each = library.Regex(r"[\s\S]")
-            found.pre_tokenizer = library.pre_tokenizers.Split(each, "isolated")
+            any_character = library.Regex(r"[\s\S]")
+            found.pre_tokenizer = library.pre_tokenizers.Split(any_character, "isolated")
             found.decoder = library.decoders.Fuse()
     added = [library.AddedToken(s, special=True, normalized=False) for s in known.special if s in SPECIALS]
     found.add_special_tokens(added)
@@ -49,9 +49,9 @@ def tokenizer_json(spec: TextSpec) -> str:
 
 
 def tokenizer_config(spec: TextSpec) -> dict[str, Any]:
-    """What stands in ``tokenizer_config.json`` beside it."""
+    """The contents of ``tokenizer_config.json`` beside it."""
     known = tokenizer(spec)
     names = {i: name for name, i in json.loads(tokenizer_json(spec))["model"]["vocab"].items()} if known.special else {}
     roles = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": SPECIALS[2], "eos_token": SPECIALS[3]}
-    said = {role: names.get(known.special[s], s) for role, s in roles.items() if s in known.special}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": spec.context, **said}
+    names_by_role = {role: names.get(known.special[s], s) for role, s in roles.items() if s in known.special}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": spec.context, **names_by_role}

@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back, built from the plain values in a TextSpec.
 
-- byte: the 256 bytes of UTF-8, and ``<end>``; nothing is unknown to it
+- byte: the 256 bytes of UTF-8, and ``<end>``; no text is unknown
 - char: the characters of the train text
-- word: lower-case words of the train text, cut at white space; the rest is ``<unk>``
+- word: lower-case words of the train text, split at white space; other words are ``<unk>``
 - bpe: byte pairs (Sennrich et al. 2016), trained and run by Hugging Face's tokenizers
 """
 
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.special_tokens import ALIASES, END, PAD, SPECIALS, UNKNOWN
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokenizer_files import MOST_TOKENS, checked_tokenizer
+from bigmodel_cli.core.tokenizer_files import MAX_TOKENS, checked_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Tokenizer(Protocol):
-    """`size` ids; `special` maps the special tokens that it has to their ids."""
+    """`size` is the number of ids; `special` maps the special tokens that exist to their ids."""
 
     size: int
     special: dict[str, int]
@@ -34,15 +34,15 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def byte_lengths(self) -> list[int]:
-        """Bytes of UTF-8 that each id stands for; 0 for special tokens."""
+        """The UTF-8 bytes that each id stands for; 0 for special tokens."""
         ...
 
     def tokens(self) -> Sequence[str]:
-        """Each id's name: equal names are the same token in another vocabulary."""
+        """The name of each id: equal names are the same token in another vocabulary."""
         ...
 
 
-class Bytes:
+class ByteTokenizer:
     size = 257
     special: dict[str, int] = {END: 256}  # noqa: RUF012
 
@@ -59,7 +59,7 @@ class Bytes:
         return [f"{i:#04x}" for i in range(256)] + [END]
 
 
-class Characters:
+class CharTokenizer:
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary, self.size = vocabulary, len(vocabulary)
         self.ids = {token: i for i, token in enumerate(vocabulary)}
@@ -84,7 +84,7 @@ class Characters:
         return self.vocabulary
 
 
-class Words:
+class WordTokenizer:
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary, self.size = vocabulary, len(vocabulary)
         self.ids = {token: i for i, token in enumerate(vocabulary)}
@@ -93,7 +93,7 @@ class Words:
 
     def encode(self, text: str) -> Sequence[int]:
         unknown = self.special[UNKNOWN]
-        return [self.known.get(word, unknown) for word in words(text)]
+        return [self.known.get(word, unknown) for word in split_words(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         hidden = {i for token, i in self.special.items() if token != UNKNOWN}
@@ -106,24 +106,24 @@ class Words:
         return self.vocabulary
 
 
-class Pairs:
+class BPETokenizer:
     """Byte-level BPE from the JSON of Hugging Face's tokenizers."""
 
     def __init__(self, json: str) -> None:
-        library = needed("tokenizers")
+        library = require_package("tokenizers")
         values = checked_tokenizer(json)
         try:
             self.inner = library.Tokenizer.from_str(dumps(values))
-            self.inner.encode_special_tokens = True  # a text that spells <end> does not end there
+            self.inner.encode_special_tokens = True  # "<end>" in a text is not the special token
             self.inner.encode("A probe: 12 caf\u00e9\n")
             self.size = self.inner.get_vocab_size()
             named = self.inner.get_vocab()
-        # The library raises plain Exception, whatever is wrong with the file, and a panic is not even one.
+        # The library raises plain Exception for any problem, and its panics are only BaseException.
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
-        if not 0 < self.size <= MOST_TOKENS or sorted(named.values()) != list(range(self.size)):
+        if not 0 < self.size <= MAX_TOKENS or sorted(named.values()) != list(range(self.size)):
             raise InputError(f"tokenizer with {self.size} tokens", "expected each id from 0 on once")
         found = {s: next((named[name] for name in (s, *ALIASES[s]) if name in named), None) for s in SPECIALS}
         self.special = {s: i for s, i in found.items() if i is not None}
@@ -133,7 +133,7 @@ class Pairs:
         return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def framed(self, text: str, most: int) -> Sequence[int]:
-        """Up to `most` ids of `text`, the tokenizer's own special tokens around it, as BERT's ``[CLS] ... [SEP]``."""
+        """Up to `most` ids of `text` with the tokenizer's own special tokens, as BERT's ``[CLS] ... [SEP]``."""
         found = self.inner.encode(text, add_special_tokens=False)
         found.truncate(max(most - self.inner.num_special_tokens_to_add(False), 0))
         return self.inner.post_process(found, add_special_tokens=True).ids  # type: ignore[no-any-return]
@@ -144,7 +144,7 @@ class Pairs:
 
     def byte_lengths(self) -> list[int]:
         hidden = set(self.special.values())
-        # In byte-level BPE every character of a token's name stands for one byte.
+        # In byte-level BPE each character of a token's name stands for one byte.
         return [0 if i in hidden else len(token) for token, i in sorted(self.named.items(), key=lambda pair: pair[1])]
 
     def tokens(self) -> Sequence[str]:
@@ -152,14 +152,14 @@ class Pairs:
 
 
 def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
-    """The ids of each text; faster than one by one where the library does it."""
-    if isinstance(known, Pairs):
+    """The ids of each text; in a batch where the library supports it, which is faster."""
+    if isinstance(known, BPETokenizer):
         return [found.ids for found in known.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
     return [known.encode(text) for text in texts]
 
 
-def needed(package: str) -> Any:
-    """The module called `package`, from the extra ``text``.
+def require_package(package: str) -> Any:
+    """Import `package`, which is in the extra ``text``.
 
     Raises:
         MachineError: it is not installed.
@@ -175,19 +175,19 @@ def needed(package: str) -> Any:
 @functools.lru_cache(maxsize=8)
 def _build(kind: str, vocabulary: tuple[str, ...]) -> Tokenizer:
     if kind == "byte":
-        return Bytes()
+        return ByteTokenizer()
     if not vocabulary or not all(isinstance(token, str) for token in vocabulary):
         raise InputError(f"a {kind} tokenizer without its vocabulary", "expected a list of tokens")
     if kind == "bpe":
-        return Pairs(vocabulary[0])
-    if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MOST_TOKENS:
-        raise InputError("a token stands twice in the vocabulary", f"expected up to {MOST_TOKENS} different ones")
+        return BPETokenizer(vocabulary[0])
+    if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MAX_TOKENS:
+        raise InputError("a duplicate token in the vocabulary", f"expected up to {MAX_TOKENS} different ones")
     if kind == "char":
-        return Characters(vocabulary)
+        return CharTokenizer(vocabulary)
     if kind == "word":
         if not {PAD, UNKNOWN} <= set(vocabulary):
             raise InputError("a word tokenizer without <pad> and <unk>", "expected both")
-        return Words(vocabulary)
+        return WordTokenizer(vocabulary)
     raise InputError(f"unknown tokenizer {kind!r}", "one of byte, char, word, bpe")
 
 
@@ -195,30 +195,36 @@ def tokenizer(spec: TextSpec) -> Tokenizer:
     """The tokenizer that `spec` describes.
 
     Raises:
-        InputError: it is not one that we know, or damaged.
+        InputError: its kind is unknown, or its vocabulary damaged.
         MachineError: it is BPE, and the extra ``text`` is not installed.
     """
     return _build(spec.tokenizer, spec.vocabulary)
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return text.lower().split()
 
 
-def characters_of(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[str, ...]:
+def char_vocabulary(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[str, ...]:
     """The vocabulary of a char tokenizer: `specials`, then the characters in code point order."""
     return (*specials, *sorted(set().union(*texts)))
 
 
-def words_of(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
-    """The words of a tokenizer: special tokens, then up to `most` words seen `least` times, frequent first."""
-    counts = Counter(word for text in texts for word in words(text))
+def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
+    """The vocabulary of a word tokenizer: special tokens, then up to `most` words seen `least` times, by frequency."""
+    counts = Counter(word for text in texts for word in split_words(text))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
 
 
-def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
-    """The model's id for each id of the data, by *name*; where it has none its ``<unk>``, else -1. None: they agree."""
+def token_id_map(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
+    """The model's id for each id of the data, matched by name; its ``<unk>``, or else -1, for a token that it lacks.
+
+    None where the tokenizers are equal.
+
+    Raises:
+        InputError: the tokenizers have nothing in common.
+    """
     if (model.tokenizer, model.vocabulary) == (data.tokenizer, data.vocabulary):
         return None
     known, theirs = tokenizer(model), tokenizer(data)
@@ -229,34 +235,34 @@ def translated(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
     return tuple(ids.get(name, known.special.get(UNKNOWN, -1)) for name in theirs.tokens())
 
 
-def ids_of(text: str, spec: TextSpec, framed: bool = False) -> list[int]:
-    """At most a context of the ids of `text`; `framed`: see :func:`encode_padded`."""
+def encode_truncated(text: str, spec: TextSpec, framed: bool = False) -> list[int]:
+    """The ids of `text`, truncated to the context; `framed`: see :func:`encode_padded`."""
     known = tokenizer(spec)
-    if framed and isinstance(known, Pairs):
+    if framed and isinstance(known, BPETokenizer):
         return list(known.framed(text, spec.context))
     return list(known.encode(text))[: spec.context]
 
 
 def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) -> Tensor:
-    """(B,T) int64 ids, ``<pad>`` after the shorter ones; at least one token, at most the context.
+    """(B,T) int64 ids, padded at the end with ``<pad>``; T is at least 1 and at most the context.
 
-    `framed`: with the special tokens that the tokenizer puts around a text to classify, where it has some.
+    `framed`: with the special tokens that the tokenizer adds around a text to classify, if any.
     """
     import torch
 
-    rows = [ids_of(text, spec, framed) for text in texts]
+    rows = [encode_truncated(text, spec, framed) for text in texts]
     longest = max(1, *map(len, rows), 1)
     pad = tokenizer(spec).special.get(PAD, 0)
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
 
 
 def train_bpe(texts: Iterable[str], size: int, specials: Sequence[str] = SPECIALS) -> str:
-    """A byte-level BPE tokenizer of `size` tokens, as the JSON that Hugging Face's tokenizers reads.
+    """Train a byte-level BPE tokenizer of `size` tokens; returns the JSON of Hugging Face's tokenizers.
 
     Raises:
         MachineError: the extra ``text`` is not installed.
     """
-    library = needed("tokenizers")
+    library = require_package("tokenizers")
     found = library.Tokenizer(library.models.BPE())
     found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = library.decoders.ByteLevel()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+
+from bigmodel_cli.core.cpu_count import available_cores
 
 CHUNK = 16  # images per task
 MAX_PENDING = 128  # tasks that may wait for a thread
@@ -71,8 +72,7 @@ def _run_in_order(pool: ThreadPoolExecutor, run: Callable[[range], None], count:
 
 def decoder_pool() -> ThreadPoolExecutor:
     """A pool with one thread per core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return single_core_pool(cores, "decode")
+    return single_core_pool(available_cores(), "decode")
 
 
 def single_core_pool(count: int, name: str) -> ThreadPoolExecutor:

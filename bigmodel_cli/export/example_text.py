@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bigmodel_cli.core.registry import Entry, examples
-from bigmodel_cli.core.tokens import ids_of, tokenizer
+from bigmodel_cli.core.tokens import encode_truncated, tokenizer
 from bigmodel_cli.export.example import ANSWER, Example
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
@@ -97,7 +97,7 @@ def _expected(entry: Entry, subject: Subject, run: Run, text: str) -> tuple[torc
     """The logits (1,K) of `text`, its tokens made by bigmodel, and the names of their places."""
     spec = subject.task.spec
     if spec.classes:
-        ids = ids_of(text, spec, framed=True)
+        ids = encode_truncated(text, spec, framed=True)
         return torch.from_numpy(run(np.array([ids or [0]], np.int64))), spec.classes
     known = tokenizer(spec)
     ids = list(known.encode(text))[-spec.context :]

@@ -139,7 +139,7 @@ def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
         BigmodelError: it tokenizes this text differently.
     """
     from bigmodel_cli.core.tokenizer_json import tokenizer_config, tokenizer_json
-    from bigmodel_cli.core.tokens import needed as text_extra
+    from bigmodel_cli.core.tokens import require_package as text_extra
     from bigmodel_cli.core.tokens import tokenizer
 
     text = tokenizer_json(spec)

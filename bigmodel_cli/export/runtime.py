@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.export.folder import Run, first_line
 
@@ -55,7 +56,7 @@ def threads() -> int:
     if torch is not None:
         return int(torch.get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
+    return int(asked) if asked.isdigit() and int(asked) else available_cores()
 
 
 def run_with_torch(model: Callable[..., Any]) -> Run:

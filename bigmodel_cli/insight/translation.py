@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bigmodel_cli.core.registry import reports
-from bigmodel_cli.core.tokens import needed, tokenizer
+from bigmodel_cli.core.tokens import require_package, tokenizer
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.reports import Names, Outputs, Report, Table, headline, plain
 from bigmodel_cli.metrics.intervals import measure
@@ -14,7 +14,7 @@ from bigmodel_cli.metrics.intervals import measure
 @reports.register()
 def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
     """BLEU and chrF over the split, 95% bootstrap intervals over sentences (Koehn 2004), and the worst sentences."""
-    metrics = needed("sacrebleu.metrics")
+    metrics = require_package("sacrebleu.metrics")
     out = outputs()
     known = tokenizer(task.spec)
     said = [known.decode(ids) for ids in out["answer"].tolist()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.registry import metrics
-from bigmodel_cli.core.tokens import needed
+from bigmodel_cli.core.tokens import require_package
 from bigmodel_cli.metrics.intervals import Outputs, Statistic, ratio_of
 
 
@@ -35,13 +35,13 @@ def bits_per_byte(out: Outputs) -> Statistic:
 @metrics.register(better="max", needs=("said", "wanted"))
 def bleu(out: Outputs) -> Statistic:
     """BLEU of the whole by sacrebleu (Post 2018), on a scale to 100."""
-    return _corpus(needed("sacrebleu.metrics").BLEU(), out)
+    return _corpus(require_package("sacrebleu.metrics").BLEU(), out)
 
 
 @metrics.register(better="max", needs=("said", "wanted"))
 def chrf(out: Outputs) -> Statistic:
     """chrF of the whole by sacrebleu (Popović 2015), on a scale to 100."""
-    return _corpus(needed("sacrebleu.metrics").CHRF(), out)
+    return _corpus(require_package("sacrebleu.metrics").CHRF(), out)
 
 
 def _corpus(metric: Any, out: Outputs) -> Statistic:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.images import image_header
-from bigmodel_cli.core.preprocessing import plain, prepare
+from bigmodel_cli.core.preprocessing import prepare, raw_pixels
 from bigmodel_cli.core.registry import readers, tasks
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
+from bigmodel_cli.core.tokens import encode_truncated
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
 
@@ -61,7 +62,7 @@ class ImageReader:
             raise HttpRefusal(400, f"{name}: empty", "expected an image")
         try:
             if self.plain:
-                return plain(raw, name, self.spec, self.size, limits.pixels)
+                return raw_pixels(raw, name, self.spec, self.size, limits.pixels)
             return prepare(raw, name, self.how, limits.pixels)
         except InputError as error:
             raise HttpRefusal(_status(raw, limits.pixels), error.what, error.expected, error.hint) from None
@@ -105,10 +106,8 @@ class TextReader:
     def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
         import numpy as np
 
-        from bigmodel_cli.core.tokens import ids_of
-
         try:
-            found = [(name, ids_of(text, self.spec, framed=True)) for name, text in texts(body, limits)]
+            found = [(name, encode_truncated(text, self.spec, framed=True)) for name, text in texts(body, limits)]
         except InputError as error:  # a character outside the vocabulary
             raise HttpRefusal(400, error.what, error.expected, error.hint) from None
         return [(name, np.array(ids or [self._pad()], np.int64)) for name, ids in found]

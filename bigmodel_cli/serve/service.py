@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.serve.batching import Batcher
 from bigmodel_cli.serve.http_errors import HttpRefusal
@@ -52,7 +52,7 @@ class Service:
         self.metrics = Metrics(
             max_batch=options.max_batch, in_flight=lambda: self.in_flight, waiting=self.batcher.waiting
         )
-        self._readers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "reader")
+        self._readers = ThreadPoolExecutor(available_cores(), "reader")
 
     async def predict(self, request: Request) -> dict[str, Any]:
         """The ``?top=`` classes of each sample in the body, most likely first."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmodel_cli.core.chat import Message, spoken
+from bigmodel_cli.core.chat import Message, encode_conversation
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward
-from bigmodel_cli.core.tokens import tokenizer, translated
+from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 
@@ -53,11 +53,11 @@ class LanguageModeling:
 
     def for_data(self, data: TextSpec) -> LanguageModeling:
         """The task on data with its own vocabulary: tokens are matched by *name*, never by id."""
-        return replace(self, token_map=translated(self.spec, data))
+        return replace(self, token_map=token_id_map(self.spec, data))
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
         """The trained tokenizer and context stay; the chat template is the new data's where it has one."""
-        notes = [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+        notes = [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
         return trained.with_(chat=data.chat or trained.chat), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
@@ -133,7 +133,7 @@ class LanguageModeling:
             what = "the model was not trained on conversations"
             raise InputError(what, "expected a chat template in its checkpoint", "--prompt without --chat")
         try:
-            return spoken(text, self.spec.chat, known, answer=True)[0]
+            return encode_conversation(text, self.spec.chat, known, answer=True)[0]
         except ValueError as error:
             raise InputError(str(error)) from None
 

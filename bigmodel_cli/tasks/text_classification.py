@@ -13,7 +13,7 @@ from torch import Tensor
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import encode_padded, translated
+from bigmodel_cli.core.tokens import encode_padded, token_id_map
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 
@@ -50,7 +50,7 @@ class TextClassification:
     def for_data(self, data: TextSpec) -> TextClassification:
         """The task on data with its own classes and vocabulary: both are matched by *name*."""
         label_map = labelled.label_map(self.spec.classes, data.classes)
-        return replace(self, label_map=label_map, token_map=translated(self.spec, data))
+        return replace(self, label_map=label_map, token_map=token_id_map(self.spec, data))
 
     def with_(self, **changes: Any) -> Self:
         return replace(self, **changes)
@@ -58,7 +58,7 @@ class TextClassification:
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
         """The trained tokenizer and context stay; the classes are the new data's."""
         same = set(trained.classes) == set(data.classes)
-        notes = [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+        notes = [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
         return trained if same else trained.with_(classes=data.classes), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:

@@ -16,7 +16,7 @@ from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import encode_padded, tokenizer, translated
+from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 
@@ -55,10 +55,10 @@ class Translation:
         return self
 
     def for_data(self, data: TextSpec) -> Translation:
-        return replace(self, token_map=translated(self.spec, data))
+        return replace(self, token_map=token_id_map(self.spec, data))
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
-        return trained, [] if translated(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
+        return trained, [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """source (B,S); target (B,T-1) without its last token, labels (B,T-1) without its first."""

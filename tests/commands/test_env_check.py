@@ -140,7 +140,7 @@ def test_the_mirrors_are_those_of_the_data_sources() -> None:
     from urllib.parse import urlsplit
 
     from bigmodel_cli.data.image.mnist import MIRRORS
-    from bigmodel_cli.engine.device.env_check import mirrors
+    from bigmodel_cli.engine.device.env_check import download_hosts
 
-    assert {urlsplit(a).hostname for addresses in MIRRORS.values() for a in addresses} < set(mirrors())
-    assert "www.cs.toronto.edu" in mirrors()
+    assert {urlsplit(a).hostname for addresses in MIRRORS.values() for a in addresses} < set(download_hosts())
+    assert "www.cs.toronto.edu" in download_hosts()

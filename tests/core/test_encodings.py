@@ -56,7 +56,7 @@ def test_blocks_cut_no_character(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("raw", "encoding", "said"),
     [
-        ("Привет, мир".encode("koi8-r"), "auto", "is not ASCII; expected its encoding to be named"),
+        ("Привет, мир".encode("koi8-r"), "auto", "is not ASCII; expected an explicit encoding"),
         ("日本語の文章".encode("shift_jis"), "auto", "is not ASCII"),
         (b"text \0 with a zero", "auto", "1 of its 18 bytes are NUL"),
         (b"text \0 with a zero", "utf-8", "character 5 is NUL"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tokens import characters_of, encode_padded, tokenizer, translated, words_of
+from bigmodel_cli.core.tokens import char_vocabulary, encode_padded, token_id_map, tokenizer, word_vocabulary
 from bigmodel_cli.core.types import TextSpec
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]))
@@ -19,7 +19,7 @@ def spec(kind: str, vocabulary: tuple[str, ...] = ()) -> TextSpec:
 
 @given(PLAIN)
 def test_bytes_and_characters_give_the_text_back(text: str) -> None:
-    for found in (tokenizer(spec("byte")), tokenizer(spec("char", characters_of([text + "a"])))):
+    for found in (tokenizer(spec("byte")), tokenizer(spec("char", char_vocabulary([text + "a"])))):
         ids = list(found.encode(text))
         assert found.decode(ids) == text
         assert all(0 <= i < found.size for i in ids)
@@ -34,7 +34,7 @@ def test_a_character_that_training_never_saw_is_named() -> None:
 
 
 def test_words_are_lower_case_and_a_special_token_cannot_be_written() -> None:
-    vocabulary = words_of(["The film the film the", "a film <pad>"], least=2)
+    vocabulary = word_vocabulary(["The film the film the", "a film <pad>"], least=2)
     assert vocabulary == ("<pad>", "<unk>", "<start>", "<end>", "film", "the")
     known = tokenizer(spec("word", vocabulary))
     assert known.encode("THE film <pad> <end> gone") == [5, 4, 1, 1, 1]
@@ -53,12 +53,17 @@ def test_padding_is_at_the_end_and_the_context_cuts() -> None:
 
 def test_tokens_of_other_data_are_matched_by_name() -> None:
     ours, theirs = spec("char", ("a", "b", "c")), spec("char", ("b", "d", "a"))
-    assert translated(ours, theirs) == (1, -1, 0)
-    assert translated(ours, ours) is None
-    assert translated(spec("word", ("<pad>", "<unk>", "x")), spec("word", ("<pad>", "<unk>", "y", "x"))) == (0, 1, 1, 2)
+    assert token_id_map(ours, theirs) == (1, -1, 0)
+    assert token_id_map(ours, ours) is None
+    assert token_id_map(spec("word", ("<pad>", "<unk>", "x")), spec("word", ("<pad>", "<unk>", "y", "x"))) == (
+        0,
+        1,
+        1,
+        2,
+    )
     for other in (spec("byte"), spec("char", ("x",))):
         with pytest.raises(InputError, match="expected the same tokenizer"):
-            translated(ours, other)
+            token_id_map(ours, other)
 
 
 @pytest.mark.parametrize(

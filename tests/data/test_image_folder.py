@@ -228,11 +228,11 @@ def test_eval_and_predict_see_the_same_pixels(tmp_path: Path, run_cli: Any) -> N
         probabilities[Path(row["file"]).relative_to(root).as_posix()] = {
             t["class"]: t["probability"] for t in row["top"]
         }
-    from bigmodel_cli.engine.build.data import load_data, split
+    from bigmodel_cli.engine.build.data import load_data, load_split
     from bigmodel_cli.engine.build.load import load_trained
 
     trained = load_trained(tmp_path / "r")
-    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    source = load_split(load_data(trained.recipe.data), trained.recipe.data, "val")
     with torch.inference_mode():
         for i in range(len(source)):
             raw = source.gather(torch.tensor([i]))
@@ -299,12 +299,12 @@ def test_fine_tuned_from_whole_images_predict_still_sees_what_eval_does(tmp_path
         "finetune", "--from", "d", "--data", root, "--set", "data.channels=1", "--max-steps", 2, "--out", "r"
     )
     assert done.returncode == 0, done.stderr
-    from bigmodel_cli.engine.build.data import load_data, split
+    from bigmodel_cli.engine.build.data import load_data, load_split
     from bigmodel_cli.engine.build.load import load_trained
 
     trained = load_trained(tmp_path / "r")
     assert trained.task.spec.height == 8 and trained.task.spec.square == 256
-    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    source = load_split(load_data(trained.recipe.data), trained.recipe.data, "val")
     for i in range(len(source)):
         seen = trained.task.prepare(source.gather(torch.tensor([i])))["image"]
         assert torch.equal(seen, trained.task.prepare(next(trained.task.read_file(root / source.name(i)))[1])["image"])

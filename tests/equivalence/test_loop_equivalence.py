@@ -15,7 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.async_writer import copied
+from bigmodel_cli.engine.checkpoint.async_writer import snapshot
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit, settle, train_step
 from bigmodel_cli.engine.training.run import Hooks, Run
@@ -76,7 +76,7 @@ def test_resume_equals_unbroken_at_every_step(variant: str, tmp_path: Path) -> N
     for stop in range(1, STEPS):
         part, seen = trained(wanted, stop_at=stop, resume=before)
         told += seen
-        state, arrived = copied(part.state())
+        state, arrived = snapshot(part.state())
         arrived()
         checkpoint.save(file, state)
         before = file

@@ -13,7 +13,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports, models
 from bigmodel_cli.core.special_tokens import SPECIALS
 from bigmodel_cli.core.tokenizer_json import tokenizer_json
-from bigmodel_cli.core.tokens import characters_of, tokenizer, train_bpe, words_of
+from bigmodel_cli.core.tokens import char_vocabulary, tokenizer, train_bpe, word_vocabulary
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.engine.build.load import load_trained
 
@@ -25,8 +25,8 @@ TEXT = "to be or not to be,\nthat is the Question: été, naïve\t<end> 12 \U000
     "spec",
     [
         TextSpec("byte", (), 8),
-        TextSpec("char", characters_of([TEXT], SPECIALS), 8),
-        TextSpec("word", words_of([TEXT]), 8),
+        TextSpec("char", char_vocabulary([TEXT], SPECIALS), 8),
+        TextSpec("word", word_vocabulary([TEXT]), 8),
         TextSpec("bpe", (train_bpe([TEXT], 300),), 8),
     ],
     ids=lambda spec: spec.tokenizer,

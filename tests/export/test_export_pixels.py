@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import _square
-from bigmodel_cli.core.preprocessing import plain as plain_pixels
+from bigmodel_cli.core.preprocessing import raw_pixels as plain_pixels
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export import pixels
 from bigmodel_cli.export.exported_model import RawImageTask, exported_model

@@ -41,7 +41,7 @@ def child(folder: Path, report: int, broken: bool) -> None:
         os.write(report, f"begin {step}\n".encode())
         writer.save(live, best=step % 3 == 0)
         live["model"]["w"].fill_(-1)
-        writer.wait()
+        writer.flush()
         os.write(report, f"saved {step}\n".encode())
 
 

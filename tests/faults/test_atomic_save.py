@@ -18,7 +18,7 @@ import torch
 from conftest import environment
 from nursery import Nursery
 
-from bigmodel_cli.core.atomic_files import clean_temporary
+from bigmodel_cli.core.atomic_files import remove_temporary_files
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.engine.checkpoint import checkpoint
 
@@ -51,7 +51,7 @@ def kills(folder: Path, count: int, during: int, broken: bool = False) -> tuple[
             tried, hit, lost = tried + 1, hit + (begun > saved), lost + _lost(folder, saved, begun)
             if not broken:
                 assert len(list(folder.glob(".*.tmp"))) <= 1
-                clean_temporary(folder)
+                remove_temporary_files(folder)
                 assert not list(folder.glob(".*"))
     return tried, hit, lost
 
@@ -61,7 +61,7 @@ def _lost(folder: Path, saved: int, begun: int) -> bool:
     try:
         if any(_torn(path) for path in folder.glob("*.pt")):
             return True
-        _, found, skipped = checkpoint.fallback(folder)
+        _, found, skipped = checkpoint.newest_valid(folder)
     except BigmodelError:
         return True
     step = found["progress"]["step"]

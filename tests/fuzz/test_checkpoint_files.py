@@ -132,7 +132,7 @@ def test_a_strangers_code_never_runs(place: str, tmp_path: Path) -> None:
 def test_compressed_and_doubled_entries_are_refused(good: Path) -> None:
     with zipfile.ZipFile(good) as archive:
         entries = {i.filename: archive.read(i) for i in archive.infolist()}
-    for how, kind in (("compressed", zipfile.ZIP_DEFLATED), ("stands twice", zipfile.ZIP_STORED)):
+    for how, kind in (("compressed", zipfile.ZIP_DEFLATED), ("duplicate entries", zipfile.ZIP_STORED)):
         with warnings.catch_warnings(), zipfile.ZipFile(good, "w", kind) as archive:
             warnings.simplefilter("ignore")  # zipfile warns of the doubled names that are made on purpose
             for name, content in entries.items():
@@ -169,11 +169,11 @@ def test_resume_takes_the_newest_valid_one(tmp_path: Path) -> None:
     for i, name in enumerate(("best.pt", "last.pt")):
         checkpoint.save(tmp_path / name, {**state(), "progress": {"step": i}})
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:-50])
-    path, found, skipped = checkpoint.fallback(tmp_path)
+    path, found, skipped = checkpoint.newest_valid(tmp_path)
     assert path.name == "best.pt" and found["progress"]["step"] == 0 and "last.pt" in skipped[0]
     (tmp_path / "best.pt").write_bytes(b"")
     with pytest.raises(InputError, match="no valid checkpoint"):
-        checkpoint.fallback(tmp_path)
+        checkpoint.newest_valid(tmp_path)
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:

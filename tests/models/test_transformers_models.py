@@ -18,7 +18,7 @@ from bigmodel_cli.core.registry import exports, methods, models
 from bigmodel_cli.core.special_tokens import SPECIALS
 from bigmodel_cli.core.tokens import train_bpe
 from bigmodel_cli.core.types import Start, TextSpec
-from bigmodel_cli.engine.build.load import load_trained, weights
+from bigmodel_cli.engine.build.load import inference_weights, load_trained
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.models.quantization.nf4 import NF4Linear
 
@@ -58,7 +58,7 @@ def test_a_base_in_4_bits_merges_into_the_model_in_use() -> None:
     assert len(packed) == 14 and all(m.low_rank is not None for m in packed)
     for module in packed:
         torch.nn.init.normal_(module.low_rank.b, std=0.1)
-    merged = weights({"model": model.state_dict(), "model_ema": None})
+    merged = inference_weights({"model": model.state_dict(), "model_ema": None})
     assert set(merged) == plain
     other = transformers.Qwen2ForCausalLM(config).eval()
     other.load_state_dict(merged)

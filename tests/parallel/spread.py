@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bigmodel_cli.engine.device.ranks import Ranks
-from bigmodel_cli.engine.distributed.process_group import Group, join, leave
+from bigmodel_cli.engine.distributed.process_group import Group, join_group, leave_group
 
 
 def free_port() -> int:
@@ -34,9 +34,9 @@ def spread(world: int, work: Callable[[Group], Any], folder: Path, timeout: floa
             try:
                 signal.alarm(int(2 * timeout))
                 ranks = Ranks(rank, world, rank, world, "127.0.0.1", port)
-                result = work(join(ranks, "gloo", timeout))
+                result = work(join_group(ranks, "gloo", timeout))
                 torch.save(result, folder / f"rank-{rank}.result")
-                leave()
+                leave_group()
                 code = 0
             except BaseException:
                 traceback.print_exc(file=sys.__stderr__)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.engine.device.ranks import first_host, ranks
+from bigmodel_cli.engine.device.ranks import first_host, read_ranks
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1"}
 SLURM = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
@@ -34,19 +34,19 @@ PYTORCHJOB = {
     ],
 )
 def test_ranks(env: dict[str, str], expected: tuple[Any, ...]) -> None:
-    found = ranks(env)
+    found = read_ranks(env)
     assert (found.rank, found.world, found.local_rank, found.local_world, found.address, found.port) == expected
 
 
 def test_jobs_are_told_apart() -> None:
-    assert ranks(SLURM).job == "slurm-4711" and ranks(PYTORCHJOB).job == "b"
-    assert ranks(TORCHRUN).job == ranks(TORCHRUN).job != ""
+    assert read_ranks(SLURM).job == "slurm-4711" and read_ranks(PYTORCHJOB).job == "b"
+    assert read_ranks(TORCHRUN).job == read_ranks(TORCHRUN).job != ""
 
 
 @pytest.mark.parametrize("env", [{**TORCHRUN, "RANK": "8"}, {**TORCHRUN, "WORLD_SIZE": "many"}])
 def test_an_environment_that_contradicts_itself(env: dict[str, str]) -> None:
     with pytest.raises(InputError):
-        ranks(env)
+        read_ranks(env)
 
 
 def test_first_host() -> None:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.engine.distributed.launcher import exit_code, own_ends
+from bigmodel_cli.engine.distributed.launcher import exit_code, root_failures
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ from bigmodel_cli.engine.distributed.launcher import exit_code, own_ends
     ],
 )
 def test_exit_code(codes: dict[int, int], handed: bool, expected: int) -> None:
-    assert exit_code(own_ends(codes, handed)) == expected
+    assert exit_code(root_failures(codes, handed)) == expected
 
 
 def test_a_killed_rank_is_named() -> None:
     with pytest.raises(MachineError, match="rank 1 was killed by SIGKILL"):
-        exit_code(own_ends({0: 143, 1: -signal.SIGKILL}, False))
+        exit_code(root_failures({0: 143, 1: -signal.SIGKILL}, False))

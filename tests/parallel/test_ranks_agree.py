@@ -12,8 +12,8 @@ from spread import grown, spread
 
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.async_writer import copied
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group
+from bigmodel_cli.engine.checkpoint.async_writer import snapshot
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Hooks
@@ -31,7 +31,7 @@ def recipe(**sections: Any) -> Any:
 
 
 def trained(
-    wanted: Any, group: Group = ALONE, stop_at: int | None = None, resume: Path | None = None
+    wanted: Any, group: Group = SINGLE_PROCESS, stop_at: int | None = None, resume: Path | None = None
 ) -> dict[str, Any]:
     """Train; the losses, this rank's samples in order, the metrics of each epoch, the last state."""
     told: dict[str, Any] = {"losses": [], "seen": [], "metrics": []}
@@ -54,7 +54,7 @@ def trained(
     object.__setattr__(run.batches, "source", Watched(run.batches.source, watched))
 
     fit(run)
-    state, arrived = copied(run.state())
+    state, arrived = snapshot(run.state())
     arrived()
     return {**told, "state": state, "steps": run.progress.step}
 
@@ -104,7 +104,7 @@ def test_saved_on_two_resumed_on_one_and_back(first: int, tmp_path: Path) -> Non
     seen: list[list[int]] = []
     before = None
     for world, stop in ((first, 13), (3 - first, 27), (first, None)):
-        parts = [trained(recipe(), ALONE, stop, before)] if world == 1 else spread(
+        parts = [trained(recipe(), SINGLE_PROCESS, stop, before)] if world == 1 else spread(
             2, lambda group, stop=stop, before=before: trained(recipe(), group, stop, before), tmp_path
         )  # fmt: skip
         losses += parts[0]["losses"]
@@ -153,7 +153,7 @@ def test_a_split_smaller_than_the_ranks_is_counted_once(tmp_path: Path) -> None:
     def work(group: Group, size: int) -> Any:
         return evaluate(run.model, run.task, Few(), run.placement, size, group=group)  # type: ignore[arg-type]
 
-    expected = work(ALONE, 512)
+    expected = work(SINGLE_PROCESS, 512)
     for size in (1, 2, 512):
         for found in spread(3, lambda group, size=size: work(group, size), tmp_path):
             assert found == pytest.approx(expected, abs=1e-6)

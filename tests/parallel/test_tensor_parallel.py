@@ -16,9 +16,9 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.device.placement import place
+from bigmodel_cli.engine.device.placement import choose_placement
 from bigmodel_cli.engine.device.ranks import Ranks
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.evaluate import evaluate
 
@@ -88,7 +88,7 @@ def test_saved_on_some_and_resumed_on_others(tmp_path: Path) -> None:
         (11, 4, {"strategy": "fsdp", "tensor": 2}),
     ):
         wanted = recipe(tmp_path, model, **parallel)
-        parts = [trained(wanted, ALONE, stop, before)] if world == 1 else spread(
+        parts = [trained(wanted, SINGLE_PROCESS, stop, before)] if world == 1 else spread(
             world, lambda group, w=wanted, s=stop, b=before: trained(w, group, s, b), tmp_path
         )  # fmt: skip
         losses += parts[0]["losses"]
@@ -138,7 +138,7 @@ def test_finetuning_by_preferences(tmp_path: Path) -> None:
         execute(run)
         return checkpoint.digest(run.reference_outputs["train"]), float(run.progress.best_loss)
 
-    _, alone = work(ALONE, "auto")
+    _, alone = work(SINGLE_PROCESS, "auto")
     for strategy in ("tp", "fsdp"):
         first, second = spread(2, lambda group, s=strategy: work(group, s), tmp_path)
         assert first == second and first[1] == pytest.approx(alone, rel=1e-4)
@@ -158,5 +158,5 @@ def test_the_command(tmp_path: Path) -> None:
     end = json.loads(child.out.read_text().splitlines()[-1])
     trained_there = load_trained(tmp_path / "two")
     _, val = train_and_val(load_data(trained_there.recipe.data), trained_there.recipe.data)
-    found = evaluate(trained_there.model, trained_there.task, val, place(trained_there.recipe.placement), 8)
+    found = evaluate(trained_there.model, trained_there.task, val, choose_placement(trained_there.recipe.placement), 8)
     assert found is not None and found["loss"] == pytest.approx(end["val_loss"], rel=1e-5)

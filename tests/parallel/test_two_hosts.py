@@ -118,7 +118,7 @@ def started(child: Child, what: str) -> int:
 
 
 def test_the_host_that_is_met_at_is_found_by_its_address() -> None:
-    from bigmodel_cli.engine.device.ranks import interface, own_address
+    from bigmodel_cli.engine.device.ranks import interface_with, local_address_to
 
-    assert own_address("127.0.0.1") == "127.0.0.1" and interface("127.0.0.1") == "lo"
-    assert interface("203.0.113.7") is None and re.fullmatch(r"[\d.]+", own_address("127.0.0.1"))
+    assert local_address_to("127.0.0.1") == "127.0.0.1" and interface_with("127.0.0.1") == "lo"
+    assert interface_with("203.0.113.7") is None and re.fullmatch(r"[\d.]+", local_address_to("127.0.0.1"))

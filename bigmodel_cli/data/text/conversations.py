@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bigmodel_cli.core.chat import PREFIXES, Marked, is_conversation, is_messages, spoken
+from bigmodel_cli.core.chat import PREFIXES, MaskedTokens, conversation_problem, encode_conversation, messages_problem
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import is_text, read_records
+from bigmodel_cli.core.json_lines import read_records, text_problem
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END, PAD
 from bigmodel_cli.core.text_files import AUTO
@@ -94,14 +94,14 @@ def chat_file(
     first = _peek(Path(path).expanduser())
     spec = _resolve_spec(like, tokenizer, context, root, prefixes if "messages" in first else None)
 
-    def row(where: str, record: Mapping[str, Any]) -> dict[str, Marked]:
+    def row(where: str, record: Mapping[str, Any]) -> dict[str, MaskedTokens]:
         if "messages" in record:
             return {"chosen": _encode_messages(where, record["messages"], spec)}
         return {"chosen": _encode_completion(where, record["prompt"], record["completion"], spec)}
 
-    fields: dict[str, Any] = {"prompt": is_text, "completion": is_text}
+    fields: dict[str, Any] = {"prompt": text_problem, "completion": text_problem}
     if "messages" in first:
-        fields = {"messages": is_conversation}
+        fields = {"messages": conversation_problem}
     return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, pack)
 
 
@@ -127,7 +127,7 @@ def preference_file(
     plain = all(isinstance(first.get(key), str) for key in ("prompt", "chosen", "rejected"))
     spec = _resolve_spec(like, tokenizer, context, root, None if plain else prefixes)
 
-    def row(where: str, record: Mapping[str, Any]) -> dict[str, Marked]:
+    def row(where: str, record: Mapping[str, Any]) -> dict[str, MaskedTokens]:
         return {side: _encode_answer(where, record["prompt"], record[side], spec) for side in ("chosen", "rejected")}
 
     fields = {"prompt": _is_prompt, "chosen": _is_prompt, "rejected": _is_prompt}
@@ -148,19 +148,19 @@ def _resolve_spec(
 
 
 def _is_prompt(value: Any) -> str | None:
-    return is_text(value) if isinstance(value, str) else is_messages(value)
+    return text_problem(value) if isinstance(value, str) else messages_problem(value)
 
 
-def _encode_messages(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> Marked:
+def _encode_messages(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> MaskedTokens:
     try:
-        return spoken(messages, spec.chat, tokenizer(spec))
+        return encode_conversation(messages, spec.chat, tokenizer(spec))
     except ValueError as error:
         raise InputError(f"{where}: {error}", "expected text without it", "--set data.prefixes=[...]") from None
     except InputError as error:
         raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
 
 
-def _encode_completion(where: str, prompt: str, answer: str, spec: TextSpec) -> Marked:
+def _encode_completion(where: str, prompt: str, answer: str, spec: TextSpec) -> MaskedTokens:
     """Prompt, answer and ``<end>`` without a template; the loss mask excludes the prompt."""
     known = tokenizer(spec)
     try:
@@ -171,7 +171,7 @@ def _encode_completion(where: str, prompt: str, answer: str, spec: TextSpec) -> 
     return [*first, *then], [False] * len(first) + [True] * len(then)
 
 
-def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec) -> Marked:
+def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec) -> MaskedTokens:
     """A prompt and one of its answers, each text or messages; the loss mask covers only the answer."""
     if isinstance(prompt, str) and isinstance(answer, str):
         return _encode_completion(where, prompt, answer, spec)
@@ -199,7 +199,7 @@ def _peek(path: Path) -> dict[str, Any]:
 def _bundle(
     path: Path,
     fields: Mapping[str, Any],
-    row: Callable[[str, Mapping[str, Any]], dict[str, Marked]],
+    row: Callable[[str, Mapping[str, Any]], dict[str, MaskedTokens]],
     spec: TextSpec,
     encoding: str,
     val_share: float,
@@ -235,7 +235,7 @@ def _bundle(
 def _rows(
     path: Path,
     fields: Mapping[str, Any],
-    row: Callable[[str, Mapping[str, Any]], dict[str, Marked]],
+    row: Callable[[str, Mapping[str, Any]], dict[str, MaskedTokens]],
     context: int,
     encoding: str,
     notes: list[str],

@@ -16,7 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import characters_of, encode_padded, tokenizer, words_of
+from bigmodel_cli.core.tokens import char_vocabulary, encode_padded, tokenizer, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
 
@@ -65,7 +65,7 @@ def build_labelled(
     train = splits["train"][0]
     tokens = "word" if (tokens, like) == ("auto", None) else tokens
     if tokens in ("word", "char"):
-        vocabulary = words_of(train, least=2) if tokens == "word" else characters_of(train, SPECIALS)
+        vocabulary = word_vocabulary(train, least=2) if tokens == "word" else char_vocabulary(train, SPECIALS)
         spec = TextSpec(tokens, vocabulary, context, tuple(classes))
     else:
         spec = choose_tokenizer(tokens, like, context, root).with_(classes=tuple(classes))

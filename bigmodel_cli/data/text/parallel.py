@@ -17,7 +17,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import tokenizer, train_bpe, words_of
+from bigmodel_cli.core.tokens import tokenizer, train_bpe, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
@@ -84,7 +84,7 @@ def build_parallel(
     else:
         train = [*splits["train"][0], *splits["train"][1]]
         words = kind == "word"
-        vocabulary = words_of(train, least=2) if words else (train_bpe(train, size),)
+        vocabulary = word_vocabulary(train, least=2) if words else (train_bpe(train, size),)
         spec = TextSpec("word" if words else "bpe", vocabulary, context)
 
     @functools.cache

@@ -15,7 +15,7 @@ from pydantic import Field
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import characters_of
+from bigmodel_cli.core.tokens import char_vocabulary
 from bigmodel_cli.core.tokens import tokenizer as build
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.download import download
@@ -49,7 +49,7 @@ def choose_tokenizer(
     elif name == "byte":
         spec = TextSpec("byte", (), context)
     elif name == "char":
-        spec = TextSpec("char", characters_of(texts, (END,) if end else ()), context)
+        spec = TextSpec("char", char_vocabulary(texts, (END,) if end else ()), context)
     elif name == "gpt2":
         spec = TextSpec("bpe", (gpt2_tokenizer(root),), context)
     elif "/" in name or Path(name).suffix == ".json":

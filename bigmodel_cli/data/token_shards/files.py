@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.json_lines import no_number, once
+from bigmodel_cli.core.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokens import tokenizer as build
@@ -234,7 +234,7 @@ def read_index(folder: Path, context: int) -> Index:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise InputError(f"{path}: more than {MAX_INDEX_BYTES} bytes", "expected an index of token shards")
         text = read_text(path)
-        values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        values = json.loads(text, object_pairs_hook=unique_keys, parse_constant=reject_nan)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}", "expected what bigmodel data tokenize wrote") from None
     try:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.json_lines import is_text, parse, strict
+from bigmodel_cli.core.json_lines import parse_record, resolve_encoding, text_problem
 from bigmodel_cli.core.plugins import import_file, imported_files
 from bigmodel_cli.core.special_tokens import END, SPECIALS
 from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_blocks
@@ -80,7 +80,7 @@ class Unit:
             return
         for number, line in enumerate(self.read().split("\n")):
             if line.strip():
-                yield str(parse(f"{self.path}:+{number}", line, {"text": is_text})["text"])
+                yield str(parse_record(f"{self.path}:+{number}", line, {"text": text_problem})["text"])
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def plan_units(files: Iterable[Path], encoding: str) -> tuple[list[Unit], list[s
         if not stat.S_ISREG(kind) or path.suffix.lower() in COMPRESSED:
             raise InputError(f"{path}: no plain file", "expected uncompressed text, not a pipe or a device")
         if path.suffix.lower() in JSON_LINES:
-            found = strict(path, encoding)
+            found = resolve_encoding(path, encoding)
         elif encoding == AUTO:
             found, note = find_encoding(path, read_blocks(path))
         notes += [note] if note else []

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import is_text, read_records
+from bigmodel_cli.core.json_lines import read_records, text_problem
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
@@ -147,7 +147,7 @@ def _records(path: Path, encoding: str, columns: tuple[str, ...], notes: list[st
     """
     kind, needs = path.suffix.lower(), " and ".join(columns)
     if kind in JSON_LINES:
-        yield from (row for _, row in read_records(path, dict.fromkeys(columns, is_text), encoding, notes))
+        yield from (row for _, row in read_records(path, dict.fromkeys(columns, text_problem), encoding, notes))
         return
     if kind not in TABLES:
         raise InputError(f"{path}: {kind or 'no suffix'}", "expected .csv, .tsv or .jsonl")

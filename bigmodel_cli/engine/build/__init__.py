@@ -1,1 +1,1 @@
-"""What a run is built from: data, models, optimizers, and the weights it starts from."""
+"""Builds the parts of a run: data, model, optimizer, and the weights that training starts from."""

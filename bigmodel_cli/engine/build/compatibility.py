@@ -1,4 +1,4 @@
-"""Whether plain values and tensors agree: a checkpoint's meta, recipe and weights with each other, and with a model."""
+"""Compares plain values and tensors of checkpoints and models, with a message that names the first difference."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 
 
-def first_difference(name: str, one: Any, other: Any, *whose: str) -> str:
-    """Where two values differ, both named; `whose` they are, such as "checkpoint" and "data"."""
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        if len(one) == len(other):
-            at = next(i for i in range(len(one)) if one[i] != other[i])
-            name, one, other = f"{name}[{at}]", one[at], other[at]
+def first_difference(name: str, first: Any, second: Any, *sources: str) -> str:
+    """A line on the first difference of two values; `sources` names where each is from: "checkpoint", "data"."""
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        if len(first) == len(second):
+            index = next(i for i in range(len(first)) if first[i] != second[i])
+            name, first, second = f"{name}[{index}]", first[index], second[index]
         else:
-            odd = [x for x in (*one, *other) if (x in one) != (x in other)]
-            name += f" (such as {_short(odd[0])})" if odd else ""
-            one, other = len(one), len(other)
-    return f"{name}: {_short(one)} in the {whose[0]}, {_short(other)} in the {whose[1]}"
+            only_in_one = [x for x in (*first, *second) if (x in first) != (x in second)]
+            name += f" (such as {shorten(only_in_one[0])})" if only_in_one else ""
+            first, second = len(first), len(second)
+    return f"{name}: {shorten(first)} in the {sources[0]}, {shorten(second)} in the {sources[1]}"
 
 
-def _plain(value: Any) -> Any:
-    """`value` with tuples as lists, as a recipe's plain values are."""
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+def tuples_to_lists(value: Any) -> Any:
+    """`value` with tuples as lists, as in the plain values of a recipe."""
+    return [tuples_to_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """The repr of `value`, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def check_fit(ours: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:
-    """Hold the tensors `state`, read from `source`, against a model's own, `ours`: the same names and shapes.
+def check_state_dict(expected: Mapping[str, Tensor], state: Mapping[str, Any], source: str) -> None:
+    """Check that the tensors `state`, read from `source`, have the names and shapes of a model's, `expected`.
 
     Raises:
-        InputError: one is missing, unexpected or of another shape.
+        InputError: a tensor is missing, unexpected or of another shape.
     """
-    missing, unexpected = ours.keys() - state.keys(), state.keys() - ours.keys()
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unexpected:
         example = sorted(missing or unexpected)[0]
         counts = f"{len(missing)} tensors missing, {len(unexpected)} unexpected"
         raise InputError(f"{source}: {counts}, e.g. {example}", "the weights must fit the architecture they name")
     for key, tensor in state.items():
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        if shape != tuple(ours[key].shape):
-            raise InputError(f"{source}: {key} is {shape}", f"the model's is {tuple(ours[key].shape)}")
+        if shape != tuple(expected[key].shape):
+            raise InputError(f"{source}: {key} is {shape}", f"the model's is {tuple(expected[key].shape)}")

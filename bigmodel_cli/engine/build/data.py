@@ -1,4 +1,4 @@
-"""The data section of a recipe to splits."""
+"""Loads the data section of a recipe: the data set and its splits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bigmodel_cli.data.subset import carve
 
 
 def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
-    """The data that `section` names; `like` is the spec of the checkpoint that is gone on from, for those who ask.
+    """The data that `section` names.
 
-    Text is then cut into the checkpoint's tokens.
+    `like` is the spec of the checkpoint to continue from. Sources that take it, such as text, use its tokenizer.
     """
     entry = data.get(section.name)
     known = {"like": like} if "like" in inspect.signature(entry.function).parameters else {}
@@ -22,14 +22,14 @@ def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
-    """The train and val splits: the data's own val split, or one carved from train by seed."""
+    """The train and val splits: the data's own val split, or one carved from train by a seed."""
     train = bundle.load["train"]()
     if "val" in bundle.load:
         return train, bundle.load["val"]()
     return carve(train, section.val_fraction, section.split_seed)
 
 
-def split(bundle: DataBundle, section: DataSection, name: str) -> Source:
+def load_split(bundle: DataBundle, section: DataSection, name: str) -> Source:
     """One split by name, for evaluation.
 
     Raises:

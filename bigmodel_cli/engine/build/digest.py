@@ -1,4 +1,4 @@
-"""SHA-256 of a model's tensors, and the proof that frozen ones did not change."""
+"""The SHA-256 of a model's tensors, and a check that frozen ones do not change."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bigmodel_cli.core.errors import BigmodelError
 
 
 def digest(model: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes of a model's tensors, or of the tensors themselves."""
-    total = hashlib.sha256()
+    """The SHA-256 of the names, shapes, types and bytes of tensors, given as a model or as its state dict."""
+    sha = hashlib.sha256()
     state = model.state_dict() if isinstance(model, nn.Module) else model
     for key, tensor in sorted(state.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(flat.numpy().tobytes())
-    return total.hexdigest()
+        sha.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(flat.numpy().tobytes())
+    return sha.hexdigest()
 
 
 @contextlib.contextmanager
-def unchanged(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
-    """Hold the tensors called `names` to their bytes across the block.
+def assert_unchanged(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+    """Assert that the block does not change the tensors called `names`.
 
     Raises:
-        BigmodelError: one of them changed (a bug, hence exit code 1).
+        BigmodelError: one of them changed. That is a bug, hence exit code 1.
     """
     before = {k: v.detach().clone() for k, v in model.state_dict().items() if k in names}
     yield

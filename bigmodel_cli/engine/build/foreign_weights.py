@@ -1,8 +1,8 @@
-"""Weights that other programs saved, as a start: torchvision's, timm's, or a training script's of one's own.
+"""Loads weights that other programs saved: torchvision, timm, or a training script.
 
-A file may be a state dict, hold one under a usual name, or be safetensors. Prefixes
-that wrappers add are stripped, torchvision's names for a part become ours (which are
-timm's), and every tensor is counted: matched, missing, unexpected.
+A file may be a state dict, contain one under a common name, or be safetensors. Prefixes that wrappers add are
+removed, torchvision's names are translated to ours (which are timm's), and every tensor is counted as matched,
+missing or unexpected.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.engine.build.compatibility import check_fit
-from bigmodel_cli.engine.build.transfer import fit_channels
+from bigmodel_cli.engine.build.compatibility import check_state_dict
+from bigmodel_cli.engine.build.transfer import adapt_input_channels
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import Contents, inspect_file, require_plain
 from bigmodel_cli.engine.checkpoint.safe_pickle import TensorRef
@@ -31,7 +31,7 @@ CONTAINERS = (
     "model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net", "network",
     "module", "weights", "params",
 )  # fmt: skip
-"""Where training scripts keep the weights, the averaged ones first: those are meant for use."""
+"""The keys under which training scripts save weights; averaged ones first, which are meant for inference."""
 PREFIXES = (
     "module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "network.", "student.", "teacher.", "trunk.",
 )  # fmt: skip
@@ -52,21 +52,21 @@ RENAMES = (
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether the file at `path` is anything but a checkpoint of ours. Reads its structure alone.
+    """Whether the file at `path` is not a checkpoint of bigmodel. Reads only its structure.
 
     Raises:
-        InputError: it is damaged, or holds more than tensors and plain values.
+        InputError: it is damaged, or holds anything but tensors and plain values.
     """
     if is_sharded(path):
         return False
-    found = inspect_file(path)
-    require_plain(found)
-    values = found.values
+    matched = inspect_file(path)
+    require_plain(matched)
+    values = matched.values
     return not (isinstance(values, dict) and values.get("format") == checkpoint.FORMAT)
 
 
-def architecture(path: Path) -> dict[str, Any]:
-    """The model section that a safetensors file of ``bigmodel export`` carries along; empty for any other."""
+def exported_model_section(path: Path) -> dict[str, Any]:
+    """The model section in the metadata of a safetensors file from ``bigmodel export``; empty for any other file."""
     metadata = inspect_file(path).metadata
     try:
         arguments = json.loads(metadata.get("arch_args", "{}"))
@@ -78,8 +78,8 @@ def architecture(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Match:
-    """Whose tensor is whose: `pairs` maps a name in the model to the name in the file."""
+class NameMatch:
+    """Tensors matched by name: `pairs` maps the name in the model to the name in the file."""
 
     pairs: Mapping[str, str]
     missing: tuple[str, ...]
@@ -95,28 +95,28 @@ class Match:
         return ", ".join(parts)
 
 
-def match(theirs: Iterable[str], ours: Iterable[str], head: str) -> Match:
-    """Match tensors by name. The head is left out: whose classes a stranger's head tells apart is not known."""
-    wanted = {name for name in ours if not name.startswith(head + ".")}
+def match_names(file_tensors: Iterable[str], model_tensors: Iterable[str], head: str) -> NameMatch:
+    """Match tensors by name. The head is left out: the classes of a foreign head are unknown."""
+    wanted = {name for name in model_tensors if not name.startswith(head + ".")}
     pairs: dict[str, str] = {}
     unexpected = []
-    known = frozenset(ours)
-    for key in sorted(theirs, key=len):  # a plain name before the same one under a prefix
-        name = _plain(key, known)
+    known = frozenset(model_tensors)
+    for key in sorted(file_tensors, key=len):  # a plain name before the same one under a prefix
+        name = _canonical_name(key, known)
         if name in wanted and name not in pairs:
             pairs[name] = key
         elif not name.startswith(head + "."):
             unexpected.append(key)
-    return Match(pairs, tuple(sorted(wanted - pairs.keys())), tuple(unexpected))
+    return NameMatch(pairs, tuple(sorted(wanted - pairs.keys())), tuple(unexpected))
 
 
-def _plain(key: str, ours: frozenset[str]) -> str:
-    """`key` without the prefixes that wrappers add, and with a part's name as we have it."""
-    while key not in ours:
+def _canonical_name(key: str, model_tensors: frozenset[str]) -> str:
+    """`key` without the prefixes that wrappers add, translated to our names."""
+    while key not in model_tensors:
         renamed = key
         for pattern, new in RENAMES:
             renamed = re.sub(pattern, new, renamed)
-        if renamed in ours:
+        if renamed in model_tensors:
             return renamed
         prefix = next((p for p in PREFIXES if key.startswith(p)), None)
         if prefix is None:
@@ -125,99 +125,106 @@ def _plain(key: str, ours: frozenset[str]) -> str:
     return key
 
 
-def find_weights(values: Any, kind: type) -> tuple[str, dict[str, Any]]:
-    """The state dict in a file's values, and under which name it lies; `kind` is what stands for a tensor."""
+def find_state_dict(values: Any, kind: type) -> tuple[str, dict[str, Any]]:
+    """The key of the state dict in a file's values ("" for the top level), and the state dict.
+
+    `kind` is the class of its tensors: Tensor, or TensorRef in an inspected file.
+    """
 
     def tensors(value: Any) -> dict[str, Any]:
-        found = value.items() if isinstance(value, dict) else ()
-        return {k: v for k, v in found if isinstance(k, str) and isinstance(v, kind)}
+        matched = value.items() if isinstance(value, dict) else ()
+        return {k: v for k, v in matched if isinstance(k, str) and isinstance(v, kind)}
 
     if isinstance(values, dict):
         for name in CONTAINERS:
-            if found := tensors(values.get(name)):
-                return name, found
+            if matched := tensors(values.get(name)):
+                return name, matched
     return "", tensors(values)
 
 
-def missing_options(recipe: Recipe, given: Iterable[str], spec: Any, path: Path) -> dict[str, Any]:
-    """Options of the model that the shapes in the file decide, such as a ResNet's stem; those `given` stay.
+def infer_options(recipe: Recipe, fixed: Iterable[str], spec: Any, path: Path) -> dict[str, Any]:
+    """Infer options of the model from the shapes in the file, such as a ResNet's stem; those in `fixed` stay.
 
-    Each choice of each option is tried on the meta device, and kept where more tensors fit.
+    Each choice of each option is built on the meta device, and kept where more tensors fit.
     """
     contents = inspect_file(path)
     entry, options = models.get(recipe.model.name), dict(recipe.model.options)
     chosen: dict[str, Any] = {}
-    best = _fitting(entry, spec, options, contents)
+    best = _count_fitting(entry, spec, options, contents)
     for name, field in entry.schema.model_fields.items():
-        if name in given or get_origin(field.annotation) is not Literal:
+        if name in fixed or get_origin(field.annotation) is not Literal:
             continue
         for choice in get_args(field.annotation):
-            fits = _fitting(entry, spec, {**options, **chosen, name: choice}, contents)
-            if fits > best:
-                best, chosen[name] = fits, choice
+            fitting = _count_fitting(entry, spec, {**options, **chosen, name: choice}, contents)
+            if fitting > best:
+                best, chosen[name] = fitting, choice
     return chosen
 
 
-def _fitting(entry: Any, spec: Any, options: Mapping[str, Any], contents: Contents) -> int:
-    """How many tensors in the file have the name and the shape that the model wants (but for input channels)."""
-    theirs = find_weights(contents.values, TensorRef)[1]
+def _count_fitting(entry: Any, spec: Any, options: Mapping[str, Any], contents: Contents) -> int:
+    """How many tensors of the model are in the file with the same shape, input channels aside."""
+    file_tensors = find_state_dict(contents.values, TensorRef)[1]
     try:
         with init_on_meta():
-            ours = entry(spec, **options).state_dict()
+            model_tensors = entry(spec, **options).state_dict()
     except InputError:
         return -1
-    found = match(theirs, ours, entry.meta["head"])
+    matched = match_names(file_tensors, model_tensors, entry.meta["head"])
     first = entry.meta["backbone_first"] + ".weight"
-    keep = lambda name, shape: tuple(shape[2:] if name == first and len(shape) == 4 else shape)  # noqa: E731
-    return sum(keep(a, ours[a].shape) == keep(a, theirs[b].shape) for a, b in found.pairs.items())
+    comparable = lambda name, shape: tuple(shape[2:] if name == first and len(shape) == 4 else shape)  # noqa: E731
+    return sum(
+        comparable(a, model_tensors[a].shape) == comparable(a, file_tensors[b].shape) for a, b in matched.pairs.items()
+    )
 
 
-def transfer_foreign(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> list[str]:
-    """Copy the weights in the file at `path` into `model`, registered with `meta`; a line for each thing to know.
+def load_foreign_weights(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> list[str]:
+    """Load the weights in the file at `path` into `model`, registered with `meta`; returns notes for the user.
 
     Raises:
-        InputError: they are those of another architecture, or of another size.
+        InputError: the weights are of another architecture or size.
     """
-    where, theirs = find_weights(checkpoint.read(path), Tensor)
-    ours = model.state_dict()
-    translated = meta["translate"](theirs, model) if "translate" in meta else None
+    container, file_tensors = find_state_dict(checkpoint.read(path), Tensor)
+    model_tensors = model.state_dict()
+    translated = meta["translate"](file_tensors, model) if "translate" in meta else None
     if translated is not None:
         return _load_translated(model, translated, path, meta["backbone_first"] + ".weight")
-    found = match(theirs, ours, meta["head"])
+    matched = match_names(file_tensors, model_tensors, meta["head"])
     parameters = {name for name, _ in model.named_parameters()}
-    # A part left at random would spoil the start without a word. Counters of batches may be missing.
-    if not found.pairs or any(name in parameters for name in found.missing):
-        raise InputError(f"{path}: {found}", "expected all of this model's", f"bigmodel checkpoint show {path}")
-    state = {name: theirs[key] for name, key in found.pairs.items()}
-    notes = fit_channels(state, ours, meta["backbone_first"] + ".weight")
+    # A parameter left at random would silently spoil the start. BatchNorm's counters may be missing.
+    if not matched.pairs or any(name in parameters for name in matched.missing):
+        raise InputError(f"{path}: {matched}", "expected all of this model's", f"bigmodel checkpoint show {path}")
+    state = {name: file_tensors[key] for name, key in matched.pairs.items()}
+    notes = adapt_input_channels(state, model_tensors, meta["backbone_first"] + ".weight")
     for name, tensor in state.items():
-        if tensor.shape != ours[name].shape:
-            theirs_shape, our_shape = tuple(tensor.shape), tuple(ours[name].shape)
-            what = f"{path}: {found.pairs[name]} is {theirs_shape}"
-            raise InputError(what, f"the model's is {our_shape}", "another MODEL, or its options with --set model....")
-    model.load_state_dict({**ours, **state})
-    inside = f" in {where!r}" if where else ""
-    return [f"started from {path.name}{inside}: {found}; the head is new", *notes]
+        if tensor.shape != model_tensors[name].shape:
+            file_shape, model_shape = tuple(tensor.shape), tuple(model_tensors[name].shape)
+            what = f"{path}: {matched.pairs[name]} is {file_shape}"
+            raise InputError(
+                what, f"the model's is {model_shape}", "another MODEL, or its options with --set model...."
+            )
+    model.load_state_dict({**model_tensors, **state})
+    inside = f" in {container!r}" if container else ""
+    return [f"started from {path.name}{inside}: {matched}; the head is new", *notes]
 
 
 def _load_translated(model: nn.Module, state: dict[str, Tensor], path: Path, table: str) -> list[str]:
-    """Load weights of a published layout whole, the head too: a vocabulary is no list of classes.
+    """Load translated weights with their head: unlike classes, a vocabulary is known by its tokenizer.
 
     `table` names the embedding of tokens, whose rows are the vocabulary.
 
     Raises:
-        InputError: they are those of another size.
+        InputError: they are of another size.
     """
-    ours, notes = model.state_dict(), []
+    model_tensors, notes = model.state_dict(), []
     for name, tensor in state.items():
-        # A table of positions that is longer than our context has what we need in its first rows.
-        if name.startswith("position.") and name in ours and len(tensor) > len(ours[name]):
-            notes.append(f"{name}: the first {len(ours[name])} of {len(tensor)}; data.context takes more")
-            state[name] = tensor[: len(ours[name])]
-    vocabulary = state[table].shape[0], ours[table].shape[0]
+        # A position table longer than our context is used by its first rows.
+        if name.startswith("position.") and name in model_tensors and len(tensor) > len(model_tensors[name]):
+            notes.append(f"{name}: the first {len(model_tensors[name])} of {len(tensor)}; data.context takes more")
+            state[name] = tensor[: len(model_tensors[name])]
+    vocabulary = state[table].shape[0], model_tensors[table].shape[0]
     if vocabulary[0] != vocabulary[1]:
         what = f"{path}: {vocabulary[0]} tokens, the tokenizer has {vocabulary[1]}"
         raise InputError(what, "expected its own", "--set data.tokenizer=PATH of its tokenizer.json, or gpt2")
-    check_fit(ours, state, str(path))
+    check_state_dict(model_tensors, state, str(path))
     model.load_state_dict(state)
     return [f"started from {path.name}: all {len(state)} tensors", *notes]

@@ -1,4 +1,4 @@
-"""Starting from a checkpoint: the model it describes, rebuilt by our registry, and weights that fit another task."""
+"""Loads a trained model: the task and model that a checkpoint describes are rebuilt from the registry."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import UnknownName, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import Spec, Task
-from bigmodel_cli.engine.build.compatibility import _plain, _short, check_fit, first_difference
+from bigmodel_cli.engine.build.compatibility import check_state_dict, first_difference, shorten, tuples_to_lists
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.locate import checkpoint_file
-from bigmodel_cli.engine.build.model import architecture, build_model, build_spec, build_task, head_of
+from bigmodel_cli.engine.build.model import build_architecture, build_model, build_spec, build_task, head_name
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.models.layers.meta_init import init_on_meta, skip_random_init
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A checkpoint brought back to life: the model in eval mode, its task, and what it remembers."""
+class TrainedModel:
+    """A checkpoint, loaded: the model in eval mode, its task, its recipe, and its metadata."""
 
     path: Path
     model: nn.Module
@@ -35,10 +35,10 @@ class Trained:
 
     @property
     def head(self) -> str:
-        return head_of(self.recipe)
+        return head_name(self.recipe)
 
-    def described(self) -> dict[str, Any]:
-        """What an export says of its source, as plain values."""
+    def source_metadata(self) -> dict[str, Any]:
+        """What an export records about its source, as plain values."""
         spec, model = self.task.spec, self.recipe.to_dict()["model"]
         compressed = self.meta.get("compressed")
         return {
@@ -52,7 +52,7 @@ class Trained:
         }
 
 
-def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def inference_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights to evaluate, export or start from: EMA if there is one, with adapters merged and fp32 throughout."""
     from bigmodel_cli.models.adapters.lora import merge_state
     from bigmodel_cli.models.quantization.quantized_weights import unpack_state
@@ -63,11 +63,11 @@ def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def load_meta(path: Path) -> dict[str, Any]:
-    """What the checkpoint at `path` says of itself."""
+    """The metadata of the checkpoint at `path`."""
     return checkpoint.load(path)["meta"]  # type: ignore[no-any-return]
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path) -> TrainedModel:
     """Rebuild the model and task of the checkpoint at `path`, which may also be a run folder.
 
     Raises:
@@ -75,22 +75,22 @@ def load_trained(path: Path) -> Trained:
     """
     path = checkpoint_file(path)
     state = checkpoint.load(path)
-    recipe, spec = described(state, str(path))
+    recipe, spec = recipe_and_spec(state, str(path))
     task = build_task(recipe, spec)
     with skip_random_init():
         model = build_model(recipe, spec)
-    model.load_state_dict(weights(state))
-    return Trained(path, model.eval(), task, recipe, state["meta"], state["progress"])
+    model.load_state_dict(inference_weights(state))
+    return TrainedModel(path, model.eval(), task, recipe, state["meta"], state["progress"])
 
 
-def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec]:
-    """The recipe and the spec in a checkpoint, held against each other and against its tensors.
+def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec]:
+    """The recipe and the spec in a checkpoint, checked against each other and against its tensors.
 
-    A checkpoint is a stranger's word: its recipe is checked like any other, and the
-    model is built without memory first, so that a width of a billion stays a number.
+    A checkpoint is untrusted input. Its recipe is checked like any other, and the model is first built on the
+    meta device, so that a width of a billion allocates nothing.
 
     Raises:
-        InputError: they do not agree, or this version has no such model.
+        InputError: they disagree, or this version does not have the model.
     """
     meta = state["meta"]
     try:
@@ -99,26 +99,37 @@ def described(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec]:
         hint = "--import FILE.py that has it, or install the package that brings it"
         raise InputError(f"{source}: {error.what}", error.expected, hint) from None
     options = {k: recipe.to_dict()["model"].get(k) for k in recipe.model.options}
-    said = {"architecture": (models.current(meta["arch"]), recipe.model.name)}
-    said |= {k: (_plain(meta["arch_args"].get(k)), options.get(k)) for k in sorted(options.keys() | meta["arch_args"])}
-    for what, (one, other) in said.items():
-        if one != other:
-            raise InputError(f"{source}: {what} {_short(one)} in meta", f"{_short(other)} in its recipe")
+    claims = {"architecture": (models.current(meta["arch"]), recipe.model.name)}
+    claims |= {
+        k: (tuples_to_lists(meta["arch_args"].get(k)), options.get(k))
+        for k in sorted(options.keys() | meta["arch_args"])
+    }
+    for what, (claimed, actual) in claims.items():
+        if claimed != actual:
+            raise InputError(f"{source}: {what} {shorten(claimed)} in meta", f"{shorten(actual)} in its recipe")
     spec = build_spec(meta["input"], source)
     if list(spec.classes) != meta["classes"]:
         difference = first_difference("classes", meta["classes"], list(spec.classes), "meta", "input")
         raise InputError(f"{source}: {difference}", hint="restore it from a copy")
     with init_on_meta():
-        ours = architecture(recipe, spec).state_dict()
-    for part in ("model", "model_ema"):
-        for key, value in (state[part] or {}).items():
+        expected = build_architecture(recipe, spec).state_dict()
+    for section in ("model", "model_ema"):
+        for key, value in (state[section] or {}).items():
             if not isinstance(key, str) or not isinstance(value, Tensor):
-                raise InputError(f"{source}: {part} holds {key!r} of type {type(value).__name__}", "expected tensors")
+                raise InputError(
+                    f"{source}: {section} holds {key!r} of type {type(value).__name__}", "expected tensors"
+                )
     try:
-        plain = weights(state)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # half of one, or of another shape
+        tensors = inference_weights(state)
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # an incomplete one, or one of another shape
         raise InputError(
             f"{source}: an adapter or a packed weight that does not fit ({error})", "restore it from a copy"
         ) from None
-    check_fit(ours, plain, source)
+    check_state_dict(expected, tensors, source)
     return recipe, spec

@@ -1,4 +1,4 @@
-"""Which checkpoint a path means, and whether it is the pinned one."""
+"""Finds the checkpoint that a path refers to, and checks it against a pinned hash."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 
 
 def checkpoint_file(path: Path) -> Path:
-    """`path` itself, or the best checkpoint of the run folder it is.
+    """`path` itself, or the best checkpoint in it where it is a run folder.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder has no checkpoint.
     """
     if path.is_dir() and not is_sharded(path):
         found = next((path / name for name in ("best.pt", "last.pt") if (path / name).exists()), None)
@@ -24,10 +24,10 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def check_pin(path: Path, sha256: str | None) -> None:
-    """Hold the file at `path` to the hash that the user gave, before anything is read of it.
+    """Check the SHA-256 of the file at `path` against the pinned one, before any of it is parsed.
 
     Raises:
-        InputError: it is another file, or not there.
+        InputError: the hash differs, or the file cannot be read.
     """
     if sha256 is None:
         return

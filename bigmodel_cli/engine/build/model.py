@@ -1,4 +1,4 @@
-"""Recipe and spec to task and model."""
+"""Builds the task and the model of a recipe for the spec of its data."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bigmodel_cli.core.registry import augments, losses, models, tasks
 from bigmodel_cli.core.specs import spec_type
 from bigmodel_cli.core.types import Source, Spec, Task
 
-SHOWN = 1 << 23  # numbers of the train split that a model may begin from: some 2,700 images of CIFAR
+MAX_INIT_ELEMENTS = 1 << 23  # of the train split, for a model that initialises from data: some 2,700 CIFAR images
 
 
-def head_of(recipe: Recipe) -> str:
-    """The name of the last layer of the recipe's model, as it was registered."""
+def head_name(recipe: Recipe) -> str:
+    """The name of the last layer of the recipe's model, from its registration."""
     return str(models.get(recipe.model.name).meta["head"])
 
 
 def build_spec(values: Mapping[str, Any], source: str) -> Spec:
-    """A spec from the plain values in the checkpoint that `source` names.
+    """A spec from its plain values in the checkpoint called `source`.
 
     Raises:
-        InputError: they are not those of a spec.
+        InputError: they do not describe a spec.
     """
     kind = values.get("kind")
     try:
@@ -43,13 +43,17 @@ def build_spec(values: Mapping[str, Any], source: str) -> Spec:
 
 
 def build_task(recipe: Recipe, spec: Spec) -> Task:
-    """The task that the model was registered for, with the recipe's loss and augmentation."""
+    """The task that the model is registered for, with the recipe's loss and augmentation.
+
+    Raises:
+        InputError: the augmentation or the model is for another kind of data.
+    """
     loss = losses.get(recipe.loss.name)(**recipe.loss.options)
-    chosen = augments.get(recipe.augment.name)
-    if chosen.meta.get("changes", True) and chosen.meta.get("kind") != spec.kind:
-        what = f"augment.name = {chosen.name}, which is not for {spec.kind}"
+    augmentation = augments.get(recipe.augment.name)
+    if augmentation.meta.get("changes", True) and augmentation.meta.get("kind") != spec.kind:
+        what = f"augment.name = {augmentation.name}, which is not for {spec.kind}"
         raise InputError(what, hint="bigmodel recipe schema")
-    augment = chosen(**recipe.augment.options)
+    augment = augmentation(**recipe.augment.options)
     entry = tasks.get(models.get(recipe.model.name).meta["task"])
     wanted = entry.meta["spec_type"].kind
     if wanted != spec.kind:
@@ -59,25 +63,25 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
 
 
 def build_model(recipe: Recipe, spec: Spec) -> nn.Module:
-    """The model, randomly initialised from torch's generator as it stands."""
+    """The model, randomly initialised from torch's global generator."""
     from bigmodel_cli.models.layers.initialise import initialise
 
-    model = architecture(recipe, spec)
+    model = build_architecture(recipe, spec)
     initialise(model, recipe.model.init)
     return model
 
 
-def show(model: nn.Module, task: Task, train: Source) -> None:
-    """Let a model whose weights begin from the data see prepared samples from all over `train`."""
+def initialise_from_data(model: nn.Module, task: Task, train: Source) -> None:
+    """Initialise a model that is made from data by prepared samples, evenly spaced over `train`."""
     if isinstance(model, InitialisedFromData):
-        each = sum(x.numel() for x in task.example(1))
-        count = min(len(train), max(1, SHOWN // each))
+        elements_per_sample = sum(x.numel() for x in task.example(1))
+        count = min(len(train), max(1, MAX_INIT_ELEMENTS // elements_per_sample))
         batch = task.prepare(train.gather(torch.arange(count) * len(train) // count))
         model.init_from_data(*(batch[name] for name in task.inputs))
 
 
-def architecture(recipe: Recipe, spec: Spec) -> nn.Module:
-    """The model as it was registered, its layers as narrow as pruning left them.
+def build_architecture(recipe: Recipe, spec: Spec) -> nn.Module:
+    """The registered model without initialisation, its layers narrowed as pruning left them.
 
     Raises:
         InputError: ``model.pruned`` does not fit the model.

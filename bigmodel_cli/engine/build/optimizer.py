@@ -1,4 +1,4 @@
-"""The optimizer section of a recipe to an optimizer over what trains."""
+"""Builds the optimizer of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bigmodel_cli.optim.combined import Combined
 def build_optimizer(
     recipe: Recipe, model: nn.Module, rates: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer on what trains; `rates` are factors of the learning rate by parameter name."""
+    """The recipe's optimizer over the trainable parameters; `rates` scales learning rates, by parameter name."""
     return optimizer_over(recipe, model.named_parameters(), rates)
 
 
@@ -27,7 +27,7 @@ def optimizer_over(
     """:func:`build_optimizer`, over `parameters` with their names.
 
     Raises:
-        InputError: none of them trains.
+        InputError: every parameter is frozen.
     """
     trainable = [(name, p) for name, p in parameters if p.requires_grad]
     if not trainable:
@@ -35,18 +35,18 @@ def optimizer_over(
     postpone_dynamo()
     optimizer = optimizers.get(recipe.optimizer.name)(trainable, **recipe.optimizer.options)
     if rates:
-        scale_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})
+        scale_learning_rates(optimizer, {id(p): rates.get(name, 1.0) for name, p in trainable})
     return optimizer  # type: ignore[no-any-return]
 
 
-def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
-    """Cut each parameter group by factor (by ``id`` of the parameter) and scale its learning rate."""
-    parts = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
-    for part in parts:
-        cut = []
-        for group in part.param_groups:
+def scale_learning_rates(optimizer: torch.optim.Optimizer, factors: Mapping[int, float]) -> None:
+    """Split each parameter group by the factor of its parameters (keyed by ``id``), and scale the learning rates."""
+    sub_optimizers = optimizer.parts if isinstance(optimizer, Combined) else [optimizer]
+    for sub_optimizer in sub_optimizers:
+        groups = []
+        for group in sub_optimizer.param_groups:
             for factor in dict.fromkeys(factors[id(p)] for p in group["params"]):
                 members = [p for p in group["params"] if factors[id(p)] == factor]
-                cut.append({**group, "params": members, "lr": group["lr"] * factor})
-        part.param_groups[:] = cut
-    optimizer.param_groups = [group for part in parts for group in part.param_groups]
+                groups.append({**group, "params": members, "lr": group["lr"] * factor})
+        sub_optimizer.param_groups[:] = groups
+    optimizer.param_groups = [group for sub_optimizer in sub_optimizers for group in sub_optimizer.param_groups]

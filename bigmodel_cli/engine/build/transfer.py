@@ -1,4 +1,4 @@
-"""Weights of a trained model into another one: the head by class names, the first layer by its channels."""
+"""Transfers weights to a model for other data: the head by class names, the first layer by input channels."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.engine.build.load import Trained, weights
+from bigmodel_cli.engine.build.load import TrainedModel, inference_weights
 
 
-def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
-    """Copy the weights of `trained` into `model`, built for `spec`; say what was kept and what was not.
+def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
+    """Copy the weights of `trained` into `model`, built for `spec`; a line for each layer kept, replaced or adapted.
 
-    The head is kept where the class names are the same set. The first layer is
-    adapted where the number of input channels differs: filters are summed over the
-    channels for one grey channel, and repeated, divided by the count, for several,
-    so that a grey image gives the same activations either way.
+    The head is kept where the sets of class names are equal. The first layer is adapted where the number
+    of input channels differs: filters are summed over the channels for one gray channel, and repeated,
+    divided by the count, for several. A gray image gives the same activations either way.
+
+    Raises:
+        InputError: another tensor has another shape.
     """
-    state = dict(weights({"model": trained.model.state_dict(), "model_ema": None}))
-    ours, notes = model.state_dict(), []
+    state = dict(inference_weights({"model": trained.model.state_dict(), "model_ema": None}))
+    target, notes = model.state_dict(), []
     meta = models.get(trained.recipe.model.name).meta
-    head, first = meta["head"], meta["backbone_first"] + ".weight"
+    head, first_layer = meta["head"], meta["backbone_first"] + ".weight"
     if set(spec.classes) == set(trained.task.spec.classes):
         notes += [f"head kept: the {len(spec.classes)} classes match by name"] if spec.classes else []
     else:
@@ -32,23 +34,31 @@ def transfer(model: nn.Module, trained: Trained, spec: Any) -> list[str]:
         notes.append(
             f"head replaced: {len(trained.task.spec.classes)} classes in the checkpoint, {len(spec.classes)} now"
         )
-    notes += fit_channels(state, ours, first)
-    wrong = [k for k, v in state.items() if v.shape != ours[k].shape]
-    if wrong:
-        was, now = tuple(state[wrong[0]].shape), tuple(ours[wrong[0]].shape)
-        raise InputError(f"{trained.path}: {wrong[0]} is {was}", f"the data needs {now}", "fine-tune on the same size")
-    model.load_state_dict({**ours, **state})
+    notes += adapt_input_channels(state, target, first_layer)
+    mismatched = [k for k, v in state.items() if v.shape != target[k].shape]
+    if mismatched:
+        old_shape, new_shape = tuple(state[mismatched[0]].shape), tuple(target[mismatched[0]].shape)
+        raise InputError(
+            f"{trained.path}: {mismatched[0]} is {old_shape}",
+            f"the data needs {new_shape}",
+            "fine-tune on the same size",
+        )
+    model.load_state_dict({**target, **state})
     return notes
 
 
-def fit_channels(state: dict[str, Tensor], ours: Mapping[str, Tensor], first: str) -> list[str]:
-    """Adapt the filters of the tensor `first` in `state` to the input channels that `ours` has; say so."""
-    if first not in state or state[first].shape == ours[first].shape or state[first].dim() != 4:
+def adapt_input_channels(state: dict[str, Tensor], target: Mapping[str, Tensor], first_layer: str) -> list[str]:
+    """Adapt the filters `first_layer` in `state` to the input channels in `target`; a line on it where they differ."""
+    if (
+        first_layer not in state
+        or state[first_layer].shape == target[first_layer].shape
+        or state[first_layer].dim() != 4
+    ):
         return []
-    old, new = state[first].shape[1], ours[first].shape[1]
+    old, new = state[first_layer].shape[1], target[first_layer].shape[1]
     if old == new:
         return []
-    summed = state[first].sum(1, keepdim=True)
-    state[first] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
+    summed = state[first_layer].sum(1, keepdim=True)
+    state[first_layer] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
     how = "summed over" if new == 1 else "repeated over"
-    return [f"{first}: filters {how} the input channels ({old} -> {new})"]
+    return [f"{first_layer}: filters {how} the input channels ({old} -> {new})"]

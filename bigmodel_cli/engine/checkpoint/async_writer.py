@@ -1,9 +1,8 @@
-"""Checkpoints are written in a thread, from a copy of the state, while training goes on.
+"""Writes checkpoints in a background thread, from a snapshot of the state, while training continues.
 
-A save costs training the copy alone: the digest, the zip and the wait for the disk are
-the thread's. One save is under way at most, and one small one may wait for it, which a
-newer one replaces: epochs shorter than a write are not held up. An error is raised in the
-training thread, before a later save or at the end.
+A save costs training only the snapshot: the digest, the zip and the disk are the thread's work. At most one
+save is in progress. One more snapshot, if it is small, is queued until a newer one replaces it, so that epochs
+shorter than a write do not stall. Errors are raised in the training thread, at a later save or at the end.
 """
 
 from __future__ import annotations
@@ -22,111 +21,110 @@ from torch import Tensor
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import DivergedError, InterruptedRun, LostRank
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.sharded import Held, write_index, write_shard
+from bigmodel_cli.engine.checkpoint.sharded import LocalTensors, write_index, write_shard
+
+MAX_QUEUED_BYTES = 1 << 28  # a snapshot of a larger state is not queued: saving waits for the write in progress
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What one rank writes of a checkpoint in parts, under the `name` of a folder that all ranks share."""
+class LocalShard:
+    """What one rank writes of a sharded checkpoint, to the folder called `name` that all ranks see."""
 
     name: str
     step: int
     rank: int
     world: int
     state: Any
-    """The plain values, each tensor by name: see ``engine/checkpoint/sharded.py``, as for `mine`."""
-    mine: Held
+    """The plain values of the checkpoint; with `local` they are from ``sharded.split_state``."""
+    local: LocalTensors
     timeout: float
-
-
-MOST_WAITING = 1 << 28  # bytes of a state whose copy may wait while another is written
+    """Seconds that rank 0 waits for the shards of the others."""
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A state that no step changes any more; all of it is there once `arrived` returns."""
+class Snapshot:
+    """A copy of a state, which later steps do not change; complete once `ready` returns."""
 
     state: dict[str, Any]
-    arrived: Callable[[], None]
+    ready: Callable[[], None]
     best: bool
 
 
 class Writer:
-    """Writes ``last.pt`` and ``best.pt`` in `folder`. Leaving it waits for the saves under way.
+    """Writes ``last.pt`` and ``best.pt`` in `folder`. As a context manager it finishes pending saves on exit.
 
-    Tensors of the model whose names are in `still` never change, and are not copied.
+    Tensors of the model whose names are in `frozen` never change, and are not copied.
     """
 
-    def __init__(self, folder: Path, still: Collection[str] = ()) -> None:
+    def __init__(self, folder: Path, frozen: Collection[str] = ()) -> None:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
-        self.still = still
-        self._turn = threading.Lock()
+        self.frozen = frozen
+        self._lock = threading.Lock()
         self._writing = False
-        self._waiting: Copy | None = None
+        self._queued: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._abandoned = threading.Event()
 
     def save(self, state: dict[str, Any], best: bool) -> None:
-        """Copy `state` now, and write the copy in the thread.
+        """Take a snapshot of `state` now, and write it in the thread.
 
         Raises:
-            MachineError: a save before this one met a full disk.
-            DivergedError: its weights were not finite, and it was not written.
+            MachineError: an earlier save failed, for example on a full disk.
+            DivergedError: an earlier save was refused because its weights held NaN.
         """
-        if checkpoint.size(state) > MOST_WAITING:
-            self.wait()
-        copy = Copy(*self._copied(state), best)
-        with self._turn:
-            if self._writing and (copy.best or self._waiting is None or not self._waiting.best):
-                self._waiting = copy
+        if checkpoint.tensor_bytes(state) > MAX_QUEUED_BYTES:
+            self.flush()
+        copy = Snapshot(*self._snapshot(state), best)
+        with self._lock:
+            if self._writing and (copy.best or self._queued is None or not self._queued.best):
+                self._queued = copy
                 return
-        self.wait()
+        self.flush()
         self._writing = True
-        # Not a daemon: Python would tear it down in the middle of a write at its end.
+        # Not a daemon: Python would kill it in the middle of a write at exit.
         self._thread = threading.Thread(target=self._write_all, args=(copy,), name="checkpoint")
         self._thread.start()
 
-    def _copied(self, state: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
+    def _snapshot(self, state: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
         model = state["model"]
-        fixed = {name: model[name] for name in self.still if name in model and model[name].device.type == "cpu"}
-        copy, arrived = copied({**state, "model": {name: model[name] for name in model if name not in fixed}})
-        copy["model"] = {name: fixed[name] if name in fixed else copy["model"][name] for name in model}
-        return copy, arrived
+        unchanged = {name: model[name] for name in self.frozen if name in model and model[name].device.type == "cpu"}
+        copy, ready = snapshot({**state, "model": {name: model[name] for name in model if name not in unchanged}})
+        copy["model"] = {name: unchanged[name] if name in unchanged else copy["model"][name] for name in model}
+        return copy, ready
 
-    def save_parts(self, parts: Parts, best: bool) -> None:
-        """Copy this rank's part of a checkpoint now, and write it in the thread; every rank does.
+    def save_shard(self, shard: LocalShard, best: bool) -> None:
+        """Take a snapshot of this rank's shard now, and write it in the thread. Every rank calls it.
 
         Raises:
-            MachineError, DivergedError: what went wrong in the save before this one.
+            MachineError, DivergedError: the save before this one failed.
         """
-        self.wait()
-        copy, arrived = copied({name: tensor for name, (tensor, _, _) in parts.mine.items()})
-        # Listed now: once this save is under way, another rank may have begun the next.
-        old = [path for path in self.last.parent.glob(atomic_files.PARTS + "*") if path.name != parts.name]
-        self._thread = threading.Thread(target=self._write_parts, args=(parts, copy, arrived, best, old))
+        self.flush()
+        copy, ready = snapshot({name: tensor for name, (tensor, _, _) in shard.local.items()})
+        # Listed now: later another rank may have begun the next save.
+        obsolete = [path for path in self.last.parent.glob(atomic_files.SHARDS_PREFIX + "*") if path.name != shard.name]
+        self._thread = threading.Thread(target=self._write_shard, args=(shard, copy, ready, best, obsolete))
         self._thread.start()
 
-    def _write_parts(
-        self, parts: Parts, copy: dict[str, Tensor], arrived: Callable[[], None], best: bool, old: list[Path]
+    def _write_shard(
+        self, shard: LocalShard, copy: dict[str, Tensor], ready: Callable[[], None], best: bool, obsolete: list[Path]
     ) -> None:
         try:
-            arrived()
-            require_finite({"model": copy, "model_ema": None, "progress": {"step": parts.step}})
-            folder = self.last.parent / parts.name
+            ready()
+            require_finite({"model": copy, "model_ema": None, "progress": {"step": shard.step}})
+            folder = self.last.parent / shard.name
             folder.mkdir(exist_ok=True)
-            begins = {name: begin for name, (_, begin, _) in parts.mine.items()}
-            write_shard(folder, parts.rank, copy, begins, {name for name, (_, _, cut) in parts.mine.items() if cut})
-            if parts.rank == 0:
-                write_index(folder, parts.state, parts.world, parts.timeout, self._abandoned.is_set)
+            write_shard(folder, shard.rank, {k: local._replace(rows=copy[k]) for k, local in shard.local.items()})
+            if shard.rank == 0:
+                write_index(folder, shard.state, shard.world, shard.timeout, self._abandoned.is_set)
                 for target in (self.best, self.last) if best else (self.last,):  # in this order, as below
-                    atomic_files.point(target, folder)
-                atomic_files.clear_parts(old, keep=(self.best, self.last))
+                    atomic_files.symlink(target, folder)
+                atomic_files.remove_sharded(obsolete, keep=(self.best, self.last))
         except BaseException as error:
             self._error = error
 
-    def wait(self) -> None:
-        """Until what was given to ``save`` is durable; raises what went wrong in it."""
+    def flush(self) -> None:
+        """Wait until pending saves are durable; raises the error of a failed one."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -139,52 +137,51 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
-            self.wait()
+            self.flush()
             return
-        if issubclass(kind, (InterruptedRun, LostRank)):  # a graceful stop has waited: this one is at once
+        if issubclass(kind, (InterruptedRun, LostRank)):  # a graceful stop has flushed already: this one is immediate
             self._abandoned.set()
-        with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
-            self.wait()
+        with contextlib.suppress(Exception):  # the error that ends the run is the one to report
+            self.flush()
 
-    def _write_all(self, copy: Copy | None) -> None:
+    def _write_all(self, copy: Snapshot | None) -> None:
         try:
             while copy is not None:
                 self._write(copy)
-                with self._turn:
-                    copy, self._waiting = self._waiting, None
+                with self._lock:
+                    copy, self._queued = self._queued, None
                     self._writing = copy is not None
         except BaseException as error:
-            with self._turn:
-                self._error, self._writing, self._waiting = error, False, None
+            with self._lock:
+                self._error, self._writing, self._queued = error, False, None
 
-    def _write(self, copy: Copy) -> None:
-        copy.arrived()
+    def _write(self, copy: Snapshot) -> None:
+        copy.ready()
         require_finite(copy.state)
         checkpoint.save(self.best if copy.best else self.last, copy.state, self._abandoned.is_set)
         if copy.best:
-            # In this order, a kill in between leaves the newer of the two as the better one,
-            # and a resumed run takes the newer: best.pt is never behind what last.pt says of it.
+            # In this order a kill in between leaves best.pt as the newer file, which a resumed run takes:
+            # best.pt is never older than the best metric recorded in last.pt.
             atomic_files.link(self.best, self.last)
 
 
-def copied(state: Any) -> tuple[Any, Callable[[], None]]:
-    """A copy of `state` on the CPU that shares no memory with it, and what to call until it is all there.
+def snapshot(state: Any) -> tuple[Any, Callable[[], None]]:
+    """A copy of `state` on the CPU that shares no memory with it, and a function that waits until it is complete.
 
-    A tensor that stands twice (tied weights) stands twice in the copy too. From a CUDA
-    device the copies go to pinned memory and are ordered among its kernels: the host
-    goes on, and later steps change nothing in them.
+    Tied weights stay tied in the copy. From a CUDA device the copies go to pinned memory, in stream order:
+    the host does not wait, and later steps do not change them.
     """
-    seen: dict[Any, Tensor] = {}
+    copies: dict[Any, Tensor] = {}
     devices: set[torch.device] = set()
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
             key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            if key not in seen or not value.numel():
-                seen[key] = _on_cpu(value.detach())
+            if key not in copies or not value.numel():
+                copies[key] = _on_cpu(value.detach())
                 if value.is_cuda:
                     devices.add(value.device)
-            return seen[key]
+            return copies[key]
         if isinstance(value, dict):
             return {k: copy(v) for k, v in value.items()}
         if type(value) in (list, tuple):
@@ -194,11 +191,11 @@ def copied(state: Any) -> tuple[Any, Callable[[], None]]:
     result = copy(state)
     events = [torch.cuda.current_stream(device).record_event() for device in devices]
 
-    def arrived() -> None:
+    def ready() -> None:
         for event in events:
             event.synchronize()
 
-    return result, arrived
+    return result, ready
 
 
 def _on_cpu(value: Tensor) -> Tensor:
@@ -208,10 +205,10 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 
 def require_finite(state: dict[str, Any]) -> None:
-    """A step that was finite can still have thrown the weights out of range: such a state is not worth keeping.
+    """Refuse a state with NaN weights: they can overflow in a step whose loss and gradient were finite.
 
     Raises:
-        DivergedError: a weight is NaN. (An infinity may be meant: it is what masks hold.)
+        DivergedError: a weight is NaN. Infinities are allowed: masks hold them.
     """
     for name, tensor in [*state["model"].items(), *(state["model_ema"] or {}).items()]:
         if tensor.is_floating_point() and tensor.isnan().any():

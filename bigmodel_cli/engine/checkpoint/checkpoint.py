@@ -1,8 +1,7 @@
-"""Checkpoints: atomic to write, verified before use, safe to open whoever made them.
+"""Checkpoints: written atomically, verified before use, safe to open from any source.
 
-One ordinary ``torch.save`` zip of tensors and plain values, so that
-``torch.load(path)["model"]`` works for anyone. This file holds the project's one
-``torch.load``.
+A checkpoint is an ordinary ``torch.save`` zip of tensors and plain values, so that
+``torch.load(path)["model"]`` works for anyone. This file has the project's only ``torch.load``.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from bigmodel_cli.core.atomic_files import replace
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.checkpoint import sharded
 from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, open_regular, require_plain
+from bigmodel_cli.engine.checkpoint.sharded_reader import read_sharded
 
 FORMAT = "bigmodel.checkpoint"
 VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From version n to n + 1: pure functions on the whole dictionary, chained."""
+"""Migrations from version n to n + 1: pure functions of the checkpoint, applied in sequence."""
 
 SCHEMA: dict[str, tuple[type, ...]] = {
     "format": (str,),
@@ -47,9 +47,9 @@ META: dict[str, tuple[type, ...]] = {
 
 
 def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lambda: False) -> None:
-    """Write `state` to `path`: whole and durable, or not at all, the old file untouched until then.
+    """Write `state` to `path` atomically and durably; the old file stays until then.
 
-    Once `abandoned` says so the write ends early, and leaves nothing.
+    Once `abandoned` returns true the write stops early and leaves nothing.
 
     Raises:
         MachineError: the disk is full or cannot be written.
@@ -63,11 +63,11 @@ def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lamb
             file.flush()
             os.fsync(file.fileno())
 
-    replace(path, write, lambda: size(state))
+    replace(path, write, lambda: tensor_bytes(state))
 
 
 class _Abandonable:
-    """A file for ``torch.save``, whose next write raises once nobody wants it any more."""
+    """A file for ``torch.save`` whose writes raise once the save is abandoned."""
 
     def __init__(self, file: IO[bytes], abandoned: Callable[[], bool]) -> None:
         self.file, self.abandoned = file, abandoned
@@ -81,31 +81,31 @@ class _Abandonable:
         self.file.flush()
 
 
-def load(path: Path, share: sharded.Share | None = None) -> dict[str, Any]:
+def load(path: Path, shard: sharded.ShardSpec | None = None) -> dict[str, Any]:
     """The checkpoint at `path`, every byte of it verified, without running anything in it.
 
-    With `share`, of one in parts only a rank's own rows: see :func:`bigmodel_cli.engine.checkpoint.sharded.read`.
+    With `shard` only that rank's rows of a sharded checkpoint are read: see ``sharded_reader.read_sharded``.
 
     Raises:
         InputError: missing, damaged, foreign, hostile, or made by a newer bigmodel.
     """
-    return load_with_version(path, share)[1]
+    return load_with_version(path, shard)[1]
 
 
-def load_with_version(path: Path, share: sharded.Share | None = None) -> tuple[int, dict[str, Any]]:
-    """The version that the file was written in, and the checkpoint, brought up to the current one."""
+def load_with_version(path: Path, shard: sharded.ShardSpec | None = None) -> tuple[int, dict[str, Any]]:
+    """The version of the file, and the checkpoint migrated to the current version."""
     if sharded.is_sharded(path):
-        state = sharded.read(path, share)
+        state = read_sharded(path, shard)
         if not isinstance(state, dict):
             raise InputError(f"{path}: not a bigmodel checkpoint")
-        _check_schema(path, {**state, "integrity": {}}, SCHEMA)  # each part was held to its own SHA-256
+        _check_schema(path, {**state, "integrity": {}}, SCHEMA)  # the SHA-256 of each shard is verified
         _check_schema(path, state["meta"], META)
         return VERSION, state
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(
             f"{path}: not a bigmodel checkpoint",
-            "expected one that bigmodel train made",
+            "expected one written by bigmodel train",
             f"bigmodel checkpoint show {path}",
         )
     version = state.get("version")
@@ -113,7 +113,7 @@ def load_with_version(path: Path, share: sharded.Share | None = None) -> tuple[i
         raise InputError(f"{path}: version {version!r}", f"expected 1 to {VERSION}")
     if version > VERSION:
         raise InputError(f"{path}: made by a newer bigmodel (version {version})", f"this one reads up to {VERSION}")
-    if version == VERSION:  # an older one is held to its own digest first, and to the schema once it is brought up
+    if version == VERSION:  # an older one meets the schema after its migration
         _check_schema(path, state, SCHEMA)
     _check_digest(path, state)
     for step in range(version, VERSION):
@@ -124,26 +124,26 @@ def load_with_version(path: Path, share: sharded.Share | None = None) -> tuple[i
 
 
 def _check_digest(path: Path, state: dict[str, Any]) -> None:
-    """Hold `state` to the digest in it, which is taken out."""
+    """Verify the digest in `state`, and remove it."""
     claimed = state.pop("integrity", None)
     try:
-        right = isinstance(claimed, dict) and claimed == {"algo": "sha256", "digest": digest(state)}
+        valid = isinstance(claimed, dict) and claimed == {"algo": "sha256", "digest": digest(state)}
     except TypeError as error:
         raise InputError(f"{path}: refused: {error}", "expected tensors and plain values") from None
-    if not right:
+    if not valid:
         raise InputError(f"{path}: damaged: its digest does not match", "restore it from a copy")
 
 
-def fallback(folder: Path, share: sharded.Share | None = None) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest valid checkpoint of a run, and a line for each newer one that was not.
+def newest_valid(folder: Path, shard: sharded.ShardSpec | None = None) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest valid checkpoint of a run, and a line for each newer one that was skipped.
 
     Raises:
         InputError: there is none.
     """
     skipped: list[str] = []
-    for path in sorted(folder.glob("*.pt"), key=_made, reverse=True):
+    for path in sorted(folder.glob("*.pt"), key=_created_at, reverse=True):
         try:
-            return path, load(path, share), skipped
+            return path, load(path, shard), skipped
         except InputError as error:
             skipped.append(f"skipped {error.what}")
     if skipped:
@@ -151,21 +151,21 @@ def fallback(folder: Path, share: sharded.Share | None = None) -> tuple[Path, di
     raise InputError(f"{folder}: no checkpoint to resume from", hint="start again with --overwrite")
 
 
-def _made(path: Path) -> tuple[float, bool]:
-    """When the checkpoint was made by its own word, which a copied folder keeps; else when the file was written."""
+def _created_at(path: Path) -> tuple[float, bool]:
+    """The creation time in the checkpoint, which survives copying; else the file's modification time."""
     try:
         created = inspect_file(path).values["meta"]["created"]
     except (InputError, MachineError, LookupError, TypeError):
         created = None
     try:
         written = path.stat().st_mtime
-    except OSError:  # a link to nowhere
+    except OSError:  # a dangling link
         written = 0.0
     return (created if type(created) is float else written, path.name == "last.pt")
 
 
 def digest(value: Any) -> str:
-    """SHA-256 over a canonical encoding: dictionary order does not count, every type, shape and byte does."""
+    """SHA-256 of a canonical encoding, which covers every type, shape and byte but not the order of dictionaries."""
     total = hashlib.sha256()
     for part in _encode(value, "state"):
         total.update(part)
@@ -198,10 +198,10 @@ def _encode(value: Any, where: str) -> Iterator[Any]:
 
 
 def read(path: Path) -> Any:
-    """The values of any file that torch.save or safetensors made: each check comes before the step it makes safe.
+    """The values in any file written by torch.save or safetensors, checked before they are loaded.
 
     Raises:
-        InputError: it is damaged, or holds more than tensors and plain values.
+        InputError: it is damaged, or holds anything but tensors and plain values.
     """
     found = inspect_file(path)
     require_plain(found)
@@ -214,7 +214,7 @@ def read(path: Path) -> Any:
         file.seek(0)
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        # A hostile pickle raises whatever it likes, and torch's own text suggests to turn safety off.
+        # A hostile pickle can raise any error, and torch's message suggests turning the check off.
         except Exception as error:
             what = f"{path}: refused: not plain tensors and values ({type(error).__name__})"
             raise InputError(what, "expected a checkpoint") from None
@@ -229,15 +229,15 @@ def _check_sums(path: Path, file: IO[bytes]) -> None:
 def _check_schema(path: Path, values: dict[str, Any], schema: dict[str, tuple[type, ...]]) -> None:
     for key, kinds in schema.items():
         if key not in values:
-            raise InputError(f"{path}: {key} is missing", "expected a whole bigmodel checkpoint")
+            raise InputError(f"{path}: {key} is missing", "expected a complete bigmodel checkpoint")
         if not isinstance(values[key], kinds):
             kind = type(values[key]).__name__
             raise InputError(f"{path}: {key} is {kind}", f"expected {kinds[0].__name__}")
 
 
-def size(state: Any) -> int:
+def tensor_bytes(state: Any) -> int:
     """Bytes of the tensors in `state`."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     items = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
-    return sum(size(item) for item in items)
+    return sum(tensor_bytes(item) for item in items)

@@ -1,8 +1,7 @@
-"""What a ``.pt`` or ``.safetensors`` file holds, whoever made it: found without running or loading any of it.
+"""The contents of a ``.pt`` or ``.safetensors`` file from any source, described without running or loading it.
 
-The outer form is checked first, so that torch's zip reader and ours cannot see two
-different files in the same bytes: stored entries only, one folder, no name twice,
-nothing before, between or behind that is not accounted for.
+The zip structure is checked first, so that torch's zip reader and ours cannot see different files in the same
+bytes: uncompressed entries in one folder, unique names, and no unaccounted bytes before, between or after them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import IO, Any, Literal
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.checkpoint.safe_pickle import Opaque, TensorRef, Unreadable, read_plain, walk
 
-MAX_PICKLE = 256 * 2**20  # bytes of structure, tensors not counted; the largest models have a few MB
+MAX_PICKLE = 256 * 2**20  # bytes of the pickle, without tensors; the largest models have a few MB
 MAX_ENTRIES = 1_000_000
 CONVERT = (
     "where you trust it: python -c 'import torch; from safetensors.torch import save_file; "
@@ -33,21 +32,21 @@ SAFETENSORS_TYPES = {
 
 @dataclass(frozen=True)
 class Contents:
-    """One file: `values` are plain values with each tensor as a TensorRef, and what stays closed as an Opaque."""
+    """One file. `values` are plain values, with a TensorRef for each tensor and an Opaque for any other object."""
 
     path: Path
     kind: Literal["torch", "safetensors"]
     size: int
     values: Any
     metadata: dict[str, str] = field(default_factory=dict)
-    """Text that a safetensors file carries along."""
+    """The metadata of a safetensors file."""
 
     def tensors(self) -> Iterator[tuple[str, TensorRef]]:
         """Each tensor with its path, such as ``model.fc.weight``."""
         return ((name, item) for name, item in walk(self.values) if isinstance(item, TensorRef))
 
-    def closed(self) -> list[str]:
-        """The names of the classes and functions that the file asks for, beyond tensors and plain values."""
+    def opaque_names(self) -> list[str]:
+        """The names of the classes and functions that the file refers to, beyond tensors and plain values."""
         return sorted({item.name for _, item in walk(self.values) if isinstance(item, Opaque)})
 
 
@@ -55,7 +54,7 @@ def inspect_file(path: Path) -> Contents:
     """Describe the file at `path`.
 
     Raises:
-        InputError: it is no such file, damaged, or not of a kind that can be opened safely.
+        InputError: it is missing, damaged, or of a format that cannot be opened safely.
     """
     with open_regular(path) as file:
         start, size = file.read(9), os.fstat(file.fileno()).st_size
@@ -68,14 +67,14 @@ def inspect_file(path: Path) -> Contents:
         raise InputError(
             f"{path}: an old pickle file, which could run code", "expected a zip made by torch.save", CONVERT
         )
-    raise InputError(f"{path}: not a checkpoint, or cut off", "expected a whole .pt by torch.save, or .safetensors")
+    raise InputError(f"{path}: not a checkpoint, or truncated", "expected a complete .pt or .safetensors file")
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """The file at `path`, opened: a folder, a pipe or a device is refused.
+    """Open the file at `path`; folders, pipes and devices are refused.
 
     Raises:
-        InputError: it is none, or cannot be read.
+        InputError: it is not a regular file, or cannot be read.
     """
     try:
         if not path.is_file():
@@ -86,26 +85,26 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def require_plain(contents: Contents) -> None:
-    """Hold the file to tensors and plain values, each tensor within its own bytes.
+    """Require that the file holds only tensors and plain values, and each tensor lies within its storage.
 
     Raises:
-        InputError: it asks for anything else.
+        InputError: it holds anything else.
     """
-    path, closed = contents.path, contents.closed()
-    if closed:
-        names = ", ".join(closed[:3]) + (f" and {len(closed) - 3} more" if len(closed) > 3 else "")
+    path, opaque = contents.path, contents.opaque_names()
+    if opaque:
+        names = ", ".join(opaque[:3]) + (f" and {len(opaque) - 3} more" if len(opaque) > 3 else "")
         raise InputError(f"{path}: refused: it would run {names}", "expected tensors and plain values", CONVERT)
     total = 0
     for name, tensor in contents.tensors():
         total += tensor.nbytes
-        if not tensor.inside():
-            raise InputError(f"{path}: refused: {name} reaches beyond its bytes", "expected a contiguous tensor")
-    if total > 8 * contents.size:  # tied weights are shared a few times, not a million
-        raise InputError(f"{path}: refused: larger inside than outside", f"{total} bytes in {contents.size}")
+        if not tensor.in_bounds():
+            raise InputError(f"{path}: refused: {name} reaches beyond its storage", "expected a contiguous tensor")
+    if total > 8 * contents.size:  # tied weights share a storage a few times, not a million times
+        raise InputError(f"{path}: refused: its tensors are larger than the file", f"{total} of {contents.size} bytes")
 
 
 def damaged_entry(file: IO[bytes]) -> str | None:
-    """The first zip entry whose CRC-32 does not match its bytes: torch never looks, and a flipped bit would load."""
+    """The first zip entry whose CRC-32 does not match: torch does not check it, and would load a flipped bit."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip()
@@ -141,10 +140,10 @@ def _torch(path: Path, file: IO[bytes], size: int) -> Any:
 
 
 def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInfo]:
-    """The zip's directory by name, after the checks of form."""
+    """The entries of the zip by name, after checks of its structure."""
     expected = "expected a file made by torch.save"
-    if size > _memory():
-        raise MachineError(f"{path}: {size} bytes", f"this machine has {_memory()} bytes of memory")
+    if size > _memory_bytes():
+        raise MachineError(f"{path}: {size} bytes", f"this machine has {_memory_bytes()} bytes of memory")
     try:
         file.seek(max(size - 22, 0))
         end = file.read(22)
@@ -152,31 +151,31 @@ def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInf
             entries = archive.infolist()
             comment = archive.comment
     except Exception:  # zipfile raises many kinds on damaged directories (struct, value, key, unicode errors)
-        raise InputError(f"{path}: not a checkpoint, or cut off", "expected a whole file made by torch.save") from None
+        raise InputError(f"{path}: not a checkpoint, or truncated", "expected a file made by torch.save") from None
     if not entries or len(entries) > MAX_ENTRIES:
         raise InputError(f"{path}: refused: {len(entries)} entries", expected)
     if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
         raise InputError(f"{path}: refused: compressed entries", expected)
-    # Without regard to case: torch's reader finds an entry that way.
+    # torch's reader ignores case when it looks up an entry.
     if len({e.filename.lower() for e in entries}) != len(entries):
-        raise InputError(f"{path}: refused: an entry stands twice", expected)
+        raise InputError(f"{path}: refused: duplicate entries", expected)
     roots = {e.filename.partition("/")[0] for e in entries}
     if len(roots) != 1 or any({"..", ""} & set(e.filename.split("/")) or "\\" in e.filename for e in entries):
         raise InputError(f"{path}: refused: entries outside one folder", expected)
     if comment or end[:4] != b"PK\x05\x06":
-        raise InputError(f"{path}: refused: bytes behind the end of the zip", expected)
+        raise InputError(f"{path}: refused: bytes after the end of the zip", expected)
     _check_layout(path, file, entries, expected)
     return {e.filename: e for e in entries}
 
 
 def _check_layout(path: Path, file: IO[bytes], entries: list[zipfile.ZipInfo], expected: str) -> None:
-    """Each entry where its own header says, stored as it says, from the first byte on, and none within another."""
-    free = 0
+    """Check that local headers agree with the directory, and that entries start at byte 0 and do not overlap."""
+    end_of_last = 0
     for entry in sorted(entries, key=lambda e: e.header_offset):
-        at = entry.header_offset
-        if at < free or (free == 0 and at != 0):
+        offset = entry.header_offset
+        if offset < end_of_last or (end_of_last == 0 and offset != 0):
             raise InputError(f"{path}: refused: overlapping entries", expected)
-        file.seek(at)
+        file.seek(offset)
         header = file.read(30)
         if len(header) < 30:
             raise InputError(f"{path}: damaged: {entry.filename} lies beyond the end", "restore it from a copy")
@@ -186,11 +185,11 @@ def _check_layout(path: Path, file: IO[bytes], entries: list[zipfile.ZipInfo], e
             raise InputError(f"{path}: refused: {entry.filename} has two headers that differ", expected)
         if entry.compress_size != entry.file_size:
             raise InputError(f"{path}: refused: {entry.filename} has two sizes", expected)
-        free = at + 30 + fields[9] + fields[10] + entry.file_size
+        end_of_last = offset + 30 + fields[9] + fields[10] + entry.file_size
 
 
 def _safetensors(path: Path, size: int) -> Contents:
-    """The header, as the library reads it: it checks offsets, sizes and types, and nothing in it can run."""
+    """The header, read by the library, which checks offsets, sizes and types. Nothing in it can run code."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -203,11 +202,11 @@ def _safetensors(path: Path, size: int) -> Contents:
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: damaged or not safetensors: {reason}", "expected a whole .safetensors file"
+            f"{path}: damaged or not safetensors: {reason}", "expected a complete .safetensors file"
         ) from None
     return Contents(path, "safetensors", size, values, metadata)
 
 
-def _memory() -> int:
+def _memory_bytes() -> int:
     """Bytes of memory in this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,10 +1,9 @@
 """The pickle inside a ``torch.save`` file, read as plain values and descriptions of tensors.
 
-Nothing that the file names is looked up, imported or called: what torch would
-rebuild as a tensor becomes a :class:`TensorRef`, and any other object an
-:class:`Opaque` with its name. So a stranger's file can be shown whole, and judged
-before torch sees it. torch's own ``weights_only`` unpickler is wider than we need:
-it lets a file call ``bytearray(10**11)``, and resize a storage at will.
+Nothing that the file names is looked up, imported or called. What torch would rebuild as a tensor becomes a
+:class:`TensorRef`, and any other object an :class:`Opaque` with its name. So an untrusted file can be shown and
+judged before torch reads it. torch's own ``weights_only`` unpickler allows more than we need: a file may call
+``bytearray(10**11)`` and resize a storage at will.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-MAX_NODES = 2_000_000  # values in a file, shared ones counted each time they are met
+MAX_NODES = 2_000_000  # in a file; a shared value counts each time
 MAX_DEPTH = 64
 MAX_INT = 2**64
 STORAGES = {
@@ -32,7 +31,7 @@ SIZES = {
 
 
 class Unreadable(Exception):
-    """The pickle is damaged, or made by something other than ``torch.save``: why, in a few words."""
+    """The pickle is damaged, or was not written by ``torch.save``; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor that stays in the file: its type, its shape, and its place in the bytes (in elements)."""
+    """A tensor in the file: its type, shape, and place in its storage (in elements)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,7 +59,7 @@ class TensorRef:
 
     @classmethod
     def of(cls, dtype: str, shape: tuple[int, ...]) -> TensorRef:
-        """A contiguous tensor in bytes of its own."""
+        """A contiguous tensor with a storage of its own."""
         count = math.prod(shape)
         stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         return cls(dtype, shape, StorageRef(dtype, "0", count), 0, stride)
@@ -73,15 +72,15 @@ class TensorRef:
     def nbytes(self) -> int:
         return self.count * SIZES[self.dtype]
 
-    def inside(self) -> bool:
-        """Whether every element lies in the storage, and there are no more elements than the storage has."""
+    def in_bounds(self) -> bool:
+        """Whether every element lies in the storage, and the tensor has no more elements than the storage."""
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         return self.count == 0 or (last < self.storage.count and self.count <= self.storage.count)
 
 
 @dataclass(frozen=True)
 class Opaque:
-    """An object that only its own code could bring back: it stays closed."""
+    """An object that only its own code could rebuild, which is not run."""
 
     name: str
 
@@ -98,7 +97,7 @@ def read_plain(pickle: bytes) -> Any:
         Unreadable: it is damaged, nested too deep, or holds too much.
     """
     try:
-        value = _Machine().run(pickle)
+        value = _Unpickler().run(pickle)
     except Unreadable:
         raise
     except Exception as error:  # a damaged pickle runs off its stack or memo in many ways
@@ -109,30 +108,30 @@ def read_plain(pickle: bytes) -> Any:
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value under `value` with its path, ``model.fc.weight``; containers before what they hold.
+    """Every value under `value` with its path, such as ``model.fc.weight``; containers before their members.
 
     Raises:
-        Unreadable: deeper than 64, or more than two million values: a file may hold a
-            list within itself, or double a list forty times over by sharing it.
+        Unreadable: more than MAX_DEPTH levels or MAX_NODES values: a list in a file may contain itself,
+            or grow exponentially by sharing.
     """
     stack = [(path, value, 0)]
-    seen = 0
+    count = 0
     while stack:
-        at, item, depth = stack.pop()
-        seen += 1
+        place, item, depth = stack.pop()
+        count += 1
         if depth > MAX_DEPTH:
             raise Unreadable(f"nested deeper than {MAX_DEPTH}")
-        if seen > MAX_NODES:
+        if count > MAX_NODES:
             raise Unreadable(f"more than {MAX_NODES} values")
-        yield at, item
+        yield place, item
         if isinstance(item, dict):
-            stack += [(f"{at}.{key}" if at else str(key), item[key], depth + 1) for key in reversed(item)]
+            stack += [(f"{place}.{key}" if place else str(key), item[key], depth + 1) for key in reversed(item)]
         elif isinstance(item, (list, tuple)):
-            stack += [(f"{at}[{i}]", item[i], depth + 1) for i in reversed(range(len(item)))]
+            stack += [(f"{place}[{i}]", item[i], depth + 1) for i in reversed(range(len(item)))]
 
 
-class _Machine:
-    """A pickle machine with torch.save's instructions alone (protocol 2), whose calls build descriptions."""
+class _Unpickler:
+    """An unpickler limited to torch.save's instructions (protocol 2), whose calls build descriptions."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -164,28 +163,28 @@ class _Machine:
                 raise Unreadable(f"pickle instruction {name}, which torch.save does not write")
         raise Unreadable("damaged pickle")
 
-    def to_mark(self) -> list[Any]:
+    def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def take(self, n: int) -> list[Any]:
+    def pop(self, n: int) -> list[Any]:
         if n > len(self.stack):
             raise Unreadable("damaged pickle")
         items = self.stack[len(self.stack) - n :]
         del self.stack[len(self.stack) - n :]
         return items
 
-    def tuple_of(self, items: list[Any]) -> None:
+    def push_tuple(self, items: list[Any]) -> None:
         self.stack.append(tuple(items))
 
-    def into_list(self, items: list[Any]) -> None:
+    def extend_list(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
         elif not isinstance(target, Opaque):
             raise Unreadable("damaged pickle")
 
-    def into_dict(self, items: list[Any]) -> None:
+    def update_dict(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, Opaque):
             return
@@ -197,7 +196,7 @@ class _Machine:
             target[key] = value
 
     def call(self, _: Any) -> None:
-        function, arguments = self.take(2)
+        function, arguments = self.pop(2)
         if not isinstance(arguments, tuple):
             raise Unreadable("damaged pickle")
         if isinstance(function, _Global) and function.name in CALLS:
@@ -208,22 +207,22 @@ class _Machine:
             raise Unreadable("damaged pickle")
 
     def build(self, _: Any) -> None:
-        """Attributes: an OrderedDict's ``_metadata`` is dropped, an opaque object stays as it is."""
-        target, _ = self.take(2)
+        """Setting attributes: an OrderedDict's ``_metadata`` is dropped, and an opaque object unchanged."""
+        target, _ = self.pop(2)
         if type(target) is not dict and not isinstance(target, Opaque):
             raise Unreadable("attributes set on a plain value")
         self.stack.append(target)
 
-    def remember(self, index: int) -> None:
+    def memoize(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
     def storage(self, _: Any) -> None:
-        """``("storage", torch.FloatStorage, key, location, count)``: what torch's persistent ids are."""
-        (identity,) = self.take(1)
-        word, kind, key, location, count = identity
+        """Read one of torch's persistent ids: ``("storage", torch.FloatStorage, key, location, count)``."""
+        (identity,) = self.pop(1)
+        tag, kind, key, location, count = identity
         name = kind.name.removeprefix("torch.").removeprefix("storage.") if isinstance(kind, _Global) else ""
         dtype = "uint8" if name == "UntypedStorage" else STORAGES.get(name)
-        if word != "storage" or dtype is None or type(key) is not str or type(count) is not int or count < 0:
+        if tag != "storage" or dtype is None or type(key) is not str or type(count) is not int or count < 0:
             raise Unreadable("a storage that torch.save does not write")
         if location == "meta" or not key.isalnum():
             raise Unreadable("a storage without bytes")
@@ -233,8 +232,8 @@ class _Machine:
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorRef:
     """``_rebuild_tensor_v2`` and ``_v3`` (whose dtype follows two flags: its storage is untyped)."""
     named = [x.name.removeprefix("torch.") for x in rest if isinstance(x, _Global)]
-    whole = [offset, *shape, *stride] if isinstance(shape, tuple) and isinstance(stride, tuple) else [None]
-    if not isinstance(storage, StorageRef) or any(type(n) is not int or n < 0 for n in whole):
+    integers = [offset, *shape, *stride] if isinstance(shape, tuple) and isinstance(stride, tuple) else [None]
+    if not isinstance(storage, StorageRef) or any(type(n) is not int or n < 0 for n in integers):
         raise Unreadable("a tensor that torch.save does not write")
     dtype = named[0] if named else storage.dtype
     if any(isinstance(x, dict) and x for x in rest):
@@ -253,9 +252,9 @@ def _parameter(data: Any, *rest: Any) -> TensorRef:
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
-    machine = _Machine()
+    machine = _Unpickler()
     machine.stack.append({})
-    machine.into_dict([x for pair in pairs for x in pair])
+    machine.update_dict([x for pair in pairs for x in pair])
     return machine.stack[0]  # type: ignore[no-any-return]
 
 
@@ -271,22 +270,22 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": lambda: Opaque("builtins.set"),
 }  # fmt: skip
 LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
-ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "TUPLE": lambda m, _: m.tuple_of(m.to_mark()),
-    "TUPLE1": lambda m, _: m.tuple_of(m.take(1)),
-    "TUPLE2": lambda m, _: m.tuple_of(m.take(2)),
-    "TUPLE3": lambda m, _: m.tuple_of(m.take(3)),
-    "APPEND": lambda m, _: m.into_list(m.take(1)),
-    "APPENDS": lambda m, _: m.into_list(m.to_mark()),
-    "SETITEM": lambda m, _: m.into_dict(m.take(2)),
-    "SETITEMS": lambda m, _: m.into_dict(m.to_mark()),
+ACTIONS: dict[str, Callable[[_Unpickler, Any], None]] = {
+    "TUPLE": lambda m, _: m.push_tuple(m.pop_mark()),
+    "TUPLE1": lambda m, _: m.push_tuple(m.pop(1)),
+    "TUPLE2": lambda m, _: m.push_tuple(m.pop(2)),
+    "TUPLE3": lambda m, _: m.push_tuple(m.pop(3)),
+    "APPEND": lambda m, _: m.extend_list(m.pop(1)),
+    "APPENDS": lambda m, _: m.extend_list(m.pop_mark()),
+    "SETITEM": lambda m, _: m.update_dict(m.pop(2)),
+    "SETITEMS": lambda m, _: m.update_dict(m.pop_mark()),
     "BINGET": lambda m, i: m.stack.append(m.memo[i]),
     "LONG_BINGET": lambda m, i: m.stack.append(m.memo[i]),
-    "BINPUT": lambda m, i: m.remember(i),
-    "LONG_BINPUT": lambda m, i: m.remember(i),
+    "BINPUT": lambda m, i: m.memoize(i),
+    "LONG_BINPUT": lambda m, i: m.memoize(i),
     "GLOBAL": lambda m, pair: m.stack.append(_Global(pair.replace(" ", "."))),
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.storage,
+    "REDUCE": _Unpickler.call,
+    "NEWOBJ": _Unpickler.call,
+    "BUILD": _Unpickler.build,
+    "BINPERSID": _Unpickler.storage,
 }

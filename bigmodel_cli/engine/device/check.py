@@ -6,17 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Status = Literal["pass", "warn", "fail"]
-
-
-TORCH_FIX = "pip install --force-reinstall torch torchvision (the two must be a pair)"
-
-
+TORCH_FIX = "pip install --force-reinstall torch torchvision (their versions must match)"
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of env-check: `value` is what was found, `fix` what to do about it."""
+    """One line of env-check: `value` is the finding, `fix` the remedy."""
 
     name: str
     status: Status

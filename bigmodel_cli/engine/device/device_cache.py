@@ -1,4 +1,4 @@
-"""Samples near the GPU: all in its memory where they fit, else in pinned memory that it copies from by itself."""
+"""Samples cached for the GPU: in its memory where the split fits, else in pinned memory for asynchronous copies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bigmodel_cli.core.sources import OrderedSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.engine.device.placement import Placement
 
-SHARE = 0.4  # of the free memory: the model and its activations need the rest
-CHUNK = 4096  # samples gathered at once on the way there
+MAX_MEMORY_FRACTION = 0.4  # of the free memory: the rest is for the model and its activations
+CHUNK_SAMPLES = 4096  # gathered at once while loading
 
 
 class Resident(SourceWrapper):
-    """A split whose tensors, `held`, are all on the device: a batch is one indexing there, and nothing is copied."""
+    """A split whose tensors are all on the device: a batch is one index operation, without a copy from the host."""
 
     keeps_lengths = False  # they are padded to one
 
@@ -27,27 +27,30 @@ class Resident(SourceWrapper):
 
 
 class Pinned(SourceWrapper):
-    """A split whose batches lie in pinned memory: the copy to the device then goes on beside its work."""
+    """A split whose batches are in pinned memory: copies to the device overlap with its computation."""
 
     def gather(self, indices: Tensor) -> Batch:
         return {k: v.pin_memory() for k, v in self.source.gather(indices).items()}
 
 
 def cache_on_device(source: Source, placement: Placement) -> Source:
-    """`source` as the device of `placement` gets at it fastest; on a CPU it is near already."""
+    """`source` in the form that the device of `placement` reads fastest; unchanged on a CPU."""
     free = placement.memory_free()
-    if not free or isinstance(source, OrderedSource):  # it is streamed: more than is wanted would be fetched
+    # A streamed source has an order: probing it here would fetch whole shards.
+    if not free or isinstance(source, OrderedSource):
         return source
-    one = source.gather(torch.arange(min(len(source), 2)))
-    needed = len(source) * sum(v[:1].numel() * v.element_size() for v in one.values())
-    same = all(v.shape[1:] == one[k].shape[1:] for k, v in source.gather(torch.tensor([len(source) - 1])).items())
-    held = resident(source, placement.device) if same and needed < SHARE * free else None
-    return held or Pinned(source)
+    first = source.gather(torch.arange(min(len(source), 2)))
+    last = source.gather(torch.tensor([len(source) - 1]))
+    needed = len(source) * sum(v[:1].numel() * v.element_size() for v in first.values())
+    same_shapes = all(v.shape[1:] == first[k].shape[1:] for k, v in last.items())
+    fits = same_shapes and needed < MAX_MEMORY_FRACTION * free
+    cached = load_resident(source, placement.device) if fits else None
+    return cached or Pinned(source)
 
 
-def resident(source: Source, device: torch.device) -> Resident | None:
-    """Every sample of `source` on `device`; None where they are of several lengths."""
-    chunks = [source.gather(part) for part in torch.arange(len(source)).split(CHUNK)]
+def load_resident(source: Source, device: torch.device) -> Resident | None:
+    """All samples of `source` on `device`; None where their lengths differ."""
+    chunks = [source.gather(indices) for indices in torch.arange(len(source)).split(CHUNK_SAMPLES)]
     if len({tuple(v.shape[1:] for v in chunk.values()) for chunk in chunks}) > 1:
         return None
     return Resident(source, {k: torch.cat([c[k].to(device) for c in chunks]) for k in chunks[0]})

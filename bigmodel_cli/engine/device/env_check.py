@@ -1,7 +1,7 @@
-"""What this machine is and can do: each probe does the thing it reports on, and none of them can fail the others.
+"""Checks of this machine: each probe exercises what it reports on, and no probe can take down another.
 
-What loads foreign binaries (torch, CUDA, ONNX) runs in processes of its own: an
-illegal instruction, a crash or a hang there becomes a line here.
+Probes that load binaries (torch, CUDA, ONNX) run in subprocesses: an illegal instruction, a crash or a hang
+becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.engine.device.check import GB, Check, Status
-from bigmodel_cli.engine.device.hardware import cpu_flags, memory_bytes
+from bigmodel_cli.engine.device.hardware import cpu_info, memory_bytes
 
-COMPILE_LIMIT = 8.5  # seconds from the start; the whole command answers in ten
-COMPILE_PATIENCE = 120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
+COMPILE_LIMIT = 8.5  # seconds from the start; the command as a whole takes ten
+COMPILE_REQUIRED_LIMIT = (
+    120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
+)
 PROBE_LIMIT = 9.0  # seconds from the start, for all that torch and the extras are asked
 IMPORT_LIMIT = 40.0  # seconds for torch and torchvision: a slow first import is no fault
 NETWORK_LIMIT = 2.0
@@ -39,8 +42,10 @@ print(float(torch.compile(lambda x: (x * 2 + 1).sum())(x)))
 """
 
 
-def checks(data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: float = COMPILE_LIMIT) -> list[Check]:
-    """Every check, in the order they are shown. The slow ones run side by side.
+def run_checks(
+    data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: float = COMPILE_LIMIT
+) -> list[Check]:
+    """Every check, in the order of the report. Slow ones run concurrently.
 
     Args:
         data_root: the folder of data files.
@@ -49,23 +54,23 @@ def checks(data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: 
         compile_limit: seconds from the start that torch.compile may take.
     """
     started = time.monotonic()
-    with _child(["-c", COMPILE_PROGRAM]) as compiling:  # the slowest goes first
-        network = [_in_background(_reach, host) for host in mirrors()]
+    with _child(["-c", COMPILE_PROGRAM]) as compiling:  # the slowest starts first
+        network = [_in_background(_reach, host) for host in download_hosts()]
         driver = _in_background(_driver)
         found = [_python(), _cpu(), *_probed(started), _compile(compiling, started, compile_limit)]
     with contextlib.suppress(queue.Empty):  # its own time limit is shorter
         found.insert(next(i for i, c in enumerate(found) if c.name == "cuda") + 1, driver.get(timeout=5))
     found += [_disk(out), _memory(), _data(data_root, data_sets)]
-    for host, answer in zip(mirrors(), network, strict=True):
+    for host, answer in zip(download_hosts(), network, strict=True):
         try:
             found.append(answer.get(timeout=max(0.0, started + NETWORK_LIMIT + 0.5 - time.monotonic())))
-        except queue.Empty:  # looking up a name has no time limit of its own
+        except queue.Empty:  # a DNS lookup has no time-out
             found.append(_unreached(host, "no answer from the name server"))
     return found
 
 
 def _in_background(probe: Callable[..., Check], *arguments: Any) -> queue.Queue[Check]:
-    """`probe` in a daemon thread: one that never ends does not hold up the process."""
+    """Run `probe` in a daemon thread, which does not keep the process alive if it hangs."""
     answer: queue.Queue[Check] = queue.Queue()
     threading.Thread(target=lambda: answer.put(probe(*arguments)), daemon=True).start()
     return answer
@@ -73,7 +78,7 @@ def _in_background(probe: Callable[..., Check], *arguments: Any) -> queue.Queue[
 
 @contextlib.contextmanager
 def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Python with the same packages in sight. On leaving, it and all that it started are ended."""
+    """A Python process with the same import path. On exit it is killed with all of its children."""
     paths = os.pathsep.join(p for p in sys.path if p)
     # One compile worker: a pool of them takes longer to start than the function to compile.
     environment = {**os.environ, "PYTHONPATH": paths, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -86,7 +91,7 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        for signum in (signal.SIGTERM, signal.SIGKILL):  # first in kindness: a compiler removes its half-written files
+        for signum in (signal.SIGTERM, signal.SIGKILL):  # TERM first, so that a compiler removes its partial files
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signum)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,20 +103,20 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 def _probed(started: float) -> list[Check]:
     """The probes of ``engine/device/probes.py``; after a crash or a hang the rest run in a fresh process."""
-    from bigmodel_cli.engine.device.probes import PROBES, unloaded
+    from bigmodel_cli.engine.device.probes import PROBES, check_without_import
 
-    said = {name: check for name in PROBES if (check := unloaded(name))}
-    left, found = [name for name in PROBES if name not in said], []
-    while left:
-        with _child(["-m", "bigmodel_cli.engine.device.probes", *left]) as process:
+    without_import = {name: check for name in PROBES if (check := check_without_import(name))}
+    remaining, found = [name for name in PROBES if name not in without_import], []
+    while remaining:
+        with _child(["-m", "bigmodel_cli.engine.device.probes", *remaining]) as process:
             lines: queue.Queue[str] = queue.Queue()
             threading.Thread(target=_pump, args=(process, lines), daemon=True).start()
-            done, reason = _collect(process, lines, left, started)
+            done, reason = _collect(process, lines, remaining, started)
         found += done
         if reason is not None:
-            status, fix = PROBES[left[0]]
-            found.append(Check(left.pop(0), status, reason, fix))
-    return found + list(said.values())
+            status, fix = PROBES[remaining[0]]
+            found.append(Check(remaining.pop(0), status, reason, fix))
+    return found + list(without_import.values())
 
 
 def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
@@ -123,12 +128,12 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
 
 
 def _collect(
-    process: subprocess.Popen[str], lines: queue.Queue[str], left: list[str], started: float
+    process: subprocess.Popen[str], lines: queue.Queue[str], remaining: list[str], started: float
 ) -> tuple[list[Check], str | None]:
-    """What the process reports, with each finished probe taken off `left`; and why it stopped short, or None."""
+    """The checks that the process reports, and why it stopped early, or None. Finished probes leave `remaining`."""
     found: list[Check] = []
-    while left:
-        limit = IMPORT_LIMIT if left[0] in ("torch", "torchvision") else PROBE_LIMIT
+    while remaining:
+        limit = IMPORT_LIMIT if remaining[0] in ("torch", "torchvision") else PROBE_LIMIT
         try:
             line = lines.get(timeout=max(0.2, started + limit - time.monotonic()))
         except queue.Empty:
@@ -141,7 +146,7 @@ def _collect(
         if line.startswith("{"):  # a package may write to stdout when it is imported
             report = json.loads(line)
             found += [Check(**c) for c in report["checks"]]
-            left.remove(report["probe"])
+            remaining.remove(report["probe"])
     return found, None
 
 
@@ -152,16 +157,15 @@ def _python() -> Check:
 
 def _cpu() -> Check:
     """Model name and the instruction sets that matter for training."""
-    name, flags = cpu_flags()
+    name, flags = cpu_info()
     sets = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AMX": "amx_tile",
             "AMX bf16": "amx_bf16", "NEON": "asimd", "SVE": "sve", "bf16": "bf16"}  # fmt: skip
     have = [label for label, flag in sets.items() if flag in flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Check("cpu", "pass", ", ".join([name or platform.machine(), f"{cores} cores", *have]))
+    return Check("cpu", "pass", ", ".join([name or platform.machine(), f"{available_cores()} cores", *have]))
 
 
 def _driver() -> Check:
-    """The NVIDIA driver, as its own program reports it."""
+    """The NVIDIA driver, as nvidia-smi reports it."""
     fix = "none needed for the CPU; for an NVIDIA GPU install its driver"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -178,7 +182,7 @@ def _driver() -> Check:
 
 def _compile(process: subprocess.Popen[str], started: float, limit: float) -> Check:
     """torch.compile of a small function: a hang or a crash of the compiler is a warning."""
-    fix = "needed for placement.compile=true alone; install g++ or clang (Debian: apt install g++)"
+    fix = "only placement.compile=true needs it; install g++ or clang (Debian: apt install g++)"
     try:
         answer, errors = process.communicate(timeout=max(0.2, started + limit - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -222,8 +226,8 @@ def _data(root: Path, names: Sequence[str]) -> Check:
     return Check("data", "pass", f"{', '.join(names)} in {root}")
 
 
-def mirrors() -> list[str]:
-    """The hosts that data is downloaded from, as the data sources name them: there is no second list to keep."""
+def download_hosts() -> list[str]:
+    """The hosts that data is downloaded from, read from the data sources' own code: there is no second list."""
     spec = importlib.util.find_spec("bigmodel_cli.data")
     assert spec is not None and spec.submodule_search_locations
     files = [f for folder in spec.submodule_search_locations for f in sorted(Path(folder).rglob("*.py"))]
@@ -239,5 +243,5 @@ def _reach(host: str) -> Check:
 
 
 def _unreached(host: str, why: str) -> Check:
-    """A warning at most: training needs no network once the data is there."""
+    """A warning, not a failure: training needs no network once the data is on disk."""
     return Check(f"network {host}", "warn", f"not reached: {why}", "--data-dir with the files, or --data digits")

@@ -1,4 +1,4 @@
-"""The processor and the memory of this machine, as the system reports them. Imports no torch."""
+"""The processor and memory of this machine, as the operating system reports them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import platform
 from pathlib import Path
 
 
-def cpu_flags() -> tuple[str, set[str]]:
-    """The processor's name and the names of its instruction sets, as the system spells them; "" where unknown."""
+def cpu_info() -> tuple[str, set[str]]:
+    """The processor's name ("" where unknown) and its instruction sets, as the operating system spells them."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -20,7 +20,7 @@ def memory_bytes() -> tuple[int, int]:
     """Free and total bytes of this machine's memory.
 
     Raises:
-        OSError, KeyError, ValueError, IndexError: the system does not say.
+        OSError, KeyError, ValueError, IndexError: the operating system does not report it.
     """
     lines = Path("/proc/meminfo").read_text().splitlines()
     sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}

@@ -1,7 +1,7 @@
-"""torch's compiler, imported where something is compiled and not before.
+"""Keeps ``torch._dynamo`` from being imported before something is compiled.
 
-Each optimizer of ``torch.optim`` imports ``torch._dynamo`` as it is made and at its steps, only to tell it what
-not to compile: over a second at the start of a run, and 100 MB. Here nobody compiles an optimizer.
+Each optimizer of ``torch.optim`` imports it when it is built and when it steps, only to exclude itself from
+compilation. That costs more than a second at the start of a run and 100 MB. Here no optimizer is compiled.
 """
 
 from __future__ import annotations
@@ -15,57 +15,58 @@ from typing import Any
 
 import torch
 
-SHIELDED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+EXCLUDED_METHODS = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
 def postpone_dynamo() -> None:
-    """Let the optimizers of ``torch.optim`` run without the compiler, with the same results.
+    """Let the optimizers of ``torch.optim`` run without importing the compiler, with the same results.
 
-    In a torch that does it in another way nothing is changed, and the compiler is imported as before.
+    Versions of torch that do it differently are left unchanged, and import the compiler as before.
     """
-    for name in SHIELDED:
+    for name in EXCLUDED_METHODS:
         method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if method is not None and not hasattr(method, "__dynamo_disable"):
-            method.__dynamo_disable = method  # where torch._compile keeps the method that the compiler leaves alone
+            method.__dynamo_disable = method  # where torch._compile keeps the uncompiled method
     for kind in vars(torch.optim).values():
         step: Any = getattr(kind, "step", None)
         if getattr(getattr(step, "__code__", None), "co_name", None) == "_use_grad":
-            kind.step = _with_grad_as_asked(step.__wrapped__)
+            kind.step = _without_graph_break(step.__wrapped__)
 
 
 @contextlib.contextmanager
 def without_dynamo() -> Iterator[None]:
-    """Let dispatch modes and torch's Python kernels, inside, run without the compiler that they are to be kept from.
+    """Run dispatch modes and torch's Python kernels in the block without importing the compiler.
 
-    ``torch._disable_dynamo`` imports it when what it wraps is first called. A stand-in takes its place
-    meanwhile, and what it was told is forgotten at the end: the compiler is told again, should it come.
+    ``torch._disable_dynamo`` imports it when a wrapped function is first called. A stub takes its place
+    in the block. The marks that it leaves are removed at the end, so that the real compiler sets them
+    again if it is imported.
 
     Raises:
-        ImportError, AttributeError: something inside wants more of the compiler than to be left alone.
+        ImportError, AttributeError: the block uses more of the compiler than ``disable``.
     """
     name = "torch._dynamo"
     if name in sys.modules:
         yield
         return
-    told: list[Any] = []
+    disabled: list[Any] = []
 
     def disable(function: Any, *_: Any, **__: Any) -> Any:
-        told.append(function)
+        disabled.append(function)
         return function
 
-    stand_in: Any = ModuleType(name)
-    stand_in.disable = disable
-    sys.modules[name] = torch._dynamo = stand_in
+    stub: Any = ModuleType(name)
+    stub.disable = disable
+    sys.modules[name] = torch._dynamo = stub
     try:
         yield
     finally:
         del sys.modules[name], torch._dynamo
-        for function in told:
+        for function in disabled:
             vars(function).pop("__dynamo_disable", None)
 
 
-def _with_grad_as_asked(step: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``torch.optim.optimizer._use_grad_for_differentiable`` makes of `step`, without breaks of a graph."""
+def _without_graph_break(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` as ``torch.optim.optimizer._use_grad_for_differentiable`` wraps it, without its graph break."""
 
     @functools.wraps(step)
     def plain(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:

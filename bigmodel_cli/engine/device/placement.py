@@ -1,16 +1,13 @@
 """Where and how a model runs: device, precision, memory format, threads.
 
-The only place that asks which device there is. ``engine/device/autotune.py`` tries what is left open here.
+The only module that asks torch for devices. Choosing is pure; ``process.py`` applies a placement to the process,
+and ``autotune.py`` times the settings that are left open here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
-import gc
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,15 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
-from bigmodel_cli.engine.device.hardware import cpu_flags
-from bigmodel_cli.engine.device.ranks import ONE, Ranks
+from bigmodel_cli.engine.device.hardware import cpu_info
+from bigmodel_cli.engine.device.ranks import SINGLE_PROCESS, Ranks
 from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 
 CHOICES = ("precision", "channels_last", "compile", "threads", "small_maps")
-"""What may be measured, and what a run must keep to be resumed bit by bit."""
+"""The settings that autotuning may change, and that a run must keep to resume bit for bit."""
 
 MAX_THREADS = 1024
 
@@ -42,79 +40,81 @@ class Placement:
     compile: bool
     threads: int
     small_maps: bool
+    """Whether convolutions over tiny maps run as matrix products: see ``small_map_conv.py``."""
     why: str
+    deterministic: bool = False
 
     def model(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, in the memory format, its small convolutions as chosen: changed in place."""
+        """Move `model` to the device and the memory format, in place, with small-map convolutions as chosen."""
         dense_small_maps(model, self.small_maps)
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=form)  # type: ignore[call-overload, no-any-return]
 
     def compiled(self, model: nn.Module) -> nn.Module:
-        """What training calls: `model`, compiled where that was chosen. They share every tensor."""
+        """The module to call in training: `model`, or its compiled form, which shares every tensor with it."""
         return torch.compile(model) if self.compile else model  # type: ignore[return-value]
 
     def choices(self) -> dict[str, Any]:
-        """The open settings as plain values, for checkpoints and the cache of measurements."""
+        """The settings named in CHOICES as plain values, for checkpoints and the autotuning cache."""
         return {k: v for k, v in asdict(self).items() if k in CHOICES}
 
     def with_(self, **changes: Any) -> Placement:
         return replace(self, **changes)
 
-    def use(self) -> None:
-        """Tell torch the number of threads."""
+    def set_threads(self) -> None:
+        """Set torch's number of intra-operator threads."""
         torch.set_num_threads(self.threads)
 
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished the work queued on it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def batch(self, batch: Batch) -> Batch:
-        """`batch` on the device; copies from pinned memory do not wait."""
+        """`batch` on the device; copies from pinned memory are asynchronous."""
         return {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
 
     def inputs(self, batch: Batch) -> Batch:
-        """Model-ready `batch` in the memory format: (B,C,H,W) tensors become channels-last."""
+        """A prepared `batch` in the memory format: (B,C,H,W) tensors become channels-last where that was chosen."""
         if not self.channels_last:
             return batch
         return {k: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in batch.items()}
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 where that precision was chosen; weights, sums and losses stay fp32."""
+        """Autocast to bf16 where that precision was chosen; weights, sums and losses stay fp32."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        # The cache of cast weights would be filled under inference_mode and reused in training.
+        # Otherwise weights that were cast under inference_mode would be reused in training.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
 
     @property
     def lag(self) -> int:
-        """Steps whose results are read later, so that the host never waits for the device: 1 on CUDA."""
+        """How many steps late losses are read, so that the host never waits for the device: 1 on CUDA."""
         return int(self.device.type == "cuda")
 
     @property
     def has_bf16(self) -> bool:
-        """Whether bf16 products are quicker than fp32 ones here, as far as the processor's kind tells.
+        """Whether bf16 products should be faster than fp32 ones on this processor.
 
-        AVX-512's bf16 instruction alone is not enough on Intel's: on an Emerald Rapids whose AMX
+        AVX-512's bf16 instruction alone is not enough on Intel: on an Emerald Rapids whose AMX
         was hidden, products ran at 177 GFLOP/s in bf16 and at 351 in fp32.
         """
         if self.device.type == "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
-        name, flags = cpu_flags()
-        quick = {"amx_bf16", "bf16"} if "Intel" in name else {"amx_bf16", "bf16", "avx512_bf16"}
-        return self.device.type == "cpu" and bool(quick & flags)
+        name, flags = cpu_info()
+        fast = {"amx_bf16", "bf16"} if "Intel" in name else {"amx_bf16", "bf16", "avx512_bf16"}
+        return self.device.type == "cpu" and bool(fast & flags)
 
     def memory_free(self) -> int:
-        """Free bytes of a GPU's own memory; 0 where the device shares the host's."""
+        """Free bytes of GPU memory; 0 where the device shares the host's memory."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
 
-    def memory_here(self, ranks: Ranks) -> int:
-        """Bytes that one process of this host may take: of its own GPU, or its share of the host's memory."""
+    def memory_per_process(self, ranks: Ranks) -> int:
+        """Bytes available to one process of this host: free memory of its GPU, or an equal part of the host's."""
         return self.memory_free() or memory_available() // ranks.local_world
 
     def memory_peak(self) -> int:
-        """Peak memory in bytes: of the device on CUDA, of the process elsewhere."""
+        """Peak memory in bytes, of the device on CUDA and of the process elsewhere."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         import resource
@@ -129,33 +129,34 @@ class Placement:
 
 
 def memory_available() -> int:
-    """Bytes of the host's memory that are free or can be made free."""
+    """Bytes of host memory that are free or can be reclaimed."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def devices_here() -> int:
-    """How many processes this host has a device for: one a GPU, else one a core."""
-    return torch.cuda.device_count() or _cores()
+def local_device_count() -> int:
+    """How many processes this host can run: one per GPU, or one per core without any."""
+    return torch.cuda.device_count() or available_cores()
 
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def backend(name: str = "auto") -> str:
-    """How processes on the device called `name` talk: over NCCL between GPUs, over gloo between hosts' memories."""
+def process_group_backend(name: str = "auto") -> str:
+    """The torch.distributed backend for the device called `name`: NCCL for CUDA tensors, gloo for CPU tensors."""
     cuda = torch.cuda.is_available() and name.partition(":")[0] in ("auto", "cuda")
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device called `name`; ``auto`` is CUDA, else MPS, else CPU. Each process of a host has its own GPU.
+    """The device called `name`; ``auto`` is CUDA, else MPS, else CPU. Each process of a host gets its own GPU.
 
     Raises:
-        MachineError: that device is not here.
+        InputError: torch knows no such device.
+        MachineError: this machine does not have it.
     """
     if local_rank and name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{local_rank}"
@@ -171,67 +172,43 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         what = f"--device {name}: {torch.cuda.device_count()} CUDA devices found"
         raise MachineError(what, hint="bigmodel env-check, or --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise MachineError("--device mps: not available here", hint="--device cpu")
+        raise MachineError("--device mps: not available on this machine", hint="--device cpu")
     if device.type not in ("cuda", "cpu", "mps"):
         raise InputError(f"unknown device {name!r}", "expected auto, cpu, cuda, cuda:N or mps")
     return device
 
 
-def place(section: PlacementSection, recorded: Mapping[str, Any] | None = None, ranks: Ranks = ONE) -> Placement:
-    """The placement that `section` asks for, ``auto`` resolved, and torch set up for it.
+def choose_placement(
+    section: PlacementSection, recorded: Mapping[str, Any] | None = None, ranks: Ranks = SINGLE_PROCESS
+) -> Placement:
+    """The placement that `section` asks for, with ``auto`` resolved. Changes nothing in the process.
 
-    `recorded` is the environment of a run that goes on: what was left to us then stays as it was.
+    `recorded` is the environment saved by the run that is resumed: on the same device its settings
+    take the place of the defaults, and what `section` names takes precedence over both.
+
+    Raises:
+        InputError: torch knows no such device.
+        MachineError: this machine does not have the device.
     """
     device = choose_device(section.device, ranks.local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    cuda = device.type == "cuda"
-    gc.freeze()  # what was imported stays: it need not be looked through again
-    gc.set_threshold(2_000)  # Python's own: cli.py has raised it for the start
-    _keep_memory()
-    if section.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler: 1.3 s
-        torch.use_deterministic_algorithms(section.deterministic)
-    if cuda:
-        torch.set_float32_matmul_precision("highest" if section.deterministic else "high")  # TF32
-        torch.backends.cudnn.benchmark = not section.deterministic
-    chosen = {
-        "precision": "bf16" if cuda else "fp32",
+    chosen: dict[str, Any] = {
+        "precision": "bf16" if device.type == "cuda" else "fp32",
         "channels_last": True,
         "compile": False,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or max(_cores() // ranks.local_world, 1),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or max(available_cores() // ranks.local_world, 1),
         "small_maps": device.type == "cpu",
     }
-    why = "as asked" if section.precision != "auto" else f"default on {device.type}"
+    why = "as requested" if section.precision != "auto" else f"default on {device.type}"
     if recorded is not None and recorded.get("device") == device_name(device):
-        # A stranger's word again: of the same type as ours, and no million threads.
-        kept = {k: recorded[k] for k in CHOICES if type(recorded.get(k)) is type(chosen[k])}
-        chosen |= kept if 0 < kept.get("threads", 1) <= MAX_THREADS else {}
+        # A checkpoint is untrusted input: values must have the types of ours, and threads stay in bounds.
+        saved = {k: recorded[k] for k in CHOICES if type(recorded.get(k)) is type(chosen[k])}
+        chosen |= saved if 0 < saved.get("threads", 1) <= MAX_THREADS else {}
         why = "as the run began"
-    asked = {k: getattr(section, k, "auto") for k in CHOICES}
-    placement = Placement(device, **chosen | {k: v for k, v in asked.items() if v not in ("auto", None)}, why=why)
-    placement.use()
-    return placement
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Have glibc reuse freed blocks instead of giving each back: a CPU step frees and takes all its activations.
-
-    Measured on 2 cores, ResNet-18 on 28x28 images: 5,000 page faults a step without, none with.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
-            mallopt = ctypes.CDLL(None).mallopt
-            trim_threshold, most_mmaps = -1, -4  # malloc.h
-            mallopt(most_mmaps, 0)
-            mallopt(trim_threshold, 2**31 - 1)
-
-
-def _cores() -> int:
-    """The cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    requested = {k: getattr(section, k, "auto") for k in CHOICES}
+    chosen |= {k: v for k, v in requested.items() if v not in ("auto", None)}
+    return Placement(device, **chosen, why=why, deterministic=section.deterministic)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: a kind of its own on CUDA, a plain RuntimeError from the CPU's allocator."""
+    """Whether torch ran out of memory: an error class of its own on CUDA, a plain RuntimeError on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

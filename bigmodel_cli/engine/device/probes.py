@@ -14,9 +14,9 @@ from importlib import metadata
 from typing import Any
 
 from bigmodel_cli.engine.device.check import GB, TORCH_FIX, Check, Status
-from bigmodel_cli.engine.device.hardware import cpu_flags
+from bigmodel_cli.engine.device.hardware import cpu_info
 
-MEND = "mend torch first"
+FIX_TORCH_FIRST = "fix torch first"
 SLOW = ("litert_torch", "coremltools", "torchao")
 """Packages whose import takes the time that all probes have: their version is enough."""
 BINARIES = (".so", ".pyd", ".dylib")
@@ -47,32 +47,32 @@ PROBES: dict[str, tuple[Status, str]] = {
     "bf16": ("warn", "--precision fp32"),
     **{name: ("warn", f"pip install --force-reinstall {name}") for packages in extras().values() for name in packages},
 }
-"""What is said, and what to do, where a probe crashes or never ends."""
+"""The status and the remedy to report where a probe crashes or hangs."""
 
 
 def probe(name: str) -> list[Check]:
-    """What there is to say about `name`, one of :data:`PROBES`. Raises nothing."""
+    """The checks of `name`, one of :data:`PROBES`. Never raises."""
     try:
         if name in ("torch", "torchvision"):
             return [Check(name, "pass", str(importlib.import_module(name).__version__))]
         if name in ("cuda", "bf16"):
-            return cuda() if name == "cuda" else bf16()
-        return [extra(name)]
+            return check_cuda() if name == "cuda" else check_bf16()
+        return [check_extra(name)]
     except Exception as error:  # a broken binary raises OSError, RuntimeError, AttributeError, ...
         status, fix = PROBES[name]
         if name in ("cuda", "bf16"):
-            return [Check(name, status, f"cannot be tested: {reason(error)}", MEND)]
-        return [Check(name, status, f"does not import: {reason(error)}", fix)]
+            return [Check(name, status, f"cannot be tested: {first_line(error)}", FIX_TORCH_FIRST)]
+        return [Check(name, status, f"does not import: {first_line(error)}", fix)]
 
 
-def reason(error: Exception) -> str:
-    """The first line of the error that says something."""
+def first_line(error: Exception) -> str:
+    """The first line of the error message that is not empty, else the class of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:160] if lines else type(error).__name__
 
 
-def cuda() -> list[Check]:
-    """CUDA, cuDNN and each GPU with its memory, where there is one."""
+def check_cuda() -> list[Check]:
+    """CUDA, cuDNN, and the memory of each GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -92,25 +92,25 @@ def cuda() -> list[Check]:
     return found
 
 
-def bf16() -> list[Check]:
-    """A bf16 product is done and compared; whether the processor has it in hardware decides its speed."""
+def check_bf16() -> list[Check]:
+    """Whether a bf16 product is right, and whether it runs in hardware."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.arange(64.0, device=device).view(8, 8) / 64
-    got = (x.bfloat16() @ x.bfloat16()).float()
-    if not torch.allclose(got, x @ x, rtol=0.02, atol=0.02):
+    product = (x.bfloat16() @ x.bfloat16()).float()
+    if not torch.allclose(product, x @ x, rtol=0.02, atol=0.02):
         return [Check("bf16", "warn", f"a product on {device} is wrong", "--precision fp32")]
     if device == "cuda":
         fast = torch.cuda.get_device_capability() >= (8, 0)
     else:
-        fast = bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_flags()[1])
-    how = "in hardware" if fast else "emulated, so slow"
-    return [Check("bf16", "pass", f"a product on {device} is right ({how})")]
+        fast = bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_info()[1])
+    speed = "in hardware" if fast else "emulated, so slow"
+    return [Check("bf16", "pass", f"a product on {device} is right ({speed})")]
 
 
-def unloaded(package: str) -> Check | None:
-    """What can be said of an optional package without importing it; None where there is nothing."""
+def check_without_import(package: str) -> Check | None:
+    """The check of an optional package that needs no import; None where only an import can tell."""
     owners = {name: len(packages) for name, packages in extras().items() if package in packages}
     name = min(owners, key=lambda owner: owners[owner], default=None)  # the extra that installs least beside it
     if name is None:
@@ -120,7 +120,7 @@ def unloaded(package: str) -> Check | None:
     except metadata.PackageNotFoundError:
         return Check(package, "warn", "not installed (optional)", f"pip install 'bigmodel[{name}]'")
     if package == "coremltools" and sys.platform != "darwin":
-        return Check(package, "warn", f"{version}, but Core ML runs on macOS alone", "export coreml on a Mac")
+        return Check(package, "warn", f"{version}, but Core ML runs on macOS only", "export coreml on a Mac")
     return None if package not in SLOW and _has_binaries(package) else Check(package, "pass", version)
 
 
@@ -129,18 +129,18 @@ def _has_binaries(package: str) -> bool:
     return any(file.suffix in BINARIES for file in metadata.files(package) or ())
 
 
-def extra(package: str) -> Check:
-    """An optional package: its version, and that it imports."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it reports each import
+def check_extra(package: str) -> Check:
+    """Import an optional package and report its version."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report each import over the network
     importlib.import_module(package)
     return Check(package, "pass", metadata.version(package))
 
 
 def main(names: list[str]) -> None:
-    """Answer for each of `names`, a line each."""
+    """Write a line of JSON with the checks of each of `names`."""
     for name in names:
         answer: dict[str, Any] = {"probe": name, "checks": [c.to_dict() for c in probe(name)]}
-        sys.stdout.write(f"\n{json.dumps(answer)}\n")  # the first: a package may have left half a line
+        sys.stdout.write(f"\n{json.dumps(answer)}\n")  # begin on a new line: a package may have printed half of one
         sys.stdout.flush()
 
 

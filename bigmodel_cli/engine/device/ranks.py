@@ -1,4 +1,4 @@
-"""Which of a job's processes this is, read from what started it: torchrun, Slurm or Kubernetes. Imports no torch."""
+"""This process's rank in its job, from the environment that torchrun, Slurm or Kubernetes set. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 
-ROUND = "BIGMODEL_ROUND"
-"""Names one start of all of a job's workers, in the environment of each."""
-PORT = 20_000  # of a Slurm job: this, and the job's number modulo as many
+ATTEMPT_VARIABLE = "BIGMODEL_ROUND"
+"""The environment variable that names one start of a job's workers."""
+BASE_PORT = 20_000  # a Slurm job's port is this plus the job id modulo this
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `world` processes in all; `local_rank` of the `local_world` on this host."""
+    """This process is `rank` of `world` in the job, and `local_rank` of `local_world` on this host."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
     address: str = "127.0.0.1"
-    """Of the host where the ranks first meet, as `port`."""
+    """The rendezvous address; `port` is its port."""
     port: int = 29_500
     round: str = ""
-    """The same on every rank, and another each time they are started."""
+    """Identifies one start of the workers: the same on every rank, different after a restart."""
     job: str = ""
-    """The same for every start of this process's place in one job, another in the next job."""
+    """Identifies the job: the same after a restart, different in the next job."""
 
 
-ONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
-def ranks(env: Mapping[str, str] = os.environ) -> Ranks:
-    """This process's ranks; those of a job of one where nothing started several.
+def read_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
+    """This process's ranks; those of a single process where no launcher set any.
 
     Raises:
         InputError: the environment contradicts itself.
     """
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, our own launcher, a PyTorchJob
         found = _read(env, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif "SLURM_STEP_NUM_TASKS" in env:  # only inside srun: the batch script itself is no rank
-        # Such as "8(x4)" or "8(x3),4": the first is near enough for sharing out a host's cores.
-        here = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
-        env = {**env, "SLURM_TASKS_HERE": here[0] if here else ""}
+    elif "SLURM_STEP_NUM_TASKS" in env:  # inside srun only: the batch script itself is not a rank
+        # Such as "8(x4)" or "8(x3),4": the first number is close enough to divide a host's cores by.
+        local_count = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        env = {**env, "SLURM_TASKS_HERE": local_count[0] if local_count else ""}
         found = _read(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_TASKS_HERE")
     else:
         return Ranks()
@@ -61,9 +61,9 @@ def ranks(env: Mapping[str, str] = os.environ) -> Ranks:
         raise InputError(f"rank {rank} of {world}", "expected a rank below the number of processes")
     address = env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1"
     job = _number(env, "SLURM_JOB_ID", 0)
-    port = _number(env, "MASTER_PORT", PORT + job % PORT if job else 29_500)
-    start = env.get(ROUND) or env.get("TORCHELASTIC_RESTART_COUNT") or "0"
-    return Ranks(rank, world, local_rank, local_world, address, port, start, job_name(env))
+    port = _number(env, "MASTER_PORT", BASE_PORT + job % BASE_PORT if job else 29_500)
+    start = env.get(ATTEMPT_VARIABLE) or env.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    return Ranks(rank, world, local_rank, local_world, address, port, start, job_id(env))
 
 
 def _read(env: Mapping[str, str], rank: str, world: str, local_rank: str, local_world: str) -> tuple[int, ...]:
@@ -86,19 +86,19 @@ def first_host(nodes: str) -> str:
     return found[1] + (found[2] or "") if found else ""
 
 
-def own_address(towards: str) -> str:
-    """This host's address on the way to the address `towards`; nothing is sent.
+def local_address_to(destination: str) -> str:
+    """The local address that a packet to `destination` would be sent from; nothing is sent.
 
     Raises:
-        OSError: there is no way.
+        OSError: there is no route.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((towards, 9))
+        probe.connect((destination, 9))
         return str(probe.getsockname()[0])
 
 
-def interface(address: str) -> str | None:
-    """The network interface that has `address`, as Linux names it."""
+def interface_with(address: str) -> str | None:
+    """The name of the network interface with `address` (Linux)."""
     import fcntl
 
     get_address = 0x8915  # SIOCGIFADDR, linux/sockios.h
@@ -111,10 +111,10 @@ def interface(address: str) -> str | None:
     return None
 
 
-def job_name(env: Mapping[str, str] = os.environ) -> str:
-    """What this job is called: BIGMODEL_JOB, or Slurm's number, or else the process that started this one.
+def job_id(env: Mapping[str, str] = os.environ) -> str:
+    """The id of this job: BIGMODEL_JOB, else Slurm's job id, else the parent process and its start time.
 
-    An elastic agent starts its workers again and again: they have it in common, and no other job has it.
+    Workers that an elastic agent restarts have the same parent, and no other job has it.
     """
     if env.get("BIGMODEL_JOB"):
         return env["BIGMODEL_JOB"]
@@ -129,11 +129,11 @@ def job_name(env: Mapping[str, str] = os.environ) -> str:
 
 
 def die_with_launcher() -> None:
-    """Have the kernel end this worker at once when its launcher does: no orphan, however the launcher ended."""
+    """Have the kernel kill this worker when its launcher dies, so that no orphan is left."""
     launcher = os.environ.get("BIGMODEL_LAUNCHER", "")
     if sys.platform == "linux" and launcher.isdigit():
         parent_death_signal = 1  # linux/prctl.h
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-        if os.getppid() != int(launcher):  # it went before
+        if os.getppid() != int(launcher):  # it died before prctl
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""Convolutions over maps so small that every output sees every input: one matrix product does them.
+"""Convolutions over maps so small that every output depends on every input, computed as one matrix product.
 
-On a 2x2 map a 3x3 convolution spends more than half of its work on padding, and on a
-1x1 map eight ninths. The last stages of a ResNet on 28x28 images are such maps; there
-oneDNN took half of a training step on a 2-core CPU. Same weights, same state dict, the
-same sums in another order. Shapes: B batch, C input and O output channels, H, W the input map.
+A 3x3 convolution spends more than half of its work on padding on a 2x2 map, and eight ninths on a 1x1 map.
+The last stages of a ResNet on 28x28 images have such maps: oneDNN's kernels for them took half of a training
+step on a 2-core CPU. Weights and state dict are the same; the sums are computed in another order.
+Shapes: B batch, C input and O output channels, H, W the input map.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ import torch
 from torch import Tensor, nn
 
 
-def dense_small_maps(model: nn.Module, on: bool) -> None:
-    """Let the plain convolutions of `model` take the matrix product where it applies (or, off, no more).
+def dense_small_maps(model: nn.Module, enabled: bool) -> None:
+    """Switch the plain convolutions of `model` to matrix products on small maps, or back.
 
     The class of the module is swapped, as torch's parametrizations do: parameters,
-    names and hooks stay. Exporting and compiling see an ordinary convolution.
+    names and hooks stay. Export and compilation see an ordinary convolution.
     """
-    old, new = (nn.Conv2d, SmallMapConv2d) if on else (SmallMapConv2d, nn.Conv2d)
+    old, new = (nn.Conv2d, SmallMapConv2d) if enabled else (SmallMapConv2d, nn.Conv2d)
     for module in model.modules():
-        if type(module) is old and _suits(module):
+        if type(module) is old and _is_eligible(module):
             module.__class__ = new
 
 
-def _suits(conv: nn.Conv2d) -> bool:
+def _is_eligible(conv: nn.Conv2d) -> bool:
     k = conv.kernel_size[0]
     square = conv.kernel_size == (k, k) and conv.stride[0] == conv.stride[1] and conv.padding_mode == "zeros"
     return square and k % 2 == 1 and k > 1 and conv.padding == (k // 2,) * 2 and conv.groups == 1 == conv.dilation[0]
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with an odd square kernel and "same" padding, quick on maps of at most (k + 1)/2 a side."""
+    """``nn.Conv2d`` with an odd square kernel and "same" padding, fast on maps of at most (k + 1)/2 per side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        most = self.kernel_size[0] // 2 + 1
-        if x.dim() != 4 or max(x.shape[2:]) > most or torch.compiler.is_compiling():
+        max_side = self.kernel_size[0] // 2 + 1
+        if x.dim() != 4 or max(x.shape[2:]) > max_side or torch.compiler.is_compiling():
             return super().forward(x)
         y: Tensor = _Dense.apply(x, self.weight, self.stride[0])
         return y if self.bias is None else y + self.bias.to(y.dtype).view(1, -1, 1, 1)
 
 
 class _Dense(torch.autograd.Function):
-    """Written out, since slicing under autograd fills a zero gradient of the whole kernel for each slice."""
+    """The product with its backward pass: autograd would allocate a full-size kernel gradient for each slice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        device_type = x.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
         b, c, h, w = x.shape
         o, pad = weight.shape[0], weight.shape[2] // 2
         rows, columns = (h - 1) // stride + 1, (w - 1) // stride + 1
-        # The kernel's window over the whole map, for each output place.
+        # The part of the kernel that covers the map, for each output position.
         windows = [
             (r, q, slice(pad - r * stride, pad - r * stride + h), slice(pad - q * stride, pad - q * stride + w))
             for r in range(rows)

@@ -1,4 +1,4 @@
-"""The processes of one job: how they meet, agree, share values, and learn that one of them is gone."""
+"""The process group of a job: joining it, collectives on plain values, and detecting a lost rank."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import torch
 import torch.distributed as dist
 
 from bigmodel_cli.core.errors import LostRank, MachineError
-from bigmodel_cli.engine.device.ranks import Ranks, interface, own_address
+from bigmodel_cli.engine.device.ranks import Ranks, interface_with, local_address_to
 
-FAREWELL = 3.0  # seconds that a rank with an error waits for rank 0's, which may be the same
+REPORT_TIMEOUT = 3.0  # seconds that a failing rank waits for rank 0's error, which may be the same
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one job. What they agree on goes over gloo between hosts' memories, and waits for no GPU."""
+    """The processes of one job. Its collectives run over gloo on CPU tensors, so that they never wait for a GPU."""
 
     ranks: Ranks = field(default_factory=Ranks)
     store: Any = None
-    width: int = 1
-    """So many ranks in a row have one model between them, and see the same samples (tensor parallelism)."""
+    tensor_parallel_size: int = 1
+    """How many consecutive ranks share each matrix of the model, and so see the same samples."""
 
     @property
     def rank(self) -> int:
@@ -39,27 +39,28 @@ class Group:
         return self.ranks.world
 
     @property
-    def shard(self) -> int:
-        """Which of the `shards` parts of each batch is this rank's."""
-        return self.ranks.rank // self.width
+    def data_parallel_rank(self) -> int:
+        """Which of the `data_parallel_size` parts of each batch this rank computes."""
+        return self.ranks.rank // self.tensor_parallel_size
 
     @property
-    def shards(self) -> int:
-        return self.ranks.world // self.width
+    def data_parallel_size(self) -> int:
+        """Into how many parts each batch is divided."""
+        return self.ranks.world // self.tensor_parallel_size
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes and prints."""
+        """Whether this is rank 0, the only one to write and print."""
         return self.ranks.rank == 0
 
     def all_reduce_sum(self, values: list[float]) -> list[float]:
-        """The sum over shards of each of `values`. On one host about 0.1 ms."""
+        """The sum of each of `values` over the data-parallel ranks. Takes about 0.1 ms on one host."""
         if self.world == 1:
             return values
-        return self._sums(values if self.ranks.rank % self.width == 0 else [0.0] * len(values))
+        return self._sums(values if self.ranks.rank % self.tensor_parallel_size == 0 else [0.0] * len(values))
 
     def _sums(self, values: list[float]) -> list[float]:
-        """Over every rank."""
+        """The sums over all ranks."""
         sent = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sent)
         return sent.tolist()  # type: ignore[no-any-return]
@@ -72,63 +73,64 @@ class Group:
         return flag if self.world == 1 else self._sums([float(flag)])[0] > 0
 
     def all_gather(self, value: float) -> list[float]:
-        """Every rank's `value`, in order of rank."""
+        """The `value` of every rank, in order of rank."""
         if self.world == 1:
             return [value]
-        parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.world)]
-        dist.all_gather(parts, torch.tensor([value], dtype=torch.float64))
-        return [float(p.item()) for p in parts]
+        gathered = [torch.zeros(1, dtype=torch.float64) for _ in range(self.world)]
+        dist.all_gather(gathered, torch.tensor([value], dtype=torch.float64))
+        return [float(p.item()) for p in gathered]
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value` (plain values), on every rank."""
+        """Rank 0's `value`, which consists of plain values, on every rank."""
         if self.world == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, 0, device=CPU)
-        return box[0]
+        objects = [value]
+        dist.broadcast_object_list(objects, 0, device=CPU)
+        return objects[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`: tensors and plain values, which come from these processes alone."""
+        """The `value` of every rank: tensors and plain values. It is pickled, which is safe within a job."""
         if self.world == 1:
             return [value]
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, value)
-        return parts
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def barrier(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called it."""
         self.any(False)
 
-    def last_words(self, line: str) -> bool:
-        """Whether this process is the one to tell the error `line`: rank 0 tells its own, the others what it did not.
+    def claim_error_report(self, line: str) -> bool:
+        """Whether this process should print the error `line`, so that each error of a job is printed once.
 
-        Called by a rank that is about to end; rank 0 calls it once it has told its error.
+        Rank 0 prints its own error, and the other ranks print errors that no rank has claimed. A rank calls
+        this when it is about to exit; rank 0 after it has printed its error.
         """
         if self.store is None:
             return True
-        with contextlib.suppress(Exception):  # the store has gone with its host: better told twice than never
+        with contextlib.suppress(Exception):  # the store may be lost with its host: better printed twice than never
             if self.is_main:
                 self.store.set("last-words", line)
                 return True
             with contextlib.suppress(dist.DistError, RuntimeError):
-                self.store.wait(["last-words"], timedelta(seconds=FAREWELL))
-                told = self.store.get("last-words").decode()
-                if told == line or line.startswith(LOST):
+                self.store.wait(["last-words"], timedelta(seconds=REPORT_TIMEOUT))
+                printed = self.store.get("last-words").decode()
+                if printed == line or line.startswith(LOST_RANK):
                     return False
-            what = LOST if line.startswith(LOST) else line
-            return bool(self.store.add(f"told-{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1)
+            what = LOST_RANK if line.startswith(LOST_RANK) else line
+            return bool(self.store.add(f"printed-{hashlib.sha256(what.encode()).hexdigest()}", 1) == 1)
         return True
 
 
-ALONE = Group()
-LOST = "lost another rank"
+SINGLE_PROCESS = Group()
+LOST_RANK = "lost another rank"
 
 
-def join(ranks: Ranks, backend: str, timeout: float) -> Group:
-    """Meet the other processes of the job, to talk over `backend`.
+def join_group(ranks: Ranks, backend: str, timeout: float) -> Group:
+    """Join the process group of the job, which communicates over `backend`.
 
     Raises:
-        MachineError: they did not come within `timeout` seconds.
+        MachineError: the other ranks did not join within `timeout` seconds.
     """
     if ranks.world == 1:
         return Group(ranks)
@@ -136,7 +138,7 @@ def join(ranks: Ranks, backend: str, timeout: float) -> Group:
     _name_interface(ranks)
     place = f"tcp://{ranks.address}:{ranks.port}?rank={ranks.rank}&world_size={ranks.world}"
     try:
-        # env:// knows the store of an elastic agent, which outlives the workers.
+        # env:// finds the store of an elastic agent, which outlives the workers.
         os.environ.update(MASTER_ADDR=ranks.address, MASTER_PORT=str(ranks.port))
         store, _, _ = next(iter(dist.rendezvous("env://", ranks.rank, ranks.world, timeout=limit)))
         store.set_timeout(limit)
@@ -146,43 +148,44 @@ def join(ranks: Ranks, backend: str, timeout: float) -> Group:
         group.barrier()
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        what = f"rank {ranks.rank} met no other at {place.split('?')[0]} ({reason})"
+        what = f"rank {ranks.rank} could not join the others at {place.split('?')[0]} ({reason})"
         raise MachineError(what, hint="the first host's address and an open port: MASTER_ADDR, MASTER_PORT") from None
     return group
 
 
 def _name_interface(ranks: Ranks) -> None:
-    """Have gloo listen where other hosts reach it: by itself it takes what the host's name means, often 127.0.1.1."""
+    """Have gloo listen on the interface that other hosts reach: by default it resolves the host's name, which is
+    often 127.0.1.1."""
     if "GLOO_SOCKET_IFNAME" in os.environ or ranks.local_world == ranks.world:
         return
     with contextlib.suppress(OSError):
-        name = interface(own_address(socket.gethostbyname(ranks.address)))
+        name = interface_with(local_address_to(socket.gethostbyname(ranks.address)))
         if name is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
-def leave() -> None:
-    """Close what ``join`` opened; only where every rank comes here."""
+def leave_group() -> None:
+    """Destroy the process group. Every rank must call it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def translate_rank_errors() -> Iterator[None]:
-    """A broken or silent connection inside as what it is: the loss of another rank.
+    """Translate the errors of a broken or timed-out connection in the block.
 
     Raises:
-        LostRank: the connection to another rank broke, or it did not answer in time.
+        LostRank: the connection to another rank broke, or the rank did not answer in time.
     """
     try:
         yield
-    except RuntimeError as error:  # gloo has no kind of its own
+    except RuntimeError as error:  # gloo has no error class of its own
         if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         text = str(error)
         late = "imed out" in text or "timeout" in text
         reason = "no answer within the time-out" if late else "its connection closed"
         raise LostRank(
-            f"{LOST}: {reason}",
-            hint="bigmodel train --resume --out RUN; --max-restarts goes on by itself; --timeout is how long to wait",
+            f"{LOST_RANK}: {reason}",
+            hint="bigmodel train --resume --out RUN; --max-restarts resumes by itself; --timeout waits longer",
         ) from error

@@ -1,4 +1,4 @@
-"""How a run is spread over processes: not at all, by DDP, or by FSDP2. The loop sees a Parallel alone."""
+"""Chooses the parallel strategy of a run: one process, DDP, FSDP2, tensor parallelism, or both of these."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.distributed.ddp import DataParallel
 from bigmodel_cli.engine.distributed.process_group import Group
 
-SHARE_OF_MEMORY = 0.6  # for the model and its optimizer; the rest is for activations
+MODEL_MEMORY_FRACTION = 0.6  # for weights, gradients and optimizer state; the rest is for activations
 
 
-def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.Module, unused: bool) -> Parallel:
-    """The strategy that the recipe's ``parallel`` section names, or by `auto` that fits the memory.
+def choose_strategy(group: Group, recipe: Recipe, placement: Placement, model: nn.Module, unused: bool) -> Parallel:
+    """The strategy that the recipe's ``parallel`` section names; ``auto`` is DDP where it fits the memory, else FSDP.
 
     Raises:
-        InputError: it does not go with the rest of the recipe.
+        InputError: the strategy does not support the rest of the recipe.
     """
     section = recipe.parallel
     if group.world == 1:
@@ -27,30 +27,32 @@ def parallel_for(group: Group, recipe: Recipe, placement: Placement, model: nn.M
     chosen = section.strategy
     if chosen == "auto":
         chosen = group.broadcast(
-            "ddp" if needs(model) < SHARE_OF_MEMORY * placement.memory_here(group.ranks) else "fsdp"
+            "ddp"
+            if training_bytes(model) < MODEL_MEMORY_FRACTION * placement.memory_per_process(group.ranks)
+            else "fsdp"
         )
     if chosen == "ddp":
-        return DataParallel(group, unused=unused or section.unused)
+        return DataParallel(group, find_unused=unused or section.unused)
     from bigmodel_cli.engine.distributed.fsdp import FullyShard
 
-    if reason := _needs_whole(recipe, unused):
+    if reason := _full_tensor_requirement(recipe, unused):
         raise InputError(f"parallel.strategy {chosen} with {reason}", "expected ddp", "--set parallel.strategy=ddp")
-    if group.width == 1:
+    if group.tensor_parallel_size == 1:
         return FullyShard(group, placement, offload=section.offload)
-    from bigmodel_cli.engine.distributed.tensor_parallel import FullyShardTensorParallel, TensorParallel, plan_for
+    from bigmodel_cli.engine.distributed.tensor_parallel import FullyShardTensorParallel, TensorParallel, tensor_plan
 
-    plan = plan_for(recipe, model, group.width)
-    if group.shards == 1:
+    plan = tensor_plan(recipe, model, group.tensor_parallel_size)
+    if group.data_parallel_size == 1:
         return TensorParallel(group, placement, plan)
     return FullyShardTensorParallel(group, placement, plan, offload=section.offload)
 
 
-def _needs_whole(recipe: Recipe, stages: bool) -> str:
-    """What in `recipe` works on whole tensors, of a model that is the same throughout; "" where nothing does."""
+def _full_tensor_requirement(recipe: Recipe, staged: bool) -> str:
+    """What in `recipe` needs full tensors, which a sharded model does not have; "" where nothing does."""
     method, optimizer = recipe.start.method, recipe.optimizer.name
     found = {
         optimizer: optimizers.get(optimizer).meta.get("whole_matrices", False),
-        "a method in stages": stages,
+        "a method in stages": staged,
         f"method {method}": methods.get(method).meta.get("holds_weights", False),
         "sync_batchnorm": recipe.parallel.sync_batchnorm,
     }
@@ -58,17 +60,17 @@ def _needs_whole(recipe: Recipe, stages: bool) -> str:
 
 
 def with_synced_batchnorm(model: nn.Module, group: Group, placement: Placement) -> nn.Module:
-    """`model` with each BatchNorm over the batch of all ranks (Ioffe and Szegedy 2015, as if on one device).
+    """`model` with BatchNorm statistics over the batch of all ranks, as on one device (Ioffe and Szegedy 2015).
 
     Raises:
-        InputError: the device is no GPU, for which alone torch has it.
+        InputError: the device is not a GPU, the only kind that torch supports.
     """
     if placement.device.type != "cuda":
         raise InputError(f"parallel.sync_batchnorm on {placement.device.type}", "expected GPUs")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if group.world > 1 else model  # type: ignore[no-any-return]
 
 
-def needs(model: nn.Module) -> int:
-    """Bytes of weights, gradients and the two moments of Adam, without activations."""
+def training_bytes(model: nn.Module) -> int:
+    """Bytes that training takes without activations: weights, gradients and the two moments of Adam."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return 3 * trained + sum(p.numel() * p.element_size() for p in model.parameters())

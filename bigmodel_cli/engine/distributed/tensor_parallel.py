@@ -1,6 +1,6 @@
-"""Tensor parallelism: several ranks share each matrix of a model, and see the same samples (Shoeybi et al. 2019).
+"""Tensor parallelism: each matrix is sharded over several ranks, which see the same samples (Shoeybi et al. 2019).
 
-The family of a model says how its layers are cut (``tensor_plan`` in its registration), torch's DTensor does it.
+The registration of a model has the plan for its layers (``tensor_plan``), which torch's DTensor carries out.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bigmodel_cli.engine.distributed.fsdp import FullyShard, ShardedParallel
 from bigmodel_cli.engine.distributed.process_group import Group
 
 
-def plan_for(recipe: Recipe, model: nn.Module, width: int) -> dict[str, Any]:
-    """The plan of the recipe's model for `width` ranks.
+def tensor_plan(recipe: Recipe, model: nn.Module, width: int) -> dict[str, Any]:
+    """The tensor-parallel plan of the recipe's model for `width` ranks.
 
     Raises:
-        InputError: it has none, or cannot be cut so.
+        InputError: the model has no plan, or its matrices cannot be divided by `width`.
     """
     make = models.get(recipe.model.name).meta.get("tensor_plan")
     if make is None:
@@ -42,70 +42,74 @@ def plan_for(recipe: Recipe, model: nn.Module, width: int) -> dict[str, Any]:
 
 
 class TensorParallel(ShardedParallel):
-    """All ranks share every matrix, and each sees the whole batch."""
+    """Every matrix is sharded over all ranks, and each rank sees the full batch."""
 
     strategy = "tp"
 
     def __init__(self, group: Group, placement: Placement, plan: Mapping[str, Any]) -> None:
-        super().__init__(group, unused=False)
+        super().__init__(group, find_unused=False)
         self.device, self.plan = placement.device, plan
         self.mesh = init_device_mesh(self.device.type, (group.world,))
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        share_matrices(model, self.mesh, self.plan)
-        return model.to(self.device)  # the buffers: the parameters are there
+        shard_matrices(model, self.mesh, self.plan)
+        return model.to(self.device)  # moves the buffers: the parameters are there already
 
     def syncing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def summed(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         return value
 
     def average_buffers(self, run: Any) -> None:
-        """Every rank counted the same."""
+        """Nothing to do: every rank saw the same samples."""
 
 
 class FullyShardTensorParallel(FullyShard):
-    """Rows of ranks share every matrix, and over the columns what each holds of them is cut once more by FSDP2."""
+    """Every matrix is sharded over a group of ranks by tensor parallelism, and its shards over the groups by FSDP2."""
 
     strategy = "fsdp x tp"
 
     def __init__(self, group: Group, placement: Placement, plan: Mapping[str, Any], *, offload: bool) -> None:
         super().__init__(group, placement, offload=offload)
         self.plan = plan
-        # That a tensor cut twice is gathered in two steps, and a norm summed so, is meant.
+        # torch warns that tensors sharded twice are gathered, and their norms summed, in two steps: as intended.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        both = init_device_mesh(placement.device.type, (group.shards, group.width), mesh_dim_names=("data", "tensor"))
-        self.mesh, self.rows = both["data"], both["tensor"]
+        mesh = init_device_mesh(
+            placement.device.type,
+            (group.data_parallel_size, group.tensor_parallel_size),
+            mesh_dim_names=("data", "tensor"),
+        )
+        self.mesh, self.tensor_mesh = mesh["data"], mesh["tensor"]
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        share_matrices(model, self.rows, self.plan)
+        shard_matrices(model, self.tensor_mesh, self.plan)
         return super().wrap(model)
 
-    def summed(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         torch.distributed.all_reduce(value, group=self.mesh.get_group())
         return value
 
     @property
     def saves_shards(self) -> bool:
-        return False  # a part has rows and columns
+        return False  # a shard is a block of rows and columns
 
 
-def share_matrices(model: nn.Module, mesh: Any, plan: Mapping[str, Any]) -> None:
-    """Cut `model` in place by `plan`; what that does not name is whole on every rank, and ties stay ties.
+def shard_matrices(model: nn.Module, mesh: Any, plan: Mapping[str, Any]) -> None:
+    """Shard `model` in place by `plan`; other parameters are replicated, and tied ones stay tied.
 
-    Every rank has the same weights, so none asks another.
+    Every rank has the same weights, so no communication is needed.
     """
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            places.setdefault(id(parameter), []).append((module, name))
+            owners.setdefault(id(parameter), []).append((module, name))
     parallelize_module(model, mesh, dict(plan), src_data_rank=None)
-    for same in places.values():
-        module, name = same[0]
+    for owned in owners.values():
+        module, name = owned[0]
         parameter = getattr(module, name)
         if not isinstance(parameter, DTensor):
-            spread = distribute_tensor(parameter.detach(), mesh, [Replicate()], src_data_rank=None)
-            parameter = nn.Parameter(spread, requires_grad=parameter.requires_grad)
-        for module, name in same:
+            replicated = distribute_tensor(parameter.detach(), mesh, [Replicate()], src_data_rank=None)
+            parameter = nn.Parameter(replicated, requires_grad=parameter.requires_grad)
+        for module, name in owned:
             module.register_parameter(name, parameter)

@@ -15,7 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data
-from bigmodel_cli.engine.build.load import described
+from bigmodel_cli.engine.build.load import recipe_and_spec
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.run import REFERENCES, Event, Hooks
@@ -63,7 +63,7 @@ def record(folder: Path, data_dir: Path | None) -> Record:
         hint = f"bigmodel train --resume --out {folder}"
         raise InputError(f"{folder}: the run is {state}", "expected one that is done", hint)
     saved = checkpoint.load(folder / "last.pt")
-    recipe, spec = described(saved, str(folder / "last.pt"))
+    recipe, spec = recipe_and_spec(saved, str(folder / "last.pt"))
     if data_dir is not None:
         recipe = resolve(
             [Layer("record", recipe.to_dict()), Layer("--data-dir", {"data": {"dir": str(data_dir)}})]

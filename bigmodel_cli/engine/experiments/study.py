@@ -13,9 +13,10 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Component, Recipe, Section
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import Document, read_yaml
-from bigmodel_cli.engine.build.data import load_data, split
+from bigmodel_cli.engine.build.data import load_data, load_split
 from bigmodel_cli.engine.build.load import load_trained
-from bigmodel_cli.engine.device.placement import place
+from bigmodel_cli.engine.device.placement import choose_placement
+from bigmodel_cli.engine.device.process import configure_process
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.run import Event
 from bigmodel_cli.engine.training.run_folder import RunFolder
@@ -135,9 +136,10 @@ def _last(events: list[Event], kind: str) -> Event:
 def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
     file = folder / "test.json"
     if not file.exists():
-        trained, placement = load_trained(folder), place(recipe.placement)
+        trained, placement = load_trained(folder), choose_placement(recipe.placement)
+        configure_process(placement)
         bundle = load_data(recipe.data, trained.task.spec)
-        source, size = split(bundle, recipe.data, "test"), recipe.train.eval_batch_size
+        source, size = load_split(bundle, recipe.data, "test"), recipe.train.eval_batch_size
         task = trained.task.for_data(bundle.spec)
         metrics = evaluate(placement.model(trained.model), task, source, placement, size)
         file.write_text(json.dumps({f"test_{k}": v for k, v in (metrics or {}).items()}), encoding="utf-8")

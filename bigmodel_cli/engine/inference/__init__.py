@@ -1,1 +1,1 @@
-"""Forward passes without training: the fastest form of a model, and its predictions for files."""
+"""Inference: the fastest form of a model, and its predictions for files."""

@@ -1,4 +1,4 @@
-"""The quickest way to have a model answer: BatchNorm folded into convolutions, int8 or bf16 where they agree."""
+"""The fastest form of a model for inference: BatchNorm folded into convolutions, and int8 or bf16 where accurate."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch.fx import GraphModule
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
-from bigmodel_cli.engine.inference.int8_conv import has_int8, is_wide, to_int8
+from bigmodel_cli.engine.inference.int8_conv import has_int8, is_wide_enough, quantize_convolutions
 
-WORTH_A_LOOK = 2.0  # seconds: shorter work is done before a quicker way is found
-WORTH = 1.1  # a smaller gain is noise
-TOLERANCE = 0.02  # relative L2 difference of the answers; in a ResNet-18 bf16 is off by 0.007, int8 by 0.01
+MIN_SECONDS = 2.0  # shorter work is finished before an optimized form is found
+MIN_SPEEDUP = 1.1  # a smaller gain is noise
+TOLERANCE = 0.02  # relative L2 error of the outputs; a ResNet-18 has 0.007 in bf16 and 0.01 in int8
 ForwardFn = Callable[[nn.Module, Batch], Batch]
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """A model in eval mode, how to run it, and a line on what was done to it; empty where nothing was."""
+    """A model in eval mode, the placement to run it with, and a line on what was optimized ("" for nothing)."""
 
     model: nn.Module
     placement: Placement
@@ -34,98 +34,102 @@ class Optimized:
 
 
 def optimize_for_inference(
-    model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch, samples: int, allow_low_precision: bool
+    model: nn.Module, forward_fn: ForwardFn, placement: Placement, batch: Batch, samples: int, allow_low_precision: bool
 ) -> Optimized:
-    """The quickest agreeing form of `model` for `samples` samples like those in the model-ready `batch`, by timing.
+    """The fastest form of `model` for `samples` samples like those in the prepared `batch`, found by timing.
 
-    `model` is on its device and stays as it is; `says` is what is asked of it. Folding is exact but for rounding;
-    int8 and bf16 are tried where `free`, and kept where the answers on `batch` are within TOLERANCE.
+    `model` is on its device and not changed; `forward_fn` runs it. Folding is exact up to rounding. int8 and bf16
+    are tried with `allow_low_precision`, and used where the error of the outputs on `batch` is within TOLERANCE.
     """
     model.eval()
-    _answer(model, says, placement, {k: v[:2] for k, v in batch.items()})  # wakes threads, loads kernels
-    least, expected = _answer(model, says, placement, batch)
-    if least / len(batch["index"]) * samples < WORTH_A_LOOK:
+    _timed_forward(
+        model, forward_fn, placement, {k: v[:2] for k, v in batch.items()}
+    )  # warm-up: starts threads, loads kernels
+    baseline_seconds, expected = _timed_forward(model, forward_fn, placement, batch)
+    if baseline_seconds / len(batch["index"]) * samples < MIN_SECONDS:
         return Optimized(model, placement)
-    kinds = {"int8": has_int8(placement.device), "bf16": placement.has_bf16 or placement.device.type != "cpu"}
-    for form in _forms(model, says, placement, batch, kinds if allow_low_precision else {}):
+    allowed = {"int8": has_int8(placement.device), "bf16": placement.has_bf16 or placement.device.type != "cpu"}
+    for candidate in _candidates(model, forward_fn, placement, batch, allowed if allow_low_precision else {}):
         with contextlib.suppress(RuntimeError):  # an operation without a kernel for bf16
-            _answer(form.model, says, form.placement, batch)
-            seconds, answers = _answer(form.model, says, form.placement, batch)
-            apart = difference(answers, expected)
-            if apart <= TOLERANCE and least / seconds >= WORTH:
-                gain = f"{least / seconds:.2g}x as fast, answers within {apart:.1g} of fp32"
-                return Optimized(form.model, form.placement, f"{form.note}: {gain}")
+            _timed_forward(candidate.model, forward_fn, candidate.placement, batch)
+            seconds, outputs = _timed_forward(candidate.model, forward_fn, candidate.placement, batch)
+            error = relative_error(outputs, expected)
+            if error <= TOLERANCE and baseline_seconds / seconds >= MIN_SPEEDUP:
+                gain = f"{baseline_seconds / seconds:.2g}x as fast, answers within {error:.1g} of fp32"
+                return Optimized(candidate.model, candidate.placement, f"{candidate.note}: {gain}")
     return Optimized(model, placement)
 
 
 def optimize_by_rule(
-    model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch, allow_low_precision: bool
+    model: nn.Module, forward_fn: ForwardFn, placement: Placement, batch: Batch, allow_low_precision: bool
 ) -> Optimized:
-    """As :func:`optimize_for_inference`, without a clock: the same choice each time, which a resumed run depends on."""
+    """As :func:`optimize_for_inference`, but without timing: a resumed run depends on making the same choice."""
     model.eval()
-    _, expected = _answer(model, says, placement, batch)
-    kinds = {"int8": has_int8(placement.device) and is_wide(model), "bf16": placement.has_bf16}
-    for form in _forms(model, says, placement, batch, kinds if allow_low_precision else {}):
+    _, expected = _timed_forward(model, forward_fn, placement, batch)
+    allowed = {"int8": has_int8(placement.device) and is_wide_enough(model), "bf16": placement.has_bf16}
+    for candidate in _candidates(model, forward_fn, placement, batch, allowed if allow_low_precision else {}):
         with contextlib.suppress(RuntimeError):
-            apart = difference(_answer(form.model, says, form.placement, batch)[1], expected)
-            if apart <= TOLERANCE:
-                return Optimized(form.model, form.placement, f"{form.note}: answers within {apart:.1g} of fp32")
+            error = relative_error(_timed_forward(candidate.model, forward_fn, candidate.placement, batch)[1], expected)
+            if error <= TOLERANCE:
+                return Optimized(
+                    candidate.model, candidate.placement, f"{candidate.note}: answers within {error:.1g} of fp32"
+                )
     return Optimized(model, placement)
 
 
-def _forms(
-    model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch, kinds: Mapping[str, bool]
+def _candidates(
+    model: nn.Module, forward_fn: ForwardFn, placement: Placement, batch: Batch, allowed: Mapping[str, bool]
 ) -> Iterator[Optimized]:
-    """Other forms of `model`, the quickest first; int8 and bf16 where `kinds` says so."""
-    folded = fold(model)
+    """Optimized forms of `model`, the fastest first; int8 and bf16 only where `allowed`."""
+    folded = fold_batchnorm(model)
     name = "" if folded is None else "BatchNorm folded"
-    kinds = kinds if placement.precision == "fp32" else {}
-    if kinds.get("int8") and isinstance(folded, GraphModule):
+    allowed = allowed if placement.precision == "fp32" else {}
+    if allowed.get("int8") and isinstance(folded, GraphModule):
         plain: Any = placement.with_(small_maps=False).model(folded)
-        some = {k: v[::2] for k, v in batch.items()}  # the other half is news to its ranges
-        with contextlib.suppress(RuntimeError):  # a torch whose kernels want other arguments
-            form = to_int8(plain, lambda m: _answer(m, says, placement, some))
-            yield Optimized(form, placement, f"{name}, int8")
-    if kinds.get("bf16"):
-        half = copy.deepcopy(model if folded is None else folded).to(torch.bfloat16)
-        how = placement.with_(precision="bf16")
-        yield Optimized(how.model(half), how, ", ".join(filter(None, (name, "bf16"))))
+        calibration = {k: v[::2] for k, v in batch.items()}  # the other half tests whether the ranges generalise
+        with contextlib.suppress(RuntimeError):  # a torch whose kernels take other arguments
+            candidate = quantize_convolutions(plain, lambda m: _timed_forward(m, forward_fn, placement, calibration))
+            yield Optimized(candidate, placement, f"{name}, int8")
+    if allowed.get("bf16"):
+        half_model = copy.deepcopy(model if folded is None else folded).to(torch.bfloat16)
+        half_placement = placement.with_(precision="bf16")
+        yield Optimized(half_placement.model(half_model), half_placement, ", ".join(filter(None, (name, "bf16"))))
     if folded is not None:
         yield Optimized(placement.model(folded), placement, name)
 
 
-def fold(model: nn.Module) -> nn.Module | None:
-    """A copy of `model`, in eval mode, each BatchNorm folded into the convolution before it; None where it cannot be.
+def fold_batchnorm(model: nn.Module) -> nn.Module | None:
+    """A copy of `model` in eval mode with each BatchNorm folded into the convolution before it; None if impossible.
 
-    Tracing asks that the forward pass does not branch on values; the models here and in torchvision do not.
+    Tracing requires a forward pass that does not branch on values, as in the models here and in torchvision.
     """
     if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         return None
     from torch.fx.experimental.optimization import fuse
 
     plain = copy.deepcopy(model)
-    dense_small_maps(plain, False)  # their forward looks at shapes
+    dense_small_maps(plain, False)  # its forward pass branches on shapes
     try:
         return fuse(plain, inplace=True)
-    except Exception:  # tracing fails in as many ways as there are models
+    except Exception:  # tracing can raise any error
         return None
 
 
-def difference(outputs: Batch, expected: Batch) -> float:
-    """The largest relative L2 difference of the floating outputs; infinite where one is not finite."""
-    apart = 0.0
+def relative_error(outputs: Batch, expected: Batch) -> float:
+    """The largest relative L2 error of the floating-point outputs; infinite where one is not finite."""
+    error = 0.0
     for key, want in expected.items():
         if want.is_floating_point() and key != "loss":
             got, reference = outputs[key].double(), want.double()
             scale = reference.norm().item()
-            apart = max(apart, (got - reference).norm().item() / scale if scale else got.norm().item())
-    return apart if apart == apart else float("inf")
+            error = max(error, (got - reference).norm().item() / scale if scale else got.norm().item())
+    return error if error == error else float("inf")
 
 
-def _answer(model: nn.Module, says: ForwardFn, placement: Placement, batch: Batch) -> tuple[float, Batch]:
-    placement.wait()
+def _timed_forward(model: nn.Module, forward_fn: ForwardFn, placement: Placement, batch: Batch) -> tuple[float, Batch]:
+    placement.synchronize()
     clock = time.perf_counter()
     with torch.inference_mode(), placement.autocast():
-        answers = says(model, batch)
-    placement.wait()
-    return time.perf_counter() - clock, answers
+        outputs = forward_fn(model, batch)
+    placement.synchronize()
+    return time.perf_counter() - clock, outputs

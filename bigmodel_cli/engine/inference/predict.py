@@ -1,4 +1,4 @@
-"""What a model says of files: read in parallel ahead of it, answered in batches, told in their order."""
+"""Predictions for files, which are read ahead in parallel, batched by shape, and yielded in order."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.inference.batch_size import max_batch_size
 from bigmodel_cli.engine.inference.optimize import Optimized, optimize_for_inference
 
-MOST = 64  # samples in a batch
-WINDOW, HELD = 1024, 1 << 26  # samples and bytes that come while one waits for others of its shape, at most
-Reading = tuple[str, Batch | InputError]
+MAX_BATCH = 64  # samples in a batch
+MAX_PENDING = 1024  # samples read while one waits for others of its shape
+MAX_PENDING_BYTES = 1 << 26  # of all samples that wait
+Sample = tuple[str, Batch | InputError]
 
 
 def predict_files(
     model: nn.Module, task: Predicts, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
 ) -> Iterator[tuple[str, Predictions | InputError]]:
-    """Each of `texts`, then each sample of `files`, by name, with its `top` answers; or what is wrong with it.
+    """The name and the `top` predictions of each of `texts`, then of each sample in `files`; or its error.
 
     `texts` are for a task that :class:`EncodesTexts`.
     """
-    size = min(MOST, max_batch_size(task, placement))
-    known: dict[int, tuple[str, Predictions | InputError]] = {}  # told when all before them are
-    told = 0
-    for places, names, batch in _batches(
-        itertools.chain(_encoded(task, texts), _readings(task, files, ahead=2 * size)), size
+    size = min(MAX_BATCH, max_batch_size(task, placement))
+    ready: dict[int, tuple[str, Predictions | InputError]] = {}  # waiting for the samples before them
+    next_index = 0
+    for indices, names, batch in _batches(
+        itertools.chain(_encoded(task, texts), _samples(task, files, ahead=2 * size)), size
     ):
         if isinstance(batch, InputError):
-            known[places[0]] = names[0], batch
+            ready[indices[0]] = names[0], batch
         else:
             with torch.inference_mode(), placement.autocast():
                 inputs = placement.inputs(task.prepare(placement.batch(batch)))
-                known.update(zip(places, zip(names, task.predict(model, inputs, top), strict=True), strict=True))
-        while told in known:
-            yield known.pop(told)
-            told += 1
+                ready.update(zip(indices, zip(names, task.predict(model, inputs, top), strict=True), strict=True))
+        while next_index in ready:
+            yield ready.pop(next_index)
+            next_index += 1
 
 
-def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Reading]:
+def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Sample]:
     for i, text in enumerate(texts, 1):
         assert isinstance(task, EncodesTexts)
         yield f"text {i}", task.encode_texts([text])
@@ -59,77 +60,78 @@ def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Reading]:
 def optimize_for_files(
     model: nn.Module, task: Predicts, placement: Placement, files: Sequence[Path], allow_low_precision: bool
 ) -> Optimized:
-    """The quickest agreeing form of `model` for as many samples as there are `files`, chosen on some from all of them.
+    """The fastest equivalent form of `model` for as many samples as `files`, chosen on a sample of them.
 
-    As it is where that would take longer than to answer, and where it has no convolutions to make quicker.
+    `model` is returned as it is where it has no convolutions to optimize, or where choosing would take longer
+    than predicting.
     """
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return Optimized(model, placement)
-    few = min(len(files), max(1, max_batch_size(task, placement) // 2), MOST // 2)
-    raws: list[Batch] = []
-    for file in [files[i * len(files) // few] for i in range(few)] if few > 1 else []:
-        with contextlib.suppress(InputError):  # told when it is asked
-            raws += [raw for _, raw in itertools.islice(task.read_file(file), 1)]
-    shapes = {tuple((k, v.shape[1:]) for k, v in raw.items()) for raw in raws}
-    if len(shapes) != 1:  # nothing that could be read, or images of several sizes
+    count = min(len(files), max(1, max_batch_size(task, placement) // 2), MAX_BATCH // 2)
+    samples: list[Batch] = []
+    for file in [files[i * len(files) // count] for i in range(count)] if count > 1 else []:
+        with contextlib.suppress(InputError):  # reported when it is predicted
+            samples += [sample for _, sample in itertools.islice(task.read_file(file), 1)]
+    shapes = {tuple((k, v.shape[1:]) for k, v in sample.items()) for sample in samples}
+    if len(shapes) != 1:  # no readable file, or images of several sizes
         return Optimized(model, placement)
-    joined = {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}
-    look = placement.inputs(task.prepare(placement.batch(joined)))
-    return optimize_for_inference(model, task.outputs, placement, look, len(files), allow_low_precision)
+    joined = {key: torch.cat([sample[key] for sample in samples]) for key in samples[0]}
+    sample_batch = placement.inputs(task.prepare(placement.batch(joined)))
+    return optimize_for_inference(model, task.outputs, placement, sample_batch, len(files), allow_low_precision)
 
 
-def _readings(task: Predicts, files: Sequence[Path], ahead: int) -> Iterator[Reading]:
-    """The samples of `files`, at most `ahead` files being read or waiting; one that cannot be read is its error."""
+def _samples(task: Predicts, files: Sequence[Path], ahead: int) -> Iterator[Sample]:
+    """The samples of `files`, or the error of a file, with at most `ahead` files being read or waiting."""
 
-    def read(file: Path) -> list[Reading]:
-        found: list[Reading] = []
+    def read(file: Path) -> list[Sample]:
+        found: list[Sample] = []
         try:
             found.extend(task.read_file(file))
         except InputError as error:
             found.append((str(file), error))
         return found
 
-    waiting: deque[Future[list[Reading]]] = deque()
+    pending: deque[Future[list[Sample]]] = deque()
     remaining = iter(files)
     pool = decoder_pool()
     try:
-        waiting.extend(pool.submit(read, file) for file in itertools.islice(remaining, ahead))
-        while waiting:
-            yield from waiting.popleft().result()
-            waiting.extend(pool.submit(read, file) for file in itertools.islice(remaining, 1))
+        pending.extend(pool.submit(read, file) for file in itertools.islice(remaining, ahead))
+        while pending:
+            yield from pending.popleft().result()
+            pending.extend(pool.submit(read, file) for file in itertools.islice(remaining, 1))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(readings: Iterator[Reading], size: int) -> Iterator[tuple[list[int], list[str], Batch | InputError]]:
-    """Up to `size` samples of one shape together, with their places among all; an error by itself.
+def _batches(readings: Iterator[Sample], size: int) -> Iterator[tuple[list[int], list[str], Batch | InputError]]:
+    """Batches of up to `size` samples of one shape, with their indices among all samples; errors by themselves.
 
-    Texts of one length need no fill, so what else is asked changes no answer.
+    Texts of one length need no padding, so that no prediction depends on the other samples.
     """
-    waiting: dict[Any, list[tuple[int, str, Batch]]] = {}  # by shape; in front the one that has waited longest
-    held = 0
+    pending: dict[Any, list[tuple[int, str, Batch]]] = {}  # by shape, the oldest sample first
+    held_bytes = 0
 
-    def together(shape: Any) -> tuple[list[int], list[str], Batch]:
-        nonlocal held
-        places, names, raws = zip(*waiting.pop(shape), strict=True)
-        joined = {key: torch.cat([raw[key] for raw in raws]) for key in raws[0]}
-        held -= _bytes(joined)
-        return list(places), list(names), joined
+    def take_batch(shape: Any) -> tuple[list[int], list[str], Batch]:
+        nonlocal held_bytes
+        indices, names, samples = zip(*pending.pop(shape), strict=True)
+        joined = {key: torch.cat([sample[key] for sample in samples]) for key in samples[0]}
+        held_bytes -= _bytes(joined)
+        return list(indices), list(names), joined
 
-    for place, (name, raw) in enumerate(readings):
-        if isinstance(raw, InputError):
-            yield [place], [name], raw
+    for index, (name, sample) in enumerate(readings):
+        if isinstance(sample, InputError):
+            yield [index], [name], sample
         else:
-            shape = tuple((key, value.shape[1:]) for key, value in raw.items())
-            waiting.setdefault(shape, []).append((place, name, raw))
-            held += _bytes(raw)
-            if len(waiting[shape]) == size:
-                yield together(shape)
-        while waiting and (held > HELD or next(iter(waiting.values()))[0][0] <= place - WINDOW):
-            yield together(next(iter(waiting)))
-    while waiting:
-        yield together(next(iter(waiting)))
+            shape = tuple((key, value.shape[1:]) for key, value in sample.items())
+            pending.setdefault(shape, []).append((index, name, sample))
+            held_bytes += _bytes(sample)
+            if len(pending[shape]) == size:
+                yield take_batch(shape)
+        while pending and (held_bytes > MAX_PENDING_BYTES or next(iter(pending.values()))[0][0] <= index - MAX_PENDING):
+            yield take_batch(next(iter(pending)))
+    while pending:
+        yield take_batch(next(iter(pending)))
 
 
-def _bytes(raw: Batch) -> int:
-    return sum(value.nbytes for value in raw.values())
+def _bytes(sample: Batch) -> int:
+    return sum(value.nbytes for value in sample.values())

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean answer over an image and its mirror image."""
+"""Test-time augmentation: the mean output over an image and its horizontal flip."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Task
 
 
-class Mirrored(nn.Module):
-    """The mean of what `model` says of images and of their mirror images: (B,C,H,W) -> (B,K)."""
+class FlipTTA(nn.Module):
+    """The mean output of `model` over images and their horizontal flips: (B,C,H,W) -> (B,K)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -20,12 +20,12 @@ class Mirrored(nn.Module):
         return self.model(torch.cat([x, x.flip(-1)])).unflatten(0, (2, -1)).mean(0)  # type: ignore[no-any-return]
 
 
-def mirrored(model: nn.Module, task: Task) -> nn.Module:
-    """`model` asked twice of each image.
+def with_flip_tta(model: nn.Module, task: Task) -> nn.Module:
+    """`model` with test-time augmentation, which doubles its work.
 
     Raises:
-        InputError: what `task` is about has no mirror image.
+        InputError: the inputs of `task` are not images.
     """
     if [x.dim() for x in task.example(1)] != [4]:
         raise InputError(f"--tta: {task.name.replace('_', ' ')}", "expected a model of images")
-    return Mirrored(model)
+    return FlipTTA(model)

@@ -1,1 +1,1 @@
-"""What a run will take on machines that are not here: memory, communication, time and cost, from shapes alone."""
+"""Plans a run for other machines: memory, communication, time and cost, computed from shapes."""

@@ -1,7 +1,7 @@
-"""The devices that a plan can be made for: the one table of their peaks, and how much of a peak is had in practice.
+"""The table of devices that a plan can be made for: their peaks, and the fraction that is reached in practice.
 
-Peaks are the makers' *dense* figures (data sheets often print twice as much, with 2:4 sparsity).
-Rates are bytes or FLOPs a second, memory bytes; `link` and `network` count one direction.
+Peaks are the vendors' *dense* figures (data sheets often print twice as much, with 2:4 sparsity).
+Rates are bytes or FLOPs per second, memory is in bytes; `link` and `network` count one direction.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 
 T, G, GIB = 1e12, 1e9, 2**30
-USABLE, USABLE_HERE = 0.92, 0.7
-"""Of the memory: the CUDA context, the collectives' buffers and the allocator's gaps take the rest; on a CPU the
-data, the libraries and a heap that is kept (``placement.py``): a process was up to 1.45 times what its tensors were."""
+USABLE_FRACTION, USABLE_FRACTION_CPU = 0.92, 0.7
+"""The fraction of memory for tensors. The CUDA context, the collectives' buffers and fragmentation take the rest; on a
+CPU the data, the libraries and freed memory that is kept (``process.py``): a process took up to 1.45 times the size of
+its tensors."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,22 @@ class Device:
 
     name: str
     bf16: float | None
-    """FLOP/s of matrix products in bf16, summed in fp32; None: no instructions for it."""
+    """FLOP/s of bf16 matrix products with fp32 sums; None where the device has no instructions for them."""
     fp32: float
-    """FLOP/s of fp32 matrix products as torch runs them with matmul precision "high": TF32 where there is one."""
+    """FLOP/s of fp32 matrix products with torch's matmul precision "high": TF32 where the device has it."""
     memory: float
     bandwidth: float
     link: float
-    """To the others of its node."""
+    """Bytes per second to the other devices of the node."""
     network: float
-    """Of one device to other nodes."""
+    """Bytes per second from one device to other nodes."""
     per_node: int
     sustained: float
-    """Share of the peak that large matrix products reach before the power limit lowers the clock."""
+    """The fraction of the peak that large matrix products sustain under the power limit."""
 
     @property
     def usable(self) -> float:
-        return self.memory * (USABLE_HERE if self.name == "cpu" else USABLE)
+        return self.memory * (USABLE_FRACTION_CPU if self.name == "cpu" else USABLE_FRACTION)
 
 
 NVLINK4, NVLINK3, PCIE4, PCIE3 = 450 * G, 300 * G, 32 * G, 16 * G
@@ -55,9 +56,9 @@ DEVICES = {
         # NVIDIA A100 data sheet (2021), SXM4; DGX A100: 8 x 200 Gb/s.
         Device("A100-80GB", 312 * T, 156 * T, 80 * GIB, 2.039 * T, NVLINK3, 25 * G, 8, 0.82),
         Device("A100-40GB", 312 * T, 156 * T, 40 * GIB, 1.555 * T, NVLINK3, 25 * G, 8, 0.82),
-        # NVIDIA V100 data sheet (2018), SXM2: tensor cores for fp16 alone, so plans are in fp32. DGX-1: 4 x 100 Gb/s.
+        # NVIDIA V100 data sheet (2018), SXM2: tensor cores for fp16 only, so plans are in fp32. DGX-1: 4 x 100 Gb/s.
         Device("V100", None, 15.7 * T, 32 * GIB, 0.9 * T, 150 * G, 6.25 * G, 8, 0.90),
-        # NVIDIA L40S, L4, A10 and T4 data sheets; PCIe alone; 25 Gb/s a GPU is what clouds give.
+        # NVIDIA L40S, L4, A10 and T4 data sheets; PCIe only; clouds give 25 Gb/s a GPU.
         Device("L40S", 362 * T, 183 * T, 48 * GIB, 0.864 * T, PCIE4, 3.1 * G, 8, 0.75),
         Device("L4", 121 * T, 60 * T, 24 * GIB, 0.3 * T, PCIE4, 3.1 * G, 8, 0.60),
         Device("A10", 125 * T, 62.5 * T, 24 * GIB, 0.6 * T, PCIE4, 3.1 * G, 8, 0.60),
@@ -86,11 +87,11 @@ class Cluster:
         return -(-self.count // self.device.per_node)
 
 
-def cluster(text: str, network: float | None = None) -> Cluster:
-    """``64xH100``, ``H100`` or ``cpu``; `network` in GB/s a device replaces the table's.
+def parse_cluster(text: str, network: float | None = None) -> Cluster:
+    """Parse ``64xH100``, ``H100`` or ``cpu``; `network` in GB/s per device overrides the table.
 
     Raises:
-        InputError: it is not of that form, or the device is not known.
+        InputError: the text is malformed, or the device is unknown.
     """
     found = re.fullmatch(r"(?:(\d{1,6})\s*[x*]\s*)?([A-Za-z0-9-]+)", text.strip())
     if found is None or found[1] == "0":
@@ -98,7 +99,7 @@ def cluster(text: str, network: float | None = None) -> Cluster:
     count, name = int(found[1] or 1), found[2]
     if name.lower() == "cpu":
         if count != 1:
-            raise InputError(f"--gpus {text}", "expected cpu alone: this machine is the one that is measured")
+            raise InputError(f"--gpus {text}", "expected cpu without a count: it is this machine")
         return Cluster(1, this_machine())
     known = {d.lower(): d for d in DEVICES} | {a.lower(): d for a, d in ALIASES.items()}
     if name.lower() not in known:
@@ -108,11 +109,11 @@ def cluster(text: str, network: float | None = None) -> Cluster:
 
 
 def this_machine() -> Device:
-    """The CPU here; its rates are measured, see ``ceilings.py``."""
+    """This machine's CPU; its rates are measured, see ``ceilings.py``."""
     from bigmodel_cli.engine.device.hardware import memory_bytes
 
     try:
         total = memory_bytes()[1]
     except (OSError, KeyError, ValueError, IndexError):
-        raise MachineError("--gpus cpu: this system does not tell its memory", hint="--gpus 1xH100") from None
+        raise MachineError("--gpus cpu: this system does not report its memory", hint="--gpus 1xH100") from None
     return Device("cpu", None, 0.0, total, 0.0, 0.0, 0.0, 1, 1.0)

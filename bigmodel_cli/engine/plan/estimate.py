@@ -1,4 +1,4 @@
-"""Recipe and cluster -> Plan: what a run would take, and how to run it."""
+"""Plans a run: memory, time and cost of a recipe on a cluster, for each parallel layout."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.engine.build.data import load_data, train_and_val
-from bigmodel_cli.engine.build.model import architecture, build_task
+from bigmodel_cli.engine.build.model import build_architecture, build_task
 from bigmodel_cli.engine.plan import pipeline
 from bigmodel_cli.engine.plan.devices import Cluster
-from bigmodel_cli.engine.plan.roofline import Ceilings, Stated, phases
-from bigmodel_cli.engine.plan.step import deep_stack, trace_step
+from bigmodel_cli.engine.plan.roofline import Ceilings, DataSheetCeilings, phase_seconds
+from bigmodel_cli.engine.plan.step import count_stacked_blocks, trace_step
 from bigmodel_cli.engine.plan.strategies import (
-    FULL,
+    BYTES_FP32,
     Layout,
+    LayoutEstimate,
     Model,
-    Spread,
     Work,
-    affine,
-    along,
-    choose,
+    choose_layout,
+    estimate_layout,
+    interpolate_work,
     largest_fitting,
-    layouts,
-    memory,
-    spread,
+    line_through,
+    peak_memory,
+    possible_layouts,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
 
-MOST_SAMPLES = 8
-"""Traces are made with at most so many samples; the line goes on from there. On a CPU it is the micro-batch itself,
-since caches bend the line."""
-FEWEST = 2
-"""Samples in a trace: BatchNorm takes no single one."""
-DEEP, DEPTHS = 16, (4, 6)
-"""From so many equal blocks on, two shallower models are traced, and the line goes on from there: 80 blocks take no
-longer than 8."""
+MAX_TRACED_SAMPLES = 8
+"""The most samples in a trace; larger micro-batches are extrapolated linearly. On a CPU the micro-batch itself is
+traced, since its caches make the time non-linear."""
+MIN_TRACED_SAMPLES = 2
+"""The fewest samples in a trace: BatchNorm needs more than one."""
+MIN_DEEP_BLOCKS, TRACED_DEPTHS = 16, (4, 6)
+"""A model of at least MIN_DEEP_BLOCKS equal blocks is extrapolated from two shallower ones, so that 80 blocks take no
+longer to trace than 8."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``bigmodel plan`` says. Times in seconds, sizes in bytes."""
+    """Everything that ``bigmodel plan`` reports. Times in seconds, sizes in bytes."""
 
     cluster: Cluster
     precision: str
@@ -60,8 +60,8 @@ class Plan:
     flops: float
     """Of an optimizer step, all devices together, recomputation not counted."""
     steps: int
-    spreads: list[Spread]
-    chosen: Spread | None
+    estimates: list[LayoutEstimate]
+    chosen: LayoutEstimate | None
     why: str
     price: float
 
@@ -83,79 +83,80 @@ class Plan:
             return 0.0
         return self.flops / self.chosen.step_seconds / self.cluster.count / peak
 
-    def largest_batch(self, one: Spread) -> int:
-        """Samples a step without accumulation."""
-        return one.largest_micro_batch * one.layout.replicas
+    def largest_batch(self, estimate: LayoutEstimate) -> int:
+        """The largest batch, in samples, without gradient accumulation."""
+        return estimate.largest_micro_batch * estimate.layout.replicas
 
     def to_dict(self) -> dict[str, Any]:
         derived = {"seconds": self.seconds, "cost": self.cost, "utilisation": self.utilisation}
         rows = [
             {**asdict(s), "step_seconds": s.step_seconds, "total_memory": s.memory.total,
              "largest_batch": self.largest_batch(s), "runs": s.layout.runs}
-            for s in self.spreads
+            for s in self.estimates
         ]  # fmt: skip
         chosen = None if self.chosen is None else str(self.chosen.layout)
-        return {**asdict(self), **derived, "spreads": rows, "chosen": chosen}
+        values = {k: v for k, v in asdict(self).items() if k != "estimates"}
+        return {**values, **derived, "spreads": rows, "chosen": chosen}
 
 
 def make_plan(recipe: Recipe, cluster: Cluster, strategy: str | None, price: float) -> Plan:
-    """Plan the run of `recipe` on `cluster`; nothing is trained and no weight is allocated.
+    """Plan the run of `recipe` on `cluster`. Nothing is trained and no weight is allocated.
 
     Raises:
-        InputError: the data is not there, or no such strategy is possible.
+        InputError: the data is missing, or the strategy is not possible.
     """
     tracer = Tracer(recipe, cluster)
     entry = models.get(recipe.model.name)
-    can_cut = functools.cache(lambda width: cuttable(recipe, tracer.task, width))
+    can_shard = functools.cache(lambda width: supports_tensor_parallel(recipe, tracer.task, width))
     can_recompute = "checkpointing" in entry.schema.model_fields and not recipe.model.options["checkpointing"]
     batch = min(recipe.train.batch_size, tracer.samples)
-    able = layouts(cluster, batch, can_cut, can_recompute)
-    ways = [w for w in able if strategy in (None, w.strategy, w.strategy.split()[0])]
+    possible = possible_layouts(cluster, batch, can_shard, can_recompute)
+    candidates = [w for w in possible if strategy in (None, w.strategy, w.strategy.split()[0])]
     if strategy is not None and "pp" in strategy:
-        ways = pipeline.pipelines(strategy, cluster, batch, tracer.depth or 0, can_cut, can_recompute)
-        if not ways:
-            raise InputError(f"--strategy {strategy}", pipeline.expected(cluster, batch, tracer.depth or 0))
-    if not ways:
-        possible = ", ".join(dict.fromkeys(w.strategy.split()[0] for w in able))
+        candidates = pipeline.pipeline_layouts(strategy, cluster, batch, tracer.depth or 0, can_shard, can_recompute)
+        if not candidates:
+            raise InputError(f"--strategy {strategy}", pipeline.describe_possible(cluster, batch, tracer.depth or 0))
+    if not candidates:
+        names = ", ".join(dict.fromkeys(layout.strategy.split()[0] for layout in possible))
         what = f"--strategy {strategy}" if strategy else f"a batch of {batch} over {cluster.count} devices"
-        raise InputError(what, f"expected one of {possible}" if possible else "expected a sample for every device")
-    spreads = [tracer.spread(way, batch) for way in ways]
-    chosen, why = choose(spreads)
+        raise InputError(what, f"expected one of {names}" if names else "expected a sample for every device")
+    estimates = [tracer.estimate(layout, batch) for layout in candidates]
+    chosen, why = choose_layout(estimates)
     total = recipe.train.epochs * -(-tracer.samples // batch)
     model = tracer.model()
     return Plan(
         cluster=cluster,
-        precision="bf16" if tracer.half else "fp32",
+        precision="bf16" if tracer.low_precision else "fp32",
         parameters=model.parameters,
         trained=model.trained,
         batch=batch,
         unit=tracer.task.unit,
-        units=tracer.task.count({k: v.expand(batch, *v.shape[1:]) for k, v in tracer.one.items()}),
+        units=tracer.task.count({k: v.expand(batch, *v.shape[1:]) for k, v in tracer.first_sample.items()}),
         flops=tracer.flops(batch),
         steps=min(total, recipe.train.max_steps or total),
-        spreads=spreads,
+        estimates=estimates,
         chosen=chosen,
         why=why,
         price=price,
     )
 
 
-def cuttable(recipe: Recipe, task: Task, width: int) -> bool:
-    """Whether the recipe's model says how its matrices are cut over so many devices."""
-    from bigmodel_cli.engine.distributed.tensor_parallel import plan_for
+def supports_tensor_parallel(recipe: Recipe, task: Task, width: int) -> bool:
+    """Whether the recipe's model can shard its matrices over `width` devices."""
+    from bigmodel_cli.engine.distributed.tensor_parallel import tensor_plan
 
     try:
         with torch.device("meta"):
-            plan_for(recipe, architecture(recipe, task.spec), width)
+            tensor_plan(recipe, build_architecture(recipe, task.spec), width)
     except InputError:
         return False
     return True
 
 
 class Tracer:
-    """Traces of a recipe's step at the micro-batches that are asked for, each made once.
+    """Traces a recipe's training step at different micro-batches, each once, and estimates layouts from the traces.
 
-    Without `calibrate` a CPU is not measured, and times mean nothing.
+    Without `calibrate` a CPU is not measured, and times are meaningless.
     """
 
     def __init__(self, recipe: Recipe, cluster: Cluster, calibrate: bool = True) -> None:
@@ -165,104 +166,122 @@ class Tracer:
         self.samples = len(train)
         self.task: Task = build_task(recipe, bundle.spec)
         raw = train.gather(torch.arange(1))
-        self.one: Batch = raw
+        self.first_sample: Batch = raw
         self.sample = self.task.prepare(raw, SampleKey(0, 0, raw["index"]))
         device = cluster.device
         self.on_cpu = device.name == "cpu"
-        self.half = recipe.placement.precision == "bf16" or (
+        self.low_precision = recipe.placement.precision == "bf16" or (
             recipe.placement.precision == "auto" and device.bf16 is not None
         )
         self.compiled = recipe.placement.compile is True
-        self.ceilings = _ceilings(recipe, cluster) if calibrate else Stated(cluster.device)
-        stack = deep_stack(recipe, self.task)
-        self.depth = stack if stack >= DEEP else None
-        """Blocks, where shallower models are traced in place of the whole one."""
+        self.ceilings = _ceilings(recipe, cluster) if calibrate else DataSheetCeilings(cluster.device)
+        stack = count_stacked_blocks(recipe, self.task)
+        self.depth = stack if stack >= MIN_DEEP_BLOCKS else None
+        """The number of blocks where shallower models are traced instead of the full one, else None."""
         self.trace = functools.lru_cache(maxsize=32)(self._trace)
         self.model = functools.cache(self._model)
         self.work = functools.cache(self._work)
 
     def _trace(self, batch: int, sharded: bool, recompute: bool, depth: int | None = None) -> Trace:
         return trace_step(
-            self.recipe, self.task, self.sample, batch, half=self.half, master=not (sharded and self.half),
-            recompute=recompute, small_maps=self.on_cpu, depth=depth,
-        )  # fmt: skip
+            self.recipe,
+            self.task,
+            self.sample,
+            batch,
+            low_precision=self.low_precision,
+            master=not (sharded and self.low_precision),
+            recompute=recompute,
+            small_maps=self.on_cpu,
+            depth=depth,
+        )
 
-    def whole(self, value: Callable[[Trace], float], sharded: bool = False, recompute: bool = False) -> float:
-        """`value` of a step on FEWEST samples through the whole model."""
+    def measure_full_model(
+        self, value: Callable[[Trace], float], sharded: bool = False, recompute: bool = False
+    ) -> float:
+        """`value` of a step of the full model on MIN_TRACED_SAMPLES samples."""
         if self.depth is None:
-            return value(self.trace(FEWEST, sharded, recompute))
-        low, high = (value(self.trace(FEWEST, sharded, recompute, depth)) for depth in DEPTHS)
-        return affine(low, high, DEPTHS)(self.depth)
+            return value(self.trace(MIN_TRACED_SAMPLES, sharded, recompute))
+        low, high = (value(self.trace(MIN_TRACED_SAMPLES, sharded, recompute, depth)) for depth in TRACED_DEPTHS)
+        return line_through(low, high, TRACED_DEPTHS)(self.depth)
 
     def _model(self) -> Model:
-        blocks = self.trace(FEWEST, False, False, DEPTHS[0] if self.depth else None).block_parameters
+        blocks = self.trace(MIN_TRACED_SAMPLES, False, False, TRACED_DEPTHS[0] if self.depth else None).block_parameters
         return Model(
-            parameters=round(self.whole(lambda trace: trace.parameters)),
-            trained=round(self.whole(lambda trace: trace.trained)),
+            parameters=round(self.measure_full_model(lambda trace: trace.parameters)),
+            trained=round(self.measure_full_model(lambda trace: trace.trained)),
             blocks=blocks[:1] * self.depth if self.depth else blocks,
-            state=round(self.whole(_state)),
+            state=round(self.measure_full_model(_optimizer_state_bytes)),
             averaged=self.recipe.train.ema_decay is not None,
         )
 
     def flops(self, batch: int) -> float:
-        """Of a step on `batch` samples; from a few, since it is linear."""
-        return self.whole(Trace.flops) / FEWEST * batch
+        """FLOPs of a step on `batch` samples, in proportion to those on a few."""
+        return self.measure_full_model(Trace.flops) / MIN_TRACED_SAMPLES * batch
 
     def _work(self, batch: int, layout: Layout, blocks: int | None = None) -> Work:
-        """The memory and times of a step on `batch` samples, on one device of `layout`; of so many `blocks`, or all."""
-        depths = DEPTHS if self.depth else (None,)
-        found = [self._traced(self.trace(batch, layout.sharded, layout.recompute, d), layout) for d in depths]
+        """Memory and times of a step on `batch` samples on one device of `layout`, with `blocks` blocks (None: all)."""
+        depths = TRACED_DEPTHS if self.depth else (None,)
+        found = [self._work_of(self.trace(batch, layout.sharded, layout.recompute, d), layout) for d in depths]
         if self.depth is None:
             return found[0]
-        return along(found[0], found[1], DEPTHS, self.depth if blocks is None else blocks)
+        return interpolate_work(found[0], found[1], TRACED_DEPTHS, self.depth if blocks is None else blocks)
 
-    def _traced(self, trace: Trace, layout: Layout) -> Work:
-        times = phases(trace, self.ceilings, layout.width, self.compiled)
+    def _work_of(self, trace: Trace, layout: Layout) -> Work:
+        times = phase_seconds(trace, self.ceilings, layout.width, self.compiled)
         optimizer = times["optimizer"]
-        if layout.sharded:  # traced without one: weights, gradient and state are read, weights and state written
+        if (
+            layout.sharded
+        ):  # traced without optimizer: it reads weights, gradients and state, and writes weights and state
             model = self.model()
-            moved = model.trained * FULL * 3 + model.state * 2
+            moved = model.trained * BYTES_FP32 * 3 + model.state * 2
             optimizer = moved / (self.cluster.device.bandwidth * 0.85)
         return Work(trace.memory(), trace.live(), times["forward"], times["backward"], optimizer)
 
-    def spread(self, layout: Layout, batch: int) -> Spread:
-        """The figures of `layout`: the largest micro-batch that fits, and what a step on `batch` takes."""
+    def estimate(self, layout: Layout, batch: int) -> LayoutEstimate:
+        """The estimate of `layout`: the largest micro-batch that fits, and the cost of a step on `batch` samples."""
         model, usable = self.model(), self.cluster.device.usable
         if not layout.sharded:
-            least = (model.parameters * (1 + model.averaged) + model.trained) * FULL + model.state
-            if least > usable:  # whatever the batch; not worth a trace
-                weights = model.parameters * (1 + model.averaged) * FULL
-                return Spread(layout, 0, 0, Memory(weights, model.trained * FULL, model.state), False, 0)
-        each = -(-batch // layout.replicas)
-        high = max(each if self.on_cpu else min(each, MOST_SAMPLES), 2 * FEWEST)
-        places = (high // 2, high)
+            least = (model.parameters * (1 + model.averaged) + model.trained) * BYTES_FP32 + model.state
+            if least > usable:  # it fits with no batch: no trace is needed
+                weights = model.parameters * (1 + model.averaged) * BYTES_FP32
+                return LayoutEstimate(layout, 0, 0, Memory(weights, model.trained * BYTES_FP32, model.state), False, 0)
+        samples_per_replica = -(-batch // layout.replicas)
+        high = max(
+            samples_per_replica if self.on_cpu else min(samples_per_replica, MAX_TRACED_SAMPLES), 2 * MIN_TRACED_SAMPLES
+        )
+        sizes = (high // 2, high)
 
         def work(micro: int, blocks: int | None = None) -> Work:
-            return along(self.work(places[0], layout, blocks), self.work(places[1], layout, blocks), places, micro)
+            return interpolate_work(
+                self.work(sizes[0], layout, blocks), self.work(sizes[1], layout, blocks), sizes, micro
+            )
 
         def fits(micro: int) -> bool:
-            return memory(layout, model, work(micro), 1).total <= usable
+            return peak_memory(layout, model, work(micro), 1).total <= usable
 
-        one = self.whole(lambda trace: sum(trace.block_outputs), layout.sharded, layout.recompute) / FEWEST
+        output_bytes_per_sample = (
+            self.measure_full_model(lambda trace: sum(trace.block_output_bytes), layout.sharded, layout.recompute)
+            / MIN_TRACED_SAMPLES
+        )
 
         def outputs(micro: int) -> float:
-            return one * micro
+            return output_bytes_per_sample * micro
 
         if layout.stages > 1:
-            return pipeline.spread(layout, self.cluster, model, work, batch, outputs)
-        return spread(layout, self.cluster, model, work, batch, outputs, largest_fitting(fits))
+            return pipeline.estimate_pipeline(layout, self.cluster, model, work, batch, outputs)
+        return estimate_layout(layout, self.cluster, model, work, batch, outputs, largest_fitting(fits))
 
 
-def _state(trace: Trace) -> int:
+def _optimizer_state_bytes(trace: Trace) -> int:
     """Bytes of optimizer state."""
-    return sum(stay.size for key, stay in trace.stays.items() if trace.parts.get(key) == "optimizer")
+    return sum(lifetime.size for key, lifetime in trace.lifetimes.items() if trace.categories.get(key) == "optimizer")
 
 
 def _ceilings(recipe: Recipe, cluster: Cluster) -> Ceilings:
     if cluster.device.name != "cpu":
-        return Stated(cluster.device)
+        return DataSheetCeilings(cluster.device)
     from bigmodel_cli.core.recipe import PlacementSection
-    from bigmodel_cli.engine.device.placement import place
-    from bigmodel_cli.engine.plan.ceilings import measured
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.plan.ceilings import cpu_ceilings
 
-    return measured(place(PlacementSection(device="cpu", threads=recipe.placement.threads)).threads)
+    return cpu_ceilings(choose_placement(PlacementSection(device="cpu", threads=recipe.placement.threads)).threads)

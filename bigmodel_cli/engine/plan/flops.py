@@ -14,7 +14,7 @@ from bigmodel_cli.engine.device.lazy_dynamo import without_dynamo
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of the model: its name, class, number of parameters, and FLOPs of a forward pass of one sample."""
+    """A layer of the model: its name, class, number of parameters, and FLOPs of a forward pass of one sample."""
 
     name: str
     kind: str
@@ -23,29 +23,29 @@ class Layer:
 
 
 def layers(model: nn.Module, task: Task, depth: int = 2) -> tuple[list[Layer], int]:
-    """The parts of `model` down to `depth`, and the FLOPs of one sample's forward pass (a multiply-add is two).
+    """The layers of `model` down to `depth`, and the FLOPs of one sample's forward pass (a multiply-add is two).
 
-    `model` is on the meta device: nothing is computed.
+    `model` must be on the meta device, so that nothing is computed.
     """
     example = tuple(x.to("meta") for x in task.example(1))
     model.eval()
     try:
         with without_dynamo():
-            counts = _counted(model, example)
+            counts = _count_flops(model, example)
     except (ImportError, AttributeError):
-        counts = _counted(model, example)
+        counts = _count_flops(model, example)
     root = type(model).__name__
     found = []
     for name, module in model.named_modules():
         level = name.count(".") + 1 if name else 0
-        whole = level == depth or not any(True for _ in module.children())
-        if name and level <= depth and whole:
+        is_leaf = level == depth or not any(True for _ in module.children())
+        if name and level <= depth and is_leaf:
             size = sum(p.numel() for p in module.parameters())
             found.append(Layer(name, type(module).__name__, size, counts.get(f"{root}.{name}", 0)))
     return found, counts.get("Global", 0)
 
 
-def _counted(model: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, int]:
+def _count_flops(model: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
     return {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}

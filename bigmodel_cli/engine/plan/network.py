@@ -1,8 +1,7 @@
-"""How long collectives take: rings, as NCCL builds them (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce").
+"""The time of ring collectives as NCCL runs them (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce").
 
-A ring over n ranks sends each byte n - 1 times around, at the rate of its slowest hop.
-Within a node that is the link; across nodes NCCL lays as many rings as a node has
-members, so that all their network cards carry a share.
+A ring over n ranks passes each byte on n - 1 times, at the rate of its slowest hop. Within a node that is the
+link. Across nodes NCCL builds as many rings as a node has ranks, so that all of its network cards are used.
 """
 
 from __future__ import annotations
@@ -11,44 +10,46 @@ from dataclasses import dataclass
 
 from bigmodel_cli.engine.plan.devices import Device
 
-ATTAINED = 0.8
-"""Of the nominal rate: what nccl-tests typically report on NVLink and InfiniBand for large messages."""
+ACHIEVED_FRACTION = 0.8
+"""The fraction of the nominal rate that nccl-tests typically report on NVLink and InfiniBand for large messages."""
 HOP, NETWORK_HOP = 2e-6, 6e-6
-"""Seconds that a step of the ring takes beyond the transfer, inside a node and between nodes: assumed."""
+"""The latency of a hop in seconds, within a node and between nodes: assumed."""
 
 
 @dataclass(frozen=True)
-class Group:
+class Ring:
     """`size` ranks, `inside` of them on each node."""
 
     size: int
-    inside: int
+    ranks_per_node: int
     device: Device
 
     @property
     def rate(self) -> float:
-        """Bytes a second through each rank."""
-        across = self.inside * self.device.network
-        return ATTAINED * (self.device.link if self.size <= self.inside else min(self.device.link, across))
+        """Bytes per second through each rank."""
+        across = self.ranks_per_node * self.device.network
+        return ACHIEVED_FRACTION * (
+            self.device.link if self.size <= self.ranks_per_node else min(self.device.link, across)
+        )
 
     def _steps(self) -> float:
-        between = self.size / self.inside if self.size > self.inside else 0
+        between = self.size / self.ranks_per_node if self.size > self.ranks_per_node else 0
         return between * NETWORK_HOP + (self.size - 1 - between) * HOP
 
     def all_gather(self, size: float) -> float:
-        """Seconds until every rank has all `size` bytes, of which each held a part. A reduce-scatter takes as long."""
+        """Seconds to gather `size` bytes from equal shards on every rank. A reduce-scatter takes as long."""
         if self.size == 1:
             return 0.0
         return size * (self.size - 1) / self.size / self.rate + self._steps()
 
     def all_reduce(self, size: float) -> float:
-        """Seconds until every rank has the sum of `size` bytes: a reduce-scatter, then an all-gather."""
+        """Seconds to sum `size` bytes over the ranks: a reduce-scatter, then an all-gather."""
         return 2 * self.all_gather(size)
 
     def send(self, size: float) -> float:
-        """Seconds until the next rank has `size` bytes of this one's."""
-        return size / self.rate + (HOP if self.size <= self.inside else NETWORK_HOP)
+        """Seconds to send `size` bytes to the next rank."""
+        return size / self.rate + (HOP if self.size <= self.ranks_per_node else NETWORK_HOP)
 
-    def sent(self, size: float) -> float:
+    def bytes_sent(self, size: float) -> float:
         """Bytes that each rank sends in an all-gather or reduce-scatter of `size`."""
         return size * (self.size - 1) / self.size

@@ -1,4 +1,4 @@
-"""Operators to seconds: each takes the longer of its arithmetic and its memory traffic (Williams et al. 2009).
+"""The roofline model: an operator takes the longer of its arithmetic and its memory traffic (Williams et al. 2009).
 
     seconds = overhead + max(flops / (peak x efficiency), bytes / bandwidth)
 
@@ -18,30 +18,30 @@ from bigmodel_cli.engine.plan.trace import Op, Trace
 
 
 class Ceilings(Protocol):
-    """What a device does at most."""
+    """The peak rates of a device, by operator."""
 
     @property
     def overhead(self) -> float:
-        """Seconds that an operator takes, however small."""
+        """Seconds that every operator takes at least."""
         ...
 
     def arithmetic(self, op: Op, shards: int) -> float:
-        """FLOP/s for operators like `op`, whose matrices are cut into `shards`."""
+        """FLOP/s of operators like `op` with matrices divided into `shards`."""
         ...
 
     def traffic(self, op: Op) -> float:
-        """Bytes a second for operators like `op`."""
+        """Bytes per second of operators like `op`."""
         ...
 
 
 @dataclass(frozen=True)
-class Stated:
-    """Ceilings of a GPU from its data sheet, with the shares that kernels of today reach.
+class DataSheetCeilings:
+    """Ceilings of a GPU from its data sheet, with the efficiencies of current kernels.
 
-    Large products reach `sustained`; narrow ones less, as tiles stay empty and loads are not hidden.
-    Attention counts all T^2 pairs, of which causal kernels do half: FlashAttention-2 (Dao 2023)
-    reaches 0.55 to 0.7 of A100's peak on the half. Convolutions of ResNet in channels-last: cuDNN's
-    best layers reach the products' share, the thin ones half of it.
+    Large products reach `sustained`; narrow ones less, since tiles stay empty and loads are not hidden.
+    Attention counts all T^2 pairs, of which causal kernels compute half: FlashAttention-2 (Dao 2023)
+    reaches 0.55 to 0.7 of A100's peak on that half. In a channels-last ResNet, cuDNN's best layers are as
+    efficient as products, and those with few channels half as efficient.
     """
 
     device: Device
@@ -50,19 +50,19 @@ class Stated:
     def arithmetic(self, op: Op, shards: int) -> float:
         device = self.device
         peak = device.bf16 if op.half and device.bf16 else device.fp32
-        narrow = min(op.narrow, max((op.side if op.kind == "matmul" else op.narrow) // shards, 1))
+        min_dim = min(op.min_dim, max((op.side if op.kind == "matmul" else op.min_dim) // shards, 1))
         if op.kind == "attention":
-            # Twice: the causal half. Longer rows of 64 to 128 keep the units busy.
-            return peak * 2 * device.sustained * (0.6 if op.narrow >= 64 else 0.4) * (0.8 if op.backward else 1.0)
-        share = interpolate(EMPTY_TILES, narrow)
-        return peak * device.sustained * share * (0.7 if op.kind == "conv" else 1.0)
+            # Twice, for the causal half. Heads of 64 and more use the units better.
+            return peak * 2 * device.sustained * (0.6 if op.min_dim >= 64 else 0.4) * (0.8 if op.backward else 1.0)
+        efficiency = interpolate(TILE_EFFICIENCY, min_dim)
+        return peak * device.sustained * efficiency * (0.7 if op.kind == "conv" else 1.0)
 
     def traffic(self, op: Op) -> float:
         return self.device.bandwidth * 0.85
 
 
-EMPTY_TILES = ((16, 0.08), (64, 0.3), (128, 0.5), (256, 0.7), (512, 0.85), (1024, 0.95), (2048, 1.0))
-"""Share of the rate of large products, by the smallest side."""
+TILE_EFFICIENCY = ((16, 0.08), (64, 0.3), (128, 0.5), (256, 0.7), (512, 0.85), (1024, 0.95), (2048, 1.0))
+"""Efficiency relative to large products, by the smallest dimension."""
 
 
 def interpolate(curve: Sequence[Sequence[float]], x: float) -> float:
@@ -75,49 +75,51 @@ def interpolate(curve: Sequence[Sequence[float]], x: float) -> float:
     return curve[-1][1]
 
 
-def seconds(op: Op, ceilings: Ceilings, shards: int = 1) -> float:
-    """What `op` takes on one of `shards` devices that share its tensors evenly."""
+def op_seconds(op: Op, ceilings: Ceilings, shards: int = 1) -> float:
+    """Seconds of `op` on one of `shards` devices, each of which has an equal part of its tensors."""
     arithmetic = op.flops / shards / ceilings.arithmetic(op, shards) if op.flops else 0.0
     return ceilings.overhead + max(arithmetic, op.bytes / shards / ceilings.traffic(op))
 
 
-def phases(trace: Trace, ceilings: Ceilings, shards: int = 1, compiled: bool = False) -> dict[str, float]:
-    """Seconds of forward, backward and optimizer."""
+def phase_seconds(trace: Trace, ceilings: Ceilings, shards: int = 1, compiled: bool = False) -> dict[str, float]:
+    """Seconds of "forward", "backward" and "optimizer"."""
     found = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
-    ops = fused(trace) if compiled else trace.ops
+    ops = fuse_memory_ops(trace) if compiled else trace.ops
     for op in ops:
-        found[op.phase] += seconds(op, ceilings, shards)
+        found[op.phase] += op_seconds(op, ceilings, shards)
     return found
 
 
-def fused(trace: Trace) -> list[Op]:
-    """The operators as torch.compile would leave them: neighbours bound by memory become one kernel.
+def fuse_memory_ops(trace: Trace) -> list[Op]:
+    """The operators after torch.compile's fusion: consecutive ones bound by memory become one kernel.
 
-    It reads what comes from before it and writes what is still there after it.
+    The kernel reads tensors from before it, and writes those that are still alive after it.
     """
-    ends: list[Op] = []
+    kernels: list[Op] = []
     group: list[Op] = []
-    for place, op in enumerate(trace.ops):
+    for index, op in enumerate(trace.ops):
         if op.kind == "memory" and (not group or group[-1].phase == op.phase):
             group.append(op)
             continue
-        ends += _merged(trace, group, place)
+        kernels += _merge(trace, group, index)
         group = [op] if op.kind == "memory" else []
         if op.kind != "memory":
-            ends.append(op)
-    return ends + _merged(trace, group, len(trace.ops))
+            kernels.append(op)
+    return kernels + _merge(trace, group, len(trace.ops))
 
 
-def _merged(trace: Trace, group: list[Op], end: int) -> list[Op]:
+def _merge(trace: Trace, group: list[Op], end: int) -> list[Op]:
     if len(group) < 2:
         return group
-    makes: frozenset[int] = frozenset().union(*(op.makes for op in group))
-    reads: frozenset[int] = frozenset().union(*(op.reads for op in group)) - makes
-    died = {k: trace.stays[k].died for k in makes}
-    kept = [k for k in makes if died[k] is None or died[k] > end]  # type: ignore[operator]
+    created_keys: frozenset[int] = frozenset().union(*(op.created_keys for op in group))
+    read_keys: frozenset[int] = frozenset().union(*(op.read_keys for op in group)) - created_keys
+    freed = {k: trace.lifetimes[k].freed for k in created_keys}
+    outlive = [k for k in created_keys if freed[k] is None or freed[k] > end]  # type: ignore[operator]
     first = group[0]
-    read = sum(trace.stays[k].size for k in reads)
+    read = sum(trace.lifetimes[k].size for k in read_keys)
     read = min(read, sum(op.read for op in group))
-    written = sum(trace.stays[k].size for k in kept)
-    in_place = sum(max(op.written - sum(trace.stays[k].size for k in op.makes), 0) for op in group)
-    return [Op("fused", first.phase, 0, read, written + in_place, 0, 0, first.half, first.block, reads, makes)]
+    written = sum(trace.lifetimes[k].size for k in outlive)
+    in_place = sum(max(op.written - sum(trace.lifetimes[k].size for k in op.created_keys), 0) for op in group)
+    return [
+        Op("fused", first.phase, 0, read, written + in_place, 0, 0, first.half, first.block, read_keys, created_keys)
+    ]

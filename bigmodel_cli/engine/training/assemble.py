@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.cached_features import with_cached_features
 from bigmodel_cli.engine.training.linear_probe import solve
@@ -22,7 +22,7 @@ def assemble(
     recorded: Mapping[str, Any] | None = None,
     *,
     measure: bool = True,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
     hooks: Hooks = Hooks(),
 ) -> Run:
     """A run of `recipe` that is ready for :func:`execute`; the arguments are those of ``build_run.build``.

@@ -18,14 +18,15 @@ from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.build.data import load_data, train_and_val
-from bigmodel_cli.engine.build.load import Trained, described, load_trained
-from bigmodel_cli.engine.build.model import head_of
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
+from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.build.optimizer import build_optimizer
-from bigmodel_cli.engine.device.autotune import measured
+from bigmodel_cli.engine.device.autotune import autotune
 from bigmodel_cli.engine.device.device_cache import cache_on_device
-from bigmodel_cli.engine.device.placement import Placement, place
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group
-from bigmodel_cli.engine.distributed.strategy import parallel_for
+from bigmodel_cli.engine.device.placement import Placement, choose_placement
+from bigmodel_cli.engine.device.process import configure_process
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
+from bigmodel_cli.engine.distributed.strategy import choose_strategy
 from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import imbalance_notes, labels_of, weighted
 from bigmodel_cli.engine.training.provenance import provenance
@@ -59,7 +60,7 @@ class Built:
 class _Loaded:
     """The data, and the trained model that the recipe starts from."""
 
-    trained: Trained | None
+    trained: TrainedModel | None
     bundle: DataBundle
     train: Source
     val: Source
@@ -86,7 +87,7 @@ def build(
     recorded: Mapping[str, Any] | None = None,
     *,
     measure: bool = True,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
     notes: Sequence[str] = (),
 ) -> Built:
     """Build everything that `recipe` names, on its device.
@@ -101,7 +102,8 @@ def build(
         BigmodelError: data, checkpoint or device is not there or does not fit.
     """
     group = with_width(group, recipe)
-    placement = place(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
+    placement = choose_placement(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
+    configure_process(placement)
     parts = _parts(recipe, resumed, placement, group)
     solves = parts.adapted.solve is not None
     if group.world > 1 and solves:
@@ -113,8 +115,8 @@ def build(
     run = _run(
         recipe, parts, placement, group, [*notes, *parts.notes, *_changed_environment(placement, group, resumed)]
     )
-    if group.shard:
-        torch.manual_seed(rank_seed(recipe.train.seed, group.shard))
+    if group.data_parallel_rank:
+        torch.manual_seed(rank_seed(recipe.train.seed, group.data_parallel_rank))
     if resumed is not None:
         restore(run, resumed)
     return Built(run, parts.caches_features)
@@ -146,7 +148,7 @@ def _parts(recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placeme
 def _run(recipe: Recipe, parts: _Parts, placement: Placement, group: Group, notes: list[str]) -> Run:
     """The parts spread over the processes of `group`, with an optimizer and a schedule."""
     model, adapted = parts.model, parts.adapted
-    parallel = parallel_for(group, recipe, placement, model, unused=bool(adapted.stages))
+    parallel = choose_strategy(group, recipe, placement, model, unused=bool(adapted.stages))
     ema = build_ema(recipe, model, parallel)  # before it is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
@@ -159,12 +161,14 @@ def _run(recipe: Recipe, parts: _Parts, placement: Placement, group: Group, note
         adapted=adapted,
         optimizer=optimizer,
         lr_factor=schedules.get(recipe.schedule.name)(parts.steps, **recipe.schedule.options),
-        base_lrs=[g["lr"] * (group.shards if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups],
+        base_lrs=[
+            g["lr"] * (group.data_parallel_size if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups
+        ],
         batches=parts.batches,
         val=parts.val,
         total_steps=0 if adapted.solve else parts.steps,
         placement=placement,
-        timer=Timer(placement.wait if placement.lag else None),
+        timer=Timer(placement.synchronize if placement.lag else None),
         meta=_meta(recipe, parts.task, parts.bundle),
         notes=notes,
         splits=frozenset(parts.bundle.load),
@@ -175,7 +179,7 @@ def _run(recipe: Recipe, parts: _Parts, placement: Placement, group: Group, note
 def _load(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
     check_task(recipe)
     trained = None if resumed else trained_start(recipe)
-    like = described(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
+    like = recipe_and_spec(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
     bundle = load_data(recipe.data, like)
     return _Loaded(trained, bundle, *train_and_val(bundle, recipe.data))
 
@@ -188,11 +192,11 @@ def _network(
     with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = task_and_model(recipe, loaded.bundle, loaded.train, resumed, loaded.trained)
     model = on_device(recipe, model, placement, group)
-    start = Start(model, head_of(recipe), _open, task, loaded.bundle.spec)
+    start = Start(model, head_name(recipe), _open, task, loaded.bundle.spec)
     return task, model, methods.get(recipe.start.method)(start, **recipe.start.options), notes
 
 
-def _open(path: str) -> Trained:
+def _open(path: str) -> TrainedModel:
     return load_trained(Path(path))
 
 
@@ -225,7 +229,7 @@ def _measured(recipe: Recipe, placement: Placement, parts: _Parts) -> Placement:
     if section.compile == "auto" and isinstance(batches.source, VariableLengthSource):
         # Batches are as long as their texts: what is compiled for one shape is compiled again for the next.
         section = section.model_copy(update={"compile": False})
-    return measured(
+    return autotune(
         section,
         placement,
         parts.model,

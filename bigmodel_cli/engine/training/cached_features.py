@@ -16,7 +16,7 @@ from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.sources import SourceWrapper
 from bigmodel_cli.core.tasks import Classifies, TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source, Task
-from bigmodel_cli.engine.build.model import head_of
+from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
 from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
 from bigmodel_cli.engine.training.run import Run
@@ -56,7 +56,7 @@ def can_cache_features(
 
     Where everything below the head is frozen and it is not possible all the same, the line says why.
     """
-    head = head_of(recipe)
+    head = head_name(recipe)
     below = {key for key in model.state_dict() if not key.startswith(head + ".")}
     if not below or not below <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
         return False, ""
@@ -78,7 +78,7 @@ def with_cached_features(run: Run) -> Run:
     """`run` with features in the place of samples, and the head in the place of the model."""
     with run.timer("features"):
         train, val = features(run)
-    head = head_of(run.recipe)
+    head = head_name(run.recipe)
     return replace(
         run,
         batches=replace(run.batches, source=train),
@@ -120,7 +120,7 @@ def _split(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source
 
 def _into_the_head(run: Run) -> ForwardFn:
     """What a model, of which the head is a part, puts into it."""
-    head = head_of(run.recipe)
+    head = head_name(run.recipe)
 
     def forward(model: nn.Module, batch: Batch) -> Batch:
         seen: list[Tensor] = []

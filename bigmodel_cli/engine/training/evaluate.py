@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bigmodel_cli.core.types import Batch, Source, Task
 from bigmodel_cli.data.batches import gathered, shares
 from bigmodel_cli.engine.device.placement import Placement
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.inference.batch_size import forward_pass, max_batch_size, sample_inputs
 from bigmodel_cli.engine.inference.optimize import optimize_for_inference
 
@@ -23,7 +23,12 @@ def _shared_pass(
     A sharded model needs every rank in every pass.
     """
     model.eval()
-    parts = shares(len(source), min(batch_size, max_batch_size(task, placement)), group.shard, group.shards)
+    parts = shares(
+        len(source),
+        min(batch_size, max_batch_size(task, placement)),
+        group.data_parallel_rank,
+        group.data_parallel_size,
+    )
     stand_in = torch.zeros(1, dtype=torch.int64)
     for part, raw in zip(parts, gathered(source, [p if len(p) else stand_in for p in parts]), strict=True):
         yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))
@@ -36,7 +41,7 @@ def evaluate(
     placement: Placement,
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> dict[str, float] | None:
     """Metrics of `model` over the whole of `source`; None where `stop` asked to end before it was through.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bigmodel_cli.data.balance import class_weights
-from bigmodel_cli.engine.build.model import head_of
+from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.training.cached_features import features
 from bigmodel_cli.engine.training.loop import end_epoch
 from bigmodel_cli.engine.training.run import Run
@@ -23,7 +23,7 @@ def solve(run: Run) -> bool:
         return True
     assert run.adapted.solve is not None
     clock = time.perf_counter()
-    head = run.model.get_submodule(head_of(run.recipe))
+    head = run.model.get_submodule(head_name(run.recipe))
     assert isinstance(head, nn.Linear)
     train, val = features(run)
     even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum

@@ -71,7 +71,7 @@ def train_step(run: Run, raw: Batch) -> StepResult:
     run.set_lr()
     run.timer.steps += 1
     kept = [b.clone() for b in run.model.buffers()] if run.recipe.train.skip_nonfinite else []
-    count = int(run.parallel.total(run.task.count(raw)))
+    count = int(run.parallel.global_count(run.task.count(raw)))
     while (total := _gradients(run, raw, count)) is None:
         _halve(run)
     with run.timer("optimizer"):
@@ -112,7 +112,7 @@ def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
         if not is_out_of_memory(error):
             raise
         short = True
-    return None if run.parallel.out_of_memory(short) else run.parallel.summed(total)
+    return None if run.parallel.out_of_memory(short) else run.parallel.all_reduce(total)
 
 
 def _halve(run: Run) -> None:

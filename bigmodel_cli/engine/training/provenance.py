@@ -7,7 +7,8 @@ import platform
 import subprocess
 from typing import Any
 
-from bigmodel_cli.engine.device.hardware import cpu_flags
+from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.engine.device.hardware import cpu_info
 
 GIT_SECONDS = 5
 
@@ -18,8 +19,8 @@ def provenance() -> dict[str, Any]:
         "git": git_state(),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "processor": cpu_flags()[0],
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "processor": cpu_info()[0],
+            "cores": available_cores(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         },
     }

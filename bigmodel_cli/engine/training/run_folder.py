@@ -108,7 +108,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
                 self._check()  # again, now that no other run can be writing here
-                atomic_files.clean_temporary(self.path)
+                atomic_files.remove_temporary_files(self.path)
                 if self.overwrite and not self.resume:
                     self._clear()
                 self._events = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -184,7 +184,7 @@ class RunFolder:
                 shutil.rmtree(path)
             elif path.name in ours:
                 path.unlink()
-        atomic_files.clear_parts(self.path.glob(atomic_files.PARTS + "*"))
+        atomic_files.remove_sharded(self.path.glob(atomic_files.SHARDS_PREFIX + "*"))
 
     def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
         """How the run is: state running, done, interrupted or failed, with the process's exit code."""

@@ -10,8 +10,8 @@ from typing import Any
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.async_writer import Parts, Writer
-from bigmodel_cli.engine.checkpoint.sharded import Share, split_state
+from bigmodel_cli.engine.checkpoint.async_writer import LocalShard, Writer
+from bigmodel_cli.engine.checkpoint.sharded import ShardSpec, split_state
 from bigmodel_cli.engine.distributed.process_group import Group
 from bigmodel_cli.engine.training.restore import restore
 from bigmodel_cli.engine.training.run import Run
@@ -30,8 +30,8 @@ class Checkpoints:
     def save(self, run: Run, best: bool) -> None:
         """Hand the run's state to the writer: each rank its own rows where they are many, else rank 0 the whole."""
         state = run.state(whole=False)
-        if run.parallel.saves_shards and checkpoint.size(state) > run.recipe.train.shard_above:
-            self.writer.save_parts(_parts(run, state), best)
+        if run.parallel.saves_shards and checkpoint.tensor_bytes(state) > run.recipe.train.shard_above:
+            self.writer.save_shard(_parts(run, state), best)
             return
         state = run.parallel.gather_full(state, self.group.is_main)
         if self.group.is_main:
@@ -39,7 +39,7 @@ class Checkpoints:
 
     def roll_back(self, run: Run) -> bool:
         """Put the run back to its newest checkpoint; False where there is none."""
-        self.writer.wait()
+        self.writer.flush()
         try:
             state, _ = newest(self.folder, self.group, own_shard(run.recipe, self.group))
         except InputError:
@@ -49,7 +49,7 @@ class Checkpoints:
         return True
 
 
-def newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[str, Any], list[str]]:
+def newest(folder: RunFolder, group: Group, share: ShardSpec | None) -> tuple[dict[str, Any], list[str]]:
     """The newest valid checkpoint, which rank 0 chooses and every rank reads; and a line for each that was skipped.
 
     Raises:
@@ -61,7 +61,7 @@ def newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[s
             raise InputError(f"{folder.path}: no valid checkpoint")
         return checkpoint.load(Path(chosen), share), []
     try:
-        path, state, skipped = checkpoint.fallback(folder.path, share)
+        path, state, skipped = checkpoint.newest_valid(folder.path, share)
     except InputError:
         group.broadcast(None)
         raise
@@ -71,8 +71,8 @@ def newest(folder: RunFolder, group: Group, share: Share | None) -> tuple[dict[s
     return state, skipped
 
 
-def _parts(run: Run, state: dict[str, Any]) -> Parts:
+def _parts(run: Run, state: dict[str, Any]) -> LocalShard:
     group = run.parallel.group
     plain, mine = split_state(state, run.parallel.local_rows, group.is_main)
-    name = group.broadcast(atomic_files.PARTS + uuid.uuid4().hex[:12])
-    return Parts(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
+    name = group.broadcast(atomic_files.SHARDS_PREFIX + uuid.uuid4().hex[:12])
+    return LocalShard(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)

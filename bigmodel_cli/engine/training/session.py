@@ -15,9 +15,9 @@ from typing import Any
 from bigmodel_cli.core.errors import BigmodelError, DivergedError, InterruptedRun
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
-from bigmodel_cli.engine.build.digest import digest, unchanged
+from bigmodel_cli.engine.build.digest import assert_unchanged, digest
 from bigmodel_cli.engine.checkpoint.async_writer import Writer
-from bigmodel_cli.engine.distributed.process_group import ALONE, Group, translate_rank_errors
+from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group, translate_rank_errors
 from bigmodel_cli.engine.plan.mfu import utilisation
 from bigmodel_cli.engine.training.assemble import execute, prepare
 from bigmodel_cli.engine.training.build_run import Built, build
@@ -73,7 +73,7 @@ def train(
     folder: RunFolder,
     emit: Callable[[Event], None],
     recorded: Mapping[str, Any] | None = None,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> Outcome:
     """Train `recipe` in `folder` to its end; `recorded` is the environment of a run that is done again.
 
@@ -95,7 +95,7 @@ def train(
         hooks = Hooks(log.add, lambda run: group.any(stop.requested), checkpoints.save, checkpoints.roll_back)
         built.draft.timer.seconds["start"] += time.perf_counter() - clock
         log.add(_start(built.draft, folder))
-        with unchanged(built.draft.model, built.draft.frozen.tensors):
+        with assert_unchanged(built.draft.model, built.draft.frozen.tensors):
             run = prepare(built, hooks)
             before = _before(run)
             if not run.adapted.solve:  # which has nothing to save until it is through
@@ -103,7 +103,7 @@ def train(
             with profiled(run, folder.path / "trace.json") as after_step:
                 through = execute(run, after_step)
         with run.timer("saving"):
-            writer.wait()
+            writer.flush()
             group.barrier()
         if not through:
             raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)

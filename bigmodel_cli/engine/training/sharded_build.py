@@ -14,7 +14,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, optimizers
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.data.batches import Batches
-from bigmodel_cli.engine.checkpoint.sharded import Share
+from bigmodel_cli.engine.checkpoint.sharded import ShardSpec
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.distributed.process_group import Group
@@ -53,10 +53,17 @@ def batches_for(recipe: Recipe, train: Source, even: Tensor | None, group: Group
     Raises:
         InputError: a step has fewer samples than there are ranks.
     """
-    batches = Batches(train, batch_size(recipe, train, group), recipe.train.seed, even, group.shard, group.shards)
+    batches = Batches(
+        train,
+        batch_size(recipe, train, group),
+        recipe.train.seed,
+        even,
+        group.data_parallel_rank,
+        group.data_parallel_size,
+    )
     least = batches.size(batches.steps_per_epoch - 1)
-    if least < group.shards:
-        expected = f"expected at least one for each of {group.shards} processes"
+    if least < group.data_parallel_size:
+        expected = f"expected at least one for each of {group.data_parallel_size} processes"
         raise InputError(f"{least} samples in a step", expected, "a larger --batch-size")
     return batches
 
@@ -77,17 +84,17 @@ def with_width(group: Group, recipe: Recipe) -> Group:
     if group.world % width or (section.strategy == "tp" and width != group.world):
         what = f"parallel.tensor {width} with {section.strategy} of {group.world} processes"
         raise InputError(what, "expected that it divides them; tp: all of them", "--set parallel.strategy=fsdp")
-    return replace(group, width=width)
+    return replace(group, tensor_parallel_size=width)
 
 
 def shards_parameters(recipe: Recipe, group: Group) -> bool:
     return group.world > 1 and recipe.parallel.strategy in ("fsdp", "tp")
 
 
-def own_shard(recipe: Recipe, group: Group) -> Share | None:
+def own_shard(recipe: Recipe, group: Group) -> ShardSpec | None:
     """Which rows of every tensor are this rank's, where each has rows and nothing else."""
     rows = group.world > 1 and recipe.parallel.strategy == "fsdp" and recipe.parallel.tensor == 1
-    return (group.rank, group.world) if rows else None
+    return ShardSpec(group.rank, group.world) if rows else None
 
 
 def builds_on_meta(recipe: Recipe, group: Group, resumed: bool) -> bool:
@@ -112,7 +119,7 @@ def agreed(recipe: Recipe, placement: Placement, model: nn.Module, group: Group)
     if group.world == 1 or shards_parameters(recipe, group):
         return placement
     placement = placement.with_(**group.broadcast({**placement.choices(), "why": placement.why}))
-    placement.use()
+    placement.set_threads()
     placement.model(model)
     return placement
 
@@ -123,5 +130,5 @@ def batch_size(recipe: Recipe, train: Source, group: Group) -> int:
     return (
         len(train)
         if full
-        else min(recipe.train.batch_size * (group.shards if recipe.parallel.scale_lr else 1), len(train))
+        else min(recipe.train.batch_size * (group.data_parallel_size if recipe.parallel.scale_lr else 1), len(train))
     )

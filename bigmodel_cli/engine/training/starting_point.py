@@ -13,10 +13,10 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import data, methods, models
 from bigmodel_cli.core.types import DataBundle, Source, Task
 from bigmodel_cli.engine.build.compatibility import first_difference
-from bigmodel_cli.engine.build.foreign_weights import is_foreign, transfer_foreign
-from bigmodel_cli.engine.build.load import Trained, described, load_trained
+from bigmodel_cli.engine.build.foreign_weights import is_foreign, load_foreign_weights
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
-from bigmodel_cli.engine.build.model import build_model, build_task, show
+from bigmodel_cli.engine.build.model import build_model, build_task, initialise_from_data
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import transfer
 
@@ -41,7 +41,7 @@ def check_task(recipe: Recipe) -> None:
             raise InputError(what, expected, hint)
 
 
-def trained_start(recipe: Recipe) -> Trained | None:
+def trained_start(recipe: Recipe) -> TrainedModel | None:
     """The trained model that the recipe starts from; None for random weights, and for foreign ones."""
     if not recipe.start.trained:
         if recipe.start.sha256 is not None:
@@ -55,22 +55,22 @@ def trained_start(recipe: Recipe) -> Trained | None:
 
 
 def task_and_model(
-    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: Trained | None
+    recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: TrainedModel | None
 ) -> tuple[Task, nn.Module, list[str]]:
     if resumed is not None:
         _check_same_data(resumed["meta"]["data"], bundle)
-        _, spec = described(resumed, "--resume")
+        _, spec = recipe_and_spec(resumed, "--resume")
         return build_task(recipe, spec), build_model(recipe, spec), []
     if not recipe.start.trained:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)
-        show(model, task, train)
+        initialise_from_data(model, task, train)
         return task, model, []
     if trained is None:
         task = build_task(recipe, bundle.spec).fit_spec(train)
         model = build_model(recipe, task.spec)
         path = Path(str(recipe.start.checkpoint))
-        return task, model, transfer_foreign(model, path, models.get(recipe.model.name).meta)
+        return task, model, load_foreign_weights(model, path, models.get(recipe.model.name).meta)
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)

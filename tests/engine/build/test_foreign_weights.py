@@ -18,11 +18,11 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.foreign_weights import (
-    architecture,
-    find_weights,
+    exported_model_section,
+    find_state_dict,
+    infer_options,
     is_foreign,
-    missing_options,
-    transfer_foreign,
+    load_foreign_weights,
 )
 from bigmodel_cli.engine.checkpoint import checkpoint
 
@@ -62,7 +62,7 @@ def test_every_usual_form_loads(form: str, tmp_path: Path) -> None:
     entry = models.get("resnet18")
     model = entry(SPEC, stem="imagenet")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    (line,) = transfer_foreign(model, tmp_path / "x.pt", entry.meta)
+    (line,) = load_foreign_weights(model, tmp_path / "x.pt", entry.meta)
     missing, unexpected = (20 if form == "without_counters" else 0), int(form == "backbone")
     assert f"{120 - missing} of 120 tensors matched, {missing} missing" in line and f"{unexpected} unexpected" in line
     for name, tensor in model.state_dict().items():
@@ -76,12 +76,12 @@ def test_every_usual_form_loads(form: str, tmp_path: Path) -> None:
 def test_safetensors_and_the_shapes_that_decide_the_stem(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "x.safetensors")
     recipe = resolve([Layer("test", {"model": {"name": "resnet18"}})]).recipe
-    assert missing_options(recipe, [], SPEC, tmp_path / "x.safetensors") == {"stem": "imagenet"}
-    assert missing_options(recipe, ["stem"], SPEC, tmp_path / "x.safetensors") == {}
+    assert infer_options(recipe, [], SPEC, tmp_path / "x.safetensors") == {"stem": "imagenet"}
+    assert infer_options(recipe, ["stem"], SPEC, tmp_path / "x.safetensors") == {}
     small = models.get("resnet18")(SPEC, stem="small").state_dict()
     save_file(small, tmp_path / "small.safetensors")
     photo = SPEC.with_(height=224, width=224)
-    assert missing_options(recipe, [], photo, tmp_path / "small.safetensors")["stem"] in ("small", "strided")
+    assert infer_options(recipe, [], photo, tmp_path / "small.safetensors")["stem"] in ("small", "strided")
 
 
 def test_torchvisions_vision_transformer_is_ours_under_other_names(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_torchvisions_vision_transformer_is_ours_under_other_names(tmp_path: Pat
     torch.save(theirs.state_dict(), tmp_path / "x.pt")
     entry = models.get("vit")
     ours = entry(SPEC, patch=4, width=48, depth=2, heads=3).eval()
-    (line,) = transfer_foreign(ours, tmp_path / "x.pt", entry.meta)
+    (line,) = load_foreign_weights(ours, tmp_path / "x.pt", entry.meta)
     assert "0 missing, 0 unexpected" in line
     ours.head.load_state_dict(theirs.heads.head.state_dict())
     x = torch.randn(2, 3, 32, 32)
@@ -113,14 +113,14 @@ def test_other_weights_are_refused_with_the_counts(change: Any, message: str, tm
     model = entry(SPEC, stem="imagenet")
     before = checkpoint.digest(dict(model.state_dict()))
     with pytest.raises(InputError) as caught:
-        transfer_foreign(model, tmp_path / "x.pt", entry.meta)
+        load_foreign_weights(model, tmp_path / "x.pt", entry.meta)
     assert message in caught.value.line and len(caught.value.line) <= 200
     assert checkpoint.digest(dict(model.state_dict())) == before
 
 
 def test_only_tensors_are_weights() -> None:
-    assert find_weights([1, 2], Tensor) == ("", {})
-    assert find_weights({"model": {"a": 1}, "w": torch.ones(1), 3: torch.ones(1)}, Tensor)[1].keys() == {"w"}
+    assert find_state_dict([1, 2], Tensor) == ("", {})
+    assert find_state_dict({"model": {"a": 1}, "w": torch.ones(1), 3: torch.ones(1)}, Tensor)[1].keys() == {"w"}
 
 
 def test_the_command(run_cli: Any, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_command(run_cli: Any, tmp_path: Path) -> None:
 def test_an_export_of_ours_names_its_model(run_cli: Any, tmp_path: Path) -> None:
     assert run_cli("train", "mlp", "--set", "model.hidden=[9]", "--max-steps", 1, "--out", "run").returncode == 0
     assert run_cli("export", "run", "--format", "safetensors", "--out", "w").returncode == 0
-    assert architecture(tmp_path / "w/model.safetensors")["hidden"] == [9]
+    assert exported_model_section(tmp_path / "w/model.safetensors")["hidden"] == [9]
     done = run_cli("finetune", "--from", "w/model.safetensors", "--max-steps", 1, "--json")
     start = json.loads(done.stdout.splitlines()[0])
     assert start["model"] == "mlp" and any("0 missing, 0 unexpected" in note for note in start["notes"])

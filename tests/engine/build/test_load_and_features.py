@@ -15,12 +15,12 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.data.batches import Batches, in_order, micro_batches
-from bigmodel_cli.engine.build.digest import unchanged
-from bigmodel_cli.engine.build.load import Trained, load_trained
+from bigmodel_cli.engine.build.digest import assert_unchanged
+from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.engine.build.model import build_model
 from bigmodel_cli.engine.build.transfer import transfer
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.device.placement import choose_device, place
+from bigmodel_cli.engine.device.placement import choose_device, choose_placement
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit, train_step
 
@@ -30,7 +30,7 @@ def run_of(model: str = "mlp", **sections: Any) -> Any:
     return assemble(resolve([*layers, *(Layer("test", {k: v}) for k, v in sections.items())]).recipe)
 
 
-def saved(tmp_path: Path, model: str = "resnet18") -> Trained:
+def saved(tmp_path: Path, model: str = "resnet18") -> TrainedModel:
     run = run_of(model)
     checkpoint.save(tmp_path / "ckpt.pt", run.state())
     return load_trained(tmp_path / "ckpt.pt")
@@ -44,7 +44,7 @@ def test_grey_and_colour_backbones_answer_alike(channels: int, word: str, tmp_pa
     if channels == 1:  # start from a three-channel network instead
         colour = build_model(trained.recipe, spec.with_(channels=3)).eval()
         task = type(trained.task)(spec.with_(channels=3), trained.task.loss_per_sample, trained.task.augment)
-        trained = Trained(trained.path, colour, task, trained.recipe, trained.meta, trained.progress)
+        trained = TrainedModel(trained.path, colour, task, trained.recipe, trained.meta, trained.progress)
     adapted = build_model(trained.recipe, spec.with_(channels=channels))
     notes = transfer(adapted, trained, spec.with_(channels=channels))
     assert any(word in note for note in notes) and any("head kept" in note for note in notes)
@@ -138,7 +138,7 @@ def test_frozen_tensors_that_move_are_noticed() -> None:
     model = torch.nn.Linear(2, 2)
     with (
         pytest.raises(BigmodelError, match="first weight"),
-        unchanged(model, frozenset(["weight"])),
+        assert_unchanged(model, frozenset(["weight"])),
     ):
         model.weight.data[0, 0] += 1
 
@@ -149,7 +149,7 @@ def test_full_batch_gradient_descent_is_one_step_an_epoch() -> None:
 
 
 def test_devices() -> None:
-    assert place(PlacementSection(device="cpu")).device.type == "cpu"
+    assert choose_placement(PlacementSection(device="cpu")).device.type == "cpu"
     missing = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(MachineError) as caught:
         choose_device(missing)

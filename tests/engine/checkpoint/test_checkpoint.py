@@ -176,7 +176,7 @@ def made(path: Path, created: Any, written: float) -> None:
 
 
 def newest(folder: Path) -> str:
-    return checkpoint.fallback(folder)[0].name
+    return checkpoint.newest_valid(folder)[0].name
 
 
 def test_of_two_made_at_one_moment_the_last_is_gone_on_with(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_one_that_does_not_say_when_counts_by_the_time_of_its_file(tmp_path: Pat
     made(tmp_path / "c.pt", 40.0, 90.0)
     assert newest(tmp_path) == "b.pt"
     (tmp_path / "d.pt").symlink_to(tmp_path / "nowhere")
-    path, _, skipped = checkpoint.fallback(tmp_path)
+    path, _, skipped = checkpoint.newest_valid(tmp_path)
     assert path.name == "b.pt" and skipped == []  # the oldest of all is not even opened
 
 
@@ -203,12 +203,12 @@ def test_each_that_was_passed_over_is_told_and_none_at_all_is_an_error(tmp_path:
         raw = bytearray((tmp_path / f"{name}.pt").read_bytes())
         raw[len(raw) // 3] ^= 1
         (tmp_path / f"{name}.pt").write_bytes(raw)
-    path, found, skipped = checkpoint.fallback(tmp_path)
+    path, found, skipped = checkpoint.newest_valid(tmp_path)
     assert path.name == "a.pt" and found["meta"]["created"] == 0
     assert len(skipped) == 2 and {name for name in "abc" for line in skipped if f"{name}.pt" in line} == {"b", "c"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError) as caught:
-        checkpoint.fallback(tmp_path / "empty")
+        checkpoint.newest_valid(tmp_path / "empty")
     assert caught.value.exit_code == 2 and caught.value.hint
 
 
@@ -218,7 +218,7 @@ def test_each_that_was_passed_over_is_told_and_none_at_all_is_an_error(tmp_path:
 def test_the_size_is_that_of_the_bytes_of_all_tensors(make: Callable[[], Any]) -> None:
     value = make()
     tensors = [value["model"]["w"]] if isinstance(value, dict) else [value[0], value[1][0]]
-    assert checkpoint.size(value) == sum(t.numpy().nbytes for t in tensors) > 0
+    assert checkpoint.tensor_bytes(value) == sum(t.numpy().nbytes for t in tensors) > 0
 
 
 def test_a_safetensors_file_is_read_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device import autotune
-from bigmodel_cli.engine.device.autotune import Bench
+from bigmodel_cli.engine.device.autotune import Benchmark
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.run import Run
@@ -39,7 +39,7 @@ def test_short_runs_are_not_measured(own_cache: Path) -> None:
 
 def test_measuring_leaves_the_run_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = assembled(precision="fp32")
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
     found = assembled()
     assert "measured" in found.placement.why
     assert digest(found.model) == digest(plain.model)
@@ -54,10 +54,10 @@ def _after(plain: Run) -> torch.Tensor:
 
 
 def test_a_choice_is_kept_and_a_damaged_cache_is_no_error(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
     first = assembled().placement
     assert len(json.loads(own_cache.read_text())) == 1
-    monkeypatch.setattr(Bench, "trial", None)  # measuring again would fail
+    monkeypatch.setattr(Benchmark, "run_trial", None)  # measuring again would fail
     second = assembled().placement
     assert second.choices() == first.choices()
     assert second.why.endswith("as measured before")
@@ -69,7 +69,7 @@ def test_a_choice_is_kept_and_a_damaged_cache_is_no_error(own_cache: Path, monke
 
 
 def test_a_fixed_precision_or_determinism_skips_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bench, "trial", None)
+    monkeypatch.setattr(Benchmark, "run_trial", None)
     assert assembled(precision="bf16").placement.precision == "bf16"
     try:
         assert assembled(deterministic=True).placement.precision == "fp32"
@@ -78,25 +78,25 @@ def test_a_fixed_precision_or_determinism_skips_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_faster_setting_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-    monkeypatch.setattr(autotune, "_bf16_gain", lambda: 1.0)
-    real = Bench.trial
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "_bf16_speedup", lambda: 1.0)
+    real = Benchmark.run_trial
 
-    def wrong(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
-        trial = real(self, placement, limit, best)
+    def wrong(self: Benchmark, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
+        run_trial = real(self, placement, limit, best)
         if placement.precision == "bf16":  # quick, and off
-            trial.seconds, trial.loss = 0.0001, trial.loss * 1.5
-        return trial
+            run_trial.seconds, run_trial.loss = 0.0001, run_trial.loss * 1.5
+        return run_trial
 
-    monkeypatch.setattr(Bench, "trial", wrong)
+    monkeypatch.setattr(Benchmark, "run_trial", wrong)
     placement = assembled().placement
     assert placement.precision == "fp32"
     assert "bf16 disagrees with fp32" in placement.why
 
 
 def test_bf16_is_not_tried_where_its_products_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-    monkeypatch.setattr(autotune, "_bf16_gain", lambda: 0.5)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "_bf16_speedup", lambda: 0.5)
     placement = assembled().placement
     assert placement.precision == "fp32"
     assert "bf16 products 0.5x" in placement.why
@@ -104,17 +104,17 @@ def test_bf16_is_not_tried_where_its_products_are_slow(monkeypatch: pytest.Monke
 
 def test_a_slow_batch_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: set[int] = set()
-    real = Bench.once
+    real = Benchmark.time_step
 
-    def once(self: Bench, *arguments: Any) -> Any:
-        sizes.add(len(self.raw["index"]))
+    def time_step(self: Benchmark, *arguments: Any) -> Any:
+        sizes.add(len(self.raw_batch["index"]))
         return real(self, *arguments)
 
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-    monkeypatch.setattr(autotune, "PART", 0.0)
-    monkeypatch.setattr(Bench, "once", once)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "TARGET_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(Benchmark, "time_step", time_step)
     assert "measured" in assembled().placement.why
-    assert sizes == {autotune.FEW}
+    assert sizes == {autotune.PROBE_SAMPLES}
 
 
 def test_a_resumed_run_keeps_its_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_a_resumed_run_keeps_its_placement(tmp_path: Path, monkeypatch: pytest.M
     state["meta"]["env"]["precision"] = "bf16"
     state["meta"]["recipe"]["placement"]["precision"] = "auto"
     checkpoint.save(tmp_path / "last.pt", state)
-    monkeypatch.setattr(Bench, "trial", None)
+    monkeypatch.setattr(Benchmark, "run_trial", None)
     resumed = assembled(checkpoint.load(tmp_path / "last.pt"))
     assert (resumed.placement.precision, resumed.placement.channels_last) == ("bf16", False)
 
@@ -132,13 +132,13 @@ def test_texts_of_many_lengths_are_not_compiled(tmp_path: Path, monkeypatch: pyt
     """What is compiled for one shape is compiled again for the next, a minute each, and batches differ in length."""
     tried: list[bool] = []
 
-    def trial(self: Bench, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
+    def run_trial(self: Benchmark, placement: Placement, limit: float, best: float = float("inf")) -> autotune.Trial:
         tried.append(placement.compile)
         return autotune.Trial(placement, 1.0, 0.0, torch.zeros(1))
 
-    monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
     monkeypatch.setattr(autotune, "COMPILE_SECONDS", 0.0)
-    monkeypatch.setattr(Bench, "trial", trial)
+    monkeypatch.setattr(Benchmark, "run_trial", run_trial)
     assembled()
     assert any(tried)
     tried.clear()

@@ -11,8 +11,8 @@ from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.device import device_cache as subject
-from bigmodel_cli.engine.device.device_cache import Pinned, Resident, cache_on_device, resident
-from bigmodel_cli.engine.device.placement import Placement, place
+from bigmodel_cli.engine.device.device_cache import Pinned, Resident, cache_on_device, load_resident
+from bigmodel_cli.engine.device.placement import Placement, choose_placement
 
 
 def split() -> Any:
@@ -21,9 +21,9 @@ def split() -> Any:
 
 
 def test_held_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "CHUNK", 100)
+    monkeypatch.setattr(subject, "CHUNK_SAMPLES", 100)
     source = split()
-    held = resident(source, torch.device("cpu"))
+    held = load_resident(source, torch.device("cpu"))
     assert held is not None
     indices = torch.tensor([5, 0, 1000, 5])
     for key, value in source.gather(indices).items():
@@ -32,7 +32,7 @@ def test_held_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_is_near_already_and_a_small_gpu_gets_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, placement = split(), place(PlacementSection())
+    source, placement = split(), choose_placement(PlacementSection())
     if placement.device.type == "cpu":
         assert cache_on_device(source, placement) is source
     for free, kind in ((10**9, Resident), (1000, Pinned)):

@@ -8,8 +8,8 @@ from torch import nn
 
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine.inference.int8_conv import Int8Conv2d, has_int8, to_int8
-from bigmodel_cli.engine.inference.optimize import fold
+from bigmodel_cli.engine.inference.int8_conv import Int8Conv2d, has_int8, quantize_convolutions
+from bigmodel_cli.engine.inference.optimize import fold_batchnorm
 
 needs_int8 = pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="no int8 products on this processor")
 
@@ -21,13 +21,13 @@ def test_a_residual_network_answers_alike(name: str) -> None:
     model = models.get(name)(ImageSpec(3, 32, 32, tuple("0123456789")))
     for _ in range(3):
         model(torch.randn(16, 3, 32, 32) + 0.5)
-    folded = fold(model.eval())
+    folded = fold_batchnorm(model.eval())
     assert isinstance(folded, torch.fx.GraphModule)
     folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(24, 3, 32, 32) + 0.5
     with torch.inference_mode():
         expected = folded(x)
-        small = to_int8(folded, lambda m: m(x[:8]))
+        small = quantize_convolutions(folded, lambda m: m(x[:8]))
         got, again = small(x), small(x)
         torch.testing.assert_close(folded(x), expected)  # the original is as it was
     assert torch.equal(got, again)
@@ -62,7 +62,7 @@ def test_each_way_of_joining_is_right() -> None:
     kept = x.clone()
     with torch.inference_mode():
         expected = net(x)
-        small = to_int8(net, lambda m: m(x))
+        small = quantize_convolutions(net, lambda m: m(x))
         got = small(x)
     assert torch.equal(x, kept)
     assert torch.equal(small(x), got)

@@ -15,17 +15,17 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.engine.build.data import load_data, split
+from bigmodel_cli.engine.build.data import load_data, load_split
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.build.model import build_model, build_task
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.device.placement import Placement, place
+from bigmodel_cli.engine.device.placement import Placement, choose_placement
 from bigmodel_cli.engine.inference import optimize
 from bigmodel_cli.engine.inference.batch_size import max_batch_size
 from bigmodel_cli.engine.inference.int8_conv import has_int8
-from bigmodel_cli.engine.inference.optimize import difference, fold
+from bigmodel_cli.engine.inference.optimize import fold_batchnorm, relative_error
 from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
-from bigmodel_cli.engine.inference.tta import mirrored
+from bigmodel_cli.engine.inference.tta import with_flip_tta
 from bigmodel_cli.engine.training import cached_features
 from bigmodel_cli.engine.training.assemble import assemble, prepare
 from bigmodel_cli.engine.training.build_run import build
@@ -59,7 +59,7 @@ def test_folding_leaves_no_batchnorm_and_the_same_answers(name: str) -> None:
         model(torch.randn(32, 1, 8, 8) * 3 + 1)
     model.eval()
     before = model(x)
-    folded = fold(model)
+    folded = fold_batchnorm(model)
     assert folded is not None
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-4)
@@ -75,33 +75,33 @@ def test_a_model_that_cannot_be_traced_is_left_alone() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.norm(self.conv(x)) if x.sum() > 0 else x
 
-    assert fold(Branches().eval()) is None
-    assert fold(nn.Sequential(nn.Linear(1, 1))) is None
+    assert fold_batchnorm(Branches().eval()) is None
+    assert fold_batchnorm(nn.Sequential(nn.Linear(1, 1))) is None
 
 
 def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimize, "has_int8", lambda device: False)
     monkeypatch.setattr(Placement, "has_bf16", True)
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     trained = load_trained(base)
-    placement = place(trained.recipe.placement)
-    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    placement = choose_placement(trained.recipe.placement)
+    source = load_split(load_data(trained.recipe.data), trained.recipe.data, "val")
     model = placement.model(trained.model)
     plain, said = collect(model, trained.task, source, placement, 64)
     quick, note = collect(model, trained.task, source, placement, 64, allow_low_precision=True)
     assert "BatchNorm folded" in said and "bf16" not in said
     assert "bf16" in note
-    assert 0 < difference(quick, plain) < optimize.TOLERANCE
+    assert 0 < relative_error(quick, plain) < optimize.TOLERANCE
     agree = (quick["logits"].argmax(1) == plain["logits"].argmax(1)).double().mean().item()
     assert agree > 0.95
 
 
 def test_many_files_are_asked_of_the_quick_form(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     trained = load_trained(base)
-    placement = place(trained.recipe.placement)
+    placement = choose_placement(trained.recipe.placement)
     model = placement.model(trained.model)
     files = [tmp_path / f"{i}.png" for i in range(6)]
     for i, file in enumerate(files[1:]):  # the first is missing
@@ -117,16 +117,16 @@ def test_a_image_and_its_mirror_image_are_answered_together(
     run_cli: Any, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = load_trained(base)
-    placement = place(trained.recipe.placement)
-    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    placement = choose_placement(trained.recipe.placement)
+    source = load_split(load_data(trained.recipe.data), trained.recipe.data, "val")
     model = placement.model(trained.model)
     batch = trained.task.prepare(source.gather(torch.arange(len(source))))
     with torch.inference_mode():
         model.eval()
         wanted = (model(batch["image"]) + model(batch["image"].flip(3))) / 2
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
-    found, note = collect(mirrored(model, trained.task), trained.task, source, placement, 64)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
+    found, note = collect(with_flip_tta(model, trained.task), trained.task, source, placement, 64)
     assert "BatchNorm folded" in note
     torch.testing.assert_close(found["logits"], wanted, rtol=1e-3, atol=1e-3)
     done = run_cli("eval", base, "--tta", "--json")
@@ -137,18 +137,18 @@ def test_a_image_and_its_mirror_image_are_answered_together(
 
 
 def test_answers_that_differ_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize, "WORTH_A_LOOK", 0.0)
-    monkeypatch.setattr(optimize, "WORTH", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(optimize, "MIN_SPEEDUP", 0.0)
     monkeypatch.setattr(optimize, "TOLERANCE", 0.0)
     trained = load_trained(base)
-    placement = place(trained.recipe.placement)
-    source = split(load_data(trained.recipe.data), trained.recipe.data, "val")
+    placement = choose_placement(trained.recipe.placement)
+    source = load_split(load_data(trained.recipe.data), trained.recipe.data, "val")
     _, note = collect(placement.model(trained.model), trained.task, source, placement, 64, allow_low_precision=True)
     assert note == ""
 
 
 def test_large_images_are_answered_in_smaller_batches() -> None:
-    placement = place(recipe(model={"name": "mlp"}).placement)
+    placement = choose_placement(recipe(model={"name": "mlp"}).placement)
     wanted = recipe(model={"name": "resnet18"})
     spec = load_data(wanted.data).spec
     assert max_batch_size(build_task(wanted, spec), placement) > 10_000

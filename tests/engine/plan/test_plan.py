@@ -12,21 +12,21 @@ import torch
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve, set_layer
 from bigmodel_cli.engine.plan import pipeline
-from bigmodel_cli.engine.plan.ceilings import Measured
-from bigmodel_cli.engine.plan.devices import cluster
+from bigmodel_cli.engine.plan.ceilings import MeasuredCeilings
+from bigmodel_cli.engine.plan.devices import parse_cluster
 from bigmodel_cli.engine.plan.estimate import Tracer, make_plan
-from bigmodel_cli.engine.plan.network import ATTAINED, Group
-from bigmodel_cli.engine.plan.roofline import Stated, fused, interpolate, phases, seconds
+from bigmodel_cli.engine.plan.network import ACHIEVED_FRACTION, Ring
+from bigmodel_cli.engine.plan.roofline import DataSheetCeilings, fuse_memory_ops, interpolate, op_seconds, phase_seconds
 from bigmodel_cli.engine.plan.strategies import (
-    HOST,
+    HOST_SECONDS,
     Layout,
+    LayoutEstimate,
     Model,
-    Spread,
     Work,
+    estimate_layout,
     largest_fitting,
-    layouts,
-    memory,
-    spread,
+    peak_memory,
+    possible_layouts,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Op
 
@@ -50,7 +50,7 @@ def test_the_traced_step_holds_what_a_real_one_holds(model: str, data: str, opti
     from bigmodel_cli.engine.training.loop import train_step
 
     wanted = recipe(model, data, *options, "placement.precision=fp32", "placement.device=cpu")
-    trace = Tracer(wanted, cluster("cpu"), calibrate=False).trace(8, False, False)
+    trace = Tracer(wanted, parse_cluster("cpu"), calibrate=False).trace(8, False, False)
     run = assemble(wanted, measure=False)
     run.train_mode()
     raw = next(run.batches.steps(0))
@@ -73,27 +73,27 @@ def test_the_traced_step_holds_what_a_real_one_holds(model: str, data: str, opti
 
 
 def test_recomputing_blocks_holds_less_and_computes_more() -> None:
-    tracer = Tracer(recipe("gpt", "synthetic_text", *TINY), cluster("1xH100"))
+    tracer = Tracer(recipe("gpt", "synthetic_text", *TINY), parse_cluster("1xH100"))
     plain, again = (tracer.trace(8, True, recompute) for recompute in (False, True))
     assert again.live() < 0.7 * plain.live()
     assert 1.1 * plain.flops() < again.flops() < 4 / 3 * plain.flops()
-    assert len(plain.block_parameters) == 3 and len(plain.block_outputs) == 3
+    assert len(plain.block_parameters) == 3 and len(plain.block_output_bytes) == 3
     width, vocabulary = 128, 64  # what may be cut in a product: of its weight, never the 256 tokens
     assert {op.side for op in plain.ops if op.kind == "matmul"} == {width, vocabulary}
 
 
 def test_compiled_neighbours_move_less() -> None:
-    tracer = Tracer(recipe("gpt", "synthetic_text", *TINY), cluster("1xH100"))
+    tracer = Tracer(recipe("gpt", "synthetic_text", *TINY), parse_cluster("1xH100"))
     trace = tracer.trace(8, False, False)
-    assert sum(op.bytes for op in fused(trace)) < sum(op.bytes for op in trace.ops)
-    assert sum(op.flops for op in fused(trace)) == trace.flops()
-    ceilings = Stated(cluster("1xH100").device)
-    assert sum(phases(trace, ceilings, compiled=True).values()) < sum(phases(trace, ceilings).values())
+    assert sum(op.bytes for op in fuse_memory_ops(trace)) < sum(op.bytes for op in trace.ops)
+    assert sum(op.flops for op in fuse_memory_ops(trace)) == trace.flops()
+    ceilings = DataSheetCeilings(parse_cluster("1xH100").device)
+    assert sum(phase_seconds(trace, ceilings, compiled=True).values()) < sum(phase_seconds(trace, ceilings).values())
 
 
 def test_shallow_models_say_what_a_deep_one_takes() -> None:
     options = [o for o in TINY if "layers" not in o]
-    tracer = Tracer(recipe("gpt", "synthetic_text", *options, "model.layers=20"), cluster("8xH100"))
+    tracer = Tracer(recipe("gpt", "synthetic_text", *options, "model.layers=20"), parse_cluster("8xH100"))
     assert tracer.depth == 20
     way = Layout("ddp", 1, 8, False)
     short, model, flops = tracer.work(4, way), tracer.model(), tracer.flops(4)
@@ -108,49 +108,51 @@ def test_shallow_models_say_what_a_deep_one_takes() -> None:
 
 def test_a_cut_leaves_the_tokens_of_a_product_whole() -> None:
     """The head works on a few rows at a time: on each of 8 devices as many, and an eighth of the columns."""
-    device = cluster("8xH100").device
+    device = parse_cluster("8xH100").device
     head = Op("mm", "forward", 10**12, 10**9, 0, 128, 16384, True, False, frozenset(), frozenset())
-    keys = replace(head, narrow=1024, side=1024)
-    assert Stated(device).arithmetic(head, 8) == Stated(device).arithmetic(head, 1)
-    assert Stated(device).arithmetic(keys, 8) == pytest.approx(0.5 * 0.7 * 989e12)
+    keys = replace(head, min_dim=1024, side=1024)
+    assert DataSheetCeilings(device).arithmetic(head, 8) == DataSheetCeilings(device).arithmetic(head, 1)
+    assert DataSheetCeilings(device).arithmetic(keys, 8) == pytest.approx(0.5 * 0.7 * 989e12)
 
 
 def test_rings_by_hand() -> None:
-    device = cluster("64xH100").device
+    device = parse_cluster("64xH100").device
     size = 1e9
-    node = Group(8, 8, device)
-    assert node.all_reduce(size) == pytest.approx(2 * (size * 7 / 8 / (ATTAINED * 450e9) + 7 * 2e-6))
+    node = Ring(8, 8, device)
+    assert node.all_reduce(size) == pytest.approx(2 * (size * 7 / 8 / (ACHIEVED_FRACTION * 450e9) + 7 * 2e-6))
     # 64 ranks on 8 nodes: every node's 8 cards carry a share, so the ring is as quick as 8 x 50 GB/s.
-    across = Group(64, 8, device)
+    across = Ring(64, 8, device)
     hops = 8 * 6e-6 + 55 * 2e-6
-    assert across.all_gather(size) == pytest.approx(size * 63 / 64 / (ATTAINED * 400e9) + hops)
-    assert Group(1, 1, device).all_reduce(size) == 0
+    assert across.all_gather(size) == pytest.approx(size * 63 / 64 / (ACHIEVED_FRACTION * 400e9) + hops)
+    assert Ring(1, 1, device).all_reduce(size) == 0
 
 
 def test_memory_of_each_strategy_by_hand() -> None:
     model = Model(parameters=1000, trained=1000, blocks=[300, 300], state=8000, averaged=False)
     work = Work(Memory(4000, 1500, 8000, 5000, 100), live=6000, forward=1.0, backward=2.0, optimizer=0.1)
-    assert memory(Layout("single", 1, 1, False), model, work, 1).total == 18600
-    assert memory(Layout("ddp", 1, 4, False), model, work, 1).gradients == 4000
-    sharded = memory(Layout("fsdp", 1, 4, False), model, work, 1)
+    assert peak_memory(Layout("single", 1, 1, False), model, work, 1).total == 18600
+    assert peak_memory(Layout("ddp", 1, 4, False), model, work, 1).gradients == 4000
+    sharded = peak_memory(Layout("fsdp", 1, 4, False), model, work, 1)
     assert sharded.optimizer == 2000 and sharded.activations == 6000
     assert sharded.weights == 1000 + (2 * 300 + 400) * 2 and sharded.gradients == 1000 + 300 * 6
-    both = memory(Layout("tp2 x fsdp", 2, 2, False), model, work, 1)
+    both = peak_memory(Layout("tp2 x fsdp", 2, 2, False), model, work, 1)
     assert both.activations == 3000 and both.optimizer == 2000
 
 
 def test_a_tiny_model_is_not_worth_cutting() -> None:
     """What FSDP's hooks cost the host is more than the step of a small network, and nothing beside a large one."""
-    tiny = make_plan(recipe("resnet8", "synthetic_images", "data.size=32", "data.count=64"), cluster("8xA100"), None, 0)
+    tiny = make_plan(
+        recipe("resnet8", "synthetic_images", "data.size=32", "data.count=64"), parse_cluster("8xA100"), None, 0
+    )
     assert str(tiny.chosen and tiny.chosen.layout) == "ddp" and "fsdp is" in tiny.why
     large = Model(70_000_000_000, 70_000_000_000, [875_000_000] * 80, 560_000_000_000, False)
     work = Work(Memory(activations=8_000_000_000), 8_000_000_000, 3.0, 6.0, 0.1)
     layout = Layout("fsdp", 1, 1024, False)
-    found = spread(layout, cluster("1024xA100"), large, lambda m: work, 1024, lambda m: 0.0, 1)
-    assert 0.005 * found.step_seconds > 3 * 81 * HOST
+    found = estimate_layout(layout, parse_cluster("1024xA100"), large, lambda m: work, 1024, lambda m: 0.0, 1)
+    assert 0.005 * found.step_seconds > 3 * 81 * HOST_SECONDS
 
 
-def staged(name: str) -> Spread:
+def staged(name: str) -> LayoutEstimate:
     """30 blocks of 1 s forward, 2 s backward and 0.1 GB kept a sample, ends that take as much, 64 samples, 64 H100."""
 
     def part(micro: int, blocks: int) -> Work:
@@ -158,14 +160,14 @@ def staged(name: str) -> Spread:
         return Work(Memory(activations=size), size, micro * (blocks + 1.0), micro * (blocks + 1.0) * 2, 0.1)
 
     model = Model(32_000_000_000, 32_000_000_000, [1_000_000_000] * 30, 256_000_000_000, False)
-    on = cluster("64xH100")
-    (way,) = pipeline.pipelines(name, on, 64, 30, lambda width: True, False)
-    return pipeline.spread(way, on, model, part, 64, lambda micro: 30e8 * micro)
+    on = parse_cluster("64xH100")
+    (way,) = pipeline.pipeline_layouts(name, on, 64, 30, lambda width: True, False)
+    return pipeline.estimate_pipeline(way, on, model, part, 64, lambda micro: 30e8 * micro)
 
 
 def test_pipeline_stages_by_hand() -> None:
-    assert pipeline.cut(30, 4, 1.0, 2.0) == (6, 8)  # 8, 8, 8 blocks, and 6 beside the head
-    assert pipeline.cut(32, 4, 1.0, 0.1) == (8, 8)
+    assert pipeline.balance_stages(30, 4, 1.0, 2.0) == (6, 8)  # 8, 8, 8 blocks, and 6 beside the head
+    assert pipeline.balance_stages(32, 4, 1.0, 0.1) == (8, 8)
     found = staged("tp2 x pp4")
     assert (found.layout.replicas, found.micro_batch, found.accumulate) == (8, 1, 8)
     assert (found.seconds["forward"], found.seconds["backward"]) == (8 * 8.0, 8 * 16.0)  # of 8 blocks
@@ -182,12 +184,12 @@ def test_pipeline_stages_by_hand() -> None:
 @pytest.mark.parametrize(("stages", "numbers", "rate", "hop"), [(2, 18e9, 450e9, 2e-6), (16, 4e9, 50e9, 6e-6)])
 def test_what_stages_send_by_hand(stages: int, numbers: float, rate: float, hop: float) -> None:
     found = staged(f"pp{stages}")
-    replicas = Group(64 // stages, max(1, 8 // stages), cluster("64xH100").device)
+    replicas = Ring(64 // stages, max(1, 8 // stages), parse_cluster("64xH100").device)
     times = 2 * found.accumulate  # one boundary forward, its gradient backward
-    assert found.sent == pytest.approx(times * 1e8 + replicas.sent(numbers * 6))
+    assert found.sent == pytest.approx(times * 1e8 + replicas.bytes_sent(numbers * 6))
     # Both are hidden behind seconds of one micro-batch, but for a piece of the blocks and the ends.
     reduced = (replicas.all_gather(numbers * 4) + replicas.all_gather(numbers * 2)) / (numbers / 1e9 - 1)
-    assert found.seconds["waiting"] == pytest.approx(times * (1e8 / (ATTAINED * rate) + hop) + reduced)
+    assert found.seconds["waiting"] == pytest.approx(times * (1e8 / (ACHIEVED_FRACTION * rate) + hop) + reduced)
 
 
 def test_stages_are_predicted_where_they_are_asked_for(capsys: Any) -> None:
@@ -195,7 +197,10 @@ def test_stages_are_predicted_where_they_are_asked_for(capsys: Any) -> None:
     from bigmodel_cli.commands.plan import _show
 
     size = ("model.layers=16", "model.width=32", "model.checkpointing=true")
-    wanted, on = recipe("gpt", "synthetic_text", *(o for o in TINY if "layers" not in o), *size), cluster("8xH100")
+    wanted, on = (
+        recipe("gpt", "synthetic_text", *(o for o in TINY if "layers" not in o), *size),
+        parse_cluster("8xH100"),
+    )
     found = make_plan(wanted, on, "pp4", 0)
     assert found.chosen and found.chosen.layout.stages == 4 and found.chosen.seconds["bubble"] > 0
     assert not any(row["runs"] for row in found.to_dict()["spreads"])
@@ -204,9 +209,9 @@ def test_stages_are_predicted_where_they_are_asked_for(capsys: Any) -> None:
     with pytest.raises(InputError, match="8 devices in replicas of N x S, at most 8 of them, S x V at most 18"):
         make_plan(wanted, on, "pp3", 0)
     for name in ("pp3", "pp1", "pp4x5", "tp16 x pp2", "ppx", "tp3 x pp2", "fsdp"):
-        assert pipeline.pipelines(name, on, 8, 16, lambda width: True, True) == []
-    assert pipeline.pipelines("pp4", on, 1, 16, lambda width: True, True) == []  # a sample for two replicas
-    assert all(way.runs for way in layouts(on, 8, lambda width: True, True))
+        assert pipeline.pipeline_layouts(name, on, 8, 16, lambda width: True, True) == []
+    assert pipeline.pipeline_layouts("pp4", on, 1, 16, lambda width: True, True) == []  # a sample for two replicas
+    assert all(way.runs for way in possible_layouts(on, 8, lambda width: True, True))
 
 
 def test_the_rate_of_a_cpu_by_hand() -> None:
@@ -215,7 +220,7 @@ def test_the_rate_of_a_cpu_by_hand() -> None:
         "mm": [[16, 1e9], [256, 3e9]], "convolution": [[64, 2e9]], "convolution by side": [[2, 1e9], [14, 4e9]],
         "add": [[1e6, 5e9]],
     }  # fmt: skip
-    here = Measured(1e-6, curves)
+    here = MeasuredCeilings(1e-6, curves)
 
     def op(name: str, narrow: int, side: int = 0) -> Op:
         return Op(name, "forward", 10**9, 10**6, 0, narrow, side, False, False, frozenset(), frozenset())
@@ -223,14 +228,16 @@ def test_the_rate_of_a_cpu_by_hand() -> None:
     assert here.arithmetic(op("mm", 64), 1) == pytest.approx(2e9)
     assert here.arithmetic(op("convolution", 64, 14), 1) == pytest.approx(2e9)
     assert here.arithmetic(op("convolution", 64, 2), 1) == pytest.approx(5e8)
-    assert seconds(op("relu", 0), here) == pytest.approx(1e-6 + 10**9 / 1e9)
+    assert op_seconds(op("relu", 0), here) == pytest.approx(1e-6 + 10**9 / 1e9)
     assert here.traffic(op("relu", 0)) == 5e9
 
 
 def test_a_batch_that_does_not_fit_is_accumulated() -> None:
     model = Model(1000, 1000, [500, 500], 8000, False)
     work = Work(Memory(4000, 4000, 8000, 5000, 100), 6000, 1.0, 2.0, 0.1)
-    found = spread(Layout("single", 1, 1, False), cluster("H100"), model, lambda m: work, 100, lambda m: 0.0, 30)
+    found = estimate_layout(
+        Layout("single", 1, 1, False), parse_cluster("H100"), model, lambda m: work, 100, lambda m: 0.0, 30
+    )
     assert (found.accumulate, found.micro_batch) == (4, 25)
     assert found.step_seconds == pytest.approx(4 * 3 + 0.1)
     assert largest_fitting(lambda b: b <= 37) == 37 and largest_fitting(lambda b: False) == 0
@@ -252,7 +259,7 @@ def test_synthetic_data_is_a_function_of_the_index() -> None:
 @pytest.mark.parametrize("text", ["64xH101", "x", "0xH100", "H100x8", "2xcpu", ""])
 def test_unknown_devices(text: str) -> None:
     with pytest.raises(InputError):
-        cluster(text)
+        parse_cluster(text)
 
 
 def test_the_command(run_cli: Any) -> None:

@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import parse_scalar
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.checkpoint.async_writer import Writer, copied
+from bigmodel_cli.engine.checkpoint.async_writer import Writer, snapshot
 from bigmodel_cli.engine.training.run_folder import RunFolder
 from bigmodel_cli.engine.training.session import train
 
@@ -40,7 +40,7 @@ def test_what_is_saved_is_what_was_then(tmp_path: Path) -> None:
 
 def test_a_copy_keeps_form_and_sharing() -> None:
     base = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    copy, arrived = copied({"a": base, "b": [base.detach(), 3], "c": torch.empty(0)})
+    copy, arrived = snapshot({"a": base, "b": [base.detach(), 3], "c": torch.empty(0)})
     arrived()
     assert torch.equal(copy["a"], base) and copy["a"].stride() == base.stride()
     assert copy["a"].data_ptr() == copy["b"][0].data_ptr() != base.data_ptr()
@@ -110,7 +110,7 @@ def test_newest_by_its_own_word(tmp_path: Path) -> None:
     for step, name in enumerate(("last.pt", "best.pt")):
         checkpoint.save(tmp_path / name, state(2 - step))
     os.utime(tmp_path / "last.pt", (1, 1))
-    assert checkpoint.fallback(tmp_path)[0].name == "last.pt"
+    assert checkpoint.newest_valid(tmp_path)[0].name == "last.pt"
 
 
 def test_only_our_own_temporary_files_are_removed(tmp_path: Path) -> None:
