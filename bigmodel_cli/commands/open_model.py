@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 
 def open_trained(path: Path) -> TrainedModel:

@@ -44,7 +44,7 @@ def test_batches_answer_as_one_by_one_does(run: Run, images: list[Path], monkeyp
     together = list(predict_files(model, run.task, run.placement, images, 3))
     assert [name for name, _ in together] == [str(p) for p in images]
     assert [i for i, (_, answer) in enumerate(together) if isinstance(answer, InputError)] == [3, 10]
-    monkeypatch.setattr(predict, "MOST", 1)
+    monkeypatch.setattr(predict, "MAX_BATCH", 1)
     for (_, one), (_, other) in zip(together, predict_files(model, run.task, run.placement, images, 3), strict=True):
         if isinstance(one, InputError):
             assert isinstance(other, InputError) and one.line == other.line
@@ -90,7 +90,7 @@ def test_lines_of_one_length_are_answered_together_in_the_order_of_the_file(
         *(f"{files[0]}:{i}" for i in range(1, 41)), str(files[1]), *(f"{files[2]}:{i}" for i in range(1, 21))
     ]  # fmt: skip
     assert isinstance(found[40][1], InputError) and sorted(batches) == [(20, 1), (20, 2), (20, 3)]
-    for key, value, most in (("WINDOW", 6, 3), ("HELD", 400, 12), ("MOST", 1, 1)):
+    for key, value, most in (("MAX_PENDING", 6, 3), ("MAX_PENDING_BYTES", 400, 12), ("MOST", 1, 1)):
         monkeypatch.setattr(predict, key, value)
         again = asked()
         assert max(b for b, _ in batches) <= most and sum(b for b, _ in batches) == 60
