@@ -31,14 +31,7 @@ def probe(
     """
     if not isinstance(start.task, Classifies):
         raise InputError(f"probe: {start.task.name.replace('_', ' ')} has no classes", "expected a classifier")
-    head = start.model.get_submodule(start.head)
-    if not isinstance(head, nn.Linear):
-        raise InputError(
-            f"probe: the model's head is {type(head).__name__}", "expected a linear layer", "--freeze-backbone"
-        )
-    if head.bias is None:
-        raise InputError("probe: the model's head has no bias, which the solution needs", hint="--freeze-backbone")
-    classes = head.out_features
+    classes = _linear_head(start).out_features
 
     def solve(
         train: Tensor, labels: Tensor, weights: Tensor, val: Tensor, val_labels: Tensor
@@ -71,6 +64,21 @@ def probe(
         return weight.float(), (bias - weight @ mean).float(), note
 
     return Adapted(freeze(start.model, below_head(start)), solve=solve)
+
+
+def _linear_head(start: Start) -> nn.Linear:
+    """The model's head.
+
+    Raises:
+        InputError: it is not one linear layer with a bias.
+    """
+    head = start.model.get_submodule(start.head)
+    if not isinstance(head, nn.Linear):
+        what = f"probe: the model's head is {type(head).__name__}"
+        raise InputError(what, "expected a linear layer", "--freeze-backbone")
+    if head.bias is None:
+        raise InputError("probe: the model's head has no bias, which the solution needs", hint="--freeze-backbone")
+    return head
 
 
 def _rows(fitted: object, classes: int) -> tuple[Tensor, Tensor]:

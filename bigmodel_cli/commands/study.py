@@ -16,7 +16,7 @@ from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Study file, such as recipes/image/few-pictures.yaml.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Study file, such as recipes/image/few-images.yaml.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -38,7 +38,7 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
 
         bigmodel study recipes/image/resnet-paper/short.yaml
 
-        bigmodel study recipes/image/few-pictures.yaml --out runs/few
+        bigmodel study recipes/image/few-images.yaml --out runs/few
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
     from bigmodel_cli.engine.experiments.study import read_study, run_study

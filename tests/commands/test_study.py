@@ -46,7 +46,7 @@ def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
     assert other.returncode == 2 and "made with train.epochs = 2, now 3" in other.stderr
 
 
-@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-pictures"])
+@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-images"])
 def test_the_studies_that_come_along_resolve(name: str) -> None:
     study = read_study(ROOT / f"recipes/image/{name}.yaml")
     found = recipes(study, Path("out"), [])

@@ -166,7 +166,7 @@ def test_the_schema_knows_every_component() -> None:
 
 
 def test_a_former_name_in_a_recipe_means_the_component() -> None:
-    sizes = {"data": {"name": "synthetic_pictures", "size": 32}}
+    sizes = {"data": {"name": "synthetic_images", "size": 32}}
     found = resolve([Layer("m", {"model": {"name": "mlp"}}), Layer("r.yaml", sizes), set_layer(["data.classes=4"])])
     assert found.recipe.data.name == "synthetic_images"
     assert (found.recipe.data.options["size"], found.recipe.data.options["classes"]) == (32, 4)

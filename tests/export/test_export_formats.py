@@ -73,7 +73,7 @@ FAMILIES = {models.found[name].module: name for name in reversed(models.names())
 def test_a_model_of_every_family_is_traced_with_any_batch(arch: str) -> None:
     """What a tracer takes for a constant, such as ``len(x)``, would be baked into every format."""
     entry = models.get(arch)
-    kind = tasks.get(entry.meta["task"]).meta["kind"]
+    kind = tasks.get(entry.meta["task"]).meta["spec_type"].kind
     spec = GREY if kind == "image" else TEXTS
     task = tasks.get(entry.meta["task"])(spec, nn.CrossEntropyLoss(reduction="none"), None)
     model, example = entry(spec).eval(), task.example(2)

@@ -21,7 +21,7 @@ GREY = ImageSpec(1, 28, 28, tuple("0123456789"))
 COLOUR = ImageSpec(3, 32, 32, ("cat", "dog"))
 TINY = ImageSpec(1, 8, 8, tuple("abc"))
 PHOTO = ImageSpec(3, 224, 224, tuple(str(i) for i in range(1000)))
-IMAGES = [n for n in models.names() if tasks.get(models.get(n).meta["task"]).meta["kind"] == "image"]
+IMAGES = [n for n in models.names() if tasks.get(models.get(n).meta["task"]).meta["spec_type"].kind == "image"]
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR, TINY], ids=["28x28", "32x32", "8x8"])

@@ -1,4 +1,4 @@
-"""What classifiers of pictures and of text share, against scikit-learn and NumPy."""
+"""What classifiers of images and of text share, against scikit-learn and NumPy."""
 
 from __future__ import annotations
 

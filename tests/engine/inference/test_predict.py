@@ -90,7 +90,7 @@ def test_lines_of_one_length_are_answered_together_in_the_order_of_the_file(
         *(f"{files[0]}:{i}" for i in range(1, 41)), str(files[1]), *(f"{files[2]}:{i}" for i in range(1, 21))
     ]  # fmt: skip
     assert isinstance(found[40][1], InputError) and sorted(batches) == [(20, 1), (20, 2), (20, 3)]
-    for key, value, most in (("MAX_PENDING", 6, 3), ("MAX_PENDING_BYTES", 400, 12), ("MOST", 1, 1)):
+    for key, value, most in (("MAX_PENDING", 6, 3), ("MAX_PENDING_BYTES", 400, 12), ("MAX_BATCH", 1, 1)):
         monkeypatch.setattr(predict, key, value)
         again = asked()
         assert max(b for b, _ in batches) <= most and sum(b for b, _ in batches) == 60

@@ -18,7 +18,7 @@ from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
-BATCH = 130  # ten steps an epoch of digits' 1294 pictures
+BATCH = 130  # ten steps an epoch of digits' 1294 images
 
 
 class Watched:
@@ -100,15 +100,15 @@ def test_steps_and_epochs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_loss_is_that_of_the_untrained_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computed here from the weights and the pictures alone; and the first step is plain gradient descent by it."""
+    """Computed here from the weights and the images alone; and the first step is plain gradient descent by it."""
     it = Watched(
         monkeypatch, optimizer={"name": "sgd", "lr": 0.1}, schedule={"name": "constant"}, train={"max_steps": 1}
     )
     run = it.run
     raw = next(run.batches.steps(0))
     weights = {k: v.detach().clone().requires_grad_() for k, v in run.model.named_parameters()}
-    pictures = run.task.prepare(dict(raw))["image"]
-    logits = torch.func.functional_call(run.model, weights, (pictures,))
+    images = run.task.prepare(dict(raw))["image"]
+    logits = torch.func.functional_call(run.model, weights, (images,))
     expected = torch.nn.functional.cross_entropy(logits, raw["label"])
     gradients = torch.autograd.grad(expected, list(weights.values()))
     loop.fit(run)

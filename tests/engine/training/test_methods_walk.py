@@ -41,7 +41,7 @@ TEXTS = [" ".join(WORDS[i % 4 : i % 4 + 3 + i % 5]) for i in range(24)]
 TALK = [{"prompt": text, "completion": " a question", "rejected": " no"} for text in TEXTS]
 DATA: dict[str, dict[str, tuple[dict[str, Any], Callable[[Path], dict[str, str]] | None]]] = {
     "image_classification": {
-        "images": ({"name": "synthetic_pictures", "size": 32, "channels": 1, "classes": 3, "count": 24}, None)
+        "images": ({"name": "synthetic_images", "size": 32, "channels": 1, "classes": 3, "count": 24}, None)
     },
     "language_modeling": {
         "windows": ({"name": "synthetic_text", "vocabulary": 32, "context": 16, "tokens": 384}, None),
