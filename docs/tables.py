@@ -55,22 +55,6 @@ def _options(registry: Registry, name: str) -> str:
     return ", ".join(f"`{field}`" for field in fields)
 
 
-def commands() -> Iterator[Row]:
-    """Every command and the first sentence of its help."""
-    import typer
-
-    from bigmodel_cli.cli import app
-
-    yield ("Command", "What it does")
-    group = typer.main.get_command(app)
-    context = typer.Context(group)
-    assert isinstance(group, typer.core.TyperGroup)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if command is not None and not command.hidden:
-            yield (f"`bigmodel {name}`", command.get_short_help_str(limit=400))
-
-
 def extras() -> Iterator[Row]:
     """Every extra of pyproject.toml and the packages that it installs."""
     yield ("Extra", "Installs")
@@ -89,7 +73,7 @@ def recipes() -> Iterator[Row]:
         yield (f"`{file.relative_to(ROOT)}`", sentence[0] if sentence else head)
 
 
-SOURCES: dict[str, Callable[[], Iterator[Row]]] = {"commands": commands, "extras": extras, "recipes": recipes}
+SOURCES: dict[str, Callable[[], Iterator[Row]]] = {"extras": extras, "recipes": recipes}
 
 
 def table(name: str, with_options: bool = False) -> str:

@@ -18,6 +18,7 @@ def show_text(path: Path, source: str, json: bool) -> None:
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.data.text.windows import Windows
 
     entry = data.get(source)
     bundle = entry(data_root(None), path=str(path))
@@ -25,9 +26,8 @@ def show_text(path: Path, source: str, json: bool) -> None:
     spec = bundle.spec
     facts: dict[str, Any] = {"read as": source, "tokenizer": spec.tokenizer, "vocabulary": tokenizer(spec).size}
     for name, split in splits.items():
-        tokens = getattr(split, "tokens", None)  # of a text that is cut anywhere, samples say nothing
-        if tokens is not None and entry.meta["task"] == "language_modeling":
-            facts[f"{name} tokens"] = len(tokens)
+        if isinstance(split, Windows):  # cut into windows anywhere, so a number of samples says nothing
+            facts[f"{name} tokens"] = len(split.tokens)
         else:
             facts[f"{name} samples"] = len(split)
     if isinstance(splits["train"], VariableLengthSource):

@@ -62,7 +62,7 @@ def _figures(folder: ExportFolder) -> Iterator[str]:
     if folder.about.get("compressed") and proof["tolerance"] is None:
         for name in filter(is_share, ours):
             lost = 100 * (ours[name]["value"] - theirs[name]["value"])
-            yield from ("", f"Rounding to fewer bits cost {lost:.2f} points of {name.replace('_', ' ')} here.")
+            yield from ("", f"Quantization cost {lost:.2f} percentage points of {name.replace('_', ' ')} here.")
     yield from (
         "",
         f"Largest difference of a logit {proof['largest_difference']:.2g}, {limit}; "

@@ -107,7 +107,7 @@ def careless() -> Iterator[str]:
         return lambda x, key, size=None: x.float() + source.random()
 
     yield "careless"
-    del augments._entries["careless"]
+    del augments._entries["careless"], augments.found["careless"]
 
 
 def test_verify_resume_can_fail(careless: str, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import resolve
 
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+GROUP: Any = typer.main.get_command(cli.app)
+COMMANDS = {name: GROUP.get_command(None, name) for name in GROUP.list_commands(None)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from bigmodel_cli.engine.checkpoint.inspect import inspect_file
 from bigmodel_cli.engine.build.load import load_trained
 
 ways = {"show": lambda p: describe(inspect_file(p)), "read": checkpoint.read, "eval": load_trained,
-        "resume": lambda p: checkpoint.fallback(p.parent)}
+        "resume": lambda p: checkpoint.newest_valid(p.parent)}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     (path,) = [p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors")]

@@ -50,7 +50,7 @@ def test_written_in_parts_and_gone_on_with_on_one_and_on_two(tmp_path: Path) -> 
             assert checkpoint.digest(cut[part]) == checkpoint.digest(single[part]), part
         run("checkpoint", "consolidate", "parts", "--out", "one.pt")
         assert checkpoint.digest(checkpoint.load(tmp_path / "one.pt")["model"]) == checkpoint.digest(single["model"])
-        assert "in parts" in run("checkpoint", "show", "parts", code=2).error
+        assert "sharded checkpoint" in run("checkpoint", "show", "parts", code=2).error
         run("eval", "parts", "--split", "val")
         half = [*MODEL, *OPTIONS, *CUT, "--set", "train.save_steps=4", "--set", "train.shard_above=0", "--out", "half"]
         run(*half, "--max-steps", 12, "--epochs", 1, "--timeout", 60)

@@ -50,7 +50,7 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
     """
     loss = losses.get(recipe.loss.name)(**recipe.loss.options)
     augmentation = augments.get(recipe.augment.name)
-    if augmentation.meta.get("changes", True) and augmentation.meta.get("kind") != spec.kind:
+    if augmentation.meta.get("changes", True) and augmentation.meta.get("kind", spec.kind) != spec.kind:
         what = f"augment.name = {augmentation.name}, which is not for {spec.kind}"
         raise InputError(what, hint="bigmodel recipe schema")
     augment = augmentation(**recipe.augment.options)

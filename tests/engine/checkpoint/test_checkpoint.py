@@ -109,11 +109,9 @@ def test_what_others_saved_is_foreign_and_yet_readable(content: Any, tmp_path: P
 
 def in_parts(folder: Path, value: Any) -> Path:
     folder.mkdir()
-    described, mine = sharded.split_state(value, lambda tensor: None, True)
-    sharded.write_shard(
-        folder, 0, {k: t for k, (t, _, _) in mine.items()}, {k: b for k, (_, b, _) in mine.items()}, set()
-    )
-    sharded.write_index(folder, described, 1, 10, lambda: False)
+    plain, tensors = sharded.split_state(value, lambda tensor: None, True)
+    sharded.write_shard(folder, 0, tensors)
+    sharded.write_index(folder, plain, 1, 10, lambda: False)
     return folder
 
 

@@ -78,7 +78,7 @@ def test_what_is_frozen_is_not_copied(tmp_path: Path) -> None:
     live = state(1)
     live["model"]["head"] = torch.zeros(3)
     with Writer(tmp_path, {"w", "no longer there"}) as writer:
-        copy, _ = writer._copied(live)
+        copy, _ = writer._snapshot(live)
         writer.save(live, best=False)
         live["model"]["head"].fill_(-1)
     assert copy["model"]["w"] is live["model"]["w"] and copy["model"]["head"] is not live["model"]["head"]

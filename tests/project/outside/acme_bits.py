@@ -49,7 +49,7 @@ class Grading(ImageClassification):
     metrics = ("accuracy", "acme_margin")
 
 
-@tasks.register(kind="image", pipeline_tag="image-classification")
+@tasks.register(spec_type=ImageSpec, pipeline_tag="image-classification")
 def acme_grading(spec: ImageSpec, loss: Any, augment: Any) -> Grading:
     """One grade an image."""
     return Grading(spec, loss, augment)
