@@ -26,7 +26,7 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, model: str = "perceptron", **sections: Any) -> None:
         monkeypatch.setattr(
-            "bigmodel_cli.engine.training.build_run.measured", lambda section, placement, *rest: placement
+            "bigmodel_cli.engine.training.build_run.autotune", lambda section, placement, *rest: placement
         )
         values = {"model": {"name": model}, "data": {"name": "digits"}, **sections}
         values["train"] = {"epochs": 2, "batch_size": BATCH, **sections.get("train", {})}

@@ -45,7 +45,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: range) -> list[int]:
 
 
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigmodel_cli.engine.training.build_run.measured", lambda section, placement, *rest: placement)
+    monkeypatch.setattr("bigmodel_cli.engine.training.build_run.autotune", lambda section, placement, *rest: placement)
 
 
 def test_bad_steps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
