@@ -79,12 +79,12 @@ def compare(then: Record, folder: Path) -> tuple[bool, list[Difference]]:
     new_state = checkpoint.load(folder / "last.pt")
     one, other = ({k: s[k] for k in ("model", "model_ema")} for s in (then.state, new_state))
     same = checkpoint.digest(one) == checkpoint.digest(other)
-    found = _changed_leaves("", _environment(then.state), _environment(new_state))
+    changes = _changed_leaves("", _environment(then.state), _environment(new_state))
     if not same:
-        found += _changed_leaves("", then.metrics, last_metrics(folder))
+        changes += _changed_leaves("", then.metrics, last_metrics(folder))
         changed = [d.what for d in differences({"model": one["model"]}, {"model": other["model"]})]
-        found.append(Difference("weights that differ", 0, f"{len(changed)} of {len(one['model'])} tensors"))
-    return same, found
+        changes.append(Difference("weights that differ", 0, f"{len(changed)} of {len(one['model'])} tensors"))
+    return same, changes
 
 
 def _environment(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,15 +101,15 @@ def _changed_leaves(name: str, then: Any, now: Any) -> list[Difference]:
 
 def last_metrics(folder: Path) -> dict[str, Any]:
     """Return the metrics of the last epoch in a run's log; empty if there is none."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
         except ValueError:  # a line that a kill cut off
             continue
         if isinstance(event, dict) and event.get("event") == "epoch":
-            found = {k: v for k, v in event.items() if k == "train_loss" or k.startswith("val_")}
-    return found
+            metrics = {k: v for k, v in event.items() if k == "train_loss" or k.startswith("val_")}
+    return metrics
 
 
 def verify_resume(

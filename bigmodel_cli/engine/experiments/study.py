@@ -59,19 +59,19 @@ def read_study(path: Path) -> Study:
 
 def recipes(study: Study, out: Path, flags: list[Layer]) -> dict[str, Recipe]:
     """Resolve the recipe of each run. All are checked before the first run starts."""
-    found: dict[str, Recipe] = {}
+    resolved: dict[str, Recipe] = {}
     for name, changes in study.runs.items():
-        start = {key: _resolve_reference(name, value, found, out) for key, value in changes.get("start", {}).items()}
+        start = {key: _resolve_reference(name, value, resolved, out) for key, value in changes.get("start", {}).items()}
         changes = {**changes, "start": start} if start else changes
-        found[name] = resolve([Layer("base", study.base), Layer(f"run {name}", changes), *flags]).recipe
-    return found
+        resolved[name] = resolve([Layer("base", study.base), Layer(f"run {name}", changes), *flags]).recipe
+    return resolved
 
 
-def _resolve_reference(run: str, value: Any, found: Mapping[str, Recipe], out: Path) -> Any:
+def _resolve_reference(run: str, value: Any, resolved: Mapping[str, Recipe], out: Path) -> Any:
     """Resolve ``@name`` to the best checkpoint of the earlier run `name`. Other values are returned unchanged."""
     if not isinstance(value, str) or not value.startswith("@"):
         return value
-    if value[1:] not in found:
+    if value[1:] not in resolved:
         raise InputError(f"run {run}: {value}", "expected @ and the name of an earlier run")
     return str((out / value[1:] / "best.pt").resolve())
 
@@ -113,7 +113,7 @@ def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start, end = (_last(events, kind) for kind in ("start", "end"))
     epochs = [e for e in events if e["event"] == "epoch"]
-    found = {
+    results = {
         "model": recipe.model.name,
         "method": recipe.start.method if recipe.start.trained else "from zero",
         "parameters": start["parameters"],
@@ -125,8 +125,8 @@ def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
         "epochs": epochs,
     }
     if test:
-        found |= _test(folder, recipe)
-    return found
+        results |= _test(folder, recipe)
+    return results
 
 
 def _last(events: list[Event], kind: str) -> Event:
