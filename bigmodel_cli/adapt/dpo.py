@@ -57,31 +57,32 @@ class Preference(TaskWrapper):
         self.beta = beta
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """Tokens and targets (B,T) of each side, and (B,) its log-probabilities under the start, once they are known.
+        """Prepare tokens and targets (B,T) of each answer, and its reference log-probability (B,) if already computed.
 
         Raises:
-            InputError: the batch is not of pairs.
+            InputError: the batch does not contain pairs.
         """
         if "rejected" not in batch:
             raise InputError("dpo on data without pairs", 'expected "prompt", "chosen" and "rejected"', "--method full")
         prepared: Batch = {"index": batch["index"]}
         for side, names in zip(SIDES, (("tokens", "learn"), ("rejected", "rejected_learn")), strict=True):
             raw = {"tokens": batch[names[0]], "learn": batch[names[1]], "index": batch["index"]}
-            made = self.task.prepare(raw, key)
-            prepared |= {side: made["tokens"], f"{side}_targets": made["targets"]}
+            side_batch = self.task.prepare(raw, key)
+            prepared |= {side: side_batch["tokens"], f"{side}_targets": side_batch["targets"]}
         return prepared | {name: batch[name] for name in (f"{side}_started" for side in SIDES) if name in batch}
 
     def count(self, batch: Batch) -> int:
         return len(batch["index"])
 
     def margins(self, model: Forward, batch: Batch) -> Tensor:
-        """(B,) differences of the rewards of the two answers, in units of 1 / beta.
+        """Return the reward differences (B,) of the two answers, divided by beta.
 
-        Before the start's log-probabilities are computed, as where a first batch is timed, the model is the start.
+        Before the reference log-probabilities are computed, for example during autotuning, the model is its own
+        reference.
         """
-        now = log_probabilities(model, batch)
-        gains = [own - batch.get(side, own.detach()) for side, own in now.items()]
-        return gains[0] - gains[1]
+        log_probs = log_probabilities(model, batch)
+        log_ratios = [current - batch.get(side, current.detach()) for side, current in log_probs.items()]
+        return log_ratios[0] - log_ratios[1]
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
         return LossSum(-F.logsigmoid(self.beta * self.margins(model, batch)).sum(), len(batch["index"]))
@@ -96,7 +97,7 @@ class Preference(TaskWrapper):
         return {"loss": -F.logsigmoid(margin).sum(), "right": right, "margin": margin.sum(), "count": count}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """loss; how often the better answer has the larger reward; by how much on average."""
+        """Return the loss, how often the chosen answer has the larger reward, and the mean reward margin."""
         count = max(sums["count"], 1)
         return {
             "loss": sums["loss"] / count,
@@ -106,15 +107,15 @@ class Preference(TaskWrapper):
 
 
 def log_probabilities(model: Forward, batch: Batch) -> Batch:
-    """(B,) log-probability of each answer as a whole, by side: both in one pass, filled up to the same length."""
-    longest = max(batch[side].shape[1] for side in SIDES)
+    """Return the log-probability (B,) of each answer. Both are computed in one pass, padded to the same length."""
+    length = max(batch[side].shape[1] for side in SIDES)
 
-    def both(suffix: str, fill: int) -> Tensor:
+    def concatenate(suffix: str, fill: int) -> Tensor:
         sides = [batch[side + suffix] for side in SIDES]
-        return torch.cat([F.pad(side, (0, longest - side.shape[1]), value=fill) for side in sides])
+        return torch.cat([F.pad(side, (0, length - side.shape[1]), value=fill) for side in sides])
 
-    nats = model(both("", 0), both("_targets", -100), _nats).float().sum(1)
-    return {f"{side}_started": part for side, part in zip(SIDES, (-nats).chunk(2), strict=True)}
+    nats = model(concatenate("", 0), concatenate("_targets", -100), _nats).float().sum(1)
+    return {f"{side}_started": sums for side, sums in zip(SIDES, (-nats).chunk(2), strict=True)}
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:

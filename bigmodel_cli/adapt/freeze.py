@@ -1,4 +1,4 @@
-"""Fine-tuning methods that choose what trains by a layer's position or type.
+"""Fine-tuning methods that select trainable layers by position or type.
 
 A method takes a :class:`~bigmodel_cli.core.types.Start` and returns an ``Adapted``. Its
 keyword-only parameters are its options in the recipe's ``start`` section. ``lr`` in a
@@ -63,11 +63,11 @@ def gradual(start: Start, *, share: Fraction = 0.5) -> Adapted:
         raise InputError("gradual: the model has no layer below its head", "expected one to unfreeze", "--method full")
     first = 0 if any(inside(name, start.head) for name, _ in start.model.named_parameters()) else 1
     stages = []
-    for thawed in range(first, len(layers) + 1):
-        cold = layers[: len(layers) - thawed]
-        held = [key for key in start.model.state_dict() if any(inside(key, unit) for unit in cold)]
-        begins = share * (thawed - first) / max(len(layers) - first, 1)
-        stages.append((begins, frozen(start.model, held)))
+    for unfrozen in range(first, len(layers) + 1):
+        frozen_layers = layers[: len(layers) - unfrozen]
+        held = [key for key in start.model.state_dict() if any(inside(key, unit) for unit in frozen_layers)]
+        threshold = share * (unfrozen - first) / max(len(layers) - first, 1)
+        stages.append((threshold, frozen(start.model, held)))
     return Adapted(stages=tuple(stages))
 
 
@@ -160,17 +160,17 @@ def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
 
 
 def frozen(model: nn.Module, keys: Iterable[str]) -> Frozen:
-    """`keys`, with the leaf modules to keep in eval mode: those that own one of them, and those that follow one.
+    """Return `keys` with the leaf modules to keep in eval mode: those that own one of them, or follow such a module.
 
     Dropout owns no tensor, so it is treated like the layer before it (or after it, if it comes first).
     """
     names = frozenset(keys)
     leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]
     own = {n: [key for key, _ in (*m.named_parameters(n), *m.named_buffers(n))] for n, m in leaves}
-    state = next((bool(names & set(keys)) for keys in own.values() if keys), False)
+    is_frozen = next((bool(names & set(keys)) for keys in own.values() if keys), False)
     held = []
     for name, module in leaves:
-        state = bool(names & set(own[name])) if own[name] else state
-        if state:
+        is_frozen = bool(names & set(own[name])) if own[name] else is_frozen
+        if is_frozen:
             held.append(module)
     return Frozen(names, tuple(held))

@@ -29,9 +29,9 @@ def lora(
 ) -> Adapted:
     """Low-rank updates W + (alpha / rank) B A of frozen weights train, and the whole head (Hu et al. 2021).
 
-    W becomes W + (alpha / rank) B A. `layers` are names of layers to adapt, or parts of names; by default all. With
-    `base` nf4, the frozen weights of every linear layer below the head, adapted or not, are stored in 4 bits
-    (QLoRA, Dettmers et al. 2023). Checkpoints store the adapters separately; loading merges them.
+    `layers` are names of layers to adapt, or parts of names; by default all. With `base` nf4, the frozen
+    weights of every linear layer below the head, adapted or not, are stored in 4 bits (QLoRA, Dettmers et al. 2023).
+    Checkpoints store the adapters separately; loading merges them.
 
     Raises:
         InputError: no layer is larger than `rank`, or none can be stored in 4 bits.
@@ -39,30 +39,31 @@ def lora(
     from bigmodel_cli.models.adapters.lora import LowRank, add_adapter, weights_to_adapt
     from bigmodel_cli.models.quantization.nf4 import NF4Linear
 
-    chosen = {
+    adapted = {
         name: (module, key)
         for name, module, key in weights_to_adapt(start.model, rank)
         if not inside(name, start.head) and (not layers or any(part in name for part in layers))
     }
-    if not chosen:
-        asked = f" named {', '.join(layers)}" if layers else ""
+    if not adapted:
+        filter_text = f" named {', '.join(layers)}" if layers else ""
         raise InputError(
-            f"lora: the model has no layer{asked} to adapt with rank {rank}", "expected a smaller rank or other layers"
+            f"lora: the model has no layer{filter_text} to adapt with rank {rank}",
+            "expected a smaller rank or other layers",
         )
-    packed = {} if base == "exact" else _linear(start)
-    if base != "exact" and not packed:
+    quantized = {} if base == "exact" else _quantizable_layers(start)
+    if base != "exact" and not quantized:
         raise InputError(f"start.base = {base}: no linear layer to store in 4 bits", "expected a model with some")
-    for name, (module, key) in chosen.items():
-        if name not in packed:
+    for name, (module, key) in adapted.items():
+        if name not in quantized:
             add_adapter(module, key, rank, alpha)
-    for name, layer in packed.items():
-        added = LowRank(layer.weight.detach(), rank, alpha) if name in chosen else None
-        start.model.set_submodule(name, NF4Linear(layer, base == "nf4-double", added))
+    for name, layer in quantized.items():
+        adapter = LowRank(layer.weight.detach(), rank, alpha) if name in adapted else None
+        start.model.set_submodule(name, NF4Linear(layer, base == "nf4-double", adapter))
     adapters = {name for name, module in start.model.named_modules() if isinstance(module, LowRank)}
     return Adapted(freeze(start.model, {key for key in below_head(start) if key.rpartition(".")[0] not in adapters}))
 
 
-def _linear(start: Start) -> dict[str, nn.Linear]:
+def _quantizable_layers(start: Start) -> dict[str, nn.Linear]:
     """The linear layers below the head, by name, whose weights are not shared and divide into blocks.
 
     Subclasses of Linear are skipped: torch's attention reads their weight directly and never calls them.

@@ -51,12 +51,12 @@ def probe(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # close enough to compare strengths
                 fitted.fit(x, labels.numpy(), weights.numpy())
-            weight, bias = _rows(fitted, classes)
+            weight, bias = _coefficients(fitted, classes)
             logits = torch.from_numpy(x_val) @ weight.T + bias
-            right = (logits.argmax(1) == y_val).double().mean().item()
+            accuracy = (logits.argmax(1) == y_val).double().mean().item()
             loss = nn.functional.cross_entropy(logits, y_val).item()
-            if best is None or (right, -loss) > best[0]:
-                best = ((right, -loss), weight, bias, strength)
+            if best is None or (accuracy, -loss) > best[0]:
+                best = ((accuracy, -loss), weight, bias, strength)
         assert best is not None
         _, weight, bias, strength = best
         weight = weight / scale
@@ -81,7 +81,7 @@ def _linear_head(start: Start) -> nn.Linear:
     return head
 
 
-def _rows(fitted: object, classes: int) -> tuple[Tensor, Tensor]:
+def _coefficients(fitted: object, classes: int) -> tuple[Tensor, Tensor]:
     """Weight (K,D) and bias (K,) of a fitted regression; a class missing from train gets a very low bias."""
     coefficients = torch.from_numpy(fitted.coef_)  # type: ignore[attr-defined]
     intercepts = torch.from_numpy(fitted.intercept_)  # type: ignore[attr-defined]
@@ -90,6 +90,6 @@ def _rows(fitted: object, classes: int) -> tuple[Tensor, Tensor]:
         intercepts = torch.cat([-intercepts, intercepts]) / 2
     weight = coefficients.new_zeros(classes, coefficients.shape[1])
     bias = intercepts.new_full((classes,), -30.0)
-    seen = torch.from_numpy(fitted.classes_)  # type: ignore[attr-defined]
-    weight[seen], bias[seen] = coefficients, intercepts
+    present = torch.from_numpy(fitted.classes_)  # type: ignore[attr-defined]
+    weight[present], bias[present] = coefficients, intercepts
     return weight, bias

@@ -16,9 +16,8 @@ from bigmodel_cli.core.types import Adapted, Start
 def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
     """Everything trains, weights fake-quantized to `bits` per row and layer inputs to 8 (Jacob et al. 2017).
 
-    Weights are rounded to `bits` per row, the inputs of each layer to 8 bits. The grid is the one used by
-    ``bigmodel compress --method int8``, so int8 loses little afterwards. Loading the checkpoint returns the
-    rounded weights.
+    The rounding grid is the one used by ``bigmodel compress --method int8``, so int8 loses little afterwards.
+    Loading the checkpoint returns the rounded weights.
 
     Raises:
         InputError: the model has no convolution or linear layer.
@@ -34,10 +33,10 @@ def qat(start: Start, *, bits: Literal[4, 8] = 8) -> Adapted:
     }
     if not layers:
         raise InputError("qat: the model has no convolution or linear layer", "expected at least one")
-    spans = store_method_state(
+    input_ranges = store_method_state(
         start.model, {name: torch.zeros(2, device=next(m.parameters()).device) for name, m in layers.items()}
     )
     for name, module in layers.items():
         fake_quantize_weights(module, 2 ** (bits - 1) - 1)
-        fake_quantize_inputs(module, spans[name])
+        fake_quantize_inputs(module, input_ranges[name])
     return Adapted()

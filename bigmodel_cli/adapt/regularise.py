@@ -20,7 +20,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Penalised(TaskWrapper):
-    """A task whose training loss is larger by `penalty` for each unit that it counts."""
+    """A task that adds `penalty` to the training loss of each unit."""
 
     def __init__(self, task: Task, penalty: Callable[[], Tensor]) -> None:
         super().__init__(task)
@@ -34,7 +34,7 @@ class Penalised(TaskWrapper):
 class Distilled(TaskWrapper):
     """A classification task whose training loss is `change`(loss, logits (B,K), batch).
 
-    `teach` says what a raw training batch gets in addition: the teacher's logits.
+    `teach` returns what to add to a raw training batch: the teacher's logits.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Distilled(TaskWrapper):
     def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits: list[Tensor] = []
 
-        def watched(*inputs: Any, **named: Any) -> Tensor:
+        def capture_logits(*inputs: Any, **named: Any) -> Tensor:
             logits.append(model(*inputs, **named))
             return logits[-1]
 
-        plain = self.task.loss(watched, batch)
+        plain = self.task.loss(capture_logits, batch)
         return self.change(plain, logits[-1].float(), batch)
 
 
@@ -73,12 +73,12 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
 
     backbone = {n: p for n, p in start.model.named_parameters() if not inside(n, start.head)}
     head = [p for n, p in start.model.named_parameters() if inside(n, start.head)]
-    began = store_method_state(start.model, backbone)
+    initial = store_method_state(start.model, backbone)
 
     def penalty() -> Tensor:
-        far = sum((p - began[n]).square().sum() for n, p in backbone.items())
-        large = sum(p.square().sum() for p in head)  # of none where the head is the embedding again
-        return (alpha * far + beta * large) / 2  # type: ignore[return-value]
+        distance = sum((p - initial[n]).square().sum() for n, p in backbone.items())
+        head_norm = sum(p.square().sum() for p in head)  # empty if the head is tied to the embedding
+        return (alpha * distance + beta * head_norm) / 2  # type: ignore[return-value]
 
     return Adapted(objective=lambda task: Penalised(task, penalty))
 
@@ -94,57 +94,59 @@ def distill(
     """Everything trains, on the loss and on a teacher's outputs (Hinton et al. 2015).
 
     (1 - weight) loss + weight T^2 KL(teacher || student), both softened by the temperature T.
-    `teacher` is a checkpoint, of any architecture, that knows all of the student's classes; it
-    sees the same augmented samples in its own form: images at its size and normalisation, texts in its tokens.
+    `teacher` is a checkpoint of any architecture that knows all of the student's classes. It gets the same
+    augmented samples, with its own preprocessing: its image size and normalization, or its tokenizer.
 
     Raises:
         InputError: the task has no classes, or the teacher's differ.
     """
     if not isinstance(start.task, Classifies):
-        raise InputError(f"distill: {_words(start.task)} has no classes", "expected a classifier", "--method full")
+        raise InputError(f"distill: {_task_name(start.task)} has no classes", "expected a classifier", "--method full")
     trained = start.open(teacher)
-    expert_task = _teaching(trained, start.task).for_data(start.data)
-    assert isinstance(expert_task, Classifies)
+    teacher_task = _teacher_task(trained, start.task).for_data(start.data)
+    assert isinstance(teacher_task, Classifies)
     device = next(start.model.parameters()).device
-    expert = trained.model.to(device).eval().requires_grad_(False)
+    teacher_model = trained.model.to(device).eval().requires_grad_(False)
     columns = [trained.task.spec.classes.index(name) for name in start.task.spec.classes]
 
     def objective(task: Task) -> Distilled:
         assert isinstance(task, Classifies)
-        same_augmentation = expert_task.with_(augment=task.augment)
+        same_augmentation = teacher_task.with_(augment=task.augment)
 
         def teach(batch: Batch, key: SampleKey) -> Batch:
-            blank = {**batch, "label": torch.zeros_like(batch["label"])}  # its classes have other places than ours
+            blank = {**batch, "label": torch.zeros_like(batch["label"])}  # the teacher orders its classes differently
             with torch.no_grad():
-                logits = same_augmentation.outputs(expert, same_augmentation.prepare(blank, key))["logits"]
+                logits = same_augmentation.outputs(teacher_model, same_augmentation.prepare(blank, key))["logits"]
             return {"teacher": logits[:, columns]}
 
         def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
-            soft = F.log_softmax(batch["teacher"].float() / temperature, dim=-1)
-            ours = F.log_softmax(logits / temperature, dim=-1)
-            apart = F.kl_div(ours, soft, reduction="sum", log_target=True) * temperature**2
-            return LossSum((1 - weight) * plain.total + weight * apart, plain.count)
+            teacher_log_probs = F.log_softmax(batch["teacher"].float() / temperature, dim=-1)
+            student_log_probs = F.log_softmax(logits / temperature, dim=-1)
+            divergence = (
+                F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True) * temperature**2
+            )
+            return LossSum((1 - weight) * plain.total + weight * divergence, plain.count)
 
         return Distilled(task, change, teach)
 
     return Adapted(objective=objective)
 
 
-def _teaching(trained: Any, student: Classifies) -> Classifies:
-    """The task of the teacher `trained`.
+def _teacher_task(trained: Any, student: Classifies) -> Classifies:
+    """Return the task of the teacher `trained`, after checking that it fits the student.
 
     Raises:
-        InputError: it is another task, or the teacher does not know all of the student's classes.
+        InputError: the task differs, or the teacher does not know all of the student's classes.
     """
     task = trained.task
     if not isinstance(task, Classifies) or task.name != student.name:
-        what = f"distill: the teacher {trained.path} does {_words(task)}"
-        raise InputError(what, f"expected {_words(student)}, as the student does")
+        what = f"distill: the teacher {trained.path} is for {_task_name(task)}"
+        raise InputError(what, f"expected {_task_name(student)}, like the student")
     missing = [name for name in student.spec.classes if name not in task.spec.classes]
     if missing:
         raise InputError(f"{trained.path}: the teacher does not know {', '.join(missing[:5])}", "expected every class")
     return task
 
 
-def _words(task: Task) -> str:
+def _task_name(task: Task) -> str:
     return task.name.replace("_", " ")

@@ -120,7 +120,7 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
     """Train as one process of several."""
     from bigmodel_cli.engine.device.placement import process_group_backend
     from bigmodel_cli.engine.distributed.process_group import join_group, leave_group, translate_rank_errors
-    from bigmodel_cli.engine.training.run_folder import Followed, RunFolder
+    from bigmodel_cli.engine.training.run_folder import ReadOnlyRunFolder, RunFolder
 
     group = join_group(here, process_group_backend(recipe.placement.device), recipe.parallel.timeout)
     console.print_as_rank(here.rank, group.claim_error_report)
@@ -132,7 +132,7 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
             group.broadcast((str(folder.path), folder.resume))
         else:
             path, resumes = group.broadcast(None)
-            folder = Followed(Path(path), resume=resumes)
+            folder = ReadOnlyRunFolder(Path(path), resume=resumes)
     _train(recipe, folder, options.json, group)
     leave_group()
 

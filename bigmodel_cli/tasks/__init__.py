@@ -1,1 +1,1 @@
-"""What a batch means: one file a task."""
+"""Tasks: how to prepare batches, compute the loss and report metrics. One file per task."""

@@ -19,7 +19,7 @@ from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
 
-ENOUGH = 1 << 26  # pixels that mean and deviation are measured on: all of MNIST and CIFAR, a thousand photos
+ENOUGH = 1 << 26  # pixels to measure mean and deviation on: all of MNIST or CIFAR, or a thousand photos
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -40,7 +40,7 @@ class ImageClassification:
     augment: Callable[..., Tensor]
     """See `Augment` in data/image/augment.py."""
     label_map: tuple[int, ...] | None = None
-    """The model's label for each label of the data, -1 where the model has no such class; None where they agree."""
+    """The model's label for each label of the data; -1 if the model has no such class. None if they agree."""
     name = "image_classification"
     unit = "images"
     unit_axis = None
@@ -50,60 +50,60 @@ class ImageClassification:
     metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> ImageClassification:
-        """Mean and standard deviation per channel on the 0..1 scale, over the train split's pixels.
+        """Measure the mean and standard deviation per channel, on the 0..1 scale, over the train split.
 
-        Where they are more than ENOUGH, over the pixels of evenly spaced samples. A source may bring its own.
+        A split of more than ENOUGH pixels is measured on evenly spaced samples. A spec that has a mean keeps it.
         """
         if self.spec.mean:
             return self
         total = square = torch.zeros(self.spec.channels, dtype=torch.float64)
         pixels = 0
         area = self.spec.square**2 if self.spec.square else self.spec.height * self.spec.width
-        every = max(1, len(train) * area // ENOUGH)
-        for part in torch.arange(0, len(train), every).split(max(1, (1 << 21) // area)):
-            x = train.gather(part)["image"].float() / 255
+        stride = max(1, len(train) * area // ENOUGH)
+        for indices in torch.arange(0, len(train), stride).split(max(1, (1 << 21) // area)):
+            x = train.gather(indices)["image"].float() / 255
             total = total + x.sum((0, 2, 3), dtype=torch.float64)
             square = square + x.square().sum((0, 2, 3), dtype=torch.float64)
             pixels += x.shape[0] * x.shape[2] * x.shape[3]
         mean = total / pixels
-        # A constant channel must not divide by zero; half a grey level is below anything an image can show.
+        # Do not divide by zero for a constant channel. Half a grey level is below any real deviation.
         std = (square / pixels - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)
         return replace(self, spec=self.spec.with_(mean=tuple(mean.tolist()), std=tuple(std.tolist())))
 
     def for_data(self, data: ImageSpec) -> ImageClassification:
-        """The task on data with its own class list: labels are matched by *name*, never by position."""
+        """Return the task for data with its own class list. Labels are matched by *name*, never by position."""
         return replace(self, label_map=labelled.label_map(self.spec.classes, data.classes))
 
     def with_(self, **changes: Any) -> Self:
         return replace(self, **changes)
 
     def adopt(self, trained: ImageSpec, data: ImageSpec) -> tuple[ImageSpec, list[str]]:
-        """The spec to fine-tune with: the trained input size and normalisation, the new data's channels and classes.
+        """Return the spec for fine-tuning: trained input size and normalization, the new data's channels and classes.
 
-        Returns the spec and, for the person, a line for each thing that changed.
+        The second value is one note for the user for each change.
         """
         notes, mean, std = [], trained.mean, trained.std
         if trained.channels != data.channels:
             notes.append(f"input channels {trained.channels} -> {data.channels}")
-            mean = _channels(mean, data.channels)
-            std = _channels(std, data.channels)
+            mean = _repeat_mean(mean, data.channels)
+            std = _repeat_mean(std, data.channels)
         if (trained.height, trained.width) != (data.height, data.width):
             size = f"{trained.height}x{trained.width}"
             notes.append(f"images are resized from {data.height}x{data.width} to the checkpoint's {size}")
         same = set(trained.classes) == set(data.classes)
         classes = trained.classes if same else data.classes
         changed: dict[str, Any] = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}
-        changed |= {"square": data.square, "crop": data.crop}  # predict must read files as this training did
+        changed |= {"square": data.square, "crop": data.crop}  # predict must read files as training does
         return trained.with_(**changed), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """image uint8 (B,C',H',W') -> float32 (B,C,H,W), augmented where `key` is given, resized, normalised."""
+        """Prepare image uint8 (B,C',H',W') -> float32 (B,C,H,W): augment if `key` is given, resize, normalize."""
         x = batch["image"]
         spec = self.spec
         if key is not None:
             x = self.augment(x, key, (spec.height, spec.width))
         if x.shape[2:] != (spec.height, spec.width) and spec.crop < 1:
-            x = _middle(x, spec.crop)
+            x = _crop_centre(x, spec.crop)
         if x.shape[1] != spec.channels:
             x = _to_channels(x.float(), spec.channels)
         if x.shape[2:] != (spec.height, spec.width):
@@ -119,7 +119,7 @@ class ImageClassification:
         if spec.mean:
             mean = _constant(spec.mean, torch.float32, x.device).view(1, -1, 1, 1) * 255
             std = _constant(spec.std, torch.float32, x.device).view(1, -1, 1, 1) * 255
-            # In place on a copy of its own: twice as fast as (x - mean) / std from uint8.
+            # In place on a copy: twice as fast as (x - mean) / std from uint8.
             x = (x.float() if x.dtype == torch.uint8 else x.clone()).sub_(mean).div_(std)
         return {**batch, "image": x.float(), "label": label, **mixed}
 
@@ -128,10 +128,10 @@ class ImageClassification:
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits = model(batch["image"]).float()
-        each = self.loss_per_sample(logits, batch["label"])
-        if "share" in batch:  # mixed images (see `mixing` in data/image/augment_photo.py): as soft labels, exactly
-            each = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), each, batch["share"])
-        return LossSum(each.sum(), len(logits))
+        losses = self.loss_per_sample(logits, batch["label"])
+        if "share" in batch:  # mixed images (see `mixing` in data/image/augment_photo.py): equals a soft-label loss
+            losses = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), losses, batch["share"])
+        return LossSum(losses.sum(), len(logits))
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
         return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample)
@@ -143,10 +143,10 @@ class ImageClassification:
         return labelled.summarise(sums)
 
     def _read(self, path: Path) -> Batch:
-        """One image file as a raw batch of one, in the model's channels.
+        """Read one image file as a raw batch of one, with the model's number of channels.
 
         Raises:
-            InputError: the file is not an image we read, is too large, or is damaged.
+            InputError: the file is not a supported image, is too large, or is damaged.
         """
         try:
             raw = path.read_bytes()
@@ -158,15 +158,15 @@ class ImageClassification:
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        """The one image in the file."""
+        """Yield the only image in the file."""
         yield str(path), self._read(path)
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
-        """For each image the `top` classes with their probabilities, likeliest first."""
+        """Return the `top` classes and probabilities for each image, most likely first."""
         return labelled.likeliest(model(batch["image"]), self.spec.classes, top)
 
     def preprocessing(self) -> dict[str, Any]:
-        """How another program prepares an image, in the order of the keys."""
+        """Describe the preprocessing steps for other programs, in order."""
         spec = self.spec
         resize = {"height": spec.height, "width": spec.width, "interpolation": "bilinear, antialiased"}
         steps: dict[str, Any] = {"resize": resize}
@@ -195,24 +195,24 @@ class ImageClassification:
 
 @functools.lru_cache(64)
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`values` on the device: sent once, since every send to a GPU waits for it."""
-    with torch.inference_mode(False):  # or a first call in evaluation would make it useless for training
+    """Return `values` on the device. Cached, since each transfer to a GPU synchronizes."""
+    with torch.inference_mode(False):  # an inference tensor, cached during evaluation, would fail in training
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def _middle(x: Tensor, share: float) -> Tensor:
-    """The centred `share` of both sides of (B,C,H,W)."""
+def _crop_centre(x: Tensor, share: float) -> Tensor:
+    """Crop the centre of (B,C,H,W) to the fraction `share` of each side."""
     height, width = (round(side * share) for side in x.shape[2:])
     top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
     return x[:, :, top : top + height, left : left + width]
 
 
-def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def _repeat_mean(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels if values else values
 
 
 def _to_channels(x: Tensor, channels: int) -> Tensor:
-    """(B,C',H,W) -> (B,channels,H,W): grey is repeated, colour becomes luma."""
+    """Convert (B,C',H,W) to (B,channels,H,W): repeat grey channels, reduce colour to luma."""
     if x.shape[1] == 1:
         return x.expand(-1, channels, -1, -1)
     if x.shape[1] == 3 and channels == 1:

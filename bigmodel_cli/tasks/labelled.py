@@ -1,4 +1,4 @@
-"""What tasks with one class a sample share. Shapes: B batch, K classes."""
+"""Code shared by the tasks with one class per sample. Shapes: B batch, K classes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from bigmodel_cli.core.types import Batch
 from bigmodel_cli.metrics.classification import accuracy
 
 METRICS = ("accuracy", "top5_accuracy", "loss", "macro_f1", "ece")
-"""What ``eval`` reports of classes."""
+"""The metrics that ``eval`` reports for classification."""
 
 
 def label_map(model_classes: Sequence[str], data_classes: Sequence[str]) -> tuple[int, ...] | None:
-    """The model's label for each label of the data, matched by *name*; -1: no such class; None: they agree.
+    """Map the data's labels to the model's, matched by class *name*. -1: unknown class. None: the classes are the same.
 
     Raises:
-        InputError: they have no class in common.
+        InputError: the model and the data have no class in common.
     """
     if tuple(model_classes) == tuple(data_classes):
         return None
     if not set(model_classes) & set(data_classes):
-        ours, theirs = ", ".join(model_classes[:3]), ", ".join(data_classes[:3])
+        model_names, data_names = ", ".join(model_classes[:3]), ", ".join(data_classes[:3])
         raise InputError(
-            f"no class in common: the model has {ours}, ...", f"the data {theirs}, ...", "bigmodel finetune"
+            f"no class in common: the model has {model_names}, ...", f"the data {data_names}, ...", "bigmodel finetune"
         )
-    known = {name: i for i, name in enumerate(model_classes)}
-    return tuple(known.get(name, -1) for name in data_classes)
+    label_of = {name: i for i, name in enumerate(model_classes)}
+    return tuple(label_of.get(name, -1) for name in data_classes)
 
 
 def outputs(logits: Tensor, batch: Batch, loss: Callable[[Tensor, Tensor], Tensor]) -> Batch:
-    """logits (B,K) fp32, loss (B,), label (B,) and index (B,): what reports are made of."""
+    """Return what reports need: logits (B,K) fp32, loss (B,), label (B,) and index (B,)."""
     logits = logits.float()
-    # Label -1 is a class the model never saw: it has no loss, and reports leave it out.
+    # Label -1 is a class unknown to the model. Reports exclude it, so its loss does not matter.
     losses = loss(logits, batch["label"].clamp(min=0))
     return {"logits": logits, "loss": losses, "label": batch["label"], "index": batch["index"]}
 
@@ -52,7 +52,7 @@ def summarise(totals: Mapping[str, float]) -> dict[str, float]:
 
 
 def likeliest(logits: Tensor, classes: Sequence[str], top: int) -> list[Predictions]:
-    """For each sample the `top` classes with their probabilities, likeliest first."""
+    """Return the `top` classes and probabilities for each sample, most likely first."""
     best = logits.float().softmax(1).topk(min(top, len(classes)), dim=1)
     return [
         [(classes[k], p) for p, k in zip(ps, ks, strict=True)]

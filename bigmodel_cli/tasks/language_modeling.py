@@ -1,4 +1,4 @@
-"""The next token, everywhere in a text. Shapes: B batch, T tokens (the context), V vocabulary."""
+"""Next-token prediction. Shapes: B batch, T tokens (the context), V vocabulary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 
-NOTHING = -100  # a target from which nothing is learned
+NOTHING = -100  # a target that the loss ignores
 
 
 @tasks.register(spec_type=TextSpec, pipeline_tag="text-generation")
@@ -39,7 +39,7 @@ class LanguageModeling:
     spec: TextSpec
     loss_per_token: Callable[[Tensor, Tensor], Tensor]
     token_map: tuple[int, ...] | None = None
-    """The model's id for each id of the data, -1 where it has none; None where the vocabularies are equal."""
+    """The model's token id for each id of the data; -1 if unknown. None if the vocabularies are equal."""
     name = "language_modeling"
     unit = "tokens"
     unit_axis = 1
@@ -52,33 +52,36 @@ class LanguageModeling:
         return self
 
     def for_data(self, data: TextSpec) -> LanguageModeling:
-        """The task on data with its own vocabulary: tokens are matched by *name*, never by id."""
+        """Return the task for data with its own vocabulary. Tokens are matched by *name*, never by id."""
         return replace(self, token_map=token_id_map(self.spec, data))
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
-        """The trained tokenizer and context stay; the chat template is the new data's where it has one."""
+        """Keep the trained tokenizer and context. Use the new data's chat template if it has one."""
         notes = [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
         return trained.with_(chat=data.chat or trained.chat), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """tokens and targets (B,T) of a window (B,2T) from anywhere in its first half with a `key`, else of its start.
+        """Prepare tokens and targets (B,T).
 
-        A batch without ``length`` holds rows (B,T+1) that begin where they begin, with ``learn`` of their shape,
-        False where a token is no target: in a prompt, in what fills a row up. ``document``, also of their shape,
-        numbers documents that are to be read apart: it goes along, and none is predicted from the one before it.
+        A batch with ``length`` holds windows (B,2T). With a `key`, T tokens start at a random offset in the first
+        half of each window; otherwise at its beginning.
+
+        A batch without ``length`` holds rows (B,T+1) with a fixed start. Its mask ``learn``, of the same shape, is
+        False for tokens that are not targets: the prompt and the padding. ``document``, also of that shape, numbers
+        packed documents. It is passed on to the model, and no document is predicted from the previous one.
         """
         raw, context = batch["tokens"].long(), self.spec.context
         if self.token_map is not None:
             raw = torch.tensor(self.token_map, device=raw.device)[raw]
         window, document, length = raw, batch.get("document"), batch.get("length")
         if length is not None:
-            context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's
-            places = torch.arange(context + 1, device=raw.device).expand(len(raw), -1)
+            context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's context
+            positions = torch.arange(context + 1, device=raw.device).expand(len(raw), -1)
             if key is not None:
-                # Windows shift by a new offset each epoch: every start is met, as if windows were drawn at random.
-                places = places + (uniform(key, 0) * context).long()[:, None]
-            window = raw.gather(1, places)
-            document = document if document is None else document.gather(1, places)
+                # A new random offset each epoch, so that over time every start position occurs.
+                positions = positions + (uniform(key, 0) * context).long()[:, None]
+            window = raw.gather(1, positions)
+            document = document if document is None else document.gather(1, positions)
         targets = window[:, 1 : context + 1]
         if length is not None and key is None:
             late = torch.arange(context, device=raw.device) >= length[:, None]
@@ -86,11 +89,11 @@ class LanguageModeling:
         if "learn" in batch:
             targets = targets.masked_fill(~batch["learn"][:, 1 : context + 1], NOTHING)
         targets = targets.masked_fill(targets < 0, NOTHING)
-        made = {"tokens": window[:, :-1][:, :context].clamp(min=0), "targets": targets, "index": batch["index"]}
+        prepared = {"tokens": window[:, :-1][:, :context].clamp(min=0), "targets": targets, "index": batch["index"]}
         if document is None:
-            return made
+            return prepared
         after, document = document[:, 1 : context + 1], document[:, :-1][:, :context]
-        return made | {"targets": targets.masked_fill(after != document, NOTHING), "document": document}
+        return prepared | {"targets": targets.masked_fill(after != document, NOTHING), "document": document}
 
     def count(self, batch: Batch) -> int:
         if "length" in batch:
@@ -98,16 +101,16 @@ class LanguageModeling:
         return max(1, int(batch["learn"][:, 1 : self.spec.context + 1].sum()))
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
-        losses = model(batch["tokens"], batch["targets"], self.loss_per_token, **_apart(batch))
+        losses = model(batch["tokens"], batch["targets"], self.loss_per_token, **_document(batch))
         return LossSum(losses.sum(), (batch["targets"] != NOTHING).sum())
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
-        """Each window's sums, (B,): nats, tokens, bytes of text."""
-        losses = model(batch["tokens"], batch["targets"], _nats, **_apart(batch)).float()
-        known = batch["targets"] >= 0
+        """Return the sums of each window, (B,): loss in nats, tokens, bytes of text."""
+        losses = model(batch["tokens"], batch["targets"], _nats, **_document(batch)).float()
+        is_target = batch["targets"] >= 0
         lengths = torch.tensor(tokenizer(self.spec).byte_lengths(), device=losses.device)
-        size = lengths[batch["targets"].clamp(min=0)] * known
-        return {"nats": losses.sum(1), "count": known.sum(1), "bytes": size.sum(1), "index": batch["index"]}
+        size = lengths[batch["targets"].clamp(min=0)] * is_target
+        return {"nats": losses.sum(1), "count": is_target.sum(1), "bytes": size.sum(1), "index": batch["index"]}
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         out = self.outputs(model, batch)
@@ -115,43 +118,46 @@ class LanguageModeling:
         return {"loss": out["nats"].double().sum(), **sums}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """loss in nats a token; perplexity exp(loss); bits a byte of UTF-8, which compares tokenizers."""
+        """Return the loss in nats per token, perplexity exp(loss) and bits per byte.
+
+        Bits per byte of UTF-8 are comparable across tokenizers.
+        """
         loss = sums["loss"] / max(sums["count"], 1)
         bits = sums["loss"] / math.log(2) / max(sums["bytes"], 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits}
 
     def encode_prompt(self, text: str | Sequence[Message]) -> list[int]:
-        """The tokens of a text to continue; of a conversation, those after which the assistant's answer comes.
+        """Encode a text to continue, or a conversation up to the start of the assistant's answer.
 
         Raises:
             InputError: a character is not in the vocabulary, or the model was not trained on conversations.
         """
-        known = tokenizer(self.spec)
+        vocabulary = tokenizer(self.spec)
         if isinstance(text, str):
-            return list(known.encode(text)) or [known.special.get(END, 0)]
+            return list(vocabulary.encode(text)) or [vocabulary.special.get(END, 0)]
         if not self.spec.chat:
             what = "the model was not trained on conversations"
             raise InputError(what, "expected a chat template in its checkpoint", "--prompt without --chat")
         try:
-            return encode_conversation(text, self.spec.chat, known, answer=True)[0]
+            return encode_conversation(text, self.spec.chat, vocabulary, answer=True)[0]
         except ValueError as error:
             raise InputError(str(error)) from None
 
     def generate(
         self, model: nn.Module, prompts: Sequence[str | Sequence[Message]], **sampling: Any
     ) -> Iterator[list[str | None]]:
-        """What comes after each prompt, a piece a step; None once its text has ended.
+        """Yield the next piece of text for each prompt at each step; None once a text has ended.
 
         Raises:
             InputError: see :meth:`encode_prompt`.
         """
-        known = tokenizer(self.spec)
-        end = known.special.get(END)
+        vocabulary = tokenizer(self.spec)
+        end = vocabulary.special.get(END)
         ids = [self.encode_prompt(p) for p in prompts]
         if end is None and not all(isinstance(p, str) for p in prompts):
-            end = known.encode("\n")[0]  # what ends a turn where the vocabulary has no <end>
+            end = vocabulary.encode("\n")[0]  # end of a turn if the vocabulary has no <end>
         produced: list[list[int]] = [[] for _ in ids]
-        shown, ended = [""] * len(ids), [False] * len(ids)
+        emitted, ended = [""] * len(ids), [False] * len(ids)
         for new in next_tokens(model, ids, Sampling(**sampling)):
             pieces: list[str | None] = []
             for i, token in enumerate(new.tolist()):
@@ -160,15 +166,15 @@ class LanguageModeling:
                     pieces.append(None)
                     continue
                 produced[i].append(token)
-                text = known.decode(produced[i])
-                # Half a character is held back until its other bytes are there.
-                whole = shown[i] if text.endswith("\ufffd") else text
-                pieces.append(whole[len(shown[i]) :])
-                shown[i] = whole
+                text = vocabulary.decode(produced[i])
+                # Hold back an incomplete UTF-8 character until its other bytes arrive.
+                whole = emitted[i] if text.endswith("\ufffd") else text
+                pieces.append(whole[len(emitted[i]) :])
+                emitted[i] = whole
             yield pieces
 
     def preprocessing(self) -> dict[str, Any]:
-        """How another program makes ids of a text."""
+        """Describe the preprocessing for other programs."""
         return {
             "tokenizer": self.spec.tokenizer,
             "vocabulary": list(self.spec.vocabulary),
@@ -180,11 +186,11 @@ class LanguageModeling:
         return (torch.zeros(batch_size, self.spec.context, dtype=torch.int64),)
 
 
-def _apart(batch: Batch) -> Batch:
-    """What a model is told beside tokens and targets, where documents are to be read apart."""
+def _document(batch: Batch) -> Batch:
+    """Return the model's document argument if documents must not attend to each other."""
     return {"document": batch["document"]} if "document" in batch else {}
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """What evaluation counts, whatever training smooths."""
+    """Per-token loss in nats, without the label smoothing of training."""
     return F.cross_entropy(logits, targets, reduction="none")

@@ -1,4 +1,4 @@
-"""Text from a language model, a token at a time. Shapes: B prompts, T tokens, V vocabulary."""
+"""Sample text from a language model, token by token. Shapes: B prompts, T tokens, V vocabulary."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """How to draw the next token.
 
     Args:
-        temperature: the logits are divided by it; 0 takes the likeliest token.
-        top_k: only among the k likeliest; None: all.
-        top_p: only among the likeliest that together reach this probability (Holtzman et al. 2019).
-        seed: with its place in the batch, of each prompt's own generator: the other prompts do not change its text.
+        temperature: divides the logits. 0 takes the most likely token.
+        top_k: draw from the k most likely tokens; None: from all.
+        top_p: draw from the smallest set of tokens whose probabilities sum to `top_p` (Holtzman et al. 2019).
+        seed: combined with the position in the batch, seeds a generator per prompt. Prompts do not affect each other.
     """
 
     temperature: float = 1.0
@@ -27,12 +27,12 @@ class Sampling:
 
 
 def next_tokens(
-    model: nn.Module, prompts: Sequence[Sequence[int]], how: Sampling, use_cache: bool = True
+    model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, use_cache: bool = True
 ) -> Iterator[Tensor]:
-    """Endless tokens (B,) after each of `prompts`, none of them empty; the model keeps its keys and values.
+    """Yield tokens (B,) after each of `prompts` endlessly, with a key-value cache. No prompt may be empty.
 
-    Where the context is full, the last half of it is read again and the rest forgotten:
-    a token then costs two on average, where sliding by one would cost the whole context.
+    When the context is full, the second half is encoded again and the rest is dropped. This costs about
+    two tokens per token; shifting by one would encode the whole context each time.
     """
     device = next(model.parameters()).device
     context = int(model.context)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def next_tokens(
     longest = max(map(len, rows))
     text = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     pad = torch.tensor([longest - len(row) for row in rows], device=device)
-    generators = [torch.Generator().manual_seed(how.seed * 1_000_003 + i) for i in range(len(rows))]
+    generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + i) for i in range(len(rows))]
     cache, new = None, text
     while True:
         if text.shape[1] >= context and (cache is None or cache.length + 1 > context):
@@ -51,24 +51,24 @@ def next_tokens(
         if cache is None or not use_cache:
             cache, new = model.new_cache(pad if pad.any() else None), text  # type: ignore[operator]
         logits = model(new, cache=cache)[:, -1].float()
-        new = choose(logits, how, generators)[:, None]
+        new = choose(logits, sampling, generators)[:, None]
         text = torch.cat((text, new), 1)
         yield new[:, 0]
 
 
-def choose(logits: Tensor, how: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """A token (B,) of the logits (B,V), each drawn with its own generator (on the CPU: the same on every device)."""
-    if how.temperature == 0:
+def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw a token (B,) from the logits (B,V), each with its own CPU generator: the same on every device."""
+    if sampling.temperature == 0:
         return logits.argmax(1)
-    logits = logits / how.temperature
-    if how.top_k is not None and how.top_k < logits.shape[1]:
-        least = logits.topk(how.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
+        threshold = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     probability = logits.softmax(1)
-    if how.top_p < 1:
+    if sampling.top_p < 1:
         ranked, order = probability.sort(1, descending=True)
-        # The token that crosses the threshold stays, so one always does.
-        ranked = ranked.masked_fill(ranked.cumsum(1) - ranked >= how.top_p, 0)
+        # Keep the token that crosses the threshold, so that at least one remains.
+        ranked = ranked.masked_fill(ranked.cumsum(1) - ranked >= sampling.top_p, 0)
         probability = torch.zeros_like(probability).scatter(1, order, ranked)
     rows = zip(probability.cpu(), generators, strict=True)
     return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in rows]).to(logits.device)

@@ -35,7 +35,7 @@ class TextClassification:
     augment: Callable[[Tensor, SampleKey], Tensor]
     label_map: tuple[int, ...] | None = None
     token_map: tuple[int, ...] | None = None
-    """The model's id for each id of the data; None where the vocabularies are equal."""
+    """The model's token id for each id of the data. None if the vocabularies are equal."""
     name = "text_classification"
     unit = "texts"
     unit_axis = None
@@ -48,7 +48,7 @@ class TextClassification:
         return self
 
     def for_data(self, data: TextSpec) -> TextClassification:
-        """The task on data with its own classes and vocabulary: both are matched by *name*."""
+        """Return the task for data with its own classes and vocabulary. Both are matched by *name*."""
         label_map = labelled.label_map(self.spec.classes, data.classes)
         return replace(self, label_map=label_map, token_map=token_id_map(self.spec, data))
 
@@ -56,13 +56,13 @@ class TextClassification:
         return replace(self, **changes)
 
     def adopt(self, trained: TextSpec, data: TextSpec) -> tuple[TextSpec, list[str]]:
-        """The trained tokenizer and context stay; the classes are the new data's."""
+        """Keep the trained tokenizer and context. Use the new data's classes."""
         same = set(trained.classes) == set(data.classes)
         notes = [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
         return trained if same else trained.with_(classes=data.classes), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """tokens (B,T), the fill token at the end of the shorter ones, cut to the context; augmented with a `key`."""
+        """Prepare tokens (B,T), padded at the end and truncated to the context. With a `key`, augment them."""
         tokens, label = batch["tokens"].long()[:, : self.spec.context], batch["label"]
         if self.token_map is not None:
             tokens = torch.tensor(self.token_map, device=tokens.device)[tokens]
@@ -87,20 +87,20 @@ class TextClassification:
         return labelled.summarise(sums)
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        """Each line of a text file, as a raw batch of one."""
+        """Yield each line of a text file as a raw batch of one."""
         for number, line in enumerate(read_lines(path), 1):
             yield f"{path}:{number}", self.encode_texts([line])
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
-        """A raw batch of `texts` whose classes are not known."""
-        tokens, places = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
-        return {"tokens": tokens, "label": torch.zeros_like(places), "index": places}
+        """Encode `texts` as a raw batch without known classes."""
+        tokens, indices = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
+        return {"tokens": tokens, "label": torch.zeros_like(indices), "index": indices}
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         return labelled.likeliest(model(batch["tokens"]), self.spec.classes, top)
 
     def preprocessing(self) -> dict[str, Any]:
-        """How another program makes ids of a text."""
+        """Describe the preprocessing for other programs."""
         spec = self.spec
         return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
 

@@ -33,12 +33,15 @@ def translation(
 
 @dataclass(frozen=True)
 class Translation:
-    """See :class:`EncodesTexts` in core/tasks.py. Raw batches hold source (B,S), and target (B,T) from start to end."""
+    """See :class:`EncodesTexts` in core/tasks.py.
+
+    Raw batches hold source (B,S) and target (B,T), framed by start and end tokens.
+    """
 
     spec: TextSpec
     loss_per_token: Callable[[Tensor, Tensor], Tensor]
     token_map: tuple[int, ...] | None = None
-    """The model's id for each id of the data; None where the vocabularies are equal."""
+    """The model's token id for each id of the data. None if the vocabularies are equal."""
     name = "translation"
     unit = "tokens"
     unit_axis = 1
@@ -61,7 +64,7 @@ class Translation:
         return trained, [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """source (B,S); target (B,T-1) without its last token, labels (B,T-1) without its first."""
+        """Prepare source (B,S), target (B,T-1) without its last token, and labels (B,T-1) without the first."""
         source, target = batch["source"].long(), batch["target"].long()
         if self.token_map is not None:
             ids = torch.tensor(self.token_map, device=source.device)
@@ -76,47 +79,48 @@ class Translation:
         return LossSum(losses.sum(), (batch["labels"] != self.pad).sum())
 
     def _nats(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
-        def plain(logits: Tensor, labels: Tensor) -> Tensor:
+        def per_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels, reduction="none")
 
-        real = batch["labels"] != self.pad
-        losses = model(batch["source"], batch["target"], batch["labels"], plain).float() * real  # exports know no fill
-        return {"nats": losses.sum(1), "count": real.sum(1)}
+        is_token = batch["labels"] != self.pad
+        losses = model(batch["source"], batch["target"], batch["labels"], per_token_loss).float()
+        losses = losses * is_token  # exported models do not mask padding
+        return {"nats": losses.sum(1), "count": is_token.sum(1)}
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
-        """Each pair's nats and tokens, (B,); the answer as ids, (B, context)."""
+        """Return the loss in nats and the tokens of each pair, (B,), and the translation as token ids, (B, context)."""
         answer, _ = beam_search(model, batch["source"], BEAMS, self.spec)
-        filled = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
-        return {**self._nats(model, batch), "answer": filled, "index": batch["index"]}
+        padded = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
+        return {**self._nats(model, batch), "answer": padded, "index": batch["index"]}
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         out = self._nats(model, batch)
         return {"loss": out["nats"].double().sum(), "count": out["count"].sum()}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """loss in nats a target token, without label smoothing; perplexity exp(loss)."""
+        """Return the loss in nats per target token, without label smoothing, and perplexity exp(loss)."""
         loss = sums["loss"] / max(sums["count"], 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        """Each line of a text file, as a raw batch of one without a target."""
+        """Yield each line of a text file as a raw batch of one without a target."""
         for number, line in enumerate(read_lines(path), 1):
             yield f"{path}:{number}", self.encode_texts([line])
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
-        """A raw batch of `texts` without targets."""
-        nothing = torch.full((len(texts), 2), self.pad)
-        return {"source": encode_padded(texts, self.spec), "target": nothing, "index": torch.arange(len(texts))}
+        """Encode `texts` as a raw batch without targets."""
+        padding = torch.full((len(texts), 2), self.pad)
+        return {"source": encode_padded(texts, self.spec), "target": padding, "index": torch.arange(len(texts))}
 
     def predict(self, model: Forward, batch: Batch, top: int = 1) -> list[Predictions]:
-        """The translation, with the geometric mean of its tokens' probabilities."""
-        found, score = beam_search(model, batch["source"], BEAMS, self.spec)
-        known = tokenizer(self.spec)
-        pairs = zip(found.tolist(), score.exp().tolist(), strict=True)
-        return [[(known.decode(ids), probability)] for ids, probability in pairs]
+        """Return the translation of each text, with the geometric mean of its token probabilities."""
+        translations, score = beam_search(model, batch["source"], BEAMS, self.spec)
+        vocabulary = tokenizer(self.spec)
+        pairs = zip(translations.tolist(), score.exp().tolist(), strict=True)
+        return [[(vocabulary.decode(ids), probability)] for ids, probability in pairs]
 
     def preprocessing(self) -> dict[str, Any]:
-        """How another program makes ids of a text."""
+        """Describe the preprocessing for other programs."""
         spec = self.spec
         return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
 

@@ -45,5 +45,5 @@ def test_a_teacher_of_another_task_is_refused() -> None:
     spec = TextSpec("word", (*SPECIALS, *WORDS), 16, ("no", "yes"))
     student, teacher = trained("text-cnn", spec), trained("gpt", spec)
     start = Start(student.model, "head", lambda path: teacher, student.task, spec)
-    with pytest.raises(InputError, match=r"the teacher teacher\.pt does language modeling; expected text classif"):
+    with pytest.raises(InputError, match=r"the teacher teacher\.pt is for language modeling; expected text classif"):
         methods.get("distill")(start, teacher="teacher.pt")

@@ -97,12 +97,12 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
     ends = [event for event in events if event["event"] == "epoch"]
     assert ends[-1]["val_reward_accuracy"] == 1.0 and ends[-1]["val_reward_margin"] > 0
     assert ends[-1]["val_loss"] < 0.69 and ends[-1]["train_loss"] < ends[0]["train_loss"]
-    # A checkpoint without what the start said is no checkpoint of this run.
+    # A checkpoint without the reference outputs does not fit this run.
     state = run.state()
     said = state.pop("said")
     with pytest.raises(InputError, match=r"said.* are missing"):
         assemble(recipe, state)
     resumed = assemble(recipe, {**state, "said": said})
     assert torch.equal(resumed.reference_outputs["train"]["chosen_started"], said["train"]["chosen_started"])
-    with pytest.raises(InputError, match="not of this data"):
+    with pytest.raises(InputError, match="do not match the data"):
         assemble(recipe, {**state, "said": {"train": said["val"], "val": said["val"]}})

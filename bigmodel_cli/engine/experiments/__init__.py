@@ -1,1 +1,1 @@
-"""Several runs that answer one question: studies, searches, reproductions, trial runs."""
+"""Experiments that use several runs: studies, searches, reproductions and dry runs."""

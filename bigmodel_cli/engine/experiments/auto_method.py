@@ -1,4 +1,4 @@
-"""``--method auto``: each way of fine-tuning is tried for a short while, and validation says which one to take."""
+"""``--method auto``: train briefly with each fine-tuning method, and choose the best on the validation split."""
 
 from __future__ import annotations
 
@@ -11,55 +11,60 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.engine.training.assemble import assemble, execute
 
-SHARE = 5  # a trial has a fifth of the epochs, at least one
+TRIAL_FRACTION = 5  # a trial has 1/5 of the epochs, at least one
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a short try of a method came to on val; `metrics` is empty where the method does not fit the model."""
+    """The result of a trial of one method. `value` is None if the method does not fit the model."""
 
     method: str
     metric: str
     value: float | None
     loss: float
     trained: int
-    why_not: str = ""
+    reason: str = ""
 
     def __str__(self) -> str:
         if self.value is None:
-            return f"{self.method}: {self.why_not}"
-        return f"{self.method}: val {self.metric} {self.value:.4f}, loss {self.loss:.4f}, {self.trained:,} trained"
+            return f"{self.method}: {self.reason}"
+        result = f"val {self.metric} {self.value:.4f}, loss {self.loss:.4f}"
+        return f"{self.method}: {result}, {self.trained:,} trainable parameters"
 
 
-def choose(recipe_of: Callable[[dict[str, Any]], Recipe], tell: Callable[[str], None]) -> tuple[str, list[Trial]]:
-    """The best of the candidates by val, and what each came to. `recipe_of` gives the recipe of a ``start`` section.
+def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str], None]) -> tuple[str, list[Trial]]:
+    """Try all candidates and return the best method on the validation split, and all trials.
+
+    `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines.
+
 
     Raises:
-        InputError: none of them fits the model.
+        InputError: no method fits the model.
     """
     trials = []
     for method in candidates():
-        trials.append(_try(method, recipe_of({"method": method})))
-        tell(f"tried {trials[-1]}")
-    able = [t for t in trials if t.value is not None]
-    if not able:
-        raise InputError("--method auto: no method fits this model", trials[0].why_not)
-    best = max(able, key=lambda t: (t.value, -t.loss))  # the first of equals: candidates come cheapest first
-    others = ", ".join(f"{t.method} {t.value:.4f}" for t in able if t is not best)
-    tell(f"chosen {best.method}: val {best.metric} {best.value:.4f} after a {SHARE}th of the epochs, against {others}")
+        trials.append(_run_trial(method, recipe_of({"method": method})))
+        report(f"tried {trials[-1]}")
+    valid = [t for t in trials if t.value is not None]
+    if not valid:
+        raise InputError("--method auto: no method fits this model", trials[0].reason)
+    best = max(valid, key=lambda t: (t.value, -t.loss))  # on a tie the first, which is the cheapest
+    others = ", ".join(f"{t.method} {t.value:.4f}" for t in valid if t is not best)
+    result = f"chosen {best.method}: val {best.metric} {best.value:.4f}"
+    report(f"{result} after 1/{TRIAL_FRACTION} of the epochs, compared with {others}")
     return best.method, trials
 
 
 def candidates() -> list[str]:
-    """The methods registered with ``auto``, their place from the cheapest on: of two equally good the earlier wins."""
-    places = {name: int(methods.get(name).meta.get("auto", 0)) for name in methods.names()}
-    return sorted((name for name, place in places.items() if place), key=places.__getitem__)
+    """Return the methods registered with ``auto``, cheapest first. On a tie the cheaper one is chosen."""
+    ranks = {name: int(methods.get(name).meta.get("auto", 0)) for name in methods.names()}
+    return sorted((name for name, rank in ranks.items() if rank), key=ranks.__getitem__)
 
 
-def _try(method: str, recipe: Recipe) -> Trial:
-    short = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // SHARE, 1)})
+def _run_trial(method: str, recipe: Recipe) -> Trial:
+    train = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // TRIAL_FRACTION, 1)})
     try:
-        run = assemble(recipe.model_copy(update={"train": short}))
+        run = assemble(recipe.model_copy(update={"train": train}))
         execute(run)
     except (InputError, DivergedError) as error:
         return Trial(method, "", None, float("inf"), 0, error.line)

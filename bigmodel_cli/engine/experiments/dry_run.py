@@ -1,4 +1,4 @@
-"""What a run will take, measured before it starts: layers, one real step, one real evaluation, one real save."""
+"""Measure the cost of a run before it starts: its layers, a real step, a real evaluation and a real save."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class DryRun:
 
 
 def measure(recipe: Recipe, folder: Path) -> DryRun:
-    """Build the run of `recipe`, take some of its steps on a batch of train and of val, and write one checkpoint.
+    """Build the run of `recipe`, and time steps, an evaluation and a save on one batch of each split.
 
-    `folder` is where the run would be: its disk is looked at, and nothing is left on it.
+    `folder` is the run's folder. Its disk is measured, and no files are left on it.
     """
     built = build(recipe, measure=False)
-    whole = built.draft
+    draft = built.draft
     with init_on_meta():
-        table, flops = layers(build_model(recipe, whole.task.spec), whole.task)
-    run, share = _on_a_batch(built)
-    before_steps = _solve(run) + run.timer.seconds["features"]
-    step_seconds, train_loss = _steps(run)
-    clock = time.perf_counter()
+        table, flops = layers(build_model(recipe, draft.task.spec), draft.task)
+    run, fraction = _restrict_to_batch(built)
+    before_steps = _time_solve(run) + run.timer.seconds["features"]
+    step_seconds, train_loss = _time_steps(run)
+    started = time.perf_counter()
     metrics = evaluate(run.eval_model, run.task, run.val, run.placement, recipe.train.eval_batch_size)
-    val_seconds = (time.perf_counter() - clock) * len(whole.val) / len(run.val)
-    here = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
-    save_seconds, size = _save(run, here)
-    epochs = max(-(-run.total_steps // whole.batches.steps_per_epoch), 1)
+    val_seconds = (time.perf_counter() - started) * len(draft.val) / len(run.val)
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    save_seconds, size = _time_save(run, existing)
+    epochs = max(-(-run.total_steps // draft.batches.steps_per_epoch), 1)
     steps = run.total_steps * step_seconds + epochs * (val_seconds + save_seconds)
     return DryRun(
         layers=table,
@@ -80,57 +80,60 @@ def measure(recipe: Recipe, folder: Path) -> DryRun:
         val_metrics=metrics or {},
         save_seconds=save_seconds,
         checkpoint_bytes=size,
-        disk_needed=3 * size,  # last, best, and the one being written
-        disk_free=shutil.disk_usage(here).free,
+        disk_needed=3 * size,  # last.pt, best.pt and the one being written
+        disk_free=shutil.disk_usage(existing).free,
         memory_peak=run.placement.memory_peak(),
-        estimated_seconds=before_steps / share + steps,
+        estimated_seconds=before_steps / fraction + steps,
     )
 
 
-def _on_a_batch(built: Built) -> tuple[Run, float]:
-    """The run on one batch of train and one of val alone, and which share of all samples that is.
+def _restrict_to_batch(built: Built) -> tuple[Run, float]:
+    """Restrict the run to one batch of each split, and return it with the fraction of all samples that it uses.
 
-    What is computed once for each sample, such as features, is then computed for these.
+    Per-sample caches, such as features, are then computed for these samples only.
     """
     draft, batches = built.draft, built.draft.batches
-    train, val = (_evenly(source, batches.batch_size) for source in (batches.source, draft.val))
+    train, val = (_subsample(source, batches.batch_size) for source in (batches.source, draft.val))
     even = None if batches.even is None else batches.even[train.indices]
     draft = replace(draft, batches=replace(batches, source=train, even=even), val=val)
-    share = (len(train) + len(val)) / (len(built.draft.batches.source) + len(built.draft.val))
-    return prepare(replace(built, draft=draft)), share
+    fraction = (len(train) + len(val)) / (len(built.draft.batches.source) + len(built.draft.val))
+    return prepare(replace(built, draft=draft)), fraction
 
 
-def _evenly(source: Source, count: int) -> Subset:
-    """`count` samples from all over `source`, which may be in order."""
+def _subsample(source: Source, count: int) -> Subset:
+    """Return `count` evenly spaced samples of `source`, which may be sorted."""
     count = min(count, len(source))
     return Subset(source, torch.arange(count) * len(source) // count)
 
 
-def _solve(run: Run) -> float:
-    """Seconds that a run takes which solves for its weights; nothing for one that takes steps."""
-    clock = time.perf_counter()
+def _time_solve(run: Run) -> float:
+    """Return the seconds to solve for the head; about zero for a run that takes steps."""
+    started = time.perf_counter()
     if run.total_steps == 0:
         execute(run)
-    return time.perf_counter() - clock
+    return time.perf_counter() - started
 
 
-def _steps(run: Run) -> tuple[float, float]:
-    """Seconds of a step, and the mean loss of the first one; of a run without steps nothing, and its loss on val."""
+def _time_steps(run: Run) -> tuple[float, float]:
+    """Return the seconds per step and the mean loss of the first step.
+
+    For a run without steps: zero and its validation loss.
+    """
     if run.total_steps == 0:
         return 0.0, run.progress.best_loss
     raw = next(run.batches.steps(0))
     run.train_mode()
-    taken = train_step(run, raw)
-    loss = taken.loss.item() / taken.count
-    clock = time.perf_counter()
-    train_step(run, raw).loss.item()  # the first one paid for warming up
-    return time.perf_counter() - clock, loss
+    result = train_step(run, raw)
+    loss = result.loss.item() / result.count
+    started = time.perf_counter()
+    train_step(run, raw).loss.item()  # timed on the second step, after warm-up
+    return time.perf_counter() - started, loss
 
 
-def _save(run: Run, folder: Path) -> tuple[float, int]:
-    """Seconds of a save in `folder`, and the bytes of the checkpoint, which is gone again."""
+def _time_save(run: Run, folder: Path) -> tuple[float, int]:
+    """Save a temporary checkpoint in `folder`. Return the seconds and its size in bytes."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".preflight-") as scratch:
         file = Path(scratch) / "last.pt"
-        clock = time.perf_counter()
+        started = time.perf_counter()
         checkpoint.save(file, run.state())
-        return time.perf_counter() - clock, file.stat().st_size
+        return time.perf_counter() - started, file.stat().st_size

@@ -1,4 +1,4 @@
-"""The same run again: from what a finished run recorded, or cut in two at the middle; and what came out different."""
+"""Reproduce a run, from its record or with a resume in the middle, and report the differences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bigmodel_cli.engine.training.run import REFERENCES, Event, Hooks
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished run wrote down: enough to do it again."""
+    """The record of a finished run: everything needed to reproduce it."""
 
     folder: Path
     recipe: Recipe
@@ -35,13 +35,13 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The metrics of the last evaluation in its log, and where the run ended."""
+        """The metrics of the last epoch in the run's log."""
         return last_metrics(self.folder)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as it was."""
+    """One difference between two runs."""
 
     what: str
     then: Any
@@ -49,16 +49,16 @@ class Difference:
 
 
 def record(folder: Path, data_dir: Path | None) -> Record:
-    """The record of the run in `folder`.
+    """Load the record of the run in `folder`.
 
     Raises:
-        InputError: it is no finished run, or its data or start is not what it was.
+        InputError: the folder has no finished run, or its data has changed.
     """
     status = folder / "status.json"
     try:
         state = json.loads(status.read_text(encoding="utf-8"))["state"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder}: no run", "expected a run folder with its status.json") from None
+        raise InputError(f"{folder}: no run", "expected a run folder with a status.json") from None
     if state != "done":
         hint = f"bigmodel train --resume --out {folder}"
         raise InputError(f"{folder}: the run is {state}", "expected one that is done", hint)
@@ -75,59 +75,59 @@ def record(folder: Path, data_dir: Path | None) -> Record:
 
 
 def compare(then: Record, folder: Path) -> tuple[bool, list[Difference]]:
-    """Whether the run in `folder` ended in the same weights as `then`; and everything that drifted."""
-    again = checkpoint.load(folder / "last.pt")
-    one, other = ({k: s[k] for k in ("model", "model_ema")} for s in (then.state, again))
+    """Return whether the run in `folder` has the same final weights as `then`, and all differences."""
+    new_state = checkpoint.load(folder / "last.pt")
+    one, other = ({k: s[k] for k in ("model", "model_ema")} for s in (then.state, new_state))
     same = checkpoint.digest(one) == checkpoint.digest(other)
-    found = _different("", _surroundings(then.state), _surroundings(again))
+    changes = _changed_leaves("", _environment(then.state), _environment(new_state))
     if not same:
-        found += _different("", then.metrics, last_metrics(folder))
+        changes += _changed_leaves("", then.metrics, last_metrics(folder))
         changed = [d.what for d in differences({"model": one["model"]}, {"model": other["model"]})]
-        found.append(Difference("weights that differ", 0, f"{len(changed)} of {len(one['model'])} tensors"))
-    return same, found
+        changes.append(Difference("weights that differ", 0, f"{len(changed)} of {len(one['model'])} tensors"))
+    return same, changes
 
 
-def _surroundings(state: Mapping[str, Any]) -> dict[str, Any]:
+def _environment(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state["meta"]["env"], **state["meta"].get("origin", {})}
 
 
-def _different(name: str, then: Any, now: Any) -> list[Difference]:
-    """Leaves that differ in two nested dictionaries."""
+def _changed_leaves(name: str, then: Any, now: Any) -> list[Difference]:
+    """Return the leaves that differ between two nested dictionaries."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         keys = sorted({*then, *now})
-        return [d for k in keys for d in _different(f"{name}.{k}" if name else k, then.get(k), now.get(k))]
+        return [d for k in keys for d in _changed_leaves(f"{name}.{k}" if name else k, then.get(k), now.get(k))]
     return [] if then == now else [Difference(name, then, now)]
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """The validation metrics of the last epoch in a run's log; empty where there is none."""
-    found: dict[str, Any] = {}
+    """Return the metrics of the last epoch in a run's log; empty if there is none."""
+    metrics: dict[str, Any] = {}
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
         except ValueError:  # a line that a kill cut off
             continue
         if isinstance(event, dict) and event.get("event") == "epoch":
-            found = {k: v for k, v in event.items() if k == "train_loss" or k.startswith("val_")}
-    return found
+            metrics = {k: v for k, v in event.items() if k == "train_loss" or k.startswith("val_")}
+    return metrics
 
 
 def verify_resume(
     recipe: Recipe, steps: int, folder: Path, on_event: Callable[[Event], None]
 ) -> tuple[list[Difference], int]:
-    """Train `steps` steps at a stretch, and again with a stop, a save and a fresh start in the middle.
+    """Train `steps` steps without interruption, and again with a save and a resume in the middle.
 
-    Returns what differs at the end, in weights, averages, optimizer, progress and
-    random numbers, and how many values were compared.
+    Returns the differences in the final weights, averages, optimizer state, progress and
+    random number state, and how many values were compared.
 
     Raises:
-        InputError: the recipe has no middle to stop in.
+        InputError: the recipe takes fewer than two steps.
     """
-    short = resolve([Layer("recipe", recipe.to_dict()), Layer("--steps", {"train": {"max_steps": steps}})]).recipe
+    shortened = resolve([Layer("recipe", recipe.to_dict()), Layer("--steps", {"train": {"max_steps": steps}})]).recipe
 
     def trained(stop_at: int | None, resumed: dict[str, Any] | None) -> dict[str, Any]:
         hooks = Hooks(on_event, should_stop=lambda run: run.progress.step == stop_at)
-        run = assemble(short, resumed, recorded, hooks=hooks)
+        run = assemble(shortened, resumed, recorded, hooks=hooks)
         if run.total_steps < 2:
             what = f"method {recipe.start.method} takes {run.total_steps} steps here"
             raise InputError(what, "expected at least 2, to stop in the middle")
@@ -135,19 +135,19 @@ def verify_resume(
         return run.state()
 
     recorded: Mapping[str, Any] | None = None
-    whole = trained(None, None)
-    recorded = whole["meta"]["env"]  # what was measured once holds for both
-    reached = whole["progress"]["step"]
-    checkpoint.save(folder / "half.pt", trained(reached // 2, None))
-    torch.manual_seed(987654321)  # a resumed process starts with other random numbers
-    split = trained(None, checkpoint.load(folder / "half.pt"))
+    uninterrupted = trained(None, None)
+    recorded = uninterrupted["meta"]["env"]  # both runs use the same autotuned settings
+    last_step = uninterrupted["progress"]["step"]
+    checkpoint.save(folder / "half.pt", trained(last_step // 2, None))
+    torch.manual_seed(987654321)  # a resumed process starts from a different random state
+    resumed_state = trained(None, checkpoint.load(folder / "half.pt"))
     parts = ("model", "model_ema", "optimizer", "progress", "rng", REFERENCES)
-    one, other = ({k: state.get(k) for k in parts} for state in (whole, split))
+    one, other = ({k: state.get(k) for k in parts} for state in (uninterrupted, resumed_state))
     return differences(one, other), _count(one)
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[Difference]:
-    """Tensors and values that differ, by path: bit by bit, so that a NaN equals itself."""
+    """Return the tensors and values that differ, by path. They are compared bit for bit, so NaN equals NaN."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = sorted({*one, *other}, key=str)
         return [d for k in keys for d in differences(one.get(k), other.get(k), f"{name}.{k}" if name else str(k))]

@@ -1,4 +1,4 @@
-"""A study: several runs that answer one question together. What is finished is not done again."""
+"""A study: several runs that are compared. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Values = dict[str, dict[str, Any]]
 
 
 class Study(Section):
-    """The file: sections of a recipe in `base`, and in each of `runs` what it changes.
+    """A study file. `base` holds recipe sections, and each of `runs` overrides some of them.
 
     In a run's ``start``, ``"@name"`` is the best checkpoint of an earlier run.
     """
@@ -39,10 +39,10 @@ class Study(Section):
 
 
 def read_study(path: Path) -> Study:
-    """The study in the file at `path`.
+    """Read the study in the file at `path`.
 
     Raises:
-        InputError: it is a recipe, or no study at all.
+        InputError: the file is a recipe, or not a valid study.
     """
     document: Document = read_yaml(path)
     if "runs" not in document.values:
@@ -53,25 +53,25 @@ def read_study(path: Path) -> Study:
         first = error.errors()[0]
         key = tuple(str(part) for part in first["loc"])
         where = f"{path}:{document.lines[key]}" if key in document.lines else str(path)
-        what = f"{where}: {'.'.join(key)}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        raise InputError(what, f"a study has {', '.join(Study.model_fields)}") from None
+        problem = f"{where}: {'.'.join(key)}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise InputError(problem, f"a study has {', '.join(Study.model_fields)}") from None
 
 
 def recipes(study: Study, out: Path, flags: list[Layer]) -> dict[str, Recipe]:
-    """The recipe of each run, all of them checked before the first one trains."""
-    found: dict[str, Recipe] = {}
+    """Resolve the recipe of each run. All are checked before the first run starts."""
+    resolved: dict[str, Recipe] = {}
     for name, changes in study.runs.items():
-        start = {key: _earlier(name, value, found, out) for key, value in changes.get("start", {}).items()}
+        start = {key: _resolve_reference(name, value, resolved, out) for key, value in changes.get("start", {}).items()}
         changes = {**changes, "start": start} if start else changes
-        found[name] = resolve([Layer("base", study.base), Layer(f"run {name}", changes), *flags]).recipe
-    return found
+        resolved[name] = resolve([Layer("base", study.base), Layer(f"run {name}", changes), *flags]).recipe
+    return resolved
 
 
-def _earlier(run: str, value: Any, found: Mapping[str, Recipe], out: Path) -> Any:
-    """`value`, or where it is ``@name`` the best checkpoint of the earlier run of that name."""
+def _resolve_reference(run: str, value: Any, resolved: Mapping[str, Recipe], out: Path) -> Any:
+    """Resolve ``@name`` to the best checkpoint of the earlier run `name`. Other values are returned unchanged."""
     if not isinstance(value, str) or not value.startswith("@"):
         return value
-    if value[1:] not in found:
+    if value[1:] not in resolved:
         raise InputError(f"run {run}: {value}", "expected @ and the name of an earlier run")
     return str((out / value[1:] / "best.pt").resolve())
 
@@ -79,10 +79,10 @@ def _earlier(run: str, value: Any, found: Mapping[str, Recipe], out: Path) -> An
 def run_study(
     study: Study, out: Path, flags: list[Layer], emit: Callable[[Event], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Train what is not yet trained, in order; yields each run's name and what came of it.
+    """Train the unfinished runs in order. Yields each run's name and results.
 
     Raises:
-        InputError: the folder holds a run of that name that another recipe made.
+        InputError: the folder holds a run of the same name with a different recipe.
     """
     for name, recipe in recipes(study, out, flags).items():
         folder = out / name
@@ -95,25 +95,25 @@ def run_study(
 def _is_done(folder: Path, recipe: Recipe) -> bool:
     if not (folder / "recipe.yaml").exists():
         return False
-    # Resolved, so that a field which has come since then has its default in both.
+    # Resolve the saved recipe, so that fields newer than it have their defaults.
     made_from = Layer(str(folder / "recipe.yaml"), read_yaml(folder / "recipe.yaml").values)
-    saved, ours = resolve([made_from]).recipe.to_dict(), recipe.to_dict()
-    for section, values in ours.items():
+    saved, current = resolve([made_from]).recipe.to_dict(), recipe.to_dict()
+    for section, values in current.items():
         for key, value in values.items():
-            old = saved.get(section, {}).get(key)
-            if old != value and section != "placement" and (section, key) not in (("data", "dir"),):
-                what = f"{folder}: made with {section}.{key} = {old!r}, now {value!r}"
-                raise InputError(what[:150], "expected the same recipe", "give another --out")
+            before = saved.get(section, {}).get(key)
+            if before != value and section != "placement" and (section, key) not in (("data", "dir"),):
+                problem = f"{folder}: made with {section}.{key} = {before!r}, now {value!r}"
+                raise InputError(problem[:150], "expected the same recipe", "give another --out")
     status = folder / "status.json"
     return status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done"
 
 
 def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
-    """What a finished run's folder says of it; with `test`, its figures on the test split too, measured once."""
+    """Read the results of a finished run. With `test`, add its metrics on the test split, which is evaluated once."""
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start, end = (_last(events, kind) for kind in ("start", "end"))
     epochs = [e for e in events if e["event"] == "epoch"]
-    found = {
+    results = {
         "model": recipe.model.name,
         "method": recipe.start.method if recipe.start.trained else "from zero",
         "parameters": start["parameters"],
@@ -125,8 +125,8 @@ def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
         "epochs": epochs,
     }
     if test:
-        found |= _test(folder, recipe)
-    return found
+        results |= _test(folder, recipe)
+    return results
 
 
 def _last(events: list[Event], kind: str) -> Event:

@@ -1,4 +1,4 @@
-"""A search over recipe fields with Optuna: resumable, in several processes at once, bad trials cut short."""
+"""Hyperparameter search with Optuna: resumable, parallel over processes, with pruning of bad trials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bigmodel_cli.engine.training.run import Event, Hooks
 
 
 class Range(Section):
-    """The values that a field may take: between two, both included; on a logarithmic scale with `log`."""
+    """The range of a field, including both ends; on a logarithmic scale with `log`."""
 
     low: float
     high: float
@@ -29,75 +29,80 @@ Search = dict[tuple[str, str], "Range | list[Any]"]
 
 
 def read_search(values: Any, source: str) -> Search:
-    """The ``search:`` section of a recipe: ``section.key: [choices]`` or ``section.key: {low, high, log}``.
+    """Read the ``search:`` section of a recipe: ``section.key: [choices]`` or ``section.key: {low, high, log}``.
 
     Raises:
-        InputError: it is missing, or says something else.
+        InputError: the section is missing or invalid.
     """
     if not isinstance(values, dict) or not values:
         raise InputError(f"{source}: no search: section", "expected the fields to search", "docs/finetune.md")
-    found: Search = {}
+    search: Search = {}
     for name, space in values.items():
         section, dot, key = name.partition(".")
         if not dot or section not in Recipe.model_fields:
             raise InputError(f"{source}: search.{name}", "expected section.key, as in --set")
         if isinstance(space, list) and space:
-            found[section, key] = space
+            search[section, key] = space
         elif isinstance(space, dict) and {"low", "high"} <= space.keys() <= {"low", "high", "log"}:
             limits = Range(**space)
             if not limits.low < limits.high or (limits.log and limits.low <= 0):
                 raise InputError(f"{source}: search.{name}: {limits.low} to {limits.high}", "expected low < high")
-            whole = all(isinstance(space[end], int) for end in ("low", "high"))
-            found[section, key] = list(range(space["low"], space["high"] + 1)) if whole else limits
+            integers = all(isinstance(space[end], int) for end in ("low", "high"))
+            search[section, key] = list(range(space["low"], space["high"] + 1)) if integers else limits
         else:
             raise InputError(f"{source}: search.{name} = {space!r}", "expected a list, or low, high and log")
-    return found
+    return search
 
 
 def tune(
     layers: Iterable[Layer], search: Search, folder: Path, trials: int, on_event: Callable[[Event], None]
 ) -> tuple[Recipe, list[dict[str, Any]]]:
-    """The best recipe, and every trial, after `trials` of them in all, those of other processes among them.
+    """Run the search until it has `trials` trials, including those of other processes.
+
+    Returns the best recipe and all trials.
+
 
     Raises:
         MachineError: Optuna is not installed.
-        InputError: a field or value is none of the recipe's, or every trial failed.
+        InputError: a field or value is invalid for the recipe, or every trial failed.
     """
-    optuna = _optuna()
+    optuna = _import_optuna()
     layers = list(layers)
-    first = resolve([*layers, _layer({k: _example(v) for k, v in search.items()})]).recipe
-    metric, mode = chosen_by(first)
-    study = _study(optuna, folder, mode)
+    first = resolve([*layers, _recipe_layer({k: _first_value(v) for k, v in search.items()})]).recipe
+    metric, mode = selection_metric(first)
+    study = _open_study(optuna, folder, mode)
 
     def objective(trial: Any) -> float:
-        # A seed a trial: two processes that ask at the same moment, and one started again, get other answers.
+        # One seed per trial, so that parallel or restarted processes do not draw the same values.
         study.sampler = optuna.samplers.TPESampler(seed=first.train.seed + trial.number)
         chosen = {name: _suggest(trial, name, space) for name, space in search.items()}
-        return _try(optuna, trial, resolve([*layers, _layer(chosen)]).recipe, metric)
+        return _run_trial(optuna, trial, resolve([*layers, _recipe_layer(chosen)]).recipe, metric)
 
-    def after(study: Any, trial: Any) -> None:
-        figures = {**trial.params, f"val_{metric}": trial.value}
-        on_event({"event": "trial", "trial": trial.number, "state": trial.state.name.lower(), **figures})
+    def log_trial(study: Any, trial: Any) -> None:
+        values = {**trial.params, f"val_{metric}": trial.value}
+        on_event({"event": "trial", "trial": trial.number, "state": trial.state.name.lower(), **values})
 
-    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    if len(study.get_trials(states=ended)) < trials:
-        study.optimize(objective, callbacks=[after, optuna.study.MaxTrialsCallback(trials, states=ended)])
-    done = [{"trial": t.number, "state": t.state.name.lower(), **t.params, metric: t.value} for t in study.get_trials()]
-    if not study.get_trials(states=ended[:1]):
-        raise InputError(f"{folder}: every trial diverged or was cut short", "expected one to end", "other ranges")
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    if len(study.get_trials(states=finished)) < trials:
+        study.optimize(objective, callbacks=[log_trial, optuna.study.MaxTrialsCallback(trials, states=finished)])
+    results = [
+        {"trial": t.number, "state": t.state.name.lower(), **t.params, metric: t.value} for t in study.get_trials()
+    ]
+    if not study.get_trials(states=finished[:1]):
+        raise InputError(f"{folder}: every trial diverged or was pruned", "expected one to finish", "other ranges")
     best = {(s, k): v for (s, k), v in ((tuple(n.split(".")), v) for n, v in study.best_params.items())}
-    return resolve([*layers, _layer(best)]).recipe, done
+    return resolve([*layers, _recipe_layer(best)]).recipe, results
 
 
-def chosen_by(recipe: Recipe) -> tuple[str, str]:
-    """The validation metric that the recipe's runs are compared by, and "max" or "min"."""
+def selection_metric(recipe: Recipe) -> tuple[str, str]:
+    """Return the validation metric that selects the best run of the recipe, and "max" or "min"."""
     spec = tasks.get(models.get(recipe.model.name).meta["task"]).meta["spec_type"]
-    own = methods.get(recipe.start.method).meta.get("best")  # of a method with a task of its own
-    return own or build_task(recipe, spec.typical()).best
+    method_best = methods.get(recipe.start.method).meta.get("best")  # for a method that defines its own task
+    return method_best or build_task(recipe, spec.typical()).best
 
 
-def _study(optuna: Any, folder: Path, mode: str) -> Any:
-    """The search in `folder`, which other processes may share; a new one where there is none."""
+def _open_study(optuna: Any, folder: Path, mode: str) -> Any:
+    """Open or create the search in `folder`. Other processes may share it."""
     folder.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "trials.log"))
     return optuna.create_study(
@@ -109,11 +114,11 @@ def _study(optuna: Any, folder: Path, mode: str) -> Any:
     )
 
 
-def _try(optuna: Any, trial: Any, recipe: Recipe, metric: str) -> float:
-    """The best `metric` of a run of `recipe`; a run that is worse than others at its epoch is cut short.
+def _run_trial(optuna: Any, trial: Any, recipe: Recipe, metric: str) -> float:
+    """Train `recipe` and return its best `metric`. A run that is worse than others at the same epoch is pruned.
 
     Raises:
-        optuna.TrialPruned: it was, or it diverged.
+        optuna.TrialPruned: the run was pruned, or it diverged.
     """
 
     def report(event: Event) -> None:
@@ -132,24 +137,24 @@ def _try(optuna: Any, trial: Any, recipe: Recipe, metric: str) -> float:
     return run.progress.best_metric
 
 
-def _optuna() -> Any:
+def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        what = "optuna is not installed"
-        raise MachineError(what, "tune needs the extra tune", "pip install 'bigmodel[tune]'") from None
+        problem = "optuna is not installed"
+        raise MachineError(problem, "tune needs the extra tune", "pip install 'bigmodel[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 
-def _layer(values: dict[tuple[str, str], Any]) -> Layer:
+def _recipe_layer(values: dict[tuple[str, str], Any]) -> Layer:
     sections: dict[str, dict[str, Any]] = {}
     for (section, key), value in values.items():
         sections.setdefault(section, {})[key] = value
     return Layer("search", sections)
 
 
-def _example(space: Range | list[Any]) -> Any:
+def _first_value(space: Range | list[Any]) -> Any:
     return space.low if isinstance(space, Range) else space[0]
 
 

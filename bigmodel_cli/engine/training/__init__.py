@@ -1,1 +1,1 @@
-"""One run, from its recipe to its last checkpoint: assembling, the loop, evaluation, the run folder."""
+"""One training run, from recipe to last checkpoint: setup, training loop, evaluation and run folder."""

@@ -1,4 +1,4 @@
-"""The phases of a run, in their order: built, prepared, executed. Whatever trains goes through here."""
+"""The phases of a run: build, prepare, execute. All training goes through here."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def assemble(
     group: Group = SINGLE_PROCESS,
     hooks: Hooks = Hooks(),
 ) -> Run:
-    """A run of `recipe` that is ready for :func:`execute`; the arguments are those of ``build_run.build``.
+    """Build and prepare a run of `recipe` for :func:`execute`. The arguments are those of ``build_run.build``.
 
     Raises:
-        BigmodelError: data, checkpoint or device is not there or does not fit.
+        BigmodelError: the data, checkpoint or device is missing or incompatible.
     """
     return prepare(build(recipe, resumed, recorded, measure=measure, group=group), hooks)
 
 
 def prepare(built: Built, hooks: Hooks = Hooks()) -> Run:
-    """The run itself: what a frozen backbone or the start gives for each sample is computed, where a method asks.
+    """Turn a build into a run: cache backbone features and reference outputs if the fine-tuning method uses them.
 
     Raises:
-        InputError: the head takes something other than one vector a sample.
+        InputError: the head's input is not one vector per sample.
     """
     run = replace(built.draft, hooks=hooks)
     run = with_cached_features(run) if built.caches_features else run
@@ -45,10 +45,10 @@ def prepare(built: Built, hooks: Hooks = Hooks()) -> Run:
 
 
 def execute(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
-    """Solve for the weights, or train them step by step, as the method says. True where it ended by itself.
+    """Train the run, or solve for the head if the method does so. Return True unless a signal stopped it.
 
     Raises:
-        DivergedError: a loss or gradient is not finite; the step was not taken.
-        MachineError: out of memory with one sample a micro-batch.
+        DivergedError: a loss or gradient is not finite; the step was skipped.
+        MachineError: out of memory at one sample per micro-batch.
     """
     return solve(run) if run.adapted.solve else fit(run, after_step)

@@ -1,4 +1,4 @@
-"""Recipe -> Built: the only place that builds everything a run is made of."""
+"""Build a run from its recipe. This is the only place that builds all of its components."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from bigmodel_cli.engine.device.process import configure_process
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.distributed.strategy import choose_strategy
 from bigmodel_cli.engine.training.cached_features import can_cache_features
-from bigmodel_cli.engine.training.class_weighted_loss import imbalance_notes, labels_of, weighted
+from bigmodel_cli.engine.training.class_weighted_loss import class_labels, imbalance_notes, with_class_weights
 from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.restore import restore
 from bigmodel_cli.engine.training.run import Run, environment, rank_seed
 from bigmodel_cli.engine.training.sharded_build import (
-    agreed,
     batches_for,
+    broadcast_placement,
     build_ema,
     builds_on_meta,
     on_device,
     shards_parameters,
-    with_width,
+    with_tensor_parallel_size,
 )
 from bigmodel_cli.engine.training.starting_point import check_task, task_and_model, trained_start
 from bigmodel_cli.engine.training.timer import Timer
@@ -48,17 +48,17 @@ from bigmodel_cli.models.layers.meta_init import parameters_on_meta
 
 @dataclass(frozen=True)
 class Built:
-    """All that a run is made of, and which of its phases is still to come: see ``assemble.prepare``."""
+    """A run before its preparation phase; see ``assemble.prepare``."""
 
     draft: Run
-    """It has its state, a resumed one's from the checkpoint, but batches of raw samples only."""
+    """The run with its state (from the checkpoint if resumed). Its batches still hold raw samples."""
     caches_features: bool
-    """Whether a frozen backbone runs once, and the head trains on the features that it gives."""
+    """Whether the frozen backbone runs once and the head trains on cached features."""
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The data, and the trained model that the recipe starts from."""
+    """The data, and the trained model to start from, if any."""
 
     trained: TrainedModel | None
     bundle: DataBundle
@@ -67,8 +67,8 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What a run is made of, before it is spread over processes."""
+class _Components:
+    """The components of a run, before they are distributed over processes."""
 
     task: Task
     model: nn.Module
@@ -92,47 +92,58 @@ def build(
 ) -> Built:
     """Build everything that `recipe` names, on its device.
 
-    `resumed` is the checkpoint to continue from: its preprocessing is kept, and the
-    checkpoint it once started from is not needed any more. `recorded` is the environment of
-    a run that is done again: what was measured for it then is not measured anew.
-    Without `measure` the placement is the default one: for a look at a run, not for the run.
-    Every process of `group` calls this, for its share of the run. `notes` come before the run's own.
+    Every process of `group` calls this and builds its own part of the run.
+
+    Args:
+        recipe: what to build.
+        resumed: the checkpoint to continue from. Its preprocessing is kept. The checkpoint that the run
+            was fine-tuned from is no longer needed.
+        recorded: the environment of an earlier run to reproduce. Its autotuned settings are reused.
+        measure: False skips autotuning and uses the default placement.
+        group: the processes of the job.
+        notes: lines to show before the run's own notes.
 
     Raises:
-        BigmodelError: data, checkpoint or device is not there or does not fit.
+        BigmodelError: the data, checkpoint or device is missing or incompatible.
     """
-    group = with_width(group, recipe)
+    group = with_tensor_parallel_size(group, recipe)
     placement = choose_placement(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
     configure_process(placement)
-    parts = _parts(recipe, resumed, placement, group)
-    solves = parts.adapted.solve is not None
+    components = _build_components(recipe, resumed, placement, group)
+    solves = components.adapted.solve is not None
     if group.world > 1 and solves:
         raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
-    if measure and resumed is None and recorded is None and not solves and not parts.caches_features:
-        if group.is_main and not shards_parameters(recipe, group):  # alone: what it finds holds for all, who wait
-            placement = _measured(recipe, placement, parts)
-        placement = agreed(recipe, placement, parts.model, group)
-    run = _run(
-        recipe, parts, placement, group, [*notes, *parts.notes, *_changed_environment(placement, group, resumed)]
+    if measure and resumed is None and recorded is None and not solves and not components.caches_features:
+        if group.is_main and not shards_parameters(recipe, group):  # the other ranks wait and use its result
+            placement = _autotune(recipe, placement, components)
+        placement = broadcast_placement(recipe, placement, components.model, group)
+    run = _build_run(
+        recipe,
+        components,
+        placement,
+        group,
+        [*notes, *components.notes, *_environment_notes(placement, group, resumed)],
     )
     if group.data_parallel_rank:
         torch.manual_seed(rank_seed(recipe.train.seed, group.data_parallel_rank))
     if resumed is not None:
         restore(run, resumed)
-    return Built(run, parts.caches_features)
+    return Built(run, components.caches_features)
 
 
-def _parts(recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placement, group: Group) -> _Parts:
-    loaded = _load(recipe, resumed)
-    task, model, adapted, notes = _network(recipe, loaded, resumed, placement, group)
+def _build_components(
+    recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placement, group: Group
+) -> _Components:
+    loaded = _load_data(recipe, resumed)
+    task, model, adapted, notes = _build_network(recipe, loaded, resumed, placement, group)
     bundle, balance = loaded.bundle, recipe.train.balance
-    labels = labels_of(loaded.train, balance) if balance != "none" else None
-    uneven = imbalance_notes(loaded.train, bundle.spec.classes, balance)
+    labels = class_labels(loaded.train, balance) if balance != "none" else None
+    imbalance = imbalance_notes(loaded.train, bundle.spec.classes, balance)
     train, val = cache_on_device(loaded.train, placement), cache_on_device(loaded.val, placement)
     batches = batches_for(recipe, train, labels if balance == "sampling" else None, group)
-    task = _objective(task.for_data(bundle.spec), adapted, labels if balance == "loss" else None)
-    caches, why_not = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
-    return _Parts(
+    task = _training_task(task.for_data(bundle.spec), adapted, labels if balance == "loss" else None)
+    caches, reason = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
+    return _Components(
         task=task,
         model=model,
         adapted=adapted,
@@ -141,42 +152,42 @@ def _parts(recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placeme
         val=val,
         steps=min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize),
         caches_features=caches and group.world == 1,
-        notes=[*bundle.notes, *notes, *uneven, *filter(None, [why_not])],
+        notes=[*bundle.notes, *notes, *imbalance, *filter(None, [reason])],
     )
 
 
-def _run(recipe: Recipe, parts: _Parts, placement: Placement, group: Group, notes: list[str]) -> Run:
-    """The parts spread over the processes of `group`, with an optimizer and a schedule."""
-    model, adapted = parts.model, parts.adapted
+def _build_run(recipe: Recipe, components: _Components, placement: Placement, group: Group, notes: list[str]) -> Run:
+    """Distribute the components over the processes of `group`, and add an optimizer and a schedule."""
+    model, adapted = components.model, components.adapted
     parallel = choose_strategy(group, recipe, placement, model, unused=bool(adapted.stages))
-    ema = build_ema(recipe, model, parallel)  # before it is wrapped
+    ema = build_ema(recipe, model, parallel)  # before the model is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
     return Run(
         recipe=recipe,
-        task=parts.task,
+        task=components.task,
         model=model,
         forward=forward,
         ema=ema,
         adapted=adapted,
         optimizer=optimizer,
-        lr_factor=schedules.get(recipe.schedule.name)(parts.steps, **recipe.schedule.options),
+        lr_factor=schedules.get(recipe.schedule.name)(components.steps, **recipe.schedule.options),
         base_lrs=[
             g["lr"] * (group.data_parallel_size if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups
         ],
-        batches=parts.batches,
-        val=parts.val,
-        total_steps=0 if adapted.solve else parts.steps,
+        batches=components.batches,
+        val=components.val,
+        total_steps=0 if adapted.solve else components.steps,
         placement=placement,
         timer=Timer(placement.synchronize if placement.lag else None),
-        meta=_meta(recipe, parts.task, parts.bundle),
+        meta=_build_meta(recipe, components.task, components.bundle),
         notes=notes,
-        splits=frozenset(parts.bundle.load),
+        splits=frozenset(components.bundle.load),
         parallel=parallel,
     )
 
 
-def _load(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
+def _load_data(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
     check_task(recipe)
     trained = None if resumed else trained_start(recipe)
     like = recipe_and_spec(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
@@ -184,63 +195,63 @@ def _load(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
     return _Loaded(trained, bundle, *train_and_val(bundle, recipe.data))
 
 
-def _network(
+def _build_network(
     recipe: Recipe, loaded: _Loaded, resumed: Mapping[str, Any] | None, placement: Placement, group: Group
 ) -> tuple[Task, nn.Module, Adapted, list[str]]:
-    """The task, the model where it runs, what the fine-tuning method decided about it, and what there is to say."""
+    """Return the task, the model on its device, the fine-tuning method's result and notes for the user."""
     torch.manual_seed(recipe.train.seed)
     with parameters_on_meta(builds_on_meta(recipe, group, resumed is not None)):
         task, model, notes = task_and_model(recipe, loaded.bundle, loaded.train, resumed, loaded.trained)
     model = on_device(recipe, model, placement, group)
-    start = Start(model, head_name(recipe), _open, task, loaded.bundle.spec)
+    start = Start(model, head_name(recipe), _load_path, task, loaded.bundle.spec)
     return task, model, methods.get(recipe.start.method)(start, **recipe.start.options), notes
 
 
-def _open(path: str) -> TrainedModel:
+def _load_path(path: str) -> TrainedModel:
     return load_trained(Path(path))
 
 
-def _objective(task: Task, adapted: Adapted, labels: Tensor | None) -> Task:
-    """`task` with the loss that trains: each class of `labels` (n,) weighed, and what the method adds to it."""
-    task = task if labels is None else weighted(task, labels)
+def _training_task(task: Task, adapted: Adapted, labels: Tensor | None) -> Task:
+    """Add class weights from `labels` (N,) and the fine-tuning method's objective to the training loss of `task`."""
+    task = task if labels is None else with_class_weights(task, labels)
     return adapted.objective(task) if adapted.objective else task
 
 
-def _changed_environment(placement: Placement, group: Group, resumed: Mapping[str, Any] | None) -> list[str]:
-    """A line for each thing that bit-exact resume depends on and that is not as it was."""
+def _environment_notes(placement: Placement, group: Group, resumed: Mapping[str, Any] | None) -> list[str]:
+    """One line for each environment setting that bit-exact resume depends on and that has changed."""
     if resumed is None:
         return []
-    then = {"world": 1, **resumed["meta"]["env"]}
+    before = {"world": 1, **resumed["meta"]["env"]}
     now = environment(placement, group.world)
-    lines = (f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if then.get(k) != v)
-    return [f"resumed in another environment: {line}" for line in lines]
+    lines = (f"{k} was {before.get(k)}, is now {v}" for k, v in now.items() if before.get(k) != v)
+    return [f"resumed in a different environment: {line}" for line in lines]
 
 
-def _measured(recipe: Recipe, placement: Placement, parts: _Parts) -> Placement:
-    """The placement that real steps of this run found fastest."""
-    for module in parts.adapted.frozen.modules:
+def _autotune(recipe: Recipe, placement: Placement, components: _Components) -> Placement:
+    """Autotune the placement: choose the fastest one by timing real steps of this run."""
+    for module in components.adapted.frozen.modules:
         module.eval()
-    batches = parts.batches
+    batches = components.batches
     steps = batches.order(0).tensor_split(batches.steps_per_epoch)
     first = steps[0].tensor_split(batches.shards)[0].tensor_split(recipe.train.accumulate)[0]
     values = recipe.to_dict()
-    about = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
+    workload = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
     section = recipe.placement
     if section.compile == "auto" and isinstance(batches.source, VariableLengthSource):
-        # Batches are as long as their texts: what is compiled for one shape is compiled again for the next.
+        # Batch shapes vary with text length, and each new shape would trigger a recompilation.
         section = section.model_copy(update={"compile": False})
     return autotune(
         section,
         placement,
-        parts.model,
-        parts.task,
+        components.model,
+        components.task,
         lambda: batches.drawn.gather(first),
-        parts.steps * recipe.train.accumulate,
-        about,
+        components.steps * recipe.train.accumulate,
+        workload,
     )
 
 
-def _meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
+def _build_meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
     values = recipe.to_dict()
     spec = task.spec
     return {

@@ -1,4 +1,4 @@
-"""What a frozen backbone says of each sample, computed once: the head then trains on that alone.
+"""Cache the features of a frozen backbone, so that the head trains on them alone.
 
 Shapes: N samples, B batch, D features.
 """
@@ -21,12 +21,12 @@ from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forwar
 from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
 from bigmodel_cli.engine.training.run import Run
 
-MAX_BYTES = 2**30  # of features held in memory
-BIG = 10_000_000  # input elements in all; less is done at once whatever the precision
+MAX_BYTES = 2**30  # largest feature cache in memory
+BIG = 10_000_000  # input elements; smaller data sets are fast at any precision
 
 
 class Features(SourceWrapper):
-    """A split as features: `vectors` (N,D) float32 and `labels` (N,), the model's own, in the order of `source`."""
+    """A split as features: `vectors` (N,D) float32 and the model's `labels` (N,), in the order of `source`."""
 
     keeps_lengths = keeps_order = False
 
@@ -39,43 +39,43 @@ class Features(SourceWrapper):
 
 
 class OnFeatures(TaskWrapper):
-    """A task whose batches are features: nothing to prepare, and the head is the model."""
+    """A task on cached features. The model is the head, and batches need no preprocessing."""
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         return {self.task.inputs[0]: batch["features"], "label": batch["label"], "index": batch["index"]}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """One number a sample: how many fit in a pass is no question for a head."""
+        """A dummy input of one number per sample: memory never limits the batch size of a head."""
         return (torch.zeros(batch_size, 1),)
 
 
 def can_cache_features(
     recipe: Recipe, task: Task, model: nn.Module, adapted: Adapted, samples: int
 ) -> tuple[bool, str]:
-    """Whether the head can train on kept features of `samples` samples, and be the head that it would be anyway.
+    """Return whether the head can train on cached features of `samples` samples with the same result.
 
-    Where everything below the head is frozen and it is not possible all the same, the line says why.
+    If the whole backbone is frozen but caching is impossible, the second value is the reason.
     """
     head = head_name(recipe)
-    below = {key for key in model.state_dict() if not key.startswith(head + ".")}
-    if not below or not below <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
+    backbone = {key for key in model.state_dict() if not key.startswith(head + ".")}
+    if not backbone or not backbone <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
         return False, ""
     if not isinstance(task, Classifies):
         return False, ""
-    name, last, why = recipe.augment.name, model.get_submodule(head), ""
+    name, layer, reason = recipe.augment.name, model.get_submodule(head), ""
     if augments.get(name).meta.get("changes", True):
-        why = f"augmentation {name} makes other images each time (--set augment.name=none)"
+        reason = f"augmentation {name} changes the images every epoch (--set augment.name=none)"
     elif len(task.inputs) != 1:
-        why = "the model takes more than one input"
-    elif not isinstance(last, nn.Linear):
-        why = "the head is not one linear layer"
-    elif 4 * last.in_features * samples > MAX_BYTES:
-        why = f"its features would take {4 * last.in_features * samples / 1e9:.1f} GB"
-    return not why, f"the backbone runs every epoch: {why}" if why else ""
+        reason = "the model takes more than one input"
+    elif not isinstance(layer, nn.Linear):
+        reason = "the head is not one linear layer"
+    elif 4 * layer.in_features * samples > MAX_BYTES:
+        reason = f"its features would take {4 * layer.in_features * samples / 1e9:.1f} GB"
+    return not reason, f"the backbone runs every epoch: {reason}" if reason else ""
 
 
 def with_cached_features(run: Run) -> Run:
-    """`run` with features in the place of samples, and the head in the place of the model."""
+    """Replace the samples of `run` by cached features, and its model by the head."""
     with run.timer("features"):
         train, val = features(run)
     head = head_name(run.recipe)
@@ -90,24 +90,24 @@ def with_cached_features(run: Run) -> Run:
 
 
 def features(run: Run) -> tuple[Features, Features]:
-    """What goes into the head for every sample of train and of val.
+    """Compute the head's input for every sample of the train and validation splits.
 
-    From a form of the model chosen by rule, so that a resumed run has the same features.
+    The optimized model is chosen by a fixed rule, not by timing, so that a resumed run gets the same features.
 
     Raises:
-        InputError: the head takes something other than one vector a sample.
+        InputError: the head's input is not one vector per sample.
     """
-    source, forward_fn = run.batches.source, _into_the_head(run)
+    source, forward_fn = run.batches.source, _feature_fn(run)
     work = elements_per_sample(run.task) * len(source)
     allow_low_precision = run.recipe.placement.precision == "auto" and work > BIG
-    some = sample_inputs(run.task, source, run.placement, run.recipe.train.eval_batch_size)
-    optimized = optimize_by_rule(run.model, forward_fn, run.placement, some, allow_low_precision)
+    example = sample_inputs(run.task, source, run.placement, run.recipe.train.eval_batch_size)
+    optimized = optimize_by_rule(run.model, forward_fn, run.placement, example, allow_low_precision)
     if optimized.note:
-        run.emit({"event": "note", "message": f"features from a quicker backbone: {optimized.note}"})
-    return _split(run, optimized, forward_fn, source), _split(run, optimized, forward_fn, run.val)
+        run.emit({"event": "note", "message": f"features from an optimized backbone: {optimized.note}"})
+    return _compute(run, optimized, forward_fn, source), _compute(run, optimized, forward_fn, run.val)
 
 
-def _split(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source) -> Features:
+def _compute(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source) -> Features:
     vectors: list[Tensor] = []
     labels: list[Tensor] = []
     model, placement = optimized.model, optimized.placement
@@ -118,20 +118,20 @@ def _split(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source
     return Features(source, torch.cat(vectors).clone(), torch.cat(labels).clone())
 
 
-def _into_the_head(run: Run) -> ForwardFn:
-    """What a model, of which the head is a part, puts into it."""
+def _feature_fn(run: Run) -> ForwardFn:
+    """Return a forward function that gives the head's input as ``features`` (B,D)."""
     head = head_name(run.recipe)
 
     def forward(model: nn.Module, batch: Batch) -> Batch:
-        seen: list[Tensor] = []
-        handle = model.get_submodule(head).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        captured: list[Tensor] = []
+        handle = model.get_submodule(head).register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
         try:
             run.task.outputs(model, batch)
         finally:
             handle.remove()
-        if seen[0].dim() != 2:
-            what = f"the head takes {tuple(seen[0].shape)}"
-            raise InputError(what, "expected one vector a sample", "--freeze-backbone")
-        return {"features": seen[0].float()}
+        if captured[0].dim() != 2:
+            problem = f"the head takes {tuple(captured[0].shape)}"
+            raise InputError(problem, "expected one vector per sample", "--freeze-backbone")
+        return {"features": captured[0].float()}
 
     return forward

@@ -1,4 +1,4 @@
-"""A task whose training loss weighs each class; what it evaluates and reports stays as it was."""
+"""Class weights in the training loss. Evaluation and reports stay unweighted."""
 
 from __future__ import annotations
 
@@ -15,51 +15,56 @@ from bigmodel_cli.data.balance import class_weights, uneven
 
 
 class Weighted(TaskWrapper):
-    """`task` with the loss of a sample multiplied by the weight (K,) of its class, the *model's* k-th class."""
+    """`task` with the training loss of each sample multiplied by the weight of its class.
+
+    `weights` (K,) are in the order of the *model's* classes.
+    """
 
     def __init__(self, task: Classifies, weights: Tensor) -> None:
-        plain = task.loss_per_sample
-        kept: dict[torch.device, Tensor] = {}  # sent to a GPU once: every send waits for it
+        per_sample = task.loss_per_sample
+        on_device: dict[torch.device, Tensor] = {}  # one copy per device: each transfer would synchronize with the GPU
 
-        def weighed(logits: Tensor, label: Tensor) -> Tensor:
-            own = kept.setdefault(label.device, weights.to(label.device))
-            return plain(logits, label) * own[label]
+        def weighted_loss(logits: Tensor, label: Tensor) -> Tensor:
+            device_weights = on_device.setdefault(label.device, weights.to(label.device))
+            return per_sample(logits, label) * device_weights[label]
 
         super().__init__(task)
-        self._training = task.with_(loss_per_sample=weighed)
+        self._training = task.with_(loss_per_sample=weighted_loss)
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
         return self._training.loss(model, batch)
 
 
-EVENED = {
-    "none": "--balance loss or --balance sampling evens them out",
-    "loss": "the training loss weighs them equally",
-    "sampling": "an epoch draws them equally often",
+BALANCE_NOTES = {
+    "none": "--balance loss or --balance sampling corrects for this",
+    "loss": "the loss uses class weights",
+    "sampling": "sampling is class-balanced",
 }
 
 
 def imbalance_notes(train: Source, classes: Sequence[str], how: str) -> list[str]:
-    """A line where the classes of the train split are uneven, with what ``train.balance = how`` does about it."""
+    """One line if the classes of the train split are imbalanced, and what ``train.balance = how`` does about it."""
     if not isinstance(train, LabelledSource) or not classes:
         return []
-    found = uneven(train.labels.bincount(minlength=len(classes)).tolist(), classes)
-    return [f"{found}; {EVENED[how]}"] if found else []
+    imbalance = uneven(train.labels.bincount(minlength=len(classes)).tolist(), classes)
+    return [f"{imbalance}; {BALANCE_NOTES[how]}"] if imbalance else []
 
 
-def labels_of(train: Source, how: str) -> Tensor:
-    """(N,) int64: the classes of the train split, for ``train.balance = how``.
+def class_labels(train: Source, how: str) -> Tensor:
+    """Return the class labels (N,) int64 of the train split, which ``train.balance = how`` needs.
 
     Raises:
-        InputError: its samples have none.
+        InputError: the data has no class labels.
     """
     if not isinstance(train, LabelledSource):
-        raise InputError(f"train.balance = {how}", "expected data with a class a sample", "--balance none")
+        raise InputError(f"train.balance = {how}", "expected data with one class per sample", "--balance none")
     return train.labels.cpu()
 
 
-def weighted(task: Task, labels: Tensor) -> Weighted:
-    """`task`, told of its data's classes by ``for_data``, with weights that even out `labels` (N,), the data's own.
+def with_class_weights(task: Task, labels: Tensor) -> Weighted:
+    """Add class weights that balance `labels` (N,), the data's own labels.
+
+    `task` is the result of ``for_data``, so it knows how the data's classes map to the model's.
 
     Raises:
         InputError: the task has no classes.

@@ -1,4 +1,4 @@
-"""One pass over a split: sums on the device, divided once at the end."""
+"""Evaluate a model on a split. Sums stay on the device and are divided once, at the end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from bigmodel_cli.engine.inference.batch_size import forward_pass, max_batch_siz
 from bigmodel_cli.engine.inference.optimize import optimize_for_inference
 
 
-def _shared_pass(
+def _rank_batches(
     model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int, group: Group
 ) -> Iterator[tuple[Batch, bool]]:
-    """This rank's batches of `source`, and whether each counts: where none is left for it, the first sample stands in.
+    """Yield this rank's batches of `source`, and whether each one counts.
 
-    A sharded model needs every rank in every pass.
+    A sharded model needs every rank in every forward pass. A rank that has run out of samples
+    gets the first sample as a placeholder, which does not count.
     """
     model.eval()
     parts = shares(
@@ -29,8 +30,8 @@ def _shared_pass(
         group.data_parallel_rank,
         group.data_parallel_size,
     )
-    stand_in = torch.zeros(1, dtype=torch.int64)
-    for part, raw in zip(parts, gathered(source, [p if len(p) else stand_in for p in parts]), strict=True):
+    placeholder = torch.zeros(1, dtype=torch.int64)
+    for part, raw in zip(parts, gathered(source, [p if len(p) else placeholder for p in parts]), strict=True):
         yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))
 
 
@@ -43,20 +44,20 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     group: Group = SINGLE_PROCESS,
 ) -> dict[str, float] | None:
-    """Metrics of `model` over the whole of `source`; None where `stop` asked to end before it was through.
+    """Return the metrics of `model` on `source`, or None if `stop` ended the evaluation early.
 
-    Each rank of `group` takes its share; all of them get the same metrics.
+    Each rank of `group` evaluates its part of the samples. All ranks get the same metrics.
     """
     sums: dict[str, Tensor] = {}
-    # What FSDP gathers in its first pass it reuses in training: that must not be an inference tensor.
+    # FSDP reuses the tensors of its first pass in training, where inference tensors are not allowed.
     with torch.inference_mode() if group.world == 1 else torch.no_grad(), placement.autocast():
-        for batch, counts in _shared_pass(model, task, source, placement, batch_size, group):
+        for batch, counts in _rank_batches(model, task, source, placement, batch_size, group):
             if stop():
                 return None
             for key, value in task.evaluate(model, batch).items():
                 value = value.double() if counts else torch.zeros_like(value, dtype=torch.float64)
                 sums[key] = sums[key] + value if key in sums else value
-    totals = group.all_reduce_sum([v.item() for v in sums.values()])  # the one host sync of the pass
+    totals = group.all_reduce_sum([v.item() for v in sums.values()])  # the only host synchronization
     return task.summarise(dict(zip(sums, totals, strict=True)))
 
 
@@ -68,14 +69,15 @@ def collect(
     batch_size: int,
     allow_low_precision: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
-    """The task's outputs for every sample of `source`, on the CPU, first dimension N; and how they were had.
+    """Return the task's outputs for all N samples of `source`, on the CPU, and a note on how the model was optimized.
 
-    The quickest agreeing form of the model answers; `free` lets that be int8 or bf16.
+    Uses the fastest optimized model whose outputs agree with the original. `allow_low_precision`
+    also permits int8 and bf16.
     """
-    look = sample_inputs(task, source, placement, batch_size)
-    quick = optimize_for_inference(model, task.outputs, placement, look, len(source), allow_low_precision)
+    example = sample_inputs(task, source, placement, batch_size)
+    optimized = optimize_for_inference(model, task.outputs, placement, example, len(source), allow_low_precision)
     parts: list[Batch] = []
-    with torch.inference_mode(), quick.placement.autocast():
-        for batch in forward_pass(quick.model, task, source, quick.placement, batch_size):
-            parts.append({k: v.cpu() for k, v in task.outputs(quick.model, batch).items()})
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, quick.note
+    with torch.inference_mode(), optimized.placement.autocast():
+        for batch in forward_pass(optimized.model, task, source, optimized.placement, batch_size):
+            parts.append({k: v.cpu() for k, v in task.outputs(optimized.model, batch).items()})
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, optimized.note

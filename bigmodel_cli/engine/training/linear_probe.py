@@ -1,4 +1,4 @@
-"""A head found at once, by a method that solves for it, on the features that the frozen rest gives.
+"""Solve for the head directly, on the features of the frozen backbone.
 
 Shapes: N samples, D features, K classes.
 """
@@ -18,16 +18,16 @@ from bigmodel_cli.engine.training.run import Run
 
 
 def solve(run: Run) -> bool:
-    """Solve for the head, then evaluate and save as after an epoch. False where a signal stopped it."""
-    if run.progress.epoch:  # resumed once it was through
+    """Solve for the head, then evaluate and save as after an epoch. Return False if a signal stopped it."""
+    if run.progress.epoch:  # resumed after it had finished
         return True
     assert run.adapted.solve is not None
-    clock = time.perf_counter()
+    started = time.perf_counter()
     head = run.model.get_submodule(head_name(run.recipe))
     assert isinstance(head, nn.Linear)
     train, val = features(run)
-    even = run.recipe.train.balance != "none"  # drawn equally often and weighed equally have the same optimum
-    weights = class_weights(train.labels, head.out_features)[train.labels] if even else torch.ones(len(train))
+    balanced = run.recipe.train.balance != "none"  # balanced sampling and class weights have the same optimum
+    weights = class_weights(train.labels, head.out_features)[train.labels] if balanced else torch.ones(len(train))
     weight, bias, note = run.adapted.solve(train.vectors, train.labels, weights, val.vectors, val.labels)
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -37,4 +37,4 @@ def solve(run: Run) -> bool:
         run.ema.module.load_state_dict(run.model.state_dict())
     run.emit({"event": "warning", "message": note})
     run.progress.loss_sum, run.progress.loss_count = loss.item(), len(train)
-    return end_epoch(run, len(train) / (time.perf_counter() - clock))
+    return end_epoch(run, len(train) / (time.perf_counter() - started))

@@ -1,4 +1,4 @@
-"""Where else a run's events go, beside metrics.jsonl: the registered loggers that were asked for."""
+"""Send a run's events to the loggers that the user chose, in addition to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Event = Mapping[str, Any]
 
 
 class Loggers:
-    """The loggers `names`, opened with the first event. One that fails is named to `warn` and off from then on.
+    """The loggers `names`, opened at the first event. A logger that fails is reported to `warn` and disabled.
 
     Raises:
         InputError: there is no such logger.
@@ -24,20 +24,20 @@ class Loggers:
     """
 
     def __init__(self, names: Iterable[str] = (), warn: Callable[[str], None] = lambda line: None) -> None:
-        self._wanted = [loggers.get(name) for name in dict.fromkeys(names)]
-        for entry in self._wanted:
+        self._enabled = [loggers.get(name) for name in dict.fromkeys(names)]
+        for entry in self._enabled:
             _check_installed(entry)
         self._warn = warn
         self._open: dict[str, Callable[[Event], None]] | None = None
         self._stack = ExitStack()
 
     def open(self, folder: Path) -> None:
-        """Open what is not open, with the events in the folder's metrics.jsonl as what came before."""
+        """Open the loggers if they are closed. They receive the events in the folder's metrics.jsonl as history."""
         if self._open is not None:
             return
         self._open = {}
-        history = _events(folder / "metrics.jsonl") if self._wanted else []
-        for entry in self._wanted:
+        history = _events(folder / "metrics.jsonl") if self._enabled else []
+        for entry in self._enabled:
             with self._guarded(entry.name):
                 self._open[entry.name] = self._stack.enter_context(entry(folder, history))
 
@@ -47,20 +47,20 @@ class Loggers:
                 log(event)
 
     def close(self) -> None:
-        """Close all; the next event opens them again."""
+        """Close all loggers. The next event opens them again."""
         with self._guarded("loggers"):
             self._stack.close()
         self._open = None
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """What a logger raises, and its libraries raise what they like, ends that logger and not the run."""
+        """Disable a logger that raises any exception, so that the run continues."""
         try:
             yield
         except InterruptedRun:
             raise
         except Exception as error:
-            self._wanted = [entry for entry in self._wanted if entry.name != name]
+            self._enabled = [entry for entry in self._enabled if entry.name != name]
             if self._open is not None:
                 self._open.pop(name, None)
             self._warn(f"warning: --log {name} failed and is off from here: {type(error).__name__}: {error}")
@@ -75,12 +75,12 @@ def _check_installed(entry: Entry) -> None:
 
 
 def _events(file: Path) -> list[Event]:
-    """The events in a run's metrics.jsonl; a line that a kill cut off is left out."""
-    found: list[Event] = []
+    """Return the events in a run's metrics.jsonl. A line cut off by a kill is skipped."""
+    events: list[Event] = []
     with suppress(FileNotFoundError):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):
                 event = json.loads(line)
                 if isinstance(event, dict) and "event" in event:
-                    found.append(event)
-    return found
+                    events.append(event)
+    return events

@@ -1,4 +1,4 @@
-"""THE training loop. It knows no model, data set or task by name."""
+"""The training loop. It does not depend on any particular model, data set or task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bigmodel_cli.engine.device.placement import is_out_of_memory
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.run import Run, StepResult
 
-MIN_LR_SCALE = 1 / 8  # a run that was halved three times and diverges again needs a person
+MIN_LR_SCALE = 1 / 8  # after three halvings, a run that still diverges needs the user
 
 
 def every(n: int | None, step: int) -> bool:
@@ -23,30 +23,30 @@ def every(n: int | None, step: int) -> bool:
 
 
 def fit(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
-    """Train until the last step, early stopping or a signal. True where it ended by itself.
+    """Train until the last step, early stopping or a signal. Return False if a signal stopped the run.
 
-    `after_step` is called after each step, as a profiler wants.
+    `after_step` is called after each step, for example by a profiler.
 
     Raises:
-        DivergedError: a loss or gradient is not finite; the step was not taken.
-        MachineError: out of memory with one sample a micro-batch.
+        DivergedError: a loss or gradient is not finite; the step was skipped.
+        MachineError: out of memory at one sample per micro-batch.
     """
     while run.progress.step < run.total_steps and not _out_of_patience(run):
         try:
-            rate = _epoch(run, after_step)
+            throughput = _epoch(run, after_step)
         except RolledBack:
             continue
-        if run.should_stop() or not end_epoch(run, rate):
+        if run.should_stop() or not end_epoch(run, throughput):
             _save(run, False)
             return False
     return True
 
 
 def _epoch(run: Run, after_step: Callable[[], None]) -> float:
-    """The rest of the epoch, or as far as a signal lets it go; the task's units a second."""
+    """Train the rest of the epoch, or until a signal. Return the throughput in task units per second."""
     train, progress = run.recipe.train, run.progress
     run.train_mode()
-    clock, first = time.perf_counter(), progress.loss_count
+    started, first_count = time.perf_counter(), progress.loss_count
     for raw in run.timer.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
         run.pending_steps.append(train_step(run, raw))
         progress.step += 1
@@ -59,18 +59,18 @@ def _epoch(run: Run, after_step: Callable[[], None]) -> float:
         if progress.step == run.total_steps or run.should_stop():
             break
     settle(run)
-    return (progress.loss_count - first) / (time.perf_counter() - clock)
+    return (progress.loss_count - first_count) / (time.perf_counter() - started)
 
 
 def train_step(run: Run, raw: Batch) -> StepResult:
-    """One optimizer step on this rank's part of the batch, not taken where the loss or gradient is not finite.
+    """Take one optimizer step on this rank's part of the batch. Skip it if the loss or gradient is not finite.
 
-    Where memory runs out, the micro-batch is halved for good and the step is done
-    again with more accumulation: the effective batch stays what the recipe says.
+    On out of memory, the micro-batch size is halved for the rest of the run. The step is repeated
+    with more gradient accumulation, so the effective batch size stays the same.
     """
     run.set_lr()
     run.timer.steps += 1
-    kept = [b.clone() for b in run.model.buffers()] if run.recipe.train.skip_nonfinite else []
+    buffers = [b.clone() for b in run.model.buffers()] if run.recipe.train.skip_nonfinite else []
     count = int(run.parallel.global_count(run.task.count(raw)))
     while (total := _gradients(run, raw, count)) is None:
         _halve(run)
@@ -81,45 +81,47 @@ def train_step(run: Run, raw: Batch) -> StepResult:
         if run.recipe.train.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, run.recipe.train.clip_norm, norm)
         finite = torch.isfinite(norm + total)
-        for before, now in zip(kept, run.model.buffers(), strict=False):  # BatchNorm has averaged a NaN in by now
+        for before, now in zip(buffers, run.model.buffers(), strict=False):  # undo NaNs in BatchNorm statistics
             now.copy_(torch.where(finite, now, before))
         _update(run, finite)
     return StepResult(total, norm, finite, count)
 
 
 def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
-    """Leave the mean gradient over `count` units of all ranks; the sum of their losses. None: memory ran out."""
-    train, task, place, timer = run.recipe.train, run.task, run.placement, run.timer
-    total = torch.zeros((), device=place.device)
+    """Compute the mean gradient over the `count` units of all ranks.
+
+    Returns the sum of their losses, or None if a rank ran out of memory.
+    """
+    train, task, placement, timer = run.recipe.train, run.task, run.placement, run.timer
+    total = torch.zeros((), device=placement.device)
     num_micro_batches = run.parallel.num_micro_batches(
         max(run.recovery.num_micro_batches, train.accumulate), run.batches.size(run.progress.batch_in_epoch)
     )
-    short = False
+    out_of_memory = False
     try:
-        for micro, last in micro_batches(place.batch(raw), num_micro_batches):
+        for micro, last in micro_batches(placement.batch(raw), num_micro_batches):
             with timer("prepare"):
                 key = SampleKey(train.seed, run.progress.epoch, micro["index"])
-                micro = place.inputs(task.prepare(micro, key))
+                micro = placement.inputs(task.prepare(micro, key))
             with run.parallel.syncing(last):
-                with timer("forward"), place.autocast():
+                with timer("forward"), placement.autocast():
                     loss = task.loss(run.forward, micro).total
                 with timer("backward"):
-                    loss.backward(
-                        torch.full_like(loss, run.parallel.gradient_divisor / count)
-                    )  # of the mean over all units
+                    # The scale gives the gradient of the mean over all units.
+                    loss.backward(torch.full_like(loss, run.parallel.gradient_divisor / count))
                     total += loss.detach()
     except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
         if not is_out_of_memory(error):
             raise
-        short = True
-    return None if run.parallel.out_of_memory(short) else run.parallel.all_reduce(total)
+        out_of_memory = True
+    return None if run.parallel.out_of_memory(out_of_memory) else run.parallel.all_reduce(total)
 
 
 def _halve(run: Run) -> None:
-    """Twice as many micro-batches from here on.
+    """Double the number of micro-batches for the rest of the run.
 
     Raises:
-        MachineError: there is one sample in each.
+        MachineError: each already has only one sample.
     """
     size, recovery = run.batches.size(run.progress.batch_in_epoch), run.recovery
     if size // run.batches.shards // recovery.num_micro_batches <= 1:
@@ -134,15 +136,15 @@ def _halve(run: Run) -> None:
 
 
 def _update(run: Run, finite: Tensor) -> None:
-    """Step where `finite` (a bool on the device) says so; without a wait where the optimizer can skip by itself."""
+    """Step if `finite` (a bool on the device) is true, and avoid a device synchronization if possible."""
     if run.placement.lag and hasattr(run.optimizer, "_step_supports_amp_scaling"):
-        # What GradScaler does: a fused kernel reads the flag on the device and leaves every tensor as it is.
+        # As GradScaler does: a fused kernel reads the flag on the device and skips the update if it is set.
         run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         run.optimizer.step()
         del run.optimizer.found_inf  # type: ignore[attr-defined]
         taken = True
     else:
-        taken = bool(finite)  # free on a CPU; on CUDA the optimizers that are not fused pay some 20 us for it
+        taken = bool(finite)  # free on a CPU; about 20 us on CUDA, for optimizers that are not fused
         if taken:
             run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -151,49 +153,51 @@ def _update(run: Run, finite: Tensor) -> None:
 
 
 def settle(run: Run, leave: int = 0) -> None:
-    """Read what the steps taken gave, all but the last `leave`, which the device may still be at.
+    """Read the results of pending steps, except the last `leave`, which may still be running on the device.
 
     Raises:
-        DivergedError: a step was not finite.
+        DivergedError: a step had a loss or gradient that is not finite.
     """
     while len(run.pending_steps) > leave:
         step = run.progress.step - len(run.pending_steps) + 1
-        taken = run.pending_steps.popleft()
-        loss = taken.loss.item()
-        if not taken.finite.item():
-            _not_finite(run, f"step {step}: loss {loss / taken.count:g}, gradient norm {taken.norm.item():g}")
+        result = run.pending_steps.popleft()
+        loss = result.loss.item()
+        if not result.finite.item():
+            _not_finite(run, f"step {step}: loss {loss / result.count:g}, gradient norm {result.norm.item():g}")
             continue
         run.recovery.bad_steps = 0
         run.progress.loss_sum += loss
-        run.progress.loss_count += taken.count
-        event = {"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / taken.count}
-        run.emit({**event, "count": taken.count})
+        run.progress.loss_count += result.count
+        event = {"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / result.count}
+        run.emit({**event, "count": result.count})
 
 
 class RolledBack(Exception):
-    """The run goes on from its last checkpoint."""
+    """The run was restored to its last checkpoint and continues from there."""
 
 
-def _not_finite(run: Run, what: str) -> None:
-    """Stop; or, where the recipe allows some bad steps in a row, count this one, and after them go back.
+def _not_finite(run: Run, problem: str) -> None:
+    """Handle a step whose loss or gradient is not finite.
 
-    Going back halves the learning rate: the same steps at the same rate would end the same.
+    By default the run stops. If ``train.skip_nonfinite`` allows bad steps, up to that many in a row are
+    skipped; then the run is restored to its last checkpoint. That halves the learning rate, because the
+    same steps at the same rate would diverge again.
 
     Raises:
-        DivergedError: the default; or nothing to go back to; or three times back already.
-        RolledBack: the run stands at its last checkpoint.
+        DivergedError: no bad steps are allowed, there is no checkpoint, or the rate was halved three times.
+        RolledBack: the run was restored to its last checkpoint.
     """
     run.recovery.bad_steps += 1
     if run.recovery.bad_steps <= run.recipe.train.skip_nonfinite:
-        run.emit({"event": "warning", "message": f"{what}: step not taken"})
+        run.emit({"event": "warning", "message": f"{problem}: step skipped"})
         return
     run.pending_steps.clear()
     scale = run.progress.lr_scale / 2
     if not run.recipe.train.skip_nonfinite or scale < MIN_LR_SCALE or not run.hooks.roll_back(run):
         hint = "a lower --lr, a longer warm-up, or --set train.clip_norm=1"
-        raise DivergedError(what, "both must be finite", hint)
+        raise DivergedError(problem, "both must be finite", hint)
     run.progress.lr_scale, run.recovery.bad_steps = scale, 0
-    message = f"{what}: back to step {run.progress.step}, learning rate times {scale:g} from here"
+    message = f"{problem}: back to step {run.progress.step}, learning rate times {scale:g} from here"
     run.emit({"event": "warning", "message": message})
     raise RolledBack
 
@@ -204,8 +208,8 @@ def _save(run: Run, best: bool) -> None:
         run.hooks.save(run, best)
 
 
-def end_epoch(run: Run, rate: float) -> bool:
-    """Evaluate, report and save. False where a signal stopped the evaluation."""
+def end_epoch(run: Run, throughput: float) -> bool:
+    """Evaluate, log and save. Return False if a signal stopped the evaluation."""
     train, progress = run.recipe.train, run.progress
     last = progress.step == run.total_steps
     event = {
@@ -214,7 +218,7 @@ def end_epoch(run: Run, rate: float) -> bool:
         "step": progress.step,
         "train_loss": progress.loss_sum / max(progress.loss_count, 1),
         "lr": run.lr,
-        f"{run.task.unit}_per_second": rate,
+        f"{run.task.unit}_per_second": throughput,
     }
     if run.parallel.group.world > 1:
         event["straggler"] = run.parallel.straggler(run.timer.own())
@@ -232,18 +236,18 @@ def end_epoch(run: Run, rate: float) -> bool:
     progress.epoch += 1
     progress.batch_in_epoch = progress.loss_count = 0
     progress.loss_sum = 0.0
-    run.emit(event)  # first: what a resumed run finds past its checkpoint it drops, what is missing it cannot know
+    run.emit(event)  # before saving: a resumed run can drop later events but cannot restore missing ones
     _save(run, best)
     return True
 
 
 def _is_best(run: Run, metrics: dict[str, float]) -> bool:
-    """Better by the task's metric; on a small val split, where epochs tie, the lower loss decides."""
+    """Whether this epoch is the best so far by the task's metric. Ties are broken by the lower loss."""
     name, mode = run.task.best
     progress, value = run.progress, metrics[name]
     sign = 1 if mode == "max" else -1
-    old = (-float("inf") if progress.best_metric is None else sign * progress.best_metric, -progress.best_loss)
-    if (sign * value, -metrics["loss"]) <= old:
+    previous = (-float("inf") if progress.best_metric is None else sign * progress.best_metric, -progress.best_loss)
+    if (sign * value, -metrics["loss"]) <= previous:
         return False
     progress.best_metric, progress.best_loss, progress.best_epoch = value, metrics["loss"], progress.epoch + 1
     return True

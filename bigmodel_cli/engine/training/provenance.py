@@ -1,4 +1,4 @@
-"""Where a run comes from, beside its recipe: the state of the working directory and the machine."""
+"""Record where a run was made: the git state of the working directory, and the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ GIT_SECONDS = 5
 
 
 def provenance() -> dict[str, Any]:
-    """Plain values for a checkpoint: {git: {commit, dirty} or None, machine: {...}}. No name of a host or a person."""
+    """Return plain values for a checkpoint: {git: {commit, dirty} or None, machine: {...}}.
+
+    They contain no host name and no user name.
+    """
     return {
         "git": git_state(),
         "machine": {
@@ -27,9 +30,9 @@ def provenance() -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of the working directory, and whether tracked files differ from it; None where there is no git."""
+    """Return the commit of the working directory and whether tracked files differ from it; None outside git."""
     commit = _git("rev-parse", "--verify", "HEAD")
-    # What a repository's own settings could start on a status is switched off.
+    # A repository's settings can run a program on `git status`; this disables it.
     changes = _git("-c", "core.fsmonitor=false", "status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
     if commit is None or changes is None:
         return None
@@ -39,9 +42,9 @@ def git_state() -> dict[str, Any] | None:
 def _git(*arguments: str) -> str | None:
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, env=environment, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None

@@ -1,7 +1,8 @@
-"""What the model that a run starts from says of each sample: computed once, before the first step, and kept.
+"""Reference outputs: the initial model's outputs for each sample, computed once before the first step.
 
-A method asks for it (``Adapted.once``), as preference optimization does for its reference. It lies beside each
-sample from then on, and in the run's checkpoints, so that a resumed run needs neither the start nor a second pass.
+A fine-tuning method requests them with ``Adapted.once``; preference optimization needs them for its reference
+model. They are added to each batch and stored in checkpoints, so a resumed run does not need the initial model.
+
 Shapes: N samples, B batch.
 """
 
@@ -19,7 +20,7 @@ from bigmodel_cli.engine.training.run import Run
 
 
 class WithReferences(SourceWrapper):
-    """`source` with `references`, tensors (N,...), beside its own."""
+    """`source` with the tensors `references` (N,...) added to each batch."""
 
     def __init__(self, source: Source, references: Batch) -> None:
         super().__init__(source)
@@ -30,21 +31,21 @@ class WithReferences(SourceWrapper):
 
 
 def with_reference_outputs(run: Run) -> Run:
-    """`run` with what the start answers beside each sample of train and val; a resumed run has the answers already."""
+    """Add reference outputs to the train and validation batches. A resumed run has them in its checkpoint."""
     outputs = run.reference_outputs
     if not outputs:
         with run.timer("features"):
-            outputs = {"train": _answers(run, run.batches.source), "val": _answers(run, run.val)}
+            outputs = {"train": _compute(run, run.batches.source), "val": _compute(run, run.val)}
     train, val = WithReferences(run.batches.source, outputs["train"]), WithReferences(run.val, outputs["val"])
     return replace(run, batches=replace(run.batches, source=train), val=val, reference_outputs=outputs)
 
 
-def _answers(run: Run, source: Source) -> Batch:
-    """What the model as it stands answers for each sample of `source`: (N,...) fp32, on the CPU."""
+def _compute(run: Run, source: Source) -> Batch:
+    """Compute the current model's outputs for each sample of `source`: (N,...) fp32, on the CPU."""
     assert run.adapted.once is not None
     parts: list[Batch] = []
     size = run.recipe.train.eval_batch_size
-    # What the passes of a model leave that is cut over ranks is used in training: no inference tensors then.
+    # A sharded model reuses tensors of this pass in training, where inference tensors are not allowed.
     with torch.no_grad() if run.parallel.shards_tensors else torch.inference_mode(), run.placement.autocast():
         for batch in forward_pass(run.model, run.task, source, run.placement, size):
             parts.append({k: v.float().cpu() for k, v in run.adapted.once(run.model, batch).items()})

@@ -1,4 +1,4 @@
-"""A run goes on from a checkpoint, once that is held against what the run needs of it."""
+"""Resume a run from a checkpoint, after checking that the checkpoint fits the run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ MAY_CHANGE = {
     ("train", "shard_above"),
     ("train", "profile"),
 }
-"""What a resumed run may do otherwise: run longer, look elsewhere for its data, save and evaluate at other times."""
-LARGEST = 2**53  # of a whole number in the progress: random seeds are made of these
+"""Recipe fields that may change on resume: the length of the run, its data folder, when it saves and evaluates."""
+LARGEST = 2**53  # largest integer allowed in the progress, since random seeds are derived from it
 
 
 def restore(run: Run, state: Mapping[str, Any]) -> None:
-    """Continue from the checkpoint `state`, bit by bit in the same environment.
+    """Restore `run` from the checkpoint `state`. In the same environment it continues bit for bit.
 
     Raises:
-        InputError: it is of another recipe, or its state is not one of this run.
+        InputError: the checkpoint was made with a different recipe, or its state does not fit this run.
     """
     check_recipe(run.recipe, state["meta"]["recipe"])
     if (difference := first_difference(run, state)) is not None:
@@ -49,35 +49,35 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
         ema = dict(state["model_ema"])
         run.ema.n_averaged.copy_(ema.pop("n_averaged"))
         run.ema.module.load_state_dict(run.parallel.shard_state(ema, run.ema.module.state_dict()))
-    # The groups' settings are this run's own: they follow from the recipe, which is the same, and the step.
-    saved = _with_groups_of(run.optimizer.state_dict(), state["optimizer"])
+    # The settings of the parameter groups come from this run: the same recipe and step give the same values.
+    saved = _with_param_groups(run.optimizer.state_dict(), state["optimizer"])
     run.optimizer.load_state_dict(dict(run.parallel.shard_optimizer_state(saved, run.optimizer)))
     vars(run.progress).update(state["progress"])
     _restore_random_state(run, state["rng"])
 
 
 def check_recipe(ours: Recipe, saved: Mapping[str, Any]) -> None:
-    """Hold the recipe of a checkpoint, `saved` as plain values, to that of the run which goes on from it.
+    """Check that the recipe of a checkpoint (`saved`, as plain values) matches the recipe of the resumed run.
 
     Raises:
-        InputError: a field that decides about the outcome differs.
+        InputError: a field that affects the result differs.
     """
     for section, values in ours.to_dict().items():
         if section in ("placement", "parallel"):
             continue
         typed = Recipe.model_fields[section].get_default()
-        # The name first: another model has other options, which would say less.
+        # Compare names first: if the model differs, so do its options, and the name is the clearer message.
         for key in sorted(values.keys() | saved.get(section, {}).keys(), key=lambda k: (k != "name", k)):
-            # What the recipe did not know of when the checkpoint was made was as it is by default.
-            old, new = saved.get(section, {}).get(key, getattr(typed, key, None)), values.get(key)
-            if old != new and (section, key) not in MAY_CHANGE:
-                what = f"--resume: {section}.{key} is {new!r}, but the checkpoint was made with {old!r}"
-                raise InputError(what, hint=f"give {old!r} again, or start a new run with --out")
+            # A field that is newer than the checkpoint had its default value.
+            before, now = saved.get(section, {}).get(key, getattr(typed, key, None)), values.get(key)
+            if before != now and (section, key) not in MAY_CHANGE:
+                problem = f"--resume: {section}.{key} is {now!r}, but the checkpoint was made with {before!r}"
+                raise InputError(problem, hint=f"use {before!r}, or start a new run with --out")
 
 
 def first_difference(run: Run, state: Mapping[str, Any]) -> str | None:
-    """The first thing in the checkpoint `state` that `run` cannot go on from; None where all of it fits."""
-    found = itertools.chain(
+    """Describe the first part of the checkpoint `state` that does not fit `run`; None if all of it fits."""
+    differences = itertools.chain(
         _in_progress(state["progress"]),
         _in_tensors(run.model.state_dict(), state["model"], "model"),
         _in_ema(run, state["model_ema"]),
@@ -85,7 +85,7 @@ def first_difference(run: Run, state: Mapping[str, Any]) -> str | None:
         _in_random_state(run, state["rng"]),
         _in_reference_outputs(run, state.get(REFERENCES)),
     )
-    return next(found, None)
+    return next(differences, None)
 
 
 def _in_progress(saved: Mapping[str, Any]) -> Iterator[str]:
@@ -95,10 +95,10 @@ def _in_progress(saved: Mapping[str, Any]) -> Iterator[str]:
             continue
         value = saved[key]
         if type(start) is int:
-            right, expected = type(value) is int and 0 <= value < LARGEST, "a whole number from 0"
+            valid, expected = type(value) is int and 0 <= value < LARGEST, "an integer of at least 0"
         else:
-            right, expected = type(value) is float or (start is None and value is None), "a number"
-        if not right:
+            valid, expected = type(value) is float or (start is None and value is None), "a number"
+        if not valid:
             yield f"progress.{key} is {_short(value)}, expected {expected}"
     yield from (f"progress.{_short(key)} is unknown" for key in saved.keys() - asdict(Progress()).keys())
 
@@ -125,14 +125,14 @@ def _in_keys(ours: Mapping[Any, Any], saved: Mapping[Any, Any], name: str) -> It
 
 
 def _in_value(ours: Any, saved: Any, name: str) -> Iterator[str]:
-    """Differences in kind: of tensors in shape and type, of numbers in type, of dictionaries in their keys."""
+    """Compare types: shape and dtype of tensors, type of numbers, keys of dictionaries."""
     if isinstance(ours, Tensor):
         if not isinstance(saved, Tensor) or saved.shape != ours.shape:
-            yield f"{name} is {_kind(saved)}, expected {_kind(ours)}"
+            yield f"{name} is {_describe(saved)}, expected {_describe(ours)}"
         elif saved.is_floating_point() != ours.is_floating_point():
             yield f"{name} is {saved.dtype}, expected {ours.dtype}"
     elif type(ours) is not type(saved):
-        yield f"{name} is {_kind(saved)}, expected {_kind(ours)}"
+        yield f"{name} is {_describe(saved)}, expected {_describe(ours)}"
     elif isinstance(ours, dict):
         yield from _in_keys(ours, saved, name)
         for key in ours:
@@ -140,37 +140,37 @@ def _in_value(ours: Any, saved: Any, name: str) -> Iterator[str]:
 
 
 def _in_optimizer(run: Run, saved: Mapping[str, Any]) -> Iterator[str]:
-    """Parameters that had no gradient yet have no state; one that is there is what a step leaves."""
-    yield from _in_parts(_after_a_step(run), saved, "optimizer")
+    """Compare saved optimizer state with the state after a step. Parameters without a gradient so far have none."""
+    yield from _in_optimizer_state(_after_a_step(run), saved, "optimizer")
 
 
-def _in_parts(ours: Mapping[str, Any], saved: Any, name: str) -> Iterator[str]:
+def _in_optimizer_state(ours: Mapping[str, Any], saved: Any, name: str) -> Iterator[str]:
     if type(saved) is not dict or ours.keys() != saved.keys():
         yield f"{name} is {_keys(saved)}, expected {_keys(ours)}"
     elif "param_groups" not in ours:  # several optimizers used as one
         for key in ours:
-            yield from _in_parts(ours[key], saved[key], f"{name}.{key}")
+            yield from _in_optimizer_state(ours[key], saved[key], f"{name}.{key}")
     elif _parameters(saved["param_groups"]) != _parameters(ours["param_groups"]):
-        yield f"{name}.param_groups are not those of this run"
+        yield f"{name}.param_groups do not match this run"
     elif type(saved["state"]) is not dict:
-        yield f"{name}.state is {_kind(saved['state'])}, expected dict"
+        yield f"{name}.state is {_describe(saved['state'])}, expected dict"
     else:
         for key, values in saved["state"].items():
             if key not in ours["state"]:
-                yield f"{name}.state.{_short(key)} is of no parameter"
+                yield f"{name}.state.{_short(key)} does not belong to a parameter"
             else:
                 yield from _in_value(ours["state"][key], values, f"{name}.state.{key}")
 
 
 def _parameters(groups: Any) -> list[Any]:
-    """The numbers of the parameters in each group of a saved optimizer; None for what is no group."""
+    """Return the parameter indices of each group of a saved optimizer; None for an invalid group."""
     if type(groups) is not list:
         return []
     return [group.get("params") if isinstance(group, dict) else None for group in groups]
 
 
 def _after_a_step(run: Run) -> dict[str, Any]:
-    """What the run's optimizer keeps once it has taken a step: the keys and shapes, on the meta device."""
+    """Return the state that the run's optimizer has after one step, as keys and shapes on the meta device."""
     meta = [
         (name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad))
         for name, p in run.model.named_parameters()
@@ -179,32 +179,32 @@ def _after_a_step(run: Run) -> dict[str, Any]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
-    # An optimizer that is compiled need not be for this; where the compiler is not loaded none is.
-    loaded = "torch._dynamo" in sys.modules
-    with torch.compiler.set_stance("force_eager") if loaded else contextlib.nullcontext():
+    # Avoid compiling the optimizer step for this. If the compiler is not loaded, nothing can be compiled.
+    compiler_loaded = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiler_loaded else contextlib.nullcontext():
         optimizer.step()
     return optimizer.state_dict()
 
 
-def _with_groups_of(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def _with_param_groups(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     if "param_groups" in ours:
         return {**saved, "param_groups": ours["param_groups"]}
-    return {key: _with_groups_of(ours[key], saved[key]) for key in ours}
+    return {key: _with_param_groups(ours[key], saved[key]) for key in ours}
 
 
 def _in_random_state(run: Run, saved: Mapping[str, Any]) -> Iterator[str]:
     ranks = saved.get("ranks", [saved])
-    if not isinstance(ranks, list) or not ranks or not all(isinstance(own, dict) for own in ranks):
+    if not isinstance(ranks, list) or not ranks or not all(isinstance(state, dict) for state in ranks):
         yield "rng.ranks is not a list of random states"
         return
     on_cuda = run.placement.device.type == "cuda"
-    for own in ranks:
-        if "cpu" not in own:
+    for state in ranks:
+        if "cpu" not in state:
             yield "rng.cpu is missing"
-        elif not _is_random_state(own["cpu"], "cpu"):
-            yield "rng.cpu is no state of a random generator"
-        elif on_cuda and "cuda" in own and not _is_random_state(own["cuda"], "cuda"):
-            yield "rng.cuda is no state of a random generator"
+        elif not _is_random_state(state["cpu"], "cpu"):
+            yield "rng.cpu is not a random generator state"
+        elif on_cuda and "cuda" in state and not _is_random_state(state["cuda"], "cuda"):
+            yield "rng.cuda is not a random generator state"
 
 
 def _is_random_state(value: Any, device: str) -> bool:
@@ -212,7 +212,7 @@ def _is_random_state(value: Any, device: str) -> bool:
         return False
     try:
         torch.Generator(device).set_state(value)
-    except RuntimeError:  # its size, or a counter in it, is none: only torch can tell
+    except RuntimeError:  # an invalid size or counter, which only torch can detect
         return False
     return True
 
@@ -220,41 +220,41 @@ def _is_random_state(value: Any, device: str) -> bool:
 def _in_reference_outputs(run: Run, saved: Any) -> Iterator[str]:
     if run.adapted.once is None:
         return
-    name = f"{REFERENCES}, the answers of the model that the run started from,"
+    name = f"{REFERENCES}, the reference outputs of the initial model,"
     if not isinstance(saved, dict):
-        yield f"{name} {'are missing' if saved is None else 'are ' + _kind(saved)}"
+        yield f"{name} {'are missing' if saved is None else 'are ' + _describe(saved)}"
         return
     for split, source in (("train", run.batches.source), ("val", run.val)):
         outputs = saved.get(split)
         if not isinstance(outputs, dict) or not outputs:
             yield f"{name} are missing for {split}"
         elif not all(isinstance(v, Tensor) and v.dim() and len(v) == len(source) for v in outputs.values()):
-            yield f"{name} are not of this data: expected one for each of {len(source)} samples of {split}"
+            yield f"{name} do not match the data: expected one for each of {len(source)} {split} samples"
         elif outputs.keys() != (saved.get("train") or {}).keys():
-            yield f"{name} differ in kind between train and val"
+            yield f"{name} have different keys for train and val"
 
 
 def _restore_random_state(run: Run, rng: Mapping[str, Any]) -> None:
-    """This rank's own where the job is as large as it was; else rank 0 goes on, and the others begin anew."""
+    """Restore each rank's state. If the number of processes changed, only rank 0's; the others are reseeded."""
     group = run.parallel.group
     ranks = rng.get("ranks", [rng])
     if len(ranks) != group.world and not group.is_main:
         torch.manual_seed(rank_seed(run.recipe.train.seed + run.progress.step, group.rank))
         return
-    own = ranks[group.rank]
-    torch.set_rng_state(own["cpu"])
-    if run.placement.device.type == "cuda" and "cuda" in own:
-        torch.cuda.set_rng_state(own["cuda"], run.placement.device)
+    state = ranks[group.rank]
+    torch.set_rng_state(state["cpu"])
+    if run.placement.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], run.placement.device)
 
 
-def _kind(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _keys(value: Any) -> str:
-    return "with " + ", ".join(_short(key) for key in value) if isinstance(value, Mapping) else _kind(value)
+    return "with " + ", ".join(_short(key) for key in value) if isinstance(value, Mapping) else _describe(value)
 
 
 def _short(value: Any) -> str:
-    text = str(value) if not isinstance(value, Tensor) else _kind(value)
+    text = str(value) if not isinstance(value, Tensor) else _describe(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -1,4 +1,4 @@
-"""A run: everything that training needs, made once by ``assemble``, and saved whole by ``Run.state``."""
+"""A run: everything that training needs. Built by ``assemble``, and saved by ``Run.state``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.training.timer import Timer
 
 Event = dict[str, Any]
-REFERENCES = "said"  # what a checkpoint calls a run's reference outputs
+REFERENCES = "said"  # the checkpoint key of the reference outputs; kept for old checkpoints
 
 
 @dataclass
 class Progress:
-    """Where a run is. All of it is in the checkpoint, so a resumed run is the unbroken one."""
+    """The progress of a run. All of it is in the checkpoint, so that a resumed run matches an uninterrupted one."""
 
     step: int = 0
     epoch: int = 0
@@ -39,12 +39,12 @@ class Progress:
     loss_sum: float = 0.0
     loss_count: int = 0
     lr_scale: float = 1.0
-    """Of the recipe's rate: halved each time the run went back to a checkpoint (``train.skip_nonfinite``)."""
+    """Factor of the learning rate. Halved each time the run is rolled back (``train.skip_nonfinite``)."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave, still on its device: `loss` is a sum over `count` units, `norm` the gradient's."""
+    """The result of a step, still on the device: `loss` summed over `count` units, and the gradient `norm`."""
 
     loss: Tensor
     norm: Tensor
@@ -54,63 +54,63 @@ class StepResult:
 
 @dataclass
 class Recovery:
-    """What the loop did about bad luck since this process began. No checkpoint needs it."""
+    """How training recovered from errors in this process. Not saved in checkpoints."""
 
     bad_steps: int = 0
-    """Steps in a row, up to now, that were not finite."""
+    """Consecutive steps so far that were not finite."""
     num_micro_batches: int = 1
-    """At least so many in a step: doubled each time memory runs out."""
+    """The minimum per step. Doubled on each out of memory."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What whoever starts a run wants of it. By default it trains in silence, to its end, and saves nothing."""
+    """Callbacks of a run. By default it logs nothing, saves nothing and trains to its last step."""
 
     on_event: Callable[[Event], None] = lambda event: None
-    """Takes events (plain dicts); the commands decide how they look."""
+    """Receives events (plain dicts). The commands format them."""
     should_stop: Callable[[Run], bool] = lambda run: False
-    """Asked after each step, and in each batch of an evaluation."""
+    """Called after each step, and for each batch of an evaluation."""
     save: Callable[[Run, bool], None] = lambda run, best: None
     roll_back: Callable[[Run], bool] = lambda run: False
-    """Restore the last checkpoint; False where there is none."""
+    """Restore the last checkpoint. Returns False if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training run. Nothing of it is replaced once it is made; what changes are the objects that it holds."""
+    """One training run. Its fields are never reassigned; the objects in them change during training."""
 
     recipe: Recipe
     task: Task
     model: nn.Module
     forward: nn.Module
-    """`model`, compiled where the placement says so: what training calls. They share every tensor."""
+    """What training calls: `model`, compiled if the placement says so. Both share all tensors."""
     ema: AveragedModel | None
     adapted: Adapted
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
-    """The schedule: of `base_lrs`, by step."""
+    """The schedule: step -> factor of `base_lrs`."""
     base_lrs: list[float]
     batches: Batches
     val: Source
     total_steps: int
-    """0 where a method solves for the weights: no step is taken then."""
+    """0 if the fine-tuning method solves for the head and takes no steps."""
     placement: Placement
     meta: dict[str, Any]
     notes: list[str]
     splits: frozenset[str]
-    """The splits that the data has of its own."""
+    """The splits that the data set defines."""
     hooks: Hooks = Hooks()
     submodule: str = ""
-    """Where batches go in: the head where they are features of a frozen backbone; "" is the whole model."""
+    """The submodule that takes the batches: the head if features are cached, else "", the whole model."""
     reference_outputs: dict[str, Batch] = field(default_factory=dict)
-    """By split, what the start answered for each sample (``adapted.once``)."""
+    """By split, the initial model's outputs for each sample (``adapted.once``)."""
     progress: Progress = field(default_factory=Progress)
     recovery: Recovery = field(default_factory=Recovery)
     pending_steps: deque[StepResult] = field(default_factory=deque)
-    """Steps whose results have not been read yet."""
+    """Steps with results that have not been read from the device yet."""
     timer: Timer = field(default_factory=Timer)
     parallel: Parallel = field(default_factory=Parallel)
-    """Over which processes this run is spread."""
+    """How the run is distributed over processes."""
 
     def emit(self, event: Event) -> None:
         self.hooks.on_event(event)
@@ -120,12 +120,12 @@ class Run:
 
     @property
     def frozen(self) -> Frozen:
-        """What does not train, from the first step to the last."""
+        """What is frozen during the whole run."""
         return self.adapted.frozen
 
     @property
     def eval_model(self) -> nn.Module:
-        """The averaged model where there is one: the one that is evaluated, kept as best and exported."""
+        """The model to evaluate and to export: the moving average (EMA) if there is one."""
         model = self.model if self.ema is None else self.ema.module
         return model.get_submodule(self.submodule)
 
@@ -134,26 +134,26 @@ class Run:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def set_lr(self) -> None:
-        """The schedule, a pure function of the step: nothing of it needs saving but the step."""
+        """Set the learning rates. The schedule is a pure function of the step, so only the step is saved."""
         factor = self.lr_factor(self.progress.step)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor * self.progress.lr_scale
 
     def train_mode(self) -> None:
-        """Train mode, except for frozen modules: frozen BatchNorm keeps its statistics too."""
+        """Set train mode, except for frozen modules, so that frozen BatchNorm keeps its statistics."""
         self.model.train()
-        held = self.adapted.stage(self.progress.epoch / self.recipe.train.epochs)
-        if held is not None:  # a pure function of the epoch, so that a resumed run is in the same stage
-            still = held.tensors | self.frozen.tensors
+        stage = self.adapted.stage(self.progress.epoch / self.recipe.train.epochs)
+        if stage is not None:  # a pure function of the epoch: a resumed run is in the same stage
+            frozen = stage.tensors | self.frozen.tensors
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name not in still)
-        for module in (*self.frozen.modules, *(held.modules if held else ())):
+                parameter.requires_grad_(name not in frozen)
+        for module in (*self.frozen.modules, *(stage.modules if stage else ())):
             module.eval()
 
     def state(self, whole: bool = True) -> dict[str, Any]:
-        """The checkpoint (RELIABILITY: "The checkpoint file"), plain values and tensors only. Every rank calls it.
+        """Return the checkpoint as plain values and tensors; see docs/reliability.md. Every rank calls this.
 
-        Where tensors are cut over the ranks rank 0 gets them `whole`, or each rank its own parts.
+        If tensors are sharded over ranks: with `whole`, rank 0 gets the full tensors; else each rank gets its shards.
         """
         self.parallel.average_buffers(self)
         rng: dict[str, Any] = self.random_state()
@@ -188,12 +188,12 @@ class Run:
 
 
 def rank_seed(seed: int, rank: int) -> int:
-    """The seed of what each rank draws for itself (dropout); the recipe's own on rank 0."""
+    """Return the seed of a rank's random numbers, such as dropout. On rank 0 it is the recipe's seed."""
     return seed + 1_000_003 * rank
 
 
 def environment(placement: Placement, world: int) -> dict[str, Any]:
-    """What bit-exact resume depends on beside the recipe, in a job of `world` processes."""
+    """Return what bit-exact resume depends on besides the recipe, in a job of `world` processes."""
     return {
         "bigmodel": bigmodel_cli.__version__,
         "torch": str(torch.__version__),

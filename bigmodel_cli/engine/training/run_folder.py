@@ -1,4 +1,4 @@
-"""A run's folder: one writer at a time, a status, a log of events; made only when there is something to put in."""
+"""A run folder: a lock, a status file and an event log. It is created only when the run is built."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from bigmodel_cli.core.types import finite
 from bigmodel_cli.engine.training.loggers import Loggers
 
 LOCK_TRIES, LOCK_WAIT = 10, 0.05
-"""How often, and at what distance in seconds, the lock is tried again before the folder counts as taken."""
+"""How often to retry the lock, and the seconds between retries, before the folder counts as in use."""
 
 
 class RunFolder:
-    """The folder of one run, locked while entered.
+    """The folder of one run, locked while the context is active.
 
     Args:
         out: the folder, or None for ``runs/<stem>-<n>`` with the next free n.
-        stem: what an unnamed run is called.
-        resume: the folder holds a run, which goes on.
-        overwrite: the folder may hold a run, which is replaced.
-        loggers: where the events go too.
-        jobs: what the job that comes to write here is called: its own run in the folder goes on by itself.
+        stem: the name of a run without `out`.
+        resume: continue the run in the folder.
+        overwrite: replace a run in the folder, if there is one.
+        loggers: additional destinations for events.
+        jobs: identifiers of this job. If the folder holds a run of the same job, it is resumed automatically.
 
     Raises:
-        InputError: it holds a run and neither `resume` nor `overwrite` is given.
+        InputError: the folder is not empty, and neither `resume` nor `overwrite` is set.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RunFolder:
                 self._check()
 
     def _same_job(self) -> bool:
-        """Whether the job that writes here was started again, by its launcher or scheduler."""
+        """Whether the folder belongs to the same job, restarted by its launcher or scheduler."""
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
             return bool(self.jobs) and not set(self.jobs).isdisjoint(status.get("jobs", ()))
@@ -78,20 +78,20 @@ class RunFolder:
             )
         if self.resume and not any(path.glob("*.pt")):
             raise InputError(f"{path}: no checkpoint to resume from", hint="start again with --overwrite")
-        used = path.is_dir() and any(p.name != "run.lock" for p in path.iterdir())
-        if used and not (self.resume or self.overwrite):
+        in_use = path.is_dir() and any(p.name != "run.lock" for p in path.iterdir())
+        if in_use and not (self.resume or self.overwrite):
             holder = self._holder()
             if holder:
                 raise MachineError(f"{path}: another run is writing here ({holder})", hint="give another --out")
-            what = f"{path}: the folder is not empty"
+            problem = f"{path}: the folder is not empty"
             raise InputError(
-                what, "expected a new one", f"--resume to go on, --overwrite to replace, or --out {path}-2"
+                problem, "expected a new one", f"--resume to continue, --overwrite to replace, or --out {path}-2"
             )
 
     def _holder(self) -> str | None:
-        """Who holds the lock, where somebody does."""
+        """Return the process that holds the lock, if any."""
         try:
-            with (self.path / "run.lock").open("r+") as file:  # NFS locks only what may be written
+            with (self.path / "run.lock").open("r+") as file:  # NFS requires write access for a lock
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -107,7 +107,7 @@ class RunFolder:
                     self.path = self._next()
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
-                self._check()  # again, now that no other run can be writing here
+                self._check()  # again, now that the lock excludes other writers
                 atomic_files.remove_temporary_files(self.path)
                 if self.overwrite and not self.resume:
                     self._clear()
@@ -122,27 +122,27 @@ class RunFolder:
 
     def _release(self) -> None:
         self.loggers.close()
-        for file in (self._events, self._lock):  # closing lets the lock go
+        for file in (self._events, self._lock):  # closing releases the lock
             if file is not None:
-                with contextlib.suppress(OSError):  # a full disk: what could not be flushed was reported when written
+                with contextlib.suppress(OSError):  # a full disk was already reported on write
                     file.close()
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
-        """An OSError inside, such as no permission or a full disk, as a MachineError."""
+        """Convert an OSError, such as no permission or a full disk, to a MachineError."""
         try:
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise MachineError(f"{self.path}: {reason}", "expected a folder that can be written") from None
+            raise MachineError(f"{self.path}: {reason}", "expected a writable folder") from None
 
     def make(self) -> Path:
-        """The next free ``runs/<stem>-<n>``, made."""
+        """Create and return the next free ``runs/<stem>-<n>``."""
         with self._writable():
             return self._next()
 
     def _next(self) -> Path:
-        """Make ``runs/<stem>-<n>``: mkdir is atomic, so two runs never share one."""
+        """Create ``runs/<stem>-<n>``. mkdir is atomic, so two runs never get the same folder."""
         runs = Path("runs")
         runs.mkdir(exist_ok=True)
         n = 1
@@ -156,8 +156,8 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         file = (self.path / "run.lock").open("a+", encoding="utf-8")
-        # Some tries: another start may hold it for a moment, only to see who else does;
-        # and a winner needs one to write its name, which the losers then tell.
+        # Retry: another process may hold the lock for a moment, just to check who owns it.
+        # The delay also lets the owner write its name, which the error message shows.
         for last in (False,) * LOCK_TRIES + (True,):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,8 +167,8 @@ class RunFolder:
                     file.seek(0)
                     holder = file.read().strip()
                     file.close()
-                    what = f"{self.path}: another run is writing here ({holder})"
-                    raise MachineError(what, hint="wait for it, or give another --out") from None
+                    problem = f"{self.path}: another run is writing here ({holder})"
+                    raise MachineError(problem, hint="wait for it, or give another --out") from None
                 time.sleep(LOCK_WAIT)
         self._lock = file
         file.truncate(0)
@@ -176,18 +176,18 @@ class RunFolder:
         file.flush()
 
     def _clear(self) -> None:
-        """Remove the files that a run makes, and nothing else that may lie here."""
-        ours = {"recipe.yaml", "metrics.jsonl", "status.json", "last.pt", "best.pt", "report.html", "crash.log"}
-        ours |= {name for found in registry.loggers.found.values() for name in found.meta.get("files", ())}
+        """Remove the files that a run creates, and no others."""
+        removable = {"recipe.yaml", "metrics.jsonl", "status.json", "last.pt", "best.pt", "report.html", "crash.log"}
+        removable |= {name for found in registry.loggers.found.values() for name in found.meta.get("files", ())}
         for path in self.path.iterdir():
-            if path.name in ours and path.is_dir():
+            if path.name in removable and path.is_dir():
                 shutil.rmtree(path)
-            elif path.name in ours:
+            elif path.name in removable:
                 path.unlink()
         atomic_files.remove_sharded(self.path.glob(atomic_files.SHARDS_PREFIX + "*"))
 
     def status(self, state: str, exit_code: int | None, step: int, checkpoint: str | None, message: str) -> None:
-        """How the run is: state running, done, interrupted or failed, with the process's exit code."""
+        """Write the run's status. `state` is running, done, interrupted or failed; `exit_code` is the process's."""
         values: dict[str, Any] = {"state": state, "exit_code": exit_code, "step": step}
         values |= {"checkpoint": checkpoint, "message": message}
         if self.jobs:
@@ -195,7 +195,7 @@ class RunFolder:
         self.write_text("status.json", json.dumps(values) + "\n")
 
     def event(self, event: dict[str, Any]) -> None:
-        """Append one JSON object to ``metrics.jsonl``, and tell the loggers.
+        """Append one JSON object to ``metrics.jsonl``, and pass it to the loggers.
 
         Raises:
             MachineError: the disk is full.
@@ -206,14 +206,14 @@ class RunFolder:
         try:
             self._events.write(line)
         except OSError as error:
-            what = f"{self.path / 'metrics.jsonl'}: {error.strerror}; {len(line)} bytes needed"
+            problem = f"{self.path / 'metrics.jsonl'}: {error.strerror}; {len(line)} bytes needed"
             raise MachineError(
-                f"{what}, {atomic_files.free_bytes(self.path)} free", hint="give another --out"
+                f"{problem}, {atomic_files.free_bytes(self.path)} free", hint="give another --out"
             ) from None
         self.loggers.event(event)
 
     def rewind(self, epochs: int) -> None:
-        """Drop the events past the first `epochs`: the resumed run writes them again."""
+        """Drop the events after the first `epochs` epochs. The resumed run writes them again."""
         file = self.path / "metrics.jsonl"
         kept = []
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -221,9 +221,9 @@ class RunFolder:
                 event = json.loads(line)
                 if event["event"] == "epoch" and event["epoch"] <= epochs:
                     kept.append(line)
-            except (ValueError, LookupError, TypeError):  # a line cut off by a kill, or not ours
+            except (ValueError, LookupError, TypeError):  # a line cut off by a kill, or not an event
                 continue
-        self.loggers.close()  # they open again with what is left
+        self.loggers.close()  # they reopen with the remaining events
         assert self._events is not None
         self._events.close()
         self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
@@ -231,18 +231,18 @@ class RunFolder:
             self._events = file.open("a", encoding="utf-8", buffering=1)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file whole or not at all.
+        """Write a file atomically.
 
         Raises:
             MachineError: the disk is full.
         """
-        # A name on disk need not be UTF-8, and a traceback or a recipe may hold one.
-        raw = text.encode("utf-8", errors="backslashreplace")
-        atomic_files.replace(self.path / name, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))
+        # A traceback or recipe may contain a file name that is not valid UTF-8.
+        encoded = text.encode("utf-8", errors="backslashreplace")
+        atomic_files.replace(self.path / name, lambda temporary: temporary.write_bytes(encoded), lambda: len(encoded))
 
 
-class Followed(RunFolder):
-    """The same folder as the processes see it that write nothing there: rank 0 alone does."""
+class ReadOnlyRunFolder(RunFolder):
+    """The run folder as seen by all ranks but rank 0. Only rank 0 writes to it."""
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path, self.resume = path, resume

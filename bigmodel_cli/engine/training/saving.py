@@ -1,4 +1,4 @@
-"""The checkpoints of a run in its folder: saved by every rank, and the newest valid one found again."""
+"""Save a run's checkpoints from every rank, and load the newest valid one."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from bigmodel_cli.engine.training.sharded_build import own_shard
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a run saves, and what it goes back to. Every rank of `group` calls these together."""
+    """Saves and restores a run's checkpoints. Every rank of `group` must call these methods together."""
 
     folder: RunFolder
     writer: Writer
     group: Group
 
     def save(self, run: Run, best: bool) -> None:
-        """Hand the run's state to the writer: each rank its own rows where they are many, else rank 0 the whole."""
+        """Pass the run's state to the writer: each rank its shard if the state is large, else rank 0 all of it."""
         state = run.state(whole=False)
         if run.parallel.saves_shards and checkpoint.tensor_bytes(state) > run.recipe.train.shard_above:
-            self.writer.save_shard(_parts(run, state), best)
+            self.writer.save_shard(_local_shard(run, state), best)
             return
         state = run.parallel.gather_full(state, self.group.is_main)
         if self.group.is_main:
             self.writer.save(state, best)
 
     def roll_back(self, run: Run) -> bool:
-        """Put the run back to its newest checkpoint; False where there is none."""
+        """Restore the run's newest checkpoint. Return False if there is none."""
         self.writer.flush()
         try:
             state, _ = newest(self.folder, self.group, own_shard(run.recipe, self.group))
@@ -49,30 +49,32 @@ class Checkpoints:
         return True
 
 
-def newest(folder: RunFolder, group: Group, share: ShardSpec | None) -> tuple[dict[str, Any], list[str]]:
-    """The newest valid checkpoint, which rank 0 chooses and every rank reads; and a line for each that was skipped.
+def newest(folder: RunFolder, group: Group, shard: ShardSpec | None) -> tuple[dict[str, Any], list[str]]:
+    """Load the newest valid checkpoint. Rank 0 chooses it and every rank reads it.
+
+    Returns its state, and one line for each invalid checkpoint that was skipped.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no valid checkpoint.
     """
     if not group.is_main:
-        chosen = group.broadcast(None)
-        if chosen is None:
+        path = group.broadcast(None)
+        if path is None:
             raise InputError(f"{folder.path}: no valid checkpoint")
-        return checkpoint.load(Path(chosen), share), []
+        return checkpoint.load(Path(path), shard), []
     try:
-        path, state, skipped = checkpoint.newest_valid(folder.path, share)
+        path, state, skipped = checkpoint.newest_valid(folder.path, shard)
     except InputError:
         group.broadcast(None)
         raise
-    if path.name == "best.pt" and not skipped:  # a kill came between best.pt and its link: end that save
+    if path.name == "best.pt" and not skipped:  # killed between writing best.pt and linking it: finish that save
         atomic_files.link(path, folder.path / "last.pt")
     group.broadcast(str(path))
     return state, skipped
 
 
-def _parts(run: Run, state: dict[str, Any]) -> LocalShard:
+def _local_shard(run: Run, state: dict[str, Any]) -> LocalShard:
     group = run.parallel.group
-    plain, mine = split_state(state, run.parallel.local_rows, group.is_main)
+    plain, rows = split_state(state, run.parallel.local_rows, group.is_main)
     name = group.broadcast(atomic_files.SHARDS_PREFIX + uuid.uuid4().hex[:12])
-    return LocalShard(name, run.progress.step, group.rank, group.world, plain, mine, run.recipe.parallel.timeout)
+    return LocalShard(name, run.progress.step, group.rank, group.world, plain, rows, run.recipe.parallel.timeout)

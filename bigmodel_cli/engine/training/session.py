@@ -1,4 +1,4 @@
-"""A run from start to end in its folder: lock, train, save, and a status that tells how it ended."""
+"""Run one training session in its folder: lock, train, save and record the final status."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from bigmodel_cli.engine.training.sharded_build import own_shard
 from bigmodel_cli.engine.training.signals import StopFlag
 from bigmodel_cli.models.quantization.nf4 import count_parameters
 
-UTILISATION_AFTER = 30.0  # seconds: counting and measuring take some tenths, which a short run would feel
+UTILISATION_AFTER = 30.0  # seconds; measuring takes tenths of a second, too much for a short run
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run left behind. `metrics` are those of the best epoch on val.
+    """The result of a finished run. `metrics` are the validation metrics of the best epoch.
 
-    `before` are those of the weights that a fine-tuning started from, under the same names.
+    `before` holds the metrics of the initial weights of a fine-tuning run, under the same names.
     """
 
     folder: Path
@@ -75,53 +75,53 @@ def train(
     recorded: Mapping[str, Any] | None = None,
     group: Group = SINGLE_PROCESS,
 ) -> Outcome:
-    """Train `recipe` in `folder` to its end; `recorded` is the environment of a run that is done again.
+    """Train `recipe` in `folder` to its end. `recorded` is the environment of an earlier run to reproduce.
 
-    A new folder is made only once everything is built: bad input leaves nothing behind.
-    Every process of `group` calls this; rank 0's `folder` is the one that is written.
+    A new folder is created only after everything is built, so invalid input leaves no folder behind.
+    Every process of `group` calls this. Only rank 0 writes to its `folder`.
 
     Raises:
-        InterruptedRun: a signal came; everything is saved.
-        BigmodelError: it could not start, or not go on; ``status.json`` says the same.
+        InterruptedRun: a signal stopped the run; its state is saved.
+        BigmodelError: the run failed; ``status.json`` has the same message.
     """
-    clock = time.perf_counter()
+    started = time.perf_counter()
     with (
         StopFlag() as stop,
         translate_rank_errors(),
-        _built_in(folder, recipe, recorded, group) as built,
+        _build_in(folder, recipe, recorded, group) as built,
         Writer(folder.path, built.draft.frozen.tensors) as writer,
     ):
         log, checkpoints = _EventLog(built, folder, emit), Checkpoints(folder, writer, group)
         hooks = Hooks(log.add, lambda run: group.any(stop.requested), checkpoints.save, checkpoints.roll_back)
-        built.draft.timer.seconds["start"] += time.perf_counter() - clock
-        log.add(_start(built.draft, folder))
+        built.draft.timer.seconds["start"] += time.perf_counter() - started
+        log.add(_start_event(built.draft, folder))
         with assert_unchanged(built.draft.model, built.draft.frozen.tensors):
             run = prepare(built, hooks)
-            before = _before(run)
-            if not run.adapted.solve:  # which has nothing to save until it is through
-                stop.gently()
+            before = _initial_metrics(run)
+            if not run.adapted.solve:  # solving has nothing to save until it finishes
+                stop.defer()
             with profiled(run, folder.path / "trace.json") as after_step:
-                through = execute(run, after_step)
+                finished = execute(run, after_step)
         with run.timer("saving"):
             writer.flush()
             group.barrier()
-        if not through:
+        if not finished:
             raise _interrupted(max(group.gather(stop.signum or 0)), run, folder)
-        of_weights = digest(run.parallel.gather_full(dict(run.model.state_dict()), group.is_main))
-        seconds = time.perf_counter() - clock
-        outcome = Outcome(folder.path, run, log.best_metrics(run), seconds, of_weights, before)
+        weights_digest = digest(run.parallel.gather_full(dict(run.model.state_dict()), group.is_main))
+        seconds = time.perf_counter() - started
+        outcome = Outcome(folder.path, run, log.best_metrics(run), seconds, weights_digest, before)
         folder.event(outcome.to_dict())
         folder.status("done", 0, run.progress.step, str(outcome.best), "")
         return outcome
 
 
 class _EventLog:
-    """The events of a run, on their way to its folder and to whoever watches."""
+    """Passes the events of a run to its folder and to `emit`."""
 
     def __init__(self, built: Built, folder: RunFolder, emit: Callable[[Event], None]) -> None:
         self.run, self.folder, self.emit = built.draft, folder, emit
         self._best: dict[str, Any] = {}
-        # A head that trains on features does little of the network's work: a share of it would mean nothing.
+        # With cached features only the head runs, so utilisation of the whole network is meaningless.
         wait = float("inf") if built.caches_features else UTILISATION_AFTER
         self._utilisation_at = time.perf_counter() + wait
 
@@ -134,17 +134,17 @@ class _EventLog:
         if event["event"] == "step" and time.perf_counter() > self._utilisation_at:
             self._utilisation_at = float("inf")
             run = self.run
-            if found := utilisation(run.recipe, run.task, run.placement, run.parallel.group.world):
-                self.add({"event": "utilisation", **found})
+            if measured := utilisation(run.recipe, run.task, run.placement, run.parallel.group.world):
+                self.add({"event": "utilisation", **measured})
 
     def best_metrics(self, run: Run) -> dict[str, Any]:
-        """Those of the best epoch; of one before `run` was resumed the metric that chose it alone."""
+        """Return the metrics of the best epoch. If it came before a resume, only the selection metric is known."""
         name = f"val_{run.task.best[0]}"
         return self._best or {"best_epoch": run.progress.best_epoch, name: run.progress.best_metric}
 
 
-def _before(run: Run) -> dict[str, Any]:
-    """Validation metrics at the start of a fine-tuning; nothing for a run from zero, or one that is resumed."""
+def _initial_metrics(run: Run) -> dict[str, Any]:
+    """Return the validation metrics before fine-tuning; empty for training from scratch and for a resumed run."""
     if not run.recipe.start.trained or run.progress.step:
         return {}
     size = run.recipe.train.eval_batch_size
@@ -154,11 +154,11 @@ def _before(run: Run) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _built_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | None, group: Group) -> Iterator[Built]:
-    """All that the run is made of, holding the folder's lock; however it ends, ``status.json`` says so."""
+def _build_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | None, group: Group) -> Iterator[Built]:
+    """Build the run and hold the folder's lock. On any error, record it in ``status.json``."""
     built: Built | None = None
     if not folder.resume:
-        built = build(recipe, None, recorded, group=group)  # before the folder exists
+        built = build(recipe, None, recorded, group=group)  # before the folder is created
     with folder:
         try:
             if built is None:
@@ -175,11 +175,11 @@ def _built_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
             last = folder.path / "last.pt"
             if isinstance(error, DivergedError) and last.exists():
                 error.hint = f"last good checkpoint {last}; {error.hint}"
-            how = "interrupted" if isinstance(error, InterruptedRun) else "failed"
-            with contextlib.suppress(BigmodelError):  # on a full disk the first error is the one to tell
-                folder.status(how, error.exit_code, _step(built), str(last) if last.exists() else None, error.line)
+            status = "interrupted" if isinstance(error, InterruptedRun) else "failed"
+            with contextlib.suppress(BigmodelError):  # on a full disk, report the first error
+                folder.status(status, error.exit_code, _step(built), str(last) if last.exists() else None, error.line)
             raise
-        except BrokenPipeError:  # whoever read our output has gone
+        except BrokenPipeError:  # the reader of our output closed the pipe
             folder.status("failed", 128 + signal.SIGPIPE, _step(built), None, "output pipe closed")
             raise
         except Exception as error:
@@ -191,7 +191,7 @@ def _built_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
 
 
 def _step(built: Built | None) -> int:
-    """How far the run is; what is built and the run that is made of it have one progress."""
+    """Return the current step. The build and the run share one progress."""
     return built.draft.progress.step if built else 0
 
 
@@ -204,7 +204,7 @@ def _interrupted(signum: int, run: Run, folder: RunFolder) -> InterruptedRun:
     )
 
 
-def _start(run: Run, folder: RunFolder) -> Event:
+def _start_event(run: Run, folder: RunFolder) -> Event:
     return {
         "event": "start",
         "model": run.recipe.model.name,

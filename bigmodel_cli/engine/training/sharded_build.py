@@ -1,4 +1,4 @@
-"""What a run is built of, as each of its processes has it: its share of the batches, the model where it runs."""
+"""Build a run's components for each process of a job: its batches, its shard and its model on the device."""
 
 from __future__ import annotations
 
@@ -22,36 +22,40 @@ from bigmodel_cli.engine.distributed.strategy import with_synced_batchnorm
 
 
 def build_ema(recipe: Recipe, model: nn.Module, parallel: Parallel) -> AveragedModel | None:
-    """The moving average of the weights that the recipe asks for, spread over ranks as the model will be."""
+    """Build the recipe's exponential moving average of the weights, sharded in the same way as the model."""
     decay = recipe.train.ema_decay
     if decay is None:
         return None
     many, one = get_ema_multi_avg_fn(decay), get_ema_avg_fn(decay)
 
-    def average(kept: Any, now: Any, count: Any) -> None:
-        """A group of tensors of one type: whole numbers, as of packed weights, have no average between them."""
-        if kept[0].is_floating_point():
-            many(kept, now, count)
+    def average(averages: Any, weights: Any, count: Any) -> None:
+        """Update tensors of one dtype. Integer tensors, such as packed weights, are copied, not averaged."""
+        if averages[0].is_floating_point():
+            many(averages, weights, count)
         else:
-            torch._foreach_copy_(kept, now)
+            torch._foreach_copy_(averages, weights)
 
     if not parallel.shards_tensors:
         return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     from torch.distributed.fsdp import FSDPModule  # slow to import
 
-    each = lambda kept, now, count: one(kept, now, count) if kept.is_floating_point() else now  # noqa: E731
-    ema = AveragedModel(model, avg_fn=each, use_buffers=True)  # cut tensors and buffers do not mix
+    def average_one(average: Tensor, weight: Tensor, count: Any) -> Tensor:
+        return one(average, weight, count) if average.is_floating_point() else weight
+
+    # One tensor at a time: sharded tensors and buffers cannot be updated together.
+    ema = AveragedModel(model, avg_fn=average_one, use_buffers=True)
     parallel.wrap(ema.module)
-    if isinstance(ema.module, FSDPModule):  # whole after an evaluation, it could not be averaged with what is cut
+    if isinstance(ema.module, FSDPModule):
+        # If it stayed unsharded after an evaluation, it could not be averaged with the sharded weights.
         ema.module.set_reshard_after_forward(True)
     return ema
 
 
 def batches_for(recipe: Recipe, train: Source, even: Tensor | None, group: Group) -> Batches:
-    """This rank's share of the train split.
+    """Return this rank's batches of the train split.
 
     Raises:
-        InputError: a step has fewer samples than there are ranks.
+        InputError: a step has fewer samples than there are data-parallel ranks.
     """
     batches = Batches(
         train,
@@ -61,30 +65,34 @@ def batches_for(recipe: Recipe, train: Source, even: Tensor | None, group: Group
         group.data_parallel_rank,
         group.data_parallel_size,
     )
-    least = batches.size(batches.steps_per_epoch - 1)
-    if least < group.data_parallel_size:
+    smallest = batches.size(batches.steps_per_epoch - 1)
+    if smallest < group.data_parallel_size:
         expected = f"expected at least one for each of {group.data_parallel_size} processes"
-        raise InputError(f"{least} samples in a step", expected, "a larger --batch-size")
+        raise InputError(f"{smallest} samples per step", expected, "a larger --batch-size")
     return batches
 
 
-def with_width(group: Group, recipe: Recipe) -> Group:
-    """`group`, of which the recipe has so many ranks in a row share each matrix.
+def with_tensor_parallel_size(group: Group, recipe: Recipe) -> Group:
+    """Set the tensor-parallel size of `group`: how many consecutive ranks share each matrix.
 
     Raises:
-        InputError: they do not go into the number of processes, or the strategy cuts no matrices.
+        InputError: it does not divide the number of processes, or the strategy has no tensor parallelism.
     """
     section = recipe.parallel
-    width = group.world if section.strategy == "tp" and section.tensor == 1 else section.tensor
-    if group.world == 1 or width == 1:
+    size = group.world if section.strategy == "tp" and section.tensor == 1 else section.tensor
+    if group.world == 1 or size == 1:
         return group
     if section.strategy not in ("fsdp", "tp"):
-        what = f"parallel.tensor {width} with parallel.strategy {section.strategy}"
-        raise InputError(what, "expected fsdp or tp", "--set parallel.strategy=fsdp")
-    if group.world % width or (section.strategy == "tp" and width != group.world):
-        what = f"parallel.tensor {width} with {section.strategy} of {group.world} processes"
-        raise InputError(what, "expected that it divides them; tp: all of them", "--set parallel.strategy=fsdp")
-    return replace(group, tensor_parallel_size=width)
+        problem = f"parallel.tensor {size} with parallel.strategy {section.strategy}"
+        raise InputError(problem, "expected fsdp or tp", "--set parallel.strategy=fsdp")
+    if group.world % size or (section.strategy == "tp" and size != group.world):
+        problem = f"parallel.tensor {size} with {section.strategy} of {group.world} processes"
+        raise InputError(
+            problem,
+            "expected a divisor of the number of processes; tp uses all of them",
+            "--set parallel.strategy=fsdp",
+        )
+    return replace(group, tensor_parallel_size=size)
 
 
 def shards_parameters(recipe: Recipe, group: Group) -> bool:
@@ -92,30 +100,31 @@ def shards_parameters(recipe: Recipe, group: Group) -> bool:
 
 
 def own_shard(recipe: Recipe, group: Group) -> ShardSpec | None:
-    """Which rows of every tensor are this rank's, where each has rows and nothing else."""
+    """Return this rank's shard of every tensor if all tensors are sharded by rows, else None."""
     rows = group.world > 1 and recipe.parallel.strategy == "fsdp" and recipe.parallel.tensor == 1
     return ShardSpec(group.rank, group.world) if rows else None
 
 
 def builds_on_meta(recipe: Recipe, group: Group, resumed: bool) -> bool:
-    """Whether this process builds the model without weights, whose part of them comes later.
+    """Whether this process builds the model on the meta device and receives its shard of the weights later.
 
-    From rank 0, which draws them; or for every rank from the checkpoint that is resumed.
+    The weights come from rank 0, which initializes them, or from the checkpoint if the run is resumed.
     """
-    parts = own_shard(recipe, group) is not None
-    as_built = methods.get(recipe.start.method).meta.get("builds_on_meta", False)  # others change what is there
-    return parts and as_built and (resumed or (not group.is_main and not recipe.start.trained))
+    sharded = own_shard(recipe, group) is not None
+    # Other fine-tuning methods modify weights that must exist already.
+    as_built = methods.get(recipe.start.method).meta.get("builds_on_meta", False)
+    return sharded and as_built and (resumed or (not group.is_main and not recipe.start.trained))
 
 
 def on_device(recipe: Recipe, model: nn.Module, placement: Placement, group: Group) -> nn.Module:
-    """`model` on the device; what is to be cut over ranks goes there part by part, and need not fit whole."""
+    """Move `model` to the device. A model to be sharded is moved shard by shard, since it may not fit as a whole."""
     if recipe.parallel.sync_batchnorm:
         model = with_synced_batchnorm(model, group, placement)
     return model if shards_parameters(recipe, group) else placement.model(model)
 
 
-def agreed(recipe: Recipe, placement: Placement, model: nn.Module, group: Group) -> Placement:
-    """Rank 0's choices, on every rank."""
+def broadcast_placement(recipe: Recipe, placement: Placement, model: nn.Module, group: Group) -> Placement:
+    """Broadcast rank 0's placement choices to every rank."""
     if group.world == 1 or shards_parameters(recipe, group):
         return placement
     placement = placement.with_(**group.broadcast({**placement.choices(), "why": placement.why}))
@@ -125,7 +134,7 @@ def agreed(recipe: Recipe, placement: Placement, model: nn.Module, group: Group)
 
 
 def batch_size(recipe: Recipe, train: Source, group: Group) -> int:
-    """The recipe's batch size over all ranks, or the whole split where the optimizer is defined on it."""
+    """Return the batch size over all ranks: the recipe's, or the whole split for a full-batch optimizer."""
     full = optimizers.get(recipe.optimizer.name).meta.get("full_batch", False)
     return (
         len(train)

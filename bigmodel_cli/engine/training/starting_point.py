@@ -1,4 +1,4 @@
-"""What a run begins from: a checkpoint that goes on, a trained model, anyone's weights, or random ones."""
+"""Choose the initial weights of a run: a checkpoint to resume, a trained model, foreign weights or random ones."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from bigmodel_cli.engine.build.transfer import transfer
 
 
 def check_task(recipe: Recipe) -> None:
-    """Hold the data and the method to what the model does, where they are made for one task.
+    """Check that the data and the fine-tuning method support the model's task.
 
     Raises:
-        InputError: it is for another.
+        InputError: one of them is for another task.
     """
-    does = models.get(recipe.model.name).meta["task"]
+    model_task = models.get(recipe.model.name).meta["task"]
     method = recipe.start.method
     for name, meta in (
         (f"data {recipe.data.name}", data.get(recipe.data.name).meta),
         (method, methods.get(method).meta),
     ):
-        wanted = meta.get("task", does)
-        if does != wanted:
-            does, wanted = does.replace("_", " "), wanted.replace("_", " ")
-            what, expected = f"{recipe.model.name} is for {does}", f"{name} is for {wanted}"
-            hint = "bigmodel models and bigmodel data list what there is"
-            raise InputError(what, expected, hint)
+        required = meta.get("task", model_task)
+        if model_task != required:
+            model_task, required = model_task.replace("_", " "), required.replace("_", " ")
+            problem, expected = f"{recipe.model.name} is for {model_task}", f"{name} is for {required}"
+            hint = "bigmodel models and bigmodel data list the choices"
+            raise InputError(problem, expected, hint)
 
 
 def trained_start(recipe: Recipe) -> TrainedModel | None:
-    """The trained model that the recipe starts from; None for random weights, and for foreign ones."""
+    """Load the trained model that the recipe starts from; None for random and for foreign weights."""
     if not recipe.start.trained:
         if recipe.start.sha256 is not None:
-            raise InputError("start.sha256 and no start", "expected start.checkpoint or start.pretrained beside it")
+            raise InputError("start.sha256 without a start", "expected start.checkpoint or start.pretrained too")
         return None
     if recipe.start.checkpoint is None:
         return load_pretrained(recipe)
@@ -57,6 +57,7 @@ def trained_start(recipe: Recipe) -> TrainedModel | None:
 def task_and_model(
     recipe: Recipe, bundle: DataBundle, train: Source, resumed: Mapping[str, Any] | None, trained: TrainedModel | None
 ) -> tuple[Task, nn.Module, list[str]]:
+    """Build the task and the model with its initial weights, and collect notes for the user."""
     if resumed is not None:
         _check_same_data(resumed["meta"]["data"], bundle)
         _, spec = recipe_and_spec(resumed, "--resume")
@@ -76,20 +77,20 @@ def task_and_model(
     return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
 
 
-def _check_same_data(then: Mapping[str, Any], bundle: DataBundle) -> None:
-    """Hold the data to what the run was trained on so far: the names and order of classes, shapes, every byte.
+def _check_same_data(saved: Mapping[str, Any], bundle: DataBundle) -> None:
+    """Check that the data is unchanged since the checkpoint: class names and order, shapes, and every byte.
 
     Raises:
         InputError: it has changed.
     """
     hint = "put the data back, or start a new run with --out"
-    was: Any = then.get("spec")
-    now = bundle.spec.to_dict() if isinstance(was, Mapping) else {}
-    for key, value in now.items():
-        if was.get(key) != value:
-            difference = first_difference(key, was.get(key), value, "checkpoint", "data")
+    saved_spec: Any = saved.get("spec")
+    spec = bundle.spec.to_dict() if isinstance(saved_spec, Mapping) else {}
+    for key, value in spec.items():
+        if saved_spec.get(key) != value:
+            difference = first_difference(key, saved_spec.get(key), value, "checkpoint", "data")
             raise InputError(f"--resume: {difference}", hint=hint)
-    if then.get("fingerprint") != bundle.fingerprint:
-        prints = [str(p)[:12] for p in (then.get("fingerprint"), bundle.fingerprint)]
-        what = f"--resume: the data has changed: fingerprint {prints[0]} in the checkpoint"
-        raise InputError(what, f"{prints[1]} in the data", hint)
+    if saved.get("fingerprint") != bundle.fingerprint:
+        fingerprints = [str(p)[:12] for p in (saved.get("fingerprint"), bundle.fingerprint)]
+        problem = f"--resume: the data has changed: fingerprint {fingerprints[0]} in the checkpoint"
+        raise InputError(problem, f"{fingerprints[1]} in the data", hint)

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and what would help."""
+"""Measure where a run spends its time, and advise what would speed it up."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Label = Callable[[str], contextlib.AbstractContextManager[Any]]
-SAMPLED = 50  # on a GPU every so many steps are timed: knowing a part's time there means to wait for it
+SAMPLED = 50  # on a GPU, time every 50th step only: timing a phase requires a synchronization
 STEP_PARTS = ("prepare", "forward", "backward", "optimizer")
-OWN = ("data", "prepare", "forward")  # the passes back are where ranks wait for each other
+OWN_PARTS = ("data", "prepare", "forward")  # without backward, where ranks wait for each other
 ADVICE = {
     "data": "data.cache, a simpler augmentation or more cores",
     "prepare": "a simpler augmentation",
@@ -27,22 +27,22 @@ ADVICE = {
 
 
 class Timed(contextlib.AbstractContextManager[None]):
-    """Adds the seconds inside it to `seconds` of `part`. A class: a generator takes some times as long."""
+    """Adds the time spent inside to `seconds[part]`. A class, because a generator is several times slower."""
 
     def __init__(self, seconds: dict[str, float], part: str) -> None:
         self.seconds, self.part = seconds, part
 
     def __enter__(self) -> None:
-        self.clock = time.perf_counter()
+        self.started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] += time.perf_counter() - self.clock
+        self.seconds[self.part] += time.perf_counter() - self.started
 
 
 class Timer:
-    """Adds up seconds by part: ``with timer("forward"): ...``. About a microsecond a part.
+    """Adds up seconds by phase: ``with timer("forward"): ...``. Costs about a microsecond per call.
 
-    `wait` blocks until the device is idle; None where calls return when they are done (a CPU).
+    `wait` blocks until the device is idle. None for a synchronous device (a CPU).
     """
 
     def __init__(self, wait: Callable[[], None] | None = None) -> None:
@@ -54,7 +54,7 @@ class Timer:
 
     @contextlib.contextmanager
     def labelled(self, label: Label) -> Iterator[None]:
-        """While entered, `label` names each part, as in a trace that is being recorded."""
+        """While active, enter ``label(part)`` around each phase, for example to name it in a trace."""
         self._label = label
         try:
             yield
@@ -78,15 +78,15 @@ class Timer:
             yield
             return
         self.wait()
-        clock = time.perf_counter()
+        started = time.perf_counter()
         try:
             yield
         finally:
             self.wait()
-            self.seconds[part] += (time.perf_counter() - clock) * SAMPLED
+            self.seconds[part] += (time.perf_counter() - started) * SAMPLED
 
     def waiting(self, part: str, items: Iterable[T]) -> Iterator[T]:
-        """`items`, the time until each counted as `part`."""
+        """Iterate over `items`, and count the time spent waiting for each one as `part`."""
         iterator = iter(items)
         while True:
             with self(part):
@@ -96,19 +96,19 @@ class Timer:
             yield item
 
     def own(self) -> float:
-        """Seconds since the last call that went into this process's own work, where it waits for no other."""
-        now = sum(self.seconds[part] for part in OWN)
+        """Return the seconds since the last call spent on this process's own work, without waiting for others."""
+        now = sum(self.seconds[part] for part in OWN_PARTS)
         spent, self._own = now - self._own, now
         return spent
 
     def shares(self) -> dict[str, float]:
-        """Each part's share of all that was timed, largest first."""
+        """Return each phase's fraction of the total time, largest first."""
         total = sum(self.seconds.values())
         ordered = sorted(self.seconds.items(), key=lambda pair: -pair[1])
         return {part: seconds / total for part, seconds in ordered} if total else {}
 
     def verdict(self) -> str:
-        """One line: where the time went, and what would help most. Empty where nothing was timed."""
+        """Summarize in one line where the time went and what would help most. Empty if nothing was timed."""
         shares = self.shares()
         if not shares:
             return ""

@@ -165,6 +165,6 @@ def test_a_pinned_start_is_looked_at_before_anything_is_read_of_it(run_cli: Any,
     file.write_bytes(file.read_bytes()[:-1] + b"x")  # the recipe holds the pin: train asks it too
     again = run_cli("train", "r/recipe.yaml", "--out", "again")
     assert again.returncode == 2 and "x.safetensors: SHA-256" in again.stderr
-    for value, words in (("abc", "start.sha256"), (right, "start.sha256 and no start")):
+    for value, words in (("abc", "start.sha256"), (right, "start.sha256 without a start")):
         done = run_cli("train", "mlp", "--data", "digits", "--set", f"start.sha256={value}")
         assert done.returncode == 2 and words in done.stderr, done.stderr

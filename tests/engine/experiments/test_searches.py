@@ -71,7 +71,7 @@ def test_a_search_says_what_is_wrong_with_it(run_cli: Any, tmp_path: Path) -> No
 
 def test_the_rate_at_which_the_loss_falls_fastest() -> None:
     assert steepest([1, 2, 4, 8, 16, 32], [3.0, 2.9, 2.5, 1.5, 1.4, 9.0]) == 4
-    with pytest.raises(InputError, match="fell at no learning rate"):
+    with pytest.raises(InputError, match="did not fall at any learning rate"):
         steepest([1, 2, 4], [1.0, 2.0, 3.0])
     found = lr_range_test(resolve([Layer("t", {"model": {"name": "mlp"}})]).recipe)
     assert found.rates[0] == pytest.approx(1e-7) and 1e-4 < found.suggested < 1

@@ -77,7 +77,8 @@ def run_of(photos: Path, balance: str, resumed: Any = None, stop_at: int | None 
 @pytest.mark.parametrize("balance", ["loss", "sampling"])
 def test_resumed_is_the_unbroken_run(balance: str, photos: Path) -> None:
     whole, broken = run_of(photos, balance), run_of(photos, balance, stop_at=4)
-    assert any("9 cat, 3 dog" in note and "equally" in note for note in whole.notes)
+    remedy = {"loss": "the loss uses class weights", "sampling": "sampling is class-balanced"}[balance]
+    assert any("9 cat, 3 dog" in note and remedy in note for note in whole.notes)
     assert fit(whole)
     assert not fit(broken)
     resumed = run_of(photos, balance, broken.state())
@@ -112,5 +113,5 @@ def test_data_without_classes_says_so(tmp_path: Path) -> None:
         "data": {"name": "text_files", "path": str(tmp_path / "x.txt"), "context": 8},
         "train": {"balance": "sampling"},
     }
-    with pytest.raises(InputError, match=r"train\.balance = sampling; expected data with a class a sample"):
+    with pytest.raises(InputError, match=r"train\.balance = sampling; expected data with one class per sample"):
         assemble(resolve([Layer("t", values)]).recipe)

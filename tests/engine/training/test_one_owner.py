@@ -99,11 +99,11 @@ def test_a_search_over_what_is_solved_solves(tmp_path: Path) -> None:
 
 def test_a_search_compares_by_what_the_runs_are_chosen_by(subjects: Subjects) -> None:
     """What the registration of a method with a task of its own says is what its runs say."""
-    from bigmodel_cli.engine.experiments.tune import chosen_by
+    from bigmodel_cli.engine.experiments.tune import selection_metric
     from bigmodel_cli.engine.training.assemble import assemble
 
     for values in (subjects.text("dpo", "pairs"), subjects.text("full"), subjects.images("distill")):
-        assert chosen_by(recipe(values)) == assemble(recipe(values), measure=False).task.best
+        assert selection_metric(recipe(values)) == assemble(recipe(values), measure=False).task.best
 
 
 def test_preferences_resume_exactly(subjects: Subjects, tmp_path: Path) -> None:
