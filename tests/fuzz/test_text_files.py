@@ -142,7 +142,7 @@ TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     ("unknown model", model(type="Pickle"), "model 'Pickle'"),
     ("unknown part", with_(normalizer={"type": "Exec"}), "normalizer 'Exec'"),
     ("part of text", with_(decoder="ByteLevel"), "decoder 'ByteLevel'"),
-    ("parts of text", with_(normalizer={"type": "Sequence", "normalizers": "NFC"}), "parts are no list"),
+    ("parts of text", with_(normalizer={"type": "Sequence", "normalizers": "NFC"}), "parts are not a list"),
     ("many parts", with_(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 40}), "more than 32 parts"),
     (
         "doubling",
@@ -156,13 +156,13 @@ TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     ("regex open bomb", split("(a{2,}){3,}"), "it may take for ever"),
     ("regex back", split(r"(a*)\1"), "it may take for ever"),
     ("regex repeats", split("a{100000}"), "it may take for ever"),
-    ("regex long", split("a" * 5000), "absurd regular expression"),
-    ("regex number", split(7), "absurd regular expression"),
+    ("regex long", split("a" * 5000), "bad regular expression"),
+    ("regex number", split(7), "bad regular expression"),
     ("regex broken", split("(a"), "not a tokenizer"),
     ("added without id", added(content="x"), "has id None"),
     ("added of nothing", added(id=1, content=""), "added token"),
     ("added far away", added(id=2**40, content="x"), "has id 1099511627776"),
-    ("added of text", with_(added_tokens="x"), "added_tokens are no list"),
+    ("added of text", with_(added_tokens="x"), "added_tokens are not a list"),
 ]
 
 
