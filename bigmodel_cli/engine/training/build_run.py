@@ -234,7 +234,7 @@ def _measured(recipe: Recipe, placement: Placement, parts: _Parts) -> Placement:
         placement,
         parts.model,
         parts.task,
-        lambda: batches.drawn.gather(first),
+        lambda: batches.indexed_source.gather(first),
         parts.steps * recipe.train.accumulate,
         about,
     )

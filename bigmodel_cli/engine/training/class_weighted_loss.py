@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import LabelledSource
 from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
 from bigmodel_cli.core.types import Batch, LossSum, Source, Task
-from bigmodel_cli.data.balance import class_weights, uneven
+from bigmodel_cli.data.balance import class_weights, describe_imbalance
 
 
 class Weighted(TaskWrapper):
@@ -40,10 +40,10 @@ EVENED = {
 
 
 def imbalance_notes(train: Source, classes: Sequence[str], how: str) -> list[str]:
-    """A line where the classes of the train split are uneven, with what ``train.balance = how`` does about it."""
+    """A line if the classes of the train split are imbalanced, with what ``train.balance = how`` does about it."""
     if not isinstance(train, LabelledSource) or not classes:
         return []
-    found = uneven(train.labels.bincount(minlength=len(classes)).tolist(), classes)
+    found = describe_imbalance(train.labels.bincount(minlength=len(classes)).tolist(), classes)
     return [f"{found}; {EVENED[how]}"] if found else []
 
 
