@@ -147,7 +147,7 @@ TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     (
         "doubling",
         with_(normalizer={"type": "Sequence", "normalizers": [replace({"String": "a"}, "aa")] * 20}),
-        "longer",
+        "lengthens texts too much",
     ),
     ("blow up", with_(normalizer=replace({"String": "a"}, "b" * 1_000_000)), "lengthens texts too much"),
     ("long prefix", with_(normalizer={"type": "Prepend", "prepend": "b" * 1_000_000}), "lengthens texts too much"),
