@@ -207,7 +207,7 @@ class Registry:
         elsewhere = [f"{f}:{name}" for f in self.families() if f"{f}:{name}" in self.members(f)]
         expected = "did you mean " + " or ".join(elsewhere) + "?" if elsewhere else nearest(name, self.names())
         listing = f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}"
-        raise UnknownName(f"unknown {self.kind} {name!r}", expected, f"{listing}; a plug-in's: --import FILE.py")
+        raise UnknownName(f"unknown {self.kind} {name!r}", expected, f"{listing}; for a plug-in: --import FILE.py")
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:

@@ -24,11 +24,11 @@ CASES = [
     (["train", "mlp", "--device", "tpu"], 2, "placement.device = 'tpu'"),
     (["train", "missing.yaml"], 2, "missing.yaml: No such file"),
     (["train", "recipe.yaml"], 2, "recipe.yaml:4: unknown key optimizer.momentm; did you mean momentum?"),
-    (["train", "twice.yaml"], 2, "twice.yaml:3: 'name' stands twice"),
+    (["train", "twice.yaml"], 2, "twice.yaml:3: duplicate key 'name'"),
     (["train", "mlp", "--out", "used"], 2, "used: the folder is not empty"),
     (["eval", "missing.pt"], 2, "missing.pt: no such file"),
-    (["eval", "foreign.pt"], 2, "foreign.pt: not a checkpoint, or cut off"),
-    (["finetune", "--from", "foreign.pt"], 2, "foreign.pt: not a checkpoint, or cut off"),
+    (["eval", "foreign.pt"], 2, "foreign.pt: not a checkpoint, or truncated"),
+    (["finetune", "--from", "foreign.pt"], 2, "foreign.pt: not a checkpoint, or truncated"),
     (["eval", "used"], 2, "used: no checkpoint in this folder"),
     (["export", "foreign.pt", "--format", "onx"], 2, "unknown export format 'onx'; did you mean onnx"),
     (["env-check", "--require", "cudda"], 2, "--require cudda: no such check"),
@@ -113,5 +113,5 @@ def test_the_same_flags_as_ever(run_cli: Any) -> None:
     shown = set(re.findall(r"--[a-z-]+", run_cli("train", "--help").stdout.split("Options")[1]))
     expected = """--data --recipe --epochs --batch-size --lr --optimizer --schedule --loss --seed --device --precision
     --balance --max-steps --data-dir --set --out --resume --overwrite --dry-run --lr-find --json --help
-    --compile --channels-last --profile --nproc --nnodes --rdzv --max-restarts --timeout"""
+    --compile --channels-last --profile --nproc --nnodes --rdzv --max-restarts --timeout --log --import"""
     assert shown == set(expected.split())

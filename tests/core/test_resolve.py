@@ -110,7 +110,7 @@ def test_what_is_resolved_is_typed_and_whole() -> None:
     recipe = resolve([MODEL]).recipe
     for section, registry in COMPONENTS.items():
         component = getattr(recipe, section)
-        assert component.options.keys() == registry.get(component.chosen).schema.model_fields.keys()
+        assert component.options.keys() == registry.get(component.registered_name).schema.model_fields.keys()
     assert resolve([Layer("x", recipe.to_dict())]).recipe == recipe
     for text, trained in (("{}", False), ("{pretrained: true}", True), ("{checkpoint: x.pt}", True)):
         assert resolve([MODEL, file(f"start: {text}\n")]).recipe.start.trained is trained

@@ -114,7 +114,9 @@ def test_weights_alone_are_shown(tmp_path: Path) -> None:
         ("sys.exit(0)", "printed nothing"),
     ],
 )
-def test_a_wrong_example_fails_the_export(run: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_example_fails_the_export(
+    run: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = exports.get("safetensors")
     runtime = Runtime(("numpy",), "", run)
     monkeypatch.setitem(

@@ -152,10 +152,10 @@ TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     ("blow up", with_(normalizer=replace({"String": "a"}, "b" * 1_000_000)), "lengthens texts too much"),
     ("long prefix", with_(normalizer={"type": "Prepend", "prepend": "b" * 1_000_000}), "lengthens texts too much"),
     ("regex bomb", split("(a+)+$"), "it may take exponential time"),
-    ("regex choice bomb", split("(?:a|a)*$"), "it may take for ever"),
-    ("regex open bomb", split("(a{2,}){3,}"), "it may take for ever"),
-    ("regex back", split(r"(a*)\1"), "it may take for ever"),
-    ("regex repeats", split("a{100000}"), "it may take for ever"),
+    ("regex choice bomb", split("(?:a|a)*$"), "it may take exponential time"),
+    ("regex open bomb", split("(a{2,}){3,}"), "it may take exponential time"),
+    ("regex back", split(r"(a*)\1"), "it may take exponential time"),
+    ("regex repeats", split("a{100000}"), "it may take exponential time"),
     ("regex long", split("a" * 5000), "bad regular expression"),
     ("regex number", split(7), "bad regular expression"),
     ("regex broken", split("(a"), "not a tokenizer"),
@@ -243,7 +243,7 @@ def test_a_flipped_bit_in_a_shard_is_seen_by_its_checksum_and_no_id_leads_outsid
     raw = bytearray((folder / "00000.bin").read_bytes())
     raw[41] ^= 0x40
     (folder / "00000.bin").write_bytes(raw)
-    assert read_index(folder, 8).damaged() == ["00000.bin"]
+    assert read_index(folder, 8).damaged_files() == ["00000.bin"]
     source = data.get("token_shards")(tmp_path, path=str(folder), context=8).load["train"]()
     refused(lambda: source.gather(torch.arange(len(source))), "00000.bin: token")
     (folder / "00000.bin").unlink()
