@@ -1,4 +1,4 @@
-"""The command line: which commands there are, files of one's own, and how every way to end becomes an exit code."""
+"""The command line: lists and runs commands, handles ``--import``, and maps every outcome to an exit code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 from bigmodel_cli.core.registry import commands
 
-IMPORT = "Run a Python file with components of your own first."
+IMPORT = "Run a Python file that registers your own components first."
 LAST = 1000
-"""The place in the list of a command that does not say its own: behind ours, plug-ins' by name."""
+"""The default order of a command in the list: after the built-in ones, sorted by name."""
 
 
 class Group(TyperGroup):
-    """Lists each command with its whole first sentence; Typer alone would cut it at the end of the line."""
+    """Lists each command with its whole first sentence, which Typer would truncate at the end of the line."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -38,7 +38,7 @@ class Group(TyperGroup):
 
 
 class Registered(Group):
-    """The commands of the registry. A list of them imports none; one that is run is the only one imported."""
+    """The commands of the registry. Listing them imports none; running one imports only that one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         found = commands.found
@@ -51,30 +51,30 @@ class Registered(Group):
         if cmd_name not in commands.found:
             return None
         if cmd_name not in self.commands:
-            importing = next(option for option in self.params if "--import" in option.opts)
-            self.commands[cmd_name] = _built(cmd_name, importing)
+            import_option = next(option for option in self.params if "--import" in option.opts)
+            self.commands[cmd_name] = _build(cmd_name, import_option)
         return self.commands[cmd_name]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """``--import FILE.py``, wherever it stands, comes before the command: the file may hold that very one."""
+        """Move every ``--import FILE.py`` before the command, since the file may define that command."""
         return super().parse_args(ctx, with_imports_first(args))
 
 
-def _built(name: str, importing: Any) -> Any:
-    """The command `name`, or the group of commands, as Typer makes it of its function.
+def _build(name: str, import_option: Any) -> Any:
+    """Build the click command, or the group of commands, of the registered command `name`.
 
     Args:
-        importing: the option ``--import``, which each command's help shows though it is taken before the command.
+        import_option: ``--import``, which is parsed before the command but shown in every command's help.
     """
     entry = commands.get(name)
     parent = typer.Typer(add_completion=False, rich_markup_mode=None)
-    parent.callback()(lambda: None)  # without which a single command would be the whole
+    parent.callback()(lambda: None)  # without a callback, Typer would turn a single command into the app itself
     if "app" in entry.meta:
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
         parent.command(name)(entry.function)
     built = typer.main.get_group(parent).commands[name]
-    shown = copy.copy(importing)
+    shown = copy.copy(import_option)
     shown.expose_value, shown.is_eager, shown.callback = False, False, None
     for command in (built, *getattr(built, "commands", {}).values()):
         command.params.append(shown)
@@ -82,24 +82,24 @@ def _built(name: str, importing: Any) -> Any:
 
 
 def with_imports_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with each ``--import FILE.py`` before the command's name; what stands behind ``--`` stays."""
+    """The arguments with each ``--import FILE.py`` before the command's name; those after ``--`` stay in place."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    rest, found, waiting = list[str](), list[str](), iter(arguments[:end])
-    for argument in waiting:
+    rest, imports, remaining = list[str](), list[str](), iter(arguments[:end])
+    for argument in remaining:
         if argument == "--import":
-            given = [argument, *islice(waiting, 1)]
-            (found if len(given) == 2 else rest).extend(given)  # click refuses one without a file
+            pair = [argument, *islice(remaining, 1)]
+            (imports if len(pair) == 2 else rest).extend(pair)  # click rejects --import without a file
         else:
-            (found if argument.startswith("--import=") else rest).append(argument)
+            (imports if argument.startswith("--import=") else rest).append(argument)
     name = next((i for i, argument in enumerate(rest) if not argument.startswith("-")), 0)
-    return [*rest[:name], *found, *rest[name:], *arguments[end:]]
+    return [*rest[:name], *imports, *rest[name:], *arguments[end:]]
 
 
 app = typer.Typer(
     cls=Registered,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # as markup, "[default: ...]" in a help text would vanish
+    rich_markup_mode=None,  # markup would swallow "[default: ...]" in help texts
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help="Train, fine-tune, evaluate, compress, export and serve models.",
     epilog="Start with: bigmodel train resnet18 --data digits",
@@ -112,19 +112,19 @@ def _version(requested: bool) -> None:
         raise typer.Exit()
 
 
-def _debugged(wanted: bool) -> None:
-    if wanted:
+def _enable_debug(requested: bool) -> None:
+    if requested:
         os.environ["BIGMODEL_DEBUG"] = "1"
 
 
-def _imported(context: typer.Context, files: list[Path] | None) -> None:
-    """Run the files, each once, and say so: where a job has several processes, the first says it for all."""
+def _run_imports(context: typer.Context, files: list[Path] | None) -> None:
+    """Run each file once and print a note. In a job of several processes, only the first prints it."""
     from bigmodel_cli.core.plugins import import_file
 
-    speaks = "BIGMODEL_LAUNCHER" not in os.environ and os.environ.get("RANK", "0") == "0"
+    prints = "BIGMODEL_LAUNCHER" not in os.environ and os.environ.get("RANK", "0") == "0"
     for file in files or ():
-        if not context.resilient_parsing:  # to complete a word, nobody's code is run
-            import_file(file, console.note if speaks else lambda line: None)
+        if not context.resilient_parsing:  # shell completion must not run the files
+            import_file(file, console.note if prints else lambda line: None)
 
 
 @app.callback()
@@ -132,37 +132,39 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", callback=_debugged, is_eager=True, help="Show tracebacks.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", callback=_enable_debug, is_eager=True, help="Show tracebacks.")
+    ] = False,
     imports: Annotated[
         list[Path] | None,
-        typer.Option("--import", metavar="FILE.py", callback=_imported, is_eager=True, help=IMPORT),
+        typer.Option("--import", metavar="FILE.py", callback=_run_imports, is_eager=True, help=IMPORT),
     ] = None,
 ) -> None: ...
 
 
 def main() -> None:
-    """Run the command line. Its exit code is decided here."""
+    """Run the command line and exit with its code."""
     gc.set_threshold(100_000)  # saves 0.2 s of garbage collection while torch is imported; placement resets it
-    atexit.register(_end_at_once)  # registered first, so called last, after the handlers of whatever a command imports
+    atexit.register(_exit_fast)  # registered first, so it runs last, after all other exit handlers
     try:
         _run()
     except SystemExit as end:
-        _ended.append(end.code if isinstance(end.code, int) else int(end.code is not None))
+        _exit_codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
 
 
-_ended: list[int] = []
+_exit_codes: list[int] = []
 
 
-def _end_at_once() -> None:
-    """End the process once threads are joined and handlers have run: unloading torch's modules takes 0.4 s more."""
+def _exit_fast() -> None:
+    """Exit after threads and exit handlers are done, without unloading torch's modules, which takes 0.4 s."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:  # Python reports it
         return
-    if _ended:
-        os._exit(_ended[0])
+    if _exit_codes:
+        os._exit(_exit_codes[0])
 
 
 def _run() -> None:
@@ -170,27 +172,27 @@ def _run() -> None:
     try:
         app()
     except BigmodelError as error:
-        _debug()
+        _reraise_in_debug()
         console.error(error)
-        _leave(error.exit_code)
+        _exit(error.exit_code)
     except BrokenPipeError:  # the reader of the pipe has exited, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(128 + signal.SIGPIPE)
+        _exit(128 + signal.SIGPIPE)
     except Exception as error:
-        _debug()
+        _reraise_in_debug()
         hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug COMMAND shows the traceback"])
         console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint))
-        _leave(1)
+        _exit(1)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise InterruptedRun(signum, "interrupted")
 
 
-def _debug() -> None:
+def _reraise_in_debug() -> None:
     if os.environ.get("BIGMODEL_DEBUG"):
         raise
 
 
-def _leave(code: int) -> NoReturn:
+def _exit(code: int) -> NoReturn:
     raise SystemExit(code)

@@ -1,8 +1,8 @@
-"""Shared flags: declared once as fields of a dataclass, and given to each command as flags of its own.
+"""Shared flags, declared once as fields of a dataclass and added to the signature of each command.
 
-Typer builds a command line from a function's signature. `takes_options` gives the function the
-signature in which its one dataclass parameter is replaced by a keyword for each shared flag, and
-hands it the dataclass, filled in.
+Typer builds a command line from a function's signature. `takes_options` replaces the function's one
+dataclass parameter by a keyword parameter for each shared flag. When the command runs, the function
+receives the dataclass, filled in.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 @dataclass(frozen=True)
 class Flag:
-    """What a shared flag is for; the third part of its ``Annotated[type, typer.Option(...), Flag(...)]``.
+    """Metadata of a shared flag; the third part of its ``Annotated[type, typer.Option(...), Flag(...)]``.
 
     Args:
         sets: the recipe field that it sets, as ``"section.key"``.
-        default: what happens without the flag, for the help; its value is then None.
-        also: the commands that take it, besides ``train`` and ``finetune``, which take every flag.
+        default: the behaviour without the flag, for the help; the value is then None.
+        also: the commands that have it, besides ``train`` and ``finetune``, which have every flag.
     """
 
     sets: str | None = None
@@ -43,7 +43,7 @@ class Flag:
 
 @functools.cache
 def annotations_of(kind: type) -> dict[str, Any]:
-    """The annotation of each field of `kind`."""
+    """The annotation of each field of `kind`, including its metadata."""
     return get_type_hints(kind, include_extras=True)
 
 
@@ -54,11 +54,11 @@ def flags_of(kind: type) -> Iterator[tuple[str, Flag]]:
 
 
 def takes_options(command: str, **defaults: str) -> Callable[[Command], Command]:
-    """Give the command function of that name the shared flags of its dataclass parameter.
+    """Decorator that gives a command function the shared flags of its dataclass parameter.
 
     Args:
-        command: as it is typed, and as `Flag.also` has it.
-        defaults: what its help says of a flag's default, where that differs from the declaration.
+        command: the name of the command, as in `Flag.also`.
+        defaults: the default that the help shows for a flag, if it differs from the declaration.
     """
 
     def decorate(function: Command) -> Command:
@@ -82,7 +82,7 @@ def takes_options(command: str, **defaults: str) -> Callable[[Command], Command]
 
 
 def _parameters(kind: type, command: str, defaults: dict[str, str]) -> list[inspect.Parameter]:
-    """A keyword parameter for each flag that `command` takes."""
+    """A keyword parameter for each flag of `command`."""
     parameters = []
     for field, (name, flag) in zip(fields(kind), flags_of(kind), strict=True):
         if command in ("train", "finetune", *flag.also):

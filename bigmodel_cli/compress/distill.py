@@ -1,4 +1,4 @@
-"""Distillation: a smaller architecture learns from the data and from the checkpoint's outputs."""
+"""Distillation: trains a smaller architecture on the data and the checkpoint's outputs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def distill(
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
 ) -> None:
     """Train `model` from scratch with the checkpoint as its teacher (Hinton et al. 2015)."""
-    remembered = work.recipe.to_dict()
+    source = work.recipe.to_dict()
     teacher = str(work.trained.path.resolve())
-    about = {
+    values = {
         "model": {"name": model},
-        "data": remembered["data"],
-        "augment": remembered["augment"],
+        "data": source["data"],
+        "augment": source["augment"],
         "train": {"epochs": epochs},
         "optimizer": {"name": "adamw", "lr": lr},
         "start": {"method": "distill", "teacher": teacher, "temperature": temperature, "weight": weight},
     }
-    best = work.run(resolve([Layer("compress", about)]).recipe, work.out.parent / "run")
+    best = work.run(resolve([Layer("compress", values)]).recipe, work.out.parent / "run")
     strip_checkpoint(best, work.out, {"method": "distill", "teacher": work.trained.recipe.model.name, "epochs": epochs})

@@ -1,7 +1,7 @@
 """int8 inference with ranges calibrated on training samples, as an export folder for a runtime.
 
-The family ``int8`` is ranked by measurement (docs/compress.md); ``--method int8`` is the first one installed.
-torchao's PT2E for the x86 inductor is not offered: with a dynamic batch, its compiled ResNets gave wrong results
+The family ``int8`` is ranked by measurement (docs/compress.md); ``--method int8`` selects the first that is installed.
+torchao's PT2E for the x86 inductor is excluded: with a dynamic batch, its compiled ResNets gave wrong results
 (torch 2.15).
 """
 
@@ -31,7 +31,7 @@ def int8_openvino(work: Work, *, samples: Samples = 300) -> None:
     def write(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
         nncf, openvino = _nncf()
         exports.get("openvino")(model, example, _fp32_path(path), carry)
-        # One at a time: nncf treats the first axis of a statistic as part of a sample.
+        # Batches of one: nncf treats the first axis of a statistic as part of a sample.
         one = [
             tuple(x[i : i + 1].numpy() for x in batch)
             for batch in work.calibration(samples)
@@ -44,7 +44,7 @@ def int8_openvino(work: Work, *, samples: Samples = 300) -> None:
         for left in (_fp32_path(path), _fp32_path(path).with_suffix(".bin")):
             left.unlink()
 
-    _prove(work, "openvino", write, {"method": "int8-openvino", "samples": samples})
+    _write_export(work, "openvino", write, {"method": "int8-openvino", "samples": samples})
 
 
 @compressions.register(
@@ -73,14 +73,14 @@ def int8_onnx(
         )  # fmt: skip
         _replace_fp32(path, carry)
 
-    _prove(work, "onnx", write, {"method": "int8-onnx", "samples": samples, "ranges": ranges})
+    _write_export(work, "onnx", write, {"method": "int8-onnx", "samples": samples, "ranges": ranges})
 
 
 @compressions.register(
     "dynamic-int8", gives="export", kinds=("image", "text"), needs=("onnx", "onnxscript", "onnxruntime"), extra="onnx"
 )  # fmt: skip
 def dynamic_int8(work: Work) -> None:
-    """int8 linear layers for onnxruntime, input ranges found at run time: no calibration; for text models."""
+    """int8 linear layers for onnxruntime, input ranges computed at run time, without calibration; for text models."""
 
     def write(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -91,7 +91,7 @@ def dynamic_int8(work: Work) -> None:
         )  # fmt: skip
         _replace_fp32(path, carry)
 
-    _prove(work, "onnx", write, {"method": "dynamic-int8"})
+    _write_export(work, "onnx", write, {"method": "dynamic-int8"})
 
 
 def _nncf() -> tuple[Any, Any]:
@@ -124,7 +124,7 @@ def _fp32_path(path: Path) -> Path:
 
 
 def _onnx(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> Path:
-    """Write the fp32 graph beside `path`, with inferred shapes and folded constants, as the quantizer requires."""
+    """Write the fp32 graph next to `path`, with inferred shapes and folded constants, as the quantizer requires."""
     from onnxruntime.quantization import quant_pre_process
 
     whole = _fp32_path(path)
@@ -146,11 +146,11 @@ def _replace_fp32(path: Path, carry: dict[str, Any]) -> None:
     _fp32_path(path).unlink()
 
 
-def _prove(work: Work, format_name: str, write: Write, how: Mapping[str, Any]) -> None:
+def _write_export(work: Work, format_name: str, write: Write, how: Mapping[str, Any]) -> None:
     """Write the export at ``work.out`` and compare it with its source on validation inputs.
 
-    int8 exceeds any tolerance meant for fp32, so nothing is refused here. The proof in the folder
-    records the differences; accuracy decides.
+    The differences of int8 exceed any tolerance meant for fp32, so the tolerance is infinite. The proof in the
+    folder records the differences; the accuracy decides.
     """
     from bigmodel_cli.export.proof import prove
 

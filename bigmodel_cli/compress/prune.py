@@ -1,4 +1,4 @@
-"""Structured pruning: remove whole channels, with the rows and columns of every layer connected to them."""
+"""Structured pruning: removes whole channels, with the rows and columns of every connected layer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 ROOTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """The layers whose outputs are pruned; dependent layers follow."""
 PRUNING_ERRORS = (RuntimeError, ValueError, IndexError, KeyError, AssertionError, TypeError, AttributeError)
-"""What torch-pruning raises, or a network whose layers no longer fit together."""
+"""Errors of torch-pruning, or of a network whose layers no longer fit together."""
 ROUND_TO = 8
-"""Channel counts are rounded to multiples of this for vector units, except in layers of less than four times that."""
+"""Channel counts are rounded to multiples of this for vector units, unless a layer has fewer than four times that."""
 
 
 @compressions.register(
@@ -38,9 +38,9 @@ def prune(
     lr: Annotated[float, Field(gt=0)] = 1e-3,
     batch_size: Annotated[int, Field(gt=0)] = 128,
 ) -> None:
-    """Remove the `ratio` of channels with the smallest weights from every layer, then train for `epochs`.
+    """Remove the fraction `ratio` of channels with the smallest weights from every layer, then train for `epochs`.
 
-    `ratio` of each layer's channels are removed. Layers that share channels (a residual
+    Layers that share channels (a residual
     stage) are pruned together, by the L2 norm over all weights of a channel (Fang et al.
     2023, "DepGraph"). The head is not pruned. The result is an ordinary checkpoint with
     its widths in ``model.pruned``.
@@ -124,7 +124,7 @@ def _try_prune(model: nn.Module, example: tuple[Tensor, ...], ratio: float, igno
 def _is_prunable(model: nn.Module, example: tuple[Tensor, ...], name: str) -> bool:
     """Whether `model` still runs after pruning the layer `name` and the layers that share its channels.
 
-    Eight channels are removed, so that it does not fail on a count that must be even or divide by the heads.
+    It removes eight channels, because some counts must be even or divisible by the number of heads.
     """
     import torch_pruning
 

@@ -22,9 +22,9 @@ def qat(
     lr: Annotated[float, Field(gt=0)] = 1e-4,
     batch_size: Annotated[int, Field(gt=0)] = 128,
 ) -> None:
-    """Fine-tune for `epochs` with weights and inputs rounded as int8 rounds them, then `int8` (Jacob et al. 2017).
+    """Fine-tune for `epochs` with weights and inputs rounded as in int8, then apply `int8` (Jacob et al. 2017).
 
-    ``bigmodel finetune --method qat`` does only the first half.
+    ``bigmodel finetune --method qat`` does only the fine-tuning.
     """
     changes: dict[str, dict[str, Any]] = {
         "start": {"method": "qat"},

@@ -1,4 +1,4 @@
-"""Search over combinations of methods: prune more and more, fine-tune, quantize, and choose by the user's goal.
+"""Searches combinations of methods: prune at rising ratios, fine-tune, quantize, and choose by the user's goal.
 
 Every candidate is measured on val and saved in ``tries/<name>``. Running the same search again resumes it.
 
@@ -37,7 +37,7 @@ SIZE_TOLERANCE = 1.1
 
 @dataclass(frozen=True)
 class Goal:
-    """Limits on the result: its size in bytes, and its drop of the metric; None: no limit."""
+    """Limits on the result: its size in bytes and its drop in the metric; None means no limit."""
 
     size: int | None = None
     drop: float | None = None
@@ -62,9 +62,9 @@ class Goal:
         return min(small_enough or points, key=lambda p: (p.drop, p.bytes) if small_enough else (p.bytes, p.drop))
 
     def __str__(self) -> str:
-        said = [] if self.size is None else [f"{self.size / 1e6:.3g} MB"]
-        said += [] if self.drop is None else [f"a drop of {self.drop:g} points"]
-        return " and ".join(said)
+        limits = [] if self.size is None else [f"{self.size / 1e6:.3g} MB"]
+        limits += [] if self.drop is None else [f"a drop of {self.drop:g} points"]
+        return " and ".join(limits)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Search:
     skipped: list[str] = field(default_factory=list)
 
     def run(self) -> Frontier:
-        """Measure the candidates and choose among them.
+        """Measure the candidates and choose one.
 
         Raises:
             InputError: the folder holds a different search.
@@ -124,7 +124,9 @@ class Search:
             points.append(point)
             self.on_point(point)
         if not points:
-            raise MachineError("no method could be tried", "; ".join(self.skipped), "pip install 'bigmodel[compress]'")
+            raise MachineError(
+                "no compression method is available", "; ".join(self.skipped), "pip install 'bigmodel[compress]'"
+            )
         found = Frontier(source, points, self.goal.choose(points), self.skipped)
         if found.chosen is not None:
             found = replace(found, chosen=self._copy_chosen(found.chosen))
@@ -159,7 +161,7 @@ class Search:
                 return
 
     def _variants(self, prefix: str, trained: TrainedModel) -> Iterator[Point]:
-        """`trained` in int8; the source also as an fp32 export, to separate the runtime's speedup from int8's."""
+        """`trained` in int8. The source also as an fp32 export, to separate the runtime's speedup from that of int8."""
         kind = trained.task.spec.kind
         if not prefix:
             found = self._measure("onnx-fp32", "export", _plain_export, trained)
@@ -212,7 +214,7 @@ class Search:
         theirs = json.loads(file.read_text(encoding="utf-8"))
         different = [key for key, value in ours.items() if theirs.get(key) != value]
         if different:
-            what = f"{self.out}: a search with another {different[0]}"
+            what = f"{self.out}: holds a search with another {different[0]}"
             raise InputError(what, "expected this search's own folder", "--overwrite, or another --out")
 
     def _copy_chosen(self, point: Point) -> Point:

@@ -1,4 +1,4 @@
-"""Measure a compressed model: its size on disk, its speed relative to the source, and its accuracy on val."""
+"""Measures a compressed model: its size on disk, its speed relative to the source, and its accuracy on val."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Point:
         steps: the methods applied, with their options; empty for the source.
         bytes: size of the fp32 weights for the source, of the files on disk otherwise.
         latency: p50 in milliseconds by batch size, on the CPU.
-        beside: the source's, taken in turns with it.
-        metric: the validation metric that chooses a checkpoint, and its value.
-        drop: how much worse than the source that is: in points (hundredths) of a share, else in its own unit.
+        beside: the same for the source, measured alternately.
+        metric: the validation metric that selects the best checkpoint.
+        value: its value.
+        drop: the loss of `value` against the source, in percentage points for a fraction, else in the metric's unit.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures artifacts against one source, run as ``predict`` runs it on a CPU: eager, in fp32."""
+    """Measures artifacts against one source. The source runs as in ``predict`` on a CPU: eager, in fp32."""
 
     source: TrainedModel
     task: Task
@@ -87,7 +88,7 @@ class Judge:
     def of(cls, source: TrainedModel, data: Data) -> Judge:
         placement = choose_placement(PlacementSection(device="cpu", precision="fp32"))
         configure_process(placement)
-        model = placement.model(copy.deepcopy(source.model))  # the methods need the original unchanged
+        model = placement.model(copy.deepcopy(source.model))  # the compression methods need the original unchanged
         task = data.task(source)
         batch = placement.inputs(task.prepare(next(data.spread(data.val, 32))))
         inputs = tuple(batch[name] for name in task.inputs)
@@ -114,12 +115,12 @@ class Judge:
         return self._point(name, path, steps, size, model, value)
 
     def _point(self, name: str, path: Path, steps: Any, size: int, model: nn.Module, value: float) -> Point:
-        ways = {"ours": (model, self.inputs), "source": (self.model, self.inputs)}
-        found = measure_latency(ways, SECONDS)
+        models = {"ours": (model, self.inputs), "source": (self.model, self.inputs)}
+        found = measure_latency(models, SECONDS)
         latency, beside = ({b: f["p50_ms"] for b, f in found[way].items()} for way in ("ours", "source"))
         metric, mode = self.task.best
         worse = (self.value - value) * (1 if mode == "max" else -1)
-        # A model that answers NaN is infinitely worse.
+        # A model that returns NaN is infinitely worse.
         drop = math.inf if math.isnan(worse) else worse * (100 if is_share(metric) else 1)
         return Point(name, str(path), steps, size, latency, beside, metric, value, drop, found["threads"])
 

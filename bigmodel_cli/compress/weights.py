@@ -1,4 +1,4 @@
-"""Weight-only quantization in an ordinary checkpoint. Computation stays in fp32: smaller, but not faster."""
+"""Weight-only quantization, stored in an ordinary checkpoint. Computation stays in fp32: smaller, but not faster."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bf16(work: Work) -> None:
 
 @compressions.register("fp16", gives="checkpoint", kinds=KINDS)
 def fp16(work: Work) -> None:
-    """Weights as float16: half the size, 11 bits of precision; a weight beyond 65504 is an error."""
+    """Weights as float16: half the size, 11 bits of precision; weights beyond 65504 are an error."""
     _cast(work, torch.float16, "fp16")
 
 
@@ -57,7 +57,7 @@ def int4_weights(work: Work, *, group_size: Group = 32) -> None:
         from torchao.quantization.granularity import PerGroup
 
     def config(columns: int) -> Any:
-        """With the largest group size that divides a row; None if it is below 8."""
+        """The config with the largest group size that divides a row; None if it is below 8."""
         fits = [n for n in range(8, group_size + 1) if columns % n == 0]
         four: Any = torch.int4  # type: ignore[attr-defined]
         return IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(fits[-1])) if fits else None

@@ -1,4 +1,4 @@
-"""What all compression methods share: their input, and how they load, write and train.
+"""The common part of all compression methods: their input, and how they load, write and train.
 
 A method is a function of a :class:`Work` that writes the artifact at ``work.out``: a checkpoint (``gives="checkpoint"``
 in its registration) or an export folder (``gives="export"``). Its keyword-only parameters are its options. Calibration
@@ -57,7 +57,7 @@ class Data:
         return train_and_val(self.bundle, self.recipe.data)
 
     def task(self, trained: TrainedModel) -> Any:
-        """The task of `trained` on this data, whose classes may be in another order."""
+        """The task of `trained` for this data, whose classes may be in another order."""
         return trained.task.for_data(self.bundle.spec)
 
     @property
@@ -69,7 +69,7 @@ class Data:
         return self.splits[1]
 
     def spread(self, source: Source, count: int) -> Iterator[Batch]:
-        """`count` samples spread evenly over `source`, in batches of 64; data is often sorted by class."""
+        """`count` samples spread evenly over `source`, in batches of 64, since data is often sorted by class."""
         chosen = torch.linspace(0, len(source) - 1, min(count, len(source))).round().long()
         return (source.gather(part) for part in chosen.split(64))
 
@@ -128,8 +128,8 @@ class Work:
             InterruptedRun: a signal arrived; everything is saved.
             DivergedError: training diverged.
         """
-        remembered = checkpoint.load(start)["meta"]["recipe"]
-        kept = {k: remembered[k] for k in ("model", "loss", "augment")}
+        stored = checkpoint.load(start)["meta"]["recipe"]
+        kept = {k: stored[k] for k in ("model", "loss", "augment")}
         about = {**kept, "data": self.recipe.to_dict()["data"], "start": {"checkpoint": str(start.resolve())}}
         return self.run(resolve([Layer(str(start), about), Layer("compress", changes)]).recipe, folder)
 
@@ -170,7 +170,7 @@ def write_checkpoint(
 
 
 def strip_checkpoint(path: Path, out: Path, how: Mapping[str, Any]) -> None:
-    """Write the checkpoint at `path` to `out` without what only a resume needs: optimizer state and EMA."""
+    """Write the checkpoint at `path` to `out` without optimizer state and EMA, which only resuming needs."""
     trained = load_trained(path)
     write_checkpoint(out, trained, trained.model.state_dict(), how)
 
@@ -179,7 +179,7 @@ def select_method(name: str, trained: TrainedModel) -> Entry:
     """The method `name`, or the best installed method of the family `name`.
 
     Raises:
-        InputError: there is none, it does not suit this kind of model, or the checkpoint is already quantized.
+        InputError: it is unknown or not for this kind of model, or the checkpoint is already quantized.
         MachineError: it needs a package that is not installed.
     """
     members = family(name)
@@ -192,18 +192,18 @@ def select_method(name: str, trained: TrainedModel) -> Entry:
     done = [step["method"] for step in trained.meta.get("compressed", []) if step.get("final")]
     if done:
         what = f"{trained.path}: already compressed by {done[0]}"
-        raise InputError(what, "expected the checkpoint it was made from", "rounding errors would add up")
+        raise InputError(what, "expected the original checkpoint", "rounding errors would add up")
     absent = missing(entry)
     if absent:
         what = f"--method {name} needs {', '.join(absent)}"
-        raise MachineError(what, "not installed here", f"pip install 'bigmodel[{entry.meta['extra']}]'")
+        raise MachineError(what, "not installed", f"pip install 'bigmodel[{entry.meta['extra']}]'")
     return entry
 
 
 def family(name: str) -> list[Entry]:
     """The methods registered with ``family=name``, best first by their measured `rank`."""
-    every = [compressions.get(n) for n in compressions.names()]
-    return sorted((e for e in every if e.meta.get("family") == name), key=lambda e: e.meta["rank"])
+    entries = [compressions.get(n) for n in compressions.names()]
+    return sorted((e for e in entries if e.meta.get("family") == name), key=lambda e: e.meta["rank"])
 
 
 def missing(entry: Entry) -> list[str]:

@@ -40,7 +40,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def symlink(target: Path, folder: Path) -> None:
-    """Make `target` a symbolic link to `folder`, which is in the same folder, atomically.
+    """Make `target` a symbolic link to its sibling `folder`, atomically.
 
     Raises:
         MachineError: the disk is full or cannot be written.
@@ -54,7 +54,7 @@ def symlink(target: Path, folder: Path) -> None:
 
 
 def remove_sharded(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
-    """Remove those of the sharded checkpoints `found` that no link in `keep` points to."""
+    """Remove the sharded checkpoints in `found` that no link in `keep` points to."""
     kept = {path.resolve() for path in keep}
     for path in found:
         if path.is_dir() and not path.is_symlink() and path.resolve() not in kept:
@@ -62,7 +62,7 @@ def remove_sharded(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], int]) -> None:
-    """`write` a temporary file beside `path`, then rename it to `path`. `needed` gives bytes for the error message.
+    """Call `write` with a temporary path, then rename that file to `path`. `needed` gives bytes for the error message.
 
     Raises:
         MachineError: the disk is full or cannot be written; no temporary file is left.
@@ -85,12 +85,12 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
 
 
 def _remove(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here is the one to report
+    with contextlib.suppress(OSError):  # the original error is the one to report
         temporary.unlink(missing_ok=True)
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of `folder`; 0 where the folder does not exist."""
+    """Free bytes on the disk of `folder`; 0 if the folder does not exist."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -98,7 +98,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove temporary files that a killed save left, and no other hidden file. The caller holds the folder's lock."""
+    """Remove the temporary files of an interrupted save, and no other files. The caller holds the folder's lock."""
     for path in folder.glob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)

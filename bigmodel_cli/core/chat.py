@@ -1,7 +1,7 @@
-"""Conversations as tokens: the prefix and the end of each turn, and which tokens are trained on.
+"""Tokenizes conversations: the chat template, and which tokens contribute to the loss.
 
 A turn of the system or the user is its role's prefix, the content and a newline. A turn of the assistant is
-its prefix, the content and the tokenizer's ``<end>`` (a newline where it has none). Prefix and content are
+its prefix, the content and the tokenizer's ``<end>`` (a newline if it has none). Prefix and content are
 tokenized separately, so that a conversation has the same tokens in training and in a prompt.
 """
 
@@ -23,7 +23,7 @@ MaskedTokens = tuple[list[int], list[bool]]
 
 
 def conversation_problem(value: Any) -> str | None:
-    """What is wrong with a conversation to train on, or None: messages, at least one of them by the assistant."""
+    """What is wrong with a conversation to train on, or None. It needs at least one message by the assistant."""
     wrong = messages_problem(value)
     if wrong is None and not any(message["role"] == "assistant" for message in value):
         wrong = "have no turn of the assistant to train on"
@@ -57,11 +57,11 @@ def encode_conversation(
     from bigmodel_cli.core.special_tokens import END
 
     ids: list[int] = []
-    trained: list[bool] = []
+    loss_mask: list[bool] = []
 
     def add(tokens: Sequence[int], train: bool) -> None:
         ids.extend(tokens)
-        trained.extend([train] * len(tokens))
+        loss_mask.extend([train] * len(tokens))
 
     newline = tokenizer.encode("\n")
     end = [tokenizer.special[END]] if END in tokenizer.special else newline
@@ -75,4 +75,4 @@ def encode_conversation(
         add(end if answers else newline, answers)
     if answer:
         add(tokenizer.encode(prefixes[-1]), False)
-    return ids, trained
+    return ids, loss_mask

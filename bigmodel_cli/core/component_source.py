@@ -1,4 +1,4 @@
-"""What the source of a file says of the components in it: read, never imported."""
+"""Finds the components that a source file registers, without importing it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bigmodel_cli.core.errors import InputError
 
 @dataclass(frozen=True)
 class Found:
-    """What the source says of a component before anything is imported.
+    """A component as its source declares it, before anything is imported.
 
     Args:
-        module: the module to import for it; a plug-in's file where it was run by its path.
+        module: the module that registers it; importing it makes the component available.
         summary: the first line of its docstring.
-        meta: the keywords of its registration. A value that the source does not spell out (a function, a call) is
-            ``...``: that there is one can be asked without importing it.
+        meta: the keyword arguments of its registration. A value that is not a literal (a function, a call) is
+            ``...``, so that its presence can be tested without an import.
     """
 
     name: str
@@ -29,20 +29,20 @@ class Found:
 
 
 def modules_below(folder: Path, package: str) -> Iterator[tuple[str, Path]]:
-    """Each module below the folder of `package`, with its file, in the order of the files' names."""
+    """Each module in `folder`, the folder of `package`, with its file, in the order of the file names."""
     for file in sorted(folder.rglob("*.py")):
         inside = file.relative_to(folder).with_suffix("").parts
         yield ".".join((package, *inside)).removesuffix(".__init__"), file
 
 
 def components_in(file: Path, module: str, variable: str) -> list[Found]:
-    """The functions in `file` that are decorated with ``@<variable>.register(...)``, each under every name it gets.
+    """The functions in `file` decorated with ``@<variable>.register(...)``: one entry for each registered name.
 
     Raises:
-        InputError: the file is no Python; the line is named.
+        InputError: the file is not valid Python; the message names the line.
     """
     source = file.read_text(encoding="utf-8")
-    if f"@{variable}.register" not in source:  # parsing is what takes the time
+    if f"@{variable}.register" not in source:  # parsing is slow
         return []
     try:
         tree = ast.parse(source)
@@ -71,7 +71,7 @@ def _found(node: ast.FunctionDef, decorator: ast.Call, module: str, constants: M
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    """The module's constants whose values the source spells out."""
+    """The module-level constants with literal values."""
     found: dict[str, Any] = {}
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)

@@ -35,7 +35,7 @@ class BigmodelError(Exception):
 
 
 class InputError(BigmodelError):
-    """Bad input: a flag, a recipe, a checkpoint, data, or two things that do not match."""
+    """Bad input: a flag, a recipe, a checkpoint or data, or two of them that do not match."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ class DivergedError(BigmodelError):
 
 
 class InterruptedRun(BigmodelError):
-    """A signal asked the run to stop; a checkpoint was saved. ``signum`` gives 128 + signum."""
+    """A signal stopped the run after a checkpoint was saved. The exit code is 128 + `signum`."""
 
     def __init__(self, signum: int, what: str, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
@@ -61,7 +61,7 @@ class InterruptedRun(BigmodelError):
 
 
 def printable(text: str) -> str:
-    """`text` with control characters (terminal escapes from files) shown as escapes."""
+    """`text` with control characters escaped, since text from files can contain terminal escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

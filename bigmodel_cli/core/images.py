@@ -1,6 +1,6 @@
-"""Decodes images: the same code for data sets, ``eval`` and ``predict``.
+"""Decodes images, for data sets, ``eval`` and ``predict`` alike.
 
-It is in core because data and tasks may not import each other, and two decoders would disagree.
+It is in core because data and tasks may not import each other, and two decoders could give different pixels.
 Shapes: C channels, H height, W width, S side of a square.
 """
 
@@ -42,8 +42,8 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
     are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
 
     Raises:
-        InputError: not an image of a format in FORMATS, larger than MAX_PIXELS, or damaged.
-            `name` is its name in the message.
+        InputError: the format is not in FORMATS, or the image is larger than MAX_PIXELS or damaged.
+            The message calls it `name`.
     """
     with _opened(raw, name, MAX_PIXELS) as image:
         pixels = _pixels(image, raw, channels, side)
@@ -88,7 +88,7 @@ def image_header(raw: bytes) -> tuple[str, int, int, str]:
     """(format, width, height, PIL mode) without decoding; width and height as stored.
 
     Raises:
-        Exception: of any class, where the header is damaged.
+        Exception: of any class, if the header is damaged.
     """
     from PIL import Image
 
@@ -99,9 +99,9 @@ def image_header(raw: bytes) -> tuple[str, int, int, str]:
 
 @functools.cache
 def _quiet() -> None:
-    """Silence PIL's warnings of odd metadata, which is harmless, and of large images, which are refused here.
+    """Silence PIL's warnings about odd metadata, which is harmless, and large images, which are refused here.
 
-    Done once for the process, since `warnings.catch_warnings` is not thread-safe.
+    Done once per process, since `warnings.catch_warnings` is not thread-safe.
     """
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -141,7 +141,7 @@ def _upright(image: Image, channels: int) -> Image:
 
 
 def _plain(image: Image, mode: str) -> Image:
-    """`image` in 8-bit `mode`: the high byte of 16-bit gray, and white where it is transparent."""
+    """Convert `image` to 8-bit `mode`: 16-bit gray keeps its high byte, transparency becomes white."""
     from PIL import Image
 
     if image.mode[0] in "IF":  # I;16 and variants, and I, which older PIL uses for 16-bit PNG
@@ -178,7 +178,7 @@ def _square(pixels: Tensor, side: int) -> Tensor:
 
 @functools.cache
 def _torchcodec() -> Callable[[Tensor], Tensor] | None:
-    """torchcodec's JPEG decoder, or None where it is not installed or does not fit the torch in use.
+    """torchcodec's JPEG decoder, or None if it is not installed or incompatible with this torch.
 
     It applies EXIF orientation itself and gives the same pixels as PIL (both use libjpeg-turbo), so that
     predictions do not depend on it; tests/core/test_images.py compares them.

@@ -29,9 +29,9 @@ def text_problem(value: Any) -> str | None:
 def read_records(
     path: Path, fields: Mapping[str, Check], encoding: str = AUTO, notes: list[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The location (``file:line``) and the object of each line that is not empty.
+    """The location (``file:line``) and the object of each non-empty line.
 
-    JSON is UTF-8 (RFC 8259); "auto" also accepts the encoding of a byte order mark, and never guesses.
+    JSON is UTF-8 (RFC 8259). "auto" also accepts the encoding of a byte order mark, but never guesses.
 
     Raises:
         InputError: a line is not an object with `fields`, or the file is empty.
@@ -76,7 +76,7 @@ def _utf8(path: Path, part: bytes, line: int) -> int:
     except UnicodeDecodeError as error:
         at = line + part[: error.start].count(b"\n")
         what = f"{path}:{at}: not UTF-8: a byte is {part[error.start]:#04x}"
-        raise InputError(what, "expected JSON in UTF-8", "--set data.encoding=latin-1 where it is that") from None
+        raise InputError(what, "expected JSON in UTF-8", "--set data.encoding=latin-1, if it is Latin-1") from None
     return line + part.count(b"\n")
 
 

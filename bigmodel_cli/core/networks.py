@@ -1,4 +1,4 @@
-"""What only some models can do, beside answering: asked for by ``isinstance(model, LimitedContext)``."""
+"""Optional capabilities of models, tested with ``isinstance(model, LimitedContext)``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class InitialisedFromData(Protocol):
-    """A model whose first weights are computed from samples."""
+    """A model whose initial weights are computed from samples."""
 
     def init_from_data(self, *inputs: Tensor) -> None:
-        """Called once, before training from random weights, with the inputs of prepared train samples (N,...)."""
+        """Initialise the weights from prepared training inputs (N,...). Called once, before training from scratch."""
         ...
 
 
 @runtime_checkable
 class LimitedContext(Protocol):
-    """A model of texts that takes so many tokens at once and no more."""
+    """A text model that accepts at most `context` tokens at once."""
 
     context: int
 
 
 @runtime_checkable
 class HasInputEmbeddings(Protocol):
-    """A model of texts that says which layer embeds its tokens, as those of transformers do."""
+    """A text model that exposes its token embedding layer, as the models of transformers do."""
 
     def get_input_embeddings(self) -> nn.Module: ...

@@ -1,8 +1,8 @@
 """Components from outside the package: installed distributions' entry points, and files given with ``--import``.
 
-A distribution names its modules in its own metadata, one group a registry (``bigmodel.models``, ``bigmodel.data``,
-...); they are found by reading their source, and imported when a component of theirs is used. A file is run
-at once, and only when a person names it on the command line: never because a recipe or a checkpoint says so.
+A distribution lists its modules in its metadata, one entry point group per registry (``bigmodel.models``,
+``bigmodel.data``, ...). Their source is read to find the components; a module is imported when one of them is used.
+A file given with ``--import`` runs immediately. Recipes and checkpoints can never name a file to run.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from bigmodel_cli.core.component_source import Found, components_in, modules_bel
 from bigmodel_cli.core.errors import InputError
 
 GROUP = "bigmodel."
-"""Entry points of this group and a registry's variable name modules with components for it."""
+"""The prefix of entry point groups; a registry's variable name follows."""
 
 _imported: dict[str, Path] = {}
-"""The files that ``--import`` named, by the name of the module that each became."""
+"""The files given with ``--import``, by module name."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """One entry point: the module it names, and whose it is."""
+    """One entry point: its module and the distribution that declares it."""
 
     name: str
     module: str
     distribution: str
 
     def components(self, variable: str) -> list[Found]:
-        """What the module's source, or every file of a package, registers.
+        """The components registered in the module's source; for a package, in all of its files.
 
-        A module without a source holds one component, which the entry point's name tells.
+        A module without source has one component, with the name of the entry point.
 
         Raises:
-            InputError: there is no such module, or its source is no Python.
+            InputError: there is no such module, or its source is not valid Python.
         """
         spec = _spec(self.module)
         if spec is None:
@@ -58,7 +58,7 @@ class Installed:
 
 
 def installed(variable: str) -> list[Installed]:
-    """The modules with components for the registry of that variable, in the order of their names."""
+    """The entry points for the registry `variable`, sorted by distribution and module."""
     return sorted(_entry_points().get(GROUP + variable, ()), key=lambda entry: (entry.distribution, entry.module))
 
 
@@ -78,7 +78,7 @@ def _entry_points() -> dict[str, list[Installed]]:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Where `module` lies. Unlike importlib's ``find_spec`` this does not import the packages that it lies in."""
+    """The spec of `module`. Unlike importlib's ``find_spec``, this does not import its parent packages."""
     spec, where = None, None
     parts = module.split(".")
     for i in range(len(parts)):
@@ -93,59 +93,59 @@ def import_component(module: str) -> None:
     """Import a module that registers components.
 
     Raises:
-        InputError: it is a plug-in's, and does not import; its file and line are named.
+        InputError: a plug-in cannot be imported; the message names its file and line.
     """
-    if module in _imported:  # its file was run, and what it registers is there
+    if module in _imported:  # its file has run, so its components are registered
         return
     if module.startswith("bigmodel_cli."):
         importlib.import_module(module)
         return
-    with_file = _spec(module)
+    spec = _spec(module)
     try:
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a stranger's code raises what it likes
-        raise _broken(Path(with_file.origin or module) if with_file else Path(module), error) from error
+    except (Exception, SystemExit) as error:  # third-party code can raise anything
+        raise _import_error(Path(spec.origin or module) if spec else Path(module), error) from error
 
 
-def import_file(path: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-    """Run the Python file at `path`, whose components are then registered; once, and `tell` says so before.
+def import_file(path: Path, notify: Callable[[str], None] = lambda line: None) -> None:
+    """Run the Python file at `path`, which registers its components. A file runs only once; `notify` is called first.
 
     Raises:
-        InputError: there is no such file, or running it fails; its line is named.
+        InputError: there is no such file, or running it fails; the message names the line.
     """
     file = path.expanduser().resolve()
-    # The same in every process of a run: what a child unpickles names its module.
+    # The name is the same in every process of a run, because pickles refer to modules by name.
     name = f"bigmodel_import_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
     if name in _imported:
         return
     if not file.is_file():
-        raise InputError(f"--import {path}: no such file", "expected a Python file with components of your own")
+        raise InputError(f"--import {path}: no such file", "expected a Python file")
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise InputError(f"--import {path}: not a Python file", "expected a name that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    tell(f"{path}: running its code")
+    notify(f"{path}: running its code")
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise _broken(file, error, path) from error
+        raise _import_error(file, error, path) from error
     _imported[name] = file
 
 
 def imported_files() -> tuple[str, ...]:
-    """The files that were run, for a child process that is started anew: it runs them too."""
+    """The files that were run, so that a spawned child process can run them too."""
     return tuple(str(file) for file in _imported.values())
 
 
 def source_of(module: str) -> str:
-    """What a person calls the module of a component: the file that was run, or its name."""
+    """A readable origin of a component: the path of an imported file, else the module's name."""
     return str(_imported.get(module, module))
 
 
-def _broken(file: Path, error: BaseException, shown: Path | None = None) -> InputError:
-    """`error`, which running `file` raised, as one line with the place in that file."""
+def _import_error(file: Path, error: BaseException, shown: Path | None = None) -> InputError:
+    """Turn `error`, raised while running `file`, into an InputError with the line in that file."""
     line = next(reversed([frame.lineno for frame in _frames(error) if frame.filename == str(file)]), None)
     if isinstance(error, SyntaxError) and error.filename == str(file):
         line = error.lineno

@@ -1,6 +1,6 @@
-"""Turns an image file into model input according to ``preprocess.json`` of an export, with PIL and NumPy only.
+"""Turns an image file into model input as an export's ``preprocess.json`` describes, with PIL and NumPy only.
 
-Preprocessing in training needs torch, which an exported model should do without.
+Training preprocesses with torch, which an exported model should not need.
 tests/core/test_preprocessing.py compares the two. Shapes: C channels, H height, W width.
 """
 
@@ -23,7 +23,7 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     A pixel may differ by one gray level from torch's resize, which rounds differently.
 
     Raises:
-        InputError: not an image, of more than `most` pixels, or damaged. `name` is its name in the message.
+        InputError: not an image, more than `most` pixels, or damaged. The message calls it `name`.
     """
     import numpy as np
 
@@ -49,8 +49,8 @@ def raw_pixels(
 ) -> np.ndarray:
     """(H,W,C) uint8 for a model that includes its preprocessing: the centred square, or the full image.
 
-    It is resized to the `size` (H,W) of the model's input. Where that is None, any size, it is resized to what the
-    model would resize it to, so that large images take no memory and batches have one size.
+    It is resized to `size` (H,W), the model's input size. None means that the model accepts any size. The image is
+    then resized as the model would do it, so that large images take little memory and batches have one size.
 
     Raises:
         InputError: as :func:`prepare`.

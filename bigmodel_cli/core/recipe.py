@@ -1,8 +1,8 @@
-"""The typed recipe: everything that decides a run, each field documented, nothing implicit.
+"""The typed recipe: every setting of a run, documented field by field.
 
 A section is either typed here (``train``, ``placement``, ...) or a *component*: a
 ``name`` and the options that the registered function of that name declares. The
-defaults below are the only place where the engine's defaults live.
+engine's defaults are defined only here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NamedSection(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
     key: ClassVar[str] = "name"
     component_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that, like options, belong to the registered function: naming another function drops them."""
+    """Fields that belong to the registered function, like its options: naming another function drops them."""
 
     @property
     def registered_name(self) -> str:
@@ -51,45 +51,45 @@ class ModelSection(Component):
     component_fields: ClassVar[frozenset[str]] = frozenset({"pruned"})
 
     init: Literal["default", "kaiming", "xavier"] = Field(
-        "default", description="random initialisation; default is the model's own"
+        "default", description="random initialisation; default: the model's own"
     )
     pruned: dict[str, tuple[int | None, int | None]] | None = Field(
-        None, description="inputs and outputs of the layers that compress made narrower; null: as the model has it"
+        None, description="input and output widths of the layers that compress pruned; null: the model's own widths"
     )
 
 
 class DataSection(Component):
     dir: str | None = Field(None, description="folder of data files; default BIGMODEL_DATA, else ~/.cache/bigmodel")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="fraction of train carved off for validation, where the data has no val split"
+        0.1, description="fraction of train held out for validation, if the data has no val split"
     )
-    split_seed: Seed = Field(0, description="seed of that carving; apart from train.seed so that seeds compare")
+    split_seed: Seed = Field(0, description="seed of that split, separate from train.seed")
 
 
 class TrainSection(Section):
     epochs: Positive = Field(10, description="passes over the train split")
-    batch_size: Positive = Field(128, description="samples an optimizer step, over all ranks")
-    accumulate: Positive = Field(1, description="micro-batches per step; batch_size does not change")
-    eval_batch_size: Positive = Field(512, description="samples a forward pass in evaluation")
+    batch_size: Positive = Field(128, description="samples per optimizer step, over all ranks")
+    accumulate: Positive = Field(1, description="micro-batches per step; batch_size stays the same")
+    eval_batch_size: Positive = Field(512, description="samples per forward pass in evaluation")
     max_steps: Positive | None = Field(None, description="stop after this many steps; the schedule ends there too")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="maximum gradient norm")
     skip_nonfinite: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps in a row with a NaN or infinity to leave out before going back to the last checkpoint"
+        0, description="consecutive steps with NaN or infinity to skip before restoring the last checkpoint"
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="exponential moving average of the weights, which is then evaluated and exported"
     )
     balance: Literal["none", "loss", "sampling"] = Field(
-        "none", description="uneven classes: weigh each one's training loss, or draw each equally often"
+        "none", description="imbalanced classes: weight the training loss by class, or sample every class equally often"
     )
     patience: Positive | None = Field(None, description="stop after this many epochs without a better val metric")
-    seed: Seed = Field(0, description="seed of weights, order and augmentation")
+    seed: Seed = Field(0, description="seed of initial weights, sample order and augmentation")
     save_steps: Positive | None = Field(None, description="also save last.pt every this many steps")
     shard_above: Annotated[int, Field(ge=0)] = Field(
-        20 * 2**30, description="fsdp: bytes of a checkpoint above which each process writes its own part of it"
+        20 * 2**30, description="fsdp: above this checkpoint size in bytes, each process writes its own shard"
     )
     profile: bool = Field(False, description="write trace.json: a Chrome trace of some steps")
-    eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last")
+    eval_epochs: Positive = Field(1, description="evaluate every this many epochs, and after the last one")
 
 
 class StartSection(NamedSection):
@@ -100,45 +100,47 @@ class StartSection(NamedSection):
     checkpoint: str | None = Field(None, description="checkpoint to start from; default random weights")
     pretrained: bool = Field(False, description="start from the weights published for the model (timm:..., tv:...)")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
-        None, description="SHA-256 that the checkpoint must have; verified before it is parsed"
+        None, description="expected SHA-256 of the checkpoint, verified before the file is parsed"
     )
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
 
     @property
     def trained(self) -> bool:
-        """Whether training starts from trained weights."""
+        """Whether the run starts from trained weights."""
         return self.checkpoint is not None or self.pretrained
 
 
 class PlacementSection(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: CUDA, else MPS, else CPU")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: measured in runs over 10 s, else bf16 on CUDA and fp32; a value skips all measuring"
+        "auto",
+        description="auto: measured in runs over 10 s, else bf16 on CUDA, fp32 elsewhere; a value skips all measuring",
     )
     channels_last: bool | Literal["auto"] = Field("auto", description="memory format; auto: measured, else true")
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: measured in long runs, else off")
-    threads: Positive | None = Field(None, description="CPU threads in an operation; default measured, else all cores")
-    deterministic: bool = Field(False, description="torch's deterministic algorithms")
+    threads: Positive | None = Field(None, description="CPU threads per operation; default: measured, else all cores")
+    deterministic: bool = Field(False, description="use torch's deterministic algorithms")
 
 
 class ParallelSection(Section):
     strategy: Literal["auto", "ddp", "fsdp", "tp"] = Field(
-        "auto", description="of several processes; auto: ddp where weights, gradients and optimizer fit, else fsdp"
+        "auto",
+        description="of several processes; auto: ddp if weights, gradients and optimizer fit, else fsdp",
     )
     tensor: Annotated[int, Field(gt=0)] = Field(
         1, description="fsdp: processes over which each matrix is sharded (tensor parallelism); with tp, all"
     )
     timeout: Annotated[float, Field(gt=0)] = Field(
-        600, description="seconds without an answer after which another process counts as lost"
+        600, description="seconds without a response after which another process counts as lost"
     )
-    sync_batchnorm: bool = Field(False, description="BatchNorm over the batch of all ranks (CUDA)")
-    offload: bool = Field(False, description="fsdp: weights and optimizer rest in the hosts' memory")
-    unused: bool = Field(False, description="ddp: some parameters take no part in some steps")
-    scale_lr: bool = Field(False, description="train.batch_size is that of one rank: batch and rate times their number")
+    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over the batch of all ranks (CUDA)")
+    offload: bool = Field(False, description="fsdp: keep weights and optimizer state in host memory")
+    unused: bool = Field(False, description="ddp: allow parameters without a gradient in some steps")
+    scale_lr: bool = Field(False, description="train.batch_size is per rank: multiply it and the rate by the ranks")
 
 
 class Recipe(Section):
-    """Everything that defines a run. ``bigmodel recipe schema`` prints it with the options of every component."""
+    """Every setting of a run. ``bigmodel recipe schema`` prints it with the options of every component."""
 
     model: ModelSection
     data: DataSection = DataSection(name="digits")
@@ -179,7 +181,7 @@ def data_root(folder: str | Path | None) -> Path:
 
 
 def cache_root() -> Path:
-    """The folder for data that can be recreated: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
+    """The folder for files that can be recreated: BIGMODEL_CACHE, else ~/.cache/bigmodel."""
     return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()
 
 
@@ -201,6 +203,6 @@ def schema() -> dict[str, Any]:
                 "additionalProperties": False,
             })  # fmt: skip
         root["properties"][section] = {"oneOf": choices}
-    root["required"] = []  # a flag may supply what a file leaves out
+    root["required"] = []  # flags may supply what the file omits
     root["title"] = "bigmodel recipe"
     return root

@@ -1,16 +1,16 @@
 """Registries: adding a component is one decorated function in one file, with no list to edit.
 
-A component is a function. Its positional parameters are what the engine hands in
-(a spec, a model's parameters, ...); its keyword-only parameters, with their types
-and defaults, *are* its recipe schema: pydantic builds the check from the signature.
+A component is a function. The engine passes its positional parameters (a spec, a
+model's parameters, ...). Its keyword-only parameters, with their types and defaults,
+*are* its recipe schema: pydantic builds the validation from the signature.
 A family of networks is one function under several names, each registration fixing a
 positional parameter: ``@models.register("resnet20", depth=20)``. A library's models are
 one function under ``"timm:*"``, whose `members` lists the names after the colon.
 
-Names are found by reading the source of the package (no import), so shell
+Names are found by parsing the source of the package, without importing it. So shell
 completion and ``bigmodel models`` need no torch, and using one model imports one
-file; ``tests/project/test_source_rules.py`` holds both views against each other. Plug-ins
-(:mod:`bigmodel_cli.core.plugins`) come in beside them, and cannot take a name that is taken.
+file; ``tests/project/test_source_rules.py`` compares the two views. Plug-ins
+(:mod:`bigmodel_cli.core.plugins`) add components, but cannot reuse a registered name.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(:\*)?")
 
 
 class UnknownName(InputError):
-    """No component has that name, or its plug-in is not there."""
+    """No component has that name, or its plug-in is not installed."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component: its function, what it was registered with, and its schema."""
+    """One registered component: its function, the keyword arguments of its registration, and its schema."""
 
     kind: str
     name: str
@@ -52,14 +52,14 @@ class Entry:
     @functools.cached_property
     def schema(self) -> type[BaseModel]:
         """The recipe schema, built from the keyword-only parameters of the function."""
-        from pydantic import ConfigDict, create_model  # a fifth of the time that bigmodel --help takes
+        from pydantic import ConfigDict, create_model  # slow to import: a fifth of the run time of bigmodel --help
 
         parameters = inspect.signature(self.function).parameters.values()
         own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-        # Of these alone: the types of the others may be imported for the type checker only.
+        # Only the options' types are resolved: other types may be imported under TYPE_CHECKING only.
         declared = SimpleNamespace(__annotations__={name: p.annotation for name, p in own.items()})
-        written_in = inspect.unwrap(self.function).__globals__  # type: ignore[attr-defined]  # not where it was wrapped
-        hints = typing.get_type_hints(declared, written_in, include_extras=True)
+        namespace = inspect.unwrap(self.function).__globals__  # type: ignore[attr-defined]  # of the defining module
+        hints = typing.get_type_hints(declared, namespace, include_extras=True)
         fields: dict[str, Any] = {
             name: (hints[name], ... if p.default is p.empty else p.default) for name, p in own.items()
         }
@@ -67,17 +67,17 @@ class Entry:
         return create_model(self.name, __config__=config, **fields)
 
     def options(self, raw: dict[str, Any], section: str) -> dict[str, Any]:
-        """`raw` checked, typed and completed with the defaults.
+        """Validate `raw`, convert its types and fill in the defaults.
 
         Raises:
             pydantic.ValidationError: its locations are relative to `section`;
-                :func:`bigmodel_cli.core.resolve.explain` turns it into a line.
+                :func:`bigmodel_cli.core.resolve.explain` turns it into one line.
         """
         return {k: getattr(model, k) for model in [self.schema(**raw)] for k in self.schema.model_fields}
 
     @functools.cached_property
     def bound(self) -> dict[str, Any]:
-        """The positional parameters that the registration fixed: one function serves several names."""
+        """The positional parameters that the registration fixes, so that one function can serve several names."""
         parameters = inspect.signature(self.function).parameters.values()
         plain = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         return {name: self.meta[name] for name in plain if name in self.meta}
@@ -90,8 +90,8 @@ class Registry:
     """The components of one kind.
 
     Args:
-        kind: what a person calls one ("model").
-        variable: the name the registry is imported under, as decorators spell it.
+        kind: the noun for one component, in messages ("model").
+        variable: the name of the registry's variable, as in its decorator.
         package: the package whose files hold the components.
     """
 
@@ -101,11 +101,11 @@ class Registry:
         self._members: dict[str, Entry] = {}
 
     def register(self, name: str | None = None, **meta: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator. The name is the function's, with ``_`` as ``-`` only where `name` says so.
+        """Decorator that registers a function under `name`, or else under the function's own name.
 
         Args:
-            meta: what is known of the component before it is called. ``formerly`` is a tuple of the names that it
-                had before: recipes and checkpoints that say them still mean it.
+            meta: properties that can be read without calling the component. ``formerly`` is a tuple of its former
+                names, which recipes and checkpoints may still use.
 
         Raises:
             ValueError: the name is taken by another function, or is not a valid name.
@@ -134,7 +134,7 @@ class Registry:
         """Every component and family (``timm:*``) by name, read from the source of the package and of plug-ins.
 
         Raises:
-            InputError: a plug-in cannot be read, or takes a name that is taken.
+            InputError: a plug-in cannot be read, or uses a name that is already registered.
         """
         result: dict[str, Found] = {}
         for entry in self._own():
@@ -155,10 +155,10 @@ class Registry:
                 yield from components_in(file, module, self.variable)
 
     def _admit(self, into: dict[str, Found], new: Found) -> None:
-        """Add `new`.
+        """Add `new` to `into`.
 
         Raises:
-            ValueError: one of its names is taken.
+            ValueError: one of its names is already registered.
         """
         taken = {old: found for found in into.values() for old in found.meta.get("formerly", ())} | into
         for name in (new.name, *new.meta.get("formerly", ())):
@@ -169,13 +169,13 @@ class Registry:
         into[new.name] = new
 
     def current(self, name: Any) -> Any:
-        """`name`, or where it is the former name of a component the one that it has now."""
+        """The current name of a component that may have been renamed; otherwise `name` itself."""
         if not isinstance(name, str) or name in self.found:
             return name
         return next((f.name for f in self.found.values() if name in f.meta.get("formerly", ())), name)
 
     def names(self) -> list[str]:
-        """Every component's name, numbers in their order: resnet8 before resnet20."""
+        """Every component's name, in natural order: resnet8 before resnet20."""
         return sorted((name for name in self.found if not name.endswith(":*")), key=natural)
 
     def families(self) -> list[str]:
@@ -183,12 +183,12 @@ class Registry:
         return sorted(name.removesuffix(":*") for name in self.found if name.endswith(":*"))
 
     def members(self, family: str) -> list[str]:
-        """The full names in a family; none where its library is not installed."""
+        """The full names in a family; empty if its library is not installed."""
         names = self._entry(family + ":*").meta["members"]()
         return sorted((f"{family}:{name}" for name in names), key=natural)
 
     def matching(self, part: str, start: bool = False) -> list[str]:
-        """The names, those in families among them, that contain (or, with `start`, begin with) `part`."""
+        """The names, including those of family members, that contain (or, with `start`, begin with) `part`."""
         every = self.names() + [name for family in self.families() for name in self.members(family)]
         return [name for name in every if (name.startswith(part) if start else part in name)]
 
@@ -202,12 +202,12 @@ class Registry:
         family, colon, member = name.partition(":")
         if colon and f"{family}:*" in self.found:
             return self._member(family, member)
-        if not colon and (name in self.found or name in self._entries):  # by a program of one's own
+        if not colon and (name in self.found or name in self._entries):  # registered at run time
             return self._entry(name)
         elsewhere = [f"{f}:{name}" for f in self.families() if f"{f}:{name}" in self.members(f)]
         expected = "did you mean " + " or ".join(elsewhere) + "?" if elsewhere else nearest(name, self.names())
         listing = f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}"
-        raise UnknownName(f"unknown {self.kind} {name!r}", expected, f"{listing}; a plug-in's: --import FILE.py")
+        raise UnknownName(f"unknown {self.kind} {name!r}", expected, f"{listing}; for a plug-in: --import FILE.py")
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
@@ -215,7 +215,7 @@ class Registry:
         return self._entries[name]
 
     def _member(self, family: str, member: str) -> Entry:
-        """``family:member``: the family's function with `member` fixed, and what its `describe` says of it."""
+        """The entry of ``family:member``: the family's function with `member` fixed, and the meta of its `describe`."""
         name = f"{family}:{member}"
         if name not in self._members:
             whole = self._entry(family + ":*")
@@ -229,7 +229,7 @@ class Registry:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A sort key in which 8 comes before 20."""
+    """A sort key for natural order: 8 before 20."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""Merges layers into a recipe: defaults <- recipe file <- flags <- --set. The origin of every value is recorded."""
+"""Merges layers into a recipe: defaults <- recipe file <- flags <- --set. Records the origin of every value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KeyPath = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one source, with the line of each where it is a file."""
+    """Values from one source; for a file, with the line of each value."""
 
     source: str
     values: Mapping[str, Any]
@@ -29,14 +29,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked recipe, and the origin of each of its values."""
+    """A validated recipe, and the origin of each of its values."""
 
     recipe: Recipe
     origin: Mapping[KeyPath, str]
 
 
 def document_layer(document: Document, source: str) -> Layer:
-    """A recipe file as a layer, without its ``search`` section, which is for ``bigmodel tune``."""
+    """A recipe file as a layer, without its ``search`` section, which only ``bigmodel tune`` reads."""
     return Layer(source, {k: v for k, v in document.values.items() if k != "search"}, document.lines)
 
 
@@ -57,15 +57,14 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Merge `layers` (later ones take precedence) into one recipe, and check all of it before any device work.
+    """Merge `layers` (later ones take precedence) into one recipe and validate it.
 
-    A layer that names another component drops the options that earlier layers
-    gave the old one.
+    A layer that names another component drops the options that earlier layers gave to the old one.
 
     Raises:
         InputError: unknown section, component or key, or a value of the wrong type.
     """
-    # The defaults are a layer like any other, so that --lr by itself finds its optimizer.
+    # The defaults are a layer too, so that --lr alone applies to the default optimizer.
     merged: dict[str, dict[str, Any]] = {
         name: field.get_default().model_dump() for name, field in Recipe.model_fields.items() if not field.is_required()
     }
@@ -76,19 +75,19 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             into, values = merged.setdefault(section, {}), dict(given)
             if section in COMPONENTS:
                 key = section_type(section).key
-                if key in values:  # one that has another name by now
+                if key in values:  # the component may have been renamed
                     values[key] = COMPONENTS[section].current(values[key])
                 _drop_options(section, values, into, origin)
             for key, value in values.items():
                 into[key] = value
                 origin[section, key] = layer.locate((section, key))
     if "name" not in merged.get("model", {}):
-        raise InputError("no model named", "give a MODEL or a recipe that has one", "bigmodel models")
+        raise InputError("no model named", "give a MODEL, or a recipe with a model", "bigmodel models")
     return Resolved(_validate(merged, origin), origin)
 
 
 def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any], origin: dict[KeyPath, str]) -> None:
-    """Remove the options of the old component from `into` where `values` names another one."""
+    """Remove the options of the old component from `into` if `values` names another one."""
     kind = section_type(section)
     if kind.key in values and kind.key in into and values[kind.key] != into[kind.key]:
         for key in [k for k in into if k not in kind.model_fields or k in kind.component_fields]:
@@ -136,7 +135,7 @@ def _named(registry: Any, name: str, where: str | None) -> Any:
 def explain(
     error: ValidationError, origin: Mapping[KeyPath, str], section: str | None = None, fields: Iterable[str] = ()
 ) -> InputError:
-    """A pydantic error as one line: the origin, the key, its value, what was expected, and the number of others."""
+    """A pydantic error as one line: the origin, the key, its value, what was expected, and how many more there are."""
     problems = error.errors()
     first = problems[0]
     path = tuple(str(p) for p in first["loc"])

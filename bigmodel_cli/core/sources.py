@@ -1,6 +1,6 @@
-"""Where samples come from: what every split of a data set has, what only some have, and the base of wrappers.
+"""Sources of samples: the protocol of every split, the protocols of optional capabilities, and a base for wrappers.
 
-What only some have is asked for by ``isinstance(source, LabelledSource)``, never by name. Shapes: N samples, B batch.
+Capabilities are tested with ``isinstance(source, LabelledSource)``, never by name. Shapes: N samples, B batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch = dict[str, "Tensor"]
-"""Named tensors that share their first dimension, B. ``index`` (B,) int64 is each sample's place in its split."""
+"""Named tensors that share their first dimension, B. ``index`` (B,) int64 is each sample's index in its split."""
 
 
 @runtime_checkable
@@ -26,17 +26,17 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> Batch:
-        """The samples at `indices` ((B,) int64, CPU), as raw as they are stored (uint8 images, int64 labels)."""
+        """The samples at `indices` ((B,) int64, CPU) as stored, without preprocessing (uint8 images, int64 labels)."""
         ...
 
     def name(self, index: int) -> str:
-        """What a person calls sample `index`: a file, or ``test[17]``."""
+        """A readable name of sample `index`: a file, or ``test[17]``."""
         ...
 
 
 @runtime_checkable
 class LabelledSource(Source, Protocol):
-    """A split that knows the class of each sample without reading it."""
+    """A split whose labels are known without reading its samples."""
 
     @property
     def labels(self) -> Tensor:
@@ -46,7 +46,7 @@ class LabelledSource(Source, Protocol):
 
 @runtime_checkable
 class VariableLengthSource(Source, Protocol):
-    """A split whose samples are not of one length: a batch pads them, so batches are made of similar ones."""
+    """A split of samples of different lengths. Batches are padded, so they group samples of similar length."""
 
     @property
     def lengths(self) -> Tensor:
@@ -56,24 +56,24 @@ class VariableLengthSource(Source, Protocol):
 
 @runtime_checkable
 class OrderedSource(Source, Protocol):
-    """A split that is read fast only in an order of its own, such as shards that are fetched one after the other."""
+    """A split that is read fast only in its own order, such as shards that are fetched one after another."""
 
     def order(self, generator: torch.Generator, steps: int) -> Tensor:
-        """(N,) int64: the samples of an epoch of `steps` steps, shuffled as far as reading allows."""
+        """(N,) int64: the sample order of an epoch of `steps` steps, shuffled as far as fast reading allows."""
         ...
 
 
 class SourceWrapper:
-    """A source made of another one, sample for sample: a subclass says what differs.
+    """A source that wraps another one; a subclass overrides what differs.
 
-    It has labels, lengths and an order exactly where `source` has them. They are copied to the instance here, because
+    It has labels, lengths and an order exactly if `source` has them. They are copied to the instance, because
     ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees too much of it (3.11).
     """
 
     keeps_lengths: ClassVar[bool] = True
-    """Whether a sample is as long as it is in `source`."""
+    """Whether samples have the same lengths as in `source`."""
     keeps_order: ClassVar[bool] = True
-    """Whether samples are read from `source` at the same index, so that its order is the fast one here too."""
+    """Whether samples have the same indices as in `source`, so that its order is fast here too."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -85,7 +85,7 @@ class SourceWrapper:
             self.order = source.order
 
     def select(self, values: Tensor) -> Tensor:
-        """What of `values`, one for each sample of `source`, belongs to the samples here."""
+        """Map `values`, one per sample of `source`, to one per sample of this wrapper."""
         return values
 
     def __len__(self) -> int:
@@ -100,10 +100,10 @@ class SourceWrapper:
 
 @dataclass(frozen=True)
 class DataBundle:
-    """The splits of a data set, each loaded when first asked for, and what a model must know of them.
+    """The splits of a data set, each loaded on first use, and their spec.
 
-    `load` maps split names to loaders: ``train`` always, ``val`` where the data has its
-    own (else the engine carves it from train by seed), ``test`` where there is one.
+    `load` maps split names to loaders: ``train`` always, ``val`` if the data has its
+    own (else the engine splits it off from train by seed), ``test`` if there is one.
     Training never calls the test loader.
     """
 

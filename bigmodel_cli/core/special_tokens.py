@@ -1,4 +1,4 @@
-"""Special tokens, and their names in published tokenizers."""
+"""Special tokens and their names in published tokenizers."""
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 SPECIALS = (PAD, UNKNOWN, START, END)
@@ -8,4 +8,4 @@ ALIASES = {
     START: ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>"),
     END: ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]"),
 }
-"""Their names in published tokenizers."""
+"""The names of these tokens in published tokenizers."""

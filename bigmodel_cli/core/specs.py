@@ -1,4 +1,4 @@
-"""What a model must know of its data to be built: plain values, which a checkpoint carries."""
+"""Specs describe the data that a model is built for. They are plain values, stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bigmodel_cli.core.registry import tasks
 
 
 def checked(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """The dataclass `kind` from plain values of the types that its fields declare, lists as tuples.
+    """Build the dataclass `kind` from plain values, checking the types of its fields; lists become tuples.
 
     Raises:
         InputError: a field is missing, unknown, or of another type.
@@ -31,25 +31,25 @@ def checked(kind: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 class Spec(Protocol):
-    """What a model must know of its data to be built, and a stranger to use it: plain values only."""
+    """Describes the data that a model is built for, and what is needed to use the model: plain values only."""
 
     kind: ClassVar[str]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels' names, in their order; empty where samples have no class."""
+        """The names of the classes, by label; empty if samples have no class."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as a checkpoint keeps them, without the kind."""
+        """The values as stored in a checkpoint, without the kind."""
         ...
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The spec of :meth:`to_dict`.
+        """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: a value is missing, unknown, of the wrong type, or does not fit the others.
+            InputError: a value is missing, unknown, of the wrong type, or inconsistent with the others.
         """
         ...
 
@@ -57,7 +57,7 @@ class Spec(Protocol):
 
     @classmethod
     def typical(cls) -> Self:
-        """One of an ordinary size: what the list of models counts parameters for."""
+        """A spec of typical size; the list of models counts parameters for it."""
         ...
 
 
@@ -66,7 +66,7 @@ _KINDS: dict[str, type[Spec]] = {}
 
 
 def register(spec: type[AnySpec]) -> type[AnySpec]:
-    """Decorator: checkpoints may hold specs of this class, under its ``kind``.
+    """Decorator that lets checkpoints store specs of this class, under its ``kind``.
 
     Raises:
         ValueError: another class has that kind.
@@ -78,13 +78,13 @@ def register(spec: type[AnySpec]) -> type[AnySpec]:
 
 
 def spec_type(kind: Any) -> type[Spec]:
-    """The class whose ``kind`` a checkpoint or an export names.
+    """The spec class with the given ``kind``, which a checkpoint or an export names.
 
     Raises:
-        InputError: there is none.
+        InputError: the kind is unknown.
     """
     if isinstance(kind, str) and kind not in _KINDS:
-        for name in tasks.names():  # a task's file may define a spec of its own, and is imported when it is needed
+        for name in tasks.names():  # a task's file may define its own spec
             tasks.get(name)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise InputError(f"input of kind {kind!r}", "expected " + " or ".join(_KINDS))
@@ -94,13 +94,13 @@ def spec_type(kind: Any) -> type[Spec]:
 @register
 @dataclass(frozen=True)
 class ImageSpec:
-    """Images of C x H x W with class names, and how they are normalised.
+    """Images (C,H,W) with their class names and normalisation.
 
     `mean` and `std` are per channel on the 0..1 scale, measured on the train
     split; empty until then.
 
-    `square`: an image file becomes the square in its middle, resized to this side, and
-    the model sees the middle `crop` of that; None: the whole image, pressed into H x W.
+    `square`: an image file is cropped to its centred square and resized to this side; the
+    model sees the centred fraction `crop` of that. None: the whole image is resized to H x W.
     """
 
     kind: ClassVar[str] = "image"
@@ -123,10 +123,10 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
-        """The spec in a checkpoint, which is a stranger's word: its parts must agree with each other.
+        """The spec in a checkpoint. Checkpoints are untrusted, so the values are validated.
 
         Raises:
-            InputError: they do not.
+            InputError: the values are invalid or inconsistent.
         """
         spec = checked(cls, values)
         if min(spec.channels, spec.height, spec.width, spec.num_classes) < 1:
@@ -151,19 +151,19 @@ class ImageSpec:
 
     @classmethod
     def typical(cls) -> ImageSpec:
-        """What the list of models counts parameters for."""
+        """The spec that the list of models counts parameters for."""
         return cls(1, 28, 28, tuple("0123456789"))
 
 
 @register
 @dataclass(frozen=True)
 class TextSpec:
-    """Text as token ids: the tokenizer as plain values, so that a checkpoint carries it.
+    """Text as token ids, with the tokenizer as plain values, so that a checkpoint contains it.
 
-    `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` its tokens by id (for ``bpe`` the
-    one element is the JSON of Hugging Face's tokenizers). `context` is the most tokens a model sees at once.
-    `classes` are the labels' names where the text is classified. `chat` is what stands before a turn of each
-    role of :mod:`bigmodel_cli.core.chat`, where the model was trained on conversations.
+    `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` lists its tokens by id (for ``bpe``, its
+    only element is the JSON of Hugging Face's tokenizers). `context` is the maximum number of tokens per input.
+    `classes` are the class names for text classification. `chat` holds the prefix of each role of
+    :mod:`bigmodel_cli.core.chat`, for a model trained on conversations.
     """
 
     kind: ClassVar[str] = "text"
@@ -184,10 +184,10 @@ class TextSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
-        """The spec in a checkpoint, which is a stranger's word.
+        """The spec in a checkpoint. Checkpoints are untrusted, so the values are validated.
 
         Raises:
-            InputError: a value is of the wrong type, or the context is not a number of tokens.
+            InputError: a value has the wrong type or is out of range.
         """
         spec = checked(cls, values)
         if not 1 <= spec.context <= 1 << 20:
@@ -201,7 +201,7 @@ class TextSpec:
 
     @classmethod
     def typical(cls) -> TextSpec:
-        """What the list of models counts parameters for: 256 tokens, as many as bytes; two classes."""
+        """The spec that the list of models counts parameters for: 256 tokens and two classes."""
         from bigmodel_cli.core.special_tokens import SPECIALS
 
         words = [f"w{i}" for i in range(256 - len(SPECIALS))]

@@ -1,4 +1,4 @@
-"""YAML for recipes, without its traps.
+"""A strict subset of YAML for recipes.
 
 ``1e-3`` is a float; ``yes``, ``no``, ``on``, ``off`` are strings; there are no sexagesimal or octal numbers
 and no dates. Anchors, aliases, tags and duplicate keys are refused, as are files larger than 256 KB or nested
@@ -102,7 +102,7 @@ def parse_yaml(text: str, source: str = "recipe") -> Document:
 
 
 def parse_scalar(text: str) -> Any:
-    """One value as ``--set`` takes it: ``1e-3`` a float, ``[64, 32]`` a list, ``yes`` a string."""
+    """Parse the value of ``--set``: ``1e-3`` is a float, ``[64, 32]`` a list, ``yes`` a string."""
     node = _compose(text, "--set")
     return None if node is None else _build(node, "--set", (), {})
 
@@ -133,7 +133,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 
 
 def _check_events(text: str, source: str) -> None:
-    """Refuse aliases and depth while streaming, before anything is built from them."""
+    """Refuse aliases, tags and deep nesting while streaming, before any values are built."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         where = f"{source}:{event.start_mark.line + 1 if event.start_mark else 1}"
@@ -155,7 +155,7 @@ def _build(node: yaml.Node, source: str, path: tuple[str, ...], lines: dict[tupl
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                raise InputError(f"{source}:{line}: a key that is not text", "expected a name")
+                raise InputError(f"{source}:{line}: a key is not text", "expected a name")
             key = key_node.value
             if key in result:
                 raise InputError(f"{source}:{line}: duplicate key {key!r}", "expected each key once")
@@ -175,7 +175,7 @@ def _scalar(node: yaml.Node, source: str) -> Any:
         # torch's integers have 64 bits, and int() refuses text of thousands of digits.
         if len(text.lstrip("-+0")) > 19 or not -(2**63) <= int(text) < 2**63:
             raise InputError(
-                f"{source}:{node.start_mark.line + 1}: {text[:24]} is too large a number", "expected at most 64 bits"
+                f"{source}:{node.start_mark.line + 1}: {text[:24]} is too large", "expected at most 64 bits"
             )
         return int(text)
     if kind == "float":

@@ -1,6 +1,7 @@
-"""What a batch means: what every task does, what only some do, and the base of wrappers.
+"""Tasks: the protocol of every task, the protocols of optional capabilities, and a base for wrappers.
 
-The engine knows no task by name. What only some do is asked for by ``isinstance(task, Classifies)``.
+A task defines how batches are prepared and scored. The engine knows no task by name: it tests for capabilities with
+``isinstance(task, Classifies)``.
 Shapes: B batch, K classes.
 """
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.chat import Message
 
 Forward = Callable[..., Any]
-"""A model, or what stands in for it: called as the model is, it gives what the model gives."""
+"""A model, or a function with the same inputs and outputs."""
 Predictions = list[tuple[str, float]]
-"""What a model predicts for one sample, with the probabilities, likeliest first."""
+"""The predictions for one sample with their probabilities, most likely first."""
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What the randomness of augmentation may depend on: (seed, epoch, index), and nothing else.
+    """The only values that random augmentation may depend on: (seed, epoch, index).
 
     `indices` is (B,) int64 on the device of the batch.
     """
@@ -39,7 +40,7 @@ class SampleKey:
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss as a *sum* over `count` units (images, tokens, ratings). Only the engine divides, globally."""
+    """A loss as a *sum* over `count` units (images, tokens, ratings). Only the engine divides, by the global count."""
 
     total: Tensor
     count: int | Tensor
@@ -47,34 +48,34 @@ class LossSum:
 
 @runtime_checkable
 class Task(Protocol):
-    """What every task does."""
+    """The interface of every task."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def spec(self) -> Any:
-        """The :class:`~bigmodel_cli.core.specs.Spec` of the model's inputs: one kind for each task."""
+        """The :class:`~bigmodel_cli.core.specs.Spec` of the model's inputs; each task has one kind."""
         ...
 
     @property
     def unit(self) -> str:
-        """What is counted: "images", "tokens", "ratings"."""
+        """The unit of `count`: "images", "tokens", "ratings"."""
         ...
 
     @property
     def unit_axis(self) -> int | None:
-        """The dimension of the last input along which units lie; None: each sample is one unit."""
+        """The dimension of the last input that counts units; None: each sample is one unit."""
         ...
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The tensors of a prepared batch that go into the model, in order."""
+        """The names of the prepared tensors that are passed to the model, in order."""
         ...
 
     @property
     def report(self) -> str:
-        """Which of the registered reports ``eval`` makes of the outputs."""
+        """The registered report that ``eval`` makes from the outputs."""
         ...
 
     @property
@@ -84,7 +85,7 @@ class Task(Protocol):
 
     @property
     def best(self) -> tuple[str, str]:
-        """The validation metric that chooses ``best.pt``, and "max" or "min"."""
+        """The validation metric that selects ``best.pt``, and "max" or "min"."""
         ...
 
     def fit_spec(self, train: Source) -> Task:
@@ -92,51 +93,51 @@ class Task(Protocol):
         ...
 
     def for_data(self, data: Any) -> Task:
-        """The task on data of another spec: what is named (classes) is matched by name, never by position."""
+        """The task for data with another spec; classes are matched by name, never by position."""
         ...
 
     def adopt(self, trained: Any, data: Any) -> tuple[Any, list[str]]:
-        """The spec to fine-tune with, from the trained one and the new data's, and a line for each change."""
+        """Merge the trained spec and the new data's into the spec for fine-tuning; also returns a line per change."""
         ...
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
-        """Raw batch on the device to model-ready batch: resize, normalise; augment where `key` is given."""
+        """Turn a raw batch on the device into model inputs: resize and normalise; with `key`, also augment."""
         ...
 
     def count(self, batch: Batch) -> int:
-        """How many units the loss of `batch` sums over, known before the forward pass."""
+        """The number of units that the loss of `batch` sums over, known before the forward pass."""
         ...
 
     def loss(self, model: Forward, batch: Batch) -> LossSum: ...
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
-        """What the model gives for each sample, first dimension B: what reports are made of."""
+        """The model's outputs for each sample, first dimension B, for reports."""
         ...
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the batch, ``loss`` and ``count`` among them; the engine adds them over batches and ranks."""
+        """Sums over the batch, including ``loss`` and ``count``; the engine adds them over batches and ranks."""
         ...
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over the split to metrics: ``loss``, ``accuracy``, ..."""
+        """Turn sums over the split into metrics: ``loss``, ``accuracy``, ..."""
         ...
 
     def preprocessing(self) -> dict[str, Any]:
-        """How another program prepares an input: plain values that go along with an export."""
+        """How another program must prepare an input: plain values, stored with an export."""
         ...
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Model inputs of the right shape and type (values are of no meaning), for tables, FLOPs and export."""
+        """Model inputs of the right shape and type with arbitrary values, for tables, FLOPs and export."""
         ...
 
 
 @runtime_checkable
 class Classifies(Task, Protocol):
-    """A task with one class a sample: prepared batches have ``label`` (B,), outputs have ``logits`` (B,K)."""
+    """A task with one class per sample: prepared batches have ``label`` (B,), outputs have ``logits`` (B,K)."""
 
     @property
     def label_map(self) -> tuple[int, ...] | None:
-        """The model's label for each label of the data, -1 where the model has no such class; None: they agree."""
+        """The model's label for each label of the data, -1 for a class unknown to the model; None: they agree."""
         ...
 
     @property
@@ -146,7 +147,7 @@ class Classifies(Task, Protocol):
 
     @property
     def augment(self) -> Callable[..., Tensor]:
-        """What ``prepare`` does to samples in training."""
+        """The augmentation that ``prepare`` applies in training."""
         ...
 
     def with_(self, **changes: Any) -> Self:
@@ -156,10 +157,10 @@ class Classifies(Task, Protocol):
 
 @runtime_checkable
 class Predicts(Task, Protocol):
-    """A task that has an answer to each sample of a file."""
+    """A task that can predict the samples of a file."""
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        """The samples in a file, each with its name and as a raw batch of one.
+        """The samples in a file: the name of each, and a raw batch of one.
 
         Raises:
             InputError: the file cannot be read.
@@ -167,16 +168,16 @@ class Predicts(Task, Protocol):
         ...
 
     def predict(self, model: Forward, batch: Batch, top: int) -> list[Predictions]:
-        """For each sample of the prepared `batch` up to `top` answers."""
+        """Up to `top` predictions for each sample of the prepared `batch`."""
         ...
 
 
 @runtime_checkable
 class EncodesTexts(Predicts, Protocol):
-    """A task that has an answer to a text."""
+    """A task that can predict texts."""
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
-        """A raw batch of `texts`, without what the model is to predict."""
+        """A raw batch of `texts`, without labels or targets."""
         ...
 
 
@@ -185,7 +186,7 @@ class Generates(Task, Protocol):
     """A task whose models continue a text."""
 
     def encode_prompt(self, text: str | Sequence[Message]) -> list[int]:
-        """The tokens of a text to continue; of a conversation, those after which the assistant's answer comes.
+        """The tokens of a prompt: of a text to continue, or of a conversation that the assistant answers.
 
         Raises:
             InputError: a character is not in the vocabulary, or the model was not trained on conversations.
@@ -195,7 +196,7 @@ class Generates(Task, Protocol):
     def generate(
         self, model: nn.Module, prompts: Sequence[str | Sequence[Message]], **sampling: Any
     ) -> Iterator[list[str | None]]:
-        """What comes after each prompt, a piece a step; None once its text has ended.
+        """Continue each prompt: yields one piece of text per prompt and step, None once its text has ended.
 
         Raises:
             InputError: see :meth:`encode_prompt`.
@@ -205,20 +206,20 @@ class Generates(Task, Protocol):
 
 @runtime_checkable
 class Mixes(Protocol):
-    """An augmentation that may also mix each image of a batch with another one."""
+    """An augmentation that can mix each image of a batch with another one."""
 
     @property
     def mixing(self) -> Callable[[Tensor, SampleKey], tuple[Tensor, Tensor, Tensor]] | None:
-        """Images (B,C,H,W) -> mixed ones, each one's partner (B,) int64, its own share (B,); None: it mixes none."""
+        """Images (B,C,H,W) -> mixed images, partner indices (B,) int64, own weights (B,); None: no mixing."""
         ...
 
 
 class TaskWrapper:
-    """A task made of another one: a subclass says what differs, all else is the wrapped task's own.
+    """A task that wraps another one; a subclass overrides what differs.
 
-    It satisfies a protocol exactly where `task`, with what the subclass defines, does: the rest is copied to the
-    instance here, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12). Tasks are
-    immutable, so a copy stays true. ``fit_spec``, ``for_data`` and ``with_`` give the inner task anew: they come first.
+    It satisfies the protocols that `task` and the subclass together satisfy. The attributes of `task` are copied to the
+    instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12). Tasks are immutable,
+    so the copies stay valid. ``fit_spec``, ``for_data`` and ``with_`` return the inner task, so call them first.
     """
 
     def __init__(self, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Reads text files in a declared or detected encoding. A guess is noted, and errors name the byte."""
+"""Reads text files in a declared or detected encoding. A guess adds a note, and errors name the byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bigmodel_cli.core.errors import InputError
 MAX_BYTES = 4_000_000_000
 BLOCK = 1 << 20
 AUTO = "auto"
-MAX_NON_ASCII = 0.3  # fraction of bytes above 127; with more, a text is not in a Latin alphabet
+MAX_NON_ASCII = 0.3  # fraction of bytes above 127 in text of a Latin alphabet
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
@@ -21,7 +21,7 @@ NO_FILE = "--data-dir DIR, the folder of data files"
 
 
 def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> str:
-    """The text of a file, decompressed where its name ends in ``.gz``.
+    """The text of a file, decompressed if its name ends in ``.gz``.
 
     A byte order mark is dropped, and newlines become ``\\n``. The encoding "auto" is detected (see
     :func:`find_encoding`), and a guess is added to `notes`.
@@ -40,11 +40,11 @@ def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = Non
     return text
 
 
-ENCODING_HINT = "--set data.encoding=latin-1, utf-16, ... where it is that, or save it as UTF-8"
+ENCODING_HINT = "--set data.encoding=latin-1 (or utf-16, ...), or save the file as UTF-8"
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in blocks, decompressed where its name ends in ``.gz``.
+    """The bytes of a file in blocks, decompressed if its name ends in ``.gz``.
 
     Raises:
         InputError: the file is missing, damaged, or larger than `MAX_BYTES`.
@@ -85,12 +85,11 @@ def decode(raw: bytes, encoding: str, path: Path, offset: int = 0) -> str:
 
 
 def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
-    """The encoding of a file's bytes, and a note where it is a guess.
+    """The encoding of a file's bytes, and a note if it is a guess.
 
-    A byte order mark decides; else UTF-8 where it decodes, which text in another encoding hardly ever does by
-    chance. NUL in every second byte means UTF-16. Any other text is read as Windows-1252, or as Latin-1 where
-    it has characters that are undefined there, if most of it is ASCII: encodings of other alphabets cannot be
-    distinguished reliably.
+    A byte order mark decides. Otherwise it is UTF-8 if it decodes, since text in another encoding is rarely valid
+    UTF-8. NUL in every second byte means UTF-16. Other text, if mostly ASCII, is read as Windows-1252, or as Latin-1
+    if it has bytes that Windows-1252 does not define. Encodings of other alphabets cannot be told apart reliably.
 
     Raises:
         InputError: no encoding can be chosen reliably.
@@ -127,7 +126,7 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
         cut = decoder.getstate()[0]
         bad, value = total - len(cut), cut[0]
     if foreign > MAX_NON_ASCII * total:
-        what = f"{path}: not utf-8: byte {bad} is {value:#04x}, and {foreign / total:.0%} of it is not ASCII"
+        what = f"{path}: not utf-8: byte {bad} is {value:#04x}, and {foreign / total:.0%} of the bytes are not ASCII"
         raise InputError(what, "expected an explicit encoding", "--set data.encoding=gb18030, koi8-r, ...")
     guess = "latin-1" if undefined else "cp1252"
     return guess, f"{path}: not UTF-8 (byte {bad} is {value:#04x}), read as {guess}; data.encoding names another"

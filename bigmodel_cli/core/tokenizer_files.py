@@ -1,7 +1,7 @@
 """Checks an untrusted ``tokenizer.json`` before Hugging Face's library loads it.
 
-The library runs no code from the file, but a file can still request a padding of a billion tokens, a
-normalizer that doubles a text thirty times, or a regular expression of exponential time.
+The library runs no code from the file. But a file can still request padding to a billion tokens, a
+normalizer that doubles a text thirty times, or a regular expression that takes exponential time.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _check_model(model: dict[str, Any]) -> None:
         raise InputError("tokenizer with a broken vocabulary", "expected text to ids, or to finite scores")
     merges = model.get("merges", [])
     if not isinstance(merges, list) or len(merges) > 2 * MAX_TOKENS:
-        raise InputError("tokenizer whose merges are no list", f"expected at most {2 * MAX_TOKENS} pairs")
+        raise InputError("tokenizer whose merges are not a list", f"expected at most {2 * MAX_TOKENS} pairs")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
@@ -99,7 +99,7 @@ def _check_model(model: dict[str, Any]) -> None:
 
 def _check_added(tokens: Any) -> None:
     if not isinstance(tokens, list) or len(tokens) > MAX_TOKENS:
-        raise InputError("tokenizer whose added_tokens are no list", EXPECTED)
+        raise InputError("tokenizer whose added_tokens are not a list", EXPECTED)
     for token in tokens:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
             raise InputError(f"tokenizer: added token {str(token)[:40]!r}", "expected its content and id")
@@ -108,7 +108,7 @@ def _check_added(tokens: Any) -> None:
 
 
 def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
-    """`part` and, where it is a sequence, its members, recursively."""
+    """`part` and, if it is a sequence, its members, recursively."""
     if part is None:
         return
     if not isinstance(part, dict):
@@ -117,7 +117,7 @@ def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
     inner = [part[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part]
     for listed in inner:
         if not isinstance(listed, list):
-            raise InputError(f"tokenizer: {kind} whose parts are no list", EXPECTED)
+            raise InputError(f"tokenizer: {kind} whose parts are not a list", EXPECTED)
         for one in listed:
             yield from _parts(one, kind)
 
@@ -139,7 +139,8 @@ def _check_pattern(pattern: Any) -> None:
         return
     if not isinstance(expression, str) or len(expression) > MAX_PATTERN_CHARS:
         raise InputError(
-            "tokenizer with an absurd regular expression", f"expected at most {MAX_PATTERN_CHARS} characters"
+            "tokenizer with a bad regular expression",
+            f"expected at most {MAX_PATTERN_CHARS} characters",
         )
     if re.search(r"\\[1-9kg]|\{\d{4,}|,\d{4,}\}", expression) or _repeats_repetition(expression):
         raise InputError(f"tokenizer: regular expression {expression[:40]!r}", "refused: it may take exponential time")

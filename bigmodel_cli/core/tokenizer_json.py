@@ -49,7 +49,7 @@ def tokenizer_json(spec: TextSpec) -> str:
 
 
 def tokenizer_config(spec: TextSpec) -> dict[str, Any]:
-    """The contents of ``tokenizer_config.json`` beside it."""
+    """The contents of ``tokenizer_config.json``."""
     known = tokenizer(spec)
     names = {i: name for name, i in json.loads(tokenizer_json(spec))["model"]["vocab"].items()} if known.special else {}
     roles = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": SPECIALS[2], "eos_token": SPECIALS[3]}

@@ -1,9 +1,9 @@
 """Tokenizers: text to ids and back, built from the plain values in a TextSpec.
 
-- byte: the 256 bytes of UTF-8, and ``<end>``; no text is unknown
-- char: the characters of the train text
-- word: lower-case words of the train text, split at white space; other words are ``<unk>``
-- bpe: byte pairs (Sennrich et al. 2016), trained and run by Hugging Face's tokenizers
+- byte: the 256 byte values and ``<end>``; it encodes any text
+- char: the characters of the training text
+- word: the lower-case words of the training text, split at white space; other words are ``<unk>``
+- bpe: byte pair encoding (Sennrich et al. 2016), trained and run by Hugging Face's tokenizers
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def byte_lengths(self) -> list[int]:
-        """The UTF-8 bytes that each id stands for; 0 for special tokens."""
+        """The number of UTF-8 bytes of each id; 0 for special tokens."""
         ...
 
     def tokens(self) -> Sequence[str]:
-        """The name of each id: equal names are the same token in another vocabulary."""
+        """The name of each id. Tokens of two vocabularies are the same if their names are equal."""
         ...
 
 
@@ -114,7 +114,7 @@ class BPETokenizer:
         values = checked_tokenizer(json)
         try:
             self.inner = library.Tokenizer.from_str(dumps(values))
-            self.inner.encode_special_tokens = True  # "<end>" in a text is not the special token
+            self.inner.encode_special_tokens = True  # "<end>" in a text is ordinary text
             self.inner.encode("A probe: 12 caf\u00e9\n")
             self.size = self.inner.get_vocab_size()
             named = self.inner.get_vocab()
@@ -133,7 +133,7 @@ class BPETokenizer:
         return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def framed(self, text: str, most: int) -> Sequence[int]:
-        """Up to `most` ids of `text` with the tokenizer's own special tokens, as BERT's ``[CLS] ... [SEP]``."""
+        """At most `most` ids of `text` with the tokenizer's special tokens, such as BERT's ``[CLS] ... [SEP]``."""
         found = self.inner.encode(text, add_special_tokens=False)
         found.truncate(max(most - self.inner.num_special_tokens_to_add(False), 0))
         return self.inner.post_process(found, add_special_tokens=True).ids  # type: ignore[no-any-return]
@@ -152,14 +152,14 @@ class BPETokenizer:
 
 
 def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
-    """The ids of each text; in a batch where the library supports it, which is faster."""
+    """The ids of each text. BPE encodes them as one batch, which is faster."""
     if isinstance(known, BPETokenizer):
         return [found.ids for found in known.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
     return [known.encode(text) for text in texts]
 
 
 def require_package(package: str) -> Any:
-    """Import `package`, which is in the extra ``text``.
+    """Import `package`, which the extra ``text`` installs.
 
     Raises:
         MachineError: it is not installed.
@@ -195,7 +195,7 @@ def tokenizer(spec: TextSpec) -> Tokenizer:
     """The tokenizer that `spec` describes.
 
     Raises:
-        InputError: its kind is unknown, or its vocabulary damaged.
+        InputError: its kind is unknown, or its vocabulary is invalid.
         MachineError: it is BPE, and the extra ``text`` is not installed.
     """
     return _build(spec.tokenizer, spec.vocabulary)
@@ -211,16 +211,16 @@ def char_vocabulary(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple
 
 
 def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
-    """The vocabulary of a word tokenizer: special tokens, then up to `most` words seen `least` times, by frequency."""
+    """The vocabulary of a word tokenizer: special tokens, then up to `most` words that occur `least` times or more."""
     counts = Counter(word for text in texts for word in split_words(text))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
 
 
 def token_id_map(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
-    """The model's id for each id of the data, matched by name; its ``<unk>``, or else -1, for a token that it lacks.
+    """The model's id for each id of the data, matched by name; ``<unk>`` (or -1) for tokens that the model lacks.
 
-    None where the tokenizers are equal.
+    None if the tokenizers are equal.
 
     Raises:
         InputError: the tokenizers have nothing in common.
@@ -230,13 +230,13 @@ def token_id_map(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:
     known, theirs = tokenizer(model), tokenizer(data)
     ids = {name: i for i, name in enumerate(known.tokens())}
     if model.tokenizer != data.tokenizer or not (set(ids) - set(SPECIALS)) & set(theirs.tokens()):
-        what = f"the data is in {data.tokenizer} tokens, the model's are {model.tokenizer}"
+        what = f"the data uses {data.tokenizer} tokens, the model uses {model.tokenizer}"
         raise InputError(what, "expected the same tokenizer", "--set data.tokenizer=" + model.tokenizer)
     return tuple(ids.get(name, known.special.get(UNKNOWN, -1)) for name in theirs.tokens())
 
 
 def encode_truncated(text: str, spec: TextSpec, framed: bool = False) -> list[int]:
-    """The ids of `text`, truncated to the context; `framed`: see :func:`encode_padded`."""
+    """The ids of `text`, truncated to the context. For `framed`, see :func:`encode_padded`."""
     known = tokenizer(spec)
     if framed and isinstance(known, BPETokenizer):
         return list(known.framed(text, spec.context))
@@ -246,7 +246,7 @@ def encode_truncated(text: str, spec: TextSpec, framed: bool = False) -> list[in
 def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) -> Tensor:
     """(B,T) int64 ids, padded at the end with ``<pad>``; T is at least 1 and at most the context.
 
-    `framed`: with the special tokens that the tokenizer adds around a text to classify, if any.
+    `framed`: add the tokenizer's own special tokens around each text, if it has any; for classification.
     """
     import torch
 

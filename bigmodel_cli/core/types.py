@@ -1,4 +1,4 @@
-"""The few types that tasks, models, data and the engine share.
+"""Types that tasks, models, data and the engine share.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What does not train: tensor names (parameters and buffers), and the modules held in eval mode."""
+    """The frozen parts of a model: names of parameters and buffers, and modules kept in eval mode."""
 
     tensors: frozenset[str] = frozenset()
     modules: tuple[nn.Module, ...] = ()
@@ -34,11 +34,11 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Start:
-    """What a fine-tuning method is given.
+    """The input of a fine-tuning method.
 
-    `model` has the weights it starts from (or random ones where a run is resumed: what is needed of
-    the start must then be in the model's own tensors), and does `task`. `head` names its last layer.
-    `open` brings another checkpoint to life, as a teacher. `data` is the spec of the data to fine-tune on.
+    `model` has its starting weights and performs `task`. In a resumed run its weights are random, so a method
+    must keep what it needs of the start in the model's own tensors. `head` names its last layer.
+    `open` loads another checkpoint, such as a teacher. `data` is the spec of the data to fine-tune on.
     """
 
     model: nn.Module
@@ -50,27 +50,27 @@ class Start:
 
 Solve = Callable[["Tensor", "Tensor", "Tensor", "Tensor", "Tensor"], "tuple[Tensor, Tensor, str]"]
 """(train features (N,D), labels (N,), their weights (N,), val features, val labels) -> weight (K,D), bias (K,), and
-how it was chosen."""
+a line on how they were chosen."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What a fine-tuning method decided; what it does not name trains as usual."""
+    """The output of a fine-tuning method. Everything that it does not name trains as usual."""
 
     frozen: Frozen = Frozen()
     stages: tuple[tuple[float, Frozen], ...] = ()
-    """(share of the epochs, what is frozen beside `frozen` from then on), in order of the share."""
+    """(fraction of the epochs, what is frozen in addition to `frozen` from then on), sorted by the fraction."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Factor of the learning rate by parameter name; 1 where it is not named."""
+    """Factor of the learning rate by parameter name; 1 for all others."""
     objective: Callable[[Task], Task] | None = None
-    """Task -> Task, with something added to the loss."""
+    """Task -> Task with a changed loss."""
     solve: Solve | None = None
-    """Finds the head at once instead of step by step, on features that the frozen backbone gives."""
+    """Computes the head directly from features of the frozen backbone, instead of training it in steps."""
     once: Callable[[nn.Module, Batch], Batch] | None = None
-    """(model as it starts, prepared batch) -> tensors (B,...) that lie beside each sample from then on."""
+    """(model with its starting weights, prepared batch) -> tensors (B,...) that are added to each sample."""
 
     def stage(self, share: float) -> Frozen | None:
-        """What is frozen beside `frozen` once `share` of the epochs is done; None for a method without stages."""
+        """What is frozen in addition to `frozen` after the fraction `share` of the epochs; None before any stage."""
         reached = [held for begins, held in self.stages if begins <= share]
         return reached[-1] if reached else None
 

@@ -1,4 +1,4 @@
-"""Classes of uneven size: what there is to say of them, the weights that even them out, and an even order.
+"""Class imbalance: a note about it, class weights for the loss, and class-balanced sampling.
 
 Shapes: N samples, K classes.
 """
@@ -13,22 +13,22 @@ from torch import Tensor
 from bigmodel_cli.core.sources import SourceWrapper
 from bigmodel_cli.core.types import Batch
 
-UNEVEN = 2  # the largest class this many times the smallest is worth a line
+IMBALANCE_RATIO = 2  # ratio of the largest to the smallest class that is worth a note
 
 
-def uneven(counts: Sequence[int], classes: Sequence[str]) -> str | None:
-    """The largest and the smallest class, where they differ by a factor of UNEVEN or more."""
+def describe_imbalance(counts: Sequence[int], classes: Sequence[str]) -> str | None:
+    """A line with the largest and the smallest class, if they differ by a factor of IMBALANCE_RATIO or more."""
     low, high = min(counts, default=0), max(counts, default=0)
-    if high < UNEVEN * max(low, 1):
+    if high < IMBALANCE_RATIO * max(low, 1):
         return None
     few, many = classes[counts.index(low)], classes[counts.index(high)]
-    return f"classes are uneven: {high:,} {many}, {low:,} {few}"
+    return f"classes are imbalanced: {high:,} {many}, {low:,} {few}"
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """(K,) float32 from `labels` (N,) int64: n / (K n_k), so that every class counts alike; 0 for an absent class.
+    """(K,) float32 from `labels` (N,) int64: N / (K n_k), so that every class counts equally; 0 for an absent class.
 
-    The mean over the samples is 1: the learning rate keeps its meaning.
+    The mean over the samples is 1, so the learning rate keeps its scale.
     """
     counts = labels.bincount(minlength=num_classes).double()
     present = counts > 0
@@ -36,10 +36,10 @@ def class_weights(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """(N,) int64 in which each class of `labels` (N,) has N / K places, to within one.
+    """(N,) int64: a sample order in which each class of `labels` (N,) occurs N / K times, to within one.
 
-    A value is a sample's index plus N times how often the sample stands before it: a class of few is gone
-    through whole before any of it comes again, and of a large one an epoch sees a part, drawn anew each time.
+    The r-th repetition of a sample is encoded as its index plus r N. All samples of a small class are used
+    before any is repeated. Of a large class, each epoch uses another random part.
     """
     total = len(labels)
     members = [m for m in labels.argsort(stable=True).split(labels.bincount().tolist()) if len(m)]
@@ -47,18 +47,18 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     extra = set(torch.randperm(len(members), generator=generator)[:rest].tolist())
     chosen = []
     for k, own in enumerate(members):
-        wanted = places + (k in extra)
-        rounds = -(-wanted // len(own))
-        again = [own[torch.randperm(len(own), generator=generator)] + total * r for r in range(rounds)]
-        chosen.append(torch.cat(again)[:wanted] if again else own[:0])
+        count = places + (k in extra)
+        rounds = -(-count // len(own))
+        repeated = [own[torch.randperm(len(own), generator=generator)] + total * r for r in range(rounds)]
+        chosen.append(torch.cat(repeated)[:count] if repeated else own[:0])
     return torch.cat(chosen)[torch.randperm(total, generator=generator)]
 
 
-class Repeated(SourceWrapper):
-    """`source` under indices of any size, modulo its length.
+class CyclicSource(SourceWrapper):
+    """`source` with indices of any size, taken modulo its length.
 
-    A batch keeps the index as it was asked for: augmentation is keyed by it, so that a
-    sample that comes twice in an epoch comes as two images.
+    A batch keeps the original index. Augmentation is keyed by it, so that a repeated
+    sample is augmented differently each time.
     """
 
     keeps_order = False

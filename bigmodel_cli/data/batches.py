@@ -1,4 +1,4 @@
-"""Data to batches: which samples, in which order, gathered a batch at a time."""
+"""Turns a split into batches: the sample order of each epoch, and prefetching."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from torch import Tensor
 
 from bigmodel_cli.core.sources import OrderedSource, VariableLengthSource
 from bigmodel_cli.core.types import Batch, Source
-from bigmodel_cli.data.balance import Repeated, balanced_order
+from bigmodel_cli.data.balance import CyclicSource, balanced_order
 from bigmodel_cli.data.thread_map import single_core_pool
 
-QUICK = 1e-3  # seconds: what takes less is done by the time a thread has been told of it
-SLACK = 1e-2  # seconds: by so much those that are quick else may be late together, before a thread is started for all
-POOL = 50  # steps: enough for equal lengths, too few for an epoch to be in order
+QUICK = 1e-3  # seconds: handing a batch to a thread costs more than gathering one faster than this
+SLACK = 1e-2  # seconds: total excess over QUICK before a prefetching thread is started
+POOL = 50  # steps: enough to group similar lengths, few enough to keep an epoch shuffled
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The train split as optimizer steps. The order depends on (seed, epoch) alone.
+    """The train split as optimizer steps. The order depends only on (seed, epoch).
 
     An epoch is cut into ceil(n / batch_size) *nearly equal* steps, so every sample is
-    seen exactly once an epoch and no step is tiny (a last step of one image would
-    break BatchNorm and weigh that image like a whole batch).
+    seen exactly once per epoch and no step is tiny (a last step of one image would
+    break BatchNorm and weight that image like a whole batch).
 
-    With `even`, the labels (n,) of the split, an epoch is as long but gives each class as many
-    places: see :func:`bigmodel_cli.data.balance.balanced_order`.
+    With `balance_labels`, the labels (n,) of the split, an epoch has the same length but samples every class
+    equally often: see :func:`bigmodel_cli.data.balance.balanced_order`.
     """
 
     source: Source
     batch_size: int
     seed: int
-    even: Tensor | None = None
+    balance_labels: Tensor | None = None
     shard: int = 0
     shards: int = 1
-    """Of each step this process takes the part `shard` of `shards` nearly equal ones: the step is the same in all."""
+    """Each step is split into `shards` nearly equal parts; this process takes the part `shard`."""
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
     @property
-    def drawn(self) -> Source:
-        """What the indices of :meth:`order` mean: `source`, or where classes are evened out its samples repeated."""
-        return self.source if self.even is None else Repeated(self.source)
+    def indexed_source(self) -> Source:
+        """The source that :meth:`order` indexes: `source`, repeated cyclically if classes are balanced."""
+        return self.source if self.balance_labels is None else CyclicSource(self.source)
 
     def order(self, epoch: int) -> Tensor:
-        """(n,) int64: the sample order of `epoch`; where lengths vary, those of a step are alike."""
+        """(n,) int64: the sample order of `epoch`. Samples of varying lengths are grouped by length."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        if self.even is not None:
-            return balanced_order(self.even, generator)
+        if self.balance_labels is not None:
+            return balanced_order(self.balance_labels, generator)
         if isinstance(self.source, OrderedSource):
             return self.source.order(generator, self.steps_per_epoch)
         order = torch.randperm(len(self.source), generator=generator)
         if isinstance(self.source, VariableLengthSource):
-            return self._alike(order, self.source.lengths, generator)
+            return self._group_by_length(order, self.source.lengths, generator)
         return order
 
-    def _alike(self, order: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-        """`order` sorted by length within pools of POOL steps, so that little of a batch is fill; the steps mixed."""
+    def _group_by_length(self, order: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+        """Sort `order` by length within pools of POOL steps, which reduces padding, then shuffle the steps."""
         pools = order.split(POOL * self.batch_size)
         steps = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
         parts = steps.tensor_split(self.steps_per_epoch)
-        longer = len(steps) % self.steps_per_epoch  # these come first in a split, and must again
-        mixed = [int(i) for i in torch.randperm(len(parts), generator=generator)]
-        return torch.cat([parts[i] for i in sorted(mixed, key=lambda i: i >= longer)])
+        longer = len(steps) % self.steps_per_epoch  # tensor_split puts the longer steps first, so they must stay first
+        shuffled = [int(i) for i in torch.randperm(len(parts), generator=generator)]
+        return torch.cat([parts[i] for i in sorted(shuffled, key=lambda i: i >= longer)])
 
     def size(self, step: int) -> int:
         """Samples in step `step` of an epoch, over all shards."""
@@ -75,25 +75,25 @@ class Batches:
         return whole + (step < more)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The raw batches of `epoch` from step `start` on; the next is gathered while this one trains."""
+        """The raw batches of `epoch` from step `start` on, prefetched while the previous one trains."""
         parts = self.order(epoch).tensor_split(self.steps_per_epoch)[start:]
-        return gathered(self.drawn, [part.tensor_split(self.shards)[self.shard] for part in parts])
+        return gather_ahead(self.indexed_source, [part.tensor_split(self.shards)[self.shard] for part in parts])
 
 
 def in_order(source: Source, batch_size: int) -> Iterator[Batch]:
     """The whole split once, in its own order: for evaluation."""
-    return gathered(source, torch.arange(len(source)).split(batch_size))
+    return gather_ahead(source, torch.arange(len(source)).split(batch_size))
 
 
-def shares(samples: int, batch_size: int, shard: int, shards: int) -> list[Tensor]:
-    """One shard's batches of a split in its own order: each sample in one shard, as many batches in all, some empty."""
+def shard_batches(samples: int, batch_size: int, shard: int, shards: int) -> list[Tensor]:
+    """One shard's batches of a split in order. All shards have the same number of batches, some possibly empty."""
     return [part.tensor_split(shards)[shard] for part in torch.arange(samples).split(batch_size * shards)]
 
 
-def gathered(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Batch]:
-    """Gather `parts` in turn: here while that is quick, else in a thread, one batch ahead.
+def gather_ahead(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Batch]:
+    """Gather `parts` in turn: in this thread while that is quick, else in another thread, one batch ahead.
 
-    Decoders release the GIL, so a thread hides them. It would cost more than it hides where the samples lie in memory.
+    Decoders release the GIL, so a thread hides their time. For samples in memory, a thread costs more than it saves.
     """
     remaining = iter(parts)
     left = SLACK
@@ -117,13 +117,13 @@ def gathered(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterat
             yield pending.result()
 
 
-def micro_batches(batch: Batch, pieces: int) -> Iterator[tuple[Batch, bool]]:
-    """`batch` cut into at most `pieces` nearly equal micro-batches, and whether each is the last."""
+def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
+    """Split `batch` into at most `count` nearly equal micro-batches; yields each, and whether it is the last."""
     size = len(next(iter(batch.values())))
-    pieces = min(pieces, size)
-    if pieces == 1:
+    count = min(count, size)
+    if count == 1:
         yield batch, True
         return
-    cut = {k: v.tensor_split(pieces) for k, v in batch.items()}
-    for i in range(pieces):
-        yield {k: v[i] for k, v in cut.items()}, i == pieces - 1
+    parts = {k: v.tensor_split(count) for k, v in batch.items()}
+    for i in range(count):
+        yield {k: v[i] for k, v in parts.items()}, i == count - 1

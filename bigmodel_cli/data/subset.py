@@ -1,4 +1,4 @@
-"""A part of a split, and the validation part that is carved from train by seed."""
+"""Subsets of a split, and the seeded split of train into train and validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bigmodel_cli.core.types import Batch, Source
 
 
 class Subset(SourceWrapper):
-    """The samples of `source` at `indices` (n,) int64; ``index`` in a batch is the place within this subset."""
+    """The samples of `source` at `indices` (n,) int64; ``index`` in a batch is relative to this subset."""
 
     keeps_order = False
 
@@ -32,9 +32,9 @@ class Subset(SourceWrapper):
 
 
 def carve(source: Source, val_fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """(train, val): `val_fraction` of each class goes to val, where the source is labelled; else of all.
+    """(train, val): `val_fraction` of each class goes to val if the source is labelled, else of all samples.
 
-    Every sample is in exactly one of the two, and the seed alone decides which.
+    Every sample is in exactly one of the two; which one depends only on the seed.
     """
     labels = source.labels if isinstance(source, LabelledSource) else torch.zeros(len(source), dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
@@ -43,6 +43,6 @@ def carve(source: Source, val_fraction: float, seed: int) -> tuple[Subset, Subse
         members = (labels == label).nonzero().flatten()
         count = round(len(members) * val_fraction)
         in_val[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    if not in_val.any():  # a handful of samples still needs something to choose the best epoch on
+    if not in_val.any():  # even a tiny data set needs a sample to select the best epoch
         in_val[torch.randint(len(source), (1,), generator=generator)] = True
     return Subset(source, (~in_val).nonzero().flatten()), Subset(source, in_val.nonzero().flatten())

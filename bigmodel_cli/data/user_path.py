@@ -1,4 +1,4 @@
-"""``--data PATH``: which registered data set reads what a person points at."""
+"""``--data PATH``: selects the registered data set that reads a given path."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bigmodel_cli.core.registry import data
 PLAIN_TEXT = (".txt", ".text", ".md")
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
-ROW_BYTES = 1 << 24  # of the first row that are looked at
+ROW_BYTES = 1 << 24  # maximum bytes to read of the first row
 
 Reads = Callable[["UserPath"], float]
-"""How surely a data set reads a path: 0, it does not; of several the largest. Above 1: by more than the file's name."""
+"""Scores how well a data set fits a path: 0 if it cannot read it; the highest wins. Above 1, content was checked."""
 
 
 @dataclass(frozen=True)
 class UserPath:
-    """What a person wrote: a path, an address, or a pattern of paths."""
+    """The value of ``--data``: a path, an address, or a pattern of paths."""
 
     text: str
 
@@ -36,12 +36,12 @@ class UserPath:
 
     @property
     def is_address(self) -> bool:
-        """Whether it begins as ``https:`` or ``hf:`` do."""
+        """Whether it begins with a scheme, such as ``https:`` or ``hf:``."""
         return re.match(r"[a-z]+:", self.text) is not None
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it stands for several tars, as ``train-{000..099}.tar`` does."""
+        """Whether it is a pattern of several tar files, such as ``train-{000..099}.tar``."""
         return self.text.endswith(".tar") and any(sign in self.text for sign in "{*")
 
     @functools.cached_property
@@ -50,7 +50,7 @@ class UserPath:
 
     @functools.cached_property
     def columns(self) -> frozenset[str]:
-        """The names in the first row of a table or of JSON lines; none for any other file."""
+        """The column names of a table, or the keys of the first JSON line; empty for any other file."""
         if self.is_dir or self.suffix not in (*JSON_LINES, *TABLES):
             return frozenset()
         try:
@@ -63,21 +63,21 @@ class UserPath:
             return frozenset()
 
 
-def rows_with(*choices: tuple[str, ...], sure: float, tables: bool = False) -> Reads:
-    """What reads JSON lines, and with `tables` tables too, whose rows have all the columns of one of `choices`."""
+def rows_with(*choices: tuple[str, ...], score: float, tables: bool = False) -> Reads:
+    """Fits JSON lines (and, with `tables`, tables) that have all the columns of one of `choices`."""
 
     def reads(given: UserPath) -> float:
         if given.suffix not in JSON_LINES and not (tables and given.suffix in TABLES):
             return 0
-        return sure * any(given.columns.issuperset(names) for names in choices)
+        return score * any(given.columns.issuperset(names) for names in choices)
 
     return reads
 
 
 def source_for(path: str | Path) -> str | None:
-    """The data set that was registered with the ``reads`` that is surest of `path`; None: none is."""
+    """The data set whose registered ``reads`` gives `path` the highest score; None if no data set reads it."""
     given = UserPath(str(path))
     sources = [name for name, found in data.found.items() if "reads" in found.meta]
-    sure = {name: data.get(name).meta["reads"](given) for name in sources}
-    best = max(sure, key=lambda name: sure[name], default=None)
-    return best if best is not None and sure[best] else None
+    scores = {name: data.get(name).meta["reads"](given) for name in sources}
+    best = max(scores, key=lambda name: scores[name], default=None)
+    return best if best is not None and scores[best] else None

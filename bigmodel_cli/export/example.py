@@ -1,4 +1,4 @@
-"""``example.py``: about thirty lines that run an export on one sample, with only the runtime of its format."""
+"""Writes and tests ``example.py``: about thirty lines that run an export on one sample, without bigmodel."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LIMIT = 300  # seconds
-APART = 1e-3  # of a probability: the image is resized by Pillow here, by torch in training
+TOLERANCE = 1e-3  # of a probability: the example resizes with Pillow, training with torch
 CONTENTS = '''\
-"""What this folder holds: python example.py. Needs {needs}."""
+"""Show the contents of this folder: python example.py. Needs {needs}."""
 
 from pathlib import Path
 
@@ -45,12 +45,12 @@ for k in probability.argsort()[::-1][:5]:
 
 @dataclass(frozen=True)
 class Example:
-    """How the example of one kind of input is written and held to account; registered under the kind of the spec.
+    """How to write and test the example for one kind of input; registered under the kind of its spec.
 
     Args:
-        script: (runtime, task, preprocessing) -> the program; None where there is none for the task.
-        argument: (subject, an empty folder) -> the argument that it is tried with.
-        expected: (format, subject, run, argument) -> the logits (1,K) that it should answer, and the K names.
+        script: (runtime, task, preprocessing) -> the program; None if the task is not supported.
+        argument: (subject, an empty folder) -> the argument to test the program with.
+        expected: (format, subject, run, argument) -> the expected logits (1,K), and the K names.
     """
 
     script: Callable[[Runtime, Any, Mapping[str, Any]], str | None]
@@ -59,13 +59,13 @@ class Example:
 
 
 def example_for(task: Any) -> Example | None:
-    """The registered example for the task's kind of input; None where there is none."""
+    """The registered example for the task's kind of input, or None."""
     kind = task.spec.kind
     return examples.get(kind)() if kind in examples.found else None
 
 
 def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> str | None:
-    """The program for a format and a task; None where there is none for it."""
+    """The program for a format and a task; None if the task is not supported."""
     own = entry.meta["runtime"]
     if not own.answers:
         return CONTENTS.format(needs=", ".join(own.needs), imports=own.imports, run=own.run)
@@ -74,42 +74,44 @@ def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> st
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
-    """Run the folder's example on a real sample, without access to bigmodel (or to torch, unless it is needed).
+    """Run the folder's example on a real sample, without access to bigmodel (and to torch, unless it needs torch).
 
-    Returns its top prediction; ``failed`` has a line if it differs from what was expected. None if there is no example.
+    Returns its top prediction; ``failed`` has a line if the output is wrong. None if there is no example.
     """
     if not (folder / layout.EXAMPLE).exists():
         return None
     own, example = entry.meta["runtime"], example_for(subject.task)
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
         arguments = [example.argument(subject, Path(place))] if own.answers and example else []
-        done = _alone(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
+        done = _run_isolated(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
             return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
         if example is None or not own.answers:
             return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
         logits, names = example.expected(entry, subject, run, arguments[0])
-    return _held(done.stdout, logits[0].double().softmax(0), names)
+    return _compare(done.stdout, logits[0].double().softmax(0), names)
 
 
-def _held(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+def _compare(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     """Compare the lines ``12.3456%  class`` with the expected probabilities."""
-    said = [line.partition("%  ") for line in text.split("\n") if line.strip()]
-    if not said:
-        return {"answer": None, "failed": ["example.py said nothing"]}
+    rows = [line.partition("%  ") for line in text.split("\n") if line.strip()]
+    if not rows:
+        return {"answer": None, "failed": ["example.py printed nothing"]}
     failed = []
-    for percent, _, name in said:
+    for percent, _, name in rows:
         if name not in classes:
-            failed.append(f"example.py names a class that is not there: {name[:60]}")
-        elif (apart := abs(float(percent) / 100 - float(expected[classes.index(name)]))) > APART:
-            failed.append(f"example.py is off by {apart:.2g} in the probability of {name}")
-    return {"answer": said[0][2], "probability": said[0][0].strip() + "%", "failed": failed[:1]}
+            failed.append(f"example.py prints an unknown class: {name[:60]}")
+        elif (difference := abs(float(percent) / 100 - float(expected[classes.index(name)]))) > TOLERANCE:
+            failed.append(f"example.py is off by {difference:.2g} in the probability of {name}")
+    return {"answer": rows[0][2], "probability": rows[0][0].strip() + "%", "failed": failed[:1]}
 
 
-def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> subprocess.CompletedProcess[str]:
-    """Run `script` in a Python that cannot import bigmodel, telemetry, or (unless `torch_too`) torch."""
-    hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if torch_too else ["torch"])
+def _run_isolated(
+    script: Path, arguments: list[str], place: Path, allow_torch: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run `script` in a Python that cannot import bigmodel, telemetry, or (unless `allow_torch`) torch."""
+    hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if allow_torch else ["torch"])
     program = (
         f"import runpy, sys\nsys.modules.update(dict.fromkeys({json.dumps(hidden)}))\n"
         "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
@@ -121,4 +123,6 @@ def _alone(script: Path, arguments: list[str], place: Path, torch_too: bool) -> 
             command, cwd=place, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=LIMIT
         )
     except subprocess.TimeoutExpired:
-        raise MachineError(f"example.py did not end in {LIMIT} s", hint="try again on a quieter machine") from None
+        raise MachineError(
+            f"example.py did not finish in {LIMIT} s", hint="try again when the machine is less busy"
+        ) from None

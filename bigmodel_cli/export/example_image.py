@@ -1,4 +1,4 @@
-"""The parts of ``example.py`` that read and prepare an image, and what it should answer. Shapes: K classes."""
+"""The parts of ``example.py`` that read and prepare an image, and its expected output. Shapes: K classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 HEAD = '''\
-"""What this model says of an image: python example.py IMAGE. Needs {needs}."""
+"""Classify an image with this model: python example.py IMAGE. Needs {needs}."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ image = image.convert(steps["mode"])
 """
 PIXELS = "x = np.asarray(image, np.float32).reshape(image.height, image.width, -1)\n"
 SQUARE = """\
-side = min(x.shape[:2])  # the square in the middle
+side = min(x.shape[:2])  # the centred square
 top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
 x = np.round(resized(x[top : top + side, left : left + side], steps["resize_square"]))
 """
@@ -64,7 +64,7 @@ NORMALISE = """\
 x = (x * steps["scale"] - np.array(steps["mean"])) / np.array(steps["std"])
 x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
 """
-PLAIN = "x = np.asarray(image).reshape(1, image.height, image.width, -1)  # the rest is in the graph\n"
+PLAIN = "x = np.asarray(image).reshape(1, image.height, image.width, -1)  # the graph does the rest\n"
 
 
 @examples.register("image")
@@ -88,7 +88,7 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
 
 
 def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
-    """Lines that bring the image to the one size that the format takes."""
+    """Lines that resize the image to the fixed input size of the format."""
     if preprocess["size"] == "any":
         return []
     call = "ImageOps.fit(image, size" if "resize_square" in preprocess["in_the_graph"] else "image.resize(size"
@@ -97,7 +97,7 @@ def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
 
 
 def _sample(subject: Subject, place: Path) -> str:
-    """A file that is larger, and not of the model's shape: it must be prepared."""
+    """An image file of another size and shape than the model's input, so that it must be preprocessed."""
     return str(resized_sample(subject, 0, SCALES[0], place))
 
 
@@ -108,7 +108,8 @@ def _expected(entry: Entry, subject: Subject, run: Run, file: str) -> tuple[torc
 def _logits(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tensor:
     """The logits (1,K) for the image in `file`, as bigmodel reads it.
 
-    A format that takes plain images of one size gets them resized by Pillow: then there is only its own word.
+    A format with preprocessing in the graph and a fixed input size gets images resized by Pillow. Then the expected
+    output comes from the export itself.
     """
     assert isinstance(subject.task, Predicts)
     ((_, raw),) = subject.task.read_file(file)

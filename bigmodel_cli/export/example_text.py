@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LONGEST = 200
-"""Maximum characters of the text to try an example with, since it is a command-line argument."""
+"""Maximum characters of the test text, since it is a command-line argument."""
 HEAD = '''\
-"""What this model says of a text: python example.py TEXT. Needs {needs}."""
+"""Run this model on a text: python example.py TEXT. Needs {needs}."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ tokens = [unknown if word in special else ids.get(word, unknown) for word in sys
 known = Tokenizer.from_str(steps["vocabulary"][0])
 known.no_padding()
 known.no_truncation()
-known.encode_special_tokens = True  # a text that spells one does not hold one
+known.encode_special_tokens = True  # "<end>" in a text is ordinary text
 found = known.encode(sys.argv[1], add_special_tokens=False)
 """,
 }
@@ -74,7 +74,7 @@ def text_example() -> Example:
 
 
 def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | None:
-    """The program for a format; None for a task of several texts."""
+    """The program for a format; None for a task with several input texts."""
     if len(task.inputs) > 1:
         return None
     kind, classes = preprocess["tokenizer"], bool(task.spec.classes)
@@ -88,13 +88,13 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
 
 
 def _sample(subject: Subject, place: Path) -> str:
-    """A text of the data, as an argument of a command can be one."""
+    """A text of the data that can be a command-line argument."""
     text = tokenizer(subject.task.spec).decode(subject.prepared[0]["tokens"][0].tolist())
     return text.replace("\0", " ").encode(errors="ignore").decode()[:LONGEST] or " "
 
 
 def _expected(entry: Entry, subject: Subject, run: Run, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """The logits (1,K) of `text`, its tokens made by bigmodel, and the names of their places."""
+    """The logits (1,K) of `text`, tokenized by bigmodel, and the K names."""
     spec = subject.task.spec
     if spec.classes:
         ids = encode_truncated(text, spec, framed=True)

@@ -1,4 +1,4 @@
-"""Attribution of a prediction to the input. Shapes: B batch, T tokens, C channels, H height, W width, S steps."""
+"""Attributes a prediction to its input. Shapes: B batch, T tokens, C channels, H height, W width, S steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bigmodel_cli.core.errors import InputError
 
 Score = Callable[[Tensor], Tensor]
 """Inputs (S,...) -> the explained score (S,): the log-probability of a class."""
-MAX_BATCH_ELEMENTS = 1 << 20  # elements of the path to run through the model at once
+MAX_BATCH_ELEMENTS = 1 << 20  # maximum elements per forward pass along the path
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Attribution:
 
 
 def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, steps: int) -> Attribution:
-    """(x - x') times the mean gradient on the straight line from x' to x (Sundararajan et al. 2017, equation 2).
+    """(x - x') times the mean gradient along the straight line from x' to x (Sundararajan et al. 2017, equation 2).
 
     The mean uses Gauss-Legendre quadrature with `steps` points, exact for polynomials of degree 2 steps - 1.
     `x` and `baseline` are single inputs without a batch dimension.
@@ -44,11 +44,11 @@ def integrated_gradients(score: Score, x: Tensor, baseline: Tensor, steps: int) 
     import numpy as np
 
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    at = torch.as_tensor((nodes + 1) / 2, dtype=x.dtype, device=x.device)
-    share = torch.as_tensor(weights / 2, dtype=x.dtype, device=x.device)
+    positions = torch.as_tensor((nodes + 1) / 2, dtype=x.dtype, device=x.device)
+    shares = torch.as_tensor(weights / 2, dtype=x.dtype, device=x.device)
     total = torch.zeros_like(x)
     size = max(1, MAX_BATCH_ELEMENTS // x.numel())
-    for a, w in zip(at.split(size), share.split(size), strict=True):
+    for a, w in zip(positions.split(size), shares.split(size), strict=True):
         line = baseline + _column(a, x) * (x - baseline)
         line.requires_grad_(True)
         (gradient,) = torch.autograd.grad(score(line).sum(), line)
@@ -73,11 +73,11 @@ def token_attributions(
     with torch.no_grad():
         x = embedding(tokens)
 
-    def along(points: Tensor) -> Tensor:
+    def score_along(points: Tensor) -> Tensor:
         with _replaced(embedding, points):
             return score(model(tokens.expand(len(points), -1)))
 
-    found = integrated_gradients(along, x, torch.zeros_like(x), steps)
+    found = integrated_gradients(score_along, x, torch.zeros_like(x), steps)
     return Attribution(found.values.sum(-1), found.score, found.baseline)
 
 
@@ -99,18 +99,18 @@ def grad_cam(model: nn.Module, image: Tensor, answer: int) -> Tensor:
         InputError: no convolution of the model outputs a spatial map.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    seen: list[Any] = []
-    handles = [m.register_forward_hook(lambda m, i, out: seen.append(out)) for m in layers]
+    outputs: list[Any] = []
+    handles = [m.register_forward_hook(lambda m, i, out: outputs.append(out)) for m in layers]
     try:
         logits = model(image[None])
     finally:
         for handle in handles:
             handle.remove()
-    maps = [m for m in seen if m.dim() == 4 and min(m.shape[2:]) > 1 and m.requires_grad]
+    maps = [m for m in outputs if m.dim() == 4 and min(m.shape[2:]) > 1 and m.requires_grad]
     if not maps:
         what = "grad-cam: no convolution outputs a map larger than one pixel"
         raise InputError(what, hint="--method integrated-gradients")
     (gradient,) = torch.autograd.grad(logits[0, answer], maps[-1])
-    seen_there = (gradient.mean((2, 3), keepdim=True) * maps[-1]).sum(1, keepdim=True).relu()
-    heat = F.interpolate(seen_there, image.shape[1:], mode="bilinear")[0, 0].detach()
+    activation = (gradient.mean((2, 3), keepdim=True) * maps[-1]).sum(1, keepdim=True).relu()
+    heat = F.interpolate(activation, image.shape[1:], mode="bilinear")[0, 0].detach()
     return heat / heat.max().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Classification metrics with confidence intervals. Shapes: N samples, K classes."""
+"""Classification reports with confidence intervals. Shapes: N samples, K classes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def classification_report(
 
     Args:
         logits: (N,K) float.
-        labels: (N,) int64. -1 is a class unknown to the model, counted as `unseen` and in no metric.
+        labels: (N,) int64. -1 is a class unknown to the model; it counts as `unseen` and enters no metric.
         losses: (N,) float, per sample.
         classes: the K class names.
         seed: of the bootstrap.
@@ -68,30 +68,30 @@ def classification_report(
     known = labels >= 0
     index = known.nonzero().flatten()
     out = {"logits": logits[known].float(), "label": labels[known], "loss": losses[known].double()}
-    labels, said, sure = out["label"], predicted(out), confidence(out)
+    labels, predictions, confidences = out["label"], predicted(out), confidence(out)
     k = len(classes)
-    right = said == labels
-    confusion = torch.bincount(labels * k + said, minlength=k * k).view(k, k)
+    correct = predictions == labels
+    confusion = torch.bincount(labels * k + predictions, minlength=k * k).view(k, k)
     headline = measure(names, out, seed) if len(labels) else {}
-    mistakes = (~right).nonzero().flatten()
-    mistakes = mistakes[sure[mistakes].argsort(descending=True, stable=True)]
-    columns = (values[mistakes].tolist() for values in (index, labels, said, sure))
-    wrong = [(i, classes[true], classes[called], p) for i, true, called, p in zip(*columns, strict=True)]
+    mistakes = (~correct).nonzero().flatten()
+    mistakes = mistakes[confidences[mistakes].argsort(descending=True, stable=True)]
+    columns = (values[mistakes].tolist() for values in (index, labels, predictions, confidences))
+    wrong = [(i, classes[true], classes[guess], p) for i, true, guess, p in zip(*columns, strict=True)]
     return ClassificationReport(
         headline, _per_class(confusion, classes), confusion.tolist(), wrong, len(labels), int((~known).sum())
     )
 
 
 def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class; None where it is 0/0."""
+    """Precision, recall and F1 of each class; None if undefined (0/0)."""
     rows = []
     for i, name in enumerate(classes):
-        hit, support, called = (int(x) for x in (confusion[i, i], confusion[i].sum(), confusion[:, i].sum()))
+        hit, support, predicted_count = (int(x) for x in (confusion[i, i], confusion[i].sum(), confusion[:, i].sum()))
         rows.append({
             "class": name,
-            "precision": hit / called if called else None,
+            "precision": hit / predicted_count if predicted_count else None,
             "recall": hit / support if support else None,
-            "f1": 2 * hit / (support + called) if support + called else None,
+            "f1": 2 * hit / (support + predicted_count) if support + predicted_count else None,
             "support": support,
         })  # fmt: skip
     return rows

@@ -1,4 +1,4 @@
-"""Visualize attributions: an HTML page of coloured tokens, or an image with a heat map overlay."""
+"""Visualises attributions: an HTML page of coloured tokens, or an image with a heat map overlay."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def heatmap_of(values: Tensor) -> Tensor:
 
 
 def overlay(pixels: Tensor, heat: Tensor, path: Path, least_side: int = 224) -> None:
-    """Write the image (C,H,W) in 0..1 beside itself with `heat` (H,W) in -1..1 overlaid; small images are enlarged."""
+    """Write `pixels` (C,H,W) in 0..1 next to a copy with `heat` (H,W) in -1..1 overlaid, enlarged if small."""
     from PIL import Image
 
     grey = pixels.mean(0, keepdim=True).expand(3, -1, -1)
@@ -66,7 +66,7 @@ def overlay(pixels: Tensor, heat: Tensor, path: Path, least_side: int = 224) -> 
     mixed = (grey * (1 - alpha) + tint * alpha).clamp(0, 1)
     both = torch.cat((pixels.expand(3, -1, -1).clamp(0, 1), mixed), 2)
     image = Image.fromarray((both.permute(1, 2, 0) * 255).round().byte().numpy())
-    times = -(-least_side // min(pixels.shape[1:]))
-    if times > 1:
-        image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    scale = -(-least_side // min(pixels.shape[1:]))
+    if scale > 1:
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     image.save(path)

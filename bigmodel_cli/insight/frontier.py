@@ -1,4 +1,4 @@
-"""Plot compressed models: size against accuracy, with speed as colour."""
+"""Plots compressed models: size against accuracy, with speed as colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspect an image data set before training: counts, sizes, formats, leaks, damaged files; and a contact sheet."""
+"""Inspects an image data set before training: counts, sizes, formats, leaks, damaged files; and a contact sheet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.images import decode, image_header
-from bigmodel_cli.data.balance import uneven
+from bigmodel_cli.data.balance import describe_imbalance
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.thread_map import for_each
 
@@ -23,7 +23,7 @@ SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest
 TINY = 32  # side in pixels at which images are compared
 MAX_HASH_BITS = 3  # maximum differing bits, of 64, of the gradient hashes of near duplicates
 MAX_GREY_DIFFERENCE = 4.0  # maximum mean difference of their grey levels
-MAX_BUCKET = 200  # larger buckets are skipped, since their images have too little in common
+MAX_BUCKET = 200  # larger buckets are skipped: hash parts that common say little about similarity
 TILE = 96  # side in pixels of an image on the contact sheet
 
 
@@ -87,7 +87,7 @@ class Findings:
             "near_leaks": _pairs(self.near, across=True),
             "near_duplicates": _pairs(self.near, across=False),
             "suggested_size": self.size,
-            "notes": [*listing.notes, *filter(None, [uneven(listing.counts("train"), listing.classes)])],
+            "notes": [*listing.notes, *filter(None, [describe_imbalance(listing.counts("train"), listing.classes)])],
         }
 
 

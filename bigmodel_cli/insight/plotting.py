@@ -1,4 +1,4 @@
-"""Plotting with matplotlib, without a display."""
+"""Plots with matplotlib, without a display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plot a learning-rate range test."""
+"""Plots a learning-rate range test."""
 
 from __future__ import annotations
 

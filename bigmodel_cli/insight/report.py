@@ -1,4 +1,4 @@
-"""A self-contained HTML report per run: curves as inline SVG, results and recipe, without external resources."""
+"""Writes a self-contained HTML report of a run: curves as inline SVG, results and recipe."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Series = tuple[str, list[tuple[float, float]]]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events in a ``metrics.jsonl``; a line truncated by a kill is skipped."""
+    """The events in a ``metrics.jsonl``. A line truncated when the run was killed is skipped."""
     events = []
-    # A kill may also truncate within a character.
+    # The last line may also be truncated within a character.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)

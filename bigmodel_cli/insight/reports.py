@@ -21,7 +21,7 @@ Outputs = Callable[[], Mapping[str, Tensor]]
 """Runs the model over the split: the task's outputs, first dimension N."""
 TOTALS = {"tokens": "count", "bytes": "bytes"}
 Names = Sequence[str]
-"""The registered metrics of the headline: the task's own, and those asked for."""
+"""The registered metrics of the headline: the task's own, and those given with ``--metric``."""
 MAX_CLASSES_SHOWN = 20
 
 
@@ -36,7 +36,7 @@ class Report:
 
 @reports.register()
 def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
-    """Classes matched by name: loss, accuracy, calibration, each class, confusion, the wrong ones."""
+    """Loss, accuracy, calibration, per-class metrics, confusion matrix and mistakes; classes are matched by name."""
     match = match_classes(task.spec.classes, data.classes)
     out = outputs()
     found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes, names=names)
@@ -60,15 +60,15 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
         tables.append(("wrong, most confident first", ("sample", "true", "predicted", "confidence"), rows, False))
     notes = []
     if match.missing:
-        notes.append(f"classes of the model that the data lacks: {', '.join(match.missing)}")
+        notes.append(f"classes of the model that are not in the data: {', '.join(match.missing)}")
     if match.unseen:
-        notes.append(f"classes the model does not know, excluded from the metrics: {', '.join(match.unseen)}")
+        notes.append(f"classes unknown to the model, excluded from the metrics: {', '.join(match.unseen)}")
     return Report({**figures, "wrong": mistakes}, tables, notes)
 
 
 @reports.register()
 def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
-    """Loss in nats a token, perplexity, bits a byte; intervals over windows of text."""
+    """Loss in nats per token, perplexity and bits per byte; intervals over windows of text."""
     out = outputs()
     found = measure(names, out)
     values = {"samples": len(out["nats"]), **{name: int(out[key].sum()) for name, key in TOTALS.items()}}
@@ -80,7 +80,7 @@ def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
 
 
 def headline(figures: Mapping[str, Figure]) -> Table:
-    """The first table: each figure with its interval."""
+    """The first table: each metric with its interval."""
     rows: list[tuple[str, ...]] = []
     for name, figure in figures.items():
         value, low, high = (format_metric(name, v) for v in (figure.value, figure.low, figure.high))

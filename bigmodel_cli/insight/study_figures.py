@@ -17,7 +17,7 @@ PAPER = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43}
 
 @figures.register()
 def depth(results: Results, path: Path) -> None:
-    """Plain against residual networks by depth, as in Figure 6 of He et al. 2015, with Table 6 beside it."""
+    """Plain against residual networks by depth, as in Figure 6 of He et al. 2015, with the values of Table 6."""
     found: dict[str, dict[int, dict[str, Any]]] = {"plain": {}, "resnet": {}}
     for result in results:
         kind, layers = re.fullmatch(r"([a-z]+)-?(\d+).*", result["model"]).groups()  # type: ignore[union-attr]

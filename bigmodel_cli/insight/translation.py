@@ -1,4 +1,4 @@
-"""Translation metrics: BLEU and chrF from sacrebleu, so that scores are comparable with the literature."""
+"""Translation reports: BLEU and chrF from sacrebleu, so that scores are comparable with the literature."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: i
     metrics = require_package("sacrebleu.metrics")
     out = outputs()
     known = tokenizer(task.spec)
-    said = [known.decode(ids) for ids in out["answer"].tolist()]
-    wanted = list(source.targets)  # type: ignore[attr-defined]  # as they were written, whatever the tokens make of them
-    figures = measure(names, {**out, "said": said, "wanted": wanted})
+    hypotheses = [known.decode(ids) for ids in out["answer"].tolist()]
+    references = list(source.targets)  # type: ignore[attr-defined]  # the original text, not decoded tokens
+    figures = measure(names, {**out, "hypotheses": hypotheses, "references": references})
     bleu = metrics.BLEU()
-    bleu.corpus_score(said, [wanted])  # which its signature tells of
+    bleu.corpus_score(hypotheses, [references])  # the signature records its settings
     signature = str(bleu.get_signature())
     nats = float(out["nats"].double().sum() / out["count"].double().sum())
     sentence = metrics.CHRF()
-    scores = [sentence.sentence_score(a, [b]).score for a, b in zip(said, wanted, strict=True)]
-    worst = sorted(range(len(said)), key=scores.__getitem__)[:wrong]
-    mistakes = [{"name": source.name(i), "true": wanted[i], "predicted": said[i], "chrf": scores[i]} for i in worst]
-    values = {"samples": len(said), "headline": plain(figures), "loss": nats, "signature": signature, "wrong": mistakes}
+    scores = [sentence.sentence_score(a, [b]).score for a, b in zip(hypotheses, references, strict=True)]
+    worst = sorted(range(len(hypotheses)), key=scores.__getitem__)[:wrong]
+    mistakes = [
+        {"name": source.name(i), "true": references[i], "predicted": hypotheses[i], "chrf": scores[i]} for i in worst
+    ]
+    values = {"samples": len(hypotheses), "headline": plain(figures), "loss": nats, "signature": signature,
+              "wrong": mistakes}  # fmt: skip
     tables: list[Table] = [headline(figures)]
     if mistakes:
         rows: list[tuple[str, ...]] = [

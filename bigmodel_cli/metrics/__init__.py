@@ -1,1 +1,1 @@
-"""Metrics: what a task's outputs are worth, each registered with its direction and how a person reads it."""
+"""Metrics of a task's outputs, each registered with its direction and its number format."""

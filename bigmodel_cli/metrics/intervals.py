@@ -1,4 +1,4 @@
-"""Metrics of a sample with their intervals. Shapes: N samples, R resamples."""
+"""Computes metrics with bootstrap confidence intervals. Shapes: N samples, R resamples."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RESAMPLES = 1000
 CHUNK = 4_000_000  # elements of a bootstrap chunk: 32 MB
 
 Outputs = Mapping[str, Any]
-"""What a task's `outputs` say of each sample, first dimension N."""
+"""A task's `outputs` for all samples, first dimension N."""
 Statistic = Callable[[Tensor], Tensor]
 """Weights (R,N) of the samples -> the metric of each weighting, (R,)."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its 95% interval; None where the metric is no statistic of samples."""
+    """A value with its 95% interval; the bounds are None if the metric is not a statistic of samples."""
 
     value: float
     low: float | None = None
@@ -34,25 +34,25 @@ class Figure:
 
 
 def measure(names: Iterable[str], outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Figure]:
-    """The metrics `names` of `outputs`, in that order; those that say nothing of them are left out.
+    """The metrics `names` of `outputs`, in that order, without those that are undefined for them.
 
     A registered metric takes the outputs and returns
 
-    * a tensor (N,), one value a sample, whose mean it is;
-    * a function of weights (R,N) that gives (R,), for what is no mean: it gets an interval too;
-    * a number, which has no interval;
-    * None, where it has no meaning (the best five of three classes).
+    * a tensor (N,), one value per sample, if the metric is their mean;
+    * a function of weights (R,N) that returns (R,), for any other statistic of the samples;
+    * a number, which gets no interval;
+    * None, if it is undefined (top-5 accuracy of three classes).
 
     Raises:
-        InputError: there is no such metric, or it needs what these outputs lack.
+        InputError: there is no such metric, or it needs an output that is missing.
     """
     found: dict[str, Statistic | float] = {}
     for name in dict.fromkeys(names):
         entry = metrics.get(name)
-        lacking = [key for key in entry.meta.get("needs", ()) if key not in outputs]
-        if lacking:
-            what = f"metric {name} needs {' and '.join(lacking)}"
-            raise InputError(what, f"the task gives {', '.join(sorted(outputs))}", "another --metric")
+        absent = [key for key in entry.meta.get("needs", ()) if key not in outputs]
+        if absent:
+            what = f"metric {name} needs {' and '.join(absent)}"
+            raise InputError(what, f"the task outputs {', '.join(sorted(outputs))}", "another --metric")
         value = entry(outputs)
         if isinstance(value, Tensor) and value.dim():
             value = mean_of(value)
@@ -60,8 +60,8 @@ def measure(names: Iterable[str], outputs: Outputs, seed: int = 0, resamples: in
             found[name] = value if callable(value) else float(value)
     statistics = {name: value for name, value in found.items() if callable(value)}
     widths = [x.shape[1] for x in outputs.values() if isinstance(x, Tensor) and x.dim() == 2]
-    drawn = with_intervals(statistics, count(outputs), max(widths, default=1), seed, resamples)
-    return {name: drawn[name] if callable(value) else Figure(value) for name, value in found.items()}
+    measured = with_intervals(statistics, count(outputs), max(widths, default=1), seed, resamples)
+    return {name: measured[name] if callable(value) else Figure(value) for name, value in found.items()}
 
 
 def count(outputs: Outputs) -> int:
@@ -75,7 +75,7 @@ def mean_of(values: Tensor) -> Statistic:
 
 
 def ratio_of(a: Tensor, b: Tensor) -> Statistic:
-    """The weighted sum of `a` (N,) over that of `b` (N,), of which there is at least one."""
+    """The weighted sum of `a` (N,) divided by that of `b` (N,), which is at least 1."""
     return lambda weights: weights @ a.double() / (weights @ b.double()).clamp(min=1)
 
 
@@ -84,22 +84,22 @@ def with_intervals(
 ) -> dict[str, Figure]:
     """Each statistic on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979).
 
-    A chunk of R resamples takes (R,N) and (R,width) doubles; R is what keeps either near `CHUNK` elements.
+    A chunk of R resamples takes (R,N) and (R,width) doubles; R keeps both near or below `CHUNK` elements.
     """
     generator = torch.Generator().manual_seed(seed)
     whole = torch.ones(1, n, dtype=torch.float64)
     values = {name: float(statistic(whole)) for name, statistic in statistics.items()}
-    drawn: dict[str, list[Tensor]] = {name: [] for name in statistics}
+    resampled: dict[str, list[Tensor]] = {name: [] for name in statistics}
     size = max(1, min(resamples, CHUNK // max(n, width)))
     for start in range(0, resamples if statistics else 0, size):
         rows = min(size, resamples - start)
-        picks = torch.randint(n, (rows, n), generator=generator)
-        weights = torch.zeros(rows, n, dtype=torch.float64).scatter_add_(1, picks, torch.ones(rows, n).double())
+        indices = torch.randint(n, (rows, n), generator=generator)
+        weights = torch.zeros(rows, n, dtype=torch.float64).scatter_add_(1, indices, torch.ones(rows, n).double())
         for name, statistic in statistics.items():
-            drawn[name].append(statistic(weights))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+            resampled[name].append(statistic(weights))
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     result = {}
     for name, value in values.items():
-        low, high = torch.cat(drawn[name]).quantile(ends).tolist()
+        low, high = torch.cat(resampled[name]).quantile(bounds).tolist()
         result[name] = Figure(value, low, high)
     return result

@@ -1,4 +1,4 @@
-"""Of models trained on preferred answers. Shapes: N pairs."""
+"""Metrics of models trained on preferences. Shapes: N pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bigmodel_cli.metrics.intervals import Outputs
 
 @metrics.register(better="max", share=True, needs=("margin",))
 def reward_accuracy(out: Outputs) -> Tensor:
-    """Share of pairs whose chosen answer has the larger implicit reward (Rafailov et al. 2023); equal ones are half."""
+    """Fraction of pairs whose chosen answer has the larger implicit reward (Rafailov et al. 2023); ties count half."""
     margin: Tensor = out["margin"]
     return (margin > 0).double() + 0.5 * (margin == 0).double()  # every margin is 0 at the start
 

@@ -1,4 +1,4 @@
-"""How a person reads a metric: in percent or as a number. Asks the registry's source; imports no torch."""
+"""Formats metrics for people: in percent or as a number. Reads the registry's source and imports no torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from bigmodel_cli.core.registry import metrics
 
-AROUND = re.compile(r"^(?:train|val|test)_|_before$")
-"""What events put around a metric's name: the split, and whether it was measured before a fine-tuning."""
+AFFIXES = re.compile(r"^(?:train|val|test)_|_before$")
+"""Prefixes and suffixes of metric names in events: the split, and "before fine-tuning"."""
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """`value` as it is shown everywhere: a share in percent, else four digits; ``-`` for none.
+    """`value` as shown everywhere: a fraction in percent, else with four digits; ``-`` for None.
 
-    `name` may have a split before it (``val_accuracy``). What no metric is called (a plug-in's that is not there)
-    is shown as a number.
+    `name` may begin with a split (``val_accuracy``). A value of an unknown metric (of a plug-in that is not
+    installed) is shown as a number.
     """
     if value is None:
         return "-"
@@ -27,12 +27,12 @@ def format_metric(name: str, value: float | None) -> str:
 
 
 def format_interval(name: str, figure: dict[str, Any]) -> str:
-    """A value with its 95% interval: ``98.10% (97.20% .. 98.90%)``, ``?`` for what is not finite."""
+    """A value with its 95% interval: ``98.10% (97.20% .. 98.90%)``, ``?`` for a value that is not finite."""
     value, low, high = ("?" if figure[k] is None else format_metric(name, figure[k]) for k in ("value", "low", "high"))
     return f"{value} ({low} .. {high})"
 
 
 def is_share(name: str) -> bool:
-    """Whether the metric is a share, which is read in percent, and lost in points."""
-    found = metrics.found.get(AROUND.sub("", name))
+    """Whether the metric is a fraction: shown in percent, its differences in percentage points."""
+    found = metrics.found.get(AFFIXES.sub("", name))
     return found is not None and bool(found.meta.get("share"))

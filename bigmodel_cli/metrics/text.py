@@ -1,4 +1,4 @@
-"""Of language models and translations, and the loss of every task. Shapes: N samples, R resamples."""
+"""Metrics of language models and translation, and the loss of every task. Shapes: N samples, R resamples."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from bigmodel_cli.metrics.intervals import Outputs, Statistic, ratio_of
 
 @metrics.register(better="min")
 def loss(out: Outputs) -> Tensor | Statistic:
-    """The mean loss of a sample; of a text in nats a token."""
+    """The mean loss per sample; for text, in nats per token."""
     return ratio_of(out["nats"], out["count"]) if "nats" in out else out["loss"]
 
 
 @metrics.register(better="min", needs=("nats", "count"))
 def perplexity(out: Outputs) -> Statistic:
-    """exp of the loss in nats a token."""
+    """exp of the loss in nats per token."""
     nats = ratio_of(out["nats"], out["count"])
     return lambda weights: nats(weights).clamp(max=700).exp()
 
 
 @metrics.register(better="min", needs=("nats", "bytes"))
 def bits_per_byte(out: Outputs) -> Statistic:
-    """Bits a byte of UTF-8, which compares models of different tokenizers."""
+    """Bits per byte of UTF-8, comparable between models of different tokenizers."""
     return ratio_of(out["nats"].double() / math.log(2), out["bytes"])
 
 
-@metrics.register(better="max", needs=("said", "wanted"))
+@metrics.register(better="max", needs=("hypotheses", "references"))
 def bleu(out: Outputs) -> Statistic:
-    """BLEU of the whole by sacrebleu (Post 2018), on a scale to 100."""
+    """Corpus BLEU by sacrebleu (Post 2018), from 0 to 100."""
     return _corpus(require_package("sacrebleu.metrics").BLEU(), out)
 
 
-@metrics.register(better="max", needs=("said", "wanted"))
+@metrics.register(better="max", needs=("hypotheses", "references"))
 def chrf(out: Outputs) -> Statistic:
-    """chrF of the whole by sacrebleu (Popović 2015), on a scale to 100."""
+    """Corpus chrF by sacrebleu (Popović 2015), from 0 to 100."""
     return _corpus(require_package("sacrebleu.metrics").CHRF(), out)
 
 
 def _corpus(metric: Any, out: Outputs) -> Statistic:
-    """A metric of sacrebleu over resampled sentences (Koehn 2004): it keeps each one's counts, whose sums it scores."""
-    counts = torch.tensor(metric._extract_corpus_statistics(out["said"], [out["wanted"]]), dtype=torch.float64)
+    """A sacrebleu metric over resampled sentences (Koehn 2004): the counts of each are kept, and their sums scored."""
+    rows = metric._extract_corpus_statistics(out["hypotheses"], [out["references"]])
+    counts = torch.tensor(rows, dtype=torch.float64)
 
     def statistic(weights: Tensor) -> Tensor:
         sums = (weights @ counts).round().long().tolist()

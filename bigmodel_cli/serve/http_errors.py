@@ -1,4 +1,4 @@
-"""Errors of the service as HTTP responses: a status and one line, never a traceback."""
+"""HTTP error responses of the service: a status and one line, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class HttpRefusal(BigmodelError):
     Args:
         status: the HTTP status code.
         what, expected, hint: as for every error.
-        close: close the connection, because what follows on it may not be a request.
+        close: close the connection, because the bytes that follow may not be a request.
     """
 
     def __init__(
@@ -25,8 +25,8 @@ class HttpRefusal(BigmodelError):
 
     def body(self) -> bytes:
         """One line of JSON."""
-        said = {"error": self.line}
-        return line(said | ({"hint": printable(self.hint)} if self.hint else {}))
+        error = {"error": self.line}
+        return line(error | ({"hint": printable(self.hint)} if self.hint else {}))
 
     def headers(self) -> dict[str, str]:
         retry = {"retry-after": "1"} if self.status == 503 else {}

@@ -56,8 +56,8 @@ def test_blocks_cut_no_character(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("raw", "encoding", "said"),
     [
-        ("Привет, мир".encode("koi8-r"), "auto", "is not ASCII; expected an explicit encoding"),
-        ("日本語の文章".encode("shift_jis"), "auto", "is not ASCII"),
+        ("Привет, мир".encode("koi8-r"), "auto", "are not ASCII; expected an explicit encoding"),
+        ("日本語の文章".encode("shift_jis"), "auto", "are not ASCII"),
         (b"text \0 with a zero", "auto", "1 of its 18 bytes are NUL"),
         (b"text \0 with a zero", "utf-8", "character 5 is NUL"),
         (b"caf\xe9", "utf-8", "not utf-8: byte 3 is 0xe9"),

@@ -18,7 +18,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import losses, tasks
 from bigmodel_cli.core.sources import LabelledSource, OrderedSource, Source, SourceWrapper, VariableLengthSource
 from bigmodel_cli.core.tasks import Classifies, EncodesTexts, Generates, Predicts, Task, TaskWrapper
-from bigmodel_cli.data.balance import Repeated
+from bigmodel_cli.data.balance import CyclicSource
 from bigmodel_cli.data.subset import Subset
 from bigmodel_cli.engine.build.model import build_spec
 from bigmodel_cli.engine.device.device_cache import Pinned, Resident
@@ -125,7 +125,7 @@ def test_a_wrapped_source_has_what_the_source_has_and_no_more(source: Any) -> No
     assert (len(part), part.name(0), part.gather(torch.tensor([1]))["x"].item()) == (2, "sample 3", 10)
     held = Resident(source, source.gather(torch.arange(4)))
     assert [isinstance(held, p) for p in SOURCES] == [has[0], False, has[2]], "what is held is padded to one length"
-    assert not isinstance(Repeated(source), OrderedSource) and Repeated(source).name(5) == "sample 1"
+    assert not isinstance(CyclicSource(source), OrderedSource) and CyclicSource(source).name(5) == "sample 1"
 
 
 @dataclass(frozen=True)

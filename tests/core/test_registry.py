@@ -154,8 +154,10 @@ def test_an_unknown_name_is_bad_input_and_a_near_one_is_named(name: str, near: s
     error: Any = caught.value
     assert error.exit_code == 2 and repr(name) in error.what and "thing" in error.what
     assert near is None or near in error.expected
-    assert error.hint.startswith(
-        "bigmodel recipe schema" if not name.startswith("far:") else f"bigmodel models --search {name[4:]}"
+    assert error.hint == (
+        f"bigmodel models --search {name[4:]}"
+        if name.startswith("far:")
+        else "bigmodel recipe schema; for a plug-in: --import FILE.py"
     )
 
 
@@ -171,7 +173,7 @@ def test_a_module_may_be_read_again_and_a_program_may_add_its_own(things: Regist
     importlib.reload(importlib.import_module("parts_of_test.simple"))
     things.register("mine", answer=42)(lambda given: given)
     assert things.get("mine").meta == {"answer": 42} and things.get("mine")(7) == 7
-    assert things.names() == ["mine", "net8", "net20", "net101"]
+    assert "mine" in things.names()
 
 
 def test_each_kind_tells_where_it_is_listed() -> None:
@@ -184,4 +186,4 @@ def test_each_kind_tells_where_it_is_listed() -> None:
     ):
         with pytest.raises(InputError) as caught:
             registry.get("no-such-thing-anywhere")
-        assert str(caught.value.hint).startswith(f"bigmodel {listing}")
+        assert caught.value.hint == f"bigmodel {listing}; for a plug-in: --import FILE.py"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data import batches as batches_module
-from bigmodel_cli.data.batches import Batches, gathered, in_order, micro_batches, shares
+from bigmodel_cli.data.batches import Batches, gather_ahead, in_order, micro_batches, shard_batches
 
 
 class Texts:
@@ -108,9 +108,9 @@ def test_now_and_then_a_late_batch_starts_no_thread(monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_to_gather_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(gathered(Texts(torch.arange(3)), [])) == []
+    assert list(gather_ahead(Texts(torch.arange(3)), [])) == []
     slow = Slow(torch.arange(3), 0.02, monkeypatch)
-    assert [len(raw["index"]) for raw in gathered(slow, [torch.arange(2)])] == [2]
+    assert [len(raw["index"]) for raw in gather_ahead(slow, [torch.arange(2)])] == [2]
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(100, 8), (101, 10), (7, 7), (7, 100), (1, 1)])
@@ -132,7 +132,7 @@ def test_the_parts_of_all_shards_are_the_step_of_one() -> None:
 
 @pytest.mark.parametrize(("samples", "batch_size", "shards"), [(10, 2, 3), (101, 8, 2), (3, 4, 4), (5, 1, 1)])
 def test_an_evaluation_has_each_sample_in_one_shard(samples: int, batch_size: int, shards: int) -> None:
-    found = [shares(samples, batch_size, k, shards) for k in range(shards)]
+    found = [shard_batches(samples, batch_size, k, shards) for k in range(shards)]
     assert len({len(batches) for batches in found}) == 1  # else one rank would wait for the others for ever
     assert sorted(int(i) for batches in found for part in batches for i in part) == list(range(samples))
     assert all(len(part) <= batch_size for batches in found for part in batches)
@@ -170,7 +170,7 @@ def test_the_longer_steps_of_an_epoch_come_first() -> None:
 def test_classes_evened_out_are_drawn_again_from_the_same_samples() -> None:
     source = Texts(torch.arange(12))
     labels = torch.tensor([0] * 10 + [1] * 2)
-    batches = Batches(source, 4, 0, even=labels)
+    batches = Batches(source, 4, 0, balance_labels=labels)
     drawn = torch.cat([raw["length"] for raw in batches.steps(0)])
     assert len(drawn) == 12 and labels[drawn].bincount().tolist() == [6, 6]
 

@@ -77,7 +77,7 @@ def test_pairs_from_lines_and_from_two_files(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"caf\xe9 \0 au lait", "1 of its 14 bytes are NUL"),
-        ("a.txt", b"\xcf\xf0\xe8\xe2\xe5\xf2", "not utf-8: byte 0 is 0xcf, and 100% of it is not ASCII"),
+        ("a.txt", b"\xcf\xf0\xe8\xe2\xe5\xf2", "not utf-8: byte 0 is 0xcf, and 100% of the bytes are not ASCII"),
         ("a.txt", b"", "it is empty"),
         ("a.jsonl", b"", "it is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),

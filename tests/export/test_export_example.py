@@ -104,36 +104,38 @@ def test_weights_alone_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "said"),
+    ("run", "message"),
     [
         ("import bigmodel_cli", "ended with 1: ModuleNotFoundError"),
         ("import torch", "ended with 1: ModuleNotFoundError"),
         ("logits = np.zeros((1, 3))\nlogits[0, 2] = 5", "off by"),
-        ("sys.exit(7)", "ended with 7: no word"),
-        ("logits = np.zeros((1, 3))\nlabels = ['x', 'y', 'z']", "a class that is not there: "),
-        ("sys.exit(0)", "said nothing"),
+        ("sys.exit(7)", "ended with 7: no error message"),
+        ("logits = np.zeros((1, 3))\nlabels = ['x', 'y', 'z']", "an unknown class: "),
+        ("sys.exit(0)", "printed nothing"),
     ],
 )
-def test_a_wrong_example_fails_the_export(run: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_example_fails_the_export(
+    run: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = exports.get("safetensors")
     runtime = Runtime(("numpy",), "", run)
     monkeypatch.setitem(
         exports._entries, "safetensors", dataclasses.replace(entry, meta={**entry.meta, "runtime": runtime})
     )
     found = made("safetensors", tmp_path, subject("perceptron", SMALL, (3,)))
-    assert not found.passed and said in found.failed[0], found.failed
+    assert not found.passed and message in found.failed[0], found.failed
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_it_says_is_held_against_the_probabilities() -> None:
     expected = torch.tensor([0.7, 0.2, 0.1]).double()
     names = (" a  b ", "50%", "c")
-    said = "70.0000%   a  b \n20.0400%  50%\n10.0000%  c\n"
-    assert example._held(said, expected, names) == {"answer": " a  b ", "probability": "70.0000%", "failed": []}
-    off = example._held(said.replace("20.04", "20.20"), expected, names)["failed"]
+    printed = "70.0000%   a  b \n20.0400%  50%\n10.0000%  c\n"
+    assert example._compare(printed, expected, names) == {"answer": " a  b ", "probability": "70.0000%", "failed": []}
+    off = example._compare(printed.replace("20.04", "20.20"), expected, names)["failed"]
     assert off == ["example.py is off by 0.002 in the probability of 50%"]
 
 
 def test_the_interpreter_is_this_one() -> None:
-    done = example._alone(Path(__file__).with_name("subjects.py"), [], Path.cwd(), torch_too=True)
+    done = example._run_isolated(Path(__file__).with_name("subjects.py"), [], Path.cwd(), allow_torch=True)
     assert done.returncode == 1 and "bigmodel_cli" in done.stderr and sys.executable in done.args

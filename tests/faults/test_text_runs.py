@@ -116,7 +116,7 @@ def test_killed_while_it_tokenizes_it_leaves_nothing_under_the_final_name(folder
             out = folder / f"cut{i}"
             met += killed and not out.exists()
             if out.exists():  # then it is whole
-                assert files(out) == whole and read_index(out, 8).damaged() == []
+                assert files(out) == whole and read_index(out, 8).damaged_files() == []
             code, child = nursery.run(*words, "--out", out, *(["--overwrite"] if out.exists() else []))
             assert code == 0 and files(out) == whole, child.error
             assert not list(folder.glob(".cut*"))

@@ -59,7 +59,7 @@ def test_a_mean_and_a_statistic_get_intervals_a_number_none_and_none_is_left_out
 
 
 def test_what_the_outputs_lack_is_said() -> None:
-    with pytest.raises(InputError, match="metric bleu needs said and wanted"):
+    with pytest.raises(InputError, match="metric bleu needs hypotheses and references"):
         measure(["bleu"], outputs())
     with pytest.raises(InputError, match="unknown metric"):
         measure(["accuracyy"], outputs())

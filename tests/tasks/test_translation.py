@@ -144,10 +144,10 @@ def test_bleu_is_sacrebleus_and_the_interval_holds_it(learned) -> None:
         out = task.outputs(model, task.prepare(source.gather(torch.arange(20))))
         out["answer"][0] = out["answer"][1]  # something wrong, or all is 100
     known = tokenizer(task.spec)
-    said, wanted = [known.decode(ids) for ids in out["answer"].tolist()], [f"{t}." for t in source.targets]
-    source.targets = wanted  # with a sign that no token stands for: a reference is what was written
+    hypotheses, references = [known.decode(ids) for ids in out["answer"].tolist()], [f"{t}." for t in source.targets]
+    source.targets = references  # with a sign that no token stands for: a reference is what was written
     report = reports.get("translation")(task, task.spec, source, lambda: out, 2, task.metrics)
     figure = report.values["headline"]["bleu"]
-    assert figure["value"] == pytest.approx(sacrebleu.corpus_bleu(said, [wanted]).score)
+    assert figure["value"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
     assert figure["low"] <= figure["value"] <= figure["high"]
     assert len(report.values["wrong"]) == 2

@@ -75,7 +75,7 @@ class ConversationSource:
 
 @data.register(
     task="language_modeling",
-    reads=rows_with(("messages",), ("prompt", "completion"), sure=4),
+    reads=rows_with(("messages",), ("prompt", "completion"), score=4),
     next="finetune --from CKPT",
 )
 def chat_file(
@@ -108,7 +108,7 @@ def chat_file(
 @data.register(
     task="language_modeling",
     method="dpo",
-    reads=rows_with(("prompt", "chosen", "rejected"), sure=5),
+    reads=rows_with(("prompt", "chosen", "rejected"), score=5),
     next="finetune --from CKPT",
 )
 def preference_file(

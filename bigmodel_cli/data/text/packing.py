@@ -1,4 +1,4 @@
-"""Packing: several short rows in one long one, without truncating any. Shapes: B batch, T tokens."""
+"""Sequence packing: several short rows per long one, without truncation. Shapes: B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bigmodel_cli.core.types import Batch
 
 @dataclass(frozen=True)
 class PackedRows:
-    """One split: `rows` of tokens and their loss mask, in packs of at most `room` tokens.
+    """One split: `rows` of tokens and their loss masks, in packs of at most `capacity` tokens.
 
     A batch has ``tokens``, ``learn`` and ``document`` (B,T), padded to its longest pack. ``document`` numbers the
     rows of a pack, with -1 for padding. The first token of a row has no loss, since nothing precedes it.
     """
 
     rows: Sequence[tuple[Tensor, Tensor]]
-    where: Sequence[str]
-    room: int
-    fill: int
+    names: Sequence[str]
+    capacity: int
+    pad: int
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -33,14 +33,14 @@ class PackedRows:
     @functools.cached_property
     def packs(self) -> list[list[int]]:
         """The rows of each pack."""
-        return best_fit([len(ids) for ids, _ in self.rows], self.room)
+        return best_fit([len(ids) for ids, _ in self.rows], self.capacity)
 
     def gather(self, indices: Tensor) -> Batch:
         chosen = [[self.rows[i] for i in self.packs[pack]] for pack in indices.tolist()]
-        learn = [torch.cat([part for _, said in pack for part in (said[:1] & False, said[1:])]) for pack in chosen]
+        learn = [torch.cat([part for _, mask in pack for part in (mask[:1] & False, mask[1:])]) for pack in chosen]
         document = [torch.cat([torch.full((len(ids),), n) for n, (ids, _) in enumerate(pack)]) for pack in chosen]
         return {
-            "tokens": pad_sequence([torch.cat([ids for ids, _ in pack]) for pack in chosen], True, self.fill),
+            "tokens": pad_sequence([torch.cat([ids for ids, _ in pack]) for pack in chosen], True, self.pad),
             "learn": pad_sequence(learn, True, False),
             "document": pad_sequence(document, True, -1),
             "index": indices,
@@ -48,32 +48,32 @@ class PackedRows:
 
     def name(self, index: int) -> str:
         first, *more = self.packs[index]
-        return f"{self.where[first]} and {len(more)} more" if more else self.where[first]
+        return f"{self.names[first]} and {len(more)} more" if more else self.names[first]
 
 
-def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Assign rows to packs of at most `room` tokens: longest first, each into the fullest pack that still fits it.
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assign rows to packs of at most `capacity` tokens: longest first, each into the fullest pack that fits it.
 
     Best-fit decreasing bin packing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024).
     """
     packs: list[list[int]] = []
     free: dict[int, list[int]] = {}  # free tokens -> packs
-    rooms: list[int] = []  # the keys of `free`, sorted
+    free_sizes: list[int] = []  # the keys of `free`, sorted
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect_left(rooms, lengths[row])
-        if at == len(rooms):
-            left, pack = room, len(packs)
+        at = bisect_left(free_sizes, lengths[row])
+        if at == len(free_sizes):
+            left, pack = capacity, len(packs)
             packs.append([])
         else:
-            left = rooms[at]
+            left = free_sizes[at]
             pack = free[left].pop()
             if not free[left]:
-                del free[left], rooms[at]
+                del free[left], free_sizes[at]
         packs[pack].append(row)
         left -= lengths[row]
         if left:
             if left not in free:
                 free[left] = []
-                insort(rooms, left)
+                insort(free_sizes, left)
             free[left].append(pack)
     return packs

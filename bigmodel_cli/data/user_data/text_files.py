@@ -73,7 +73,7 @@ def first_notes(notes: Sequence[str]) -> list[str]:
 
 
 @data.register(
-    task="text_classification", reads=rows_with(("text", "label"), sure=2, tables=True), next="train text-cnn"
+    task="text_classification", reads=rows_with(("text", "label"), score=2, tables=True), next="train text-cnn"
 )
 def labelled_file(
     root: Path,
@@ -97,7 +97,9 @@ def labelled_file(
     return build_labelled(splits, classes, tokenizer, as_text_spec(like), context, root, notes)
 
 
-@data.register(task="translation", reads=rows_with(("source", "target"), sure=3, tables=True), next="train transformer")
+@data.register(
+    task="translation", reads=rows_with(("source", "target"), score=3, tables=True), next="train transformer"
+)
 def parallel_file(
     root: Path,
     like: TextSpec | None = None,

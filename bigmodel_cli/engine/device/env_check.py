@@ -1,7 +1,7 @@
-"""Checks of this machine: each probe exercises what it reports on, and no probe can take down another.
+"""Checks this machine by exercising each component. A probe that fails does not affect the others.
 
-Probes that load binaries (torch, CUDA, ONNX) run in subprocesses: an illegal instruction, a crash or a hang
-becomes a line of the report.
+Probes that load native libraries (torch, CUDA, ONNX) run in subprocesses, so that a crash or a hang becomes
+a line of the report.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ COMPILE_LIMIT = 8.5  # seconds from the start; the command as a whole takes ten
 COMPILE_REQUIRED_LIMIT = (
     120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
 )
-PROBE_LIMIT = 9.0  # seconds from the start, for all that torch and the extras are asked
-IMPORT_LIMIT = 40.0  # seconds for torch and torchvision: a slow first import is no fault
+PROBE_LIMIT = 9.0  # seconds from the start, for all probes of torch and the extras
+IMPORT_LIMIT = 40.0  # seconds for torch and torchvision, whose first import can be slow
 NETWORK_LIMIT = 2.0
 COMPILE_PROGRAM = """
 import torch
@@ -45,7 +45,7 @@ print(float(torch.compile(lambda x: (x * 2 + 1).sum())(x)))
 def run_checks(
     data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: float = COMPILE_LIMIT
 ) -> list[Check]:
-    """Every check, in the order of the report. Slow ones run concurrently.
+    """Run every check; returns them in the order of the report. Slow ones run concurrently.
 
     Args:
         data_root: the folder of data files.
@@ -58,13 +58,13 @@ def run_checks(
         network = [_in_background(_reach, host) for host in download_hosts()]
         driver = _in_background(_driver)
         found = [_python(), _cpu(), *_probed(started), _compile(compiling, started, compile_limit)]
-    with contextlib.suppress(queue.Empty):  # its own time limit is shorter
+    with contextlib.suppress(queue.Empty):  # its own timeout is shorter
         found.insert(next(i for i, c in enumerate(found) if c.name == "cuda") + 1, driver.get(timeout=5))
     found += [_disk(out), _memory(), _data(data_root, data_sets)]
     for host, answer in zip(download_hosts(), network, strict=True):
         try:
             found.append(answer.get(timeout=max(0.0, started + NETWORK_LIMIT + 0.5 - time.monotonic())))
-        except queue.Empty:  # a DNS lookup has no time-out
+        except queue.Empty:  # a DNS lookup has no timeout
             found.append(_unreached(host, "no answer from the name server"))
     return found
 
@@ -102,7 +102,7 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def _probed(started: float) -> list[Check]:
-    """The probes of ``engine/device/probes.py``; after a crash or a hang the rest run in a fresh process."""
+    """The probes of ``engine/device/probes.py``; after a crash or a hang, the rest run in a new process."""
     from bigmodel_cli.engine.device.probes import PROBES, check_without_import
 
     without_import = {name: check for name in PROBES if (check := check_without_import(name))}
@@ -121,7 +121,7 @@ def _probed(started: float) -> list[Check]:
 
 def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
     assert process.stdout is not None
-    with contextlib.suppress(ValueError):  # closed under it, after a kill
+    with contextlib.suppress(ValueError):  # the stream is closed when the process is killed
         for line in process.stdout:
             lines.put(line)
     lines.put("")
@@ -142,7 +142,7 @@ def _collect(
             code = process.wait()
             assert process.stderr is not None
             last = (process.stderr.read().strip().splitlines() or [""])[-1]
-            return found, f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended: {last[:120]}"
+            return found, f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited: {last[:120]}"
         if line.startswith("{"):  # a package may write to stdout when it is imported
             report = json.loads(line)
             found += [Check(**c) for c in report["checks"]]
@@ -191,11 +191,11 @@ def _compile(process: subprocess.Popen[str], started: float, limit: float) -> Ch
     if process.returncode < 0:
         return Check("compile", "warn", f"torch.compile crashed ({signal.Signals(-process.returncode).name})", fix)
     if process.returncode or answer.strip() != "24.0":
-        # The error is a line "SomethingError: why"; advice in many lines may come after it.
+        # The error is a line "SomethingError: reason"; several lines of advice may follow.
         reasons = [line for line in errors.splitlines() if re.match(r"[\w.]*(Error|Exception|Invalid\w*)\b", line)]
-        reason = (reasons or errors.strip().splitlines() or [f"a wrong answer, {answer.strip()!r}"])[-1]
+        reason = (reasons or errors.strip().splitlines() or [f"a wrong result, {answer.strip()!r}"])[-1]
         return Check("compile", "warn", f"torch.compile failed: {reason[:120]}", fix)
-    return Check("compile", "pass", "torch.compile compiled a function, and its answer is right")
+    return Check("compile", "pass", "torch.compile compiled a function, and its result is correct")
 
 
 def _disk(folder: Path) -> Check:
@@ -204,7 +204,7 @@ def _disk(folder: Path) -> Check:
     except OSError as error:
         return Check("disk", "warn", f"{folder}: {error.strerror}", "run bigmodel in a folder that exists")
     status: Status = "pass" if free > 2 * GB else "warn"
-    fix = None if status == "pass" else "make room, or write elsewhere with --out"
+    fix = None if status == "pass" else "free some space, or write elsewhere with --out"
     return Check("disk", status, f"{free / GB:.1f} GB free in {folder}", fix)
 
 
@@ -227,7 +227,7 @@ def _data(root: Path, names: Sequence[str]) -> Check:
 
 
 def download_hosts() -> list[str]:
-    """The hosts that data is downloaded from, read from the data sources' own code: there is no second list."""
+    """The hosts that data is downloaded from, found in the source code of the data sets."""
     spec = importlib.util.find_spec("bigmodel_cli.data")
     assert spec is not None and spec.submodule_search_locations
     files = [f for folder in spec.submodule_search_locations for f in sorted(Path(folder).rglob("*.py"))]

@@ -1,6 +1,6 @@
-"""The probes that load foreign binaries; ``engine/device/env_check.py`` runs this file as a process of its own.
+"""The probes that load native libraries; ``engine/device/env_check.py`` runs this file in a subprocess.
 
-Each argument names a probe; each answer is a line of JSON on stdout, as soon as it is known.
+Each argument names a probe. Each result is printed to stdout as a line of JSON, as soon as it is known.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from bigmodel_cli.engine.device.hardware import cpu_info
 
 FIX_TORCH_FIRST = "fix torch first"
 SLOW = ("litert_torch", "coremltools", "torchao")
-"""Packages whose import takes the time that all probes have: their version is enough."""
+"""Packages that are too slow to import here: only their version is reported."""
 BINARIES = (".so", ".pyd", ".dylib")
 
 
 @functools.cache
 def extras() -> dict[str, tuple[str, ...]]:
-    """The extras that a user may install and the packages of each, by the name they are imported under.
+    """The import names of the packages of each extra that a user may install.
 
-    They are what the metadata of the installed bigmodel says: none where it runs from a folder of source.
+    They come from the metadata of the installed bigmodel: empty if it runs from a source folder.
     """
     try:
-        wanted = metadata.requires("bigmodel") or []
+        requirements = metadata.requires("bigmodel") or []
     except metadata.PackageNotFoundError:
         return {}
     found: dict[str, list[str]] = {}
-    for line in wanted:
+    for line in requirements:
         match = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w-]+)['\"]", line)
         if match and match[2] != "dev" and match[1] != "bigmodel":
             found.setdefault(match[2], []).append(re.sub("[-.]", "_", match[1]))
@@ -47,7 +47,7 @@ PROBES: dict[str, tuple[Status, str]] = {
     "bf16": ("warn", "--precision fp32"),
     **{name: ("warn", f"pip install --force-reinstall {name}") for packages in extras().values() for name in packages},
 }
-"""The status and the remedy to report where a probe crashes or hangs."""
+"""The status and the fix to report if a probe crashes or hangs."""
 
 
 def probe(name: str) -> list[Check]:
@@ -66,7 +66,7 @@ def probe(name: str) -> list[Check]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of the error message that is not empty, else the class of the error."""
+    """The first non-empty line of the error message, else the class of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:160] if lines else type(error).__name__
 
@@ -82,7 +82,7 @@ def check_cuda() -> list[Check]:
     found = [Check("cuda", "pass", f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} GPU")]
     version = torch.backends.cudnn.version()
     if version is None:
-        found.append(Check("cudnn", "warn", "torch finds no cuDNN: convolutions are slow", TORCH_FIX))
+        found.append(Check("cudnn", "warn", "torch finds no cuDNN: convolutions will be slow", TORCH_FIX))
     else:
         found.append(Check("cudnn", "pass", str(version)))
     for i in range(torch.cuda.device_count()):
@@ -93,26 +93,26 @@ def check_cuda() -> list[Check]:
 
 
 def check_bf16() -> list[Check]:
-    """Whether a bf16 product is right, and whether it runs in hardware."""
+    """Whether a bf16 matrix product is correct, and whether the hardware supports it."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.arange(64.0, device=device).view(8, 8) / 64
     product = (x.bfloat16() @ x.bfloat16()).float()
     if not torch.allclose(product, x @ x, rtol=0.02, atol=0.02):
-        return [Check("bf16", "warn", f"a product on {device} is wrong", "--precision fp32")]
+        return [Check("bf16", "warn", f"a matrix product on {device} is wrong", "--precision fp32")]
     if device == "cuda":
         fast = torch.cuda.get_device_capability() >= (8, 0)
     else:
         fast = bool({"avx512_bf16", "amx_bf16", "bf16"} & cpu_info()[1])
-    speed = "in hardware" if fast else "emulated, so slow"
-    return [Check("bf16", "pass", f"a product on {device} is right ({speed})")]
+    speed = "in hardware" if fast else "emulated: slow"
+    return [Check("bf16", "pass", f"a matrix product on {device} is correct ({speed})")]
 
 
 def check_without_import(package: str) -> Check | None:
-    """The check of an optional package that needs no import; None where only an import can tell."""
+    """Check an optional package without importing it; None if only an import can tell."""
     owners = {name: len(packages) for name, packages in extras().items() if package in packages}
-    name = min(owners, key=lambda owner: owners[owner], default=None)  # the extra that installs least beside it
+    name = min(owners, key=lambda owner: owners[owner], default=None)  # the smallest extra that contains it
     if name is None:
         return None
     try:
@@ -125,7 +125,7 @@ def check_without_import(package: str) -> Check | None:
 
 
 def _has_binaries(package: str) -> bool:
-    """Whether it holds foreign binaries, which may be for another machine: only importing it tells."""
+    """Whether it contains native libraries, which may be incompatible: only an import can tell."""
     return any(file.suffix in BINARIES for file in metadata.files(package) or ())
 
 
@@ -137,10 +137,10 @@ def check_extra(package: str) -> Check:
 
 
 def main(names: list[str]) -> None:
-    """Write a line of JSON with the checks of each of `names`."""
+    """Print the checks of each of `names` as a line of JSON."""
     for name in names:
-        answer: dict[str, Any] = {"probe": name, "checks": [c.to_dict() for c in probe(name)]}
-        sys.stdout.write(f"\n{json.dumps(answer)}\n")  # begin on a new line: a package may have printed half of one
+        result: dict[str, Any] = {"probe": name, "checks": [c.to_dict() for c in probe(name)]}
+        sys.stdout.write(f"\n{json.dumps(result)}\n")  # start a new line, since a package may have printed part of one
         sys.stdout.flush()
 
 

@@ -94,8 +94,8 @@ def _restrict_to_batch(built: Built) -> tuple[Run, float]:
     """
     draft, batches = built.draft, built.draft.batches
     train, val = (_subsample(source, batches.batch_size) for source in (batches.source, draft.val))
-    even = None if batches.even is None else batches.even[train.indices]
-    draft = replace(draft, batches=replace(batches, source=train, even=even), val=val)
+    labels = None if batches.balance_labels is None else batches.balance_labels[train.indices]
+    draft = replace(draft, batches=replace(batches, source=train, balance_labels=labels), val=val)
     fraction = (len(train) + len(val)) / (len(built.draft.batches.source) + len(built.draft.val))
     return prepare(replace(built, draft=draft)), fraction
 

@@ -245,7 +245,7 @@ def _autotune(recipe: Recipe, placement: Placement, components: _Components) -> 
         placement,
         components.model,
         components.task,
-        lambda: batches.drawn.gather(first),
+        lambda: batches.indexed_source.gather(first),
         components.steps * recipe.train.accumulate,
         workload,
     )

@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import LabelledSource
 from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
 from bigmodel_cli.core.types import Batch, LossSum, Source, Task
-from bigmodel_cli.data.balance import class_weights, uneven
+from bigmodel_cli.data.balance import class_weights, describe_imbalance
 
 
 class Weighted(TaskWrapper):
@@ -46,7 +46,7 @@ def imbalance_notes(train: Source, classes: Sequence[str], how: str) -> list[str
     """One line if the classes of the train split are imbalanced, and what ``train.balance = how`` does about it."""
     if not isinstance(train, LabelledSource) or not classes:
         return []
-    imbalance = uneven(train.labels.bincount(minlength=len(classes)).tolist(), classes)
+    imbalance = describe_imbalance(train.labels.bincount(minlength=len(classes)).tolist(), classes)
     return [f"{imbalance}; {BALANCE_NOTES[how]}"] if imbalance else []
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Source, Task
-from bigmodel_cli.data.batches import gathered, shares
+from bigmodel_cli.data.batches import gather_ahead, shard_batches
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.inference.batch_size import forward_pass, max_batch_size, sample_inputs
@@ -24,14 +24,14 @@ def _rank_batches(
     gets the first sample as a placeholder, which does not count.
     """
     model.eval()
-    parts = shares(
+    parts = shard_batches(
         len(source),
         min(batch_size, max_batch_size(task, placement)),
         group.data_parallel_rank,
         group.data_parallel_size,
     )
     placeholder = torch.zeros(1, dtype=torch.int64)
-    for part, raw in zip(parts, gathered(source, [p if len(p) else placeholder for p in parts]), strict=True):
+    for part, raw in zip(parts, gather_ahead(source, [p if len(p) else placeholder for p in parts]), strict=True):
         yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))
 
 

@@ -1,5 +1,5 @@
-"""Where a run's events go beside metrics.jsonl: ``train --log NAME``.
+"""Loggers record a run's events in addition to metrics.jsonl: ``train --log NAME``.
 
-A logger takes the run's folder and the events that are there already (of a run that is resumed) and, as a context
-manager, gives a function that takes each further event.
+A logger is a context manager. It takes the run's folder and the earlier events of a resumed run, and yields a
+function that takes each new event.
 """

@@ -1,4 +1,4 @@
-"""``--log csv``: a table that spreadsheets and pandas read, a row an epoch."""
+"""``--log csv``: a table for spreadsheets and pandas, with one row per epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Event = Mapping[str, Any]
 @loggers.register(files=("metrics.csv",))
 @contextmanager
 def csv(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Event], None]]:
-    """metrics.csv in the run folder: a row an epoch, a column a figure."""
+    """metrics.csv in the run folder: a row per epoch, a column per value."""
     rows = [_row(event) for event in history if event["event"] == "epoch"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path = folder / "metrics.csv"
@@ -27,7 +27,7 @@ def csv(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Event], No
         rows.append(_row(event))
         new = [key for key in rows[-1] if key not in columns]
         columns.extend(new)
-        if new:  # an epoch that is evaluated has more figures than one that is not
+        if new:  # evaluated epochs have more columns
             _write(path, columns, rows, "w")
         else:
             _write(path, columns, rows[-1:], "a")

@@ -1,4 +1,4 @@
-"""``--log tensorboard``: ``tensorboard --logdir runs`` then shows every run's curves side by side."""
+"""``--log tensorboard``: ``tensorboard --logdir runs`` compares the curves of all runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NO_CURVES = {"event", "epoch", "step", "best"}
 @loggers.register(files=("tensorboard",), needs=("tensorboard",), extra="tensorboard")
 @contextmanager
 def tensorboard(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Event], None]]:
-    """TensorBoard files in the run folder's tensorboard/: each figure of an epoch as a curve over epochs."""
+    """TensorBoard files in the run folder's tensorboard/: one curve over epochs per value."""
     from torch.utils.tensorboard import SummaryWriter
 
     done = max((event["epoch"] for event in history if event["event"] == "epoch"), default=0)
-    # What a run that is resumed or replaced had written beyond this epoch is no part of its curves.
+    # Purge what an interrupted or replaced run wrote after this epoch.
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(event: Event) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
-from bigmodel_cli.data.balance import balanced_order, class_weights, uneven
+from bigmodel_cli.data.balance import balanced_order, class_weights, describe_imbalance
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.image.arrays import ImageArrays
 from bigmodel_cli.engine.build.digest import digest
@@ -48,7 +48,10 @@ def test_weights_even_the_classes_out_and_keep_the_mean() -> None:
     weights = class_weights(LABELS, 5)
     sums = torch.zeros(5).index_add(0, LABELS, weights[LABELS])
     assert sums[[0, 2, 3]].tolist() == pytest.approx([97 / 3] * 3) and weights[[1, 4]].tolist() == [0, 0]
-    assert uneven([70, 20], ["cat", "dog"]) == "classes are uneven: 70 cat, 20 dog" and uneven([3, 5], "ab") is None
+    assert (
+        describe_imbalance([70, 20], ["cat", "dog"]) == "classes are imbalanced: 70 cat, 20 dog"
+        and describe_imbalance([3, 5], "ab") is None
+    )
 
 
 @pytest.fixture
