@@ -35,7 +35,7 @@ def _in_place() -> None:
 
 
 def _deaf() -> None:
-    from bigmodel_cli.engine.training.signals import StopFlag
+    from bigmodel_cli.engine.session.signals import StopFlag
 
     StopFlag._handle = lambda self, signum, frame: None  # type: ignore[method-assign]
 
@@ -266,7 +266,7 @@ def _serve() -> None:
 
     import bigmodel_cli.cli
     import bigmodel_cli.engine.distributed.launcher
-    import bigmodel_cli.engine.training.session
+    import bigmodel_cli.engine.session.session
     import bigmodel_cli.insight.report  # noqa: F401
     from bigmodel_cli.core.registry import data
 

@@ -45,7 +45,7 @@ class Launch:
             InputError: the flags contradict each other, or the run folder is in use.
         """
         from bigmodel_cli.engine.distributed.launcher import LaunchPlan, process_count, start
-        from bigmodel_cli.engine.training.run_folder import RunFolder
+        from bigmodel_cli.engine.session.run_folder import RunFolder
 
         fewest, most = self.hosts()
         if dry_run:

@@ -42,8 +42,8 @@ def reproduce(
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
     from bigmodel_cli.engine.experiments.reproduce import compare, record
-    from bigmodel_cli.engine.training.run_folder import RunFolder
-    from bigmodel_cli.engine.training.session import train
+    from bigmodel_cli.engine.session.run_folder import RunFolder
+    from bigmodel_cli.engine.session.session import train
 
     then = record(run, data_dir)
     folder = RunFolder(out, f"{run.resolve().name}-again")

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.resolve import Layer, Resolved
     from bigmodel_cli.engine.device.ranks import Ranks
     from bigmodel_cli.engine.distributed.process_group import Group
-    from bigmodel_cli.engine.training.loggers import Loggers
-    from bigmodel_cli.engine.training.run_folder import RunFolder
-    from bigmodel_cli.engine.training.session import Outcome
+    from bigmodel_cli.engine.session.loggers import Loggers
+    from bigmodel_cli.engine.session.run_folder import RunFolder
+    from bigmodel_cli.engine.session.session import Outcome
 
 
 @commands.register(order=10)
@@ -91,8 +91,8 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
     """Resolve `layers` and train the recipe, in this process or in several; with ``--dry-run`` only measure it."""
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.device.ranks import read_ranks
-    from bigmodel_cli.engine.training.loggers import Loggers
-    from bigmodel_cli.engine.training.run_folder import RunFolder
+    from bigmodel_cli.engine.session.loggers import Loggers
+    from bigmodel_cli.engine.session.run_folder import RunFolder
 
     out, resume, overwrite, json = options.out, options.resume, options.overwrite, options.json
     loggers = Loggers(options.log or (), console.note)  # before the work: one may need a package
@@ -120,7 +120,7 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
     """Train as one process of several."""
     from bigmodel_cli.engine.device.placement import process_group_backend
     from bigmodel_cli.engine.distributed.process_group import join_group, leave_group, translate_rank_errors
-    from bigmodel_cli.engine.training.run_folder import ReadOnlyRunFolder, RunFolder
+    from bigmodel_cli.engine.session.run_folder import ReadOnlyRunFolder, RunFolder
 
     group = join_group(here, process_group_backend(recipe.placement.device), recipe.parallel.timeout)
     console.print_as_rank(here.rank, group.claim_error_report)
@@ -140,7 +140,7 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
     from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS
-    from bigmodel_cli.engine.training.session import train as run
+    from bigmodel_cli.engine.session.session import train as run
 
     group = group or SINGLE_PROCESS
     with WaitBars() if group.is_main else nullcontext(), for_output(json) if group.is_main else Silence() as display:

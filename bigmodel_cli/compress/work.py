@@ -29,9 +29,9 @@ from bigmodel_cli.core.types import Batch, DataBundle, Source, Spec
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.engine.training.provenance import provenance
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
 from bigmodel_cli.export.subject import Subject
 
 Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]

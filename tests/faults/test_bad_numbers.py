@@ -13,8 +13,8 @@ from bigmodel_cli.core.errors import BigmodelError, DivergedError, MachineError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import LossSum
 from bigmodel_cli.engine.checkpoint import async_writer, checkpoint
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 

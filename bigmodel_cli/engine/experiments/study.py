@@ -17,10 +17,10 @@ from bigmodel_cli.engine.build.data import load_data, load_split
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.device.placement import choose_placement
 from bigmodel_cli.engine.device.process import configure_process
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.run import Event
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
 
 Values = dict[str, dict[str, Any]]
 

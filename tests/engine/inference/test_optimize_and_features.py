@@ -26,14 +26,14 @@ from bigmodel_cli.engine.inference.int8_conv import has_int8
 from bigmodel_cli.engine.inference.optimize import fold_batchnorm, relative_error
 from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
 from bigmodel_cli.engine.inference.tta import with_flip_tta
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.engine.training import cached_features
 from bigmodel_cli.engine.training.assemble import assemble, prepare
 from bigmodel_cli.engine.training.build_run import build
 from bigmodel_cli.engine.training.evaluate import collect
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.run import Hooks, Run
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
 
 
 def recipe(**sections: Any) -> Any:

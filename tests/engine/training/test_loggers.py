@@ -11,8 +11,8 @@ import pytest
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import loggers
-from bigmodel_cli.engine.training.loggers import Loggers
-from bigmodel_cli.engine.training.run_folder import RunFolder
+from bigmodel_cli.engine.session.loggers import Loggers
+from bigmodel_cli.engine.session.run_folder import RunFolder
 
 
 def epoch(number: int, **figures: float) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from bigmodel_cli.core.types import LossSum
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.placement import Placement
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.engine.training import loop
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.run import Hooks, Run
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
 from bigmodel_cli.tasks.image_classification import ImageClassification
 
 

@@ -21,9 +21,9 @@ from bigmodel_cli.engine.experiments import auto_method
 from bigmodel_cli.engine.experiments.lr_range_test import lr_range_test
 from bigmodel_cli.engine.experiments.reproduce import verify_resume
 from bigmodel_cli.engine.experiments.tune import tune
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.engine.training.run import Run
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
 
 ROOT = Path(__file__).resolve().parents[3]
 GPT = {"name": "gpt", "layers": 1, "heads": 2, "width": 16}

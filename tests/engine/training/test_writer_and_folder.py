@@ -15,8 +15,8 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import parse_scalar
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import Writer, snapshot
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.session import train
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.session import train
 
 
 def state(step: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from bigmodel_cli.core import atomic_files, registry
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.types import finite
-from bigmodel_cli.engine.training.loggers import Loggers
+from bigmodel_cli.engine.session.loggers import Loggers
 
 LOCK_TRIES, LOCK_WAIT = 10, 0.05
 """How often to retry the lock, and the seconds between retries, before the folder counts as in use."""

@@ -19,15 +19,15 @@ from bigmodel_cli.engine.build.digest import assert_unchanged, digest
 from bigmodel_cli.engine.checkpoint.async_writer import Writer
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group, translate_rank_errors
 from bigmodel_cli.engine.plan.mfu import utilisation
+from bigmodel_cli.engine.session.profiler import profiled
+from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.saving import Checkpoints, newest
+from bigmodel_cli.engine.session.signals import StopFlag
 from bigmodel_cli.engine.training.assemble import execute, prepare
 from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.evaluate import evaluate
-from bigmodel_cli.engine.training.profiler import profiled
 from bigmodel_cli.engine.training.run import Event, Hooks, Run
-from bigmodel_cli.engine.training.run_folder import RunFolder
-from bigmodel_cli.engine.training.saving import Checkpoints, newest
 from bigmodel_cli.engine.training.sharded_build import own_shard
-from bigmodel_cli.engine.training.signals import StopFlag
 from bigmodel_cli.models.quantization.nf4 import count_parameters
 
 UTILISATION_AFTER = 30.0  # seconds; measuring takes tenths of a second, too much for a short run

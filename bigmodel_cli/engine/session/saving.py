@@ -13,9 +13,9 @@ from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import LocalShard, Writer
 from bigmodel_cli.engine.checkpoint.sharded import ShardSpec, split_state
 from bigmodel_cli.engine.distributed.process_group import Group
+from bigmodel_cli.engine.session.run_folder import RunFolder
 from bigmodel_cli.engine.training.restore import restore
 from bigmodel_cli.engine.training.run import Run
-from bigmodel_cli.engine.training.run_folder import RunFolder
 from bigmodel_cli.engine.training.sharded_build import own_shard
 
 
