@@ -52,6 +52,8 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         "data/test_batches.py", f"{FEATURES}::test_every_sample_once_an_epoch_and_in_another_order",
     )),
     "classification": ("insight/classification.py", ("insight/test_classification_report.py",)),
+    "metrics": ("metrics/classification.py", ("metrics/test_metrics.py", "insight/test_classification_report.py")),
+    "intervals": ("metrics/intervals.py", ("metrics/test_metrics.py", "insight/test_classification_report.py")),
     "checkpoint": ("engine/checkpoint/checkpoint.py", (
         "engine/checkpoint/test_checkpoint.py", "fuzz/test_checkpoint_files.py", "engine/build/test_versions.py",
         "engine/training/test_writer_and_folder.py",
