@@ -44,7 +44,10 @@ class Whiten(nn.Module):
         """Whiten patches of `images` (N, C, H, W): each direction gets a variance of one."""
         d = len(self.directions) // 2
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, d)
-        values, vectors = torch.linalg.eigh(patches.T.cov())
+        patches = patches - patches.mean(0)
+        # Millions of products are summed: in fp32 the result would depend on how BLAS splits the sum.
+        total = sum((part.double().T @ part.double() for part in patches.split(1 << 18)), torch.zeros(()).double())
+        values, vectors = torch.linalg.eigh(total / (len(patches) - 1))
         directions = (vectors / (values + WHITENING_EPS).sqrt()).T.flip(0).view(d, -1, 2, 2)
         self.directions.copy_(torch.cat([directions, -directions]))
 

@@ -18,7 +18,7 @@ from bigmodel_cli.engine.device.env_check import _data
 BROKEN = {
     "missing library": ('raise ImportError("libcudnn.so.9: cannot open shared object file")', "libcudnn.so.9"),
     "illegal instruction": ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "crashed (SIGILL)"),
-    "leaves": ("import os; os._exit(1)", "ended"),
+    "leaves": ("import os; os._exit(1)", "exited"),
     "empty message": ("raise RuntimeError", "RuntimeError"),
 }
 NO_COMPILING = {"TORCHDYNAMO_DISABLE": "1"}  # where the compiler is not what is tested: it takes both cores for seconds

@@ -142,7 +142,8 @@ def _collect(
             code = process.wait()
             assert process.stderr is not None
             last = (process.stderr.read().strip().splitlines() or [""])[-1]
-            return found, f"crashed ({signal.Signals(-code).name})" if code < 0 else f"exited: {last[:120]}"
+            exited = f"exited with code {code}" + (f": {last[:120]}" if last else "")
+            return found, f"crashed ({signal.Signals(-code).name})" if code < 0 else exited
         if line.startswith("{"):  # a package may write to stdout when it is imported
             report = json.loads(line)
             found += [Check(**c) for c in report["checks"]]
