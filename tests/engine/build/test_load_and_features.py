@@ -83,7 +83,7 @@ def test_the_same_classes_in_another_order_train_the_same_head(tmp_path: Path) -
     data = trained.task.spec.with_(classes=tuple(reversed(trained.task.spec.classes)), mean=(), std=())
     spec, _ = trained.task.adopt(trained.task.spec, data)
     assert spec.classes == trained.task.spec.classes
-    assert trained.task.for_data(data).labels == tuple(range(9, -1, -1))
+    assert trained.task.for_data(data).label_map == tuple(range(9, -1, -1))
 
 
 def test_averaged_weights_follow_their_formula() -> None:
