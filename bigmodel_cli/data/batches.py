@@ -24,8 +24,9 @@ class Batches:
     """The train split as optimizer steps. The order depends only on (seed, epoch).
 
     An epoch is cut into ceil(n / batch_size) *nearly equal* steps, so every sample is
-    seen exactly once per epoch and no step is tiny (a last step of one image would
-    break BatchNorm and weight that image like a whole batch).
+    seen exactly once per epoch and no step is tiny: a last step of one image would
+    break BatchNorm and weight that image like a whole batch. With batches of two, an odd
+    sample joins a batch of three.
 
     With `balance_labels`, the labels (n,) of the split, an epoch has the same length but samples every class
     equally often: see :func:`bigmodel_cli.data.balance.balanced_order`.
@@ -41,7 +42,9 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        steps = -(-len(self.source) // self.batch_size)
+        lone = self.batch_size > 1 and steps > 1 and len(self.source) // steps == 1
+        return steps - 1 if lone else steps
 
     @property
     def indexed_source(self) -> Source:

@@ -14,18 +14,26 @@ from bigmodel_cli.metrics.classification import confidence, predicted
 from bigmodel_cli.metrics.intervals import Figure, measure
 from bigmodel_cli.tasks.labelled import METRICS
 
+MAX_MATRIX = 100
+"""The most classes whose confusion matrix is reported."""
+MAX_PAIRS = 100
+"""The most pairs of confused classes in a report."""
+
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Headline metrics, per-class metrics, the (K,K) confusion matrix (rows true), and the wrong predictions.
+    """Headline metrics, per-class metrics, the confusion matrix, and the wrong predictions.
 
+    `confusion` is (K,K) with true classes as rows; None for more than MAX_MATRIX classes, since it grows with K^2.
+    `confused` holds (true class, predicted class, samples) of the pairs confused most often, at most MAX_PAIRS.
     `wrong` holds (sample index, true class, predicted class, confidence), most confident first.
     `unseen` counts samples of classes unknown to the model, which no metric includes.
     """
 
     headline: dict[str, Figure]
     per_class: list[dict[str, Any]]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
+    confused: list[tuple[str, str, int]]
     wrong: list[tuple[int, str, str, float]]
     samples: int
     unseen: int
@@ -37,6 +45,7 @@ class ClassificationReport:
             "headline": {name: figure.to_dict() for name, figure in self.headline.items()},
             "per_class": self.per_class,
             "confusion": self.confusion,
+            "confused": [{"true": t, "predicted": p, "samples": n} for t, p, n in self.confused],
             "wrong_count": len(self.wrong),
         }
 
@@ -71,22 +80,37 @@ def classification_report(
     labels, predictions, confidences = out["label"], predicted(out), confidence(out)
     k = len(classes)
     correct = predictions == labels
-    confusion = torch.bincount(labels * k + predictions, minlength=k * k).view(k, k)
+    matrix = torch.bincount(labels * k + predictions, minlength=k * k).view(k, k).tolist() if k <= MAX_MATRIX else None
     headline = measure(names, out, seed) if len(labels) else {}
     mistakes = (~correct).nonzero().flatten()
     mistakes = mistakes[confidences[mistakes].argsort(descending=True, stable=True)]
     columns = (values[mistakes].tolist() for values in (index, labels, predictions, confidences))
     wrong = [(i, classes[true], classes[guess], p) for i, true, guess, p in zip(*columns, strict=True)]
     return ClassificationReport(
-        headline, _per_class(confusion, classes), confusion.tolist(), wrong, len(labels), int((~known).sum())
+        headline=headline,
+        per_class=_per_class(labels, predictions, classes),
+        confusion=matrix,
+        confused=_confused(labels[~correct], predictions[~correct], classes),
+        wrong=wrong,
+        samples=len(labels),
+        unseen=int((~known).sum()),
     )
 
 
-def _per_class(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _confused(labels: Tensor, predictions: Tensor, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """The pairs of classes confused most often, from the labels and predictions (W,) of wrong predictions."""
+    pairs, counts = (labels * len(classes) + predictions).unique(return_counts=True)
+    most = counts.argsort(descending=True, stable=True)[:MAX_PAIRS]
+    found = zip(pairs[most].tolist(), counts[most].tolist(), strict=True)
+    return [(classes[pair // len(classes)], classes[pair % len(classes)], n) for pair, n in found]
+
+
+def _per_class(labels: Tensor, predictions: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall and F1 of each class; None if undefined (0/0)."""
     rows = []
-    for i, name in enumerate(classes):
-        hit, support, predicted_count = (int(x) for x in (confusion[i, i], confusion[i].sum(), confusion[:, i].sum()))
+    of = (labels[labels == predictions], labels, predictions)
+    hits, supports, predicted_counts = (x.bincount(minlength=len(classes)).tolist() for x in of)
+    for name, hit, support, predicted_count in zip(classes, hits, supports, predicted_counts, strict=True):
         rows.append({
             "class": name,
             "precision": hit / predicted_count if predicted_count else None,

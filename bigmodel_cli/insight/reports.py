@@ -23,6 +23,7 @@ TOTALS = {"tokens": "count", "bytes": "bytes"}
 Names = Sequence[str]
 """The registered metrics of the headline: the task's own, and those given with ``--metric``."""
 MAX_CLASSES_SHOWN = 20
+MAX_ROWS_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,23 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
         (c["class"], *("-" if c[k] is None else f"{c[k]:.4f}" for k in columns), f"{c['support']:,}")
         for c in figures["per_class"]
     ]
-    tables.append((None, ("class", "precision", "recall", "F1", "samples"), per_class, True))
+    more = len(per_class) - MAX_ROWS_SHOWN
+    tables.append((None, ("class", "precision", "recall", "F1", "samples"), per_class[:MAX_ROWS_SHOWN], True))
     classes = task.spec.classes
-    if len(classes) <= MAX_CLASSES_SHOWN:
+    if found.confusion is not None and len(classes) <= MAX_CLASSES_SHOWN:
         rows = [(c, *(str(n) if n else "·" for n in row)) for c, row in zip(classes, found.confusion, strict=True)]
         tables.append(("rows are true, columns predicted", ("", *classes), rows, True))
+    elif found.confused:
+        rows = [(t, p, f"{n:,}") for t, p, n in found.confused[:MAX_CLASSES_SHOWN]]
+        tables.append(("confused most often", ("true", "predicted", "samples"), rows, False))
     if mistakes:
         rows = [(m["name"], m["true"], m["predicted"], f"{m['confidence']:.2%}") for m in mistakes]
         tables.append(("wrong, most confident first", ("sample", "true", "predicted", "confidence"), rows, False))
-    notes = []
+    notes = [f"{more:,} more classes are in --json"] if more > 0 else []
     if match.missing:
-        notes.append(f"classes of the model that are not in the data: {', '.join(match.missing)}")
+        notes.append(f"classes of the model that are not in the data: {shorten(match.missing)}")
     if match.unseen:
-        notes.append(f"classes unknown to the model, excluded from the metrics: {', '.join(match.unseen)}")
+        notes.append(f"classes unknown to the model, excluded from the metrics: {shorten(match.unseen)}")
     return Report({**figures, "wrong": mistakes}, tables, notes)
 
 
@@ -73,6 +78,11 @@ def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: in
     found = measure(names, out)
     values = {"samples": len(out["nats"]), **{name: int(out[key].sum()) for name, key in TOTALS.items()}}
     return Report({**values, "headline": plain(found)}, [headline(found)])
+
+
+def shorten(names: Sequence[str]) -> str:
+    more = len(names) - MAX_CLASSES_SHOWN
+    return ", ".join(names[:MAX_CLASSES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def plain(figures: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:

@@ -51,6 +51,15 @@ def test_steps_of_texts_are_alike_in_length_and_every_text_comes_once() -> None:
     assert torch.equal(again.order(0), batches.order(0)) and not torch.equal(other, batches.order(0))
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 33])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_step_is_a_single_sample_unless_that_is_asked_for(samples: int, size: int) -> None:
+    batches = Batches(Texts(torch.ones(samples, dtype=torch.int64)), size, seed=0)
+    sizes = [len(raw["index"]) for raw in batches.steps(0)]
+    assert sum(sizes) == samples and [batches.size(i) for i in range(len(sizes))] == sizes
+    assert min(sizes) > 1 or 1 in (samples, size)
+
+
 def test_the_lengths_of_steps_do_not_climb_through_an_epoch() -> None:
     """A pool is sorted, its steps are not: else a run would end each epoch on its longest texts."""
     batches = Batches(Texts(torch.arange(1000) % 50 + 1), 10, seed=0)

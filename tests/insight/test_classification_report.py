@@ -92,6 +92,21 @@ def test_classes_the_model_never_saw_are_counted_and_in_no_figure() -> None:
     assert {i for i, *_ in mixed.wrong} == set((kept & (logits.argmax(1) != labels)).nonzero().flatten().tolist())
 
 
+def test_a_report_on_thousands_of_classes_stays_small() -> None:
+    """The matrix of 10,000 classes was one line of 193 MB; the pairs confused most say what people look for in it."""
+    k = 3000
+    labels = torch.arange(k).repeat(2)
+    predictions = labels.clone()
+    predictions[:7], predictions[k : k + 3] = 11, 11
+    logits = torch.zeros(len(labels), k).scatter_(1, predictions[:, None], 5.0)
+    report = classification_report(logits, labels, torch.ones(len(labels)), names(k), names=["accuracy"])
+    assert report.confusion is None
+    assert report.confused[:4] == [("c0", "c11", 2), ("c1", "c11", 2), ("c2", "c11", 2), ("c3", "c11", 1)]
+    assert len(json.dumps(report.to_dict())) < 150 * k
+    of_11 = report.per_class[11]
+    assert (of_11["support"], of_11["recall"], of_11["precision"]) == (2, 1.0, 2 / 12)
+
+
 def test_nothing_but_unseen_classes_gives_no_figure() -> None:
     report = classification_report(torch.randn(4, 3), torch.full((4,), -1), torch.ones(4), names(3))
     assert (report.samples, report.unseen, report.headline, report.wrong) == (0, 4, {}, [])
@@ -208,6 +223,7 @@ def test_the_dict_is_plain_json_and_says_what_the_report_does() -> None:
     }
     assert again == {
         "samples": 46, "unseen": 4, "per_class": report.per_class, "confusion": report.confusion,
+        "confused": [{"true": t, "predicted": p, "samples": n} for t, p, n in report.confused],
         "wrong_count": len(report.wrong),
     }  # fmt: skip
 

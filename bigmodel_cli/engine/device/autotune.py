@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch, SampleKey, Task
-from bigmodel_cli.engine.device.autotune_cache import cache_key, cached_choice, store_choice
-from bigmodel_cli.engine.device.placement import CHOICES, Placement, is_out_of_memory
+from bigmodel_cli.engine.device.placement import Placement, is_out_of_memory
 
 MIN_RUN_SECONDS = 10.0  # shorter runs are not tuned: tuning would not pay, and they stay the same on every machine
 MAX_SEARCH_SECONDS, SEARCH_FRACTION = 5.0, 0.05  # the search may take so long, or this part of a long run
@@ -115,21 +114,15 @@ def autotune(
     task: Task,
     load_batch: Callable[[], Batch],
     steps: int,
-    workload: Any,
 ) -> Placement:
     """The fastest placement for `steps` steps on the batch of `load_batch`.
 
-    It is `placement` itself where `section` leaves nothing open or the run is short. `workload` names
-    the model, its options and the method: with the shapes, the machine and the versions it is the key
-    under which the choice is cached.
+    It is `placement` itself where `section` leaves nothing open or the run is short. Nothing is remembered from
+    earlier runs, so that what ran before on this machine cannot change the weights of this run.
     """
     if section.precision != "auto" or section.deterministic or placement.device.type == "mps":
         return placement
     raw_batch = load_batch()
-    key = cache_key(placement, raw_batch, workload)
-    saved = cached_choice(key)
-    if saved is not None:
-        return _from_cache(placement, saved)
     bench, fraction = Benchmark(model, task, raw_batch), 1.0
     with torch.random.fork_rng(devices=[placement.device] if placement.device.type == "cuda" else []):
         short = f"default on {placement.device.type}: the run is too short to measure"
@@ -147,9 +140,7 @@ def autotune(
             return placement.with_(why=short)
         best = _search(bench, base, section, expected)
     best.placement.set_threads()
-    line = _summary(base, best, bench)
-    store_choice(key, {**best.placement.choices(), "why": line})
-    return best.placement.with_(why=line)
+    return best.placement.with_(why=_summary(base, best, bench))
 
 
 def _subsample(bench: Benchmark, placement: Placement) -> tuple[Benchmark, float, float]:
@@ -261,9 +252,3 @@ def _summary(base: Trial, best: Trial, bench: Benchmark) -> str:
     won = f"measured {gain:.2g}x as fast as {base.placement.precision}" if gain >= MIN_SPEEDUP else "measured: fastest"
     skipped = [f"no time to try: {', '.join(bench.skipped)}"] if bench.skipped else []
     return "; ".join([won, *bench.rejected, *skipped])
-
-
-def _from_cache(placement: Placement, saved: dict[str, Any]) -> Placement:
-    placement = placement.with_(**{k: saved[k] for k in CHOICES}, why=f"{saved['why']}; as measured before")
-    placement.set_threads()
-    return placement

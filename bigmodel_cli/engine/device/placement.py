@@ -55,7 +55,7 @@ class Placement:
         return torch.compile(model) if self.compile else model  # type: ignore[return-value]
 
     def choices(self) -> dict[str, Any]:
-        """The settings named in CHOICES as plain values, for checkpoints and the autotuning cache."""
+        """The settings named in CHOICES as plain values, for checkpoints."""
         return {k: v for k, v in asdict(self).items() if k in CHOICES}
 
     def with_(self, **changes: Any) -> Placement:

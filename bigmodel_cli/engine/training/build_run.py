@@ -29,6 +29,7 @@ from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.distributed.strategy import choose_strategy
 from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import class_labels, imbalance_notes, with_class_weights
+from bigmodel_cli.engine.training.lone_samples import check_lone_samples
 from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.restore import restore
 from bigmodel_cli.engine.training.run import Run, environment, rank_seed
@@ -124,6 +125,8 @@ def build(
         group,
         [*notes, *components.notes, *_environment_notes(placement, group, resumed)],
     )
+    if not (solves or components.caches_features):
+        check_lone_samples(run)
     if group.data_parallel_rank:
         torch.manual_seed(rank_seed(recipe.train.seed, group.data_parallel_rank))
     if resumed is not None:
@@ -234,8 +237,6 @@ def _autotune(recipe: Recipe, placement: Placement, components: _Components) -> 
     batches = components.batches
     steps = batches.order(0).tensor_split(batches.steps_per_epoch)
     first = steps[0].tensor_split(batches.shards)[0].tensor_split(recipe.train.accumulate)[0]
-    values = recipe.to_dict()
-    workload = [values["model"], values["augment"], values["loss"], recipe.start.method, recipe.start.options]
     section = recipe.placement
     if section.compile == "auto" and isinstance(batches.source, VariableLengthSource):
         # Batch shapes vary with text length, and each new shape would trigger a recompilation.
@@ -247,7 +248,6 @@ def _autotune(recipe: Recipe, placement: Placement, components: _Components) -> 
         components.task,
         lambda: batches.indexed_source.gather(first),
         components.steps * recipe.train.accumulate,
-        workload,
     )
 
 

@@ -13,6 +13,7 @@ from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.batches import micro_batches
 from bigmodel_cli.engine.device.placement import is_out_of_memory
 from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.lone_samples import is_lone_sample
 from bigmodel_cli.engine.training.run import Run, StepResult
 
 MIN_LR_SCALE = 1 / 8  # after three halvings, a run that still diverges needs the user
@@ -110,6 +111,11 @@ def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
                     # The scale gives the gradient of the mean over all units.
                     loss.backward(torch.full_like(loss, run.parallel.gradient_divisor / count))
                     total += loss.detach()
+    except ValueError as error:
+        if is_lone_sample(error):
+            hint = "a larger --batch-size; if memory ran out, a smaller model"
+            raise MachineError("a micro-batch of one sample, which BatchNorm cannot train on", hint=hint) from None
+        raise
     except RuntimeError as error:  # OutOfMemoryError on CUDA, a plain RuntimeError from the CPU allocator
         if not is_out_of_memory(error):
             raise
