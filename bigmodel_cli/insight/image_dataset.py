@@ -17,9 +17,9 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.images import decode, image_header
 from bigmodel_cli.data.balance import describe_imbalance
 from bigmodel_cli.data.image.listing import Item, Listing
+from bigmodel_cli.data.image.own_size import own_size
 from bigmodel_cli.data.thread_map import for_each
 
-SIZES = (32, 64, 96, 128, 160, 192, 224)  # input sizes to suggest
 TINY = 32  # side in pixels at which images are compared
 MAX_HASH_BITS = 3  # maximum differing bits, of 64, of the gradient hashes of near duplicates
 MAX_GREY_DIFFERENCE = 4.0  # maximum mean difference of their grey levels
@@ -61,9 +61,8 @@ class Findings:
 
     @property
     def size(self) -> int:
-        """The largest of SIZES that half of the images reach without upscaling."""
-        short = [min(look.width, look.height) for look in self.looks if not look.problem]
-        return max([size for size in SIZES if short and size <= median(short)], default=SIZES[0])
+        """The size at which training sees the images unless it is told another."""
+        return own_size([min(look.width, look.height) for look in self.looks if not look.problem])[0]
 
     def to_dict(self) -> dict[str, Any]:
         listing = self.listing

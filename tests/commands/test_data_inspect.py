@@ -47,7 +47,7 @@ def test_what_is_found(photos: Path, run_cli: Any, tmp_path: Path) -> None:
     assert found["near_leaks"] == [["train/cat/3.jpg", "val/cat/recompressed.jpg"]] and not found["near_duplicates"]
     assert [bad["name"] for bad in found["undecodable"]] == ["train/dog/bad.jpg"]
     assert found["formats"] == {"JPEG": 17, "PNG": 1} and found["modes"] == {"RGB": 17, "RGBA": 1}
-    assert found["shorter_side"] == {"min": 90, "median": 90, "max": 90} and found["suggested_size"] == 64
+    assert found["shorter_side"] == {"min": 90, "median": 90, "max": 90} and found["suggested_size"] == 88
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 800 and sheet.height > 200
         assert len(sheet.getcolors(1 << 20) or []) > 1000  # images are on it

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.types import DataBundle, ImageSpec, Source
+from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Spec
 from bigmodel_cli.data.image.files import ImageFiles
+from bigmodel_cli.data.image.own_size import choose_size
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME
 
@@ -18,12 +19,16 @@ from bigmodel_cli.data.user_data.image_huggingface import SCHEME
 @data.register(reads=lambda given: 10 if given.text.startswith(SCHEME) or given.is_pattern else 0.5)
 def image_folder(
     root: Path,
+    like: Spec | None = None,
     *,
     path: str,
-    size: Annotated[int, Field(ge=8, le=2048)] = 224,
+    size: Annotated[
+        int | None, Field(ge=8, le=2048, description="pixels; null: the checkpoint's, else the images' own, to 224")
+    ] = None,
     crop: Annotated[
-        float, Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation")
-    ] = 0.875,
+        float | None,
+        Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation; null: by the size"),
+    ] = None,
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
     cache: Literal["auto", "off"] = "auto",
@@ -32,9 +37,9 @@ def image_folder(
 ) -> DataBundle:
     """Your own images: class folders, a table, a tar, WebDataset shards or a Hugging Face data set."""
     listing = list_images(path, image_column, label_column)
+    size, crop, chosen = choose_size(listing.splits["train"], like, size, crop)
     side = round(size / crop)
-
-    notes = list(listing.notes)
+    notes = [*listing.notes, *chosen]
 
     @functools.cache
     def load(split: str) -> Source:
