@@ -78,10 +78,18 @@ def expand_hub_model(layers: list[Layer], weights: bool) -> list[Layer]:
         return layers
     last = found[-1]
     old = layers[last]
-    section, folder = huggingface_model(old.values["model"]["name"], weights)
+    section, folder = huggingface_model(old.values["model"]["name"], weights, _task_of_data(layers))
     values = {**old.values, "model": {**old.values["model"], **section}}
     expanded = [*layers[:last], Layer(old.source, values, old.lines), *layers[last + 1 :]]
     return [*expanded, tokenizer_layer(folder / "tokenizer.json", expanded, start=weights)]
+
+
+def _task_of_data(layers: list[Layer]) -> str:
+    """The task that the data of `layers` is for; empty if the data is not named, or fits several tasks."""
+    from bigmodel_cli.core.registry import data
+
+    named = [layer.values["data"]["name"] for layer in layers if "name" in layer.values.get("data", {})]
+    return str(data.get(named[-1]).meta.get("task", "")) if named else ""
 
 
 def tokenizer_layer(file: Path, layers: list[Layer], start: bool = False) -> Layer:

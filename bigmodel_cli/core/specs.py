@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import tasks
 
@@ -163,7 +164,7 @@ class TextSpec:
     `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` lists its tokens by id (for ``bpe``, its
     only element is the JSON of Hugging Face's tokenizers). `context` is the maximum number of tokens per input.
     `classes` are the class names for text classification. `chat` holds the prefix of each role of
-    :mod:`bigmodel_cli.core.chat`, for a model trained on conversations.
+    :mod:`bigmodel_cli.core.chat`, for a model trained on conversations. `conventions` come with published weights.
     """
 
     kind: ClassVar[str] = "text"
@@ -173,6 +174,7 @@ class TextSpec:
     context: int
     classes: tuple[str, ...] = ()
     chat: tuple[str, ...] = ()
+    conventions: Conventions | None = None
 
     @property
     def num_classes(self) -> int:
@@ -180,7 +182,8 @@ class TextSpec:
 
     def to_dict(self) -> dict[str, Any]:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return values if self.chat else {k: v for k, v in values.items() if k != "chat"}
+        values["conventions"] = self.conventions.to_dict() if self.conventions else None
+        return {k: v for k, v in values.items() if v or k not in ("chat", "conventions")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TextSpec:
@@ -194,6 +197,8 @@ class TextSpec:
             raise InputError(f"input has a context of {spec.context} tokens", f"expected 1 to {1 << 20}")
         if len(spec.chat) not in (0, 3) or not all(0 < len(part) <= 100 for part in spec.chat):
             raise InputError(f"input has a chat template of {len(spec.chat)} parts", "expected 3, one a role")
+        if spec.conventions is not None:
+            spec.conventions.check()
         return spec
 
     def with_(self, **changes: Any) -> TextSpec:

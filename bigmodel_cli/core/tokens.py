@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from json import dumps
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -107,27 +109,29 @@ class WordTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level BPE from the JSON of Hugging Face's tokenizers."""
+    """A tokenizer from the JSON of Hugging Face's tokenizers; `special` overrules the names it is guessed from."""
 
-    def __init__(self, json: str) -> None:
+    def __init__(self, json: str, special: Mapping[str, int] = MappingProxyType({})) -> None:
         library = require_package("tokenizers")
         values = checked_tokenizer(json)
         try:
             self.inner = library.Tokenizer.from_str(dumps(values))
             self.inner.encode_special_tokens = True  # "<end>" in a text is ordinary text
             self.inner.encode("A probe: 12 caf\u00e9\n")
-            self.size = self.inner.get_vocab_size()
             named = self.inner.get_vocab()
+            self.size = max(named.values(), default=-1) + 1
         # The library raises plain Exception for any problem, and its panics are only BaseException.
         except BaseException as error:
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
-        if not 0 < self.size <= MAX_TOKENS or sorted(named.values()) != list(range(self.size)):
-            raise InputError(f"tokenizer with {self.size} tokens", "expected each id from 0 on once")
+        if not 0 < self.size <= MAX_TOKENS or len(set(named.values())) < len(named):
+            raise InputError(f"tokenizer with {self.size} tokens", "expected each id once")
         found = {s: next((named[name] for name in (s, *ALIASES[s]) if name in named), None) for s in SPECIALS}
-        self.special = {s: i for s, i in found.items() if i is not None}
-        self.named = named
+        self.special = {s: i for s, i in (found | dict(special)).items() if i is not None}
+        added = {token["id"] for token in values.get("added_tokens") or [] if token.get("special")}
+        self.hidden = added | set(self.special.values())
+        self.named, self.byte_level = named, "ByteLevel" in dumps(values.get("decoder") or values.get("pre_tokenizer"))
 
     def encode(self, text: str) -> Sequence[int]:
         return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
@@ -139,16 +143,28 @@ class BPETokenizer:
         return self.inner.post_process(found, add_special_tokens=True).ids  # type: ignore[no-any-return]
 
     def decode(self, ids: Sequence[int]) -> str:
-        hidden = set(self.special.values())
-        return self.inner.decode([i for i in ids if i not in hidden], skip_special_tokens=False)  # type: ignore[no-any-return]
+        return self.inner.decode([i for i in ids if i not in self.hidden], skip_special_tokens=False)  # type: ignore[no-any-return]
 
     def byte_lengths(self) -> list[int]:
-        hidden = set(self.special.values())
         # In byte-level BPE each character of a token's name stands for one byte.
-        return [0 if i in hidden else len(token) for token, i in sorted(self.named.items(), key=lambda pair: pair[1])]
+        count = len if self.byte_level else _text_bytes
+        lengths = [0] * self.size  # an id without a token has no text
+        for token, i in self.named.items():
+            lengths[i] = 0 if i in self.hidden else count(token)
+        return lengths
 
     def tokens(self) -> Sequence[str]:
-        return sorted(self.named, key=self.named.__getitem__)
+        names = [f"<no token {i}>" for i in range(self.size)]
+        for token, i in self.named.items():
+            names[i] = token
+        return names
+
+
+def _text_bytes(token: str) -> int:
+    """The bytes of text that a token of SentencePiece or WordPiece stands for; ``<0x0A>`` is one byte."""
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return 1
+    return len(token.removeprefix("##").replace("\u2581", " ").encode())
 
 
 def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
@@ -173,13 +189,13 @@ def require_package(package: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _build(kind: str, vocabulary: tuple[str, ...]) -> Tokenizer:
+def _build(kind: str, vocabulary: tuple[str, ...], special: tuple[tuple[str, int], ...]) -> Tokenizer:
     if kind == "byte":
         return ByteTokenizer()
     if not vocabulary or not all(isinstance(token, str) for token in vocabulary):
         raise InputError(f"a {kind} tokenizer without its vocabulary", "expected a list of tokens")
     if kind == "bpe":
-        return BPETokenizer(vocabulary[0])
+        return BPETokenizer(vocabulary[0], dict(special))
     if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MAX_TOKENS:
         raise InputError("a duplicate token in the vocabulary", f"expected up to {MAX_TOKENS} different ones")
     if kind == "char":
@@ -198,7 +214,7 @@ def tokenizer(spec: TextSpec) -> Tokenizer:
         InputError: its kind is unknown, or its vocabulary is invalid.
         MachineError: it is BPE, and the extra ``text`` is not installed.
     """
-    return _build(spec.tokenizer, spec.vocabulary)
+    return _build(spec.tokenizer, spec.vocabulary, spec.conventions.special if spec.conventions else ())
 
 
 def split_words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
-from bigmodel_cli.models.transformers_models import import_transformers
+from bigmodel_cli.models.pretrained.wrapped import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def _to_transformers(transformers: Any, model: nn.Module, spec: Any, carry: dict
     from bigmodel_cli.models.gpt import GPT
     from bigmodel_cli.models.pretrained.gpt2 import to_gpt2
     from bigmodel_cli.models.pretrained.llama import to_llama
-    from bigmodel_cli.models.transformers_models import Wrapped
+    from bigmodel_cli.models.pretrained.wrapped import Wrapped
 
     if isinstance(model, Wrapped):  # hf:...: it is one already
         return model.inner

@@ -1,4 +1,4 @@
-"""Causal and sequence-classification models of Hugging Face's ``transformers``, as ``hf:LlamaForCausalLM``.
+"""Text models of Hugging Face's ``transformers``, as ``hf:LlamaForCausalLM`` or ``hf:T5ForConditionalGeneration``.
 
 A recipe holds the class and the full configuration, so a checkpoint needs neither the folder nor the Hub
 repository it came from. The list of classes is read from the library's source. No other class is ever built,
@@ -7,173 +7,54 @@ and no code is loaded with a model. Shapes: B batch, T tokens, V vocabulary, K c
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
-import logging
-import re
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.core.special_tokens import PAD
-from bigmodel_cli.core.text_files import read_text
+from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.layers.document_mask import restart_positions
+from bigmodel_cli.models.pretrained.auto_classes import head_attribute, task_of_class
+from bigmodel_cli.models.pretrained.published_text import read_published_text
+from bigmodel_cli.models.pretrained.wrapped import Causal, Classifier, Seq2Seq, import_transformers
 
-CAUSAL, CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
-GPT2 = "GPT2LMHeadModel"  # causal, but named before the convention
 MAX_SIZES = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 1024),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 1024),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1024),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 1 << 17),
     **dict.fromkeys(("intermediate_size", "n_inner", "hidden_dim"), 1 << 19),
+    **dict.fromkeys(("d_ff", "encoder_ffn_dim", "decoder_ffn_dim"), 1 << 19),
     "vocab_size": 1 << 20,
 }
 """The largest size that is built, so that an untrusted configuration cannot exhaust memory."""
-
-
-def import_transformers() -> Any:
-    """Import ``transformers`` with its progress bars and import warnings silenced.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-    try:
-        import transformers
-    except ImportError:
-        hint = "pip install 'bigmodel[huggingface]'"
-        raise MachineError("transformers is not installed", "hf:... needs the extra huggingface", hint) from None
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    return transformers
-
-
-@functools.cache
-def _class_families() -> dict[str, str]:
-    """Class -> family, as transformers' Auto classes list them; empty if it is not installed."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
-    pairs = re.findall(r'\("(\w+)", "(\w+)"\)', source.read_text(encoding="utf-8"))
-    return {name: family for family, name in pairs if name.endswith((CAUSAL, CLASSIFIER, GPT2))}
+CONTEXT = 512  # tokens, where neither the data nor the model sets fewer
 
 
 def model_names() -> tuple[str, ...]:
-    return tuple(_class_families())
+    return tuple(task_of_class())
 
 
 def describe(member: str) -> dict[str, Any]:
-    """Registration metadata. The task follows from the class name; the head's name differs by model."""
-    classifies = member.endswith(CLASSIFIER)
+    """Registration metadata. The task follows from the class; the head's name differs by model."""
+    task = task_of_class().get(member, "language_modeling")
     return {
-        "task": "text_classification" if classifies else "language_modeling",
-        "head": "inner." + (_head(member) if classifies else "lm_head"),
+        "task": task,
+        "head": "inner." + head_attribute(member, task),
         "backbone_first": "inner.embeddings",
         "load": load_pretrained,
     }
 
 
-@functools.cache
-def _head(member: str) -> str:
-    """``classifier`` or ``score``, read from the class's source."""
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "models"
-    for file in sorted(folder.glob(f"{_class_families()[member].replace('-', '_')}*/modeling_*.py")):
-        body = re.search(rf"^class {member}\(.*?(?=^class |\Z)", file.read_text(encoding="utf-8"), re.M | re.S)
-        found = body and re.search(r"self\.(classifier|score|classification_head|logits_proj)\b", body[0])
-        if found:
-            return found[1]
-    return "score"  # transformers' generic head
-
-
-@dataclass
-class Cache:
-    """transformers' own cache, with the fields that :func:`bigmodel_cli.tasks.sampling.next_tokens` needs."""
-
-    inner: Any
-    pad: Tensor | None
-    length: int = 0
-
-
-class Wrapped(nn.Module):
-    """A model of transformers, `inner`, that takes up to `context` tokens."""
-
-    def __init__(self, inner: Any, context: int) -> None:
-        super().__init__()
-        self.inner, self.context = inner, context
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.inner.get_input_embeddings()  # type: ignore[no-any-return]
-
-
-class Causal(Wrapped):
-    """tokens (B,T) -> logits (B,T,V); or with targets and a loss, each token's loss (B,T), 0 where it is negative."""
-
-    def forward(
-        self,
-        tokens: Tensor,
-        targets: Tensor | None = None,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-        cache: Cache | None = None,
-        document: Tensor | None = None,
-    ) -> Tensor:
-        options: dict[str, Any] = {"use_cache": False}
-        if cache is not None:
-            start, end = cache.length, cache.length + tokens.shape[1]
-            positions = torch.arange(end, device=tokens.device).expand(len(tokens), -1)
-            pad = torch.zeros(len(tokens), 1, device=tokens.device) if cache.pad is None else cache.pad[:, None]
-            options = {
-                "use_cache": True, "past_key_values": cache.inner, "attention_mask": (positions >= pad).long(),
-                "position_ids": (positions - pad).clamp(min=0).long()[:, start:],
-            }  # fmt: skip
-            cache.length = end
-        elif document is not None:
-            _check_documents_separable(self.inner)
-            # The library masks out whatever precedes a position that restarts.
-            options["position_ids"] = restart_positions(document)
-        logits = self.inner(input_ids=tokens, **options).logits
-        if targets is None or loss is None:
-            return logits  # type: ignore[no-any-return]
-        losses = loss(logits.flatten(0, 1).float(), targets.flatten().clamp(min=0)).view(targets.shape)
-        return losses * (targets >= 0)
-
-    def new_cache(self, pad: Tensor | None = None) -> Cache:
-        return Cache(import_transformers().DynamicCache(config=self.inner.config), pad)
-
-
-def _check_documents_separable(inner: Any) -> None:
-    """
-    Raises:
-        InputError: `inner` is recurrent, or builds its own attention mask.
-    """
-    if getattr(inner, "_is_stateful", False) or not hasattr(sys.modules[type(inner).__module__], "create_causal_mask"):
-        what = f"hf:{type(inner).__name__} cannot mask documents from each other"
-        raise InputError(what, "expected one document per row", "--set data.separate=false, or --set data.pack=false")
-
-
-class Classifier(Wrapped):
-    """tokens (B,T), fill at the end -> logits (B,K)."""
-
-    def __init__(self, inner: Any, context: int, pad: int) -> None:
-        super().__init__(inner, context)
-        self.pad = pad
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        real = (tokens != self.pad).flip(1).cummax(1).values.flip(1)  # only padding at the end is masked
-        real = real | (torch.arange(tokens.shape[1], device=tokens.device) == 0)  # an empty text must not give NaN
-        return self.inner(input_ids=tokens, attention_mask=real.long()).logits  # type: ignore[no-any-return]
+Languages = Annotated[
+    tuple[str, str], Field(description="codes of the source's and the target's language, for mBART and NLLB")
+]
 
 
 @models.register("hf:*", task="language_modeling", members=model_names, describe=describe)
@@ -184,8 +65,10 @@ def transformers_model(
     config: Annotated[str, Field(max_length=1 << 17, description="the configuration, as JSON")] = "",
     source: Annotated[str, Field(description="the folder or the Hub repository it came from")] = "",
     checkpointing: bool = False,
+    languages: Languages | None = None,
+    prefix: Annotated[str, Field(description="text before every source, for T5", max_length=1000)] = "",
 ) -> nn.Module:
-    """A causal or sequence-classification model from transformers (Wolf et al. 2019).
+    """A language model, classifier or translation model from transformers (Wolf et al. 2019).
 
     Raises:
         InputError: the configuration is missing, or does not fit the data.
@@ -194,11 +77,35 @@ def transformers_model(
 
 
 def _wrap(inner: Any, spec: TextSpec, checkpointing: bool) -> nn.Module:
+    """`inner` behind our interface.
+
+    Raises:
+        InputError: its context window is shorter than the data's.
+    """
+    longest = context_window(inner)
+    if longest is not None and spec.context > longest:
+        raise InputError(f"data.context is {spec.context}", f"the model's context window is {longest}")
     if checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
-    if not type(inner).__name__.endswith(CLASSIFIER):
-        return Causal(inner, spec.context)
-    return Classifier(inner, spec.context, int(inner.config.pad_token_id))
+    task, pad = task_of_class()[type(inner).__name__], int(inner.config.pad_token_id)
+    if task == "text_classification":
+        return Classifier(inner, spec.context, pad)
+    if task == "translation":
+        return Seq2Seq(inner, spec.context, pad)
+    return Causal(inner, longest or 1 << 20)
+
+
+def context_window(inner: Any) -> int | None:
+    """The most tokens that a model of transformers takes; None if it has no limit.
+
+    RoBERTa and its kin number positions from the padding token's id plus one.
+    """
+    longest = getattr(inner.config, "max_position_embeddings", None)
+    if longest is None:
+        return None
+    tables = [m for name, m in inner.named_modules() if name.endswith("position_embeddings")]
+    offsets = [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    return int(longest) - max(offsets, default=0)
 
 
 def _parse_config(member: str, text: str) -> dict[str, Any]:
@@ -238,10 +145,9 @@ def make_config(kind: Any, values: dict[str, Any], spec: TextSpec) -> Any:
     if known.size > config.vocab_size:
         what = f"the tokenizer has {known.size} tokens, the model {config.vocab_size}"
         raise InputError(what, "expected the model's own tokenizer", "--set data.tokenizer=PATH of its tokenizer.json")
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and spec.context > longest:
-        raise InputError(f"data.context is {spec.context}", f"the model's context window is {longest}")
     config.pad_token_id = known.special.get(PAD, 0)
+    if config.is_encoder_decoder and {START, END} <= known.special.keys():
+        config.decoder_start_token_id, config.eos_token_id = known.special[START], known.special[END]
     if spec.classes:
         config.id2label = dict(enumerate(spec.classes))
         config.label2id = {name: i for i, name in enumerate(spec.classes)}
@@ -257,22 +163,40 @@ def _build(member: str, values: dict[str, Any], spec: TextSpec) -> Any:
         raise InputError(f"hf:{member}: {str(error).splitlines()[0]}", "expected a valid config.json") from None
 
 
-def load_pretrained(member: str, folder: Path, context: int, options: Mapping[str, Any]) -> tuple[TextSpec, nn.Module]:
-    """The spec, and the model with the safetensors weights in `folder`, loaded by transformers itself.
+def load_pretrained(
+    member: str, folder: Path, context: int | None, options: Mapping[str, Any]
+) -> tuple[TextSpec, nn.Module, list[str]]:
+    """The spec, the model with the safetensors weights in `folder`, and notes; transformers itself loads them.
+
+    `context` is the data's; None: the model's own, up to :data:`CONTEXT`.
 
     Raises:
         InputError: the weights are missing, or do not fit.
     """
     kind, values = getattr(import_transformers(), member), _parse_config(member, options["config"])
-    labels = kind.config_class.from_dict(values).id2label if member.endswith(CLASSIFIER) else {}
-    classes = tuple(str(labels[i]) for i in sorted(labels))
-    spec = TextSpec("bpe", (read_text(folder / "tokenizer.json"),), context, classes)
+    task = task_of_class()[member]
+    text = read_published_text(folder, task == "translation", options["languages"], options["prefix"])
+    classes: tuple[str, ...] = ()
+    if task == "text_classification" and member in (json.loads(options["config"]).get("architectures") or ()):
+        labels = kind.config_class.from_dict(values).id2label
+        classes = tuple(str(labels[i]) for i in sorted(labels))
+    spec = TextSpec("bpe", (text.tokenizer,), context or 1, classes, conventions=text.conventions)
     config = make_config(kind, values, spec)
     try:
-        inner = kind.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        inner, report = kind.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise InputError(f"{folder}: {reason}", "expected model.safetensors") from None
-    return spec, _wrap(inner, spec, options["checkpointing"])
+    if context is None:
+        spec = spec.with_(context=min(context_window(inner) or CONTEXT, CONTEXT))
+    return spec, _wrap(inner, spec, options["checkpointing"]), _loading_notes(report)
+
+
+def _loading_notes(report: Mapping[str, Any]) -> list[str]:
+    """What the weights lack, and what of them the model does not use."""
+    new, unused = (sorted({name.rpartition(".")[0] for name in report[k]}) for k in ("missing_keys", "unexpected_keys"))
+    notes = [f"new, since the published weights have none: {', '.join(new[:4])}"] if new else []
+    return notes + ([f"not used of the published weights: {', '.join(unused[:4])}"] if unused else [])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.framing import conventions
 from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
@@ -21,6 +22,8 @@ def beam_search(model: Any, source: Tensor, width: int, spec: TextSpec) -> tuple
     decoding. A source is finished, and removed from the batch, once no other beam can beat its best one.
     """
     pad, start, end = (tokenizer(spec).special[s] for s in (PAD, START, END))
+    never = [token for token in (pad, start) if token != end]  # BART starts with the token that ends
+    forced = list(conventions(spec).target_before)
     b, max_length = len(source), min(spec.context, 2 * source.shape[1] + 10)
     output, mean = source.new_full((b, max_length), pad), torch.zeros(b, device=source.device)
     active = torch.arange(b, device=source.device)  # indices of unfinished sources
@@ -32,11 +35,15 @@ def beam_search(model: Any, source: Tensor, width: int, spec: TextSpec) -> tuple
     done = torch.zeros(b, width, dtype=torch.bool, device=source.device)
     while True:
         step = model.step(tokens[:, :, -1].flatten(), cache).float().log_softmax(1).view(len(active), width, -1)
-        step[..., [pad, start]] = -torch.inf
+        if len(forced) >= tokens.shape[2]:  # what every target begins with
+            step = torch.full_like(step, -torch.inf)
+            step[..., forced[tokens.shape[2] - 1]] = 0
+        else:
+            step[..., never] = -torch.inf
         ended = torch.full_like(step[:1, :1], -torch.inf)
         ended[..., pad] = 0  # a finished beam continues with padding at no cost
         total = score[..., None] + torch.where(done[..., None], ended, step)
-        length = (tokens != pad).sum(2) - 1 + (~done).long()
+        length = (tokens[:, :, 1:] != pad).sum(2) + (~done).long()
         normalized, ranked = (total / _penalty(length)[..., None]).flatten(1).topk(width)
         beam, token = ranked // step.shape[2], ranked % step.shape[2]
         score, done = total.flatten(1).gather(1, ranked), done.gather(1, beam) | (token == end)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import encode_padded, token_id_map
+from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 
@@ -105,4 +106,6 @@ class TextClassification:
         return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        return (torch.ones(batch_size, self.spec.context, dtype=torch.int64),)
+        tokens = torch.ones(batch_size, self.spec.context, dtype=torch.int64)
+        tokens[:, -1] = tokenizer(self.spec).special.get(END, 1)  # T5 and BART classify by the token that ends a text
+        return (tokens,)

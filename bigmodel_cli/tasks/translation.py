@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from bigmodel_cli.core.framing import encode_source
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tasks import Forward, Predictions
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
+from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 
@@ -109,8 +111,9 @@ class Translation:
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
         """Encode `texts` as a raw batch without targets."""
-        padding = torch.full((len(texts), 2), self.pad)
-        return {"source": encode_padded(texts, self.spec), "target": padding, "index": torch.arange(len(texts))}
+        rows = [torch.tensor(encode_source(text, self.spec) or [self.pad]) for text in texts]
+        source, target = pad_sequence(rows, True, self.pad), torch.full((len(texts), 2), self.pad)
+        return {"source": source, "target": target, "index": torch.arange(len(texts))}
 
     def predict(self, model: Forward, batch: Batch, top: int = 1) -> list[Predictions]:
         """Return the translation of each text, with the geometric mean of its token probabilities."""

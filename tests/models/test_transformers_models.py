@@ -191,7 +191,7 @@ def test_without_a_network_it_is_exit_3_within_seconds(run_cli: Run, tmp_path: P
     assert offline.returncode == 3 and "this is offline" in offline.stderr
     missing = run_cli("train", "hf:./nowhere", "--data", "./a.txt")
     assert missing.returncode == 2 and "no such folder" in missing.stderr
-    (tmp_path / "t5").mkdir()
-    (tmp_path / "t5" / "config.json").write_text('{"architectures": ["T5ForConditionalGeneration"]}')
-    other = run_cli("train", "hf:./t5", "--data", "./a.txt")
-    assert other.returncode == 2 and "T5ForConditionalGeneration" in other.stderr
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+    other = run_cli("train", "hf:./vit", "--data", "./a.txt")
+    assert other.returncode == 2 and "ViTModel" in other.stderr

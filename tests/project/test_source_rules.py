@@ -48,7 +48,8 @@ def breaches(name: str, source: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: {called} belongs in {ONLY_IN[called]}"
         for option in node.keywords:
             value = option.value.value if isinstance(option.value, ast.Constant) else None
-            if option.arg == "trust_remote_code" or (option.arg, value) in FORBIDDEN_OPTIONS:
+            trusts = option.arg == "trust_remote_code" and value is not False
+            if trusts or (option.arg, value) in FORBIDDEN_OPTIONS:
                 yield f"line {node.lineno}: {option.arg}={ast.unparse(option.value)}"
 
 

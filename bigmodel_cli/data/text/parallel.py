@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.framing import encode_source, encode_target
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.special_tokens import END, PAD, START
+from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import tokenizer, train_bpe, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
@@ -42,11 +43,11 @@ class ParallelTexts:
     """One split: `pairs` of sources and targets. A batch is padded to its longest text on either side."""
 
     def __init__(self, pairs: Pairs, spec: TextSpec, split: str) -> None:
-        known, self.split, self.sources, self.targets = tokenizer(spec), split, *pairs
-        start, end, self.pad = (known.special[s] for s in (START, END, PAD))
-        self.source = [_ids(known.encode(t), spec.context, []) for t in pairs[0]]
+        self.split, self.sources, self.targets = split, *pairs
+        self.pad = tokenizer(spec).special[PAD]
+        self.source = [torch.tensor(encode_source(t, spec) or [0], dtype=torch.int32) for t in pairs[0]]
         # <start> comes first; truncation leaves room for <end>.
-        self.target = [_ids(known.encode(t), spec.context - 1, [end], [start]) for t in pairs[1]]
+        self.target = [torch.tensor(encode_target(t, spec), dtype=torch.int32) for t in pairs[1]]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -64,10 +65,6 @@ class ParallelTexts:
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}] {self.sources[index][:60]}"
-
-
-def _ids(ids: Sequence[int], most: int, after: list[int], before: Sequence[int] = ()) -> Tensor:
-    return torch.tensor([*before, *list(ids)[:most], *after] or [0], dtype=torch.int32)
 
 
 def build_parallel(

@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.errors import InputError, MachineError, nearest
+from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.data.download import open_url
 from bigmodel_cli.engine.build.hub import HUB, HUB_TIMEOUT, hub_cache
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-CONFIG_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+CONFIG_FILES = [
+    "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm",
+]  # fmt: skip
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -27,34 +31,62 @@ def is_huggingface_source(name: str) -> bool:
     return name.startswith("hf:") and name not in models.members("hf")
 
 
-def huggingface_model(name: str, weights: bool) -> tuple[dict[str, Any], Path]:
+def huggingface_model(name: str, weights: bool, task: str = "") -> tuple[dict[str, Any], Path]:
     """The model section for ``hf:FOLDER`` or ``hf:NAME``, and the folder with its files.
 
+    The class is the one that the weights were saved from if it does `task`, the task of the data; otherwise the class
+    of the same architecture for it, whose head is new. Without a task it is the saved one.
+
     Raises:
-        InputError: it is not a model of transformers that bigmodel supports.
+        InputError: it is not a model of transformers that bigmodel supports, or its architecture cannot do the task.
         MachineError: transformers is not installed, or the model is not on disk and cannot be downloaded.
     """
-    from bigmodel_cli.models.transformers_models import CAUSAL, CLASSIFIER, import_transformers, model_names
+    from bigmodel_cli.models.pretrained.auto_classes import task_of_class
+    from bigmodel_cli.models.pretrained.wrapped import import_transformers
 
-    if not model_names():
+    if not task_of_class():
         import_transformers()  # raises the "not installed" error; a working import takes seconds, so it waits till here
     source = name.removeprefix("hf:")
     folder = _local_folder(source, weights)
     text = read_text(folder / "config.json")
     try:
         values = json.loads(text)
-        names_in_config = [k for k in values["architectures"] if isinstance(k, str)]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        saved = [k for k in values.get("architectures") or () if isinstance(k, str)]
+        architecture = str(values.get("model_type", ""))
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise InputError(
             f"{folder / 'config.json'}: no architecture named", "expected the config of a transformers model"
         ) from None
-    kind = next((k for k in names_in_config if k in model_names()), None)
-    if kind is None:
-        found_names = ", ".join(names_in_config)[:60] or "nothing"
-        what = f"hf:{source} is {found_names}"
-        raise InputError(what, f"expected a ...{CAUSAL} or ...{CLASSIFIER}: {nearest(found_names, model_names())}")
+    kind = _class_for(f"hf:{source}", saved, architecture, task)
+    _check_causal(f"hf:{source}", values, kind)
     where = str(folder) if Path(source).expanduser().is_dir() else source
     return {"name": f"hf:{kind}", "config": json.dumps(values, sort_keys=True), "source": where}, folder
+
+
+def _class_for(name: str, saved: list[str], architecture: str, task: str) -> str:
+    from bigmodel_cli.models.pretrained.auto_classes import class_for, task_of_class
+
+    tasks = task_of_class()
+    known = [k for k in saved if k in tasks]
+    if task not in tasks.values():  # of no text at all: whoever checks the task against the data says so
+        task = tasks[known[0]] if known else "text_classification"
+    kind = next((k for k in known if tasks[k] == task), None) or class_for(architecture, task)
+    if kind is None:
+        what = f"{name} is {', '.join(saved)[:60] or architecture or 'of no known architecture'}"
+        able = sorted({t.replace("_", " ") for t in tasks.values() if class_for(architecture, t)})
+        expected = f"an architecture that transformers has for {task.replace('_', ' ')}"
+        raise InputError(what, f"expected {expected}" + (f"; it does {', '.join(able)}" if able else ""))
+    return kind
+
+
+def _check_causal(name: str, values: Mapping[str, Any], kind: str) -> None:
+    """Refuse an encoder as a language model: it sees the tokens that it should predict."""
+    from bigmodel_cli.models.pretrained.auto_classes import class_for, task_of_class
+
+    masked = class_for(str(values.get("model_type")), "masked_language_modeling") is not None
+    if task_of_class()[kind] == "language_modeling" and masked and not values.get("is_decoder", False):
+        what = f"{name} is an encoder, which sees the tokens that it should predict"
+        raise InputError(what, "expected labelled texts for it", '"is_decoder": true in its config.json')
 
 
 def _local_folder(source: str, weights: bool) -> Path:

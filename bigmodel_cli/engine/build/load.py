@@ -32,6 +32,8 @@ class TrainedModel:
     recipe: Recipe
     meta: Mapping[str, Any]
     progress: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """Lines for the user on how it was loaded."""
 
     @property
     def head(self) -> str:

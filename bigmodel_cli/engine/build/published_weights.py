@@ -57,9 +57,10 @@ def _load_with_library(recipe: Recipe) -> TrainedModel:
         from bigmodel_cli.engine.build.huggingface_hub import huggingface_model
 
         _, folder = huggingface_model(f"hf:{options['source']}", weights=True)
-    context = recipe.data.options.get("context") or 64
-    spec, model = entry.meta["load"](entry.meta["member"], folder, context, options)
-    return TrainedModel(folder, model.eval(), build_task(recipe, spec), recipe, {"recipe": recipe.to_dict()}, {})
+    context = recipe.data.options.get("context")
+    spec, model, notes = entry.meta["load"](entry.meta["member"], folder, context, options)
+    task = build_task(recipe, spec)
+    return TrainedModel(folder, model.eval(), task, recipe, {"recipe": recipe.to_dict()}, {}, tuple(notes))
 
 
 def weights_file(source: Weights, root: Path) -> Path:

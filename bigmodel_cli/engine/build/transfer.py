@@ -31,9 +31,9 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
     else:
         for key in [k for k in state if k.startswith(head + ".")]:
             del state[key]
-        notes.append(
-            f"head replaced: {len(trained.task.spec.classes)} classes in the checkpoint, {len(spec.classes)} now"
-        )
+        had = len(trained.task.spec.classes)
+        if had:
+            notes.append(f"head replaced: {had} classes in the checkpoint, {len(spec.classes)} now")
     notes += adapt_input_channels(state, target, first_layer)
     mismatched = [k for k, v in state.items() if v.shape != target[k].shape]
     if mismatched:

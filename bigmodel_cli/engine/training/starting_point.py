@@ -74,7 +74,7 @@ def task_and_model(
         return task, model, load_foreign_weights(model, path, models.get(recipe.model.name).meta)
     spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
     model = build_model(recipe, spec)
-    return build_task(recipe, spec), model, notes + transfer(model, trained, spec)
+    return build_task(recipe, spec), model, [*trained.notes, *notes, *transfer(model, trained, spec)]
 
 
 def _check_same_data(saved: Mapping[str, Any], bundle: DataBundle) -> None:

@@ -1,0 +1,45 @@
+"""Texts as token ids with what stands around them: the special tokens that a model's owners put there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bigmodel_cli.core.conventions import Conventions
+from bigmodel_cli.core.special_tokens import END, START
+from bigmodel_cli.core.specs import TextSpec
+from bigmodel_cli.core.tokens import tokenizer
+
+NONE = Conventions()
+
+
+def conventions(spec: TextSpec) -> Conventions:
+    """Those of the spec; without any, none of its texts has anything around it."""
+    return spec.conventions or NONE
+
+
+def encode_beginning(text: str, spec: TextSpec) -> list[int]:
+    """The ids of a text that a language model may continue, from its beginning-of-sequence token on, if it has one."""
+    return [*conventions(spec).before, *tokenizer(spec).encode(text)]
+
+
+def encode_source(text: str, spec: TextSpec) -> list[int]:
+    """The ids of a source for an encoder, at most the context."""
+    known = conventions(spec)
+    return _framed(list(tokenizer(spec).encode(known.prefix + text)), known.before, known.after, spec.context)
+
+
+def encode_target(text: str, spec: TextSpec) -> list[int]:
+    """The ids of a target from the id that decoding starts with, at most one more than the context.
+
+    A model without conventions frames it by its start and end tokens.
+    """
+    known = tokenizer(spec)
+    after: Sequence[int] = (known.special[END],)
+    before: Sequence[int] = ()
+    if spec.conventions is not None:
+        before, after = spec.conventions.target_before, spec.conventions.target_after
+    return [known.special[START], *_framed(list(known.encode(text)), before, after, spec.context)]
+
+
+def _framed(ids: list[int], before: Sequence[int], after: Sequence[int], most: int) -> list[int]:
+    return [*before, *ids[: max(most - len(before) - len(after), 0)], *after][:most]
