@@ -11,6 +11,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
+from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def inspect(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE.png", help="Write a contact sheet of images.")
     ] = None,
+    columns: opt.Columns = None,
     json: opt.Json = False,
 ) -> None:
     """Inspect your own data before training: counts, sizes, leaks between splits, damaged files.
@@ -91,16 +93,17 @@ def inspect(
     from bigmodel_cli.core.registry import data, tasks
     from bigmodel_cli.data.user_path import source_for
 
-    source = source_for(path)
+    given = read_columns(columns) if columns is not None else None
+    source = source_for(path, given)
     task = data.get(source).meta.get("task") if source else None
     if source and task and tasks.get(task).meta["spec_type"].kind == "text":
-        show_text(Path(path), source, json)
+        show_text(Path(path), source, given, json)
         return
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.insight import image_dataset
 
-    listing = list_images(path)
+    listing = list_images(path, columns=given)
     with WaitBars():
         findings = image_dataset.inspect(listing)
     if sheet is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +60,7 @@ def explain(
     checkpoint: opt.Checkpoint,
     files: Files = None,
     texts: Texts = None,
+    columns: opt.Columns = None,
     target: Target = None,
     method: Annotated[
         Method, typer.Option("--method", help="Attribution method; grad-cam is for images.")
@@ -87,7 +88,8 @@ def explain(
         if method is Method.grad_cam:
             raise InputError("--method grad-cam is for images", hint="use --method integrated-gradients for texts")
         found = [
-            _explain_text(trained, *sample, target, steps) for sample in _read_texts(trained, files or [], texts or [])
+            _explain_text(trained, *sample, target, steps)
+            for sample in _read_texts(trained, files or [], texts or [], opt.table_columns(columns, trained.recipe))
         ]
         _show_texts(trained, found, out, json)
     else:
@@ -96,17 +98,19 @@ def explain(
         _explain_images(trained, files or [], target, method, steps, out or Path("explained"), json)
 
 
-def _read_texts(trained: TrainedModel, files: list[Path], texts: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _read_texts(
+    trained: TrainedModel, files: list[Path], texts: list[str], columns: Mapping[str, str] | None
+) -> Iterator[tuple[str, Tensor]]:
     """Name and tokens (T,) of each text."""
     import torch
 
     from bigmodel_cli.core.tasks import Classifies, Generates
-    from bigmodel_cli.core.text_files import read_lines
+    from bigmodel_cli.core.text_samples import read_texts
     from bigmodel_cli.core.tokens import encode_padded
 
     task = trained.task
     if isinstance(task, (Classifies, Generates)):
-        lines = [(f"{f}:{i}", line) for f in files for i, line in enumerate(read_lines(f), 1) if line.strip()]
+        lines = [(name, text) for f in files for name, text in read_texts(f, "text", columns) if text.strip()]
         given = [*((f"text {i}", text) for i, text in enumerate(texts, 1)), *lines]
         if not given:
             raise InputError("nothing to explain", "expected --text or FILE", "bigmodel explain --help")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.commands import console
 
 
-def show_text(path: Path, source: str, json: bool) -> None:
+def show_text(path: Path, source: str, columns: Mapping[str, str] | None, json: bool) -> None:
     """Print how the data source named `source` reads `path`: splits, tokens, classes.
 
     Raises:
@@ -21,7 +22,7 @@ def show_text(path: Path, source: str, json: bool) -> None:
     from bigmodel_cli.data.text.windows import Windows
 
     entry = data.get(source)
-    bundle = entry(data_root(None), path=str(path))
+    bundle = entry(data_root(None), path=str(path), **({"columns": columns} if columns else {}))
     splits = {name: load() for name, load in bundle.load.items()}
     spec = bundle.spec
     facts: dict[str, Any] = {"read as": source, "tokenizer": spec.tokenizer, "vocabulary": tokenizer(spec).size}

@@ -11,8 +11,10 @@ import typer
 from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path
 from bigmodel_cli.commands.signatures import Flag, flags_of
+from bigmodel_cli.core.columns import read_columns
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
 
 
@@ -41,11 +43,25 @@ DataDir = Annotated[
     typer.Option("--data-dir", metavar="DIR", help="Data folder.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
     Flag("data.dir", also=("eval", "plan", "study", "tune", "export", "compress", "verify-resume")),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="ROLE=COLUMN,...",
+        help="Columns of a table: image=id,label=breed; text=title+body; or numbers from 1 if it has no header.",
+    ),
+    Flag("data.columns", default="found by their names", also=("eval", "plan", "verify-resume")),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object per line."), Flag()]
 Tta = Annotated[
     bool,
     typer.Option("--tta", help="Test-time augmentation: average the predictions for each image and its mirror image."),
 ]
+
+
+def table_columns(given: str | None, recipe: Recipe) -> dict[str, str] | None:
+    """The columns that ``--columns`` names, else those that `recipe` was trained with."""
+    return read_columns(given) if given is not None else recipe.data.options.get("columns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +86,16 @@ class RunOptions:
             autocompletion=complete("data"),
         ),
         Flag("data.name", default="digits", also=("eval", "plan", "verify-resume")),
+    ] = None
+    columns: Columns = None
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            "--group-by",
+            metavar="COLUMN",
+            help="Keep rows that are equal in COLUMN (patient, author) on one side when val is split off train.",
+        ),
+        Flag("data.group_by", also=("plan",)),
     ] = None
     recipe: Annotated[
         Path | None,
@@ -237,7 +263,8 @@ class RunOptions:
             if flag.sets is None or value is None:
                 continue
             section, key = flag.path
-            values = resolve_data_path(value) if name == "data" else None
+            values = resolve_data_path(value, self.columns) if name == "data" else None
+            value = read_columns(value) if name == "columns" else value
             plain = str(value) if isinstance(value, Path) else value
             layers.append(Layer("--" + name.replace("_", "-"), {section: values or {key: plain}}))
         return [*layers, set_layer(self.assignments or [])]

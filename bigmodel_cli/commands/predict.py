@@ -36,10 +36,11 @@ def predict(
     texts: Texts = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Show the N most likely classes.")] = 3,
     options: RunOptions,
+    columns: opt.Columns = None,
     tta: opt.Tta = False,
     json: opt.Json = False,
 ) -> None:
-    """Predict the class of each image or line of text, or translate each line.
+    """Predict the class of each image or line of text, or translate each line; of a table, each row.
 
     Files that cannot be read are reported; the others are still predicted.
 
@@ -52,6 +53,8 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 reviews.txt
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
+
+        bigmodel predict runs/text-cnn-labelled_file-1 reviews.csv --columns text=review
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.engine.device.placement import choose_placement
@@ -71,7 +74,8 @@ def predict(
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
-    _show(predict_files(quick.model, task, quick.placement, listed, top, texts or []), json)
+    given = opt.table_columns(columns, recipe)
+    _show(predict_files(quick.model, task, quick.placement, listed, top, texts or [], given), json)
 
 
 def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:

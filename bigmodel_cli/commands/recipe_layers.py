@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel_cli.commands.recipe_files import find_recipe
+from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
     return layers
 
 
-def resolve_data_path(value: str) -> dict[str, str] | None:
-    """The data section for ``--data PATH``; None where `value` is the name of a data set.
+def resolve_data_path(value: str, columns: str | None = None) -> dict[str, str] | None:
+    """The data section for ``--data PATH`` and ``--columns``; None where `value` is the name of a data set.
 
     A path has a separator in it, or exists and is no data set's name.
     """
@@ -43,7 +44,7 @@ def resolve_data_path(value: str) -> dict[str, str] | None:
     is_path = "/" in value or os.sep in value or given.is_address or given.is_pattern
     if not is_path and (value in data.found or not given.path.exists()):
         return None
-    source = source_for(value)
+    source = source_for(value, read_columns(columns) if columns else None)
     if source is None:
         return None
     # Absolute, so that the checkpoint finds its data again from any folder.

@@ -1,14 +1,15 @@
-"""A strict reader for JSON lines: one object per line, checked against JSON's rules and the required fields."""
+"""A strict reader for JSON lines and arrays of objects, checked against JSON's rules and the required fields."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError, nearest
-from bigmodel_cli.core.text_files import AUTO, read_blocks, read_lines
+from bigmodel_cli.core.text_files import AUTO, ENCODING_HINT, open_text, read_blocks, read_text
 
 MAX_LINE_CHARS = 8 << 20  # characters of a line
 Check = Callable[[Any], str | None]
@@ -23,7 +24,7 @@ def text_problem(value: Any) -> str | None:
         except UnicodeEncodeError as error:
             return f"character {error.start} is half a surrogate pair"
         return None
-    return None if type(value) is int else f"is {_kind(value)}, expected text"
+    return None if type(value) is int else f"is {kind_of(value)}, expected text"
 
 
 def read_records(
@@ -36,14 +37,62 @@ def read_records(
     Raises:
         InputError: a line is not an object with `fields`, or the file is empty.
     """
-    encoding = resolve_encoding(path, encoding)
     found = False
-    for number, line in enumerate(read_lines(path, encoding, notes), 1):
-        if line.strip():
-            found = True
-            yield f"{path}:{number}", parse_record(f"{path}:{number}", line, fields)
+    for number, row in read_objects(path, encoding, fields):
+        found = True
+        yield f"{path}:{number}", row
     if not found:
         raise InputError(f"{path}: it is empty", f"expected a line with {' and '.join(fields)}")
+
+
+def read_objects(
+    path: Path, encoding: str = AUTO, fields: Mapping[str, Check] = MappingProxyType({})
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the object of each non-empty line, or of each item of the array in a ``.json`` file.
+
+    A ``.json`` file may also have lines, or one object whose only list holds the items.
+
+    Raises:
+        InputError: see :func:`read_records`; a line is not in the encoding.
+    """
+    encoding = resolve_encoding(path, encoding)
+    if path.name.lower().removesuffix(".gz").endswith(".json") and not _has_lines(path, encoding):
+        yield from _items(path, encoding, fields)
+        return
+    with open_text(path, encoding, newline="\n") as file:
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):
+                if "\0" in line:
+                    raise InputError(f"{path}:{number}: a character is NUL", "expected text", ENCODING_HINT)
+                if line.strip():
+                    yield number, parse_record(f"{path}:{number}", line.rstrip("\n"), fields)
+        except UnicodeError as error:
+            raise InputError(f"{path}:{number + 1}: not {encoding}: {error}", "expected JSON") from None
+
+
+def _has_lines(path: Path, encoding: str) -> bool:
+    """Whether the first line that is not empty is an object by itself."""
+    with open_text(path, encoding, newline="\n") as file:
+        try:
+            first = next((line for line in iter(lambda: file.readline(MAX_LINE_CHARS), "") if line.strip()), "{}")
+            return isinstance(json.loads(first), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+def _items(path: Path, encoding: str, fields: Mapping[str, Check]) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        whole = json.loads(read_text(path, encoding), object_pairs_hook=unique_keys, parse_constant=reject_nan)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}", "expected an array of objects, or one object a line") from None
+    if isinstance(whole, dict):
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        whole = lists[0] if len(lists) == 1 else whole
+    if not isinstance(whole, list):
+        raise InputError(f"{path}: {kind_of(whole)}", "expected an array of objects, or one object a line")
+    for number, row in enumerate(whole, 1):
+        yield number, check_record(f"{path}:{number}", row, fields)
 
 
 def resolve_encoding(path: Path, encoding: str) -> str:
@@ -92,9 +141,18 @@ def parse_record(where: str, line: str, fields: Mapping[str, Check]) -> dict[str
         row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=reject_nan)
     except (ValueError, RecursionError) as error:  # too many digits, or nested too deeply
         raise InputError(f"{where}: not JSON: {error}", "expected one object a line") from None
+    return check_record(where, row, fields)
+
+
+def check_record(where: str, row: Any, fields: Mapping[str, Check]) -> dict[str, Any]:
+    """`row`, which is at the location `where`, if it is an object with each of `fields`.
+
+    Raises:
+        InputError: it is not, or a field is missing or wrong.
+    """
     if not isinstance(row, dict):
         raise InputError(
-            f"{where}: {_kind(row)}", 'expected an object such as {"' + next(iter(fields), "a") + '": ...}'
+            f"{where}: {kind_of(row)}", 'expected an object such as {"' + next(iter(fields), "a") + '": ...}'
         )
     for name, check in fields.items():
         if name not in row:
@@ -120,6 +178,7 @@ def reject_nan(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "null")

@@ -159,8 +159,10 @@ class Classifies(Task, Protocol):
 class Predicts(Task, Protocol):
     """A task that can predict the samples of a file."""
 
-    def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
         """The samples in a file: the name of each, and a raw batch of one.
+
+        `columns` are the columns of a table by role, as in ``data.columns``.
 
         Raises:
             InputError: the file cannot be read.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO, cast
 
 from bigmodel_cli.core.errors import InputError
 
@@ -61,6 +64,33 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", hint=NO_FILE) from None
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name with a NUL in it
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
+
+
+@contextlib.contextmanager
+def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
+    """A text file to read line by line, decompressed if its name ends in ``.gz``; a byte order mark is dropped.
+
+    Raises:
+        InputError: the file is missing or damaged, or the encoding is unknown. A UnicodeError in the block is the
+            caller's, who knows the line.
+    """
+    encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
+    try:
+        if not codecs.lookup(encoding)._is_text_encoding:
+            raise LookupError
+    except (LookupError, ValueError):  # ValueError: a NUL in the name
+        raise InputError(f"unknown encoding {encoding!r}", "one of utf-8, latin-1, cp1252, utf-16, ...") from None
+    try:
+        with (
+            gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw,
+            io.TextIOWrapper(cast("io.BufferedReader", raw), encoding=encoding, newline=newline) as file,
+        ):
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", hint=NO_FILE) from None
+    except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bigmodel_cli.core.columns import OPTIONAL, by_number, choose_columns
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.splits import splits_among
+from bigmodel_cli.core.tables import JSON, first_columns, table_suffix
 
 PLAIN_TEXT = (".txt", ".text", ".md")
-JSON_LINES = (".jsonl", ".ndjson")
-TABLES = {".csv": ",", ".tsv": "\t"}
-ROW_BYTES = 1 << 24  # maximum bytes to read of the first row
 
 Reads = Callable[["UserPath"], float]
 """Scores how well a data set fits a path: 0 if it cannot read it; the highest wins. Above 1, content was checked."""
@@ -22,9 +22,10 @@ Reads = Callable[["UserPath"], float]
 
 @dataclass(frozen=True)
 class UserPath:
-    """The value of ``--data``: a path, an address, or a pattern of paths."""
+    """The value of ``--data``: a path, an address, or a pattern of paths; and the value of ``--columns``."""
 
     text: str
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def path(self) -> Path:
@@ -49,35 +50,61 @@ class UserPath:
         return self.path.is_dir()
 
     @functools.cached_property
-    def columns(self) -> frozenset[str]:
-        """The column names of a table, or the keys of the first JSON line; empty for any other file."""
-        if self.is_dir or self.suffix not in (*JSON_LINES, *TABLES):
-            return frozenset()
+    def table(self) -> Path | None:
+        """The table there, whose columns say what it is: the file itself, or that of a split in a folder."""
+        if not self.is_dir:
+            return self.path if table_suffix(self.path) else None
+        tables = {f.name.partition(".")[0]: f for f in self.path.iterdir() if table_suffix(f) and f.is_file()}
+        splits = splits_among(tables)
+        first = next((name for name, split in splits.items() if split == "train"), next(iter(splits), None))
+        if first is None and len(tables) == 1 and not any(f.is_dir() for f in self.path.iterdir()):
+            first = next(iter(tables))
+        return tables[first] if first is not None else None
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The plain names of the table's columns; empty without a table, or if it cannot be read."""
+        return first_columns(self.table) if self.table is not None else ()
+
+    def has_columns(self, roles: Sequence[str]) -> bool:
+        """Whether the table has columns for all of `roles`, by the same rules as when it is read."""
+        if self.table is None or not self.columns:
+            return False
+        json = table_suffix(self.table) in JSON
         try:
-            with self.path.open(encoding="utf-8-sig", errors="replace") as file:
-                first = file.readline(ROW_BYTES)
-            if self.suffix in JSON_LINES:
-                return frozenset(json.loads(first))
-            return frozenset(first.rstrip("\r\n").split(TABLES[self.suffix]))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return frozenset()
+            choose_columns("", self.columns, (*roles, *OPTIONAL), self.given, by_number(self.given), not json)
+        except InputError:
+            return False
+        return True
 
 
 def rows_with(*choices: tuple[str, ...], score: float, tables: bool = False) -> Reads:
-    """Fits JSON lines (and, with `tables`, tables) that have all the columns of one of `choices`."""
+    """Fits JSON lines (and, with `tables`, tables) that have columns for all the roles of one of `choices`."""
 
     def reads(given: UserPath) -> float:
-        if given.suffix not in JSON_LINES and not (tables and given.suffix in TABLES):
+        if given.table is None or not (tables or table_suffix(given.table) in JSON):
             return 0
-        return score * any(given.columns.issuperset(names) for names in choices)
+        return score * any(given.has_columns(roles) for roles in choices)
 
     return reads
 
 
-def source_for(path: str | Path) -> str | None:
-    """The data set whose registered ``reads`` gives `path` the highest score; None if no data set reads it."""
-    given = UserPath(str(path))
+def source_for(path: str | Path, columns: Mapping[str, str] | None = None) -> str | None:
+    """The data set whose registered ``reads`` gives `path` the highest score; None if no data set reads it.
+
+    Raises:
+        InputError: it is a table whose columns fit none; the message lists them.
+    """
+    given = UserPath(str(path), columns or {})
     sources = [name for name, found in data.found.items() if "reads" in found.meta]
     scores = {name: data.get(name).meta["reads"](given) for name in sources}
     best = max(scores, key=lambda name: scores[name], default=None)
-    return best if best is not None and scores[best] else None
+    if best is not None and scores[best]:
+        return best
+    if given.table is not None and given.path.exists():
+        there = ", ".join(name or "(no name)" for name in given.columns[:8])
+        hint = "--columns text=NAME,label=NAME (or image=, source= and target=), or numbers if there is no header"
+        raise InputError(
+            f"{given.table}: columns {there or 'none'}", "expected text and label, or image and label", hint
+        )
+    return None

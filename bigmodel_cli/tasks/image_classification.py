@@ -157,7 +157,7 @@ class ImageClassification:
         pixels = decode(raw, str(path), self.spec.channels, self.spec.square)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
-    def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
         """Yield the only image in the file."""
         yield str(path), self._read(path)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward, Predictions
-from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
@@ -87,10 +87,10 @@ class TextClassification:
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return labelled.summarise(sums)
 
-    def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        """Yield each line of a text file as a raw batch of one."""
-        for number, line in enumerate(read_lines(path), 1):
-            yield f"{path}:{number}", self.encode_texts([line])
+    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
+        """Yield each line of a text file, or each row of a table, as a raw batch of one."""
+        for name, text in read_texts(path, "text", columns):
+            yield name, self.encode_texts([text])
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
         """Encode `texts` as a raw batch without known classes."""

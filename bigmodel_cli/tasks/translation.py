@@ -17,7 +17,7 @@ from bigmodel_cli.core.framing import encode_source
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tasks import Forward, Predictions
-from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
@@ -104,10 +104,10 @@ class Translation:
         loss = sums["loss"] / max(sums["count"], 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
 
-    def read_file(self, path: Path) -> Iterator[tuple[str, Batch]]:
-        """Yield each line of a text file as a raw batch of one without a target."""
-        for number, line in enumerate(read_lines(path), 1):
-            yield f"{path}:{number}", self.encode_texts([line])
+    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
+        """Yield each line of a text file, or each row of a table, as a raw batch of one without a target."""
+        for name, text in read_texts(path, "source", columns):
+            yield name, self.encode_texts([text])
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
         """Encode `texts` as a raw batch without targets."""

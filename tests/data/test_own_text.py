@@ -55,7 +55,8 @@ def test_tables_and_lines_give_texts_and_labels(tmp_path: Path) -> None:
         bundle = data.get("labelled_file")(tmp_path, path=str(file))
         assert bundle.spec.classes == ("no", "yes")
         train = bundle.load["train"]()
-        assert train.texts == ["a, good one", "bad"] and train.labels.tolist() == [1, 0]
+        assert [train.name(i) for i in range(2)] == ["train[0] a, good one", "train[1] bad"]
+        assert train.labels.tolist() == [1, 0]
         assert bundle.load["val"]().gather(torch.tensor([0]))["label"].tolist() == [1]
 
 
@@ -65,7 +66,7 @@ def test_pairs_from_lines_and_from_two_files(tmp_path: Path) -> None:
     assert source_for(file) == "parallel_file"
     two = [write(tmp_path / f"x.{e}", "".join(f"{e}{i}\n" for i in range(10))) for e in "st"]
     for options in ({"path": str(file)}, {"path": str(two[0]), "target": str(two[1])}):
-        bundle = data.get("parallel_file")(tmp_path, tokenizer="word", **options)
+        bundle = data.get("parallel_file")(tmp_path, tokenizer="word", val_share=0.1, **options)
         assert (len(bundle.load["train"]()), len(bundle.load["val"]())) == (9, 1)
         assert bundle.load["val"]().sources == ["s9"]
     write(tmp_path / "x.t", "one\n")
@@ -81,7 +82,7 @@ def test_pairs_from_lines_and_from_two_files(tmp_path: Path) -> None:
         ("a.txt", b"", "it is empty"),
         ("a.jsonl", b"", "it is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"words": "a"}', "a.jsonl:1: no 'text'"),
+        ("a.jsonl", b'{"words": "a"}', "a.jsonl:1: no column text; it has words"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:1: not JSON"),
         ("gone.txt", None, "no such file"),

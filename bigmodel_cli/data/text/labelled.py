@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
@@ -16,8 +17,9 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import char_vocabulary, encode_padded, tokenizer, word_vocabulary
+from bigmodel_cli.core.tokens import char_vocabulary, tokenizer, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.text.rows import TextRows, encode_rows
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
 
 Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens per text; longer ones are truncated")]
@@ -29,15 +31,15 @@ FOLDS = 10
 
 
 class LabelledTexts:
-    """One split: `texts` and `labels` (n,) int64. A batch is padded to its longest text."""
+    """One split: encoded texts and `labels` (n,) int64. A batch is padded to its longest text."""
 
-    def __init__(self, texts: Sequence[str], labels: Sequence[int], spec: TextSpec, split: str) -> None:
-        self.texts, self.labels, self.split = texts, torch.tensor(labels), split
-        self.rows = [encode_padded([text], spec, framed=True)[0].int() for text in texts]
+    def __init__(self, rows: TextRows, labels: Tensor, spec: TextSpec, split: str) -> None:
+        self.rows, self.labels, self.split = rows, labels, split
+        self.groups = rows.groups
         self.fill = tokenizer(spec).special.get(PAD, 0)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
     def gather(self, indices: Tensor) -> Batch:
         rows = [self.rows[i] for i in indices.tolist()]
@@ -45,15 +47,33 @@ class LabelledTexts:
         return {"tokens": tokens, "label": self.labels[indices], "index": indices}
 
     def name(self, index: int) -> str:
-        text = self.texts[index]
-        return f"{self.split}[{index}] {text[:60]}{'…' * (len(text) > 60)}"
+        return f"{self.split}[{index}] {self.rows.head(index)}"
 
 
-TextSplits = Mapping[str, tuple[list[str], list[int]]]
+class LabelledSplit(Protocol):
+    """The texts of a split, which may be read again from their file each time, and their labels."""
+
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+    def texts(self) -> Iterable[tuple[str, str | None]]:
+        """Each text and its group, if it has one; see :func:`bigmodel_cli.data.text.rows.encode_rows`."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A :class:`LabelledSplit` of texts that are held in memory."""
+
+    all: Sequence[str]
+    labels: Sequence[int]
+
+    def texts(self) -> Iterable[tuple[str, str | None]]:
+        return ((text, None) for text in self.all)
 
 
 def build_labelled(
-    splits: TextSplits,
+    splits: Mapping[str, LabelledSplit],
     classes: Sequence[str],
     tokens: str,
     like: TextSpec | None,
@@ -61,21 +81,45 @@ def build_labelled(
     root: Path,
     notes: Sequence[str] = (),
 ) -> DataBundle:
-    """Build the bundle from (texts, labels) by split. A new vocabulary comes from the train split only."""
-    train = splits["train"][0]
-    tokens = "word" if (tokens, like) == ("auto", None) else tokens
-    if tokens in ("word", "char"):
-        vocabulary = word_vocabulary(train, least=2) if tokens == "word" else char_vocabulary(train, SPECIALS)
-        spec = TextSpec(tokens, vocabulary, context, tuple(classes))
-    else:
-        spec = choose_tokenizer(tokens, like, context, root).with_(classes=tuple(classes))
+    """Build the bundle from the texts and labels of each split. A new vocabulary comes from the train split only."""
+    spec = text_spec(splits, tokens, like, context, root).with_(classes=tuple(classes))
 
     @functools.cache
     def load(split: str) -> LabelledTexts:
-        return LabelledTexts(*splits[split], spec, split)
+        part = splits[split]
+        rows = encode_rows(part.texts(), spec, f"encoding {split}", len(part.labels))
+        if len(rows) != len(part.labels):
+            raise InputError(f"{split}: {len(rows)} texts now", f"it had {len(part.labels)} when the run began")
+        return LabelledTexts(rows, torch.tensor(part.labels, dtype=torch.int64), spec, split)
 
-    digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
-    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
+    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest_of(splits), notes)
+
+
+def text_spec(
+    splits: Mapping[str, LabelledSplit], tokens: str, like: TextSpec | None, context: int, root: Path
+) -> TextSpec:
+    """The tokenizer named `tokens`, with a new vocabulary from the train split where it needs one."""
+    tokens = "word" if (tokens, like) == ("auto", None) else tokens
+    if tokens not in ("word", "char"):
+        return choose_tokenizer(tokens, like, context, root)
+    if "train" not in splits:
+        what = f"no train split, only {', '.join(sorted(splits))}"
+        raise InputError(what, "a new vocabulary comes from train", "evaluate it: bigmodel eval CKPT --data ...")
+    train = (text for text, _ in splits["train"].texts())
+    vocabulary = word_vocabulary(train, least=2) if tokens == "word" else char_vocabulary(train, SPECIALS)
+    return TextSpec(tokens, vocabulary, context)
+
+
+def digest_of(splits: Mapping[str, LabelledSplit]) -> str:
+    """SHA-256 over the texts and labels, as of the ``repr`` of a list of (texts, labels); none of it is held."""
+    total = hashlib.sha256(b"[")
+    for number, split in enumerate(sorted(splits)):
+        total.update(b", ([" if number else b"([")
+        for i, (text, _) in enumerate(splits[split].texts()):
+            total.update(((", " if i else "") + repr(text)).encode("utf-8", "surrogatepass"))
+        total.update(f"], {list(splits[split].labels)!r})".encode())
+    total.update(b"]")
+    return total.hexdigest()
 
 
 @data.register("rt-polarity", task="text_classification", files=("rt-polarity.pos",))
@@ -100,4 +144,5 @@ def rt_polarity(
             texts, labels = splits[{0: "test", 1: "val"}.get(i % FOLDS, "train")]
             texts.append(line)
             labels.append(label)
-    return build_labelled(splits, ("negative", "positive"), tokenizer, as_text_spec(like), context, root)
+    held = {split: InMemory(*both) for split, both in splits.items()}
+    return build_labelled(held, ("negative", "positive"), tokenizer, as_text_spec(like), context, root)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -17,6 +18,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.framing import encode_source, encode_target
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import PAD
+from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import tokenizer, train_bpe, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
@@ -42,7 +44,9 @@ Pairs = tuple[list[str], list[str]]
 class ParallelTexts:
     """One split: `pairs` of sources and targets. A batch is padded to its longest text on either side."""
 
-    def __init__(self, pairs: Pairs, spec: TextSpec, split: str) -> None:
+    def __init__(self, pairs: Pairs, spec: TextSpec, split: str, groups: Sequence[str] | None = None) -> None:
+        # Pairs of one source stay on one side, so that no translation in val was learnt by heart.
+        self.groups = torch.tensor([name_hash(name) for name in groups or pairs[0]])
         self.split, self.sources, self.targets = split, *pairs
         self.pad = tokenizer(spec).special[PAD]
         self.source = [torch.tensor(encode_source(t, spec) or [0], dtype=torch.int32) for t in pairs[0]]
@@ -74,10 +78,16 @@ def build_parallel(
     size: int,
     context: int,
     notes: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> DataBundle:
-    """Build the bundle from (sources, targets) by split, with one vocabulary: `like`'s, or from the train split."""
+    """Build the bundle from (sources, targets) by split, with one vocabulary: `like`'s, or from the train split.
+
+    `groups` are the groups of the pairs in a split, which stay on one side when val is carved; default: their sources.
+    """
     if kind == "auto" and like is not None:
         spec = like.with_(context=context)
+    elif "train" not in splits:
+        raise InputError(f"no train split, only {', '.join(splits)}", "a vocabulary comes from train", "bigmodel eval")
     else:
         train = [*splits["train"][0], *splits["train"][1]]
         words = kind == "word"
@@ -86,7 +96,7 @@ def build_parallel(
 
     @functools.cache
     def load(split: str) -> ParallelTexts:
-        return ParallelTexts(splits[split], spec, split)
+        return ParallelTexts(splits[split], spec, split, groups.get(split))
 
     digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
     return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)

@@ -31,11 +31,12 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import parse_record, resolve_encoding, text_problem
 from bigmodel_cli.core.plugins import import_file, imported_files
 from bigmodel_cli.core.special_tokens import END, SPECIALS
+from bigmodel_cli.core.tables import JSON_LINES
 from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_blocks
 from bigmodel_cli.core.tokens import encode_many, tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import ShardWriter
-from bigmodel_cli.data.user_path import JSON_LINES, PLAIN_TEXT
+from bigmodel_cli.data.user_path import PLAIN_TEXT
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 UNIT = 1 << 20  # bytes a unit, about

@@ -14,9 +14,19 @@ from bigmodel_cli.data.image.files import ImageFiles
 from bigmodel_cli.data.image.own_size import choose_size
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME
+from bigmodel_cli.data.user_path import UserPath
 
 
-@data.register(reads=lambda given: 10 if given.text.startswith(SCHEME) or given.is_pattern else 0.5)
+def _is_images(given: UserPath) -> float:
+    """Shards and hubs, tables with an image, and any folder or archive that nothing else reads."""
+    if given.text.startswith(SCHEME) or given.is_pattern:
+        return 10
+    if given.table is not None and not given.is_dir:
+        return 1.5 * given.has_columns(("image", "label"))
+    return 0.5
+
+
+@data.register(reads=_is_images)
 def image_folder(
     root: Path,
     like: Spec | None = None,

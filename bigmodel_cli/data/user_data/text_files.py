@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import read_records, text_problem
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.tables import JSON_LINES, Table, as_text, open_table, table_suffix
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.text.labelled import TextSplits, Vocabulary, build_labelled
+from bigmodel_cli.data.text.labelled import Vocabulary, build_labelled
 from bigmodel_cli.data.text.parallel import Pairs, Pieces, Size, build_parallel, read_pair
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer
 from bigmodel_cli.data.text.windows import Context, Separate, build_windows
 from bigmodel_cli.data.token_shards.tokenizing import list_text_files
-from bigmodel_cli.data.user_path import JSON_LINES, PLAIN_TEXT, TABLES, UserPath, rows_with
+from bigmodel_cli.data.user_data.text_tables import find_splits, labelled_splits
+from bigmodel_cli.data.user_path import PLAIN_TEXT, UserPath, rows_with
 
 Encoding = Annotated[str, Field(description="of the files: auto, utf-8, latin-1, utf-16, ...")]
 ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")]
@@ -28,9 +28,14 @@ MAX_NOTES = 3
 
 
 def _is_text(given: UserPath) -> float:
-    """Plain text and JSON lines, whose columns may be more to another; a folder that has such files and no folders."""
+    """Plain text, and tables with a text, which may be more to another; a folder of such files and no folders.
+
+    JSON lines are read as this even without a text, to say what they lack.
+    """
     if not given.is_dir:
-        return given.suffix in (*PLAIN_TEXT, *JSON_LINES)
+        if given.table is None or table_suffix(given.table) in JSON_LINES:
+            return given.suffix in PLAIN_TEXT or given.table is not None
+        return 1 if given.has_columns(("text",)) else 0.25 * (not given.columns)
     inside = [f for f in given.path.iterdir() if not f.name.startswith(".")]
     flat = not any(f.is_dir() for f in inside)
     return flat and any(f.suffix.lower() in (*PLAIN_TEXT, *JSON_LINES) for f in inside)
@@ -47,10 +52,11 @@ def text_files(
     encoding: Encoding = AUTO,
     val_share: ValShare = 0.1,
     separate: Separate = False,
+    columns: Columns | None = None,
 ) -> DataBundle:
-    """Your own text for language models: a file, a folder of files, or JSON lines with `text`."""
+    """Your own text for language models: a file, a folder of files, or a table or JSON lines with `text`."""
     notes, like = list[str](), as_text_spec(like)
-    documents, empty = list(_documents(Path(path).expanduser(), encoding, notes)), 0
+    documents, empty = list(_documents(Path(path).expanduser(), encoding, columns, notes)), 0
     if len(documents) > 1:
         empty = documents.count("")
         documents = [document for document in documents if document]
@@ -83,17 +89,12 @@ def labelled_file(
     tokenizer: Vocabulary = "auto",
     context: Context = 64,
     encoding: Encoding = AUTO,
+    columns: Columns | None = None,
+    group_by: GroupBy = None,
 ) -> DataBundle:
-    """Your own labelled texts: .csv, .tsv or .jsonl with `text` and `label`, optionally `split`."""
-    file, notes = Path(path).expanduser(), list[str]()
-    rows = list(_records(file, encoding, ("text", "label"), notes))
-    classes = sorted({str(row["label"]) for row in rows})
-    splits: dict[str, tuple[list[str], list[int]]] = {}
-    for row in rows:
-        texts, labels = splits.setdefault(str(row.get("split") or "train"), ([], []))
-        texts.append(str(row["text"]))
-        labels.append(classes.index(str(row["label"])))
-    _check_splits(file, splits)
+    """Your own labelled texts: a table or JSON with `text` and `label`, optionally `split`; or one a split."""
+    notes = list[str]()
+    splits, classes = labelled_splits(Path(path).expanduser(), columns, group_by, encoding, notes)
     return build_labelled(splits, classes, tokenizer, as_text_spec(like), context, root, notes)
 
 
@@ -110,58 +111,56 @@ def parallel_file(
     vocabulary: Size = 8000,
     context: Context = 64,
     encoding: Encoding = AUTO,
-    val_share: ValShare = 0.1,
+    val_share: ValShare | None = None,
+    columns: Columns | None = None,
+    group_by: GroupBy = None,
 ) -> DataBundle:
-    """Your own translation pairs: .csv, .tsv or .jsonl with `source` and `target`, or two line-aligned files."""
+    """Your own translation pairs: a table or JSON with `source` and `target`, or two line-aligned files."""
     file, notes = Path(path).expanduser(), list[str]()
     if target is not None:
-        pairs: Pairs = read_pair(file, Path(target).expanduser(), encoding, notes)
+        splits = {"train": read_pair(file, Path(target).expanduser(), encoding, notes)}
+        groups: dict[str, list[str]] = {}
     else:
-        rows = list(_records(file, encoding, ("source", "target"), notes))
-        pairs = [str(row["source"]) for row in rows], [str(row["target"]) for row in rows]
-    cut = max(1, round(len(pairs[0]) * (1 - val_share)))
-    if cut >= len(pairs[0]):
-        raise InputError(f"{file}: {len(pairs[0])} pairs", "expected at least 2, for train and val")
-    splits = {"train": (pairs[0][:cut], pairs[1][:cut]), "val": (pairs[0][cut:], pairs[1][cut:])}
-    return build_parallel(splits, tokenizer, as_text_spec(like), vocabulary, context, notes)
+        splits, groups = _pair_splits(file, columns, group_by, encoding, notes)
+    if val_share is not None and set(splits) == {"train"}:
+        first, second = splits["train"]
+        cut = max(1, round(len(first) * (1 - val_share)))
+        if cut >= len(first):
+            raise InputError(f"{file}: {len(first)} pairs", "expected at least 2, for train and val")
+        splits = {"train": (first[:cut], second[:cut]), "val": (first[cut:], second[cut:])}
+        groups = {}
+    return build_parallel(splits, tokenizer, as_text_spec(like), vocabulary, context, notes, groups)
 
 
-def _check_splits(file: Path, splits: TextSplits) -> None:
-    wrong = set(splits) - {"train", "val", "test"}
-    if wrong or "train" not in splits:
-        found = ", ".join(sorted(splits)) or "no rows"
-        raise InputError(f"{file}: splits {found}", "expected train, and optionally val and test")
+def _pair_splits(
+    file: Path, columns: Mapping[str, str] | None, group_by: str | None, encoding: str, notes: list[str]
+) -> tuple[dict[str, Pairs], dict[str, list[str]]]:
+    """The pairs of each split, and the group of each pair if there is a column of groups."""
+
+    def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
+        empty = [
+            not as_text(value, table.located(line), role).strip() for value, role in zip(values, sides, strict=True)
+        ]
+        return f"an empty {sides[empty.index(True)]}" if any(empty) else None
+
+    sides = ("source", "target")
+    splits: dict[str, Pairs] = {}
+    groups: dict[str, list[str]] = {}
+    for split, rows in find_splits(file, sides, columns, group_by, encoding, notes, accept).items():
+        pairs = splits[split] = ([], [])
+        for table, line, (source, aim, group) in rows.values(*sides, "group"):
+            pairs[0].append(as_text(source, table.located(line), "source"))
+            pairs[1].append(as_text(aim, table.located(line), "target"))
+            if group is not None:
+                groups.setdefault(split, []).append(f"group {group}")
+    return splits, groups
 
 
-def _documents(path: Path, encoding: str, notes: list[str]) -> Iterator[str]:
-    for file in list_text_files(path):
-        if file.suffix.lower() in JSON_LINES:
-            yield from (str(row["text"]) for row in _records(file, encoding, ("text",), notes))
-        else:
+def _documents(path: Path, encoding: str, columns: Mapping[str, str] | None, notes: list[str]) -> Iterator[str]:
+    for file in [path] if table_suffix(path) else list_text_files(path):
+        if not table_suffix(file):
             yield read_text(file, encoding, notes)
-
-
-def _records(path: Path, encoding: str, columns: tuple[str, ...], notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table or of JSON lines, each with `columns`.
-
-    Raises:
-        InputError: a line cannot be read or lacks a column; the message names it.
-    """
-    kind, needs = path.suffix.lower(), " and ".join(columns)
-    if kind in JSON_LINES:
-        yield from (row for _, row in read_records(path, dict.fromkeys(columns, text_problem), encoding, notes))
-        return
-    if kind not in TABLES:
-        raise InputError(f"{path}: {kind or 'no suffix'}", "expected .csv, .tsv or .jsonl")
-    count = 0
-    rows = csv.DictReader(io.StringIO(read_text(path, encoding, notes)), delimiter=TABLES[kind], strict=True)
-    try:
-        for row in rows:
-            count += 1
-            if any(row.get(c) is None for c in columns):
-                raise InputError(f"{path}:{rows.line_num}: no {needs}", f"expected a first line with {needs}")
-            yield row
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: {error}", "expected a table") from None
-    if not count:
-        raise InputError(f"{path}: it is empty", f"expected rows with {needs}")
+            continue
+        table = open_table(file, ("text",), columns, encoding, notes)
+        for line, (text,) in table.rows("text"):
+            yield as_text(text, table.located(line), "text")

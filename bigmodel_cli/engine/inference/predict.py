@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,23 @@ Sample = tuple[str, Batch | InputError]
 
 
 def predict_files(
-    model: nn.Module, task: Predicts, placement: Placement, files: Sequence[Path], top: int, texts: Sequence[str] = ()
+    model: nn.Module,
+    task: Predicts,
+    placement: Placement,
+    files: Sequence[Path],
+    top: int,
+    texts: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, Predictions | InputError]]:
     """The name and the `top` predictions of each of `texts`, then of each sample in `files`; or its error.
 
-    `texts` are for a task that :class:`EncodesTexts`.
+    `texts` are for a task that :class:`EncodesTexts`; `columns` are those of tables among `files`.
     """
     size = min(MAX_BATCH, max_batch_size(task, placement))
     ready: dict[int, tuple[str, Predictions | InputError]] = {}  # waiting for the samples before them
     next_index = 0
     for indices, names, batch in _batches(
-        itertools.chain(_encoded(task, texts), _samples(task, files, ahead=2 * size)), size
+        itertools.chain(_encoded(task, texts), _samples(task, files, columns, ahead=2 * size)), size
     ):
         if isinstance(batch, InputError):
             ready[indices[0]] = names[0], batch
@@ -80,13 +86,13 @@ def optimize_for_files(
     return optimize_for_inference(model, task.outputs, placement, sample_batch, len(files), allow_low_precision)
 
 
-def _samples(task: Predicts, files: Sequence[Path], ahead: int) -> Iterator[Sample]:
+def _samples(task: Predicts, files: Sequence[Path], columns: Mapping[str, str] | None, ahead: int) -> Iterator[Sample]:
     """The samples of `files`, or the error of a file, with at most `ahead` files being read or waiting."""
 
     def read(file: Path) -> list[Sample]:
         found: list[Sample] = []
         try:
-            found.extend(task.read_file(file))
+            found.extend(task.read_file(file, columns))
         except InputError as error:
             found.append((str(file), error))
         return found

@@ -1,0 +1,239 @@
+"""The one reader of tables: CSV, TSV and their kin, JSON lines and JSON arrays, row by row in bounded memory.
+
+What a file leaves open (its encoding, separator, quoting, header) is decided from its content; a decision that the
+suffix does not imply is noted. A row that does not fit is an error that names its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.columns import OPTIONAL, Chosen, choose_columns, plain_name
+from bigmodel_cli.core.delimited import Dialect, find_dialect
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.json_lines import MAX_LINE_CHARS, kind_of, read_objects, text_problem
+from bigmodel_cli.core.text_files import AUTO, BLOCK, find_encoding, read_blocks
+
+SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+"""Suffix -> the separator that it implies."""
+JSON_LINES = (".jsonl", ".ndjson")
+JSON = (*JSON_LINES, ".json")
+SUFFIXES = (*SEPARATED, *JSON)
+MISSING = object()
+"""The value of a key that a JSON object does not have."""
+csv.field_size_limit(MAX_LINE_CHARS)
+
+
+def table_suffix(path: Path | str) -> str:
+    """The suffix that says how the table is written: that before ``.gz``; empty if it is no table's."""
+    name = Path(path).name.lower().removesuffix(".gz")
+    suffix = name[name.rfind(".") :] if "." in name else ""
+    return suffix if suffix in SUFFIXES else ""
+
+
+@dataclass
+class Table:
+    """A table whose columns are chosen; see :func:`open_table`.
+
+    A value is text, or for JSON what JSON has: text, a number, true or false, null, a list or an object.
+    """
+
+    path: Path
+    chosen: Chosen
+    encoding: str
+    dialect: Dialect | None
+    """None for JSON."""
+    notes: list[str]
+    blank: int = 0
+    """Rows without anything in them, which the last pass skipped."""
+    _told: bool = field(default=False, repr=False)
+
+    def rows(self, *roles: str) -> Iterator[tuple[int, list[Any]]]:
+        """The line and the value of each of `roles` in every row; None for a role without a column.
+
+        Several columns of a role are joined by a blank, as text.
+
+        Raises:
+            InputError: a row cannot be read, or has more or fewer cells than the header; the message names its line.
+        """
+        rows = self._objects() if self.dialect is None else self._cells(self.dialect)
+        places = [self.chosen.places.get(role) for role in roles]
+        for line, cells in rows:
+            values = [None if at is None else _value(cells, at) for at in places]
+            if MISSING in values:
+                values = [self._present(line, role, value) for role, value in zip(roles, values, strict=True)]
+            yield line, values
+        if self.blank and not self._told:
+            self._told = True
+            self.notes.append(f"{self.path.name}: {self.blank:,} empty rows not used")
+
+    def _present(self, line: int, role: str, value: Any) -> Any:
+        if value is not MISSING:
+            return value
+        if role in OPTIONAL:
+            return None
+        raise InputError(f"{self.located(line)}: no {self.chosen.named(role)!r}", "expected it in every row")
+
+    def located(self, line: int) -> str:
+        """The location to show to the user."""
+        return f"{self.path}:{line}"
+
+    def _cells(self, dialect: Dialect) -> Iterator[tuple[int, Sequence[str]]]:
+        self.blank, width = 0, len(self.chosen.names)
+        for line, cells in dialect.read(self.path, self.encoding):
+            if len(cells) != width:
+                if not any(cell.strip() for cell in cells):
+                    self.blank += len(cells) > 0
+                    continue
+                what = f"{self.path}:{line}: {_count(len(cells))}"
+                raise InputError(
+                    what, f"the {'header' if dialect.header else 'first row'} has {width}", _quoting(dialect)
+                )
+            if not any(cells) or not any(cell.strip() for cell in cells):
+                self.blank += 1
+                continue
+            yield line, cells
+
+    def _objects(self) -> Iterator[tuple[int, Sequence[Any]]]:
+        self.blank = 0
+        names = self.chosen.names
+        for line, row in read_objects(self.path, self.encoding):
+            yield line, [row.get(name, MISSING) for name in names]
+
+
+def _count(n: int) -> str:
+    return f"{n} cell{'s' * (n != 1)}"
+
+
+def _quoting(dialect: Dialect) -> str | None:
+    return f'a text with {dialect.shown} in it is written in quotation marks: "..."' if dialect.quoted else None
+
+
+def _value(cells: Sequence[Any], places: Sequence[int]) -> Any:
+    if len(places) == 1:
+        return cells[places[0]]
+    parts = [cells[i] for i in places if cells[i] is not MISSING and cells[i] is not None]
+    return " ".join(text for part in parts if (text := as_text(part, "", "").strip()))
+
+
+def open_table(
+    path: Path,
+    roles: Sequence[str],
+    given: Mapping[str, str] | None = None,
+    encoding: str = AUTO,
+    notes: list[str] | None = None,
+) -> Table:
+    """Find out how the table at `path` is written and which of its columns are for `roles`.
+
+    `given` are the columns of ``--columns``. What a person should know is added to `notes`.
+
+    Raises:
+        InputError: it is no table, is empty, or has no column for a role.
+    """
+    notes = [] if notes is None else notes
+    given, suffix = given or {}, table_suffix(path)
+    if not suffix:
+        raise InputError(f"{path}: {path.suffix or 'no suffix'}", f"expected {', '.join(SUFFIXES)}")
+    if suffix in JSON:
+        return _open_json(path, roles, given, encoding, notes)
+    if encoding == AUTO:
+        encoding, note = find_encoding(path, read_blocks(path))
+        notes += [note] if note else []
+    dialect, header = find_dialect(path, encoding, SEPARATED[suffix], roles, given)
+    if header is None:
+        raise InputError(f"{path}: it is empty", f"expected rows with {' and '.join(roles[:2])}")
+    notes += [f"{path.name}: {note}" for note in dialect.notes]
+    line = f"{path}:{dialect.first_line}"
+    chosen = choose_columns(line, header, roles, given, numbered=not dialect.header)
+    notes += [f"{path.name}: {note}" for note in chosen.notes]
+    return Table(path, chosen, encoding, dialect, notes)
+
+
+def _open_json(path: Path, roles: Sequence[str], given: Mapping[str, str], encoding: str, notes: list[str]) -> Table:
+    """Keys may be missing in the first object, so the columns come from all of them."""
+    counts: Counter[str] = Counter()
+    rows = 0
+    for _, row in read_objects(path, encoding):
+        rows += 1
+        counts.update(row.keys())
+    if not rows:
+        raise InputError(f"{path}: it is empty", f"expected objects with {' and '.join(roles[:2])}")
+    chosen = choose_columns(f"{path}:1", list(counts), roles, given, remaining=False)
+    notes += [f"{path.name}: {note}" for note in chosen.notes]
+    return Table(path, chosen, encoding, None, notes)
+
+
+def first_columns(path: Path) -> tuple[str, ...]:
+    """The plain names of the columns, to recognise what a table holds; empty if it cannot be read."""
+    suffix = table_suffix(path)
+    try:
+        if suffix in JSON:
+            _, row = next(read_objects(path), (0, {}))
+            return tuple(plain_name(name) for name in row)
+        block = next(read_blocks(path), b"")
+        whole = block if len(block) < BLOCK else block[: block.rfind(b"\n") + 1]
+        _, header = find_dialect(path, find_encoding(path, [whole])[0], SEPARATED[suffix], (), {}, peek=True)
+        return tuple(plain_name(name) for name in header or ())
+    except (InputError, KeyError):
+        return ()
+
+
+def as_text(value: Any, where: str, column: str) -> str:
+    """A cell as text; numbers are written out.
+
+    Raises:
+        InputError: it is null, true or false, a list or an object, or has a NUL or half a surrogate pair.
+    """
+    if isinstance(value, str):
+        if "\0" in value or not value.isascii():
+            wrong = "has a NUL in it" if "\0" in value else text_problem(value)
+            if wrong:
+                raise InputError(f"{where}: {column} {wrong}", "expected text")
+        return value
+    if type(value) is int:
+        return str(value)
+    if type(value) is float:
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    raise InputError(f"{where}: {column} is {kind_of(value)}", "expected text")
+
+
+class LabelCells:
+    """Reads the cells of a label column: blanks around a label are removed, and its characters composed (NFC)."""
+
+    def __init__(self, column: str) -> None:
+        self.column, self.trimmed = column, 0
+        self._known: dict[Any, str] = {}
+
+    def read(self, value: Any, where: Callable[[], str]) -> str:
+        """The label in a cell; `where` gives its location.
+
+        Raises:
+            InputError: it is empty, or no text, number or truth value.
+        """
+        if type(value) is str and value in self._known:
+            return self._known[value]
+        text = str(value).lower() if type(value) is bool else as_text(value, where(), self.column)
+        label = unicodedata.normalize("NFC", text.strip())
+        if not label:
+            raise InputError(
+                f"{where()}: no {self.column}", "expected a label in every row", "remove the row, or label it"
+            )
+        if label == text:
+            self._known[text] = label
+        self.trimmed += text != text.strip()
+        return label
+
+    def notes(self, classes: Iterable[str]) -> list[str]:
+        """What a person should know of the labels; `classes` are all of them."""
+        found = [f"{self.column}: blanks around {self.trimmed:,} labels removed"] if self.trimmed else []
+        by_case: dict[str, list[str]] = {}
+        for name in classes:
+            by_case.setdefault(name.casefold(), []).append(name)
+        same = [" and ".join(names) for names in by_case.values() if len(names) > 1]
+        return found + ([f"{self.column}: classes that differ only in case: {', '.join(same[:3])}"] if same else [])

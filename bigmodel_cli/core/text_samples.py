@@ -1,0 +1,26 @@
+"""The texts in a file that is given to ``predict`` or ``explain``, read as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bigmodel_cli.core.tables import as_text, open_table, table_suffix
+from bigmodel_cli.core.text_files import read_lines
+
+
+def read_texts(path: Path, role: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """The location and the text of each row of a table, in the column for `role`, or else of each line.
+
+    `columns` are those of the training data; the table need not have the columns of other roles.
+
+    Raises:
+        InputError: the file cannot be read, or has no such column.
+    """
+    if not table_suffix(path):
+        for number, line in enumerate(read_lines(path), 1):
+            yield f"{path}:{number}", line
+        return
+    table = open_table(path, (role,), {k: v for k, v in (columns or {}).items() if k == role})
+    for at, (text,) in table.rows(role):
+        yield table.located(at), as_text(text, table.located(at), role)

@@ -1,0 +1,67 @@
+"""Encoded texts of one split, in flat arrays: a million of them take the memory of their tokens. Shape: T tokens."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.splits import name_hash
+from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
+from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
+
+HEAD = 61  # characters of each text that are kept to name it
+NO_TOKENS = (0,)
+
+
+class TextRows:
+    """The texts' ids (T,) int32, the beginning of each text, and a hash of each text or of its group."""
+
+    def __init__(
+        self, tokens: array[int], ends: array[int], heads: bytes, head_ends: array[int], groups: array[int]
+    ) -> None:
+        self._tokens = torch.frombuffer(tokens, dtype=torch.int32) if tokens else torch.zeros(0, dtype=torch.int32)
+        self._ends, self._heads, self._head_ends = ends, heads, head_ends
+        self.groups = torch.tensor(groups)
+        """(n,) int64: equal for texts that must stay on one side of a split."""
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._tokens[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+    def head(self, index: int) -> str:
+        """The first characters of text `index`, to show it."""
+        raw = self._heads[self._head_ends[index - 1] if index else 0 : self._head_ends[index]]
+        text = raw.decode("utf-8", "surrogatepass")
+        return text if len(text) < HEAD else text[: HEAD - 1] + "…"
+
+
+def encode_rows(
+    texts: Iterable[tuple[str, str | None]], spec: TextSpec, what: str = "encoding texts", total: int = 0
+) -> TextRows:
+    """Encode (text, group) pairs, each text truncated to the context; without a group, equal texts are one.
+
+    `what` and `total` are for the progress bar.
+    """
+    known, most = tokenizer(spec), spec.context
+    framed = isinstance(known, BPETokenizer)
+    tokens, ends, head_ends, groups = array("i"), array("q"), array("q"), array("q")
+    heads = bytearray()
+    reported = time.monotonic()
+    for count, (text, group) in enumerate(texts, 1):
+        ids = known.framed(text, most) if isinstance(known, BPETokenizer) and framed else known.encode(text)[:most]
+        tokens.extend(ids or NO_TOKENS)
+        ends.append(len(tokens))
+        heads += text[:HEAD].encode("utf-8", "surrogatepass")
+        head_ends.append(len(heads))
+        groups.append(name_hash(text if group is None else group))
+        if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:
+            reported = time.monotonic()
+            report_progress(what, min(count, total - 1), total)
+    return TextRows(tokens, ends, bytes(heads), head_ends, groups)

@@ -1,0 +1,153 @@
+"""One table of texts, or a folder with one for each split, as splits of rows.
+
+A row is read when it is needed and not held: a first pass finds the splits and the labels, later ones give the texts.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.splits import check_one_folder_each, split_of, splits_among
+from bigmodel_cli.core.tables import SUFFIXES, LabelCells, Table, as_text, open_table, table_suffix
+
+TRAIN = "train"
+
+
+def split_files(path: Path, notes: list[str]) -> dict[str | None, Path]:
+    """Split -> table; the key is None for one table that may have a column ``split``.
+
+    Raises:
+        InputError: it is a folder without tables, or with several that are no splits.
+    """
+    if not path.is_dir():
+        return {None: path}
+    tables = sorted(f for f in path.iterdir() if table_suffix(f) and f.is_file() and not f.name.startswith("."))
+    by_name = {f.name.partition(".")[0]: f for f in tables}
+    named = splits_among(by_name)
+    if not named and len(tables) == 1:
+        return {None: tables[0]}
+    if not named:
+        there = ", ".join(f.name for f in tables[:5]) or "none"
+        raise InputError(f"{path}: tables {there}", f"expected train{SUFFIXES[0]} and others, or --data TABLE")
+    if both := check_one_folder_each(path, named):
+        raise InputError(f"{path}: both {by_name[both[0]].name} and {by_name[both[1]].name}", "expected one a split")
+    used: dict[str | None, Path] = {split: by_name[name] for name, split in named.items()}
+    others = sorted(f.name for f in path.iterdir() if f not in used.values() and not f.name.startswith("."))
+    notes += [f"{path.name}/: not used: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"] if others else []
+    return used
+
+
+@dataclass
+class SplitRows:
+    """The rows of one split: where they are, and their labels as numbers."""
+
+    parts: list[tuple[Table, array[int]]] = field(default_factory=list)
+    """Each table with the lines of this split's rows in it."""
+    labels: array[int] = field(default_factory=lambda: array("i"))
+
+    def values(self, *roles: str) -> Iterator[tuple[Table, int, list[Any]]]:
+        """The table, the line and the value of each of `roles` of every row."""
+        for table, lines in self.parts:
+            wanted = iter(lines)
+            line = next(wanted, None)
+            for at, values in table.rows(*roles):
+                if at == line:
+                    yield table, at, values
+                    line = next(wanted, None)
+            if line is not None:
+                raise InputError(f"{table.located(line)}: the row is gone", "it was there when the run began")
+
+    def texts(self) -> Iterator[tuple[str, str | None]]:
+        """Each text and its group; None without a group column."""
+        for table, line, (text, group) in self.values("text", "group"):
+            yield as_text(text, table.located(line), "text"), None if group is None else f"group {group}"
+
+
+def find_splits(
+    path: Path,
+    roles: Sequence[str],
+    given: Mapping[str, str] | None,
+    group_by: str | None,
+    encoding: str,
+    notes: list[str],
+    accept: Callable[[Table, int, str, list[Any]], str | None],
+) -> dict[str, SplitRows]:
+    """The splits of the table or folder of tables at `path`, after a pass over all rows.
+
+    `accept` sees the table, the line, the split and the values of `roles` of each row. It returns why the row is not
+    used, or None; what is not used is counted by reason in `notes`.
+
+    Raises:
+        InputError: a row cannot be read, or names an unknown split.
+    """
+    given = {**(given or {}), **({"group": group_by} if group_by else {})}
+    found: dict[str, SplitRows] = {}
+    unused: dict[str, int] = {}
+    unnamed = 0
+    for split, file in split_files(path, notes).items():
+        try:
+            table = open_table(file, (*roles, "split", "group"), given, encoding, notes)
+        except InputError as error:
+            if split == "test" and "label" in roles and "no column label" in error.what:
+                notes.append(f"{file.name}: not used: it has no labels")
+                continue
+            raise
+        lines: dict[str, array[int]] = {}
+        has_column = "split" in table.chosen.places
+        for line, (*values, named) in table.rows(*roles, "split"):
+            here = split or _row_split(table, line, named)
+            unnamed += split is None and has_column and (named is None or not str(named).strip())
+            reason = accept(table, line, here, values)
+            if reason is None:
+                lines.setdefault(here, array("q")).append(line)
+            else:
+                unused[reason] = unused.get(reason, 0) + 1
+        for name, rows in lines.items():
+            found.setdefault(name, SplitRows()).parts.append((table, rows))
+    notes += [f"{n:,} rows not used: {reason}" for reason, n in unused.items()]
+    notes += [f"{unnamed:,} rows name no split: train"] if unnamed and len(found) > 1 else []
+    if not found:
+        raise InputError(f"{path}: it is empty", f"expected rows with {' and '.join(roles)}")
+    return found
+
+
+def _row_split(table: Table, line: int, named: Any) -> str:
+    text = "" if named is None else as_text(named, table.located(line), "split").strip()
+    split = split_of(text) if text else TRAIN
+    if split is None:
+        raise InputError(f"{table.located(line)}: split {text!r}", "expected train, val or test")
+    return split
+
+
+def labelled_splits(
+    path: Path, given: Mapping[str, str] | None, group_by: str | None, encoding: str, notes: list[str]
+) -> tuple[dict[str, SplitRows], list[str]]:
+    """The splits of labelled texts, and the classes, sorted by name.
+
+    Raises:
+        InputError: a label is empty, or see :func:`find_splits`.
+    """
+    cells = LabelCells("label")
+    ids: dict[str, int] = {}
+    labels: dict[str, array[int]] = {}
+
+    def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
+        text, label = values
+        name = cells.read(label, lambda: table.located(line))
+        if not (text if type(text) is str else as_text(text, table.located(line), "text")).strip():
+            return "an empty text"
+        labels.setdefault(split, array("i")).append(ids.setdefault(name, len(ids)))
+        return None
+
+    splits = find_splits(path, ("text", "label"), given, group_by, encoding, notes, accept)
+    classes = sorted(ids)
+    place = {ids[name]: i for i, name in enumerate(classes)}
+    for split, rows in splits.items():
+        rows.labels = array("i", [place[i] for i in labels[split]])
+    notes += cells.notes(classes)
+    return splits, classes
