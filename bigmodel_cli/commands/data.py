@@ -103,15 +103,18 @@ def inspect(
     from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.insight import image_dataset
 
-    listing = list_images(path, columns=given)
     with WaitBars():
+        listing = list_images(path, given)
         findings = image_dataset.inspect(listing)
     if sheet is not None:
         image_dataset.contact_sheet(listing, sheet)
+    problem = listing.problem
     if json:
         console.print_json({"path": str(path), "sheet": str(sheet) if sheet else None, **findings.to_dict()})
-        return
-    _show(findings, path, sheet)
+    else:
+        _show(findings, path, sheet)
+    if problem is not None:
+        raise problem
 
 
 @app.command()
@@ -175,7 +178,8 @@ def _show(findings: Findings, path: str, sheet: Path | None) -> None:
         console.note(note)
     if sheet is not None:
         console.say(f"contact sheet: {sheet}")
-    console.say(f"next: bigmodel train resnet18 --data {path} --set data.size={values['suggested_size']}")
+    if findings.listing.problem is None:
+        console.say(f"next: bigmodel train resnet18 --data {path} --set data.size={values['suggested_size']}")
 
 
 def _lines(facts: list[tuple[str, str]]) -> list[tuple[str, str]]:

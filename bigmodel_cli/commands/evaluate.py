@@ -107,7 +107,8 @@ def _measure(
     placement = choose_placement(recipe.placement)
     configure_process(placement)
     model = with_flip_tta(trained.model, trained.task) if tta else trained.model
-    bundle = load_data(recipe.data, trained.task.spec)
+    with WaitBars():
+        bundle = load_data(recipe.data, trained.task.spec)
     task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
     with WaitBars():
         source = load_split(bundle, recipe.data, split)

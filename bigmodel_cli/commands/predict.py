@@ -54,7 +54,7 @@ def predict(
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
 
-        bigmodel predict runs/text-cnn-labelled_file-1 reviews.csv --columns text=review
+        bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.engine.device.placement import choose_placement

@@ -163,8 +163,8 @@ class WaitBars:
         amount = f"{done / 1e6:.1f} MB" if total is None else f"{done / 1e6:.1f}/{total / 1e6:.1f} MB"
         self._show(f"downloading {name}", done, total, amount)
 
-    def on_decode(self, what: str, done: int, total: int) -> None:
-        self._show(what, done, total, f"{done:,}/{total:,} images")
+    def on_decode(self, what: str, done: int, total: int | None) -> None:
+        self._show(what, done, total, f"{done:,}" if total is None else f"{done:,}/{total:,}")
 
     def read(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, f"{done / 1e6:.1f}/{total / 1e6:.1f} MB")
@@ -176,7 +176,7 @@ class WaitBars:
             else:
                 console.note(what)
             self.tasks[what] = self.bar.add_task(what, total=total, amount=amount)
-        self.bar.update(self.tasks[what], completed=done, amount=amount)
+        self.bar.update(self.tasks[what], completed=done, total=total, amount=amount)
         if self.bar.live.is_started and done == total and all(task.finished for task in self.bar.tasks):
             self.bar.stop()
             for task in self.tasks.values():  # otherwise the next bar would show these again

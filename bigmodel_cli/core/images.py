@@ -10,7 +10,7 @@ import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from bigmodel_cli.core.errors import InputError
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""The accepted formats, recognised by content and not by file name."""
+"""The formats that are always accepted, recognised by content and not by file name; see :func:`image_formats`."""
+EXTRA_SUFFIXES = {
+    ".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL",
+}  # fmt: skip
+"""Suffix -> the format that needs a decoder of the extra ``formats``."""
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 })  # fmt: skip
-"""The suffixes of image files in a folder."""
+"""The suffixes of image files that are always read; see :func:`image_suffixes`."""
 MAX_PIXELS = 64_000_000
 ORIENTATION = 274  # the EXIF tag
 TURNS = {
@@ -33,6 +37,45 @@ TURNS = {
     5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
 }  # fmt: skip
 """EXIF orientation -> the name of PIL's transposition that undoes it."""
+
+
+@functools.cache
+def _extra_formats() -> frozenset[str]:
+    """The formats whose decoder is installed."""
+    from PIL import features
+
+    found = {"AVIF"} if features.check("avif") else set()
+    with contextlib.suppress(ImportError, OSError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found.add("HEIF")
+    with contextlib.suppress(ImportError, OSError):
+        import pillow_jxl  # noqa: F401 (registers itself)
+
+        found.add("JXL")
+    return frozenset(found)
+
+
+def image_formats() -> tuple[str, ...]:
+    """The formats that can be decoded here."""
+    return (*FORMATS, *sorted(_extra_formats()))
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the image files that can be decoded here."""
+    return SUFFIXES | {suffix for suffix, kind in EXTRA_SUFFIXES.items() if kind in _extra_formats()}
+
+
+def describe_unused(suffixes: Mapping[str, int]) -> str:
+    """A note of the files that are no images, or of a format that cannot be decoded here, by suffix."""
+    total, most = sum(suffixes.values()), 6
+    ranked = sorted(suffixes.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{suffix} {n:,}" for suffix, n in ranked[:most]) + (", ..." if len(ranked) > most else "")
+    able = sorted(suffix for suffix in suffixes if suffix in EXTRA_SUFFIXES)
+    hint = f"; {' and '.join(able)} can be read after pip install 'bigmodel[formats]'" if able else ""
+    return f"{total:,} files not used: {shown}{hint}"
 
 
 def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Tensor:
@@ -69,13 +112,13 @@ def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
 
     _quiet()
     try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(raw), formats=image_formats()) as image:
             width, height = image.size
             if width * height > most:
                 raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {most}")
             yield image
     except UnidentifiedImageError:
-        raise InputError(f"{name}: not an image", "expected one of " + ", ".join(FORMATS)) from None
+        raise InputError(f"{name}: not an image", "expected one of " + ", ".join(image_formats())) from None
     except Image.DecompressionBombError:
         raise InputError(f"{name}: too many pixels", f"expected at most {most}") from None
     except InputError:
@@ -93,7 +136,7 @@ def image_header(raw: bytes) -> tuple[str, int, int, str]:
     from PIL import Image
 
     _quiet()
-    with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(raw), formats=image_formats()) as image:
         return str(image.format), image.width, image.height, image.mode
 
 

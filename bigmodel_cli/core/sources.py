@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.specs import Spec
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ class SourceWrapper:
 class DataBundle:
     """The splits of a data set, each loaded on first use, and their spec.
 
-    `load` maps split names to loaders: ``train`` always, ``val`` if the data has its
-    own (else the engine splits it off from train by seed), ``test`` if there is one.
+    `load` maps split names to loaders: ``train``, ``val`` if the data has its own (else
+    the engine splits it off from train), ``test`` if there is one.
     Training never calls the test loader.
     """
 
@@ -111,3 +112,5 @@ class DataBundle:
     load: Mapping[str, Callable[[], Source]]
     fingerprint: str = ""
     notes: Sequence[str] = field(default_factory=tuple)
+    problem: InputError | None = None
+    """Why it cannot be trained on, though it may be evaluated: no train split, or other classes in val."""

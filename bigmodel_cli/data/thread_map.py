@@ -14,8 +14,8 @@ from bigmodel_cli.core.cpu_count import available_cores
 CHUNK = 16  # images per task
 MAX_PENDING = 128  # tasks that may wait for a thread
 REPORT_EVERY = 0.1  # seconds between two progress reports
-Progress = Callable[[str, int, int], None]
-"""(what, done, total), called from the thread that requested the images; it may raise to stop decoding."""
+Progress = Callable[[str, int, int | None], None]
+"""(what, done, total or None), called from the thread that requested the images; it may raise to stop decoding."""
 
 _listeners: list[Progress] = []
 
@@ -30,7 +30,7 @@ def progress_listener(listener: Progress) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def report_progress(what: str, done: int, total: int) -> None:
+def report_progress(what: str, done: int, total: int | None) -> None:
     """Report progress to all listeners."""
     for listener in _listeners:
         listener(what, done, total)

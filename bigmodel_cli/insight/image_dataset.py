@@ -86,7 +86,10 @@ class Findings:
             "near_leaks": _pairs(self.near, across=True),
             "near_duplicates": _pairs(self.near, across=False),
             "suggested_size": self.size,
-            "notes": [*listing.notes, *filter(None, [describe_imbalance(listing.counts("train"), listing.classes)])],
+            "notes": [
+                *listing.notes,
+                *filter(None, [describe_imbalance(listing.counts(listing.first_split), listing.classes)]),
+            ],
         }
 
 
@@ -164,7 +167,7 @@ def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8
     from PIL import Image, ImageDraw
 
     members: Mapping[int, list[Item]] = defaultdict(list)
-    for item in listing.splits["train"]:
+    for item in listing.splits[listing.first_split]:
         members[item.label].append(item)
     shown = list(range(len(listing.classes)))[:rows]
     margin = 20

@@ -37,7 +37,10 @@ def folders(root: Path, **splits: dict[str, int]) -> Path:
 
 
 def bundle(path: Path, **options: Any) -> Any:
-    return image_folder(path, path=str(path), size=28, **options)
+    found = image_folder(path, path=str(path), size=28, **options)
+    if found.problem is not None:
+        raise found.problem
+    return found
 
 
 def test_train_val_test_folders(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty class": (lambda p: folders(p, train={"a": 1, "b": 0}, val={"a": 1, "b": 1}), "/train/b: an empty class"),
     "only other files": (
         lambda p: (folders(p, _={"a": 1, "b": 0}) / "b" / "readme.txt").write_text("x"),
-        "only 1 other files, as readme.txt",
+        "only 1 other files: .txt 1",
     ),
     "no train": (lambda p: folders(p, val={"a": 1, "b": 1}), "val/ but no train/"),
     "one class": (lambda p: folders(p, _={"a": 3}), "only one class (a)"),
@@ -138,29 +141,29 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
     assert list_images(tabs).counts("train") == [1, 1]
     other = tmp_path / "other.csv"
     other.write_text("ID,File,Species\n1,x/1.png,b\n2,x/2.png,a\n")
-    assert list_images(other, "File", "species").classes == ("a", "b")
-    with pytest.raises(InputError, match=r":1: columns id, file, species; expected a header file,kind\[,split\]"):
-        list_images(other, "file", "kind")
+    assert list_images(other, {"image": "File", "label": "species"}).classes == ("a", "b")
+    with pytest.raises(InputError, match=r":1: no column 'kind'; one of File, ID, Species"):
+        list_images(other, {"image": "file", "label": "kind"})
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", ":1: columns none"),
-        ("file,klass\nx.png,a\n", ":1: columns file, klass"),
+        ("", "it is empty"),
+        ("file,klass,kind\nx.png,a,b\n", ":1: no column label; it has file, klass, kind"),
         ("path,label\nx.png,a\nnone.png,b\n", ":3: no file none.png"),
         ("path,label\nx.png,\n", ":2: no label"),
-        ("path,label,split\nx.png,a,dev\n", ":2: split 'dev'"),
-        ("path,label,split\nx.png,a,val\n", "no rows of split train"),
+        ("path,label,split\nx.png,a,extra\n", ":2: split 'extra'"),
+        ("path,label,split\nx.png,a,val\n", "val/ but no train/"),
         ("path,label\nx.png,a\n", "only one class"),
-        ("path,label\n\xff\xfe", "columns|no label|not a table"),
+        ("path,label\n\xff\xfe", ":2: 1 cell; the header has 2"),
     ],
 )
 def test_broken_tables_are_named(text: str, words: str, tmp_path: Path) -> None:
     put(tmp_path / "x.png")
     (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError) as caught:
-        list_images(tmp_path / "list.csv")
+        list_images(tmp_path / "list.csv").check_trainable()
     assert any(w in f"{caught.value.what}; {caught.value.expected}" for w in words.split("|"))
 
 
@@ -195,14 +198,14 @@ def test_a_tar_of_classes_alone(tmp_path: Path) -> None:
     [
         (["cat/1.png", "../dog/1.png"], "a member called ../dog/1.png"),
         (["cat/1.png", "/dog/1.png"], "a member called /dog/1.png"),
-        (["cat/1.png", "loose.png"], "loose.png is in no class folder"),
+        (["cat/1.png", "loose.png"], "1 images beside the class folders"),
         (["val/a/1.png", "val/b/1.png", "test/a/1.png"], "no train/"),
         ([], "no images in it"),
     ],
 )
 def test_broken_tars_are_named(names: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        list_images(tar_of(tmp_path / "p.tar", names))
+        list_images(tar_of(tmp_path / "p.tar", names)).check_trainable()
     assert words in caught.value.line
 
 

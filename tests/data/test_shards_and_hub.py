@@ -76,9 +76,9 @@ def test_splits_by_name_and_labels_in_json(tmp_path: Path) -> None:
         shard(tmp_path / split / "0.tar", files)
     pattern = str(tmp_path / "{train,val}/0.tar")
     for where in (pattern, tmp_path):
-        listing = list_images(where, label="species")
+        listing = list_images(where, {"label": "species"})
         assert listing.classes == ("cat", "dog") and listing.counts("train") == [2, 1] and len(listing.splits) == 2
-    assert list_images(tmp_path / "train/0.tar", label="species").counts("train") == [2, 1]
+    assert list_images(tmp_path / "train/0.tar", {"label": "species"}).counts("train") == [2, 1]
 
 
 def test_the_index_is_made_once_and_again_when_the_shard_changes(tmp_path: Path, monkeypatch: Any) -> None:
@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
 def test_broken_shards_are_named(case: str, tmp_path: Path) -> None:
     files, words = BROKEN[case]
     with pytest.raises(InputError) as caught:
-        list_images(shard(tmp_path / "x.tar", files))
+        list_images(shard(tmp_path / "x.tar", files)).check_trainable()
     assert words in caught.value.line
 
 
@@ -204,15 +204,15 @@ def test_columns_that_are_not_plain_say_so(tmp_path: Path) -> None:
         ({"image": "kind", "label": "size"}, "expected a column of images: a, b"),
     ]:
         with pytest.raises(InputError) as caught:
-            list_images(tmp_path / "set", **options)
+            list_images(tmp_path / "set", options)
         assert words in caught.value.line
-    listing = list_images(tmp_path / "set", "b", "size")
+    listing = list_images(tmp_path / "set", {"image": "b", "label": "size"})
     with pytest.raises(InputError, match="row 0: no image"):
         listing.splits["train"][1].read()
     for file in (tmp_path / "set").glob("*.arrow"):
         file.write_bytes(b"no arrow")
     with pytest.raises(InputError, match="expected what save_to_disk wrote"):
-        list_images(tmp_path / "set", "b", "size")
+        list_images(tmp_path / "set", {"image": "b", "label": "size"})
 
 
 def test_the_command_fine_tunes_on_a_saved_data_set(run_cli: Any, tmp_path: Path) -> None:

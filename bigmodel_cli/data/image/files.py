@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data.image import decode_cache
 from bigmodel_cli.data.image.listing import Item
@@ -59,6 +61,11 @@ class ImageFiles:
         self._usable = good.nonzero().flatten()
         self._report_undecodable(good)
         self.labels = torch.tensor([item.label for item in items])[self._usable]
+
+    @functools.cached_property
+    def groups(self) -> Tensor:
+        """(N,) int64: a hash of each image's group, or of its name."""
+        return torch.tensor([name_hash(item.group or item.name) for item in self.items])[self._usable]
 
     def __len__(self) -> int:
         return len(self._usable)

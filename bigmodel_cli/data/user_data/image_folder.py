@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Spec
 from bigmodel_cli.data.image.files import ImageFiles
@@ -42,12 +43,15 @@ def image_folder(
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
     cache: Literal["auto", "off"] = "auto",
-    image_column: str | None = None,
-    label_column: Annotated[str | None, Field(description="of a table or data set, or a field in shards' JSON")] = None,
+    columns: Columns | None = None,
+    group_by: GroupBy = None,
+    image_column: Annotated[str | None, Field(description="older spelling of columns.image")] = None,
+    label_column: Annotated[str | None, Field(description="older spelling of columns.label")] = None,
 ) -> DataBundle:
     """Your own images: class folders, a table, a tar, WebDataset shards or a Hugging Face data set."""
-    listing = list_images(path, image_column, label_column)
-    size, crop, chosen = choose_size(listing.splits["train"], like, size, crop)
+    older = {k: v for k, v in (("image", image_column), ("label", label_column)) if v is not None}
+    listing = list_images(path, {**older, **(columns or {})} or None, group_by)
+    size, crop, chosen = choose_size(listing.splits[listing.first_split], like, size, crop)
     side = round(size / crop)
     notes = [*listing.notes, *chosen]
 
@@ -59,4 +63,4 @@ def image_folder(
 
     spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop)
     loaders = {split: functools.partial(load, split) for split in listing.splits}
-    return DataBundle(spec, loaders, listing.fingerprint(), notes)
+    return DataBundle(spec, loaders, listing.fingerprint(), notes, listing.problem)

@@ -12,8 +12,9 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import natural
+from bigmodel_cli.core.splits import split_of
 from bigmodel_cli.data.download import open_url
-from bigmodel_cli.data.image.listing import SPLITS, Item, Listing, build_listing
+from bigmodel_cli.data.image.listing import Item, Listing, build_listing
 
 SCHEME = "hf:"
 HUB = "https://huggingface.co/"
@@ -43,7 +44,7 @@ def from_hub(where: str, image: str | None = None, label: str | None = None) -> 
     order: Sequence[str] = ()
     versions = []
     for name, rows in found.items():
-        split = SPLITS.get(name)
+        split = split_of(name)
         if split is None:
             notes.append(f"not used: the split {name}")
             continue
@@ -55,9 +56,9 @@ def from_hub(where: str, image: str | None = None, label: str | None = None) -> 
             versions.append(f"{name}:{rows._fingerprint}")
         left = len(rows) - sum(map(len, labelled.values()))
         notes += [f"{name}: {left:,} rows without a class skipped"] if left else []
-    if "train" not in images:
+    if not images:
         raise InputError(f"{where}: splits {', '.join(found)}", "expected train, with classes")
-    absent = [name for name in order if name not in images["train"]]
+    absent = [name for name in order if name not in images.get("train", {})]
     notes += [f"no images of {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"] if absent else []
     return build_listing(where, images, notes, order, " ".join(versions))
 

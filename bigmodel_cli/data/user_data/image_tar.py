@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import SUFFIXES
-from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, build_listing, is_hidden
+from bigmodel_cli.core.image_names import is_hidden
+from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.data.image.class_folders import Folder, arrange
+from bigmodel_cli.data.image.listing import MAX_FILE, Item, Listing
 from bigmodel_cli.data.webdataset.index import Member, check_name, list_members
 
 MAX_COMPRESSED = 4 * 2**30  # bytes of images in a compressed tar, all held in memory
@@ -23,20 +25,29 @@ def from_tar(path: Path) -> Listing:
     compressed = not path.name.lower().endswith(".tar")
     stat = path.stat()
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    found = []
-    for member, content in (
-        _read_compressed(path) if compressed else [(m, None) for m in list_members(path) if _is_image(m.name, m.size)]
-    ):
+    root = Folder(path.name, str(path))
+    members: list[tuple[Member, Callable[[], bytes] | None]] = []
+    if compressed:
+        members += _read_compressed(path)
+    else:
+        members += [(m, None) for m in list_members(path) if _is_image(m.name, m.size)]
+    for member, content in members:
         item = Item(member.name, -1, str(path), member.size, stamp, member.offset, content)
-        found.append((tuple(part for part in PurePosixPath(member.name).parts if part != "."), item))
-    return build_listing(str(path), _group_by_split(path, found))
+        *folders, _ = (part for part in PurePosixPath(member.name).parts if part != ".")
+        place = root
+        for name in folders:
+            place = place.child(name)
+        place.images.append(item)
+    if not root.count():
+        raise InputError(f"{path}: no images in it", "expected [train/]<class>/<file>")
+    return arrange(str(path), root, lambda item: item)
 
 
 def _is_image(name: str, size: int) -> bool:
     """Whether the member is an image and not hidden."""
     path = PurePosixPath(name)
     hidden = any(is_hidden(part) for part in path.parts if part != ".")
-    return not hidden and path.suffix.lower() in SUFFIXES and size <= MAX_FILE
+    return not hidden and path.suffix.lower() in image_suffixes() and size <= MAX_FILE
 
 
 def _read_compressed(path: Path) -> list[tuple[Member, Callable[[], bytes]]]:
@@ -58,27 +69,4 @@ def _read_compressed(path: Path) -> list[tuple[Member, Callable[[], bytes]]]:
                 found.append((Member(member.name, member.offset_data, member.size), content.__bytes__))
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: damaged or cut off ({error})", "expected a tar of class folders") from None
-    return found
-
-
-def _group_by_split(path: Path, list_members: list[tuple[tuple[str, ...], Item]]) -> dict[str, dict[str, list[Item]]]:
-    """Split -> class -> images, ignoring common top-level folders."""
-    if not list_members:
-        raise InputError(f"{path}: no images in it", "expected [train/]<class>/<file>")
-    top = 0
-    while len({parts[top] for parts, _ in list_members if len(parts) > top + 2}) == 1 and all(
-        len(parts) > top + 2 for parts, _ in list_members
-    ):
-        top += 1
-    has_splits = any(parts[top].lower() in SPLITS and len(parts) > top + 2 for parts, _ in list_members)
-    found: dict[str, dict[str, list[Item]]] = {}
-    for parts, item in sorted(list_members, key=lambda pair: pair[1].name):
-        rest = parts[top:]
-        split = SPLITS.get(rest[0].lower()) if has_splits else "train"
-        rest = rest[1:] if has_splits else rest
-        if split is None or len(rest) < 2:
-            raise InputError(f"{path}: {item.name} is in no class folder", "expected [train/]<class>/<file>")
-        found.setdefault(split, {}).setdefault(rest[0], []).append(item)
-    if "train" not in found:
-        raise InputError(f"{path}: {', '.join(found)} but no train/", "expected [train/]<class>/<file>")
     return found

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import SUFFIXES
+from bigmodel_cli.core.images import image_suffixes
 from bigmodel_cli.core.registry import natural
-from bigmodel_cli.data.image.listing import MAX_FILE, SPLITS, Item, Listing, build_listing, shorten
+from bigmodel_cli.core.splits import WORDS as SPLITS
+from bigmodel_cli.data.image.listing import MAX_FILE, Item, Listing, build_listing, shorten
 from bigmodel_cli.data.webdataset.index import Member, group_samples, list_members
 
 LABELS = ("cls", "json")
@@ -43,8 +44,6 @@ def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> 
         classes = found.setdefault(split_of(path), {})
         for item, label in shard_items(path, field):
             classes.setdefault(label, []).append(item)
-    if "train" not in found:
-        raise InputError(f"{where}: {', '.join(found)} but no train shards", "expected names as train-000.tar")
     order = sorted({label for classes in found.values() for label in classes}, key=natural)
     names = paths[0].with_name(NAMES)
     if names.is_file() and all(label.isdigit() for label in order):
@@ -63,7 +62,7 @@ def split_of(path: Path) -> str:
 
 
 def _image(parts: dict[str, Member]) -> Member | None:
-    return next((parts[kind] for kind in parts if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
+    return next((parts[kind] for kind in parts if f".{kind.rpartition('.')[2]}" in image_suffixes()), None)
 
 
 def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:

@@ -23,6 +23,10 @@ def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
     """The train and val splits: the data's own val split, or one carved from train by a seed."""
+    if bundle.problem is not None:
+        raise bundle.problem
+    if "train" not in bundle.load:
+        raise InputError(f"{section.name}: {', '.join(sorted(bundle.load))} but no train split", "expected train")
     train = bundle.load["train"]()
     if "val" in bundle.load:
         return train, bundle.load["val"]()

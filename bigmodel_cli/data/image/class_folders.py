@@ -1,0 +1,188 @@
+"""Folders of images, on disk or in an archive, as splits and classes. What a layout leaves open is refused or noted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.images import describe_unused
+from bigmodel_cli.core.splits import FILLERS, check_one_folder_each, split_of, splits_among
+from bigmodel_cli.data.image.listing import NO_TRAIN, Item, Listing, build_listing
+
+HIDDEN = "hidden"
+
+
+@dataclass
+class Folder:
+    """A folder: its images, its folders, and how many files in it are no images, by suffix."""
+
+    name: str
+    path: str
+    children: dict[str, Folder] = field(default_factory=dict)
+    images: list[Any] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def child(self, name: str) -> Folder:
+        if name not in self.children:
+            self.children[name] = Folder(name, f"{self.path}/{name}")
+        return self.children[name]
+
+    def below(self) -> Iterator[Folder]:
+        """This folder and every one in it."""
+        yield self
+        for child in self.children.values():
+            yield from child.below()
+
+    def count(self) -> int:
+        """The number of images at any depth."""
+        return sum(len(folder.images) for folder in self.below())
+
+    @property
+    def full(self) -> dict[str, Folder]:
+        """The folders in it that have images at any depth, by name."""
+        return {name: self.children[name] for name in sorted(self.children) if self.children[name].count()}
+
+
+def arrange(where: str, root: Folder, item: Callable[[Any], Item]) -> Listing:
+    """The images below `root` by split and class: ``[split/]<class>/...``, or ``<class>/<split>/...``.
+
+    Folders that hold nothing but one folder, as archives often have, are passed through. `item` makes an image's item.
+
+    Raises:
+        InputError: images lie where no class is, or folders can mean several things.
+    """
+    notes: list[str] = []
+    root = _unwrapped(root, notes)
+    splits = _splits(where, root, notes)
+    found: dict[str, dict[str, list[Item]]] = {}
+    used: list[Folder] = []
+    for split, folders in splits.items():
+        classes = found.setdefault(split, {})
+        for name, folder in sorted(folders.items()):
+            label = class_name(name, notes)
+            if label in classes:
+                notes.append(
+                    f"{split}: several folders are called {label} once their characters are composed: one class"
+                )
+            items = [item(image) for part in folder.below() for image in part.images]
+            classes.setdefault(label, []).extend(items)
+            used.append(folder)
+    for classes in found.values():
+        for items in classes.values():
+            items.sort(key=lambda one: one.name)
+    others: Counter[str] = Counter()
+    for folder in root.below():
+        others.update(folder.others)
+    hidden = others.pop(HIDDEN, 0)
+    notes += [describe_unused(others)] if others else []
+    notes += [f"{hidden:,} hidden files not used"] if hidden else []
+    return build_listing(where, found, notes)
+
+
+def _unwrapped(root: Folder, notes: list[str]) -> Folder:
+    """The folder in which the splits or classes are."""
+    top = root
+    while not root.images and len(root.full) == 1:
+        ((name, only),) = root.full.items()
+        if not only.full or split_of(name):
+            break
+        root = only
+    if root is not top:
+        notes.append(f"read from the folder {root.path[len(top.path) + 1 :]}/")
+    return root
+
+
+def _splits(where: str, root: Folder, notes: list[str]) -> dict[str, dict[str, Folder]]:
+    """Split -> class folders by name."""
+    named = splits_among(root.full)
+    flat = [name for name in named if not root.full[name].full]
+    if named and len(flat) == len(named) and (len(root.full) > len(named)):
+        notes.append(f"{', '.join(f'{name}/' for name in flat)}: read as a class, since it holds images and no classes")
+        named = {}
+    if not named:
+        classes = _classes(root)
+        inner = _splits_within(classes)
+        if inner:
+            notes.append(f"splits are the folders within the classes: {', '.join(sorted(inner))}")
+            return inner
+        return {"train": classes}
+    if both := check_one_folder_each(where, {n: s for n, s in named.items() if n not in flat}):
+        raise InputError(f"{where}: both {both[0]}/ and {both[1]}/", f"expected one {named[both[0]]} folder")
+    found: dict[str, dict[str, Folder]] = {}
+    for name, split in named.items():
+        folder = root.full[name]
+        if name in flat and split == "test":
+            notes.append(f"{name}/: {len(folder.images):,} images not used: in no class folder, so without labels")
+            continue
+        found[split] = _classes(_same_folder(folder))
+    rest = [f"{n}/ ({root.children[n].count():,} images)" for n in sorted(root.children) if n not in named]
+    notes += [f"not used: {', '.join(rest[:5])}{', ...' if len(rest) > 5 else ''} beside the splits"] if rest else []
+    notes += [f"{len(root.images):,} images not used: beside the splits"] if root.images else []
+    return found
+
+
+def _same_folder(folder: Folder) -> Folder:
+    """`folder`, or the one in it that is only there because an archive was unpacked: ``seg_train/seg_train/``."""
+    while not folder.images and len(folder.full) == 1:
+        ((name, only),) = folder.full.items()
+        same = name.casefold() == folder.name.casefold() or split_of(name) or name.casefold() in FILLERS
+        if not only.full or not same:
+            break
+        folder = only
+    return folder
+
+
+def _classes(folder: Folder) -> dict[str, Folder]:
+    """The class folders in `folder`.
+
+    Raises:
+        InputError: there are none, one is empty, or images lie beside them.
+    """
+    loose = len(folder.images)
+    if not folder.children:
+        what = f"{loose} images directly in it and no class folders" if loose else "no class folders in it"
+        raise InputError(f"{folder.path}: {what}", NO_TRAIN)
+    if loose:
+        raise InputError(f"{folder.path}: {loose} images beside the class folders", "move each into its class folder")
+    for child in folder.children.values():
+        if not child.count():
+            others = Counter[str]()
+            for part in child.below():
+                others.update(part.others)
+            others.pop(HIDDEN, None)
+            there = f" (only {others.total()} other files: {_suffixes(others)})" if others else ""
+            hint = "remove it, or put its images there"
+            raise InputError(f"{child.path}: an empty class: no images in it{there}", hint)
+    return dict(folder.children)
+
+
+def _suffixes(others: Counter[str]) -> str:
+    return ", ".join(f"{suffix} {n:,}" for suffix, n in others.most_common(3))
+
+
+def _splits_within(classes: dict[str, Folder]) -> dict[str, dict[str, Folder]]:
+    """Split -> class folders, where every class has nothing but folders for splits; empty otherwise."""
+    found: dict[str, dict[str, Folder]] = {}
+    for name, folder in classes.items():
+        if folder.images or not folder.full:
+            return {}
+        for inside, part in folder.full.items():
+            split = split_of(inside)
+            if split is None or name in found.get(split, {}):
+                return {}
+            found.setdefault(split, {})[name] = part
+    return found
+
+
+def class_name(name: str, notes: list[str]) -> str:
+    """The class that a folder's `name` means: composed characters (NFC), and text where its bytes are none."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = name.encode("utf-8", "surrogateescape").decode("latin-1")
+        notes.append(f"the name of the class {name!r} is not UTF-8: read as Latin-1")
+    return unicodedata.normalize("NFC", name)
