@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,22 +100,24 @@ def inspect(
     if source and task and tasks.get(task).meta["spec_type"].kind == "text":
         show_text(Path(path), source, given, json)
         return
+    _inspect_images(path, given, sheet, json)
+
+
+def _inspect_images(path: str, columns: Mapping[str, str] | None, sheet: Path | None, json: bool) -> None:
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.insight import image_dataset
 
     with WaitBars():
-        listing = list_images(path, given)
+        listing = list_images(path, columns)
         findings = image_dataset.inspect(listing)
     if sheet is not None:
         image_dataset.contact_sheet(listing, sheet)
-    problem = listing.problem
     if json:
         console.print_json({"path": str(path), "sheet": str(sheet) if sheet else None, **findings.to_dict()})
     else:
         _show(findings, path, sheet)
-    if problem is not None:
-        raise problem
+    listing.check_trainable()
 
 
 @app.command()

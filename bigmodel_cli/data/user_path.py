@@ -12,9 +12,10 @@ from bigmodel_cli.core.columns import OPTIONAL, by_number, choose_columns
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import JSON, first_columns, table_suffix
+from bigmodel_cli.core.tables import JSON, JSON_LINES, first_columns, table_suffix
 
 PLAIN_TEXT = (".txt", ".text", ".md")
+TEXT = (*PLAIN_TEXT, *JSON_LINES)
 
 Reads = Callable[["UserPath"], float]
 """Scores how well a data set fits a path: 0 if it cannot read it; the highest wins. Above 1, content was checked."""

@@ -66,6 +66,7 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         listing = self.listing
+        imbalance = [describe_imbalance(listing.counts(listing.first_split), listing.classes)]
         good = [look for look in self.looks if not look.problem]
         sides = sorted((look.width, look.height) for look in good)
         short = sorted(min(side) for side in sides)
@@ -86,10 +87,7 @@ class Findings:
             "near_leaks": _pairs(self.near, across=True),
             "near_duplicates": _pairs(self.near, across=False),
             "suggested_size": self.size,
-            "notes": [
-                *listing.notes,
-                *filter(None, [describe_imbalance(listing.counts(listing.first_split), listing.classes)]),
-            ],
+            "notes": [*listing.notes, *filter(None, imbalance)],
         }
 
 

@@ -36,7 +36,7 @@ from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_block
 from bigmodel_cli.core.tokens import encode_many, tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import ShardWriter
-from bigmodel_cli.data.user_path import PLAIN_TEXT
+from bigmodel_cli.data.user_path import TEXT
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 UNIT = 1 << 20  # bytes a unit, about
@@ -294,8 +294,7 @@ def list_text_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = path.rglob("*")
-    files = sorted(f for f in found if f.suffix.lower() in (*PLAIN_TEXT, *JSON_LINES) and not f.name.startswith("."))
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in TEXT and not f.name.startswith("."))
     if not files:
-        raise InputError(f"{path}: no text in this folder", "expected files " + ", ".join((*PLAIN_TEXT, *JSON_LINES)))
+        raise InputError(f"{path}: no text in this folder", "expected files " + ", ".join(TEXT))
     return files
