@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import bigmodel_cli
 from bigmodel_cli.commands import console
+from bigmodel_cli.commands.supervised import supervised
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 from bigmodel_cli.core.registry import commands
 
@@ -72,7 +73,8 @@ def _build(name: str, import_option: Any) -> Any:
     if "app" in entry.meta:
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
-        parent.command(name)(entry.function)
+        died = entry.meta.get("died")
+        parent.command(name)(entry.function if died is None else supervised(entry.function, died))
     built = typer.main.get_group(parent).commands[name]
     shown = copy.copy(import_option)
     shown.expose_value, shown.is_eager, shown.callback = False, False, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +13,16 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.compress_tables import draw, show_method, show_search, size
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.current_step import current_step
+from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.registry import commands
-from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
-    from bigmodel_cli.compress.search import Frontier, Goal
+    from bigmodel_cli.compress.search import Goal
     from bigmodel_cli.compress.trial import Point
     from bigmodel_cli.core.registry import Entry
     from bigmodel_cli.engine.build.load import TrainedModel
@@ -82,7 +83,28 @@ Set = Annotated[
 ]
 
 
-@commands.register(order=110)
+def _died(given: Mapping[str, Any], child: int, signal_name: str) -> BigmodelError | None:
+    """What the parent does after its child has died: in a search, go on without the try that the child was at."""
+    from bigmodel_cli.core.current_step import clear_step, read_step
+    from bigmodel_cli.export.publish import remove_leftovers
+
+    step = read_step()
+    clear_step()
+    if not step or given["method"] is not None:
+        if step:
+            remove_leftovers(Path(step))
+        what = f"{given['method'] or 'compress'}: its process was ended by {signal_name}"
+        cause = "out of memory, or a fault in the runtime" if signal_name == "SIGKILL" else "a fault in the runtime"
+        raise MachineError(what, cause, "another --method; the checkpoint is unchanged")
+    from bigmodel_cli.compress.search import record_death
+
+    remove_leftovers(Path(step))
+    record_death(Path(step), signal_name)
+    console.note(f"{Path(step).name}: its process was ended by {signal_name}; going on without it")
+    return None
+
+
+@commands.register(order=110, died=_died)
 @takes_options("compress")
 def compress(
     *,
@@ -163,7 +185,7 @@ def _compress(
     trained: TrainedModel, recipe: Any, method: str, own: list[str], out: Path, overwrite: bool, json: bool
 ) -> None:
     """Apply one method, and compare the result with its source."""
-    from bigmodel_cli.compress.trial import Judge
+    from bigmodel_cli.compress.trial import Judge, fp32_beside
     from bigmodel_cli.compress.work import Data, Work, select_method
 
     entry = select_method(method, trained)
@@ -173,21 +195,23 @@ def _compress(
     artefact = out / ("export" if entry.meta["gives"] == "export" else "model.pt")
     data = Data(recipe, trained.task.spec)
     try:
-        entry(Work(trained, recipe, data, artefact, _display(json)), **options)
+        with current_step(str(out)):
+            entry(Work(trained, recipe, data, artefact, _display(json)), **options)
     finally:
         with contextlib.suppress(OSError):  # it is empty where the method could not start
             out.rmdir()
     judge = Judge.of(trained, data)
-    source, point = judge.point_of_source(), judge.point(entry.name, artefact)
+    with current_step(str(out)):
+        source, point = judge.point_of_source(), judge.point(entry.name, artefact)
+        fp32 = fp32_beside(Work(trained, recipe, data, artefact, _display(json)), judge, point)
     from bigmodel_cli.compress.search import write_json
 
     write_json(out / "point.json", point.to_dict())
     if json:
-        console.print_json({"source": source.to_dict(), **point.to_dict()})
+        beside = fp32.to_dict() if fp32 else None
+        console.print_json({"source": source.to_dict(), "fp32": beside, **point.to_dict()})
         return
-    console.show(_table("compressed", [source, point], set()))
-    console.say(f"written: {point.path}")
-    console.say(f"next: bigmodel eval {point.path} --split test")
+    show_method(source, [*([fp32] if fp32 else []), point])
 
 
 def _options(entry: Entry, own: list[str]) -> dict[str, Any]:
@@ -237,62 +261,19 @@ def _search(
 
     def report(point: Point) -> None:
         if not json:
-            console.note(f"{point.name}: {_size(point.bytes)}, {point.speedup:.2g}x as fast, drop {point.drop:.2f}")
+            console.note(f"{point.name}: {size(point.bytes)}, {point.speedup:.2g}x as fast, drop {point.drop:.2f}")
 
     found = Search(trained, recipe, out, goal, _display(json), report, repair).run()
     values = found.to_dict()
-    _draw(found, values, f"{recipe.model.name} on {recipe.data.name}", out / "frontier.png")
+    draw(found, values, f"{recipe.model.name} on {recipe.data.name}", out / "frontier.png")
     if json:
         console.print_json(values)
     else:
-        _show(found, out)
+        show_search(found, out)
     if found.chosen is None:
         nearest = goal.nearest(found.points)
         console.note(
-            f"nothing meets {goal}: the closest is {nearest.name}, {_size(nearest.bytes)}, drop {nearest.drop:.2f} "
+            f"nothing meets {goal}: the closest is {nearest.name}, {size(nearest.bytes)}, drop {nearest.drop:.2f} "
             f"({nearest.path})"
         )
         raise typer.Exit(1)
-
-
-def _draw(found: Frontier, values: dict[str, Any], title: str, path: Path) -> None:
-    from bigmodel_cli.core.errors import MachineError
-    from bigmodel_cli.insight.frontier import draw_frontier
-
-    chosen = found.chosen.name if found.chosen else None
-    try:
-        draw_frontier(title, values["source"], values["points"], chosen, path)
-    except MachineError as error:  # the search matters more than its plot
-        console.note(f"frontier.png was not drawn: {error.line}")
-
-
-def _show(found: Frontier, out: Path) -> None:
-    best = {p.name for p in found.best()}
-    threads = f"{found.source.threads} thread{'s' * (found.source.threads != 1)}"
-    console.show(_table("Pareto frontier on val", [found.source, *found.points], best))
-    console.say(f"*: on the frontier; ms: median latency of one sample, {threads}; x1, x32: speedup at batch 1 and 32")
-    for line in found.skipped:
-        console.note(f"skipped: {line}")
-    if found.chosen is not None:
-        console.say(f"chosen: {found.chosen.name}, {found.chosen.path}")
-        console.say(f"next: bigmodel eval {found.chosen.path} --split test")
-    console.say(f"plot: {out / 'frontier.png'}, data: {out / 'frontier.json'}")
-
-
-def _table(title: str, points: list[Point], best: set[str]) -> Any:
-    """Points as a table within 80 columns; size and speed relative to the source, * for the frontier."""
-    first = points[0]
-    heads = ("", "MB", "smaller", "ms", "x1", "x32", first.metric, "drop")
-    rows = []
-    for point in points:
-        faster = [f"{point.beside[b] / point.latency[b]:.1f}" for b in ("1", "32")]
-        value = format_metric(point.metric, point.value)
-        name = ("* " if point.name in best else "") + point.name
-        smaller = f"{first.bytes / point.bytes:.1f}"
-        size = f"{point.bytes / 1e6:.2f}"
-        rows.append((name, size, smaller, f"{point.latency['1']:.2f}", *faster, value, f"{point.drop:.2f}"))
-    return console.table(title, heads, rows, right=True)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"

@@ -51,6 +51,7 @@ def evaluate(
     options: RunOptions,
     batch_size: BatchSize = None,
     tta: opt.Tta = False,
+    trust: opt.Trust = False,
     metric: Metric = None,
     wrong: Wrong = 10,
     json: opt.Json = False,
@@ -70,7 +71,7 @@ def evaluate(
     """
     from bigmodel_cli.commands.open_model import open_trained
 
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, trust)
     recipe = checkpoint_recipe(trained, options.flag_layers())
     size = batch_size or recipe.train.eval_batch_size
     report, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.current_step import current_step
+from bigmodel_cli.core.errors import BigmodelError, MachineError
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_interval
 
@@ -66,7 +69,19 @@ Set = Annotated[
 ]
 
 
-@commands.register(order=100)
+def _died(given: Mapping[str, Any], child: int, signal_name: str) -> BigmodelError:
+    """The error for a child that died, of which no draft is left."""
+    from bigmodel_cli.core.current_step import read_step
+    from bigmodel_cli.export.publish import remove_leftovers
+
+    if step := read_step():
+        remove_leftovers(Path(step).parent)
+    what = f"--format {given['format_name']}: its process was ended by {signal_name}"
+    cause = "out of memory, or a fault in the runtime" if signal_name == "SIGKILL" else "a fault in the runtime"
+    return MachineError(what, cause, "another --format; nothing was written")
+
+
+@commands.register(order=100, died=_died)
 @takes_options("export")
 def export(
     *,
@@ -105,9 +120,10 @@ def export(
     path = out or trained.path.with_name(f"{trained.path.stem}-{format_name}")
     check_target(path, overwrite)  # before the work
     source = replace(subject(trained, samples, options.data_dir, assignments), pixels=with_preprocessing)
-    proof = prove(
-        source, format_name, path, options=format_options, tolerance=tolerance, overwrite=overwrite, seconds=seconds
-    )
+    with current_step(str(path)):
+        proof = prove(
+            source, format_name, path, options=format_options, tolerance=tolerance, overwrite=overwrite, seconds=seconds
+        )
     if json:
         console.print_json(proof.to_dict())
     else:

@@ -57,6 +57,10 @@ Tta = Annotated[
     bool,
     typer.Option("--tta", help="Test-time augmentation: average the predictions for each image and its mirror image."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Open an export whose format can hold code, such as pt2: it runs with your rights."),
+]
 
 
 def table_columns(given: str | None, recipe: Recipe) -> dict[str, str] | None:

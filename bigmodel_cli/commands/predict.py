@@ -38,6 +38,7 @@ def predict(
     options: RunOptions,
     columns: opt.Columns = None,
     tta: opt.Tta = False,
+    trust: opt.Trust = False,
     json: opt.Json = False,
 ) -> None:
     """Predict the class of each image or line of text, or translate each line; of a table, each row.
@@ -64,7 +65,7 @@ def predict(
 
     if not files and not texts:
         raise InputError("nothing to predict", "expected FILE or --text", "bigmodel predict --help")
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, trust)
     task = _predicting_task(trained, bool(texts))
     recipe = checkpoint_recipe(trained, options.flag_layers())
     placement = choose_placement(recipe.placement)

@@ -99,6 +99,7 @@ def serve(
     max_pixels: MaxPixels = None,
     threads: Threads = None,
     allow_host: AllowHost = None,
+    trust: opt.Trust = False,
     log: Log = False,
     json: opt.Json = False,
 ) -> None:
@@ -125,7 +126,7 @@ def serve(
         os.environ["OMP_NUM_THREADS"] = str(threads)  # every runtime reads it
     listening = server.bind(host, port)
     address, bound_port = listening.getsockname()[:2]
-    served = open_model(export)
+    served = open_model(export, trust)
     options = Options(
         limits=_limits(max_mb, max_pixels, max_batch, timeout),
         max_batch=max_batch,

@@ -12,6 +12,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core.errors import printable
 from bigmodel_cli.core.registry import commands
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file with a search: section.")]
@@ -59,7 +60,9 @@ def tune(*, recipe: Recipe, trials: Trials = 20, out: Out = None, options: RunOp
 
     best, done = search_for(layers, search, folder, trials, show_event)
     file = folder / "best.yaml"
-    file.write_text(f"# The best of {len(done)} trials of bigmodel tune {recipe}\n{dump_yaml(best.to_dict())}")
+    file.write_text(
+        f"# The best of {len(done)} trials of bigmodel tune {printable(str(recipe))}\n{dump_yaml(best.to_dict())}"
+    )
     if not json:
         rows = [[_short(v) for v in trial.values()] for trial in done if len(trial) == len(done[0])]
         console.show(console.table("trials", _heads(list(done[0])), rows, right=True))

@@ -21,15 +21,18 @@ from bigmodel_cli.compress.prune import write_pruned
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
 from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.current_step import current_step
+from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
-from bigmodel_cli.export.folder import is_export
+from bigmodel_cli.export.folder import first_line, is_export
 
 RATIOS = (0.3, 0.5, 0.7, 0.85)
 """The fractions of each layer's channels to try pruning."""
+
+DIED = "died.json"
 
 SIZE_TOLERANCE = 1.1
 """Sizes within this factor count as equal."""
@@ -161,18 +164,28 @@ class Search:
                 return
 
     def _variants(self, prefix: str, trained: TrainedModel) -> Iterator[Point]:
-        """`trained` in int8. The source also as an fp32 export, to separate the runtime's speedup from that of int8."""
+        """`trained` in int8, each beside fp32 in the same runtime: the runtime's own speedup is not that of int8."""
         kind = trained.task.spec.kind
+        runtimes: set[str] = set()
         if not prefix:
-            found = self._measure("onnx-fp32", "export", _plain_export, trained)
-            if found is not None:
-                yield found
+            runtimes.add("onnx")
+            yield from self._fp32(prefix, "onnx", trained)
         static = [e for e in family("int8") if kind in e.meta["kinds"] and self._installed(e)]
         others = [compressions.get("int8-weights"), *([] if static else [compressions.get("dynamic-int8")])]
         for entry in [*static, *(e for e in others if self._installed(e))]:
             found = self._measure(prefix + entry.name, entry.meta["gives"], partial(_apply, entry, {}), trained)
-            if found is not None:
-                yield found
+            if found is None:
+                continue
+            if found.runtime is not None and found.runtime not in runtimes:
+                runtimes.add(found.runtime)
+                yield from self._fp32(prefix, found.runtime, trained)
+            yield found
+
+    def _fp32(self, prefix: str, runtime: str, trained: TrainedModel) -> Iterator[Point]:
+        """`trained` as an fp32 export for `runtime`."""
+        found = self._measure(f"{prefix}{runtime}-fp32", "export", partial(_plain_export, runtime), trained)
+        if found is not None:
+            yield found
 
     def _installed(self, entry: Entry) -> bool:
         absent = missing(entry)
@@ -187,12 +200,22 @@ class Search:
             return known
         out = self.out / "tries" / name / ("export" if gives == "export" else "model.pt")
         out.parent.mkdir(parents=True, exist_ok=True)
+        if (why := died_of(out.parent)) is not None:
+            self.skipped.append(f"{name}: its process was ended by {why}")
+            return None
         try:
-            make(Work(trained, self.recipe, self.data, out, self.events))
+            with current_step(str(out.parent)):
+                make(Work(trained, self.recipe, self.data, out, self.events))
+                return self._save(self.judge.point(name, out))
+        except (InterruptedRun, MachineError):
+            raise
         except InputError as error:
             self.skipped.append(f"{name}: {error.line}")
-            return None
-        return self._save(self.judge.point(name, out))
+        except Exception as error:  # foreign runtimes raise their own types
+            if gives != "export":
+                raise
+            self.skipped.append(f"{name}: {type(error).__name__}: {first_line(error)[:150]}")
+        return None
 
     def _saved(self, name: str) -> Point | None:
         file = self.out / "tries" / name / "point.json"
@@ -230,6 +253,17 @@ class Search:
         return replace(point, path=str(target))
 
 
+def record_death(folder: Path, signal_name: str) -> None:
+    """Note that the process that worked on the try in `folder` was ended by a signal: it is not tried again."""
+    write_json(folder / DIED, {"signal": signal_name})
+
+
+def died_of(folder: Path) -> str | None:
+    """The signal that ended the try in `folder`, or None."""
+    file = folder / DIED
+    return str(json.loads(file.read_text(encoding="utf-8"))["signal"]) if file.is_file() else None
+
+
 def _apply(entry: Entry, given: Mapping[str, Any], work: Work) -> None:
     entry(work, **entry.options(dict(given), "compress"))
 
@@ -238,10 +272,10 @@ def _cut(ratio: float, work: Work) -> None:
     write_pruned(work, ratio, work.out)
 
 
-def _plain_export(work: Work) -> None:
+def _plain_export(runtime: str, work: Work) -> None:
     from bigmodel_cli.export.proof import prove
 
-    prove(work.subject(), "onnx", work.out, overwrite=True, seconds=0.2)
+    prove(work.subject(), runtime, work.out, overwrite=True, seconds=0.2)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigmodel_cli.compress.work import Data
+from bigmodel_cli.compress.work import Data, Work
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Task
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
@@ -39,6 +40,7 @@ class Point:
         metric: the validation metric that selects the best checkpoint.
         value: its value.
         drop: the loss of `value` against the source, in percentage points for a fraction, else in the metric's unit.
+        runtime: the export format whose runtime ran it; None if torch did.
     """
 
     name: str
@@ -51,6 +53,12 @@ class Point:
     value: float
     drop: float
     threads: int
+    runtime: str | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it was compressed to its final form, and so needs fp32 in the same runtime beside it."""
+        return any(step.get("final") for step in self.steps)
 
     @property
     def speedup(self) -> float:
@@ -106,13 +114,13 @@ class Judge:
             model: nn.Module
             model, task = exported_model(folder, self.task)
             size = sum(file.stat().st_size for file in model_files(path))
-            steps = folder.about.get("compressed", [])
+            steps, runtime = folder.about.get("compressed", []), folder.about["format"]
         else:
             trained = load_trained(path)
             model, size, task = self.placement.model(trained.model), path.stat().st_size, self.data.task(trained)
-            steps = trained.meta.get("compressed", [])
+            steps, runtime = trained.meta.get("compressed", []), None
         value = _evaluate(model, task, self.data, self.placement)
-        return self._point(name, path, steps, size, model, value)
+        return replace(self._point(name, path, steps, size, model, value), runtime=runtime)
 
     def _point(self, name: str, path: Path, steps: Any, size: int, model: nn.Module, value: float) -> Point:
         models = {"ours": (model, self.inputs), "source": (self.model, self.inputs)}
@@ -123,6 +131,47 @@ class Judge:
         # A model that returns NaN is infinitely worse.
         drop = math.inf if math.isnan(worse) else worse * (100 if is_share(metric) else 1)
         return Point(name, str(path), steps, size, latency, beside, metric, value, drop, found["threads"])
+
+
+def fp32_of(point: Point, points: Sequence[Point]) -> Point | None:
+    """The row of `points` that ran the same network in the same runtime in fp32, if `point` is quantized."""
+    before = [step for step in point.steps if not step.get("final")]
+    same = (p for p in points if p.runtime == point.runtime and not p.quantized and list(p.steps) == before)
+    return next(same, None) if point.runtime is not None and point.quantized else None
+
+
+def fp32_beside(work: Work, judge: Judge, point: Point) -> Point | None:
+    """The network of `work` in fp32 in the runtime of `point`, measured and thrown away; None for a checkpoint."""
+    from bigmodel_cli.export.proof import prove
+
+    if point.runtime is None or not point.quantized:
+        return None
+    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
+        out = Path(place) / "fp32"
+        prove(work.subject(), point.runtime, out, seconds=0)
+        return judge.point(f"{point.runtime}-fp32", out)
+
+
+def remarks(source: Point, points: Sequence[Point]) -> list[str]:
+    """What a reader of the sizes and speedups should know: what grew, and what int8 itself has gained."""
+    lines = []
+    for point in points:
+        if point.bytes > source.bytes:
+            lines.append(
+                f"{point.name} is larger than the checkpoint's weights: "
+                f"{point.bytes / 1e6:.2f} MB, not {source.bytes / 1e6:.2f} MB"
+            )
+        same = fp32_of(point, points)
+        if same is not None:
+            gains = [(point.beside[b] / point.latency[b]) / (same.beside[b] / same.latency[b]) for b in ("1", "32")]
+            words = " and ".join(
+                f"{gain:.2g}x as fast at batch {batch}" + " (slower)" * (gain < 1)
+                for gain, batch in zip(gains, ("1", "32"), strict=True)
+            )
+            smaller = same.bytes / point.bytes
+            size = f"{smaller:.1f}x smaller" if smaller >= 1 else f"{1 / smaller:.1f}x larger"
+            lines.append(f"{point.name} against {same.name}, fp32 in the same runtime: {words}, {size}")
+    return lines
 
 
 def _evaluate(model: nn.Module, task: Task, data: Data, placement: Placement) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tasks import Predicts
-from bigmodel_cli.export.example import ANSWER, Example
+from bigmodel_cli.export.example import ANSWER, STANDARD, START, Example
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.resized_samples import SCALES, resized_sample
 from bigmodel_cli.export.runtime import Runtime
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 HEAD = '''\
 """Classify an image with this model: python example.py IMAGE. Needs {needs}."""
 
-import json
-import sys
-from pathlib import Path
+{standard}
 
 import numpy as np
 {imports}
 from PIL import Image, ImageOps
 
 here = Path(__file__).resolve().parent
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
+{start}
 labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
 steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
 '''
@@ -44,10 +45,23 @@ def resized(x, size):  # (height, width, channels) float32: bilinear, antialiase
 
 """
 READ = """\
-image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+try:
+    image = Image.open(sys.argv[1])
+{draft}    image = ImageOps.exif_transpose(image)
+except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    sys.exit(f"{sys.argv[1]}: {error}")
+if image.mode[0] in "IF":  # more than 8 bits
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        sys.exit(f"{sys.argv[1]}: pixels of an unknown range")
+    image = Image.fromarray((values >> 8).astype(np.uint8))
 if image.has_transparency_data:
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert(steps["mode"])
+"""
+DRAFT = """\
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):  # a large one, at half its size or less
+        image.draft(image.mode, [2 * steps["resize_square"][side] for side in ("width", "height")])
 """
 PIXELS = "x = np.asarray(image, np.float32).reshape(image.height, image.width, -1)\n"
 SQUARE = """\
@@ -75,12 +89,14 @@ def image_example() -> Example:
 
 def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
     packages = [p for p in own.needs if p not in ("numpy", "pillow")]
-    parts = [HEAD.format(needs=", ".join([*packages, "numpy and pillow"]), imports=own.imports)]
+    needs = ", ".join([*packages, "numpy and pillow"])
+    parts = [HEAD.format(needs=needs, standard="\n".join(STANDARD), imports=own.imports, start=START)]
+    read = READ.replace("{draft}", DRAFT if "resize_square" in preprocess else "")
     if "in_the_graph" in preprocess:
-        return "".join([*parts, "\n", READ, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
+        return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
     if {"resize", "resize_square"} & set(preprocess):
         parts.append(RESIZE)
-    parts += [READ, PIXELS]
+    parts += [read, PIXELS]
     parts += [SQUARE] if "resize_square" in preprocess else []
     parts += [CROP] if "crop" in preprocess else []
     parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []

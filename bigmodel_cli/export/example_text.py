@@ -12,7 +12,7 @@ import torch
 
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tokens import encode_truncated, tokenizer
-from bigmodel_cli.export.example import ANSWER, Example
+from bigmodel_cli.export.example import ANSWER, STANDARD, START, Example
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
 
@@ -24,14 +24,15 @@ LONGEST = 200
 HEAD = '''\
 """Run this model on a text: python example.py TEXT. Needs {needs}."""
 
-import json
-import sys
-from pathlib import Path
+{standard}
 
 import numpy as np
 {imports}
 
 here = Path(__file__).resolve().parent
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
+{start}
 steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
 '''
 IDS = 'ids = {token: i for i, token in enumerate(steps["vocabulary"])}\n'
@@ -80,7 +81,8 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
     kind, classes = preprocess["tokenizer"], bool(task.spec.classes)
     packages = [*(p for p in own.needs if p != "numpy"), *(["tokenizers"] if kind == "bpe" else []), "numpy"]
     imports = own.imports + ("\nfrom tokenizers import Tokenizer" if kind == "bpe" else "")
-    parts = [HEAD.format(needs=", ".join(packages), imports=imports), LABELS if classes else "", "\n", TOKENS[kind]]
+    head = HEAD.format(needs=", ".join(packages), standard="\n".join(STANDARD), imports=imports, start=START)
+    parts = [head, LABELS if classes else "", "\n", TOKENS[kind]]
     if kind == "bpe":
         parts.append(FRAMED if classes else "tokens = found.ids\n")
     names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"

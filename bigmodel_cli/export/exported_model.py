@@ -94,8 +94,12 @@ class RawImageTask(TaskWrapper):
         return {**self.task.prepare(batch, key), "image": to_pixels({"image": image}, self.task.spec)}
 
 
-def exported_model(folder: ExportFolder, task: Task) -> tuple[ExportedModel, Task]:
-    """The export, opened, in the place of its model, and `task` as it prepares batches for that."""
+def exported_model(folder: ExportFolder, task: Task, trust: bool = False) -> tuple[ExportedModel, Task]:
+    """The export, opened, in the place of its model, and `task` as it prepares batches for that.
+
+    Raises:
+        InputError: as :meth:`ExportFolder.open`, to which `trust` is passed.
+    """
     if folder.takes_pixels:
         task = RawImageTask(task, folder.size)
-    return ExportedModel(folder.open(), len(task.inputs)), task
+    return ExportedModel(folder.open(trust), len(task.inputs)), task

@@ -7,6 +7,7 @@
     proof.json        the comparison with its source, and the SHA-256 of each model file
     example.py        runs it on one sample, with only the format's runtime
     MODEL_CARD.md     data, recipe, metrics with intervals, limits, digests
+    SHA256SUMS        the digest of every other file; its own digest is that of the export
 
 Reading and running an export imports torch only if the format's runtime needs it.
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports, models
 from bigmodel_cli.core.specs import spec_type
+from bigmodel_cli.export import checksums
+from bigmodel_cli.export.checksums import SUMS, digests, read_sums
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -70,11 +73,18 @@ class ExportFolder:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the model file, or of the digests of all files if there are several."""
+        """SHA-256 of SHA256SUMS, and so of the whole folder; of an export made without it, of its model files."""
+        if self.has_sums:
+            return next(iter(digests(self.path, [self.path / SUMS]).values()))
         files = self.files
         if len(files) == 1:
             return next(iter(files.values()))
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether SHA256SUMS covers the folder. Exports made by older versions have digests of the model only."""
+        return "checksums" in self.about or (self.path / SUMS).exists()
 
     @property
     def files(self) -> dict[str, str]:
@@ -118,27 +128,49 @@ class ExportFolder:
             raise InputError(f"{self.path / EXPORT}: no input described", hint="export it again") from None
 
     def verify(self) -> None:
-        """Check the model files against the digests in the proof.
+        """Check every file against its digest, and that the files agree with each other.
 
         Raises:
-            InputError: a file has changed since the proof, is missing, or was never proven.
+            InputError: a file has changed since the export was made, is missing, or contradicts another.
         """
-        for name, digest in self.files.items():
-            file = self.path / name
-            if not file.resolve().is_relative_to(self.path.resolve()) or not file.is_file():
-                raise InputError(f"{file}: not there", hint="restore it from a copy, or export it again")
-            if digests(self.path, [file]) != {name: digest}:
-                raise InputError(f"{file}: not the file that was proven", hint="restore it, or export it again")
+        files = self.files
+        sums = read_sums(self.path) if self.has_sums else files
+        missing = sorted({*files, *((EXPORT, LABELS, PREPROCESS, PROOF) if self.has_sums else ())} - set(sums))
+        if missing:
+            raise InputError(f"{self.path / SUMS}: no digest of {missing[0]}", hint="restore it, or export it again")
+        checksums.verify(self.path, sums)
+        self._check_agreement()
 
-    def open(self) -> Run:
+    def _check_agreement(self) -> None:
+        """Programs read class names and preprocessing from their own files, bigmodel from export.json."""
+        if self.labels != self.spec.classes:
+            raise InputError(
+                f"{self.path / LABELS}: not the classes of {EXPORT}", hint="restore it, or export it again"
+            )
+        described = {**self.preprocess, **self.preprocess.get("in_the_graph", {})}
+        for key, value in self.spec.to_dict().items():
+            if key in described and not isinstance(described[key], dict) and described[key] != value:
+                what = f"{self.path / PREPROCESS}: another {key} than {EXPORT}"
+                raise InputError(what, hint="restore it, or export it again")
+
+    def open(self, trust: bool = False) -> Run:
         """Load the model to run on the CPU, for any batch size, with as many threads as torch.
 
+        Args:
+            trust: open a format that can hold code, which then runs with the user's rights.
+
         Raises:
-            InputError: its files do not match the proof.
+            InputError: its files do not match their digests, or its format can hold code and `trust` is not set.
             MachineError: the format needs a package that is not installed.
             BigmodelError: the file does not load.
         """
+        check = self.entry.meta.get("check")
+        if check is None and not trust:
+            what = f"{self.path}: the format {self.entry.name} can hold code, which would run with your rights"
+            raise InputError(what, hint="add --trust if you trust whoever made it; or export it as onnx")
         self.verify()
+        if check is not None:
+            check(self.model)
         return load_model_file(self.entry, self.model, self.build)
 
     def build(self) -> nn.Module:
@@ -196,28 +228,22 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _json(file: Path) -> Any:
+    """The JSON in `file`, which must be a regular file: a device could go on for ever."""
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{file}: {file.stat().st_size} bytes", f"expected at most {MAX_JSON_BYTES}")
-        return json.loads(file.read_text(encoding="utf-8"))
+        size = file.stat().st_size
+        if not file.is_file() or size > MAX_JSON_BYTES:
+            raise InputError(f"{file}: not a file of at most {MAX_JSON_BYTES} bytes", hint="export it again")
+        with file.open("rb") as stream:
+            return json.loads(stream.read(size).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read: {first_line(error)}", "export it again") from None
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files written by the format, sorted: all but those that every export has."""
-    ours = {LABELS, PREPROCESS, EXPORT, PROOF, EXAMPLE, CARD}
+    ours = {LABELS, PREPROCESS, EXPORT, PROOF, EXAMPLE, CARD, SUMS}
     found = sorted(p for p in folder.rglob("*") if p.is_file())
     return [p for p in found if p.parent != folder or p.name not in ours]
-
-
-def digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file, by its path in the folder."""
-    found = {}
-    for file in files:
-        with file.open("rb") as stream:
-            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
 
 
 def first_line(error: BaseException) -> str:

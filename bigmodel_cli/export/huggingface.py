@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.contents import check_huggingface
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
 from bigmodel_cli.models.pretrained.wrapped import import_transformers
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 RUNTIME = Runtime(
     needs=("torch", "transformers"),
     imports="""\
-import sys
-
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer""",
     run="""\
@@ -58,7 +57,7 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
     return run
 
 
-@exports.register(suffix=".safetensors", run=run_huggingface, runtime=RUNTIME, tolerance=1e-5)
+@exports.register(suffix=".safetensors", run=run_huggingface, check=check_huggingface, runtime=RUNTIME, tolerance=1e-5)
 def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """A folder that `transformers` loads: weights, configuration and tokenizer of a text model.
 

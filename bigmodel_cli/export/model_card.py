@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.markdown import code_block, code_span, markdown
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.export.folder import ExportFolder
 from bigmodel_cli.metrics.reading import format_interval, is_share
@@ -31,22 +32,23 @@ def _front(folder: ExportFolder) -> Iterator[str]:
 
 def _about(folder: ExportFolder) -> Iterator[str]:
     about, data = folder.about, folder.about["recipe"]["data"]
-    yield from (f"# {about['arch']} on {data['name']}", "")
-    yield f"A model for {about['task'].replace('_', ' ')}, exported as {about['format']} by {about['made_by']}."
+    yield from (f"# {markdown(about['arch'])} on {markdown(data['name'])}", "")
+    task = markdown(about["task"].replace("_", " "))
+    yield f"A model for {task}, exported as {about['format']} by {markdown(about['made_by'])}."
     if (folder.path / "example.py").exists():
         yield "`example.py` runs it; `preprocess.json` describes how to prepare its input."
     for step in about.get("compressed", []):
         options = ", ".join(f"{key} {value}" for key, value in step.items() if key not in HOW)
-        yield f"Compressed by `{step['method']}`" + (f" ({options})." if options else ".")
-    yield from ("", "## Data", "", f"- data set: {data['name']}")
+        yield f"Compressed by {code_span(step['method'])}" + (f" ({markdown(options)})." if options else ".")
+    yield from ("", "## Data", "", f"- data set: {markdown(data['name'])}")
     if data.get("path"):
-        yield f"- from: {Path(data['path']).name}"
-    yield from (f"- {name}: {value}" for name, value in about.get("data", {}).items())
+        yield f"- from: {markdown(Path(data['path']).name)}"
+    yield from (f"- {markdown(name)}: {markdown(value)}" for name, value in about.get("data", {}).items())
     yield from (f"- {len(folder.labels)} classes: {_first_labels(folder.labels)}",) if folder.labels else ()
 
 
 def _first_labels(labels: tuple[str, ...]) -> str:
-    shown = ", ".join(json.dumps(label, ensure_ascii=False) for label in labels[:MAX_CLASSES])
+    shown = ", ".join(markdown(json.dumps(label, ensure_ascii=False)) for label in labels[:MAX_CLASSES])
     return shown + (", ... (labels.json has all)" if len(labels) > MAX_CLASSES else "")
 
 
@@ -56,13 +58,16 @@ def _figures(folder: ExportFolder) -> Iterator[str]:
     yield from ("| metric | checkpoint | this export |", "|---|---|---|")
     ours, theirs = (proof["metrics"][which] for which in ("checkpoint", "export"))
     for name in ours:
-        yield f"| {name} | {format_interval(name, ours[name])} | {format_interval(name, theirs[name])} |"
+        yield f"| {markdown(name)} | {format_interval(name, ours[name])} | {format_interval(name, theirs[name])} |"
     # What is quantized differs by more than any limit for fp32: its metrics above are what counts.
     limit = "no limit was set" if proof["tolerance"] is None else f"at most {proof['tolerance']:g} was allowed"
     if folder.about.get("compressed") and proof["tolerance"] is None:
         for name in filter(is_share, ours):
             lost = 100 * (ours[name]["value"] - theirs[name]["value"])
-            yield from ("", f"Quantization cost {lost:.2f} percentage points of {name.replace('_', ' ')} here.")
+            yield from (
+                "",
+                f"Quantization cost {lost:.2f} percentage points of {markdown(name.replace('_', ' '))} here.",
+            )
     yield from (
         "",
         f"Largest difference of a logit {proof['largest_difference']:.2g}, {limit}; "
@@ -78,8 +83,8 @@ def _limits(folder: ExportFolder) -> Iterator[str]:
     if spec["kind"] == "image":
         channels = "grey" if spec["channels"] == 1 else "colour"
         yield f"- It sees {spec['height']} x {spec['width']} pixels, {channels}; finer detail is lost."
-    if folder.about["format"] in ("aoti", "torchscript", "pt2"):
-        yield "- The file is a program: run it only where you trust who made it."
+    if folder.entry.meta.get("check") is None:
+        yield "- The file can hold code: run it only where you trust who made it (`--trust`)."
 
 
 def _recipe(folder: ExportFolder) -> Iterator[str]:
@@ -90,7 +95,7 @@ def _recipe(folder: ExportFolder) -> Iterator[str]:
         if recipe["data"].get(key):
             recipe["data"][key] = Path(recipe["data"][key]).name
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    yield from ("", "## Recipe", "", "```yaml", text.rstrip(), "```", "", "## Digests", "")
+    yield from ("", "## Recipe", "", code_block(text, "yaml"), "", "## Digests", "")
     checkpoint: Mapping[str, Any] = folder.about.get("checkpoint", {})
-    yield from (f"- checkpoint {name}: `{value}`" for name, value in checkpoint.items())
-    yield from (f"- SHA-256 of {name}: `{value}`" for name, value in folder.files.items())
+    yield from (f"- checkpoint {markdown(name)}: {code_span(value)}" for name, value in checkpoint.items())
+    yield from (f"- SHA-256 of {code_span(name)}: {code_span(value)}" for name, value in folder.files.items())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.contents import check_onnx
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, import_packages, threads
 
@@ -35,7 +36,7 @@ def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Run:
     return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
-@exports.register(suffix=".onnx", run=run_onnx, runtime=RUNTIME)
+@exports.register(suffix=".onnx", run=run_onnx, check=check_onnx, runtime=RUNTIME)
 def onnx(
     model: nn.Module,
     example: tuple[Tensor, ...],

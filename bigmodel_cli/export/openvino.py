@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.contents import check_openvino
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, import_packages, threads
 
@@ -42,7 +43,7 @@ def run_openvino(path: Path, build: Callable[[], nn.Module]) -> Run:
     return lambda *inputs: model(list(inputs))[0]
 
 
-@exports.register(suffix=".xml", run=run_openvino, runtime=RUNTIME)
+@exports.register(suffix=".xml", run=run_openvino, check=check_openvino, runtime=RUNTIME)
 def openvino(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """OpenVINO IR (model.xml and model.bin) in fp32 with a dynamic batch (and text length)."""
     package = import_openvino()

@@ -17,6 +17,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports
 from bigmodel_cli.core.types import Task, finite
 from bigmodel_cli.export import folder as layout
+from bigmodel_cli.export.checksums import SUMS, digests, sums_text
 from bigmodel_cli.export.compare import Differences, bootstrap_metrics, compare
 from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
@@ -116,6 +117,7 @@ def prove(
         if proof.passed:
             _text(new / layout.PROOF, _json(proof.to_dict()), out)
             _text(new / layout.CARD, model_card(layout.read_folder(new)), out)
+            _text(new / SUMS, sums_text(new), out)
             publish(new, out)
         return proof
 
@@ -141,6 +143,7 @@ def _describe(entry: Entry, subject: Subject, new: Path, out: Path, options: Map
         "options": options,
         "with_preprocessing": subject.pixels,
         **subject.about,
+        "checksums": SUMS,
         "made_by": f"bigmodel {bigmodel_cli.__version__}, torch {torch.__version__}",
     }
     preprocess = subject.preprocessing(fixed=not _any_size(entry))
@@ -151,6 +154,7 @@ def _describe(entry: Entry, subject: Subject, new: Path, out: Path, options: Map
     script = example_script(entry, subject.task, preprocess)
     if script is not None:
         _text(new / layout.EXAMPLE, script, out)
+    _text(new / SUMS, sums_text(new), out)  # again when all files are there; the example checks its own
 
 
 def _proven(
@@ -188,7 +192,7 @@ def _proven(
         metrics=_metrics(subject.task, found),
         speed=speed,
         size={"checkpoint": weights, "export": sum(f.stat().st_size for f in layout.model_files(new))},
-        files=layout.digests(new, layout.model_files(new)),
+        files=digests(new, layout.model_files(new)),
         write_seconds=written,
         other_sizes=sizes,
         example=example,

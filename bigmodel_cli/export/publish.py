@@ -42,7 +42,7 @@ def draft(out: Path) -> Iterator[Path]:
     Raises:
         MachineError: it cannot be created.
     """
-    _remove_leftovers(out.parent)
+    remove_leftovers(out.parent)
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         folder.mkdir()
@@ -90,7 +90,7 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Remove what a killed export left behind, and restore an old export that it had renamed."""
     for path in parent.glob(".*"):
         match = LEFT.fullmatch(path.name)

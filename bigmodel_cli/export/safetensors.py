@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.contents import check_safetensors
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, run_with_torch
 from bigmodel_cli.models.layers.meta_init import init_on_meta
@@ -48,7 +49,7 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
     return run_with_torch(model)
 
 
-@exports.register(suffix=".safetensors", run=run_safetensors, runtime=RUNTIME)
+@exports.register(suffix=".safetensors", run=run_safetensors, check=check_safetensors, runtime=RUNTIME)
 def safetensors(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
     """The weights alone, with architecture, class names and preprocessing as JSON metadata."""
     from safetensors import SafetensorError

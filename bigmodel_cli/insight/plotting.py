@@ -18,12 +18,14 @@ def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, floa
         MachineError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         hint = "pip install 'bigmodel[plots]'"
         raise MachineError("matplotlib is not installed", "plots need the extra plots", hint) from None
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    yield figure.subplots(rows, columns)
+    with rc_context({"text.parse_math": False}):  # names are shown as they are: a "$" starts no formula
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        yield figure.subplots(rows, columns)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)

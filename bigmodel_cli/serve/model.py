@@ -174,8 +174,8 @@ class ServedModel:
         return [{"class": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in best]
 
 
-def open_model(folder: Path) -> ServedModel:
-    """Load the export in `folder`.
+def open_model(folder: Path, trust: bool = False) -> ServedModel:
+    """Load the export in `folder`; one whose format can hold code only with `trust`.
 
     Raises:
         InputError: the folder is not an export, its files have changed, or it is not a classifier.
@@ -195,4 +195,4 @@ def open_model(folder: Path) -> ServedModel:
         "classes": list(export.labels),
         "digest": export.digest,
     }
-    return ServedModel(export.open(), reader, export.labels, about)
+    return ServedModel(export.open(trust), reader, export.labels, about)

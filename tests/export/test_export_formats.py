@@ -26,7 +26,7 @@ from bigmodel_cli.export.subject import Subject
 
 QUICK = ["onnx", "pt2", "safetensors"]
 """Written in a second; what they share is tried on these."""
-FILES = {"labels.json", "preprocess.json", "export.json", "proof.json", "example.py", "MODEL_CARD.md"}
+FILES = {"labels.json", "preprocess.json", "export.json", "proof.json", "example.py", "MODEL_CARD.md", "SHA256SUMS"}
 
 
 @pytest.fixture(autouse=True)

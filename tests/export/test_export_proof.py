@@ -21,6 +21,7 @@ from subjects import SMALL, subject
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
+from bigmodel_cli.export.checksums import SUMS, sums_text
 from bigmodel_cli.export.folder import Run, read_folder
 from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.export.proof import Proof, prove
@@ -184,7 +185,7 @@ def test_a_changed_file_is_not_opened(tmp_path: Path) -> None:
     file = tmp_path / "out/model.safetensors"
     raw = file.read_bytes()
     file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    with pytest.raises(InputError, match="not the file that was proven"):
+    with pytest.raises(InputError, match="not the file that was exported"):
         read_folder(tmp_path / "out").open()
     file.unlink()
     with pytest.raises(InputError, match="not there"):
@@ -214,7 +215,7 @@ def test_a_damaged_folder_is_one_line(file: str, text: str, said: str, tmp_path:
     made("safetensors", tmp_path / "out")
     (tmp_path / "out" / file).write_text(text)
     with pytest.raises(InputError, match=said):
-        read_folder(tmp_path / "out")
+        read_folder(tmp_path / "out").open()
 
 
 def test_an_architecture_of_a_stranger_stays_a_number(tmp_path: Path) -> None:
@@ -222,6 +223,7 @@ def test_an_architecture_of_a_stranger_stays_a_number(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "out/export.json").read_text())
     about["arch_args"]["hidden"] = [10**6, 10**6]
     (tmp_path / "out/export.json").write_text(json.dumps(about))
+    (tmp_path / "out" / SUMS).write_text(sums_text(tmp_path / "out"))
     with pytest.raises(BigmodelError, match=r"does not load: .* in the architecture"):
         read_folder(tmp_path / "out").open()
 

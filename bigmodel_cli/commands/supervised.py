@@ -1,0 +1,87 @@
+"""Runs a command in a child process, because foreign runtimes and compilers can end their process.
+
+OpenVINO, onnxruntime, nncf and compilers are native code: a fault in them is a signal that no ``except`` sees. The
+parent outlives it, says what died, and removes what the child has left. It forks before torch or any runtime is
+imported, so that no thread is lost in the fork and nothing is loaded twice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import typer
+
+from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
+
+Death = Callable[[Mapping[str, Any], int, str], BigmodelError | None]
+"""(the command's arguments, the child's process id, its signal) -> the error to report, or None to try again."""
+PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def supervised(command: Callable[..., None], died: Death) -> Callable[..., None]:
+    """`command`, run in a child. Outside Linux it runs in this process, where a fork is not safe or not possible."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        if sys.platform != "linux":
+            command(**given)
+            return
+        while (child := _fork()) != 0:
+            code = _wait(child)
+            if code >= 0:
+                raise typer.Exit(code)
+            if -code in FORWARDED:
+                raise InterruptedRun(-code, "interrupted")
+            error = died(given, child, signal_name(-code))
+            if error is not None:
+                raise error
+        command(**given)
+
+    return run
+
+
+def signal_name(number: int) -> str:
+    """``SIGSEGV`` for 11."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _fork() -> int:
+    """As ``os.fork``; the child is killed when its parent dies. In the parent, signals are blocked."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, before = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
+    child = os.fork()
+    if child == 0:
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before prctl
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return child
+
+
+def _wait(child: int) -> int:
+    """The exit code of `child`, negative for a signal.
+
+    Ctrl-C and a lost terminal reach the child itself, since it is in the same process group; what another process
+    sends to this one is passed on.
+    """
+    try:
+        while True:
+            found = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            if found.si_signo != signal.SIGCHLD and found.si_code <= 0:  # sent by a process, not by the terminal
+                os.kill(child, found.si_signo)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})

@@ -1,0 +1,203 @@
+"""A stranger's export folder: its code runs only if the user says ``--trust``, and its files agree or are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+from subjects import GREY, subject
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import exports
+from bigmodel_cli.export.checksums import SUMS, sums_text
+from bigmodel_cli.export.folder import read_folder
+from bigmodel_cli.export.proof import prove
+
+CODE = ("aoti", "coreml", "executorch", "litert", "pt2", "torchscript")
+"""The formats that hold code, or whose runtime does not check what it reads."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A good export of each of these formats."""
+    root = tmp_path_factory.mktemp("whole")
+    drawn = subject("perceptron", GREY, (2,))
+    recipe = {**drawn.about["recipe"], "data": {"name": "digits", "dir": None}}
+    what = dataclasses.replace(drawn, about={**drawn.about, "recipe": recipe})
+    for name in ("onnx", "pt2", "safetensors"):
+        assert prove(what, name, root / name, seconds=0).passed
+    return {name: root / name for name in ("onnx", "pt2", "safetensors")}
+
+
+def sealed(folder: Path) -> Path:
+    """`folder` with digests that are right again, as a stranger would send it."""
+    proof = json.loads((folder / "proof.json").read_text())
+    (model,) = folder.glob("model.*")
+    proof["files"] = {model.name: hashlib.sha256(model.read_bytes()).hexdigest()}
+    (folder / "proof.json").write_text(json.dumps(proof))
+    (folder / SUMS).write_text(sums_text(folder))
+    return folder
+
+
+def changed(source: Path, target: Path, file: str, **values: Any) -> Path:
+    shutil.copytree(source, target)
+    held = json.loads((target / file).read_text())
+    (target / file).write_text(json.dumps({**held, **values}))
+    return target
+
+
+class Touches:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def poisoned(source: Path, target: Path, canary: Path) -> Path:
+    """The pt2 folder `source` with its weights pickled together with a call."""
+    shutil.copytree(source, target)
+    with zipfile.ZipFile(source / "model.pt2") as old, zipfile.ZipFile(target / "model.pt2", "w") as new:
+        entries = {entry.filename: old.read(entry) for entry in old.infolist()}
+        (listing,) = (name for name in entries if name.endswith("weights_config.json"))
+        config = json.loads(entries[listing])
+        weight = next(iter(config["config"].values()))
+        weight["use_pickle"] = True
+        entries[listing] = json.dumps(config).encode()
+        (stored,) = (name for name in entries if name.endswith("/" + weight["path_name"]))
+        entries[stored] = pickle.dumps(Touches(canary))
+        for name, data in entries.items():
+            new.writestr(name, data)
+    return sealed(target)
+
+
+def test_every_format_has_a_check_or_needs_trust() -> None:
+    """The negative control of the list: a new format is opened without --trust only if it registers a check."""
+    assert tuple(n for n in exports.names() if exports.get(n).meta.get("check") is None) == CODE
+
+
+@pytest.mark.parametrize("command", ["predict", "eval", "serve"])
+def test_a_poisoned_pt2_is_not_opened(command: str, whole: dict[str, Path], tmp_path: Path, run_cli: Run) -> None:
+    folder = poisoned(whole["pt2"], tmp_path / "sent", tmp_path / "canary")
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    done = run_cli(command, folder, *(["x.png"] if command == "predict" else []))
+    assert done.returncode == 2 and "can hold code" in done.stderr and "--trust" in done.stderr
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_canary_sings_when_trusted(whole: dict[str, Path], tmp_path: Path) -> None:
+    """Negative control: with --trust said, torch runs what the file asks for."""
+    folder = read_folder(poisoned(whole["pt2"], tmp_path / "sent", tmp_path / "canary"))
+    with pytest.raises(Exception, match=r"pt2|load"):
+        folder.open(trust=True)
+    assert (tmp_path / "canary").exists()
+
+
+def test_trust_is_said_each_time(whole: dict[str, Path], tmp_path: Path, run_cli: Run) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    assert run_cli("predict", whole["pt2"], "x.png").returncode == 2
+    assert run_cli("predict", whole["pt2"], "x.png", "--trust").returncode == 0
+    assert run_cli("predict", whole["pt2"], "x.png").returncode == 2
+    needless = run_cli("predict", whole["onnx"], "x.png", "--trust")
+    assert needless.returncode == 0 and "no effect" in needless.stderr
+
+
+def test_a_face_of_onnx_with_another_format(whole: dict[str, Path], tmp_path: Path) -> None:
+    """export.json names the loader, so what it names is held to the same rule; and a file to its format."""
+    face = changed(whole["onnx"], tmp_path / "face", "export.json", format="pt2")
+    shutil.copy(whole["pt2"] / "model.pt2", face)
+    (face / "model.onnx").unlink()
+    with pytest.raises(InputError, match="can hold code"):
+        read_folder(sealed(face)).open()
+    for name in ("onnx", "safetensors"):
+        disguised = tmp_path / name
+        shutil.copytree(whole[name], disguised)
+        (model,) = disguised.glob("model.*")
+        shutil.copy(whole["pt2"] / "model.pt2", model)
+        with pytest.raises(InputError, match=r"no ONNX model|no safetensors file"):
+            read_folder(sealed(disguised)).open()
+
+
+def test_onnx_data_outside_its_folder_is_refused(whole: dict[str, Path], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "sent"
+    shutil.copytree(whole["onnx"], folder)
+    model = onnx.load(folder / "model.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for location, fine in (("../secret", False), ("/etc/passwd", False), ("weights", True)):
+        del tensor.external_data[:]
+        tensor.external_data.add(key="location", value=location)
+        (folder / "weights").write_bytes(bytes(4 * 28 * 28 * 5))
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        check = exports.get("onnx").meta["check"]
+        if fine:
+            check(folder / "model.onnx")
+        else:
+            with pytest.raises(InputError, match="its tensors are in"):
+                check(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("file", ["labels.json", "preprocess.json", "export.json", "example.py", "MODEL_CARD.md"])
+def test_any_changed_file_is_named(file: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole["onnx"], folder)
+    before = read_folder(folder).digest
+    read_folder(folder).open()
+    (folder / file).write_bytes((folder / file).read_bytes() + b"\n")
+    with pytest.raises(InputError, match=file):
+        read_folder(folder).open()
+    (folder / SUMS).write_text(sums_text(folder))
+    assert read_folder(folder).digest != before
+
+
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_reversed_labels_are_refused_even_with_new_digests(
+    command: str, whole: dict[str, Path], tmp_path: Path, run_cli: Run
+) -> None:
+    """As for predict, which reads export.json, so for serve, which reads labels.json: 3 for one was 6 for the other."""
+    folder = tmp_path / "sent"
+    shutil.copytree(whole["onnx"], folder)
+    labels = json.loads((folder / "labels.json").read_text())
+    (folder / "labels.json").write_text(json.dumps(labels[::-1]))
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    done = run_cli(command, sealed(folder), *(["x.png"] if command == "predict" else []))
+    assert done.returncode == 2 and "labels.json" in done.stderr
+
+
+def test_another_mean_is_refused(whole: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(whole["onnx"], tmp_path / "sent", "preprocess.json", mean=[0.5])
+    with pytest.raises(InputError, match=r"preprocess\.json: another mean"):
+        read_folder(sealed(folder)).open()
+
+
+def test_an_export_of_an_older_version_opens(whole: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(whole["onnx"], folder)
+    about = json.loads((folder / "export.json").read_text())
+    (folder / SUMS).unlink()
+    with pytest.raises(InputError, match="SHA256SUMS: not there"):
+        read_folder(folder).open()
+    (folder / "export.json").write_text(json.dumps({k: v for k, v in about.items() if k != "checksums"}))
+    assert read_folder(folder).open()(torch.zeros(1, 1, 28, 28).numpy()).shape == (1, 5)
+
+
+@pytest.mark.parametrize("file", ["labels.json", "SHA256SUMS"])
+def test_a_device_is_no_file(file: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "sent"
+    shutil.copytree(whole["onnx"], folder)
+    (folder / file).unlink()
+    (folder / file).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=file):
+        read_folder(folder).open()
