@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MB = 1_000_000
+PIXELS = 32_000_000  # of an image: decoding one then takes at most 640 MB
 
 Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder written by `bigmodel export`.")]
 Host = Annotated[
@@ -65,7 +66,7 @@ MaxPixels = Annotated[
         "--max-pixels",
         metavar="N",
         min=1,
-        help="Largest image.  [default: 64000000]",
+        help="Largest image.  [default: 32000000]",
     ),
 ]
 Threads = Annotated[
@@ -150,10 +151,9 @@ def _check_dependencies() -> None:
 
 def _limits(max_mb: float, max_pixels: int | None, samples: int, seconds: float) -> Limits:
     """The limits of one request."""
-    from bigmodel_cli.core.images import MAX_PIXELS
     from bigmodel_cli.serve.uploads import Limits
 
-    return Limits(size=int(max_mb * MB), pixels=max_pixels or MAX_PIXELS, samples=samples, seconds=seconds)
+    return Limits(size=int(max_mb * MB), pixels=max_pixels or PIXELS, samples=samples, seconds=seconds)
 
 
 def _allowed_hosts(address: str, host: str, further: Iterable[str]) -> frozenset[str] | None:

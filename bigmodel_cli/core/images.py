@@ -31,6 +31,8 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 """The suffixes of image files that are always read; see :func:`image_suffixes`."""
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_535  # as in JPEG; a side of millions would take memory that the number of pixels does not show
+STRIP_PIXELS = 1 << 20
 ORIENTATION = 274  # the EXIF tag
 TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM",
@@ -114,8 +116,9 @@ def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
     try:
         with Image.open(io.BytesIO(raw), formats=image_formats()) as image:
             width, height = image.size
-            if width * height > most:
-                raise InputError(f"{name}: {width}x{height} pixels", f"expected at most {most}")
+            if width * height > most or max(width, height) > MAX_SIDE:
+                expected = f"expected at most {most}, and {MAX_SIDE} a side"
+                raise InputError(f"{name}: {width}x{height} pixels", expected)
             yield image
     except UnidentifiedImageError:
         raise InputError(f"{name}: not an image", "expected one of " + ", ".join(image_formats())) from None
@@ -185,14 +188,24 @@ def _upright(image: Image, channels: int) -> Image:
 
 def _plain(image: Image, mode: str) -> Image:
     """Convert `image` to 8-bit `mode`: 16-bit gray keeps its high byte, transparency becomes white."""
-    from PIL import Image
-
     if image.mode[0] in "IF":  # I;16 and variants, and I, which older PIL uses for 16-bit PNG
         image = _high_byte(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return _over_white(image, mode)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _over_white(image: Image, mode: str) -> Image:
+    """`image` over white, a strip at a time: whole, it would take four times the memory."""
+    from PIL import Image
+
+    whole = Image.new(mode, image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert(mode), box)
+    return whole
 
 
 def _high_byte(image: Image) -> Image:

@@ -6,10 +6,11 @@ tests/core/test_preprocessing.py compares the two. Shapes: C channels, H height,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.images import MAX_PIXELS, decode_plain
+from bigmodel_cli.core.images import MAX_PIXELS, STRIP_PIXELS, decode_plain
 from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
         image = _square(image, square)
     if "crop" in how:
         image = _middle(image, how["crop"]["width"], how["crop"]["height"])
-    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, channels)
-    pixels = pixels.transpose(2, 0, 1)
-    if "resize" in how:
-        pixels = _resized(pixels, how["resize"]["width"], how["resize"]["height"])
+    size = (how["resize"]["width"], how["resize"]["height"]) if "resize" in how else image.size
+    pixels = _resized(image, *size)
     mean, std = (np.asarray(how[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     if mean.size:
         pixels = (pixels - mean / np.float32(how["scale"])) / (std / np.float32(how["scale"]))
@@ -76,16 +75,34 @@ def _square(image: Image, side: int) -> Image:
 
 
 def _middle(image: Image, width: int, height: int) -> Image:
+    if image.size == (width, height):
+        return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def _resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(C,H',W') -> (C,height,width), bilinear and antialiased, without rounding to gray levels."""
+def _resized(image: Image, width: int, height: int) -> np.ndarray:
+    """(C,height,width) float32, bilinear and antialiased, without rounding to gray levels.
+
+    Float pixels take four times the memory of gray levels, so that only a band of rows is converted at a time.
+    """
     import numpy as np
     from PIL import Image
 
-    if pixels.shape[1:] == (height, width):
-        return pixels
-    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels]
-    return np.stack([np.asarray(p.resize((width, height), Image.Resampling.BILINEAR)) for p in planes])
+    channels = len(image.getbands())
+    if image.size == (width, height):
+        pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels)
+        return pixels.transpose(2, 0, 1)
+    result = np.empty((channels, height, width), np.float32)
+    scale = image.height / height
+    reach = max(scale, 1) + 1  # source rows beyond a band that its outermost rows are made from
+    rows = max(1, int((STRIP_PIXELS / image.width - 2 * reach) / scale))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = max(0, int(top * scale - reach)), min(image.height, math.ceil(bottom * scale + reach))
+        strip = image.crop((0, first, image.width, last))
+        box = (0, top * scale - first, image.width, min(bottom * scale - first, strip.height))
+        for channel, plane in enumerate(strip.split()):
+            band = plane.convert("F").resize((width, bottom - top), Image.Resampling.BILINEAR, box=box)
+            result[channel, top:bottom] = np.asarray(band)
+    return result

@@ -5,8 +5,9 @@ Shapes: B batch, C channels, H height, W width, T tokens, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,15 +26,24 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.folder import ExportFolder, Run
 
 
+@dataclass(frozen=True)
+class Part:
+    """One sample of a request: `prepare` gives its input, without the batch dimension; `pixels` are held meanwhile."""
+
+    name: str
+    pixels: int
+    prepare: Callable[[], np.ndarray]
+
+
 class Reader(Protocol):
-    """Parses a request body into samples, and collates samples into a batch, for one kind of input."""
+    """Splits a request body into samples, prepares each, and collates them into a batch, for one kind of input."""
 
     kind: str
     content: Mapping[str, Any]
     """The bodies that it reads by their types, as OpenAPI says it."""
 
-    def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
-        """The samples in the body: name, and input without the batch dimension."""
+    def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
+        """The samples in the body, each with the size that its preparation will take memory for."""
         ...
 
     def batch(self, samples: Sequence[np.ndarray]) -> np.ndarray: ...
@@ -54,8 +64,9 @@ class ImageReader:
     kind = "image"
     content = IMAGES
 
-    def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
-        return [(name, self._one(name, raw, limits)) for name, raw in images(content_type, body, limits)]
+    def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
+        given = images(content_type, body, limits)
+        return [Part(name, _pixels(raw), partial(self._one, name, raw, limits)) for name, raw in given]
 
     def _one(self, name: str, raw: bytes, limits: Limits) -> np.ndarray:
         if not raw:
@@ -82,6 +93,15 @@ class ImageReader:
         return np.zeros((spec.channels, spec.height, spec.width), np.float32)
 
 
+def _pixels(raw: bytes) -> int:
+    """Width times height, from the header alone; 0 if there is none, which :meth:`ImageReader._one` reports."""
+    try:
+        _, width, height, _ = image_header(raw)
+    except Exception:  # a damaged header can raise a dozen types
+        return 0
+    return width * height
+
+
 def _status(raw: bytes, most: int) -> int:
     """The HTTP status for a refused image: too large, damaged, or not a supported image."""
     from PIL import Image
@@ -103,14 +123,17 @@ class TextReader:
     kind = "text"
     content = TEXTS
 
-    def read(self, content_type: str, body: bytes, limits: Limits) -> list[tuple[str, np.ndarray]]:
+    def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
+        return [Part(name, 0, partial(self._one, text)) for name, text in texts(body, limits)]
+
+    def _one(self, text: str) -> np.ndarray:
         import numpy as np
 
         try:
-            found = [(name, encode_truncated(text, self.spec, framed=True)) for name, text in texts(body, limits)]
+            ids = encode_truncated(text, self.spec, framed=True)
         except InputError as error:  # a character outside the vocabulary
             raise HttpRefusal(400, error.what, error.expected, error.hint) from None
-        return [(name, np.array(ids or [self._pad()], np.int64)) for name, ids in found]
+        return np.array(ids or [self._pad()], np.int64)
 
     def _pad(self) -> int:
         from bigmodel_cli.core.special_tokens import PAD

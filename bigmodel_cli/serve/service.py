@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ from starlette.requests import Request
 from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.serve.batching import Batcher
+from bigmodel_cli.serve.decoders import Decoders
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.metrics import Metrics
 from bigmodel_cli.serve.model import ServedModel
 from bigmodel_cli.serve.uploads import Limits, read_body
 
+BODIES = 8
+"""How many bodies of the largest size may be in memory at once."""
 RECENT = 1.0  # seconds; a model that responded this recently counts as healthy without a probe
 
 
@@ -52,7 +56,8 @@ class Service:
         self.metrics = Metrics(
             max_batch=options.max_batch, in_flight=lambda: self.in_flight, waiting=self.batcher.waiting
         )
-        self._readers = ThreadPoolExecutor(available_cores(), "reader")
+        self.decoders = Decoders(available_cores())
+        self._bodies = 0
 
     async def predict(self, request: Request) -> dict[str, Any]:
         """The ``?top=`` classes of each sample in the body, most likely first."""
@@ -61,19 +66,45 @@ class Service:
             raise HttpRefusal(503, f"{self.in_flight} requests are in work", hint="try again")
         self.in_flight += 1
         try:
-            body = await read_body(request, self.options.limits)
-            kind = request.headers.get("content-type", "")
-            loop, read = asyncio.get_running_loop(), self.served.reader.read
-            samples = await loop.run_in_executor(self._readers, read, kind, body, self.options.limits)
-            del body
-            rows = await self._infer([sample for _, sample in samples])
+            names, rows = await self._rows(request)
         finally:
             self.in_flight -= 1
         found = []
-        for (name, _), row in zip(samples, rows, strict=True):
+        for name, row in zip(names, rows, strict=True):
             best = self.served.top_classes(row, top)
             found.append({"name": name, **best[0], "top": best})
         return {"predictions": found}
+
+    async def _rows(self, request: Request) -> tuple[list[str], list[Any]]:
+        """The name and the probabilities (K,) of each sample in the body. Decoding counts in the time limit."""
+        limits = self.options.limits
+        async with self._body(request) as body:
+            kind = request.headers.get("content-type", "")
+            try:
+                async with asyncio.timeout(self.options.timeout):
+                    parts = await self.decoders.run(self.served.reader.parts, kind, body, limits)
+                    samples = await self.decoders.prepare(parts, self.options.timeout)
+            except TimeoutError:
+                what = f"the samples were not decoded within {self.options.timeout:g} s"
+                raise HttpRefusal(504, what, hint="smaller images, or try again") from None
+        return [part.name for part in parts], await self._infer(samples)
+
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request. All bodies together stay within BODIES times the limit of one."""
+        held = 0
+
+        def reserve(size: int) -> None:
+            nonlocal held
+            if self._bodies + size > BODIES * self.options.limits.size:
+                raise HttpRefusal(503, f"{self._bodies} bytes of requests are in work", hint="try again", close=True)
+            self._bodies += size
+            held += size
+
+        try:
+            yield await read_body(request, self.options.limits, reserve)
+        finally:
+            self._bodies -= held
 
     def _top(self, asked: str | None) -> int:
         if asked is None:
@@ -128,4 +159,4 @@ class Service:
 
     def close(self) -> None:
         self.batcher.close(timeout=0.5)
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self.decoders.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,11 +36,12 @@ class Limits:
     seconds: float
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """Read the whole body.
+async def read_body(request: Request, limits: Limits, reserve: Callable[[int], None]) -> bytes:
+    """Read the whole body; `reserve` is called with the size of each piece before it is kept.
 
     Raises:
-        HttpRefusal: 413, it is larger than the limit; 408, it did not arrive in time; 400, it is empty.
+        HttpRefusal: 413, it is larger than the limit; 408, it did not arrive in time; 400, it is empty; or whatever
+            `reserve` raised.
     """
     received = bytearray()
     size = 0
@@ -49,6 +50,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size <= limits.size:
+                    reserve(len(chunk))
                     received += chunk
                 elif size > limits.size * MAX_DRAIN:
                     break  # do not read forever, although closing while the client sends may lose the response
