@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,6 +89,7 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
     Raises:
         InputError: the format is not in FORMATS, or the image is larger than MAX_PIXELS or damaged.
             The message calls it `name`.
+        MachineError: there is not enough memory for it.
     """
     with _opened(raw, name, MAX_PIXELS) as image:
         pixels = _pixels(image, raw, channels, side)
@@ -126,6 +127,8 @@ def _opened(raw: bytes, name: str, most: int) -> Iterator[Image]:
         raise InputError(f"{name}: too many pixels", f"expected at most {most}") from None
     except InputError:
         raise
+    except MemoryError:
+        raise MachineError(f"{name}: not enough memory to decode it", hint="a smaller image, or more memory") from None
     except Exception as error:  # a damaged file raises many classes of errors, among them struct.error and KeyError
         raise InputError(f"{name}: cannot decode the image: {error or type(error).__name__}") from None
 

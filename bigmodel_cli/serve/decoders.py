@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _prepare(parts: Sequence[Part], until: float, large: bool) -> list[np.ndarra
 def _one(part: Part) -> np.ndarray:
     try:
         return part.prepare()
-    except MemoryError:
+    except (MemoryError, MachineError):
         raise HttpRefusal(503, f"{part.name}: not enough memory", hint="a smaller image, or try again") from None
 
 

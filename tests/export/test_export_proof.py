@@ -156,7 +156,8 @@ def test_the_folder_describes_the_model(name: str, tmp_path: Path) -> None:
     assert found.files == {folder.model.name: hashlib.sha256(folder.model.read_bytes()).hexdigest()}
     assert found.size["export"] == folder.model.stat().st_size and found.size["checkpoint"] == 4 * (4 * 3 + 3)
     card = (tmp_path / "out/MODEL_CARD.md").read_text()
-    for part in ("perceptron", "| accuracy |", "## Limits", "2 x 2 pixels, grey", found.files[folder.model.name], '"a", "b", "c"'):
+    digest = found.files[folder.model.name]
+    for part in ("perceptron", "| accuracy |", "## Limits", "2 x 2 pixels, grey", digest, '"a", "b", "c"'):
         assert part in card, part
     # What one account exports another may read, as the umask says.
     modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").iterdir()}

@@ -146,7 +146,7 @@ def test_what_cannot_be_served(exports: Path, run_cli: Any, tmp_path: Path) -> N
     for file in (exports / "shades").iterdir():
         (changed / file.name).write_bytes(file.read_bytes() + b"\n" * (file.suffix == ".onnx"))
     done = run_cli("serve", changed, "--port", 0, fresh=True)
-    assert done.returncode == 2 and "not the file that was proven" in done.stderr
+    assert done.returncode == 2 and "not the file that was exported" in done.stderr
 
 
 @pytest.mark.parametrize("package", ["fastapi", "prometheus_client"])
