@@ -86,6 +86,7 @@ def test_within_a_real_limit(start: Start) -> None:
 def test_beyond_the_limit_it_is_a_reply_and_the_service_lives(start: Start) -> None:
     """Negative control of the limit: with less than an image takes, it is refused in words."""
     service = start("--max-pixels", PIXELS)
+    assert service.ask("POST", "/predict", image()).status == 200  # what is imported late is there now
     limit = memory(service, "VmData") + 45_000_000
     resource.prlimit(service.process.pid, resource.RLIMIT_DATA, (limit, limit))
     reply = service.ask("POST", "/predict", large()["PNG RGBA"])
