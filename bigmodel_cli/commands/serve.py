@@ -120,14 +120,13 @@ def serve(
     _check_dependencies()
     from bigmodel_cli.serve import server
     from bigmodel_cli.serve.app import build_app
-    from bigmodel_cli.serve.model import open_model
     from bigmodel_cli.serve.service import Options, Service
 
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # every runtime reads it
     listening = server.bind(host, port)
     address, bound_port = listening.getsockname()[:2]
-    served = open_model(export, trust)
+    served = _open(export, trust)
     options = Options(
         limits=_limits(max_mb, max_pixels, max_batch, timeout),
         max_batch=max_batch,
@@ -138,6 +137,16 @@ def serve(
     )
     app = build_app(Service(served, options), console.note, log)
     server.run(app, listening, stop_timeout, _announcement(served, address, bound_port, json))
+
+
+def _open(export: Path, trust: bool) -> ServedModel:
+    from bigmodel_cli.commands.open_model import say_if_needless
+    from bigmodel_cli.core.registry import exports
+    from bigmodel_cli.serve.model import open_model
+
+    served = open_model(export, trust)
+    say_if_needless(trust, export, exports.get(served.about["format"]))
+    return served
 
 
 def _check_dependencies() -> None:
