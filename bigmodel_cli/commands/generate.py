@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
+if TYPE_CHECKING:
+    from bigmodel_cli.core.types import TextSpec
+
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
@@ -28,9 +31,12 @@ Prompts = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Generate at most N tokens.")]
 Temperature = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--temperature", metavar="T", min=0, help="Sampling temperature; 0 always takes the most likely token."
+        "--temperature",
+        metavar="T",
+        min=0,
+        help="Sampling temperature; 0 always takes the most likely token.  [default: the model's, or 0.8]",
     ),
 ]
 TopK = Annotated[
@@ -39,17 +45,18 @@ TopK = Annotated[
         "--top-k",
         metavar="K",
         min=1,
-        help="Sample from the K most likely tokens.  [default: all]",
+        help="Sample from the K most likely tokens.  [default: the model's, or all]",
     ),
 ]
 TopP = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--top-p",
         metavar="P",
         min=0.01,
         max=1,
-        help="Nucleus sampling: sample from the smallest set of tokens whose probabilities sum to P.",
+        help="Nucleus sampling: sample from the smallest set of tokens whose probabilities sum to P.  "
+        "[default: the model's, or 1]",
     ),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Treat each prompt as a user message and generate the reply.")]
@@ -67,9 +74,9 @@ def generate(
     checkpoint: opt.Checkpoint,
     prompts: Prompts = None,
     max_tokens: MaxTokens = 200,
-    temperature: Temperature = 0.8,
+    temperature: Temperature = None,
     top_k: TopK = None,
-    top_p: TopP = 1,
+    top_p: TopP = None,
     chat: Chat = False,
     system: System = None,
     seed: Seed = 0,
@@ -106,11 +113,37 @@ def generate(
     model = placement.model(trained.model)
     chatting = chat or system is not None
     starts = [_conversation(prompt, system) for prompt in prompts] if chatting else list(prompts)
+    sampling = _sampling(trained.task.spec, {"temperature": temperature, "top_k": top_k, "top_p": top_p})
+    _note_cut([trained.task.encode_prompt(start) for start in starts], model)
     output = Output([""] * len(prompts) if chatting else list(prompts), stream)
     with torch.inference_mode(), placement.autocast():
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        output.collect(islice(trained.task.generate(model, starts, **sampling), max_tokens))
+        output.collect(islice(trained.task.generate(model, starts, **sampling, seed=seed), max_tokens))
     output.show(prompts, json)
+
+
+def _sampling(spec: TextSpec, given: dict[str, float | None]) -> dict[str, Any]:
+    """How to sample: what was given, else as the owners of published weights set it, else our own defaults."""
+    from bigmodel_cli.core.framing import conventions
+
+    owners = dict(conventions(spec).generation)
+    if owners and not owners.pop("do_sample", True):
+        owners = {"temperature": 0.0, **{k: v for k, v in owners.items() if k == "repetition_penalty"}}
+    defaults: dict[str, Any] = {k: v for k, v in owners.items() if k in (*given, "repetition_penalty")}
+    if "top_k" in defaults:
+        defaults["top_k"] = int(defaults["top_k"]) or None  # 0 there means all
+    chosen = {k: v for k, v in given.items() if v is not None}
+    taken = {k: v for k, v in defaults.items() if k not in chosen and v is not None}
+    if taken:
+        console.note("sampling as the model's owners set it: " + ", ".join(f"{k} {v:g}" for k, v in taken.items()))
+    return {"temperature": 0.8, **taken, **chosen}
+
+
+def _note_cut(prompts: list[list[int]], model: Any) -> None:
+    """Say where a prompt is longer than what the model reads."""
+    for prompt in prompts:
+        if len(prompt) >= model.context:
+            kept = max(model.context - 1, 1)
+            console.note(f"a prompt of {len(prompt)} tokens: only its last {kept} fit into the context")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.special_tokens import END, START
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
 
 NONE = Conventions()
 
@@ -20,6 +20,14 @@ def conventions(spec: TextSpec) -> Conventions:
 def encode_beginning(text: str, spec: TextSpec) -> list[int]:
     """The ids of a text that a language model may continue, from its beginning-of-sequence token on, if it has one."""
     return [*conventions(spec).before, *tokenizer(spec).encode(text)]
+
+
+def encode_continuation(text: str, spec: TextSpec) -> list[int]:
+    """The ids of a text that follows another one."""
+    known = tokenizer(spec)
+    if isinstance(known, BPETokenizer):
+        return [token for token, _ in known.encode_spans(text, begins=False)]
+    return list(known.encode(text))
 
 
 def encode_source(text: str, spec: TextSpec) -> list[int]:

@@ -9,17 +9,16 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from json import dumps
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.special_tokens import ALIASES, END, PAD, SPECIALS, UNKNOWN
+from bigmodel_cli.core.bpe_tokenizer import BPETokenizer as BPETokenizer
+from bigmodel_cli.core.bpe_tokenizer import require_package as require_package
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.special_tokens import END, PAD, SPECIALS, UNKNOWN
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokenizer_files import MAX_TOKENS, checked_tokenizer
+from bigmodel_cli.core.tokenizer_files import MAX_TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,84 +107,11 @@ class WordTokenizer:
         return self.vocabulary
 
 
-class BPETokenizer:
-    """A tokenizer from the JSON of Hugging Face's tokenizers; `special` overrules the names it is guessed from."""
-
-    def __init__(self, json: str, special: Mapping[str, int] = MappingProxyType({})) -> None:
-        library = require_package("tokenizers")
-        values = checked_tokenizer(json)
-        try:
-            self.inner = library.Tokenizer.from_str(dumps(values))
-            self.inner.encode_special_tokens = True  # "<end>" in a text is ordinary text
-            self.inner.encode("A probe: 12 caf\u00e9\n")
-            named = self.inner.get_vocab()
-            self.size = max(named.values(), default=-1) + 1
-        # The library raises plain Exception for any problem, and its panics are only BaseException.
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-                raise
-            raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
-        if not 0 < self.size <= MAX_TOKENS or len(set(named.values())) < len(named):
-            raise InputError(f"tokenizer with {self.size} tokens", "expected each id once")
-        found = {s: next((named[name] for name in (s, *ALIASES[s]) if name in named), None) for s in SPECIALS}
-        self.special = {s: i for s, i in (found | dict(special)).items() if i is not None}
-        added = {token["id"] for token in values.get("added_tokens") or [] if token.get("special")}
-        self.hidden = added | set(self.special.values())
-        self.named, self.byte_level = named, "ByteLevel" in dumps(values.get("decoder") or values.get("pre_tokenizer"))
-
-    def encode(self, text: str) -> Sequence[int]:
-        return self.inner.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
-
-    def framed(self, text: str, most: int) -> Sequence[int]:
-        """At most `most` ids of `text` with the tokenizer's special tokens, such as BERT's ``[CLS] ... [SEP]``."""
-        found = self.inner.encode(text, add_special_tokens=False)
-        found.truncate(max(most - self.inner.num_special_tokens_to_add(False), 0))
-        return self.inner.post_process(found, add_special_tokens=True).ids  # type: ignore[no-any-return]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.inner.decode([i for i in ids if i not in self.hidden], skip_special_tokens=False)  # type: ignore[no-any-return]
-
-    def byte_lengths(self) -> list[int]:
-        # In byte-level BPE each character of a token's name stands for one byte.
-        count = len if self.byte_level else _text_bytes
-        lengths = [0] * self.size  # an id without a token has no text
-        for token, i in self.named.items():
-            lengths[i] = 0 if i in self.hidden else count(token)
-        return lengths
-
-    def tokens(self) -> Sequence[str]:
-        names = [f"<no token {i}>" for i in range(self.size)]
-        for token, i in self.named.items():
-            names[i] = token
-        return names
-
-
-def _text_bytes(token: str) -> int:
-    """The bytes of text that a token of SentencePiece or WordPiece stands for; ``<0x0A>`` is one byte."""
-    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-        return 1
-    return len(token.removeprefix("##").replace("\u2581", " ").encode())
-
-
 def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
     """The ids of each text. BPE encodes them as one batch, which is faster."""
     if isinstance(known, BPETokenizer):
         return [found.ids for found in known.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
     return [known.encode(text) for text in texts]
-
-
-def require_package(package: str) -> Any:
-    """Import `package`, which the extra ``text`` installs.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MachineError(f"this needs {package}: {error}", hint="pip install 'bigmodel[text]'") from None
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bigmodel_cli.core.framing import encode_beginning
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tokens import encode_truncated, tokenizer
 from bigmodel_cli.export.example import ANSWER, STANDARD, START, Example
@@ -56,6 +57,7 @@ FRAMED = """\
 found.truncate(max(steps["context"] - known.num_special_tokens_to_add(False), 0))
 tokens = known.post_process(found, add_special_tokens=True).ids
 """
+BEGUN = 'tokens = [*steps["conventions"]["before"], *found.ids]\n'
 LABELS = 'labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))\n'
 NAMES = {
     "byte": '[f"{i:#04x}" for i in range(256)] + ["<end>"]',
@@ -84,7 +86,7 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
     head = HEAD.format(needs=", ".join(packages), standard="\n".join(STANDARD), imports=imports, start=START)
     parts = [head, LABELS if classes else "", "\n", TOKENS[kind]]
     if kind == "bpe":
-        parts.append(FRAMED if classes else "tokens = found.ids\n")
+        parts.append(FRAMED if classes else BEGUN if "conventions" in preprocess else "tokens = found.ids\n")
     names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"
     return "".join([*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", ANSWER])
 
@@ -102,6 +104,6 @@ def _expected(entry: Entry, subject: Subject, run: Run, text: str) -> tuple[torc
         ids = encode_truncated(text, spec, framed=True)
         return torch.from_numpy(run(np.array([ids or [0]], np.int64))), spec.classes
     known = tokenizer(spec)
-    ids = list(known.encode(text))[-spec.context :]
+    ids = encode_beginning(text, spec)[-spec.context :]
     names = tuple(json.dumps(name) for name in known.tokens())
     return torch.from_numpy(run(np.array([ids or [0]], np.int64)))[:, -1], names

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.core.tokenizer_json import generation_settings
 from bigmodel_cli.export.contents import check_huggingface
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
-from bigmodel_cli.models.pretrained.wrapped import import_transformers
+from bigmodel_cli.models.pretrained.auto_classes import task_of_class
+from bigmodel_cli.models.pretrained.wrapped import import_transformers, real_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -22,19 +23,30 @@ RUNTIME = Runtime(
     needs=("torch", "transformers"),
     imports="""\
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer""",
+import transformers
+from transformers import AutoTokenizer""",
     run="""\
 text = sys.argv[1] if len(sys.argv) > 1 else "The"
-classifies = "ForSequenceClassification" in (here / "config.json").read_text(encoding="utf-8")
-kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-tokenizer, model = AutoTokenizer.from_pretrained(here), kind.from_pretrained(here)
+about = (here / "config.json").read_text(encoding="utf-8")
+classifies, translates = "ForSequenceClassification" in about, '"is_encoder_decoder": true' in about
+kind = "SequenceClassification" if classifies else "Seq2SeqLM" if translates else "CausalLM"
+model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(here)
+tokenizer = AutoTokenizer.from_pretrained(here)
 ids = torch.tensor([tokenizer(text).input_ids or [0]])
 if classifies:
     print(model.config.id2label[int(model(ids).logits.argmax())])
 else:
-    print(tokenizer.decode(model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8)[0]))""",
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60 if translates else 8)
+    print(tokenizer.decode(found[0], skip_special_tokens=True))""",
     answers=False,
 )
+
+
+AUTO_CLASSES = {
+    "language_modeling": "AutoModelForCausalLM",
+    "text_classification": "AutoModelForSequenceClassification",
+    "translation": "AutoModelForSeq2SeqLM",
+}
 
 
 def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
@@ -43,23 +55,27 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
 
     transformers = import_transformers()
     config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
-    classifies = config.architectures[0].endswith("ForSequenceClassification")
-    auto = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
+    task = task_of_class()[config.architectures[0]]
+    auto = getattr(transformers, AUTO_CLASSES[task])
     model = auto.from_pretrained(path.parent, local_files_only=True, use_safetensors=True).eval()
     transformers.AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
 
-    def run(tokens: Any) -> Any:
-        ids = torch.from_numpy(tokens)
-        mask = {"attention_mask": (ids != config.pad_token_id).long()} if classifies else {}
+    def run(*inputs: Any) -> Any:
+        ids = torch.from_numpy(inputs[0])
+        given: dict[str, Any] = {"input_ids": ids}
+        if task != "language_modeling":
+            given["attention_mask"] = real_tokens(ids, config.pad_token_id)
+        if task == "translation":
+            given["decoder_input_ids"] = torch.from_numpy(inputs[1])
         with torch.inference_mode():
-            return model(input_ids=ids, **mask).logits.float().numpy()
+            return model(**given).logits.float().numpy()
 
     return run
 
 
 @exports.register(suffix=".safetensors", run=run_huggingface, check=check_huggingface, runtime=RUNTIME, tolerance=1e-5)
 def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry: dict[str, Any]) -> None:
-    """A folder that `transformers` loads: weights, configuration and tokenizer of a text model.
+    """A folder that `transformers` loads: weights, tokenizer, chat template and generation settings of a text model.
 
     A gpt in GPT-2's layout becomes a ``GPT2LMHeadModel``, one in Llama's a ``LlamaForCausalLM``.
 
@@ -72,11 +88,14 @@ def huggingface(model: nn.Module, example: tuple[Tensor, ...], path: Path, carry
     about = carry["preprocess"]
     if "tokenizer" not in about:
         raise InputError(f"--format huggingface: {carry['arch']} takes no text", hint="--format onnx")
-    spec = TextSpec(about["tokenizer"], tuple(about["vocabulary"]), about["context"])
+    keys = ("tokenizer", "vocabulary", "context", "chat", "conventions")
+    spec = TextSpec.from_dict({key: about[key] for key in keys if key in about})
     theirs = _to_transformers(transformers, model, spec, carry)
     theirs.config.pad_token_id = (
         _special(spec, "<pad>") if theirs.config.pad_token_id is None else theirs.config.pad_token_id
     )
+    if theirs.can_generate():
+        theirs.generation_config = transformers.GenerationConfig(**generation_settings(spec, theirs.config))
     theirs.save_pretrained(path.parent, max_shard_size="1TB")
     _write_tokenizer(spec, path.parent, example[0])
 
@@ -137,13 +156,11 @@ def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
     Raises:
         BigmodelError: it tokenizes this text differently.
     """
-    from bigmodel_cli.core.tokenizer_json import tokenizer_config, tokenizer_json
+    from bigmodel_cli.core.tokenizer_json import write_tokenizer
     from bigmodel_cli.core.tokens import require_package as text_extra
     from bigmodel_cli.core.tokens import tokenizer
 
-    text = tokenizer_json(spec)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(spec), indent=2), encoding="utf-8")
+    text = write_tokenizer(spec, folder)
     known, theirs = tokenizer(spec), text_extra("tokenizers").Tokenizer.from_str(text)
     sample = known.decode(tokens[0].tolist())
     if list(known.encode(sample)) != theirs.encode(sample, add_special_tokens=False).ids:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmodel_cli.core.chat import Message, encode_conversation
+from bigmodel_cli.core.chat import Message
+from bigmodel_cli.core.chat_encoding import encode_chat, has_template
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.framing import conventions, encode_beginning
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
@@ -20,6 +22,7 @@ from bigmodel_cli.core.tasks import Forward
 from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
+from bigmodel_cli.tasks.text_stream import TextStream
 
 NOTHING = -100  # a target that the loss ignores
 
@@ -89,7 +92,11 @@ class LanguageModeling:
         if "learn" in batch:
             targets = targets.masked_fill(~batch["learn"][:, 1 : context + 1], NOTHING)
         targets = targets.masked_fill(targets < 0, NOTHING)
-        prepared = {"tokens": window[:, :-1][:, :context].clamp(min=0), "targets": targets, "index": batch["index"]}
+        tokens = window[:, :-1][:, :context].clamp(min=0)
+        begins = conventions(self.spec).before
+        if length is not None and begins:  # a window begins as every text of this model does
+            tokens = torch.cat((torch.full_like(tokens[:, :1], begins[-1]), tokens[:, 1:]), 1)
+        prepared = {"tokens": tokens, "targets": targets, "index": batch["index"]}
         if document is None:
             return prepared
         after, document = document[:, 1 : context + 1], document[:, :-1][:, :context]
@@ -132,14 +139,13 @@ class LanguageModeling:
         Raises:
             InputError: a character is not in the vocabulary, or the model was not trained on conversations.
         """
-        vocabulary = tokenizer(self.spec)
         if isinstance(text, str):
-            return list(vocabulary.encode(text)) or [vocabulary.special.get(END, 0)]
-        if not self.spec.chat:
+            return encode_beginning(text, self.spec) or [tokenizer(self.spec).special.get(END, 0)]
+        if not has_template(self.spec):
             what = "the model was not trained on conversations"
             raise InputError(what, "expected a chat template in its checkpoint", "--prompt without --chat")
         try:
-            return encode_conversation(text, self.spec.chat, vocabulary, answer=True)[0]
+            return encode_chat(text, self.spec, answer=True)[0]
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -151,26 +157,22 @@ class LanguageModeling:
         Raises:
             InputError: see :meth:`encode_prompt`.
         """
-        vocabulary = tokenizer(self.spec)
-        end = vocabulary.special.get(END)
+        vocabulary, ends = tokenizer(self.spec), set(conventions(self.spec).ends)
         ids = [self.encode_prompt(p) for p in prompts]
-        if end is None and not all(isinstance(p, str) for p in prompts):
-            end = vocabulary.encode("\n")[0]  # end of a turn if the vocabulary has no <end>
-        produced: list[list[int]] = [[] for _ in ids]
-        emitted, ended = [""] * len(ids), [False] * len(ids)
+        if not ends and END in vocabulary.special:
+            ends = {vocabulary.special[END]}
+        elif not ends and not all(isinstance(p, str) for p in prompts):
+            ends = {vocabulary.encode("\n")[0]}  # end of a turn if the vocabulary has no <end>
+        # An answer is a text of its own; a continuation is decoded with the text that it continues.
+        streams = [
+            TextStream(vocabulary, row if isinstance(p, str) else ()) for p, row in zip(prompts, ids, strict=True)
+        ]
+        ended = [False] * len(ids)
         for new in next_tokens(model, ids, Sampling(**sampling)):
             pieces: list[str | None] = []
             for i, token in enumerate(new.tolist()):
-                ended[i] = ended[i] or token == end
-                if ended[i]:
-                    pieces.append(None)
-                    continue
-                produced[i].append(token)
-                text = vocabulary.decode(produced[i])
-                # Hold back an incomplete UTF-8 character until its other bytes arrive.
-                whole = emitted[i] if text.endswith("\ufffd") else text
-                pieces.append(whole[len(emitted[i]) :])
-                emitted[i] = whole
+                ended[i] = ended[i] or token in ends
+                pieces.append(None if ended[i] else streams[i].add(token))
             yield pieces
 
     def preprocessing(self) -> dict[str, Any]:
@@ -180,6 +182,7 @@ class LanguageModeling:
             "vocabulary": list(self.spec.vocabulary),
             "context": self.spec.context,
             **({"chat": list(self.spec.chat)} if self.spec.chat else {}),
+            **({"conventions": self.spec.conventions.to_dict()} if self.spec.conventions else {}),
         }
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:

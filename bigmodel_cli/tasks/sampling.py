@@ -18,12 +18,15 @@ class Sampling:
         top_k: draw from the k most likely tokens; None: from all.
         top_p: draw from the smallest set of tokens whose probabilities sum to `top_p` (Holtzman et al. 2019).
         seed: combined with the position in the batch, seeds a generator per prompt. Prompts do not affect each other.
+        repetition_penalty: divides the positive logits of tokens that occurred, and multiplies the negative ones
+            (Keskar et al. 2019). 1 changes nothing.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float = 1.0
 
 
 def next_tokens(
@@ -31,29 +34,41 @@ def next_tokens(
 ) -> Iterator[Tensor]:
     """Yield tokens (B,) after each of `prompts` endlessly, with a key-value cache. No prompt may be empty.
 
-    When the context is full, the second half is encoded again and the rest is dropped. This costs about
-    two tokens per token; shifting by one would encode the whole context each time.
+    When a text fills the context, its second half is encoded again and the rest is dropped. This costs about
+    two tokens per token; shifting by one would encode the whole context each time. The texts beside it keep theirs.
     """
     device = next(model.parameters()).device
     context = int(model.context)  # type: ignore[arg-type]
-    rows = [list(p)[-(context - 1) :] for p in prompts]
-    longest = max(map(len, rows))
-    text = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-    pad = torch.tensor([longest - len(row) for row in rows], device=device)
+    rows = [list(p)[-max(context - 1, 1) :] for p in prompts]
+    occurred = [set(p) for p in prompts]
     generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + i) for i in range(len(rows))]
-    cache, new = None, text
+    cache, new = None, None
     while True:
-        if text.shape[1] >= context and (cache is None or cache.length + 1 > context):
-            keep = max(context // 2, 1)
-            pad = (pad - (text.shape[1] - keep)).clamp(min=0)
-            text = text[:, -keep:]
-            cache, new = None, text
-        if cache is None or not use_cache:
-            cache, new = model.new_cache(pad if pad.any() else None), text  # type: ignore[operator]
+        if any(len(row) > context for row in rows):
+            rows = [row[-max(context // 2, 1) :] if len(row) > context else row for row in rows]
+            cache = None
+        if cache is None or new is None or not use_cache:
+            longest = max(map(len, rows))
+            new = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+            pad = torch.tensor([longest - len(row) for row in rows], device=device)
+            cache = model.new_cache(pad if pad.any() else None)  # type: ignore[operator]
         logits = model(new, cache=cache)[:, -1].float()
-        new = choose(logits, sampling, generators)[:, None]
-        text = torch.cat((text, new), 1)
-        yield new[:, 0]
+        if sampling.repetition_penalty != 1:
+            logits = penalize(logits, occurred, sampling.repetition_penalty)
+        chosen = choose(logits, sampling, generators)
+        for row, seen, token in zip(rows, occurred, chosen.tolist(), strict=True):
+            row.append(token)
+            seen.add(token)
+        new = chosen[:, None]
+        yield chosen
+
+
+def penalize(logits: Tensor, occurred: Sequence[set[int]], penalty: float) -> Tensor:
+    """Logits (B,V) with the tokens that `occurred` in each text made less likely."""
+    mask = torch.zeros_like(logits, dtype=torch.bool)
+    for row, tokens in enumerate(occurred):
+        mask[row, list(tokens)] = True
+    return torch.where(mask, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:

@@ -103,7 +103,8 @@ class TextClassification:
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""
         spec = self.spec
-        return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
+        steps = {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
+        return {**steps, **({"conventions": spec.conventions.to_dict()} if spec.conventions else {})}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         tokens = torch.ones(batch_size, self.spec.context, dtype=torch.int64)

@@ -125,7 +125,8 @@ class Translation:
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""
         spec = self.spec
-        return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
+        steps = {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
+        return {**steps, **({"conventions": spec.conventions.to_dict()} if spec.conventions else {})}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         shape = (batch_size, min(self.spec.context, 32))

@@ -15,8 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bigmodel_cli.core.chat import PREFIXES, MaskedTokens, conversation_problem, encode_conversation, messages_problem
+from bigmodel_cli.core.chat import PREFIXES, MaskedTokens, conversation_problem, messages_problem
+from bigmodel_cli.core.chat_encoding import encode_chat, has_template
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.framing import encode_beginning, encode_continuation
 from bigmodel_cli.core.json_lines import read_records, text_problem
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END, PAD
@@ -123,15 +125,18 @@ def preference_file(
     prefixes: Prefixes = PREFIXES,
 ) -> DataBundle:
     """Your own preference pairs: JSON lines with `prompt`, `chosen` and `rejected`, as text or messages."""
-    first = _peek(Path(path).expanduser())
+    first, start = _peek(Path(path).expanduser()), as_text_spec(like)
     plain = all(isinstance(first.get(key), str) for key in ("prompt", "chosen", "rejected"))
-    spec = _resolve_spec(like, tokenizer, context, root, None if plain else prefixes)
+    templated = not plain or (start is not None and has_template(start)) or prefixes != PREFIXES
+    spec = _resolve_spec(like, tokenizer, context, root, prefixes if templated else None)
+    said = ["prompts and answers are put into the model's chat template"] if plain and templated else []
 
     def row(where: str, record: Mapping[str, Any]) -> dict[str, MaskedTokens]:
-        return {side: _encode_answer(where, record["prompt"], record[side], spec) for side in ("chosen", "rejected")}
+        sides = ("chosen", "rejected")
+        return {side: _encode_answer(where, record["prompt"], record[side], spec, templated) for side in sides}
 
     fields = {"prompt": _is_prompt, "chosen": _is_prompt, "rejected": _is_prompt}
-    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, False)
+    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, False, said)
 
 
 def _resolve_spec(
@@ -144,7 +149,11 @@ def _resolve_spec(
         return spec.with_(chat=like.chat if like else ())
     if not all(prefix.strip() for prefix in prefixes) or len(set(prefixes)) < len(prefixes):
         raise InputError(f"data.prefixes = {list(prefixes)}", "expected three different, non-blank ones")
-    return spec.with_(chat=like.chat if like and like.chat and prefixes == PREFIXES else prefixes)
+    if prefixes != PREFIXES:
+        return spec.with_(chat=prefixes)
+    if like is not None and has_template(like):
+        return spec.with_(chat=like.chat)
+    return spec.with_(chat=prefixes)
 
 
 def _is_prompt(value: Any) -> str | None:
@@ -153,7 +162,7 @@ def _is_prompt(value: Any) -> str | None:
 
 def _encode_messages(where: str, messages: Sequence[Mapping[str, str]], spec: TextSpec) -> MaskedTokens:
     try:
-        return encode_conversation(messages, spec.chat, tokenizer(spec))
+        return encode_chat(messages, spec)
     except ValueError as error:
         raise InputError(f"{where}: {error}", "expected text without it", "--set data.prefixes=[...]") from None
     except InputError as error:
@@ -164,16 +173,16 @@ def _encode_completion(where: str, prompt: str, answer: str, spec: TextSpec) -> 
     """Prompt, answer and ``<end>`` without a template; the loss mask excludes the prompt."""
     known = tokenizer(spec)
     try:
-        first, then = list(known.encode(str(prompt))), list(known.encode(str(answer)))
+        first, then = encode_beginning(str(prompt), spec), encode_continuation(str(answer), spec)
     except InputError as error:
         raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
     then += [known.special[END]] if END in known.special else []
     return [*first, *then], [False] * len(first) + [True] * len(then)
 
 
-def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec) -> MaskedTokens:
+def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec, templated: bool) -> MaskedTokens:
     """A prompt and one of its answers, each text or messages; the loss mask covers only the answer."""
-    if isinstance(prompt, str) and isinstance(answer, str):
+    if not templated and isinstance(prompt, str) and isinstance(answer, str):
         return _encode_completion(where, prompt, answer, spec)
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     after = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
@@ -182,8 +191,15 @@ def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec) -> Mask
     if not after or any(message["role"] != "assistant" for message in after):
         raise InputError(f"{where}: an answer that is not the assistant's", "expected text, or assistant messages")
     ids, learn = _encode_messages(where, [*before, *after], spec)
-    start = len(_encode_messages(where, before, spec)[0])
+    start = _common(ids, _encode_messages(where, before, spec)[0])
     return ids, [False] * start + learn[start:]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens at the beginning of both."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _peek(path: Path) -> dict[str, Any]:
@@ -204,8 +220,9 @@ def _bundle(
     encoding: str,
     val_share: float,
     pack: bool,
+    said: Sequence[str] = (),
 ) -> DataBundle:
-    notes: list[str] = []
+    notes: list[str] = list(said)
     rows = list(_rows(path, fields, row, spec.context, encoding, notes))
     if len(rows) < 2:
         raise InputError(f"{path}: {len(rows)} rows with an answer", "expected at least 2, for train and val")

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.framing import conventions
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
@@ -109,7 +110,8 @@ def build_windows(
             ids = encode(found, spec)
         else:
             ends = torch.tensor([end], dtype=encode("", spec).dtype)
-            ids = torch.cat([part for text in found for part in (encode(text, spec), ends)])
+            begins = torch.tensor(conventions(spec).before, dtype=ends.dtype)
+            ids = torch.cat([part for text in found for part in (begins, encode(text, spec), ends)])
         if len(ids) < 2:
             raise InputError(f"the {split} text has {len(ids)} tokens", "expected at least 2")
         return Windows(ids, spec.context, split, end if separate else None)

@@ -165,5 +165,5 @@ class Seq2Seq(Wrapped):
 
 def real_tokens(tokens: Tensor, pad: int) -> Tensor:
     """(B,T) int64 mask: 0 for padding at the end. The first token counts always: an empty text must not give NaN."""
-    real = (tokens != pad).flip(1).cummax(1).values.flip(1)
+    real = (tokens != pad).long().flip(1).cumsum(1).flip(1) > 0  # ONNX has no cummax
     return (real | (torch.arange(tokens.shape[1], device=tokens.device) == 0)).long()
