@@ -31,7 +31,8 @@ class BPETokenizer:
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
-        if not 0 < self.size <= MAX_TOKENS or len(set(named.values())) < len(named):
+        holes = self.size - len(set(named.values()))  # published vocabularies have some
+        if not 0 < self.size <= MAX_TOKENS or len(set(named.values())) < len(named) or holes > len(named):
             raise InputError(f"tokenizer with {self.size} tokens", "expected each id once")
         found = {s: next((named[name] for name in (s, *ALIASES[s]) if name in named), None) for s in SPECIALS}
         self.special = {s: i for s, i in (found | dict(special)).items() if i is not None}
