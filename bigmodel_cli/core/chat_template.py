@@ -36,14 +36,24 @@ class _Rendering:
     steps: int = 0
 
 
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> Any:
-    """The template `source`; ``template.environment.rendering`` is what it is being rendered into.
+def _refuse(message: str) -> None:
+    from jinja2.exceptions import TemplateError
 
-    Raises:
-        InputError: it is not a template.
-    """
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _environment() -> Any:
+    """A sandbox; its ``rendering`` is what a template is being rendered into."""
     import jinja2
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -69,30 +79,34 @@ def _compile(source: str) -> Any:
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             if not all(isinstance(x, (int, float)) and abs(x) < 1 << 31 for x in (left, right)) or operator == "**":
-                raise jinja2.exceptions.SecurityError("multiplication of text and powers are not for chat templates")
+                raise SecurityError("multiplication of text and powers are not for chat templates")
             return super().call_binop(context, operator, left, right)
 
     def steps(*bounds: int) -> Iterator[int]:
         for i in range(*bounds):
             environment.rendering.steps += 1
             if environment.rendering.steps > MAX_STEPS:
-                raise jinja2.exceptions.SecurityError(f"more than {MAX_STEPS} steps")
+                raise SecurityError(f"more than {MAX_STEPS} steps")
             yield i
 
-    def refuse(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.globals |= {
-        "raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form), "range": steps,
-    }  # fmt: skip
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "range": steps}
+    return environment
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> Any:
+    """The template `source`.
+
+    Raises:
+        InputError: it is not a template.
+    """
+    from jinja2.exceptions import TemplateError
+
     try:
-        return environment.from_string(source)
-    except (jinja2.exceptions.TemplateError, RecursionError) as error:
+        return _environment().from_string(source)
+    except (TemplateError, RecursionError) as error:
         raise InputError(f"the chat template is not valid Jinja: {error}") from None
 
 

@@ -56,6 +56,16 @@ class VariableLengthSource(Source, Protocol):
 
 
 @runtime_checkable
+class TranslatedSource(Source, Protocol):
+    """A split of translation pairs whose target texts are known as they were read."""
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """(N,) the target texts, before they were tokenized."""
+        ...
+
+
+@runtime_checkable
 class OrderedSource(Source, Protocol):
     """A split that is read fast only in its own order, such as shards that are fetched one after another."""
 
@@ -67,7 +77,7 @@ class OrderedSource(Source, Protocol):
 class SourceWrapper:
     """A source that wraps another one; a subclass overrides what differs.
 
-    It has labels, lengths and an order exactly if `source` has them. They are copied to the instance, because
+    It has labels, lengths, targets and an order exactly if `source` has them. They are copied to the instance, because
     ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees too much of it (3.11).
     """
 
@@ -80,6 +90,11 @@ class SourceWrapper:
         self.source = source
         if isinstance(source, LabelledSource):
             self.labels = self.select(source.labels)
+        if isinstance(source, TranslatedSource):
+            import torch
+
+            texts = source.targets
+            self.targets = [texts[i] for i in self.select(torch.arange(len(texts))).tolist()]
         if self.keeps_lengths and isinstance(source, VariableLengthSource):
             self.lengths = self.select(source.lengths)
         if self.keeps_order and isinstance(source, OrderedSource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bigmodel_cli.core.registry import reports
+from bigmodel_cli.core.sources import TranslatedSource
 from bigmodel_cli.core.tokens import require_package, tokenizer
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.reports import Names, Outputs, Report, Table, headline, plain
@@ -18,7 +19,8 @@ def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: i
     out = outputs()
     known = tokenizer(task.spec)
     hypotheses = [known.decode(ids) for ids in out["answer"].tolist()]
-    references = list(source.targets)  # type: ignore[attr-defined]  # the original text, not decoded tokens
+    assert isinstance(source, TranslatedSource)
+    references = list(source.targets)  # the original text, not decoded tokens
     figures = measure(names, {**out, "hypotheses": hypotheses, "references": references})
     bleu = metrics.BLEU()
     bleu.corpus_score(hypotheses, [references])  # the signature records its settings
