@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.insight.reports import Report
 
-Split = Annotated[Literal["val", "test", "train"], typer.Option("--split", help="Split to evaluate on.")]
+Split = Annotated[
+    Literal["val", "test", "train"] | None,
+    typer.Option("--split", help="Split to evaluate on.  [default: val, or all of other data without splits]"),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -47,7 +50,7 @@ Wrong = Annotated[int, typer.Option("--wrong", metavar="N", min=0, help="List N 
 def evaluate(
     *,
     checkpoint: opt.Checkpoint,
-    split: Split = "val",
+    split: Split = None,
     options: RunOptions,
     batch_size: BatchSize = None,
     tta: opt.Tta = False,
@@ -74,31 +77,30 @@ def evaluate(
     trained = open_trained(checkpoint, trust)
     recipe = checkpoint_recipe(trained, options.flag_layers())
     size = batch_size or recipe.train.eval_batch_size
-    report, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])
+    report, measured, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])
     if json:
-        console.print_json({"checkpoint": str(trained.path), "split": split, "notes": notes, **report.values})
+        console.print_json({"checkpoint": str(trained.path), "split": measured, "notes": notes, **report.values})
         return
     for note in notes:
         console.note(note)
     for i, (title, columns, rows, right) in enumerate(report.tables):
-        shown = title if i else f"{trained.recipe.model.name}, {split} split"
+        shown = title if i else f"{trained.recipe.model.name}, {_named(measured)}"
         console.show(console.table(shown, columns, rows, right=right))
 
 
 def _measure(
     trained: TrainedModel,
     recipe: Recipe,
-    split: str,
+    split: str | None,
     batch_size: int,
     tta: bool,
     wrong: int,
     extra_metrics: Sequence[str],
-) -> tuple[Report, list[str]]:
-    """The report on `split`, and what a reader of it should know."""
+) -> tuple[Report, str, list[str]]:
+    """The report on `split`, which split that is, and what a reader of it should know."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.registry import metrics, reports
-    from bigmodel_cli.engine.build.data import load_data
-    from bigmodel_cli.engine.build.data import load_split as load_split
+    from bigmodel_cli.engine.build.data import changed_data_note, load_data, load_split, split_to_measure
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.tta import with_flip_tta
@@ -111,9 +113,11 @@ def _measure(
     with WaitBars():
         bundle = load_data(recipe.data, trained.task.spec)
     task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
+    saved = trained.meta.get("data") or {}
+    chosen, reason = split_to_measure(bundle, recipe.data, saved) if split is None else (split, None)
     with WaitBars():
-        source = load_split(bundle, recipe.data, split)
-    notes: list[str] = []
+        source = load_split(bundle, recipe.data, chosen)
+    notes = list(filter(None, [reason, changed_data_note(bundle, recipe.data, saved)]))
 
     def outputs() -> dict[str, Tensor]:
         automatic = recipe.placement.precision == "auto"
@@ -123,4 +127,8 @@ def _measure(
 
     report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong, names)
     notes += ["test-time augmentation: predictions averaged over each image and its mirror image"] if tta else []
-    return report, [*bundle.notes, *filter(None, notes), *report.notes]
+    return report, chosen, [*bundle.notes, *filter(None, notes), *report.notes]
+
+
+def _named(split: str) -> str:
+    return "all samples" if split == "all" else f"{split} split"

@@ -29,6 +29,7 @@ def open_trained(path: Path, trust: bool = False) -> TrainedModel:
     if not is_export(path):
         say_if_needless(trust, path, None)
         return load_trained(path)
+    from bigmodel_cli.core.recipe import complete
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.export.exported_model import exported_model
@@ -36,7 +37,7 @@ def open_trained(path: Path, trust: bool = False) -> TrainedModel:
     folder = read_folder(path)
     say_if_needless(trust, path, folder.entry)
     fixed = Layer("export", {"placement": {"device": "cpu", "precision": "fp32"}})
-    recipe = resolve([Layer(str(path / "export.json"), folder.about["recipe"]), fixed]).recipe
+    recipe = resolve([Layer(str(path / "export.json"), complete(folder.about["recipe"])), fixed]).recipe
     model, task = exported_model(folder, build_task(recipe, folder.spec), trust)
     return TrainedModel(path, model.eval(), task, recipe, {**folder.about, "recipe": recipe.to_dict()}, {})
 

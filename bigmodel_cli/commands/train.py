@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,7 @@ def train(
 
 
 def _saved_recipe(out: Path | None) -> list[Layer]:
+    from bigmodel_cli.core.recipe import complete
     from bigmodel_cli.core.resolve import document_layer
     from bigmodel_cli.core.strict_yaml import read_yaml
 
@@ -65,7 +67,8 @@ def _saved_recipe(out: Path | None) -> list[Layer]:
     file = out / "recipe.yaml"
     if not file.exists():
         raise InputError(f"{out}: no run to resume", "expected a recipe.yaml", f"bigmodel train MODEL --out {out}")
-    return [document_layer(read_yaml(file), str(file))]
+    layer = document_layer(read_yaml(file), str(file))
+    return [replace(layer, values=complete(layer.values))]
 
 
 def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:

@@ -6,7 +6,7 @@ They are raised where the problem is found, and turned into text only in ``cli.p
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_LINE = 200
 
@@ -72,6 +72,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "one of " + ", ".join(known) if len(known) <= 12 else f"one of {len(known)} known names"
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first five of `names`, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class LostRank(MachineError):

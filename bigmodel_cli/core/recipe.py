@@ -8,6 +8,7 @@ engine's defaults are defined only here.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -64,6 +65,9 @@ class DataSection(Component):
         0.1, description="fraction of train held out for validation, if the data has no val split"
     )
     split_seed: Seed = Field(0, description="seed of that split, separate from train.seed")
+    carve: Literal["hash", "shuffle"] = Field(
+        "hash", description="how val is split off: by a hash of each name or group; shuffle: as earlier versions did"
+    )
 
 
 class TrainSection(Section):
@@ -156,6 +160,17 @@ class Recipe(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML, JSON and the checkpoint."""
         return self.model_dump(mode="json")
+
+
+def complete(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that some version saved, with the fields that are newer as that version had them.
+
+    Saved recipes name every field, so one that is missing did not exist.
+    """
+    data = saved.get("data")
+    if not isinstance(data, Mapping) or "carve" in data:
+        return dict(saved)
+    return {**saved, "data": {**data, "carve": "shuffle"}}
 
 
 COMPONENTS: dict[str, Registry] = {

@@ -46,6 +46,16 @@ class LabelledSource(Source, Protocol):
 
 
 @runtime_checkable
+class GroupedSource(Source, Protocol):
+    """A split whose samples have names or groups of their own, by which val is split off."""
+
+    @property
+    def groups(self) -> Tensor:
+        """(N,) int64: a hash of each sample's group, or else of its name or content."""
+        ...
+
+
+@runtime_checkable
 class VariableLengthSource(Source, Protocol):
     """A split of samples of different lengths. Batches are padded, so they group samples of similar length."""
 

@@ -1,11 +1,16 @@
-"""Subsets of a split, and the seeded split of train into train and validation."""
+"""Subsets of a split, and the split of train into train and validation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.sources import LabelledSource, SourceWrapper
+from bigmodel_cli.core.errors import InputError, shorten
+from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 
 
@@ -31,18 +36,87 @@ class Subset(SourceWrapper):
         return self.source.name(int(self.indices[index]))
 
 
-def carve(source: Source, val_fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """(train, val): `val_fraction` of each class goes to val if the source is labelled, else of all samples.
+def carve(
+    source: Source,
+    val_fraction: float,
+    seed: int,
+    how: Literal["hash", "shuffle"] = "hash",
+    classes: Sequence[str] = (),
+) -> tuple[Subset, Subset]:
+    """(train, val): about `val_fraction` of the samples of `source` go to val, at least one of each class.
 
-    Every sample is in exactly one of the two; which one depends only on the seed.
+    By "hash", the side of a sample depends on the seed and on its own group or name, so that it stays when others come
+    or go, and equal groups are on one side. By "shuffle", as in runs of earlier versions, and for sources whose samples
+    have no names but their places, it depends on all samples. `classes` are for messages.
+
+    Raises:
+        InputError: a class has too few samples, or groups, to be on both sides.
     """
     labels = source.labels if isinstance(source, LabelledSource) else torch.zeros(len(source), dtype=torch.int64)
+    if labels.dim() != 1 or labels.is_floating_point():  # several classes a sample, or numbers
+        labels = torch.zeros(len(source), dtype=torch.int64)
+    if how == "hash" and isinstance(source, GroupedSource):
+        in_val = _by_hash(source.groups, labels, val_fraction, seed, classes)
+    else:
+        in_val = _by_shuffle(labels, val_fraction, seed)
+        if how == "hash":
+            in_val = _on_both_sides(in_val, torch.arange(len(labels)), in_val.float(), labels, classes)
+    return Subset(source, (~in_val).nonzero().flatten()), Subset(source, in_val.nonzero().flatten())
+
+
+def _by_shuffle(labels: Tensor, val_fraction: float, seed: int) -> Tensor:
+    """(N,) bool: `val_fraction` of each class."""
     generator = torch.Generator().manual_seed(seed)
-    in_val = torch.zeros(len(source), dtype=torch.bool)
+    in_val = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         count = round(len(members) * val_fraction)
         in_val[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     if not in_val.any():  # even a tiny data set needs a sample to select the best epoch
-        in_val[torch.randint(len(source), (1,), generator=generator)] = True
-    return Subset(source, (~in_val).nonzero().flatten()), Subset(source, in_val.nonzero().flatten())
+        in_val[torch.randint(len(labels), (1,), generator=generator)] = True
+    return in_val
+
+
+def _by_hash(groups: Tensor, labels: Tensor, val_fraction: float, seed: int, classes: Sequence[str]) -> Tensor:
+    """(N,) bool, by the hash of each sample's group."""
+    chance = torch.from_numpy(_uniform(groups.numpy(), seed))
+    return _on_both_sides(chance < val_fraction, groups, chance, labels, classes)
+
+
+def _uniform(groups: numpy.ndarray[Any, Any], seed: int) -> numpy.ndarray[Any, Any]:
+    """(N,) float64 in [0, 1), by the finaliser of MurmurHash3 over 64 bits, keyed by the seed."""
+    x = groups.astype(numpy.uint64)
+    with numpy.errstate(over="ignore"):
+        x ^= numpy.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            x = (x ^ (x >> numpy.uint64(33))) * numpy.uint64(factor)
+        x ^= x >> numpy.uint64(33)
+    return (x >> numpy.uint64(11)).astype(numpy.float64) / 2.0**53
+
+
+def _on_both_sides(in_val: Tensor, groups: Tensor, chance: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
+    """`in_val`, with whole groups moved until every class is on both sides.
+
+    A class without val samples gives those of its group with the lowest `chance`: of a growing data set no sample
+    moves from train to val.
+
+    Raises:
+        InputError: a class has too few groups.
+    """
+    in_val = in_val.clone()
+    count = int(labels.max()) + 1 if len(labels) else 0
+    total = torch.bincount(labels, minlength=count)
+    for to_val in (True, False):
+        there = torch.bincount(labels[in_val if to_val else ~in_val], minlength=count)
+        for label in ((there == 0) & (total > 0)).nonzero().flatten().tolist():
+            members = (labels == label).nonzero().flatten()
+            order = chance[members].argsort(stable=True, descending=not to_val)
+            in_val[groups == groups[members[order[0]]]] = to_val
+    for side in (in_val, ~in_val):
+        gone = ((torch.bincount(labels[side], minlength=count) == 0) & (total > 0)).nonzero().flatten().tolist()
+        if gone:
+            names = [classes[i] if i < len(classes) else str(i) for i in gone]
+            what = f"{shorten(names)}: too few samples to have some in train and some in val"
+            expected = "expected two or more of each class that are in different groups"
+            raise InputError(what, expected, "add some, leave the class out, or give a val split of your own")
+    return in_val

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.data.image.arrays import ImageArrays
 from bigmodel_cli.data.subset import Subset, carve
 
@@ -62,10 +64,61 @@ def test_carve_depends_on_the_seed_alone():
     assert not torch.equal(carve(source, 0.2, 1)[1].indices, carve(source, 0.2, 2)[1].indices)
 
 
-def test_carve_always_gives_both_parts():
-    for counts in ([2], [1, 1], [5], [3, 1]):
-        train, val = carve(labelled(counts), 0.1, 0)
-        assert len(train) and len(val), counts
+def test_every_class_is_on_both_sides_or_named():
+    for counts in ([2], [5], [3, 2], [500, 2, 4]):
+        for source in (labelled(counts), Named(counts)):
+            sides = [whole(side)["label"].bincount(minlength=len(counts)) for side in carve(source, 0.1, 0)]
+            assert all(side.min() >= 1 for side in sides) and torch.equal(sum(sides), torch.tensor(counts))
+    for counts in ([1, 1], [3, 1], [1]):
+        for source in (labelled(counts), Named(counts)):
+            with pytest.raises(InputError, match="too few samples"):
+                carve(source, 0.1, 0)
+
+
+class Named(ImageArrays):
+    """Samples with names, or in groups of `size`."""
+
+    def __init__(self, counts, first=0, size=1):
+        plain = labelled(counts)
+        super().__init__(plain.images, plain.labels, "train")
+        names = [f"{int(k)}/{(first + i) // size}" for i, k in enumerate(plain.labels)]
+        object.__setattr__(self, "groups", torch.tensor([name_hash(name) for name in names]))
+
+
+@pytest.mark.parametrize("counts", [[60, 60], [300], [4, 100]])
+def test_no_train_sample_moves_to_val_when_samples_come(counts):
+    """The hash decides, so it does so in any order and beside any other samples."""
+    before = Named(counts)
+    grown = Named([n + 40 for n in counts])
+    sides = [
+        {int(source.groups[i]) for i in val.indices}
+        for source, (_, val) in ((before, carve(before, 0.1, 0)), (grown, carve(grown, 0.1, 0)))
+    ]
+    was_train = set(before.groups.tolist()) - sides[0]
+    assert not was_train & sides[1]
+
+
+def test_the_share_is_near_the_fraction_and_another_seed_chooses_others():
+    source = Named([5000, 5000])
+    chosen = [carve(source, 0.1, seed)[1].indices for seed in (0, 1)]
+    assert all(abs(len(val) - 1000) < 150 for val in chosen)  # five standard deviations
+    assert len(set(chosen[0].tolist()) & set(chosen[1].tolist())) < 200
+
+
+def test_a_group_is_on_one_side():
+    source = Named([400, 400], size=8)
+    train, val = carve(source, 0.2, 0)
+    assert not set(source.groups[train.indices].tolist()) & set(source.groups[val.indices].tolist())
+    assert len(val) % 8 == 0 and len(val)
+
+
+def test_earlier_versions_shuffled():
+    """The split of old checkpoints, which are resumed and evaluated with it: as version 0.1 made it."""
+    train, val = carve(labelled([40, 20]), 0.1, 7, "shuffle")
+    generator = torch.Generator().manual_seed(7)
+    expected = sorted([*torch.randperm(40, generator=generator)[:4].tolist(),
+                       *(40 + torch.randperm(20, generator=generator)[:2]).tolist()])  # fmt: skip
+    assert val.indices.tolist() == expected and len(train) == 54
 
 
 def test_subset_gathers_by_its_own_places_and_keeps_the_names():

@@ -39,7 +39,7 @@ def sentiment(folder: Path) -> dict[str, Any]:
         "model": {"name": "text-cnn", "width": 8, "filters": 4},
         "augment": {"name": "word_dropout"},
         "data": {"name": "labelled_file", "path": str(folder / "a.csv")},
-        "train": {"epochs": 2, "batch_size": 12},
+        "train": {"epochs": 2, "batch_size": 14},
     }
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, shorten
 
 NO_TRAIN = "expected PATH/train/<class>/ and PATH/val/<class>/, or PATH/<class>/"
 MAX_FILE = 256 * 2**20  # bytes of one image file
@@ -141,7 +141,3 @@ def _problem(where: str, found: ImagesByClass) -> InputError | None:
     if len(classes) < 2:
         return InputError(f"{where}: only one class ({next(iter(classes))})", "expected at least two")
     return None
-
-
-def shorten(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

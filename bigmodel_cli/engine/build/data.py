@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, data_root
@@ -22,7 +24,11 @@ def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
-    """The train and val splits: the data's own val split, or one carved from train by a seed."""
+    """The train and val splits: the data's own val split, or one carved from train.
+
+    Raises:
+        InputError: the data has no train split, or a class is too small to be in both.
+    """
     if bundle.problem is not None:
         raise bundle.problem
     if "train" not in bundle.load:
@@ -30,20 +36,54 @@ def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Sou
     train = bundle.load["train"]()
     if "val" in bundle.load:
         return train, bundle.load["val"]()
-    return carve(train, section.val_fraction, section.split_seed)
+    return carve(train, section.val_fraction, section.split_seed, section.carve, bundle.spec.classes)
 
 
 def load_split(bundle: DataBundle, section: DataSection, name: str) -> Source:
-    """One split by name, for evaluation.
+    """One split by name, for evaluation; "all" is the whole train split, with what would be carved from it.
 
     Raises:
         InputError: the data has no such split.
     """
+    if name == "all":
+        return bundle.load["train"]()
     if name in ("train", "val") and "val" not in bundle.load:
         return train_and_val(bundle, section)[name == "val"]
     if name not in bundle.load:
         raise InputError(f"{section.name} has no {name} split", "it has train, val" + _others(bundle))
     return bundle.load[name]()
+
+
+def split_to_measure(bundle: DataBundle, section: DataSection, saved: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The split to evaluate where none is named, and a note: val, or all of other data that has no val split.
+
+    `saved` is the data section in the checkpoint. The name is "all" for every sample of the train split.
+    """
+    if "val" in bundle.load or is_same_data(saved, section) or bundle.fingerprint == saved.get("fingerprint"):
+        return "val", None
+    if "train" in bundle.load:
+        rest = ", apart from test" if "test" in bundle.load else ""
+        return "all", f"all of the data{rest} is measured: it has no val split, and the model was trained on other data"
+    name = next(iter(bundle.load))
+    return name, f"the {name} split is measured: the data has no other"
+
+
+def is_same_data(saved: Mapping[str, Any], section: DataSection) -> bool:
+    """Whether `section` names the data, as it may be now, that the section `saved` in a checkpoint names."""
+    return (saved.get("name"), saved.get("path")) == (section.name, section.options.get("path"))
+
+
+def changed_data_note(bundle: DataBundle, section: DataSection, saved: Mapping[str, Any]) -> str | None:
+    """What to know where the data that a checkpoint was trained on has changed since; None if it has not."""
+    then, now = str(saved.get("fingerprint") or ""), bundle.fingerprint
+    if not then or then == now or not is_same_data(saved, section):
+        return None
+    note = f"the data has changed since the checkpoint was trained: fingerprint {then[:12]} then, {now[:12]} now"
+    if "val" in bundle.load:
+        return note
+    if section.carve == "shuffle":
+        return f"{note}; its val split was chosen by shuffling, so val now has samples that were trained on"
+    return f"{note}; samples that keep their name stay in train or val"
 
 
 def _others(bundle: DataBundle) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.atomic_files import replace
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.recipe import complete
 from bigmodel_cli.engine.checkpoint import sharded
 from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, open_regular, require_plain
 from bigmodel_cli.engine.checkpoint.sharded_reader import read_sharded
@@ -100,7 +101,7 @@ def load_with_version(path: Path, shard: sharded.ShardSpec | None = None) -> tup
             raise InputError(f"{path}: not a bigmodel checkpoint")
         _check_schema(path, {**state, "integrity": {}}, SCHEMA)  # the SHA-256 of each shard is verified
         _check_schema(path, state["meta"], META)
-        return VERSION, state
+        return VERSION, _with_complete_recipe(state)
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(
@@ -120,7 +121,11 @@ def load_with_version(path: Path, shard: sharded.ShardSpec | None = None) -> tup
         state = {**MIGRATIONS[step](state), "version": step + 1}
     _check_schema(path, {**state, "integrity": {}}, SCHEMA)
     _check_schema(path, state["meta"], META)
-    return version, state
+    return version, _with_complete_recipe(state)
+
+
+def _with_complete_recipe(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "meta": {**state["meta"], "recipe": complete(state["meta"]["recipe"])}}
 
 
 def _check_digest(path: Path, state: dict[str, Any]) -> None:

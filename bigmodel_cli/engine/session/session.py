@@ -26,6 +26,7 @@ from bigmodel_cli.engine.session.signals import StopFlag
 from bigmodel_cli.engine.training.assemble import execute, prepare
 from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.loop import is_finished
 from bigmodel_cli.engine.training.run import Event, Hooks, Run
 from bigmodel_cli.engine.training.sharded_build import own_shard
 from bigmodel_cli.models.quantization.nf4 import count_parameters
@@ -58,6 +59,7 @@ class Outcome:
             "checkpoint": str(self.best),
             "seconds": self.seconds,
             "steps": self.run.progress.step,
+            "stopped_early": self.run.progress.step < self.run.total_steps,
             "digest": self.digest,
             "time": self.run.timer.shares(),
             "verdict": self.run.timer.verdict(),
@@ -94,6 +96,9 @@ def train(
         log, checkpoints = _EventLog(built, folder, emit), Checkpoints(folder, writer, group)
         hooks = Hooks(log.add, lambda run: group.any(stop.requested), checkpoints.save, checkpoints.roll_back)
         built.draft.timer.seconds["start"] += time.perf_counter() - started
+        begun_finished = folder.resume and is_finished(built.draft) and not built.draft.adapted.solve
+        if begun_finished:
+            built.draft.notes.append(_already_finished(built.draft))
         log.add(_start_event(built.draft, folder))
         with assert_unchanged(built.draft.model, built.draft.frozen.tensors):
             run = prepare(built, hooks)
@@ -102,6 +107,8 @@ def train(
                 stop.defer()
             with profiled(run, folder.path / "trace.json") as after_step:
                 finished = execute(run, after_step)
+        if finished and not begun_finished and run.progress.step < run.total_steps:
+            log.add({"event": "note", "message": _stopped_early(run)})
         with run.timer("saving"):
             writer.flush()
             group.barrier()
@@ -193,6 +200,27 @@ def _build_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
 def _step(built: Built | None) -> int:
     """Return the current step. The build and the run share one progress."""
     return built.draft.progress.step if built else 0
+
+
+def _already_finished(run: Run) -> str:
+    done, train = run.progress, run.recipe.train
+    if done.step < run.total_steps:
+        hint = (
+            f"no better val {_metric(run)} in train.patience = {train.patience} epochs; a larger patience continues it"
+        )
+        return f"this run has stopped early at step {done.step} of {run.total_steps}: {hint}"
+    more = "a larger --max-steps" if train.max_steps == done.step else f"--epochs over {train.epochs}"
+    return f"this run is finished: all {run.total_steps} steps are done, and nothing is trained; {more} continues it"
+
+
+def _stopped_early(run: Run) -> str:
+    done, patience = run.progress, run.recipe.train.patience
+    best = f"the best val {_metric(run)} was in epoch {done.best_epoch}, {patience} epochs ago (train.patience)"
+    return f"stopped early after epoch {done.epoch}, step {done.step} of {run.total_steps}: {best}"
+
+
+def _metric(run: Run) -> str:
+    return run.task.best[0].replace("_", " ")
 
 
 def _interrupted(signum: int, run: Run, folder: RunFolder) -> InterruptedRun:

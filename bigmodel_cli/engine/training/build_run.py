@@ -17,7 +17,7 @@ from bigmodel_cli.core.registry import methods, schedules
 from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
-from bigmodel_cli.engine.build.data import load_data, train_and_val
+from bigmodel_cli.engine.build.data import changed_data_note, load_data, train_and_val
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.build.optimizer import build_optimizer
@@ -91,9 +91,7 @@ def build(
     group: Group = SINGLE_PROCESS,
     notes: Sequence[str] = (),
 ) -> Built:
-    """Build everything that `recipe` names, on its device.
-
-    Every process of `group` calls this and builds its own part of the run.
+    """Build everything that `recipe` names, on its device; every process of `group` builds its own part of the run.
 
     Args:
         recipe: what to build.
@@ -107,6 +105,7 @@ def build(
     Raises:
         BigmodelError: the data, checkpoint or device is missing or incompatible.
     """
+    recipe = _with_carving_of(recipe, resumed)
     group = with_tensor_parallel_size(group, recipe)
     placement = choose_placement(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
     configure_process(placement)
@@ -134,6 +133,12 @@ def build(
     return Built(run, components.caches_features)
 
 
+def _with_carving_of(recipe: Recipe, resumed: Mapping[str, Any] | None) -> Recipe:
+    """`recipe`, with val split off train as in the run that is resumed."""
+    how = resumed["meta"]["recipe"]["data"].get("carve") if resumed is not None else None
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"carve": how})}) if how else recipe
+
+
 def _build_components(
     recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placement, group: Group
 ) -> _Components:
@@ -155,7 +160,7 @@ def _build_components(
         val=val,
         steps=min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize),
         caches_features=caches and group.world == 1,
-        notes=[*bundle.notes, *notes, *imbalance, *filter(None, [reason])],
+        notes=[*bundle.notes, *_changed_data(loaded, recipe), *notes, *imbalance, *filter(None, [reason])],
     )
 
 
@@ -208,6 +213,13 @@ def _build_network(
     model = on_device(recipe, model, placement, group)
     start = Start(model, head_name(recipe), _load_path, task, loaded.bundle.spec)
     return task, model, methods.get(recipe.start.method)(start, **recipe.start.options), notes
+
+
+def _changed_data(loaded: _Loaded, recipe: Recipe) -> list[str]:
+    """A note where a run continues from a model of the same data, which has changed."""
+    saved = loaded.trained.meta.get("data") if loaded.trained else None
+    note = changed_data_note(loaded.bundle, recipe.data, saved) if saved else None
+    return [note] if note else []
 
 
 def _load_path(path: str) -> TrainedModel:

@@ -32,7 +32,7 @@ def fit(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
         DivergedError: a loss or gradient is not finite; the step was skipped.
         MachineError: out of memory at one sample per micro-batch.
     """
-    while run.progress.step < run.total_steps and not _out_of_patience(run):
+    while not is_finished(run):
         try:
             throughput = _epoch(run, after_step)
         except RolledBack:
@@ -257,6 +257,11 @@ def _is_best(run: Run, metrics: dict[str, float]) -> bool:
         return False
     progress.best_metric, progress.best_loss, progress.best_epoch = value, metrics["loss"], progress.epoch + 1
     return True
+
+
+def is_finished(run: Run) -> bool:
+    """Whether there is nothing left to train."""
+    return run.progress.step >= run.total_steps or _out_of_patience(run)
 
 
 def _out_of_patience(run: Run) -> bool:
