@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.current_step import current_step
+from bigmodel_cli.core.drafts import is_temporary, remove_own, require_no_link
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.registry import commands
 
@@ -228,7 +228,8 @@ def _options(entry: Entry, own: list[str]) -> dict[str, Any]:
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Require a new folder, or with `overwrite` one that compress wrote."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    require_no_link(out)
+    if _is_free(out):
         return
     if not out.is_dir() or not any((out / name).exists() for name in METHOD_FILES):
         raise InputError(f"{out}: already exists", "expected a new folder", "choose another --out")
@@ -240,13 +241,15 @@ def _check_out(out: Path, overwrite: bool) -> None:
         _remove(out, METHOD_FILES)
 
 
+def _is_free(out: Path) -> bool:
+    """Whether there is no such folder, or nothing is in it but drafts of a killed process."""
+    return not out.exists() or (out.is_dir() and all(is_temporary(path) for path in out.iterdir()))
+
+
 def _remove(out: Path, names: Iterable[str]) -> None:
     """Delete what compress wrote to the folder `out`, and nothing else."""
-    for path in (out / name for name in names):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for name in names:
+        remove_own(out / name)
 
 
 def _search(
@@ -254,7 +257,8 @@ def _search(
 ) -> None:
     from bigmodel_cli.compress.search import Search
 
-    if out.exists() and not (out.is_dir() and ((out / "search.json").exists() or not any(out.iterdir()))):
+    require_no_link(out)
+    if not (_is_free(out) or (out / "search.json").exists()):
         raise InputError(f"{out}: already exists and is no search", "expected a new folder", "choose another --out")
     if overwrite:
         _remove(out, SEARCH_FILES)

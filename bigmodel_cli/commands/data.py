@@ -12,6 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.registry import commands
 
@@ -145,7 +146,7 @@ def index(
     from bigmodel_cli.data.webdataset.stream import make_index
 
     found = make_index(expand_pattern(shards), out)
-    out.write_text(text.dumps(found), encoding="utf-8")
+    atomic_files.write_text(out, text.dumps(found))
     count = sum(entry["nsamples"] for entry in found["shardlist"])
     console.say(f"{out}: {len(found['shardlist'])} shards, {count:,} samples, {len(found['classes'])} classes")
 

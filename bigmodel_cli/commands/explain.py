@@ -13,6 +13,7 @@ from rich.text import Text
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError, MachineError, nearest, printable
 from bigmodel_cli.core.registry import commands
 
@@ -198,10 +199,7 @@ def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | 
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MachineError(f"{path}: cannot write: {error.strerror}", hint="choose another --out") from None
+    atomic_files.write_text(path, text)
 
 
 def _explain_images(

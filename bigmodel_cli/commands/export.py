@@ -118,7 +118,8 @@ def export(
     format_options = _options(entry, own)
     trained = load_trained(checkpoint)
     path = out or trained.path.with_name(f"{trained.path.stem}-{format_name}")
-    check_target(path, overwrite)  # before the work
+    for note in check_target(path, overwrite):  # before the work
+        console.note(note)
     source = replace(subject(trained, samples, options.data_dir, assignments), pixels=with_preprocessing)
     with current_step(str(path)):
         proof = prove(

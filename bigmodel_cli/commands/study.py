@@ -13,6 +13,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 
@@ -51,7 +52,7 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
         for name, result in run_study(design, folder, options.flag_layers(), display.emit):
             results.append(result)
             console.note(f"{name}: {len(results)} of {len(design.runs)} runs done")
-    (folder / "results.json").write_text(text.dumps(results, indent=1), encoding="utf-8")
+    atomic_files.write_text(folder / "results.json", text.dumps(results, indent=1))
     if json:
         for result in results:
             console.print_json({"event": "result", **{k: v for k, v in result.items() if k != "epochs"}})

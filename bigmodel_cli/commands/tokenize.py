@@ -92,7 +92,8 @@ def tokenize(
         raise InputError("--vocab-size and --tokenizer together", "expected one: a new tokenizer or an existing one")
     clock = time.perf_counter()
     out = Path(os.path.normpath(out.expanduser().absolute()))
-    check_writable(out, overwrite)
+    for note in check_writable(out, overwrite):
+        console.note(note)
     files = [file for path in paths for file in list_text_files(path.expanduser())]
     choice = TokenizerChoice(tokenizer, vocab_size or DEFAULT_VOCAB_SIZE, data_root(data_dir))
     index, notes = _write_shards(files, out, choice, encoding, shard_tokens, processes or available_cores(), overwrite)

@@ -164,8 +164,9 @@ def _dry_run(resolved: Resolved, folder: Path, json: bool) -> None:
 
 
 def _write_report(recipe: Recipe, outcome: Outcome) -> None:
+    from bigmodel_cli.core.event_log import read_events
     from bigmodel_cli.core.strict_yaml import dump_yaml
-    from bigmodel_cli.insight.report import read_events, write_report
+    from bigmodel_cli.insight.report import write_report
 
     title = f"{recipe.model.name} on {recipe.data.name}"
     events = read_events(outcome.folder / "metrics.jsonl")

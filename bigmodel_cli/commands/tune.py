@@ -12,6 +12,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import printable
 from bigmodel_cli.core.registry import commands
 
@@ -60,8 +61,8 @@ def tune(*, recipe: Recipe, trials: Trials = 20, out: Out = None, options: RunOp
 
     best, done = search_for(layers, search, folder, trials, show_event)
     file = folder / "best.yaml"
-    file.write_text(
-        f"# The best of {len(done)} trials of bigmodel tune {printable(str(recipe))}\n{dump_yaml(best.to_dict())}"
+    atomic_files.write_text(
+        file, f"# The best of {len(done)} trials of bigmodel tune {printable(str(recipe))}\n{dump_yaml(best.to_dict())}"
     )
     if not json:
         rows = [[_short(v) for v in trial.values()] for trial in done if len(trial) == len(done[0])]

@@ -22,9 +22,11 @@ from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
+from bigmodel_cli.core.drafts import draft, exchange, remove_own
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
+from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.export.folder import first_line, is_export
@@ -36,6 +38,7 @@ DIED = "died.json"
 
 SIZE_TOLERANCE = 1.1
 """Sizes within this factor count as equal."""
+MAX_STATE = 1 << 24  # bytes of a JSON file
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,12 @@ class Search:
 
     def _saved(self, name: str) -> Point | None:
         file = self.out / "tries" / name / "point.json"
-        return Point.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return Point.from_dict(json.loads(read_regular(file, MAX_STATE)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{file}: damaged", "expected a measurement", f"remove {file.parent}") from None
 
     def _save(self, point: Point) -> Point:
         folder = self.out / "tries" / point.name
@@ -234,7 +242,10 @@ class Search:
         if not file.exists():
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(file, ours)
-        theirs = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            theirs = dict(json.loads(read_regular(file, MAX_STATE)))
+        except (ValueError, TypeError):
+            raise InputError(f"{file}: damaged", "expected the settings of a search", "--overwrite") from None
         different = [key for key, value in ours.items() if theirs.get(key) != value]
         if different:
             what = f"{self.out}: holds a search with another {different[0]}"
@@ -244,12 +255,14 @@ class Search:
         """Copy the artifact of `point` to ``chosen`` or ``chosen.pt``."""
         path = Path(point.path)
         target = self.out / ("chosen" if is_export(path) else "chosen.pt")
-        for old in (self.out / "chosen", self.out / "chosen.pt"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         if path.is_dir():
-            shutil.copytree(path, target)
+            with draft(target) as copy:
+                shutil.copytree(path, copy, dirs_exist_ok=True)
+                exchange(copy, target)
+            (self.out / "chosen.pt").unlink(missing_ok=True)
         else:
             atomic_files.link(path, target)
+            remove_own(self.out / "chosen")
         return replace(point, path=str(target))
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
+from bigmodel_cli.core.event_log import read_state
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -136,8 +137,7 @@ class Work:
     def run(self, recipe: Recipe, folder: Path) -> Path:
         """Train `recipe` in `folder`, as :meth:`train` does."""
         done = folder / "best.pt"
-        state = folder / "status.json"
-        if done.exists() and state.exists() and '"state": "done"' in state.read_text(encoding="utf-8"):
+        if done.exists() and read_state(folder) == "done":
             return done
         resume = (folder / "last.pt").exists()
         try:

@@ -6,14 +6,17 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
 from bigmodel_cli.core.errors import MachineError
 
 SHARDS_PREFIX = "parts-"
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp", re.DOTALL)
 
 
 def link(source: Path, target: Path) -> None:
@@ -67,9 +70,15 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
     Raises:
         MachineError: the disk is full or cannot be written; no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The name cannot be guessed, and the file must be new: a link in a stranger's folder is not written through.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
+        with temporary.open("xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         write(temporary)
+        written = temporary.lstat()
+        if stat.S_ISREG(written.st_mode) and written.st_nlink == 1 and stat.S_IMODE(written.st_mode) != mode:
+            temporary.chmod(mode)  # safetensors ignores the umask
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # a full disk raises either, depending on the write that hits it
@@ -100,8 +109,37 @@ def free_bytes(folder: Path) -> int:
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted save, and no other files. The caller holds the folder's lock."""
     for path in folder.glob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name):
+        if TEMPORARY.fullmatch(path.name) and (path.is_symlink() or not path.is_dir()):
             path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically; a link at `path` is replaced, not followed.
+
+    Raises:
+        MachineError: the disk is full or cannot be written.
+    """
+    # A traceback or recipe may contain a file name that is not valid UTF-8.
+    encoded = text.encode("utf-8", "backslashreplace")
+    replace(path, lambda temporary: temporary.write_bytes(encoded), lambda: len(encoded))
+
+
+def open_own(path: Path, flags: int = os.O_APPEND) -> IO[str]:
+    """Open the text file at `path` to read and write it, made if there is none; a link is not followed.
+
+    Raises:
+        OSError: it cannot be written, or is a link.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(error.errno, f"{path.name} is a link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
+    return os.fdopen(descriptor, "r+" if flags == 0 else "a+", encoding="utf-8", buffering=1)
 
 
 def _sync_folder(folder: Path) -> None:

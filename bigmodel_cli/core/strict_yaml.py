@@ -15,9 +15,11 @@ from typing import Any
 import yaml
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.regular_files import open_regular
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
+MAX_PARTS = 20_000  # names, values, and beginnings and ends of lists; a second of reading
 FLOAT = re.compile(
     r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?$|[-+]?\d+[eE][-+]?\d+$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 )
@@ -79,13 +81,16 @@ def read_yaml(path: Path) -> Document:
         InputError: it cannot be read, or is not a strict recipe.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text", "expected a recipe in YAML") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}", hint="bigmodel recipes") from None
+    except InputError as error:
+        error.hint = "bigmodel recipes"
+        raise
     return parse_yaml(text, str(path))
 
 
@@ -135,7 +140,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 def _check_events(text: str, source: str) -> None:
     """Refuse aliases, tags and deep nesting while streaming, before any values are built."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader), 1):
         where = f"{source}:{event.start_mark.line + 1 if event.start_mark else 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise InputError(f"{where}: anchors and aliases are not allowed", "write the value out")
@@ -145,6 +150,8 @@ def _check_events(text: str, source: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise InputError(f"{where}: nested deeper than {MAX_DEPTH}")
+        if count > MAX_PARTS:
+            raise InputError(f"{where}: more than {MAX_PARTS} names, values and brackets", "recipes are short")
 
 
 def _build(node: yaml.Node, source: str, path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> Any:

@@ -6,15 +6,19 @@ import codecs
 import contextlib
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.regular_files import open_regular
 
 MAX_BYTES = 4_000_000_000
 BLOCK = 1 << 20
+MAX_GROWTH = 20  # times that a compressed file may grow; text grows 3 to 5 times
+MIN_GROWN = 1 << 24  # bytes up to which it may grow more
 AUTO = "auto"
 MAX_NON_ASCII = 0.3  # fraction of bytes above 127 in text of a Latin alphabet
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -52,17 +56,22 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     Raises:
         InputError: the file is missing, damaged, or larger than `MAX_BYTES`.
     """
-    total = 0
+    if not path.exists():
+        raise InputError(f"{path}: no such file", hint=NO_FILE)
+    total, most = 0, MAX_BYTES
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path) as raw, gzip.open(raw, "rb") if path.suffix == ".gz" else raw as file:
+            if path.suffix == ".gz":
+                most = min(most, max(MIN_GROWN, MAX_GROWTH * os.fstat(raw.fileno()).st_size))
             while block := file.read(BLOCK):
                 total += len(block)
-                if total > MAX_BYTES:
+                if total > most < MAX_BYTES:
+                    what = f"{path}: refused: it grows more than {MAX_GROWTH} times when decompressed"
+                    raise InputError(what, "expected text", f"gunzip {path}, where you trust it")
+                if total > most:
                     what = f"{path}: more than {MAX_BYTES} bytes"
                     raise InputError(what, "expected a text that fits in memory", "bigmodel data tokenize FILE")
                 yield block
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", hint=NO_FILE) from None
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name with a NUL in it
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
@@ -82,14 +91,15 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
             raise LookupError
     except (LookupError, ValueError):  # ValueError: a NUL in the name
         raise InputError(f"unknown encoding {encoding!r}", "one of utf-8, latin-1, cp1252, utf-16, ...") from None
+    if not path.exists():
+        raise InputError(f"{path}: no such file", hint=NO_FILE)
     try:
         with (
-            gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw,
+            open_regular(path) as plain,
+            gzip.open(plain, "rb") if path.suffix == ".gz" else plain as raw,
             io.TextIOWrapper(cast("io.BufferedReader", raw), encoding=encoding, newline=newline) as file,
         ):
             yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file", hint=NO_FILE) from None
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
@@ -19,7 +19,11 @@ MAX_BYTES = 64_000_000
 MAX_TOKENS = 1 << 20
 MAX_COMPONENTS = 32  # normalizers, pre-tokenizers, decoders and post-processors
 MAX_PATTERN_CHARS = 2_000  # characters of a regular expression
-MAX_GROWTH = 64  # factor by which normalizers may lengthen a text
+MAX_GROWTH = 64  # factor by which normalizers, or decoders, may lengthen a text
+MAX_TOKEN_CHARS = 4_096  # of a token, since a few ids become a text of that many characters each
+MAX_AFFIX_CHARS = 256  # of what a model puts before or after every part of a word
+MAX_FRAME_TOKENS = 256  # that a template puts around a text
+MAX_WORD_CHARS = 10_000  # of a word that WordPiece divides, in time that grows with the square
 MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 COMPONENTS = {
     "normalizer": (
@@ -55,7 +59,7 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
         raise InputError("not a tokenizer: it has no model", EXPECTED)
     _check_model(values["model"])
     _check_added(values.get("added_tokens") or [])
-    count, growth = 0, 1.0
+    count, growth = 0, dict.fromkeys(("normalizer", "decoder"), 1.0)
     for kind, names in COMPONENTS.items():
         for part in _parts(values.get(kind), kind):
             count += 1
@@ -63,10 +67,13 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
                 raise InputError(f"tokenizer: {kind} {part.get('type')!r}", "expected one of " + ", ".join(names[:6]))
             if count > MAX_COMPONENTS:
                 raise InputError(f"tokenizer with more than {MAX_COMPONENTS} parts", "expected fewer")
-            growth *= _growth(part) if kind == "normalizer" else 1
+            if kind in growth:
+                growth[kind] *= _growth(part)
             _check_pattern(part.get("pattern"))
-    if growth > MAX_GROWTH:
-        raise InputError("tokenizer whose normalizer lengthens texts too much", f"expected at most {MAX_GROWTH} times")
+            _check_template(part)
+    for kind, factor in growth.items():
+        if factor > MAX_GROWTH:
+            raise InputError(f"tokenizer whose {kind} lengthens texts too much", f"expected at most {MAX_GROWTH} times")
     return {**values, "padding": None, "truncation": None}
 
 
@@ -88,6 +95,13 @@ def _check_model(model: dict[str, Any]) -> None:
         good = all(type(i) is int and 0 <= i < 2 * MAX_TOKENS for i in vocabulary.values())
     if not good:
         raise InputError("tokenizer with a broken vocabulary", "expected text to ids, or to finite scores")
+    _check_lengths(vocabulary if isinstance(vocabulary, dict) else (pair[0] for pair in vocabulary))
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if len(str(model.get(name) or "")) > MAX_AFFIX_CHARS:
+            raise InputError(f"tokenizer: {name} is too long", f"expected at most {MAX_AFFIX_CHARS} characters")
+    longest = model.get("max_input_chars_per_word", 0)
+    if type(longest) is not int or longest > MAX_WORD_CHARS:
+        raise InputError(f"tokenizer: words of {str(longest)[:20]} characters", f"expected at most {MAX_WORD_CHARS}")
     merges = model.get("merges", [])
     if not isinstance(merges, list) or len(merges) > 2 * MAX_TOKENS:
         raise InputError("tokenizer whose merges are not a list", f"expected at most {2 * MAX_TOKENS} pairs")
@@ -105,6 +119,25 @@ def _check_added(tokens: Any) -> None:
             raise InputError(f"tokenizer: added token {str(token)[:40]!r}", "expected its content and id")
         if type(token.get("id")) is not int or not 0 <= token["id"] < 2 * MAX_TOKENS:
             raise InputError(f"tokenizer: added token {token['content'][:40]!r} has id {str(token.get('id'))[:20]}")
+    _check_lengths(token["content"] for token in tokens)
+
+
+def _check_lengths(tokens: Iterable[str]) -> None:
+    if any(len(token) > MAX_TOKEN_CHARS for token in tokens):
+        raise InputError("tokenizer with a token that is too long", f"expected at most {MAX_TOKEN_CHARS} characters")
+
+
+def _check_template(part: dict[str, Any]) -> None:
+    """Check what a post-processor puts around a text: a list of pieces, some of which stand for several ids."""
+    if part["type"] != "TemplateProcessing":
+        return
+    listed = part.get("special_tokens")
+    frames = [len(token.get("ids") or ()) for token in listed.values()] if isinstance(listed, dict) else []
+    longest = max(frames, default=1)
+    for name in ("single", "pair"):
+        pieces = part.get(name)
+        if isinstance(pieces, (list, str)) and len(pieces) * max(longest, 1) > MAX_FRAME_TOKENS:
+            raise InputError("tokenizer whose template adds too much", f"expected at most {MAX_FRAME_TOKENS} tokens")
 
 
 def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
@@ -123,7 +156,7 @@ def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """The factor by which a normalizer can lengthen a text."""
+    """The factor by which a normalizer or a decoder can lengthen a text."""
     content = part.get("content", part.get("prepend", ""))
     if part["type"] not in ("Replace", "Prepend") or not isinstance(content, str):
         return 1.0

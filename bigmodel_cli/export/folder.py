@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports, models
+from bigmodel_cli.core.regular_files import read_regular, require_few_containers
 from bigmodel_cli.core.specs import spec_type
 from bigmodel_cli.export import checksums
 from bigmodel_cli.export.checksums import SUMS, digests, read_sums
@@ -230,12 +231,10 @@ def _object(file: Path) -> dict[str, Any]:
 def _json(file: Path) -> Any:
     """The JSON in `file`, which must be a regular file: a device could go on for ever."""
     try:
-        size = file.stat().st_size
-        if not file.is_file() or size > MAX_JSON_BYTES:
-            raise InputError(f"{file}: not a file of at most {MAX_JSON_BYTES} bytes", hint="export it again")
-        with file.open("rb") as stream:
-            return json.loads(stream.read(size).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        raw = read_regular(file, MAX_JSON_BYTES)
+        require_few_containers(file, raw)
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read: {first_line(error)}", "export it again") from None
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
 
 
@@ -29,4 +30,5 @@ def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, floa
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    kind = path.suffix.removeprefix(".") or "png"
+    atomic_files.replace(path, lambda draft: figure.savefig(draft, dpi=120, format=kind), lambda: 1 << 20)

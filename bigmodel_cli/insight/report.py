@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.metrics.reading import format_metric
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 240, 64, 28, 12
@@ -23,20 +23,6 @@ pre { border: 1px solid var(--line); padding: 1rem; overflow-x: auto; }
 """
 
 Series = tuple[str, list[tuple[float, float]]]
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events in a ``metrics.jsonl``. A line truncated when the run was killed is skipped."""
-    events = []
-    # The last line may also be truncated within a character.
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
-    return events
 
 
 def write_report(
@@ -59,12 +45,7 @@ def write_report(
         f"<table>{rows}</table><h2>Curves, by epoch</h2>{''.join(charts)}"
         f"<h2>Recipe</h2><pre>{escape(recipe_text)}</pre></html>\n"
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_files.write_text(path, page)
 
 
 def _shown(name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.owners import Owner, current_owner
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
@@ -100,9 +102,27 @@ def test_windows_of_shards_are_those_of_the_same_text_in_memory(tmp_path: Path) 
         assert document == [row[:i].count(256) for i in range(32)]
 
 
+def gone_owner() -> Owner:
+    """A process of this host that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return dataclasses.replace(current_owner(), pid=process.pid)
+
+
+def test_killed_between_the_two_renames_the_old_shards_come_back(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "corpus")
+    made(folder, tmp_path / "out", BYTES, 1)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / f".out.{gone_owner().token}.old")
+    with pytest.raises(InputError, match="it holds something"):
+        made(folder, tmp_path / "out", BYTES, 1)
+    assert contents(tmp_path / "out") == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "out"]
+
+
 def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = corpus(tmp_path / "corpus")
-    (tmp_path / ".out.999999999.tmp").mkdir()  # of a process that was killed
+    (tmp_path / f".out.{gone_owner().token}.new").mkdir()  # of a process that was killed
     (folder / "deep" / "f.jsonl").write_text('{"text": "fine"}\n' * 30 + '{"text": 3.5}\n')
     monkeypatch.setattr(tokenizing, "UNIT", 100)
     with pytest.raises(InputError, match=r"f\.jsonl:31: "):

@@ -19,12 +19,14 @@ import torch
 from subjects import SMALL, subject
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.owners import Owner, current_owner
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export.checksums import SUMS, sums_text
 from bigmodel_cli.export.folder import Run, read_folder
 from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.export.proof import Proof, prove
+from bigmodel_cli.export.publish import check_target
 from bigmodel_cli.export.subject import Subject
 
 FORMATS = ["onnx", "pt2", "safetensors"]
@@ -256,17 +258,47 @@ def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"out"} and not (tmp_path / "out/model.pt2").exists()
 
 
+def ended_process() -> Owner:
+    """A process of this host that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return dataclasses.replace(current_owner(), pid=process.pid)
+
+
+@pytest.mark.parametrize("changed", [{"host": "0" * 8}, {"space": 7}], ids=str)
+def test_what_may_live_elsewhere_is_left_alone_and_named(changed: dict[str, Any], tmp_path: Path) -> None:
+    """Two hosts, or two containers, that share a folder: the other's number means nothing here."""
+    gone = ended_process()
+    other = dataclasses.replace(gone, **changed)
+    drafts = [tmp_path / f".out.{owner.token}.new" for owner in (other, gone, current_owner())]
+    for draft in drafts:
+        draft.mkdir()
+    (note,) = check_target(tmp_path / "next", overwrite=False)
+    assert str(drafts[0]) in note
+    assert [draft.exists() for draft in drafts] == [True, False, True]
+
+
+def test_an_export_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """The link was renamed, could not be removed as a folder, and came back at the next export."""
+    made("safetensors", tmp_path / "victim")
+    before = contents(tmp_path / "victim")
+    (tmp_path / "out").symlink_to("victim")
+    with pytest.raises(InputError, match="is a link to victim"):
+        made("pt2", tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "victim") == before
+    assert {p.name for p in tmp_path.iterdir()} == {"victim", "out"} and (tmp_path / "out").is_symlink()
+
+
 def test_what_a_killed_export_left_is_mended(tmp_path: Path) -> None:
     """Killed between the two renames: the old export has lost its name, the new one has none yet."""
     made("safetensors", tmp_path / "out")
     before = contents(tmp_path / "out")
-    process = subprocess.Popen(["true"])
-    process.wait()
-    (tmp_path / "out").rename(tmp_path / f".out.{process.pid}.old")
-    (tmp_path / f".out.{process.pid}.new").mkdir()
-    (tmp_path / f".mine.{process.pid}.new").write_text("a file of somebody's")
+    gone = ended_process().token
+    (tmp_path / "out").rename(tmp_path / f".out.{gone}.old")
+    (tmp_path / f".out.{gone}.new").mkdir()
+    (tmp_path / f".mine.{gone}.new").write_text("a file of somebody's")
     made("pt2", tmp_path / "other")
-    assert {p.name for p in tmp_path.iterdir()} == {"out", "other", f".mine.{process.pid}.new"}
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "other", f".mine.{gone}.new"}
     assert contents(tmp_path / "out") == before
 
 

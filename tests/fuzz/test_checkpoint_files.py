@@ -170,7 +170,7 @@ def test_resume_takes_the_newest_valid_one(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / name, {**state(), "progress": {"step": i}})
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:-50])
     path, found, skipped = checkpoint.newest_valid(tmp_path)
-    assert path.name == "best.pt" and found["progress"]["step"] == 0 and "last.pt" in skipped[0]
+    assert path.name == "best.pt" and found["progress"]["step"] == 0 and "last.pt" in skipped[0][1]
     (tmp_path / "best.pt").write_bytes(b"")
     with pytest.raises(InputError, match="no valid checkpoint"):
         checkpoint.newest_valid(tmp_path)

@@ -21,6 +21,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.framing import encode_beginning, encode_continuation
 from bigmodel_cli.core.json_lines import read_records, text_problem
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.regular_files import open_regular
 from bigmodel_cli.core.special_tokens import END, PAD
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.tokens import tokenizer
@@ -205,9 +206,10 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 def _peek(path: Path) -> dict[str, Any]:
     """The first object in the file, whose fields all others must have; {} if there is none."""
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            found = json.loads(next((line for line in iter(lambda: file.readline(1 << 24), "") if line.strip()), ""))
-    except (OSError, ValueError, RecursionError):
+        with open_regular(path) as file:
+            line = next((line for line in iter(lambda: file.readline(1 << 24), b"") if line.strip()), b"")
+            found = json.loads(line.decode("utf-8-sig", "replace"))
+    except (InputError, OSError, ValueError, RecursionError):
         return {}  # reading the whole file will report what is wrong
     return found if isinstance(found, dict) else {}
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from bigmodel_cli.core import drafts
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.special_tokens import END
@@ -70,7 +70,7 @@ class ShardWriter:
         self.folder, self.spec, self.shard_tokens, self.overwrite = folder, spec, shard_tokens, overwrite
         check_writable(folder, overwrite)
         self.kind = "uint16" if build(spec).size <= 1 << 16 else "uint32"
-        self.draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self._stack = contextlib.ExitStack()
         self.shards: list[dict[str, Any]] = []
         self.tokens = self.documents = self.text_bytes = 0
         self.current: _File | None = None
@@ -78,13 +78,12 @@ class ShardWriter:
     def __enter__(self) -> Self:
         with self._disk_errors():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale_drafts(self.folder)
-            self.draft.mkdir()
+            self.draft = self._stack.enter_context(drafts.draft(self.folder))
             self.ends = self._open(ENDS)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        shutil.rmtree(self.draft, ignore_errors=True)
+        self._stack.close()
 
     def add(self, ids: bytes, ends: Sequence[int], text_bytes: int) -> None:
         """Append ids as bytes in the shards' type; `ends` are the positions in them after which a document ends."""
@@ -129,13 +128,8 @@ class ShardWriter:
         return values
 
     def _publish(self) -> None:
-        _sync(self.draft)
-        old = self.folder.with_name(f".{self.folder.name}.old.{os.getpid()}.tmp")
-        if self.folder.exists():
-            self.folder.rename(old)
-        self.draft.rename(self.folder)
-        _sync(self.folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        drafts.sync_folder(self.draft)
+        drafts.exchange(self.draft, self.folder)
 
     def _open(self, name: str) -> _File:
         return _File(name, (self.draft / name).open("wb"))
@@ -155,34 +149,25 @@ class ShardWriter:
             raise MachineError(what, hint="give another --out") from None
 
 
-def check_writable(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that is not empty; with `overwrite`, one that holds anything but shards."""
+def check_writable(folder: Path, overwrite: bool) -> list[str]:
+    """Clean up after killed writers, and check that `folder` is free or may be replaced; returns notes for the user.
+
+    Raises:
+        InputError: it is a link, a file or a folder that is not empty; with `overwrite`, one without shards.
+    """
+    drafts.require_no_link(folder)
+    notes = drafts.remove_leftovers(folder.parent, is_shards) if folder.parent.is_dir() else []
     if not folder.exists():
-        return
+        return notes
     if not folder.is_dir():
         raise InputError(f"{folder}: it is a file", "expected a folder to create")
     if not any(folder.iterdir()):
-        return
+        return notes
     if not overwrite:
         raise InputError(f"{folder}: it holds something", "expected a new folder", "--overwrite, or another --out")
     if not is_shards(folder):
         raise InputError(f"{folder}: it holds something other than shards", "expected shards to replace")
-
-
-def _remove_stale_drafts(folder: Path) -> None:
-    """Remove drafts of processes that no longer exist."""
-    for draft in folder.parent.glob(f".{folder.name}.*.tmp"):
-        pid = draft.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return notes
 
 
 def is_shards(folder: Path) -> bool:

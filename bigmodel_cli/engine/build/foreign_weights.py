@@ -23,8 +23,8 @@ from bigmodel_cli.engine.build.compatibility import check_state_dict
 from bigmodel_cli.engine.build.transfer import adapt_input_channels
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import Contents, inspect_file, require_plain
-from bigmodel_cli.engine.checkpoint.safe_pickle import TensorRef
 from bigmodel_cli.engine.checkpoint.sharded import is_sharded
+from bigmodel_cli.engine.checkpoint.tensor_refs import TensorRef
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 CONTAINERS = (

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from torch import Tensor
 from bigmodel_cli.core.atomic_files import replace
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import complete
+from bigmodel_cli.core.regular_files import open_regular
 from bigmodel_cli.engine.checkpoint import sharded
-from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, open_regular, require_plain
-from bigmodel_cli.engine.checkpoint.sharded_reader import read_sharded
+from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, require_plain
+from bigmodel_cli.engine.checkpoint.sharded_reader import read_sharded, sharded_progress
 
 FORMAT = "bigmodel.checkpoint"
 VERSION = 1
@@ -139,34 +140,40 @@ def _check_digest(path: Path, state: dict[str, Any]) -> None:
         raise InputError(f"{path}: damaged: its digest does not match", "restore it from a copy")
 
 
-def newest_valid(folder: Path, shard: sharded.ShardSpec | None = None) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest valid checkpoint of a run, and a line for each newer one that was skipped.
+class Found(NamedTuple):
+    """The checkpoint to resume from, and each one that was passed over with the reason."""
+
+    path: Path
+    state: dict[str, Any]
+    skipped: list[tuple[Path, str]]
+
+
+def newest_valid(folder: Path, shard: sharded.ShardSpec | None = None) -> Found:
+    """The valid checkpoint of a run that is furthest in training. No clock decides: one may have been set back.
 
     Raises:
         InputError: there is none.
     """
-    skipped: list[str] = []
-    for path in sorted(folder.glob("*.pt"), key=_created_at, reverse=True):
+    skipped: list[tuple[Path, str]] = []
+    for path in sorted(folder.glob("*.pt"), key=_order, reverse=True):
         try:
-            return path, load(path, shard), skipped
+            return Found(path, load(path, shard), skipped)
         except InputError as error:
-            skipped.append(f"skipped {error.what}")
+            skipped.append((path, error.what))
     if skipped:
-        raise InputError(f"{folder}: no valid checkpoint; {skipped[0]}", hint="start again with --overwrite")
+        raise InputError(f"{folder}: no valid checkpoint; {skipped[0][1]}", hint="start again with --overwrite")
     raise InputError(f"{folder}: no checkpoint to resume from", hint="start again with --overwrite")
 
 
-def _created_at(path: Path) -> tuple[float, bool]:
-    """The creation time in the checkpoint, which survives copying; else the file's modification time."""
+def _order(path: Path) -> tuple[bool, tuple[int, ...], bool]:
+    """Sorts a run's checkpoints by progress. One that does not tell it counts as the furthest, so that it is named."""
     try:
-        created = inspect_file(path).values["meta"]["created"]
-    except (InputError, MachineError, LookupError, TypeError):
-        created = None
-    try:
-        written = path.stat().st_mtime
-    except OSError:  # a dangling link
-        written = 0.0
-    return (created if type(created) is float else written, path.name == "last.pt")
+        progress = (sharded_progress(path) if sharded.is_sharded(path) else inspect_file(path).values["progress"]) or {}
+        steps = (progress["step"], progress.get("epoch", 0), progress.get("batch_in_epoch", 0))
+    except (InputError, MachineError, LookupError, TypeError, AttributeError, ValueError):
+        steps = (None, 0, 0)
+    known = all(type(n) is int for n in steps)
+    return not known, steps if known else (), path.name == "last.pt"
 
 
 def digest(value: Any) -> str:
@@ -210,7 +217,9 @@ def read(path: Path) -> Any:
     """
     found = inspect_file(path)
     require_plain(found)
-    if found.kind == "safetensors":
+    kind = found.kind
+    del found  # before torch builds the same values once more
+    if kind == "safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.engine.checkpoint.safe_pickle import Opaque, TensorRef, Unreadable, read_plain, walk
+from bigmodel_cli.core.regular_files import open_regular
+from bigmodel_cli.engine.checkpoint.safe_pickle import MAX_DEPTH, Plain, Unreadable, read_plain
+from bigmodel_cli.engine.checkpoint.tensor_refs import Opaque, TensorRef
 
 MAX_PICKLE = 256 * 2**20  # bytes of the pickle, without tensors; the largest models have a few MB
 MAX_ENTRIES = 1_000_000
@@ -38,16 +40,18 @@ class Contents:
     kind: Literal["torch", "safetensors"]
     size: int
     values: Any
+    special: Sequence[tuple[str, TensorRef | Opaque]]
+    """Each tensor and each other object in `values`, with its path."""
     metadata: dict[str, str] = field(default_factory=dict)
     """The metadata of a safetensors file."""
 
     def tensors(self) -> Iterator[tuple[str, TensorRef]]:
         """Each tensor with its path, such as ``model.fc.weight``."""
-        return ((name, item) for name, item in walk(self.values) if isinstance(item, TensorRef))
+        return ((name, item) for name, item in self.special if isinstance(item, TensorRef))
 
     def opaque_names(self) -> list[str]:
         """The names of the classes and functions that the file refers to, beyond tensors and plain values."""
-        return sorted({item.name for _, item in walk(self.values) if isinstance(item, Opaque)})
+        return sorted({item.name for _, item in self.special if isinstance(item, Opaque)})
 
 
 def inspect_file(path: Path) -> Contents:
@@ -60,7 +64,8 @@ def inspect_file(path: Path) -> Contents:
         start, size = file.read(9), os.fstat(file.fileno()).st_size
         file.seek(0)
         if start[:4] == b"PK\x03\x04":
-            return Contents(path, "torch", size, _torch(path, file, size))
+            plain = _torch(path, file, size)
+            return Contents(path, "torch", size, plain.value, plain.special)
         if len(start) == 9 and start[8:] == b"{":
             return _safetensors(path, size)
     if start[:1] == b"\x80" or start[:2] in (b"(d", b"ct", b"cc", b"cp"):
@@ -68,20 +73,6 @@ def inspect_file(path: Path) -> Contents:
             f"{path}: an old pickle file, which could run code", "expected a zip made by torch.save", CONVERT
         )
     raise InputError(f"{path}: not a checkpoint, or truncated", "expected a complete .pt or .safetensors file")
-
-
-def open_regular(path: Path) -> IO[bytes]:
-    """Open the file at `path`; folders, pipes and devices are refused.
-
-    Raises:
-        InputError: it is not a regular file, or cannot be read.
-    """
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
-        return path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def require_plain(contents: Contents) -> None:
@@ -112,7 +103,7 @@ def damaged_entry(file: IO[bytes]) -> str | None:
         return "an entry"
 
 
-def _torch(path: Path, file: IO[bytes], size: int) -> Any:
+def _torch(path: Path, file: IO[bytes], size: int) -> Plain:
     entries = _entries(path, file, size)
     root = next(iter(entries)).partition("/")[0]
     pickle = entries.get(f"{root}/data.pkl")
@@ -124,19 +115,19 @@ def _torch(path: Path, file: IO[bytes], size: int) -> Any:
         raise InputError(f"{path}: refused: {pickle.file_size} bytes of structure", f"expected at most {MAX_PICKLE}")
     try:
         with zipfile.ZipFile(file) as archive:
-            values = read_plain(archive.read(pickle))
+            plain = read_plain(archive.read(pickle))
     except Unreadable as error:
         raise InputError(f"{path}: refused: {error}", "expected a file made by torch.save") from None
     except Exception:  # a wrong checksum or a broken local header
         raise InputError(f"{path}: damaged: its structure cannot be read", "restore it from a copy") from None
-    for name, item in walk(values):
+    for name, item in plain.special:
         if isinstance(item, TensorRef):
             entry = entries.get(f"{root}/data/{item.storage.key}")
             declared = item.storage.bytes
             if entry is None or not declared <= entry.file_size:
                 found = "none" if entry is None else entry.file_size
                 raise InputError(f"{path}: refused: {name} needs {declared} bytes", f"the file has {found}")
-    return values
+    return plain
 
 
 def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInfo]:
@@ -198,13 +189,16 @@ def _safetensors(path: Path, size: int) -> Contents:
             values = {}
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 part = file.get_slice(name)
-                values[name] = TensorRef.of(SAFETENSORS_TYPES.get(part.get_dtype(), "uint8"), tuple(part.get_shape()))
+                shape = tuple(part.get_shape())
+                if len(shape) > MAX_DEPTH:
+                    raise InputError(f"{path}: refused: a tensor of {len(shape)} dimensions", "expected fewer")
+                values[name] = TensorRef.of(SAFETENSORS_TYPES.get(part.get_dtype(), "uint8"), shape)
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path}: damaged or not safetensors: {reason}", "expected a complete .safetensors file"
         ) from None
-    return Contents(path, "safetensors", size, values, metadata)
+    return Contents(path, "safetensors", size, values, list(values.items()), metadata)
 
 
 def _memory_bytes() -> int:

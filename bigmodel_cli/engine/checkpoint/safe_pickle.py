@@ -8,14 +8,16 @@ judged before torch reads it. torch's own ``weights_only`` unpickler allows more
 
 from __future__ import annotations
 
-import math
 import pickletools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-MAX_NODES = 2_000_000  # in a file; a shared value counts each time
+from bigmodel_cli.engine.checkpoint.tensor_refs import SIZES, Opaque, StorageRef, TensorRef
+
 MAX_DEPTH = 64
+MAX_MARKS = 2 * MAX_DEPTH
+MAX_NAME = 4096  # characters of the path of a tensor
 MAX_INT = 2**64
 STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -23,120 +25,104 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
-SIZES = {
-    "float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1,
-    "bool": 1, "complex64": 8, "complex128": 16, "uint16": 2, "uint32": 4, "uint64": 8, "float8_e4m3fn": 1,
-    "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
-}  # fmt: skip
+
+
+def object_limit(size: int) -> int:
+    """How many containers, tensors and memo entries a pickle of `size` bytes may make: some 100 bytes of memory each.
+
+    torch.save writes at least 10 bytes for one, but a hostile file a single byte.
+    """
+    return 200_000 + size // 8
+
+
+def visit_limit(size: int) -> int:
+    """How many values a pickle of `size` bytes may hold, where a shared value counts each time."""
+    return 200_000 + 4 * size
 
 
 class Unreadable(Exception):
     """The pickle is damaged, or was not written by ``torch.save``; the message says why."""
 
 
-@dataclass(frozen=True)
-class StorageRef:
-    """Bytes in the archive: the entry ``data/<key>``, of `count` elements."""
-
-    dtype: str
-    key: str
-    count: int
-
-    @property
-    def bytes(self) -> int:
-        return self.count * SIZES[self.dtype]
-
-
-@dataclass(frozen=True)
-class TensorRef:
-    """A tensor in the file: its type, shape, and place in its storage (in elements)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    storage: StorageRef
-    offset: int
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, dtype: str, shape: tuple[int, ...]) -> TensorRef:
-        """A contiguous tensor with a storage of its own."""
-        count = math.prod(shape)
-        stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        return cls(dtype, shape, StorageRef(dtype, "0", count), 0, stride)
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * SIZES[self.dtype]
-
-    def in_bounds(self) -> bool:
-        """Whether every element lies in the storage, and the tensor has no more elements than the storage."""
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        return self.count == 0 or (last < self.storage.count and self.count <= self.storage.count)
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """An object that only its own code could rebuild, which is not run."""
-
-    name: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Global(Opaque):
     """A class or function named by the file, not yet called."""
 
 
-def read_plain(pickle: bytes) -> Any:
+@dataclass(frozen=True)
+class Plain:
+    """A pickle's `value`, and every tensor and opaque object in it with its path, such as ``model.fc.weight``."""
+
+    value: Any
+    special: list[tuple[str, TensorRef | Opaque]]
+
+
+def read_plain(pickle: bytes) -> Plain:
     """The values in `pickle`: dicts, lists, tuples, str, int, float, bool, None, TensorRef and Opaque.
 
+    Memory and time are bounded by the number of bytes, before they are used.
+
     Raises:
-        Unreadable: it is damaged, nested too deep, or holds too much.
+        Unreadable: it is damaged, nested too deep, or holds too much for its size.
     """
     try:
-        value = _Unpickler().run(pickle)
+        value = _Unpickler(object_limit(len(pickle))).run(pickle)
     except Unreadable:
         raise
     except Exception as error:  # a damaged pickle runs off its stack or memo in many ways
         raise Unreadable(f"damaged pickle ({type(error).__name__})") from None
-    for _ in walk(value):
-        pass
-    return value
+    return Plain(value, list(_special(value, visit_limit(len(pickle)))))
 
 
-def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value under `value` with its path, such as ``model.fc.weight``; containers before their members.
+def _special(value: Any, limit: int) -> Iterator[tuple[str, TensorRef | Opaque]]:
+    """Every tensor and opaque object under `value` with its path.
 
     Raises:
-        Unreadable: more than MAX_DEPTH levels or MAX_NODES values: a list in a file may contain itself,
-            or grow exponentially by sharing.
+        Unreadable: more than MAX_DEPTH levels or `limit` values: a list in a file may contain itself, or grow
+            exponentially by sharing. A long path counts more, so that many of them do not fill the memory.
     """
-    stack = [(path, value, 0)]
-    count = 0
+    stack: list[tuple[str, Iterator[tuple[Any, Any]], str]] = [("", iter([("", value)]), "{}{}")]
     while stack:
-        place, item, depth = stack.pop()
-        count += 1
-        if depth > MAX_DEPTH:
-            raise Unreadable(f"nested deeper than {MAX_DEPTH}")
-        if count > MAX_NODES:
-            raise Unreadable(f"more than {MAX_NODES} values")
-        yield place, item
-        if isinstance(item, dict):
-            stack += [(f"{place}.{key}" if place else str(key), item[key], depth + 1) for key in reversed(item)]
-        elif isinstance(item, (list, tuple)):
-            stack += [(f"{place}[{i}]", item[i], depth + 1) for i in reversed(range(len(item)))]
+        place, members, join = stack[-1]
+        key, item = next(members, (None, _END))
+        if item is _END:
+            stack.pop()
+            continue
+        limit -= 1
+        if isinstance(item, SPECIAL):
+            path = join.format(place, key).removeprefix(".")
+            limit -= len(path) // 32
+            if len(path) > MAX_NAME:
+                raise Unreadable(f"a name of more than {MAX_NAME} characters")
+            if isinstance(item, (TensorRef, Opaque)):
+                yield path, item
+            elif len(stack) > MAX_DEPTH:
+                raise Unreadable(f"nested deeper than {MAX_DEPTH}")
+            elif isinstance(item, dict):
+                stack.append((path, iter(item.items()), "{}.{}"))
+            else:
+                stack.append((path, iter(enumerate(item)), "{}[{}]"))
+        if limit < 0:
+            raise Unreadable("more values than its bytes could hold")
+
+
+_END: Any = object()
+SPECIAL = (dict, list, tuple, TensorRef, Opaque)
 
 
 class _Unpickler:
     """An unpickler limited to torch.save's instructions (protocol 2), whose calls build descriptions."""
 
-    def __init__(self) -> None:
+    def __init__(self, objects: int) -> None:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.objects = objects  # how many more it may make
+
+    def count(self, objects: int = 1) -> None:
+        self.objects -= objects
+        if self.objects < 0:
+            raise Unreadable("more values than a file of its size holds")
 
     def run(self, pickle: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(pickle):
@@ -146,12 +132,15 @@ class _Unpickler:
                     raise Unreadable("damaged pickle")
                 return self.stack[0]
             if name in CONSTANTS:
+                self.count(name in CONTAINERS)
                 self.stack.append(CONSTANTS[name]())
             elif name in LITERALS:
                 if type(argument) is int and abs(argument) >= MAX_INT:
                     raise Unreadable("a number of more than 64 bits")
                 self.stack.append(argument)
             elif name == "MARK":
+                if len(self.marks) > MAX_MARKS:
+                    raise Unreadable(f"nested deeper than {MAX_DEPTH}")
                 self.marks.append(self.stack)
                 self.stack = []
             elif name == "PROTO":
@@ -175,6 +164,7 @@ class _Unpickler:
         return items
 
     def push_tuple(self, items: list[Any]) -> None:
+        self.count()
         self.stack.append(tuple(items))
 
     def extend_list(self, items: list[Any]) -> None:
@@ -190,12 +180,14 @@ class _Unpickler:
             return
         if type(target) is not dict or len(items) % 2:
             raise Unreadable("damaged pickle")
+        self.count(len(items) // 2)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
                 raise Unreadable(f"a dictionary key of type {type(key).__name__}")
             target[key] = value
 
     def call(self, _: Any) -> None:
+        self.count()
         function, arguments = self.pop(2)
         if not isinstance(arguments, tuple):
             raise Unreadable("damaged pickle")
@@ -214,6 +206,7 @@ class _Unpickler:
         self.stack.append(target)
 
     def memoize(self, index: int) -> None:
+        self.count()
         self.memo[index] = self.stack[-1]
 
     def storage(self, _: Any) -> None:
@@ -226,6 +219,7 @@ class _Unpickler:
             raise Unreadable("a storage that torch.save does not write")
         if location == "meta" or not key.isalnum():
             raise Unreadable("a storage without bytes")
+        self.count()
         self.stack.append(StorageRef(dtype, key, count))
 
 
@@ -252,7 +246,8 @@ def _parameter(data: Any, *rest: Any) -> TensorRef:
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
-    machine = _Unpickler()
+    pairs = list(pairs)
+    machine = _Unpickler(len(pairs))
     machine.stack.append({})
     machine.update_dict([x for pair in pairs for x in pair])
     return machine.stack[0]  # type: ignore[no-any-return]
@@ -269,6 +264,7 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": lambda: Opaque("builtins.set"),
 }  # fmt: skip
+CONTAINERS = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
 LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 ACTIONS: dict[str, Callable[[_Unpickler, Any], None]] = {
     "TUPLE": lambda m, _: m.push_tuple(m.pop_mark()),

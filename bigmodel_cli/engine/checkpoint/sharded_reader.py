@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.regular_files import read_regular, require_few_containers
 from bigmodel_cli.engine.checkpoint.sharded import (
     FORMAT,
     INDEX,
@@ -77,12 +78,23 @@ def read_sharded(folder: Path, shard: ShardSpec | None = None) -> Any:
         raise InputError(f"{folder}: damaged", "restore it from a copy") from None
 
 
+def sharded_progress(folder: Path) -> Any:
+    """The progress of the run when it wrote the sharded checkpoint in `folder`, without its tensors.
+
+    Raises:
+        InputError: the index is damaged.
+        LookupError, TypeError: it does not tell.
+    """
+    items = dict(_read_index(folder)["state"]["dict"])
+    return dict(items["progress"]["dict"])
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise InputError(f"{path}: refused: larger than {MAX_INDEX_BYTES} bytes")
-        index = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_regular(path, MAX_INDEX_BYTES)
+        require_few_containers(path, raw)
+        index = json.loads(raw)
         claimed = index.pop("sha256")
         valid = index["format"] == FORMAT and with_digest(index)["sha256"] == claimed
         version = index["version"]

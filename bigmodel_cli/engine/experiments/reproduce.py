@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.event_log import read_events, read_state
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data
@@ -54,11 +54,9 @@ def record(folder: Path, data_dir: Path | None) -> Record:
     Raises:
         InputError: the folder has no finished run, or its data has changed.
     """
-    status = folder / "status.json"
-    try:
-        state = json.loads(status.read_text(encoding="utf-8"))["state"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder}: no run", "expected a run folder with a status.json") from None
+    state = read_state(folder)
+    if state is None:
+        raise InputError(f"{folder}: no run", "expected a run folder with a status.json")
     if state != "done":
         hint = f"bigmodel train --resume --out {folder}"
         raise InputError(f"{folder}: the run is {state}", "expected one that is done", hint)
@@ -102,12 +100,8 @@ def _changed_leaves(name: str, then: Any, now: Any) -> list[Difference]:
 def last_metrics(folder: Path) -> dict[str, Any]:
     """Return the metrics of the last epoch in a run's log; empty if there is none."""
     metrics: dict[str, Any] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line that a kill cut off
-            continue
-        if isinstance(event, dict) and event.get("event") == "epoch":
+    for event in read_events(folder / "metrics.jsonl"):
+        if event["event"] == "epoch":
             metrics = {k: v for k, v in event.items() if k == "train_loss" or k.startswith("val_")}
     return metrics
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.event_log import MAX_STATUS, read_events, read_state
 from bigmodel_cli.core.recipe import Component, Recipe, Section
+from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import Document, read_yaml
 from bigmodel_cli.engine.build.data import load_data, load_split
@@ -104,14 +107,14 @@ def _is_done(folder: Path, recipe: Recipe) -> bool:
             if before != value and section != "placement" and (section, key) not in (("data", "dir"),):
                 problem = f"{folder}: made with {section}.{key} = {before!r}, now {value!r}"
                 raise InputError(problem[:150], "expected the same recipe", "give another --out")
-    status = folder / "status.json"
-    return status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done"
+    return read_state(folder) == "done"
 
 
 def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
     """Read the results of a finished run. With `test`, add its metrics on the test split, which is evaluated once."""
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    start, end = (_last(events, kind) for kind in ("start", "end"))
+    events = read_events(folder / "metrics.jsonl")
+    start, end = (_last(folder, events, kind) for kind in ("start", "end"))
+    _last(folder, events, "epoch")
     epochs = [e for e in events if e["event"] == "epoch"]
     results = {
         "model": recipe.model.name,
@@ -129,8 +132,12 @@ def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
     return results
 
 
-def _last(events: list[Event], kind: str) -> Event:
-    return next(e for e in reversed(events) if e["event"] == kind)
+def _last(folder: Path, events: list[dict[str, Any]], kind: str) -> Event:
+    found = next((e for e in reversed(events) if e["event"] == kind), None)
+    if found is None:
+        what = f"{folder / 'metrics.jsonl'}: no {kind} event, though the run is done"
+        raise InputError(what, "expected the log of the whole run", f"remove {folder} to run it again")
+    return found
 
 
 def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
@@ -142,5 +149,8 @@ def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
         source, size = load_split(bundle, recipe.data, "test"), recipe.train.eval_batch_size
         task = trained.task.for_data(bundle.spec)
         metrics = evaluate(placement.model(trained.model), task, source, placement, size)
-        file.write_text(json.dumps({f"test_{k}": v for k, v in (metrics or {}).items()}), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        atomic_files.write_text(file, json.dumps({f"test_{k}": v for k, v in (metrics or {}).items()}))
+    try:
+        return json.loads(read_regular(file, MAX_STATUS))  # type: ignore[no-any-return]
+    except ValueError:
+        raise InputError(f"{file}: damaged", "expected the metrics of the test split", f"remove {file}") from None

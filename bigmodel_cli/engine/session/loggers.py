@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InterruptedRun, MachineError
+from bigmodel_cli.core.event_log import read_events
 from bigmodel_cli.core.registry import Entry, loggers
 
 Event = Mapping[str, Any]
@@ -36,7 +36,8 @@ class Loggers:
         if self._open is not None:
             return
         self._open = {}
-        history = _events(folder / "metrics.jsonl") if self._enabled else []
+        file = folder / "metrics.jsonl"
+        history = read_events(file) if self._enabled and file.is_file() else []
         for entry in self._enabled:
             with self._guarded(entry.name):
                 self._open[entry.name] = self._stack.enter_context(entry(folder, history))
@@ -72,15 +73,3 @@ def _check_installed(entry: Entry) -> None:
         extra = entry.meta.get("extra")
         hint = f"pip install 'bigmodel[{extra}]'" if extra else f"pip install {' '.join(missing)}"
         raise MachineError(f"--log {entry.name} needs {missing[0]}, which is not installed", hint=hint)
-
-
-def _events(file: Path) -> list[Event]:
-    """Return the events in a run's metrics.jsonl. A line cut off by a kill is skipped."""
-    events: list[Event] = []
-    with suppress(FileNotFoundError):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event:
-                    events.append(event)
-    return events

@@ -16,6 +16,8 @@ from typing import IO, Any, Self
 
 from bigmodel_cli.core import atomic_files, registry
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.event_log import read_events, read_status
+from bigmodel_cli.core.owners import current_owner
 from bigmodel_cli.core.types import finite
 from bigmodel_cli.engine.session.loggers import Loggers
 
@@ -62,11 +64,8 @@ class RunFolder:
 
     def _same_job(self) -> bool:
         """Whether the folder belongs to the same job, restarted by its launcher or scheduler."""
-        try:
-            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-            return bool(self.jobs) and not set(self.jobs).isdisjoint(status.get("jobs", ()))
-        except (OSError, ValueError, AttributeError, TypeError):
-            return False
+        before = read_status(self.path).get("jobs")
+        return isinstance(before, list) and any(job in before for job in self.jobs)
 
     def _check(self) -> None:
         path = self.path
@@ -91,7 +90,8 @@ class RunFolder:
     def _holder(self) -> str | None:
         """Return the process that holds the lock, if any."""
         try:
-            with (self.path / "run.lock").open("r+") as file:  # NFS requires write access for a lock
+            # NFS requires write access for a lock.
+            with os.fdopen(os.open(self.path / "run.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "r+") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -111,7 +111,7 @@ class RunFolder:
                 atomic_files.remove_temporary_files(self.path)
                 if self.overwrite and not self.resume:
                     self._clear()
-                self._events = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+                self._events = atomic_files.open_own(self.path / "metrics.jsonl")
         except BaseException:
             self._release()
             raise
@@ -155,7 +155,7 @@ class RunFolder:
                 return runs / f"{self.stem}-{n}"
 
     def _take_lock(self) -> None:
-        file = (self.path / "run.lock").open("a+", encoding="utf-8")
+        file = atomic_files.open_own(self.path / "run.lock")
         # Retry: another process may hold the lock for a moment, just to check who owns it.
         # The delay also lets the owner write its name, which the error message shows.
         for last in (False,) * LOCK_TRIES + (True,):
@@ -172,7 +172,8 @@ class RunFolder:
                 time.sleep(LOCK_WAIT)
         self._lock = file
         file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        owner = current_owner()
+        file.write(f"pid {owner.pid} on {socket.gethostname()}, boot {owner.boot}, started {owner.started}\n")
         file.flush()
 
     def _clear(self) -> None:
@@ -215,20 +216,14 @@ class RunFolder:
     def rewind(self, epochs: int) -> None:
         """Drop the events after the first `epochs` epochs. The resumed run writes them again."""
         file = self.path / "metrics.jsonl"
-        kept = []
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-                if event["event"] == "epoch" and event["epoch"] <= epochs:
-                    kept.append(line)
-            except (ValueError, LookupError, TypeError):  # a line cut off by a kill, or not an event
-                continue
+        numbered = ((event, event.get("epoch")) for event in read_events(file) if event["event"] == "epoch")
+        kept = [event for event, epoch in numbered if isinstance(epoch, int) and epoch <= epochs]
         self.loggers.close()  # they reopen with the remaining events
         assert self._events is not None
         self._events.close()
-        self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+        self.write_text("metrics.jsonl", "".join(json.dumps(event) + "\n" for event in kept))
         with self._writable():
-            self._events = file.open("a", encoding="utf-8", buffering=1)
+            self._events = atomic_files.open_own(file)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file atomically.
@@ -236,9 +231,7 @@ class RunFolder:
         Raises:
             MachineError: the disk is full.
         """
-        # A traceback or recipe may contain a file name that is not valid UTF-8.
-        encoded = text.encode("utf-8", errors="backslashreplace")
-        atomic_files.replace(self.path / name, lambda temporary: temporary.write_bytes(encoded), lambda: len(encoded))
+        atomic_files.write_text(self.path / name, text)
 
 
 class ReadOnlyRunFolder(RunFolder):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import LocalShard, Writer
 from bigmodel_cli.engine.checkpoint.sharded import ShardSpec, split_state
@@ -52,7 +53,8 @@ class Checkpoints:
 def newest(folder: RunFolder, group: Group, shard: ShardSpec | None) -> tuple[dict[str, Any], list[str]]:
     """Load the newest valid checkpoint. Rank 0 chooses it and every rank reads it.
 
-    Returns its state, and one line for each invalid checkpoint that was skipped.
+    Returns its state, and one line for each checkpoint that was passed over. Such a ``last.pt`` or ``best.pt``, which
+    the next save would replace, is kept under another name: it may be whole, and only of a newer version.
 
     Raises:
         InputError: there is no valid checkpoint.
@@ -63,14 +65,28 @@ def newest(folder: RunFolder, group: Group, shard: ShardSpec | None) -> tuple[di
             raise InputError(f"{folder.path}: no valid checkpoint")
         return checkpoint.load(Path(path), shard), []
     try:
-        path, state, skipped = checkpoint.newest_valid(folder.path, shard)
-    except InputError:
+        found = checkpoint.newest_valid(folder.path, shard)
+        notes = [_keep_aside(path, reason) for path, reason in found.skipped]
+    except BigmodelError:
         group.broadcast(None)
         raise
-    if path.name == "best.pt" and not skipped:  # killed between writing best.pt and linking it: finish that save
-        atomic_files.link(path, folder.path / "last.pt")
-    group.broadcast(str(path))
-    return state, skipped
+    if found.path.name == "best.pt":  # killed between writing best.pt and linking it: finish that save
+        atomic_files.link(found.path, folder.path / "last.pt")
+    group.broadcast(str(found.path))
+    return found.state, notes
+
+
+def _keep_aside(path: Path, reason: str) -> str:
+    """Rename a checkpoint that was passed over, if the run would overwrite it; returns the note for the user."""
+    if path.name not in ("last.pt", "best.pt"):
+        return f"skipped {reason}"
+    names = (path.with_name(f"{path.name}.skipped-{n}") for n in itertools.count(1))
+    kept = next(name for name in names if not (name.exists() or name.is_symlink()))
+    try:
+        path.rename(kept)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be kept as {kept.name}: {error.strerror}") from None
+    return f"skipped {reason}; kept as {kept.name}"
 
 
 def _local_shard(run: Run, state: dict[str, Any]) -> LocalShard:

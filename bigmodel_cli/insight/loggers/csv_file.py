@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv as table
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.atomic_files import open_own
 from bigmodel_cli.core.registry import loggers
 
 Event = Mapping[str, Any]
@@ -41,8 +43,8 @@ def _row(event: Event) -> dict[str, Any]:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Event], mode: str) -> None:
-    with path.open(mode, encoding="utf-8", newline="") as file:
-        writer = table.DictWriter(file, columns)
+    with open_own(path, os.O_APPEND if mode == "a" else os.O_TRUNC) as file:
+        writer = table.DictWriter(file, columns, lineterminator="\n")
         if mode == "w" and columns:
             writer.writeheader()
         writer.writerows(rows)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.drafts import require_no_link
 from bigmodel_cli.core.registry import loggers
 
 Event = Mapping[str, Any]
@@ -21,6 +22,7 @@ def tensorboard(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Ev
 
     done = max((event["epoch"] for event in history if event["event"] == "epoch"), default=0)
     # Purge what an interrupted or replaced run wrote after this epoch.
+    require_no_link(folder / "tensorboard")
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(event: Event) -> None:

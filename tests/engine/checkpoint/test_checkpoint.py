@@ -170,42 +170,49 @@ def test_keys_of_both_types_and_half_characters_come_back(tmp_path: Path) -> Non
     assert found["progress"] == kept and "integrity" not in found
 
 
-def made(path: Path, created: Any, written: float) -> None:
-    sealed(path, state(meta={**META, "created": created}))
+def made(path: Path, step: Any, created: float = 1.0, written: float = 1.0) -> None:
+    sealed(path, state(progress={"step": step, "epoch": 1}, meta={**META, "created": created}))
     os.utime(path, (written, written))
 
 
 def newest(folder: Path) -> str:
-    return checkpoint.newest_valid(folder)[0].name
+    return checkpoint.newest_valid(folder).path.name
 
 
-def test_of_two_made_at_one_moment_the_last_is_gone_on_with(tmp_path: Path) -> None:
+def test_of_two_at_one_step_the_last_is_gone_on_with(tmp_path: Path) -> None:
     for names in (("best.pt", "last.pt"), ("last.pt", "best.pt")):
         for name in names:
-            made(tmp_path / name, 5.0, 1.0)
+            made(tmp_path / name, 5)
         assert newest(tmp_path) == "last.pt"
 
 
-def test_one_that_does_not_say_when_counts_by_the_time_of_its_file(tmp_path: Path) -> None:
-    made(tmp_path / "a.pt", 50.0, 10.0)
-    made(tmp_path / "b.pt", 7, 60.0)  # a whole number is no time of day
-    made(tmp_path / "c.pt", 40.0, 90.0)
-    assert newest(tmp_path) == "b.pt"
+def test_progress_decides_and_no_clock(tmp_path: Path) -> None:
+    """The clock of a machine may be set back between two saves, and a copy has new times."""
+    made(tmp_path / "best.pt", 4000, created=9000.0, written=9000.0)
+    made(tmp_path / "last.pt", 4005, created=5400.0, written=5400.0)
+    assert newest(tmp_path) == "last.pt"
+    made(tmp_path / "last.pt", 3999, created=9999.0, written=9999.0)  # negative control: neither does the name
+    assert newest(tmp_path) == "best.pt"
+
+
+def test_one_that_does_not_tell_its_progress_is_named(tmp_path: Path) -> None:
+    made(tmp_path / "a.pt", 7)
+    (tmp_path / "b.pt").write_bytes(b"not a checkpoint")
     (tmp_path / "d.pt").symlink_to(tmp_path / "nowhere")
-    path, _, skipped = checkpoint.newest_valid(tmp_path)
-    assert path.name == "b.pt" and skipped == []  # the oldest of all is not even opened
+    found = checkpoint.newest_valid(tmp_path)
+    assert found.path.name == "a.pt" and {path.name for path, _ in found.skipped} == {"b.pt", "d.pt"}
 
 
 def test_each_that_was_passed_over_is_told_and_none_at_all_is_an_error(tmp_path: Path) -> None:
     for i, name in enumerate("abc"):
-        made(tmp_path / f"{name}.pt", float(i), 1.0)
+        made(tmp_path / f"{name}.pt", i)
     for name in "bc":
         raw = bytearray((tmp_path / f"{name}.pt").read_bytes())
         raw[len(raw) // 3] ^= 1
         (tmp_path / f"{name}.pt").write_bytes(raw)
     path, found, skipped = checkpoint.newest_valid(tmp_path)
-    assert path.name == "a.pt" and found["meta"]["created"] == 0
-    assert len(skipped) == 2 and {name for name in "abc" for line in skipped if f"{name}.pt" in line} == {"b", "c"}
+    assert path.name == "a.pt" and found["progress"]["step"] == 0
+    assert len(skipped) == 2 and {name for name in "abc" for _, line in skipped if f"{name}.pt" in line} == {"b", "c"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError) as caught:
         checkpoint.newest_valid(tmp_path / "empty")

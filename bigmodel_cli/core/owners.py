@@ -1,0 +1,97 @@
+"""Which process made a file, so that what a dead one left can be told from what a live one is writing.
+
+A process id alone identifies nothing: hosts that share a folder, and containers on one host, each have a process 7,
+and after a restart another process has that number.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+TOKEN = r"[0-9a-f]{8}-[0-9a-f]{8}-\d+-\d+-\d+"
+"""The pattern of :attr:`Owner.token`."""
+FIRST_SPACE = 0xEFFFFFFC
+"""The PID namespace that Linux starts with (``PROC_PID_INIT_INO``); a container has one of its own."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process: its host, boot, PID namespace and number there, and when it started, in clock ticks since boot."""
+
+    host: str
+    boot: str
+    space: int
+    pid: int
+    started: int
+
+    @property
+    def token(self) -> str:
+        """For a file name."""
+        return f"{self.host}-{self.boot}-{self.space}-{self.pid}-{self.started}"
+
+    @classmethod
+    def parse(cls, token: str) -> Owner | None:
+        """The owner in the token, or None if it is none."""
+        if re.fullmatch(TOKEN, token) is None:
+            return None
+        host, boot, space, pid, started = token.split("-")
+        return cls(host, boot, int(space), int(pid), int(started))
+
+    def is_gone(self) -> bool:
+        """Whether it has certainly ended. Of another host, or another container, this process cannot tell."""
+        here = current_owner()
+        if self.host != here.host:
+            return False
+        if self.boot != here.boot:  # a container's host name and machine id may be those of another one elsewhere
+            return here.space == self.space == FIRST_SPACE
+        return self.space == here.space and _started(self.pid) != self.started
+
+
+def current_owner() -> Owner:
+    """This process."""
+    return Owner(*_place(), os.getpid(), _started(os.getpid()) or 0)
+
+
+@functools.cache
+def _place() -> tuple[str, str, int]:
+    """The host, its boot and the PID namespace of this process; zeros where the system does not tell."""
+    host = hashlib.sha256(f"{socket.gethostname()}\n{_read('/etc/machine-id')}".encode()).hexdigest()[:8]
+    boot = hashlib.sha256(_read("/proc/sys/kernel/random/boot_id").encode()).hexdigest()[:8]
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+    except OSError:
+        space = 0
+    return host, boot, space
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if there is none, 0 without /proc."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except FileNotFoundError:
+        return None if Path("/proc/self").exists() else _started_without_proc(pid)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _started_without_proc(pid: int) -> int | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    return 0
