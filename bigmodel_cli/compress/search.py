@@ -22,7 +22,7 @@ from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
-from bigmodel_cli.core.drafts import draft, exchange, remove_own
+from bigmodel_cli.core.drafts import draft, exchange, remove_own, require_no_link
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
@@ -202,7 +202,7 @@ class Search:
         if known is not None:
             return known
         out = self.out / "tries" / name / ("export" if gives == "export" else "model.pt")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        self._own_folder(name)
         if (why := died_of(out.parent)) is not None:
             self.skipped.append(f"{name}: its process was ended by {why}")
             return None
@@ -229,9 +229,16 @@ class Search:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{file}: damaged", "expected a measurement", f"remove {file.parent}") from None
 
-    def _save(self, point: Point) -> Point:
-        folder = self.out / "tries" / point.name
+    def _own_folder(self, name: str) -> Path:
+        """The folder of the candidate `name`, which is no link to another one."""
+        folder = self.out / "tries" / name
+        for path in (folder.parent, folder):
+            require_no_link(path)
         folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _save(self, point: Point) -> Point:
+        folder = self._own_folder(point.name)
         write_json(folder / "point.json", point.to_dict())
         return point
 

@@ -70,8 +70,7 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
     Raises:
         MachineError: the disk is full or cannot be written; no temporary file is left.
     """
-    # The name cannot be guessed, and the file must be new: a link in a stranger's folder is not written through.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -91,6 +90,11 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
     except BaseException:
         _remove(temporary)
         raise
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody can guess, so that no link of that name lies in a stranger's folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _remove(temporary: Path) -> None:

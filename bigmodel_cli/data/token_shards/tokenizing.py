@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import parse_record, resolve_encoding, text_problem
 from bigmodel_cli.core.plugins import import_file, imported_files
@@ -193,9 +194,7 @@ _spec: TextSpec | None = None
 
 def _init_worker(spec: TextSpec, files: Sequence[str]) -> None:
     """What a process does first: Ctrl-C is its parent's to hear, one core is its share, and it ends with its parent.
-
-    `files` are those that the parent was given with ``--import``.
-    """
+    `files` are those of the parent's ``--import``."""
     global _spec
     for file in files:
         import_file(Path(file))
@@ -270,6 +269,7 @@ def _tokenize_in_order(units: Sequence[Unit], spec: TextSpec, processes: int) ->
         _spec = spec
         yield from map(_tokenize_in_worker, units)
         return
+    isolate_children()
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _init_worker, (spec, imported_files()))
     pending: deque[Future[TokenizedUnit]] = deque()
     try:

@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
+from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.engine.device.ranks import ATTEMPT_VARIABLE, local_address_to
 
@@ -139,6 +140,7 @@ def start(plan: LaunchPlan, arguments: list[str], on_lost_host: Callable[[Machin
 
 def _set_environment(plan: LaunchPlan) -> None:
     """Set what the agent and its workers read from the environment."""
+    isolate_children()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its errors are reported by `start`
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // plan.processes, 1))
@@ -168,7 +170,7 @@ def _workers(plan: LaunchPlan, arguments: list[str], handler: RendezvousHandler)
         role="rank",
         local_world_size=plan.processes,
         entrypoint=sys.executable,
-        args=("-m", "bigmodel_cli", *arguments),
+        args=("-P", "-m", "bigmodel_cli", *arguments),
         rdzv_handler=handler,
         max_restarts=plan.max_restarts,
         monitor_interval=0.1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from bigmodel_cli.core import atomic_files
+from bigmodel_cli.core.drafts import require_no_link
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.event_log import MAX_STATUS, read_events, read_state
 from bigmodel_cli.core.recipe import Component, Recipe, Section
@@ -25,6 +27,7 @@ from bigmodel_cli.engine.session.session import train
 from bigmodel_cli.engine.training.evaluate import evaluate
 from bigmodel_cli.engine.training.run import Event
 
+FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 Values = dict[str, dict[str, Any]]
 
 
@@ -51,13 +54,18 @@ def read_study(path: Path) -> Study:
     if "runs" not in document.values:
         raise InputError(f"{path}: no runs in it", "expected a study", f"bigmodel train {path}")
     try:
-        return Study(**document.values)
+        study = Study(**document.values)
     except ValidationError as error:
         first = error.errors()[0]
         key = tuple(str(part) for part in first["loc"])
         where = f"{path}:{document.lines[key]}" if key in document.lines else str(path)
         problem = f"{where}: {'.'.join(key)}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise InputError(problem, f"a study has {', '.join(Study.model_fields)}") from None
+    for name in study.runs:
+        if not FOLDER_NAME.fullmatch(name):  # a run is a folder: "../x" would be one elsewhere
+            where = f"{path}:{document.lines.get(('runs', name), 1)}"
+            raise InputError(f"{where}: a run named {name!r}", f"expected a name like {FOLDER_NAME.pattern}")
+    return study
 
 
 def recipes(study: Study, out: Path, flags: list[Layer]) -> dict[str, Recipe]:
@@ -89,6 +97,7 @@ def run_study(
     """
     for name, recipe in recipes(study, out, flags).items():
         folder = out / name
+        require_no_link(folder)
         if not _is_done(folder, recipe):
             resume = (folder / "last.pt").exists()
             train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.engine.training.run import Run
 
 WAIT, WARM, STEPS = 3, 2, 8  # steps skipped, profiler warm-up steps, steps recorded
@@ -29,7 +30,7 @@ def profiled(run: Run, path: Path) -> Iterator[Callable[[], None]]:
     remaining = run.total_steps - run.progress.step
     wait, warm = (WAIT, WARM) if remaining >= WAIT + WARM + STEPS else (0, 0)
     schedule = torch.profiler.schedule(wait=wait, warmup=warm, active=min(STEPS, max(remaining, 1)), repeat=1)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = atomic_files.temporary_name(path)
     with (
         torch.profiler.profile(
             activities=kinds, schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(temporary))
