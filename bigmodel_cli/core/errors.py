@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from bigmodel_cli.core.addresses import scrub
+
 MAX_LINE = 200
 
 
@@ -23,7 +25,8 @@ class BigmodelError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, expected: str | None = None, hint: str | None = None) -> None:
-        self.what, self.expected, self.hint = what, expected, hint
+        self.what = scrub(what)
+        self.expected, self.hint = (None if text is None else scrub(text) for text in (expected, hint))
         super().__init__(self.line)
 
     @property

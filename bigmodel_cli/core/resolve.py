@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bigmodel_cli.core.addresses import remember
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.recipe import COMPONENTS, Recipe, section_type
 from bigmodel_cli.core.strict_yaml import Document, parse_scalar
@@ -79,7 +80,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
                     values[key] = COMPONENTS[section].current(values[key])
                 _drop_options(section, values, into, origin)
             for key, value in values.items():
-                into[key] = value
+                into[key] = remember(value)
                 origin[section, key] = layer.locate((section, key))
     if "name" not in merged.get("model", {}):
         raise InputError("no model named", "give a MODEL, or a recipe with a model", "bigmodel models")

@@ -10,11 +10,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from bigmodel_cli.core import atomic_files
+from bigmodel_cli.core.addresses import full
 from bigmodel_cli.core.errors import InputError, MachineError
 
 ATTEMPTS = 3
@@ -39,7 +42,7 @@ def download(
         InputError: BIGMODEL_MIRROR is plain HTTP on another machine.
     """
     mirror = os.environ.get("BIGMODEL_MIRROR")
-    candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else [a for a in addresses if _is_safe(a)]
+    candidates = [f"{mirror.rstrip('/')}/{path.name}"] if mirror else list(addresses)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,7 +52,7 @@ def download(
         for address in candidates:
             try:
                 left = max(TIMEOUT - (time.monotonic() - started), 0.5)
-                return _fetch(_check_safe(address), path, sha256, left, most)
+                return _fetch(address, path, sha256, left, most)
             except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
             if time.monotonic() - started > TIMEOUT:
@@ -69,23 +72,54 @@ def _is_safe(address: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"))
 
 
-def _check_safe(address: str) -> str:
-    if not _is_safe(address):
-        raise InputError(f"{address}: refused", "expected https")
-    return address
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect that leaves HTTPS: whoever answers in plain HTTP could send anything."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not _is_safe(newurl) or (urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https"):
+            raise InputError(f"{req.full_url}: redirects to {newurl}: refused", "expected https")
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if found is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            found.remove_header("Authorization")  # the password is for the first host
+        return found
+
+
+def _request(address: str) -> urllib.request.Request:
+    """The request, with a user and password in the address as a header, since urllib does not read them.
+
+    Raises:
+        InputError: it is plain HTTP on another machine, or no address.
+    """
+    address = full(address)
+    try:
+        if not _is_safe(address):
+            raise InputError(f"{address}: refused", "expected https")
+        parts = urlsplit(address)
+        user, found, host = parts.netloc.rpartition("@")
+        request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    except ValueError:
+        raise InputError(f"{address}: not an address", "expected https://HOST/PATH") from None
+    if found:
+        request.add_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
+    return request
 
 
 def open_url(address: str, seconds: float) -> Any:
-    """The open response, or OSError after `seconds`.
+    """The open response, or OSError after `seconds`. Only HTTPS, or plain HTTP on this machine, also when redirected.
 
     The request runs in a thread: DNS lookup has no timeout, and urlopen's applies to each resolved address.
+
+    Raises:
+        InputError: the address, or one that it redirects to, is plain HTTP on another machine.
     """
+    asked = _request(address)
+    opener = urllib.request.build_opener(_SafeRedirects)
     results: queue.Queue[Any] = queue.Queue()
 
     def request() -> None:
         try:
-            results.put(urllib.request.urlopen(address, timeout=TIMEOUT))
-        except (OSError, http.client.HTTPException) as error:
+            results.put(opener.open(asked, timeout=TIMEOUT))
+        except (OSError, http.client.HTTPException, InputError) as error:
             results.put(error)
 
     threading.Thread(target=request, name="download", daemon=True).start()
@@ -99,10 +133,10 @@ def open_url(address: str, seconds: float) -> Any:
 
 
 def _fetch(address: str, path: Path, checksum: str, patience: float, most: int | None = None) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = atomic_files.temporary_name(path)
     total = hashlib.sha256()
     try:
-        with open_url(address, patience) as reply, temporary.open("wb") as file:
+        with open_url(address, patience) as reply, temporary.open("xb") as file:
             length = reply.headers.get("Content-Length")
             expected, done = int(length) if length else None, 0
             while block := reply.read(BLOCK):
@@ -134,10 +168,13 @@ def read_url(address: str, most: int) -> bytes:
         InputError: it is plain HTTP on another machine, or larger.
     """
     try:
-        with open_url(_check_safe(address), TIMEOUT) as reply:
+        with open_url(address, TIMEOUT) as reply:
             found = reply.read(most + 1)
     except (OSError, http.client.HTTPException) as error:
-        raise MachineError(f"{address}: {getattr(error, 'reason', error)}", hint="is the server up?") from None
+        refused = isinstance(error, urllib.error.HTTPError) and error.code in (401, 403)
+        hint = "--set data.path=ADDRESS with its signature or password: it is not stored" if refused else None
+        reason = f"{address}: {getattr(error, 'reason', error)}"
+        raise MachineError(reason, hint=hint or "is the server up?") from None
     if len(found) > most:
         raise InputError(f"{address}: more than {most} bytes", "expected an index of shards")
     return bytes(found)

@@ -20,7 +20,8 @@ from PIL import Image
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.webdataset.order import LANES, shard_order
-from bigmodel_cli.data.webdataset.stream import ShardStream, evict_shards, make_index, read_shard_index, shard_stream
+from bigmodel_cli.data.webdataset.shard_index import read_shard_index
+from bigmodel_cli.data.webdataset.stream import ShardStream, evict_shards, make_index, shard_stream
 
 SHARDS, EACH = 17, 8
 

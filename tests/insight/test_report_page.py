@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bigmodel_cli.insight.report import read_events, write_report
+from bigmodel_cli.core.event_log import read_events
+from bigmodel_cli.insight.report import write_report
 
 VOID = {"meta", "line", "circle", "polyline"}
 

@@ -12,14 +12,12 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import torch
 from pydantic import Field
@@ -30,87 +28,15 @@ from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.recipe import cache_root
 from bigmodel_cli.core.registry import data, natural
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec
-from bigmodel_cli.data.download import download, read_url
+from bigmodel_cli.data.download import download
 from bigmodel_cli.data.image.decode_cache import by_last_use, limit_bytes
 from bigmodel_cli.data.image.listing import Item
 from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.data.webdataset.images import shard_items, split_of
 from bigmodel_cli.data.webdataset.order import next_shards, shard_order
+from bigmodel_cli.data.webdataset.shard_index import Shard, read_shard_index
 
-MAX_INDEX_BYTES = 64 * 2**20  # bytes
-MAX_SHARD_BYTES = 64 * 2**30
 MAX_OPEN = 64  # shards open at a time, with their lists of samples in memory
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar: its location (a URL or a path), number of samples, size in bytes and SHA-256."""
-
-    location: str
-    count: int
-    size: int
-    sha256: str
-
-    @property
-    def remote(self) -> bool:
-        return "://" in self.location
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """The content of the index file; shards by split."""
-
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    splits: dict[str, tuple[Shard, ...]]
-    fingerprint: str
-
-
-def is_address(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
-
-
-def read_shard_index(where: str) -> ShardIndex:
-    """Read the index at `where`, a path or a URL; the shards' locations are relative to it.
-
-    Raises:
-        InputError: it is not such an index, or points outside its folder.
-        MachineError: it cannot be reached.
-    """
-    raw = read_url(where, MAX_INDEX_BYTES) if is_address(where) else _read_file(Path(where).expanduser())
-    try:
-        about = json.loads(raw)
-        splits: dict[str, tuple[Shard, ...]] = {}
-        for entry in about["shardlist"]:
-            location = _resolve_location(where, entry["url"])
-            shard = Shard(location, int(entry["nsamples"]), int(entry["bytes"]), str(entry["sha256"]))
-            if not (0 < shard.count <= 1 << 32 and 0 < shard.size <= MAX_SHARD_BYTES and len(shard.sha256) == 64):
-                raise ValueError(f"{entry['url']}: nsamples, bytes or sha256")
-            split = str(entry.get("split", "train"))
-            splits[split] = (*splits.get(split, ()), shard)
-        classes = tuple(map(str, about["classes"]))
-        mean, std = (tuple(map(float, about[k])) for k in ("mean", "std"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{where}: {error!r}"[:180], "expected what `bigmodel data index` writes") from None
-    if "train" not in splits or not classes or set(splits) - {"train", "val", "test"}:
-        raise InputError(f"{where}: splits {', '.join(splits)}, {len(classes)} classes", "expected train and classes")
-    return ShardIndex(classes, mean, std, splits, hashlib.sha256(raw).hexdigest())
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_INDEX_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "expected the index of shards, or its address") from None
-
-
-def _resolve_location(index: str, url: str) -> str:
-    """A shard's URL or path, which must be below the folder of the index."""
-    if not isinstance(url, str) or "://" in url or url.startswith("/") or ".." in Path(url).parts:
-        raise ValueError(f"{url!r} leads out of the index's folder")
-    return urljoin(index, url) if is_address(index) else str(Path(index).expanduser().absolute().parent / url)
 
 
 class ShardStream:
@@ -237,13 +163,14 @@ def shard_stream(
     root: Path,
     *,
     path: Annotated[str, Field(description="of the index, or its http(s) URL")],
+    sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$", description="of the index; null: any")] = None,
     size: Annotated[int, Field(ge=8, le=2048)] = 224,
     crop: Annotated[float, Field(ge=0.5, le=1)] = 0.875,
     channels: Literal[1, 3] = 3,
     window: Annotated[int, Field(gt=0, description="samples shuffled together, after shuffling the shards")] = 8192,
 ) -> DataBundle:
     """WebDataset image shards streamed from a web server or a folder, fetched as training reaches them."""
-    index = read_shard_index(path)
+    index = read_shard_index(path, sha256)
     side = round(size / crop)
     splits = dict(index.splits)
     if "val" not in splits:

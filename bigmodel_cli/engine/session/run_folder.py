@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from bigmodel_cli.core import atomic_files, registry
+from bigmodel_cli.core.addresses import scrub
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.event_log import read_events, read_status
 from bigmodel_cli.core.owners import current_owner
@@ -203,7 +204,7 @@ class RunFolder:
         """
         assert self._events is not None
         self.loggers.open(self.path)
-        line = json.dumps(finite(event)) + "\n"
+        line = scrub(json.dumps(finite(event))) + "\n"
         try:
             self._events.write(line)
         except OSError as error:
@@ -231,7 +232,7 @@ class RunFolder:
         Raises:
             MachineError: the disk is full.
         """
-        atomic_files.write_text(self.path / name, text)
+        atomic_files.write_text(self.path / name, scrub(text))
 
 
 class ReadOnlyRunFolder(RunFolder):
