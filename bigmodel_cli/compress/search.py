@@ -281,7 +281,10 @@ def record_death(folder: Path, signal_name: str) -> None:
 def died_of(folder: Path) -> str | None:
     """The signal that ended the try in `folder`, or None."""
     file = folder / DIED
-    return str(json.loads(file.read_text(encoding="utf-8"))["signal"]) if file.is_file() else None
+    try:
+        return str(dict(json.loads(read_regular(file, MAX_STATE))).get("signal")) if file.is_file() else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _apply(entry: Entry, given: Mapping[str, Any], work: Work) -> None:
