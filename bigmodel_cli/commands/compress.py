@@ -96,7 +96,7 @@ def _died(given: Mapping[str, Any], child: int, signal_name: str) -> BigmodelErr
         what = f"{given['method'] or 'compress'}: its process was ended by {signal_name}"
         cause = "out of memory, or a fault in the runtime" if signal_name == "SIGKILL" else "a fault in the runtime"
         raise MachineError(what, cause, "another --method; the checkpoint is unchanged")
-    from bigmodel_cli.compress.search import record_death
+    from bigmodel_cli.compress.candidate_files import record_death
 
     remove_leftovers(Path(step))
     record_death(Path(step), signal_name)
@@ -204,7 +204,7 @@ def _compress(
     with current_step(str(out)):
         source, point = judge.point_of_source(), judge.point(entry.name, artefact)
         fp32 = fp32_beside(Work(trained, recipe, data, artefact, _display(json)), judge, point)
-    from bigmodel_cli.compress.search import write_json
+    from bigmodel_cli.compress.candidate_files import write_json
 
     write_json(out / "point.json", point.to_dict())
     if json:

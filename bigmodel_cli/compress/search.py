@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.compress.candidate_files import MAX_STATE, died_of, write_json
 from bigmodel_cli.compress.prune import write_pruned
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
@@ -34,11 +35,8 @@ from bigmodel_cli.export.folder import first_line, is_export
 RATIOS = (0.3, 0.5, 0.7, 0.85)
 """The fractions of each layer's channels to try pruning."""
 
-DIED = "died.json"
-
 SIZE_TOLERANCE = 1.1
 """Sizes within this factor count as equal."""
-MAX_STATE = 1 << 24  # bytes of a JSON file
 
 
 @dataclass(frozen=True)
@@ -273,20 +271,6 @@ class Search:
         return replace(point, path=str(target))
 
 
-def record_death(folder: Path, signal_name: str) -> None:
-    """Note that the process that worked on the try in `folder` was ended by a signal: it is not tried again."""
-    write_json(folder / DIED, {"signal": signal_name})
-
-
-def died_of(folder: Path) -> str | None:
-    """The signal that ended the try in `folder`, or None."""
-    file = folder / DIED
-    try:
-        return str(dict(json.loads(read_regular(file, MAX_STATE))).get("signal")) if file.is_file() else None
-    except (ValueError, TypeError):
-        return None
-
-
 def _apply(entry: Entry, given: Mapping[str, Any], work: Work) -> None:
     entry(work, **entry.options(dict(given), "compress"))
 
@@ -299,10 +283,3 @@ def _plain_export(runtime: str, work: Work) -> None:
     from bigmodel_cli.export.proof import prove
 
     prove(work.subject(), runtime, work.out, overwrite=True, seconds=0.2)
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    from bigmodel_cli.core.types import finite
-
-    raw = (json.dumps(finite(values), indent=2) + "\n").encode()
-    atomic_files.replace(file, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))
