@@ -20,7 +20,7 @@ import bigmodel_cli
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.supervised import supervised
 from bigmodel_cli.core.children import isolate_children
-from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
+from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, as_machine_error
 from bigmodel_cli.core.registry import commands
 
 IMPORT = "Run a Python file that registers your own components first."
@@ -172,7 +172,8 @@ def _exit_fast() -> None:
 
 
 def _run() -> None:
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a script's background job ignores it
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except BigmodelError as error:
@@ -184,6 +185,9 @@ def _run() -> None:
         _exit(128 + signal.SIGPIPE)
     except Exception as error:
         _reraise_in_debug()
+        if (known := as_machine_error(error)) is not None:
+            console.error(known)
+            _exit(known.exit_code)
         hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug COMMAND shows the traceback"])
         console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint))
         _exit(1)

@@ -13,7 +13,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands.options import RunOptions, complete
 from bigmodel_cli.commands.recipe_layers import expand_hub_model, tokenizer_layer
 from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.commands.train import run_training
+from bigmodel_cli.commands.train import run_training, saved_recipe
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
@@ -72,9 +72,15 @@ def finetune(
         bigmodel finetune resnet18 --from resnet18.safetensors --data mnist
 
         bigmodel finetune timm:resnet18 --pretrained --data cifar10 --lora 8
+
+        bigmodel finetune --resume --out runs/resnet18-digits-2
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the variable that huggingface_hub reads
+    names_start = checkpoint is not None or pretrained or options.model is not None or options.recipe is not None
+    if options.resume and (not names_start or method == "auto"):  # the run knows its start, and what auto chose
+        run_training([*saved_recipe(options.out), *options.flag_layers()], options)
+        return
     layers = expand_hub_model(options.recipe_layers(), pretrained)
     if checkpoint is not None:
         _check_pin(checkpoint, layers)

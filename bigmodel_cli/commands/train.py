@@ -47,7 +47,7 @@ def train(
     """
     named = named_layers(options.model, options.recipe)
     if options.resume and not named:
-        named = _saved_recipe(options.out)
+        named = saved_recipe(options.out)
     layers = expand_hub_model([*named, *options.flag_layers()], weights=False)
     if lr_find:
         _range_test(layers, options.out, options.json)
@@ -55,7 +55,12 @@ def train(
         run_training(layers, options)
 
 
-def _saved_recipe(out: Path | None) -> list[Layer]:
+def saved_recipe(out: Path | None) -> list[Layer]:
+    """The recipe of the run in `out`, to resume it.
+
+    Raises:
+        InputError: there is none.
+    """
     from bigmodel_cli.core.recipe import complete
     from bigmodel_cli.core.resolve import document_layer
     from bigmodel_cli.core.strict_yaml import read_yaml

@@ -6,11 +6,14 @@ They are raised where the problem is found, and turned into text only in ``cli.p
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from bigmodel_cli.core.addresses import scrub
 
 MAX_LINE = 200
+NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|[Cc]annot allocate memory|bad_alloc")
+"""What libraries write in a RuntimeError where memory runs out."""
 
 
 class BigmodelError(Exception):
@@ -84,3 +87,20 @@ def shorten(names: Sequence[str]) -> str:
 
 class LostRank(MachineError):
     """Another process of the job exited or does not answer. That process reports its own error."""
+
+
+def as_machine_error(error: BaseException) -> BigmodelError | None:
+    """What an error from the system or a library says of the machine; None where it says nothing of it."""
+    if isinstance(error, BigmodelError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedRun(2, "interrupted")
+    named = type(error).__name__
+    if isinstance(error, MemoryError) or named == "OutOfMemoryError" or NO_MEMORY.search(str(error)):
+        return MachineError("out of memory", hint="a smaller --batch-size, or a machine with more memory")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bigmodel_cli"):
+        return MachineError(f"{error.name} is not installed", hint=f"pip install {error.name.partition('.')[0]}")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return MachineError(f"{place}{error.strerror or error}", hint="bigmodel --debug COMMAND shows where")
+    return None

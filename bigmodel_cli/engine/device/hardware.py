@@ -25,3 +25,12 @@ def memory_bytes() -> tuple[int, int]:
     lines = Path("/proc/meminfo").read_text().splitlines()
     sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}
     return sizes["MemAvailable"], sizes["MemTotal"]
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory since it started; 0 where it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -24,9 +24,10 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.engine.device.hardware import oom_kills
 from bigmodel_cli.engine.device.ranks import ATTEMPT_VARIABLE, local_address_to
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SIGNAL_CODES = tuple(128 + number for number in SIGNALS)
 FINAL_CODES = (2, 4, 128 + signal.SIGPIPE, *SIGNAL_CODES)
 """Exit codes after which a restart would fail the same way: bad input, diverged, stopped from outside."""
@@ -68,13 +69,14 @@ class Agent(LocalElasticAgent):
     codes: dict[int, int]
     signalled: bool = False
     """Whether a signal from outside was forwarded to the workers."""
+    running: frozenset[int] = frozenset()
+    """The ranks that still ran when this agent began to stop the workers: it ended them, nothing else did."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
-            self.codes = root_failures(
-                {rank: failure.exitcode for rank, failure in result.failures.items()}, self.signalled
-            )
+            codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            self.codes = root_failures(codes, self.signalled, self.running)
             if any(code in FINAL_CODES for code in self.codes.values()):
                 self._remaining_restarts = 0
         return result
@@ -91,9 +93,16 @@ class Agent(LocalElasticAgent):
         os.environ[ATTEMPT_VARIABLE] = worker_group.store.compare_set("bigmodel-round", "", attempt).decode()
         started = super()._start_workers(worker_group)
         assert self._pcontext is not None
-        close = self._pcontext.close
-        # The default gives a rank that waits for a lost one half a minute to exit.
-        self._pcontext.close = lambda death_sig=None, timeout=30: close(death_sig, min(timeout, KILL_AFTER_SECONDS))  # type: ignore[method-assign]
+        context, close = self._pcontext, self._pcontext.close
+
+        def close_sooner(death_sig: Any = None, timeout: int = 30) -> None:
+            """The default gives a rank that waits for a lost one half a minute to exit."""
+            handlers = getattr(context, "subprocess_handlers").items()  # noqa: B009  # of a type that torch does not name
+            alive = [local for local, handler in handlers if handler.proc.poll() is None]
+            self.running = frozenset(worker_group.workers[local].global_rank for local in alive)
+            close(death_sig, min(timeout, KILL_AFTER_SECONDS))
+
+        self._pcontext.close = close_sooner  # type: ignore[method-assign]
         return started
 
     def forward_signal(self, number: int) -> None:
@@ -115,6 +124,7 @@ def start(plan: LaunchPlan, arguments: list[str], on_lost_host: Callable[[Machin
         MachineError: the hosts did not join the rendezvous, or its host was lost.
     """
     _set_environment(plan)
+    killed_before = oom_kills()
     parameters = _rendezvous_parameters(plan)
     if not parameters.get_as_bool("is_host"):
         watch = (parameters.endpoint, on_lost_host)
@@ -135,7 +145,7 @@ def start(plan: LaunchPlan, arguments: list[str], on_lost_host: Callable[[Machin
         raise MachineError(
             "the rendezvous is closed", "it has enough hosts without this one", "use the same --nnodes on all hosts"
         )
-    return exit_code(agent.codes) if result.is_failed() else 0
+    return exit_code(agent.codes, oom_kills() > killed_before) if result.is_failed() else 0
 
 
 def _set_environment(plan: LaunchPlan) -> None:
@@ -145,7 +155,7 @@ def _set_environment(plan: LaunchPlan) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // plan.processes, 1))
     os.environ["BIGMODEL_LAUNCHER"] = str(os.getpid())
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are handled by `start`
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are handled by `start`
 
 
 def _rendezvous_parameters(plan: LaunchPlan) -> RendezvousParameters:
@@ -215,15 +225,20 @@ def _watch_rendezvous(endpoint: str, on_lost_host: Callable[[MachineError], None
     os._exit(MachineError.exit_code)
 
 
-def root_failures(codes: dict[int, int], signalled: bool) -> dict[int, int]:
-    """`codes` without those of ranks that the agent stopped because another rank had failed."""
+def root_failures(codes: dict[int, int], signalled: bool, running: Collection[int] = ()) -> dict[int, int]:
+    """`codes` without those of ranks that the agent stopped because another rank had failed.
+
+    `running` are the ranks that ran until then. One that does not answer, being suspended, is killed in the end.
+    """
     stopped = (*SIGNAL_CODES, -signal.SIGTERM)
-    others = {rank: code for rank, code in codes.items() if code not in stopped}
+    others = {rank: code for rank, code in codes.items() if code not in stopped and rank not in running}
     return codes if signalled or not others else others
 
 
-def exit_code(codes: dict[int, int]) -> int:
+def exit_code(codes: dict[int, int], out_of_memory: bool = False) -> int:
     """One exit code for the ranks' `codes`: final ones first, then a bug, then a failure of the machine.
+
+    `out_of_memory`: whether the kernel ended a process for want of memory during the job.
 
     Raises:
         MachineError: a signal killed a rank, and no other rank failed by itself.
@@ -235,7 +250,7 @@ def exit_code(codes: dict[int, int]) -> int:
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if killed:
         rank, number = next(iter(killed.items()))
-        why = "; out of memory?" if number == signal.SIGKILL else ""
+        why = "; the kernel was out of memory" if number == signal.SIGKILL and out_of_memory else ""
         raise MachineError(
             f"rank {rank} was killed by {signal.Signals(number).name}{why}",
             hint="bigmodel train --resume --out RUN; --max-restarts 3 resumes by itself",
@@ -250,7 +265,9 @@ def _forwarding_signals(forward: Callable[[int], None]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         forward(number)
 
-    before: dict[Any, Any] = {number: signal.signal(number, handle) for number in SIGNALS}
+    # One that is ignored, as SIGHUP under nohup, stays ignored.
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before: dict[Any, Any] = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:

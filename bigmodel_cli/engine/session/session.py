@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.errors import BigmodelError, DivergedError, InterruptedRun
+from bigmodel_cli.core.errors import BigmodelError, DivergedError, InterruptedRun, as_machine_error
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
 from bigmodel_cli.engine.build.digest import assert_unchanged, digest
@@ -190,6 +190,10 @@ def _build_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
             folder.status("failed", 128 + signal.SIGPIPE, _step(built), None, "output pipe closed")
             raise
         except Exception as error:
+            if (known := as_machine_error(error)) is not None:
+                with contextlib.suppress(BigmodelError):
+                    folder.status("failed", known.exit_code, _step(built), None, known.line)
+                raise
             with contextlib.suppress(BigmodelError):
                 folder.write_text("crash.log", traceback.format_exc())
                 error.add_note(f"the traceback is in {folder.path / 'crash.log'}")

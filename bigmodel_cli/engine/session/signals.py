@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import termios
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from bigmodel_cli.core.errors import InterruptedRun
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 NOTHING = "stopped before the first step: nothing to save"
 
 
 class StopFlag:
-    """While active, SIGTERM, SIGINT and SIGUSR1 set ``signum``. A second SIGINT stops at once.
+    """While active, the SIGNALS set ``signum``; SIGHUP is a lost terminal. A second SIGINT stops at once.
+
+    A signal that the process was started to ignore, as by ``nohup``, stays ignored.
 
     As long as there is nothing to save (``at_once``), any of these signals stops the run at once.
     """
@@ -23,6 +27,7 @@ class StopFlag:
         self.signum: int | None = None
         self.at_once = True
         self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     @property
     def requested(self) -> bool:
@@ -31,7 +36,8 @@ class StopFlag:
     def __enter__(self) -> Self:
         # Python allows signal handlers only in the main thread. In other threads the flag is never set.
         if threading.current_thread() is threading.main_thread():
-            self._previous_handlers = {s: signal.signal(s, self._handle) for s in SIGNALS}
+            heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            self._previous_handlers = {s: signal.signal(s, self._handle) for s in heeded}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -50,9 +56,21 @@ class StopFlag:
             raise InterruptedRun(self.signum, NOTHING)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            self._drop_lost_terminal()
         repeated = self.signum == signal.SIGINT and signum == signal.SIGINT
         self.signum = signum
         if self.at_once:
             raise InterruptedRun(signum, NOTHING)
         if repeated:
             raise InterruptedRun(signum, "interrupted twice: stopped at once, nothing more was saved")
+
+    def _drop_lost_terminal(self) -> None:
+        """Write nowhere from here on if the terminal is gone: a write would fail before the checkpoint is saved."""
+        for descriptor in self._terminals:
+            try:
+                termios.tcgetattr(descriptor)
+            except termios.error:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

@@ -1,0 +1,143 @@
+"""Ends that used to be wrong: a lost terminal, a signal that is ignored, a suspended rank, a resumed fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import environment
+from nursery import Nursery
+
+from bigmodel_cli.core.errors import InterruptedRun, MachineError, as_machine_error
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.distributed.launcher import exit_code, root_failures
+from bigmodel_cli.engine.session.signals import StopFlag
+
+BIGMODEL = Path(sys.executable).with_name("bigmodel")
+LONG = ["train", "mlp", "--data", "digits", "--epochs", "100000", "--out", "run"]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 250
+    while not path.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+
+
+def test_a_lost_terminal_saves_and_ends(tmp_path: Path) -> None:
+    """The window is closed: the kernel sends SIGHUP, and every write to the terminal fails from then on."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [BIGMODEL, *LONG], cwd=tmp_path, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    deadline = time.monotonic() + 250
+    while not (tmp_path / "run/last.pt").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        try:
+            os.read(ours, 1 << 16)  # as a terminal does, or the writer waits for ever
+        except BlockingIOError:
+            time.sleep(0.02)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "interrupted" and status["exit_code"] == 129
+    assert checkpoint.load(tmp_path / "run/last.pt")["progress"]["step"] == status["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    """``nohup`` and a script's background job start a process that ignores it."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop.requested
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)  # negative control
+        assert signal.getsignal(number) == signal.SIG_IGN
+        signal.signal(number, signal.SIG_DFL)
+        with StopFlag() as stop, pytest.raises(InterruptedRun):  # negative control
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_background_job_of_a_script_does_not_hear_ctrl_c(tmp_path: Path) -> None:
+    command = f"trap '' INT; exec {BIGMODEL} {' '.join(LONG)}"
+    process = subprocess.Popen(["sh", "-c", command], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "run/last.pt", process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+
+
+def test_fine_tuning_goes_on_as_its_help_says(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    assert run_cli("train", "perceptron", "--data", "digits", "--max-steps", 4, "--out", "first").returncode == 0
+    tune = ["finetune", "--from", "first", "--data", "digits"]
+    assert run_cli(*tune, "--epochs", 1, "--out", "second").returncode == 0
+    done = run_cli("finetune", "--resume", "--out", "second", "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "second/last.pt")["progress"]["epoch"] == 2
+    gone = run_cli("finetune", "--resume", "--out", "third")
+    assert gone.returncode == 2 and "no run to resume" in gone.stderr
+    gone = run_cli("finetune", "--resume")
+    assert gone.returncode == 2 and "no run named" in gone.stderr
+
+
+def test_a_suspended_rank_is_not_said_to_be_out_of_memory() -> None:
+    """Rank 1 is suspended: rank 0 gives up on it with exit code 3, and the launcher kills rank 1 in the end."""
+    codes = {0: 3, 1: -signal.SIGKILL}
+    assert exit_code(root_failures(codes, False, running={1})) == 3
+    with pytest.raises(MachineError, match="rank 1 was killed by SIGKILL") as killed:  # negative control
+        exit_code(root_failures(codes, False))
+    assert "memory" not in str(killed.value)
+    with pytest.raises(MachineError, match="the kernel was out of memory"):
+        exit_code({1: -signal.SIGKILL}, out_of_memory=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device", "/x/y"), 3, "/x/y: No space left on device"),
+        (PermissionError(13, "Permission denied", "f"), 3, "f: Permission denied"),
+        (MemoryError(), 3, "out of memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), 3, "memory"),
+        (RuntimeError("CUDA error: out of memory"), 3, "out of memory"),
+        (ModuleNotFoundError("No module named 'sacrebleu'", name="sacrebleu"), 3, "sacrebleu is not installed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_what_the_machine_did_is_not_our_bug(error: BaseException, code: int, words: str) -> None:
+    found = as_machine_error(error)
+    assert found is not None and found.exit_code == code and words in found.line
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), RuntimeError("shapes differ"), TypeError()])
+def test_what_is_our_bug_stays_one(error: Exception) -> None:
+    """Negative control."""
+    assert as_machine_error(error) is None
+
+
+def test_output_that_is_gone_does_not_lose_the_run(tmp_path: Path) -> None:
+    """A full disk behind stdout: the run ends with its checkpoint, and not as a bug."""
+    with Nursery(tmp_path) as nursery:
+        code, child = nursery.run("train", "perceptron", "--data", "digits", "--max-steps", 3, "--out", "run")
+        assert code == 0, child.error
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [BIGMODEL, "eval", "run", "--json"], cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 3 and b"a bug" not in done.stderr, done.stderr
