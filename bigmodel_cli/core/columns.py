@@ -29,6 +29,8 @@ USUAL: dict[str, tuple[str, ...]] = {
 OPTIONAL = ("split", "group")
 INDEXES = ("", "index", "unnamed_0", "row")
 """Columns that number the rows; they are never the one that is left."""
+NO_LABELS = (*USUAL["image"], *USUAL["text"], "uid", "uuid", "key", "url", "date", "title", "name")
+"""Columns that are not taken for the label only because no other is left."""
 
 
 def read_columns(given: str) -> dict[str, str]:
@@ -119,7 +121,8 @@ def choose_columns(
     missing = [role for role in roles if role not in places and role not in OPTIONAL]
     taken = {i for columns in places.values() for i in columns}
     left = [i for i in range(len(header)) if i not in taken and plain[i] not in INDEXES]
-    if missing == ["label"] and len(left) == 1 and places and remaining and not numbered and len(header) <= 3:
+    lone = len(left) == 1 and plain[left[0]] not in NO_LABELS and len(header) <= 3
+    if missing == ["label"] and lone and places and remaining and not numbered:
         places["label"], missing = (left[0],), []
         guessed.append(f"label: the column {header[left[0]]!r}, the only other one")
         left = []

@@ -187,8 +187,9 @@ def _is_quoted(path: Path, encoding: str, separator: str, first_line: int) -> bo
                 if cells and len(cells) != width:
                     return False
                 literal = [line.rstrip("\r\n").split(separator) for line in lines]
+                doubled = any(QUOTE * 2 in line for line in lines)
                 lines.clear()
-                if len(literal) > 1 and width > 1 and all(len(row) == width for row in literal):
+                if len(literal) > 1 and width > 1 and not doubled and all(len(row) == width for row in literal):
                     return False  # each of these lines is a row, and the quotation marks in them are not a pair
                 if len(literal) > 1 or len(literal[0]) != len(cells):
                     needed = True

@@ -50,7 +50,7 @@ def read_objects(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number and the object of each non-empty line, or of each item of the array in a ``.json`` file.
 
-    A ``.json`` file may also have lines, or one object whose only list holds the items.
+    A ``.json`` file may also have lines, or one object that holds them, as ``{"data": [...]}``.
 
     Raises:
         InputError: see :func:`read_records`; a line is not in the encoding.
@@ -71,12 +71,19 @@ def read_objects(
             raise InputError(f"{path}:{number + 1}: not {encoding}: {error}", "expected JSON") from None
 
 
+def _wrapped(value: dict[str, Any]) -> list[Any] | None:
+    """The items in an object that only holds them, as ``{"data": [...]}``; None if it is an item itself."""
+    lists = [value[name] for name in ("data", "rows", "examples", "items", "records") if name in value]
+    return lists[0] if len(lists) == 1 and isinstance(lists[0], list) else None
+
+
 def _has_lines(path: Path, encoding: str) -> bool:
     """Whether the first line that is not empty is an object by itself."""
     with open_text(path, encoding, newline="\n") as file:
         try:
             first = next((line for line in iter(lambda: file.readline(MAX_LINE_CHARS), "") if line.strip()), "{}")
-            return isinstance(json.loads(first), dict)
+            found = json.loads(first)
+            return isinstance(found, dict) and _wrapped(found) is None
         except (ValueError, RecursionError):
             return False
 
@@ -87,8 +94,7 @@ def _items(path: Path, encoding: str, fields: Mapping[str, Check]) -> Iterator[t
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}", "expected an array of objects, or one object a line") from None
     if isinstance(whole, dict):
-        lists = [value for value in whole.values() if isinstance(value, list)]
-        whole = lists[0] if len(lists) == 1 else whole
+        whole = _wrapped(whole) or whole
     if not isinstance(whole, list):
         raise InputError(f"{path}: {kind_of(whole)}", "expected an array of objects, or one object a line")
     for number, row in enumerate(whole, 1):

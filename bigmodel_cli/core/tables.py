@@ -62,13 +62,21 @@ class Table:
         Raises:
             InputError: a row cannot be read, or has more or fewer cells than the header; the message names its line.
         """
-        rows = self._objects() if self.dialect is None else self._cells(self.dialect)
         places = [self.chosen.places.get(role) for role in roles]
-        for line, cells in rows:
-            values = [None if at is None else _value(cells, at) for at in places]
-            if MISSING in values:
-                values = [self._present(line, role, value) for role, value in zip(roles, values, strict=True)]
-            yield line, values
+        single = [-1 if at is None else at[0] for at in places]
+        plain = all(at is None or len(at) == 1 for at in places)
+        if self.dialect is not None:
+            for line, cells in self._cells(self.dialect):
+                if plain:
+                    yield line, [cells[i] if i >= 0 else None for i in single]
+                else:
+                    yield line, [None if at is None else _value(cells, at) for at in places]
+        else:
+            for line, row in self._objects():
+                values = [None if at is None else _value(row, at) for at in places]
+                if MISSING in values:
+                    values = [self._present(line, role, value) for role, value in zip(roles, values, strict=True)]
+                yield line, values
         if self.blank and not self._told:
             self._told = True
             self.notes.append(f"{self.path.name}: {self.blank:,} empty rows not used")
@@ -95,7 +103,7 @@ class Table:
                 raise InputError(
                     what, f"the {'header' if dialect.header else 'first row'} has {width}", _quoting(dialect)
                 )
-            if not any(cells) or not any(cell.strip() for cell in cells):
+            if (not cells[0] or cells[0].isspace()) and not any(cell.strip() for cell in cells):
                 self.blank += 1
                 continue
             yield line, cells

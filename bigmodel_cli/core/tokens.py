@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -93,8 +94,7 @@ class WordTokenizer:
         self.known = {token: i for token, i in self.ids.items() if token not in self.special}
 
     def encode(self, text: str) -> Sequence[int]:
-        unknown = self.special[UNKNOWN]
-        return [self.known.get(word, unknown) for word in split_words(text)]
+        return list(map(self.known.get, split_words(text), itertools.repeat(self.special[UNKNOWN])))
 
     def decode(self, ids: Sequence[int]) -> str:
         hidden = {i for token, i in self.special.items() if token != UNKNOWN}
@@ -154,7 +154,7 @@ def char_vocabulary(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple
 
 def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
     """The vocabulary of a word tokenizer: special tokens, then up to `most` words that occur `least` times or more."""
-    counts = Counter(word for text in texts for word in split_words(text))
+    counts = Counter(itertools.chain.from_iterable(map(split_words, texts)))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
 

@@ -80,8 +80,12 @@ def build_labelled(
     context: int,
     root: Path,
     notes: Sequence[str] = (),
+    digest: str | None = None,
 ) -> DataBundle:
-    """Build the bundle from the texts and labels of each split. A new vocabulary comes from the train split only."""
+    """Build the bundle from the texts and labels of each split. A new vocabulary comes from the train split only.
+
+    `digest` is that of :func:`digest_of`, if it is known.
+    """
     spec = text_spec(splits, tokens, like, context, root).with_(classes=tuple(classes))
 
     @functools.cache
@@ -92,7 +96,8 @@ def build_labelled(
             raise InputError(f"{split}: {len(rows)} texts now", f"it had {len(part.labels)} when the run began")
         return LabelledTexts(rows, torch.tensor(part.labels, dtype=torch.int64), spec, split)
 
-    return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest_of(splits), notes)
+    loaders = {split: functools.partial(load, split) for split in splits}
+    return DataBundle(spec, loaders, digest or digest_of(splits), notes)
 
 
 def text_spec(

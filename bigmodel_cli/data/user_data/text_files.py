@@ -94,8 +94,8 @@ def labelled_file(
 ) -> DataBundle:
     """Your own labelled texts: a table or JSON with `text` and `label`, optionally `split`; or one a split."""
     notes = list[str]()
-    splits, classes = labelled_splits(Path(path).expanduser(), columns, group_by, encoding, notes)
-    return build_labelled(splits, classes, tokenizer, as_text_spec(like), context, root, notes)
+    splits, classes, digest = labelled_splits(Path(path).expanduser(), columns, group_by, encoding, notes)
+    return build_labelled(splits, classes, tokenizer, as_text_spec(like), context, root, notes, digest)
 
 
 @data.register(

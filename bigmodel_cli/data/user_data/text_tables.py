@@ -5,6 +5,7 @@ A row is read when it is needed and not held: a first pass finds the splits and 
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,8 @@ class SplitRows:
     def texts(self) -> Iterator[tuple[str, str | None]]:
         """Each text and its group; None without a group column."""
         for table, line, (text, group) in self.values("text", "group"):
-            yield as_text(text, table.located(line), "text"), None if group is None else f"group {group}"
+            plain = text if type(text) is str else as_text(text, table.located(line), "text")
+            yield plain, None if group is None else f"group {group}"
 
 
 def find_splits(
@@ -124,10 +126,31 @@ def _row_split(table: Table, line: int, named: Any) -> str:
     return split
 
 
+class ContentDigest:
+    """Digests the texts of the first pass, as :func:`digest_of` would, if they are of one split."""
+
+    def __init__(self) -> None:
+        self._total, self._splits, self._count = hashlib.sha256(b"[(["), set[str](), 0
+
+    def add(self, split: str, text: str) -> None:
+        if split not in self._splits:
+            self._splits.add(split)
+        if len(self._splits) == 1:
+            self._total.update(((", " if self._count else "") + repr(text)).encode("utf-8", "surrogatepass"))
+            self._count += 1
+
+    def finish(self, splits: Mapping[str, SplitRows]) -> str | None:
+        """The digest; None if there is more than one split."""
+        if len(self._splits) != 1:
+            return None
+        self._total.update(f"], {list(splits[next(iter(self._splits))].labels)!r})]".encode())
+        return self._total.hexdigest()
+
+
 def labelled_splits(
     path: Path, given: Mapping[str, str] | None, group_by: str | None, encoding: str, notes: list[str]
-) -> tuple[dict[str, SplitRows], list[str]]:
-    """The splits of labelled texts, and the classes, sorted by name.
+) -> tuple[dict[str, SplitRows], list[str], str | None]:
+    """The splits of labelled texts, the classes, sorted by name, and the digest of it all if it is known already.
 
     Raises:
         InputError: a label is empty, or see :func:`find_splits`.
@@ -139,15 +162,19 @@ def labelled_splits(
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
         text, label = values
         name = cells.read(label, lambda: table.located(line))
-        if not (text if type(text) is str else as_text(text, table.located(line), "text")).strip():
+        simple = type(text) is str and text.isascii() and "\0" not in text
+        plain = text if simple else as_text(text, table.located(line), "text")
+        if not plain or plain.isspace():
             return "an empty text"
+        digest.add(split, plain)
         labels.setdefault(split, array("i")).append(ids.setdefault(name, len(ids)))
         return None
 
+    digest = ContentDigest()
     splits = find_splits(path, ("text", "label"), given, group_by, encoding, notes, accept)
     classes = sorted(ids)
     place = {ids[name]: i for i, name in enumerate(classes)}
     for split, rows in splits.items():
         rows.labels = array("i", [place[i] for i in labels[split]])
     notes += cells.notes(classes)
-    return splits, classes
+    return splits, classes, digest.finish(splits)
