@@ -10,6 +10,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.checkpoint_adapter import adapter
 from bigmodel_cli.commands.dry_run import size
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run folder.")]
 MAX_SHOWN = 40  # tensors in the table; --json lists them all
+app.command()(adapter)
 
 
 @app.callback()

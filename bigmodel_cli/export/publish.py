@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bigmodel_cli.core import drafts
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.export.folder import LABELS, is_export
+from bigmodel_cli.export.folder import is_export
 
 
 def check_target(out: Path, overwrite: bool) -> list[str]:
@@ -59,9 +59,10 @@ def publish(folder: Path, out: Path) -> None:
         InputError: `out` is a link.
     """
     try:
+        plain = next(folder.glob("*.json"))
         for path in [*folder.rglob("*"), folder]:
             if path.is_file():  # safetensors writes files that are readable only by their owner
-                shutil.copymode(folder / LABELS, path)
+                shutil.copymode(plain, path)
                 _fsync(path)
         for path in [*folder.rglob("*"), folder]:
             if path.is_dir():

@@ -47,7 +47,7 @@ def huggingface_model(name: str, weights: bool, task: str = "") -> tuple[dict[st
     if not task_of_class():
         import_transformers()  # raises the "not installed" error; a working import takes seconds, so it waits till here
     source = name.removeprefix("hf:")
-    folder = _local_folder(source, weights)
+    folder, _ = base_and_adapter(source, weights)
     text = read_text(folder / "config.json")
     try:
         values = json.loads(text)
@@ -59,7 +59,8 @@ def huggingface_model(name: str, weights: bool, task: str = "") -> tuple[dict[st
         ) from None
     kind = _class_for(f"hf:{source}", saved, architecture, task)
     _check_causal(f"hf:{source}", values, kind)
-    where = str(folder) if Path(source).expanduser().is_dir() else source
+    path = Path(source).expanduser()
+    where = str(path.absolute()) if path.is_dir() else source
     return {"name": f"hf:{kind}", "config": json.dumps(values, sort_keys=True), "source": where}, folder
 
 
@@ -87,6 +88,21 @@ def _check_causal(name: str, values: Mapping[str, Any], kind: str) -> None:
     if task_of_class()[kind] == "language_modeling" and masked and not values.get("is_decoder", False):
         what = f"{name} is an encoder, which sees the tokens that it should predict"
         raise InputError(what, "expected labelled texts for it", '"is_decoder": true in its config.json')
+
+
+def base_and_adapter(source: str, weights: bool) -> tuple[Path, Path | None]:
+    """The folder of the model `source`; and if it is an adapter of PEFT, that of its base model, and its own.
+
+    A base model that is a folder may be named relative to the adapter's own folder.
+    """
+    from bigmodel_cli.models.adapters.peft_format import is_adapter, read_config
+
+    path = Path(source).expanduser()
+    if not is_adapter(path):
+        return _local_folder(source, weights), None
+    base = str(read_config(path)["base_model_name_or_path"])
+    beside = path / base
+    return _local_folder(str(beside) if beside.is_dir() else base, weights), path.absolute()
 
 
 def _local_folder(source: str, weights: bool) -> Path:

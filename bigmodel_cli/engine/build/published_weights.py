@@ -52,13 +52,14 @@ def load_pretrained(recipe: Recipe) -> TrainedModel:
 def _load_with_library(recipe: Recipe) -> TrainedModel:
     """A model that its own library loads: ``load`` in its registration returns its spec and the model."""
     entry, options = models.get(recipe.model.name), recipe.model.options
-    folder = Path(options["source"])
-    if not folder.is_dir():
-        from bigmodel_cli.engine.build.huggingface_hub import huggingface_model
+    from bigmodel_cli.engine.build.huggingface_hub import base_and_adapter
+    from bigmodel_cli.models.adapters.peft_format import merge_adapter
 
-        _, folder = huggingface_model(f"hf:{options['source']}", weights=True)
+    folder, adapter = base_and_adapter(options["source"], weights=True)
     context = recipe.data.options.get("context")
     spec, model, notes = entry.meta["load"](entry.meta["member"], folder, context, options)
+    if adapter is not None:
+        notes.append(merge_adapter(model.get_submodule("inner"), adapter))
     task = build_task(recipe, spec)
     return TrainedModel(folder, model.eval(), task, recipe, {"recipe": recipe.to_dict()}, {}, tuple(notes))
 
