@@ -111,7 +111,7 @@ def _measure(
     configure_process(placement)
     model = with_flip_tta(trained.model, trained.task) if tta else trained.model
     with WaitBars():
-        bundle = load_data(recipe.data, trained.task.spec)
+        bundle = load_data(recipe.data, trained.task.spec, recipe.task)
     task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
     saved = trained.meta.get("data") or {}
     chosen, reason = split_to_measure(bundle, recipe.data, saved) if split is None else (split, None)

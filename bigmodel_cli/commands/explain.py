@@ -35,6 +35,11 @@ Texts = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; repeatable."),
 ]
+Users = Annotated[
+    list[str] | None,
+    typer.Option("--user", metavar="ID", help="A user whose recommendation to explain; repeatable."),
+]
+Top = Annotated[int, typer.Option("--top", metavar="N", min=1, help="Items of the history to list (--user).")]
 Target = Annotated[
     str | None,
     typer.Option(
@@ -62,6 +67,9 @@ def explain(
     files: Files = None,
     texts: Texts = None,
     columns: opt.Columns = None,
+    users: Users = None,
+    top: Top = 10,
+    data_dir: opt.DataDir = None,
     target: Target = None,
     method: Annotated[
         Method, typer.Option("--method", help="Attribution method; grad-cam is for images.")
@@ -70,7 +78,7 @@ def explain(
     out: Out = None,
     json: opt.Json = False,
 ) -> None:
-    """Explain a prediction: weigh each word of a text, or draw a heat map over an image.
+    """Explain a prediction: weigh each word of a text or item of a history, or draw a heat map over an image.
 
     The weights of a text sum to the log-probability of the answer minus that of an empty baseline.
 
@@ -81,11 +89,16 @@ def explain(
         bigmodel explain runs/gpt-nano-tinyshakespeare-1 --text "to be or"
 
         bigmodel explain runs/resnet18-digits-1 three.png --method grad-cam
+
+        bigmodel explain runs/sasrec-movielens-100k-1 --user 42
     """
+    from bigmodel_cli.commands.recommend_items import explain_recommendations
     from bigmodel_cli.engine.build.load import load_trained
 
     trained = load_trained(checkpoint)
-    if trained.task.spec.kind == "text":
+    if users or trained.task.spec.kind == "interactions":
+        explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
+    elif trained.task.spec.kind == "text":
         if method is Method.grad_cam:
             raise InputError("--method grad-cam is for images", hint="use --method integrated-gradients for texts")
         found = [

@@ -166,7 +166,7 @@ def subject(trained: TrainedModel, samples: int, data_dir: Path | None, assignme
     from bigmodel_cli.export.subject import Subject
 
     recipe = checkpoint_recipe(trained, RunOptions(data_dir=data_dir, assignments=assignments).flag_layers())
-    bundle = load_data(recipe.data, trained.task.spec)
+    bundle = load_data(recipe.data, trained.task.spec, recipe.task)
     source = load_split(bundle, recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
     model = trained.model.cpu().float().eval()

@@ -41,7 +41,7 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint fil
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Data folder.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
-    Flag("data.dir", also=("eval", "plan", "study", "tune", "export", "compress", "verify-resume")),
+    Flag("data.dir", also=("eval", "predict", "plan", "study", "tune", "export", "compress", "verify-resume")),
 ]
 Columns = Annotated[
     str | None,

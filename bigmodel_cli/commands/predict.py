@@ -27,6 +27,15 @@ Files = Annotated[
 Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; repeatable.")]
 
 
+Top = Annotated[
+    int, typer.Option("--top", metavar="N", min=1, help="Show the N most likely classes, or the N best items.")
+]
+Users = Annotated[
+    list[str] | None,
+    typer.Option("--user", metavar="ID", help="Recommend items to a user of the data; repeatable."),
+]
+
+
 @commands.register(order=70)
 @takes_options("predict", device="the checkpoint's", precision="the checkpoint's")
 def predict(
@@ -34,14 +43,15 @@ def predict(
     checkpoint: opt.Checkpoint,
     files: Files = None,
     texts: Texts = None,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Show the N most likely classes.")] = 3,
+    users: Users = None,
+    top: Top = 3,
     options: RunOptions,
     columns: opt.Columns = None,
     tta: opt.Tta = False,
     trust: opt.Trust = False,
     json: opt.Json = False,
 ) -> None:
-    """Predict the class of each image or line of text, or translate each line; of a table, each row.
+    """Predict each image, line of text or row of a table; translate each line; recommend items to a user.
 
     Files that cannot be read are reported; the others are still predicted.
 
@@ -56,16 +66,23 @@ def predict(
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
 
         bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
+
+        bigmodel predict runs/sasrec-movielens-100k-1 --user 42 --top 10
     """
     from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.commands.recommend_items import show_recommendations
+    from bigmodel_cli.core.interactions import Recommends
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import with_flip_tta
 
-    if not files and not texts:
-        raise InputError("nothing to predict", "expected FILE or --text", "bigmodel predict --help")
+    if not files and not texts and not users:
+        raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust)
+    if users or isinstance(trained.task, Recommends):
+        show_recommendations(trained, options, users or [], bool(files or texts), top, json)
+        return
     task = _predicting_task(trained, bool(texts))
     recipe = checkpoint_recipe(trained, options.flag_layers())
     placement = choose_placement(recipe.placement)

@@ -157,6 +157,11 @@ class Recipe(Section):
     placement: PlacementSection = PlacementSection()
     parallel: ParallelSection = ParallelSection()
 
+    @property
+    def task(self) -> str:
+        """The name of the task that the model is registered for."""
+        return str(models.get(self.model.name).meta["task"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML, JSON and the checkpoint."""
         return self.model_dump(mode="json")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from bigmodel_cli.core.addresses import remember
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.recipe import COMPONENTS, Recipe, section_type
+from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.strict_yaml import Document, parse_scalar
 
 KeyPath = tuple[str, ...]
@@ -60,7 +61,8 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 def resolve(layers: Iterable[Layer]) -> Resolved:
     """Merge `layers` (later ones take precedence) into one recipe and validate it.
 
-    A layer that names another component drops the options that earlier layers gave to the old one.
+    A layer that names another component drops the options that earlier layers gave to the old one. A model may be
+    registered with ``defaults`` of its own for other sections; they come before the layers.
 
     Raises:
         InputError: unknown section, component or key, or a value of the wrong type.
@@ -70,6 +72,10 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
         name: field.get_default().model_dump() for name, field in Recipe.model_fields.items() if not field.is_required()
     }
     origin: dict[KeyPath, str] = {}
+    layers = list(layers)
+    for section, values in _model_defaults(layers).items():
+        _drop_options(section, values, merged[section], origin)
+        merged[section].update(values)
     for layer in layers:
         _check_sections(layer)
         for section, given in layer.values.items():
@@ -87,8 +93,20 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     return Resolved(_validate(merged, origin), origin)
 
 
+def _model_defaults(layers: Iterable[Layer]) -> Mapping[str, Mapping[str, Any]]:
+    """What the model that `layers` name was registered with as its own ``defaults``, by section; empty for most."""
+    named = [layer.values["model"] for layer in layers if isinstance(layer.values.get("model"), Mapping)]
+    names = [values["name"] for values in named if isinstance(values.get("name"), str)]
+    try:
+        return models.get(names[-1]).meta.get("defaults", {}) if names else {}
+    except InputError:  # an unknown name is told where the recipe is checked, with its line
+        return {}
+
+
 def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any], origin: dict[KeyPath, str]) -> None:
     """Remove the options of the old component from `into` if `values` names another one."""
+    if section not in COMPONENTS:
+        return
     kind = section_type(section)
     if kind.key in values and kind.key in into and values[kind.key] != into[kind.key]:
         for key in [k for k in into if k not in kind.model_fields or k in kind.component_fields]:

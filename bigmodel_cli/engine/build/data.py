@@ -13,13 +13,16 @@ from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.subset import carve
 
 
-def load_data(section: DataSection, like: Spec | None = None) -> DataBundle:
+def load_data(section: DataSection, like: Spec | None = None, task: str | None = None) -> DataBundle:
     """The data that `section` names.
 
     `like` is the spec of the checkpoint to continue from. Sources that take it, such as text, use its tokenizer.
+    `task` is the name of the model's task. Sources that take it, such as interactions, cut their samples for it.
     """
     entry = data.get(section.name)
-    known = {"like": like} if "like" in inspect.signature(entry.function).parameters else {}
+    parameters = inspect.signature(entry.function).parameters
+    offered = {"like": like, "task": task}
+    known = {key: value for key, value in offered.items() if value is not None and key in parameters}
     return entry(data_root(section.dir), **known, **section.options)  # type: ignore[no-any-return]
 
 

@@ -66,7 +66,8 @@ def record(folder: Path, data_dir: Path | None) -> Record:
         recipe = resolve(
             [Layer("record", recipe.to_dict()), Layer("--data-dir", {"data": {"dir": str(data_dir)}})]
         ).recipe
-    then, now = saved["meta"]["data"].get("fingerprint"), load_data(recipe.data, spec).fingerprint
+    then = saved["meta"]["data"].get("fingerprint")
+    now = load_data(recipe.data, spec, recipe.task).fingerprint
     if then != now:
         raise InputError(f"{folder}: trained on data {str(then)[:16]}", f"the data now is {now[:16]}", "--data-dir DIR")
     return Record(folder, recipe, saved)

@@ -154,7 +154,7 @@ def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
     if not file.exists():
         trained, placement = load_trained(folder), choose_placement(recipe.placement)
         configure_process(placement)
-        bundle = load_data(recipe.data, trained.task.spec)
+        bundle = load_data(recipe.data, trained.task.spec, recipe.task)
         source, size = load_split(bundle, recipe.data, "test"), recipe.train.eval_batch_size
         task = trained.task.for_data(bundle.spec)
         metrics = evaluate(placement.model(trained.model), task, source, placement, size)

@@ -161,7 +161,7 @@ class Tracer:
 
     def __init__(self, recipe: Recipe, cluster: Cluster, calibrate: bool = True) -> None:
         self.recipe, self.cluster = recipe, cluster
-        bundle = load_data(recipe.data)
+        bundle = load_data(recipe.data, task=recipe.task)
         train, _ = train_and_val(bundle, recipe.data)
         self.samples = len(train)
         self.task: Task = build_task(recipe, bundle.spec)

@@ -10,6 +10,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.cached_features import with_cached_features
+from bigmodel_cli.engine.training.closed_form import is_solved, solve_model
 from bigmodel_cli.engine.training.linear_probe import solve
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.reference_outputs import with_reference_outputs
@@ -45,10 +46,12 @@ def prepare(built: Built, hooks: Hooks = Hooks()) -> Run:
 
 
 def execute(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
-    """Train the run, or solve for the head if the method does so. Return True unless a signal stopped it.
+    """Train the run, or solve for the model or its head where it does so. Return True unless a signal stopped it.
 
     Raises:
         DivergedError: a loss or gradient is not finite; the step was skipped.
         MachineError: out of memory at one sample per micro-batch.
     """
+    if is_solved(run):
+        return solve_model(run)
     return solve(run) if run.adapted.solve else fit(run, after_step)

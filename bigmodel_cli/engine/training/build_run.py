@@ -199,7 +199,7 @@ def _load_data(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
     check_task(recipe)
     trained = None if resumed else trained_start(recipe)
     like = recipe_and_spec(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
-    bundle = load_data(recipe.data, like)
+    bundle = load_data(recipe.data, like, recipe.task)
     return _Loaded(trained, bundle, *train_and_val(bundle, recipe.data))
 
 

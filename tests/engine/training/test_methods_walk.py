@@ -57,6 +57,12 @@ DATA: dict[str, dict[str, tuple[dict[str, Any], Callable[[Path], dict[str, str]]
             lines("texts.jsonl", [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(TEXTS)]),
         )
     },
+    "rating_prediction": {
+        "ratings": ({"name": "synthetic_interactions", "users": 12, "items": 9, "length": 4, "held_out": 6}, None)
+    },
+    "recommendation": {
+        "users": ({"name": "synthetic_interactions", "users": 24, "items": 40, "length": 4, "held_out": 6}, None)
+    },
     "translation": {
         "translations": (
             {"name": "parallel_file", "context": 16},

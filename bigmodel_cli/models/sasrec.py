@@ -1,0 +1,128 @@
+"""Self-attention over a user's items in time (Kang and McAuley 2018), with the blocks of ``gpt``.
+
+Shapes: B batch, S items of a user, L window, I items, D width. Item numbers in histories start at 1; 0 is padding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.interactions import InteractionSpec
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.models.gpt import Block, MLPKind, Norm, Position, Shape
+from bigmodel_cli.models.layers.catalogue_loss import Loss, candidate_softmax, full_softmax, uniform_candidates
+from bigmodel_cli.models.layers.rope import rope_tables
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+DEFAULTS: dict[str, Any] = {
+    "optimizer": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.98], "weight_decay": 0.01},
+    "train": {"epochs": 40, "batch_size": 64, "clip_norm": 1.0, "eval_batch_size": 1024},
+}
+
+
+class SASRec(nn.Module):
+    """user (B,) and history (B,S) int64 -> scores (B,I); with `targets` (B,L) and a loss, the losses (B,L).
+
+    The user's number is not used: what they did is all that the model knows, so a new user needs no training.
+    """
+
+    def __init__(
+        self, spec: InteractionSpec, layers: int, shape: Shape, position: Position, negatives: int | None
+    ) -> None:
+        super().__init__()
+        self.context, self.negatives = spec.context, negatives
+        self.token = nn.Embedding(spec.items + 1, shape.width)
+        self.position = nn.Embedding(spec.context, shape.width) if position == "learned" else None
+        self.drop = nn.Dropout(shape.dropout)
+        self.blocks = nn.ModuleList(Block(i, shape) for i in range(layers))
+        self.norm = shape.make_norm()
+        if position == "rope":
+            cos, sin = rope_tables(spec.context, shape.width // shape.heads, 10_000.0)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(
+        self,
+        user: Tensor,
+        history: Tensor,
+        targets: Tensor | None = None,
+        seen: Tensor | None = None,
+        noise: Tensor | None = None,
+        loss: Loss | None = None,
+    ) -> Tensor:
+        if targets is None or loss is None or seen is None or noise is None:
+            return self.user_vectors(user, history) @ self.item_vectors().t()
+        states = self._states(history)
+        if self.negatives is None:
+            return full_softmax(states, targets, self.item_vectors(), loss)
+        ids, log_q = uniform_candidates(len(self.token.weight) - 1, self.negatives, noise)
+        own, vectors = self.token(targets.clamp(min=0) + 1), self.token(ids + 1)
+        return candidate_softmax(states, targets, own, ids, vectors, log_q, seen, loss)
+
+    def user_vectors(self, user: Tensor, history: Tensor) -> Tensor:
+        """(B,D): the state after the latest item."""
+        length = (history > 0).sum(1)
+        start = (length - self.context).clamp(min=0)
+        at = start[:, None] + torch.arange(min(self.context, history.shape[1]), device=history.device)
+        latest = torch.where(at < length[:, None], history.gather(1, at.clamp(max=history.shape[1] - 1)), 0)
+        states = self._states(latest)
+        last = ((latest > 0).sum(1) - 1).clamp(min=0)
+        return states[torch.arange(len(states), device=states.device), last]
+
+    def item_vectors(self) -> Tensor:
+        """(I,D)."""
+        return self.token.weight[1:]
+
+    def _states(self, history: Tensor) -> Tensor:
+        """(B,L,D): the state after each item of `history` (B,L). Padding comes last, so no item attends to it."""
+        length = history.shape[1]
+        x, rope = self.token(history), None
+        if self.position is not None:
+            x = x + self.position.weight[:length]
+        else:
+            cos, sin = self.get_buffer("cos")[:length], self.get_buffer("sin")[:length]
+            rope = cos[..., None, None, :], sin[..., None, None, :]
+        x = self.drop(x)
+        for block in self.blocks:
+            x = block(x, rope, None, None)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+@models.register(task="recommendation", head="norm", backbone_first="token", grows=("token.weight",), defaults=DEFAULTS)
+def sasrec(
+    spec: InteractionSpec,
+    *,
+    layers: PositiveInt = 2,
+    heads: PositiveInt = 2,
+    width: PositiveInt = 64,
+    inside: PositiveInt | None = None,
+    position: Position = "rope",
+    norm: Norm = "layer",
+    mlp: MLPKind = "gelu",
+    dropout: Fraction = 0.3,
+    negatives: Annotated[int, Field(gt=0, description="random negatives; null: softmax over all")] | None = None,
+) -> nn.Module:
+    """Self-attention over the items of a user, with the softmax over the whole catalogue (Kang and McAuley 2018).
+
+    The softmax is what recent reproductions found best (Klenitskiy and Vasilev 2023); `negatives` estimates it for
+    catalogues that are too large.
+
+    Args:
+        inside: width of the feed-forward layer; None: 4 D.
+
+    Raises:
+        InputError: the width does not divide into the heads.
+    """
+    if width % heads or (position == "rope" and (width // heads) % 2):
+        raise InputError(f"width {width}, heads {heads}", "expected heads that divide the width (evenly for rope)")
+    shape = Shape(width, heads, heads, inside or 4 * width, norm, 1e-5, mlp, True, dropout)
+    return SASRec(spec, layers, shape, position, negatives)
