@@ -1,10 +1,11 @@
-"""Transfers weights to a model for other data: the head by class names, the first layer by input channels."""
+"""Transfers weights to a model for other data: the head by class names, the first layer by channels, tables by rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
@@ -35,6 +36,7 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
         if had:
             notes.append(f"head replaced: {had} classes in the checkpoint, {len(spec.classes)} now")
     notes += adapt_input_channels(state, target, first_layer)
+    add_new_rows(state, target, meta.get("grows", ()))
     mismatched = [k for k, v in state.items() if v.shape != target[k].shape]
     if mismatched:
         old_shape, new_shape = tuple(state[mismatched[0]].shape), tuple(target[mismatched[0]].shape)
@@ -45,6 +47,14 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
         )
     model.load_state_dict({**target, **state})
     return notes
+
+
+def add_new_rows(state: dict[str, Tensor], target: Mapping[str, Tensor], grows: Sequence[str]) -> None:
+    """Append to the tables `grows` in `state` the rows that `target` has beyond them: new users or items come last."""
+    for name in grows:
+        old, new = state[name], target[name]
+        if len(old) < len(new) and old.shape[1:] == new.shape[1:]:
+            state[name] = torch.cat([old, new[len(old) :].to(old.dtype)])
 
 
 def adapt_input_channels(state: dict[str, Tensor], target: Mapping[str, Tensor], first_layer: str) -> list[str]:

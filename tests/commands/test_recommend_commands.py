@@ -1,0 +1,84 @@
+"""Recommenders through the real commands: train, resume, evaluate, recommend, explain, fine-tune on new users."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from bigmodel_cli.engine.build.load import load_trained
+
+SMALL = ("--set", "placement.precision=fp32", "--set", "placement.device=cpu")
+
+
+def table(path: Path, users: range, items: int) -> Path:
+    """Users who walk through the catalogue from an item of their own on, and like even items more."""
+    draw, lines = random.Random(0), ["user,item,rating,time"]
+    for user in users:
+        first = draw.randrange(items)
+        lines += [f"u{user},i{(first + t) % items},{5 - (first + t) % items % 2 * 3},{t}" for t in range(8)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def last_line(done: object) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr  # type: ignore[attr-defined]
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path) -> None:
+    table(tmp_path / "a.csv", range(60), 20)
+    train = ("train", "sasrec", "--data", "./a.csv", "--epochs", "25", "--set", "model.width=16", "--lr", "1e-2")
+    whole = last_line(run_cli(*train, "--set", "model.dropout=0", *SMALL, "--out", "run", "--json"))
+    assert whole["val_hit_rate_10"] > 0.9
+    report = last_line(run_cli("eval", "run", "--split", "test", "--json"))
+    rivals = report["baselines"]
+    assert rivals["popularity"]["ndcg_10_difference"]["low"] > 0, "the next item depends on the last one"  # type: ignore
+    said = last_line(run_cli("predict", "run", "--user", "u7", "--top", "5", "--json"))
+    seen = {row.split(",")[1] for row in (tmp_path / "a.csv").read_text().splitlines() if row.startswith("u7,")}
+    top = [row["item"] for row in said["top"]]  # type: ignore[index, attr-defined]
+    assert len(top) == 5 and not seen & set(top) and said["seen"] == 8
+    why = run_cli("explain", "run", "--user", "u7", "--top", "3", "--json")
+    first = json.loads(why.stdout.splitlines()[0])
+    assert first["item"] == top[0] and {b["item"] for b in first["because"]} <= seen and len(first["because"]) == 3
+    table(tmp_path / "b.csv", range(50, 80), 25)
+    tuned = run_cli("finetune", "--from", "run", "--data", "./b.csv", "--epochs", "1", *SMALL, "--out", "tuned")
+    assert tuned.returncode == 0, tuned.stderr
+    assert "20 new users" in tuned.stderr + tuned.stdout and "5 new items" in tuned.stderr + tuned.stdout
+    known = [load_trained(tmp_path / name).task.spec for name in ("run", "tuned")]
+    assert known[1].user_ids[:60] == known[0].user_ids and known[1].item_ids[:20] == known[0].item_ids
+    other = run_cli("eval", "run", "--data", "./b.csv")
+    assert other.returncode == 2 and "unknown to the model" in other.stderr and "finetune" in other.stderr
+
+
+def test_an_interrupted_run_ends_as_an_unbroken_one(run_cli: Run, tmp_path: Path) -> None:
+    table(tmp_path / "a.csv", range(40), 20)
+    done = run_cli("verify-resume", "two-tower", "--data", "./a.csv", "--set", "model.width=8", "--batch-size", "8")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("mf", ("model.solver=gibbs", "model.sweeps=30", "model.burn_in=5", "model.samples=8", "model.implicit=true")),
+     ("mf", ("model.solver=als",)), ("dcn-v2", ())],
+)  # fmt: skip
+def test_ratings(run_cli: Run, tmp_path: Path, model: str, options: tuple[str, ...]) -> None:
+    table(tmp_path / "a.csv", range(60), 20)
+    given = [part for option in options for part in ("--set", option)]
+    done = last_line(run_cli("train", model, "--data", "./a.csv", *given, *SMALL, "--out", "run", "--json"))
+    assert done["val_rmse"] < 1.5, "the deviation of the ratings"
+    report = last_line(run_cli("eval", "run", "--split", "test", "--json"))
+    assert report["headline"]["rmse"]["low"] < report["headline"]["rmse"]["value"]  # type: ignore[index]
+    even = last_line(run_cli("predict", "run", "--user", "u1", "--top", "3", "--json"))
+    assert len(even["top"]) == 3  # type: ignore[arg-type]
+    if model == "mf" and "model.solver=als" in options:
+        refused = run_cli("explain", "run", "--user", "u1")
+        assert refused.returncode == 2 and "does not read the user's history" in refused.stderr
+    wrong = run_cli("predict", "run", "--user", "nobody")
+    assert wrong.returncode == 2 and "no user 'nobody'" in wrong.stderr
+    classes = run_cli("train", model, "--data", "./a.csv", "--set", "loss.name=cross_entropy", "--out", "other")
+    if model == "dcn-v2":
+        assert classes.returncode == 2 and "loss.name=mse" in classes.stderr
