@@ -72,28 +72,43 @@ def predict(
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.commands.recommend_items import show_recommendations
     from bigmodel_cli.core.interactions import Recommends
-    from bigmodel_cli.engine.device.placement import choose_placement
-    from bigmodel_cli.engine.device.process import configure_process
-    from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
-    from bigmodel_cli.engine.inference.tta import with_flip_tta
 
     if not files and not texts and not users:
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust)
     if users or isinstance(trained.task, Recommends):
         show_recommendations(trained, options, users or [], bool(files or texts), top, json)
-        return
+    else:
+        _predict_samples(trained, options, files or [], texts or [], columns, top, tta, json)
+
+
+def _predict_samples(
+    trained: TrainedModel,
+    options: RunOptions,
+    files: list[Path],
+    texts: list[str],
+    columns: opt.Columns,
+    top: int,
+    tta: bool,
+    json: bool,
+) -> None:
+    """Print the predictions for `texts` and for the samples in `files`."""
+    from bigmodel_cli.engine.device.placement import choose_placement
+    from bigmodel_cli.engine.device.process import configure_process
+    from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
+    from bigmodel_cli.engine.inference.tta import with_flip_tta
+
     task = _predicting_task(trained, bool(texts))
     recipe = checkpoint_recipe(trained, options.flag_layers())
     placement = choose_placement(recipe.placement)
     configure_process(placement)
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
-    listed = expand_folders(files or [])
+    listed = expand_folders(files)
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
     given = opt.table_columns(columns, recipe)
-    _show(predict_files(quick.model, task, quick.placement, listed, top, texts or [], given), json)
+    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), json)
 
 
 def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
