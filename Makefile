@@ -4,7 +4,7 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench exports mutation soak clean
+.PHONY: demo test lint docs bench gpu exports mutation soak clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ docs: $(VENV)/.installed  ## the tables of README and docs/, made from the regis
 
 bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in the same run
 	$(BIN)/python benchmarks/run.py
+
+gpu:  ## every CUDA path on one GPU, under 9 minutes, with the Python that has torch for it: DATA=FOLDER, see the file
+	$(PYTHON) benchmarks/gpu.py --data $(DATA)
 
 exports: $(VENV)/.installed  ## every export format of five models on MNIST: the tables of benchmarks/RESULTS-export.md
 	$(BIN)/python benchmarks/exports.py

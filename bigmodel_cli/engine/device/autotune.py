@@ -147,7 +147,10 @@ def _subsample(bench: Benchmark, placement: Placement) -> tuple[Benchmark, float
     """`bench` on as many samples as take about TARGET_STEP_SECONDS, their fraction of the batch, and the estimated
     seconds of a step on the full batch."""
     size = len(bench.raw_batch["index"])
-    if placement.device.type != "cpu" or size <= 2 * PROBE_SAMPLES:  # a GPU's time does not grow with the batch
+    if placement.device.type != "cpu":  # a GPU's time does not grow with the batch, but its first step loads kernels
+        bench.time_cold_step(placement)
+        return bench, 1.0, bench.time_cold_step(placement)
+    if size <= 2 * PROBE_SAMPLES:
         return bench, 1.0, bench.time_cold_step(placement)
     probe = Benchmark(bench.model, bench.task, {k: v[:PROBE_SAMPLES] for k, v in bench.raw_batch.items()})
     probe.time_cold_step(placement)

@@ -158,11 +158,9 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         InputError: torch knows no such device.
         MachineError: this machine does not have it.
     """
-    if local_rank and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{local_rank}"
+    if name in ("auto", "cuda") and torch.cuda.is_available():  # torch.cuda.set_device takes no device without index
+        name = f"cuda:{local_rank or torch.cuda.current_device()}"
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from bigmodel_cli.engine.plan.strategies import (
     possible_layouts,
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
+from bigmodel_cli.models.layers.chunked_loss import chunks_of_gpu
 
 MAX_TRACED_SAMPLES = 8
 """The most samples in a trace; larger micro-batches are extrapolated linearly. On a CPU the micro-batch itself is
@@ -183,17 +185,18 @@ class Tracer:
         self.work = functools.cache(self._work)
 
     def _trace(self, batch: int, sharded: bool, recompute: bool, depth: int | None = None) -> Trace:
-        return trace_step(
-            self.recipe,
-            self.task,
-            self.sample,
-            batch,
-            low_precision=self.low_precision,
-            master=not (sharded and self.low_precision),
-            recompute=recompute,
-            small_maps=self.on_cpu,
-            depth=depth,
-        )
+        with contextlib.nullcontext() if self.on_cpu else chunks_of_gpu(self.cluster.device.memory):
+            return trace_step(
+                self.recipe,
+                self.task,
+                self.sample,
+                batch,
+                low_precision=self.low_precision,
+                master=not (sharded and self.low_precision),
+                recompute=recompute,
+                small_maps=self.on_cpu,
+                depth=depth,
+            )
 
     def measure_full_model(
         self, value: Callable[[Trace], float], sharded: bool = False, recompute: bool = False

@@ -108,8 +108,9 @@ def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
                 with timer("forward"), placement.autocast():
                     loss = task.loss(run.forward, micro).total
                 with timer("backward"):
-                    # The scale gives the gradient of the mean over all units.
-                    loss.backward(torch.full_like(loss, run.parallel.gradient_divisor / count))
+                    # The scale gives the gradient of the mean over all units. It is a factor of the loss and not an
+                    # argument of backward(), for which torch imports its symbolic shapes: two seconds.
+                    (loss * (run.parallel.gradient_divisor / count)).backward()
                     total += loss.detach()
     except ValueError as error:
         if is_lone_sample(error):

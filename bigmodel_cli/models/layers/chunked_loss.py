@@ -6,13 +6,36 @@ much again. Shapes: N tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 MAX_CHUNK_LOGITS = 1 << 24  # 64 MB in fp32
+GPU_MEMORY_FRACTION, BYTES_PER_LOGIT = 0.1, 6  # of the GPU's memory for one chunk; bf16 and fp32 of each logit
+
+
+def fit_chunks_to_gpu(memory: float) -> None:
+    """Let a chunk take a tenth of the `memory` (bytes) of this process's GPU: most batches then fit in one.
+
+    With GPT-2 124M, to compute the head again is a tenth of all products of a step.
+    """
+    global MAX_CHUNK_LOGITS
+    MAX_CHUNK_LOGITS = max(MAX_CHUNK_LOGITS, int(GPU_MEMORY_FRACTION * memory / BYTES_PER_LOGIT))
+
+
+@contextlib.contextmanager
+def chunks_of_gpu(memory: float) -> Iterator[None]:
+    """In the block chunks are as on a GPU with `memory` bytes, for planning."""
+    global MAX_CHUNK_LOGITS
+    before = MAX_CHUNK_LOGITS
+    fit_chunks_to_gpu(memory)
+    try:
+        yield
+    finally:
+        MAX_CHUNK_LOGITS = before
 
 
 def chunked_cross_entropy(
