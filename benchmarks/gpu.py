@@ -47,11 +47,11 @@ class Step:
 
 
 STEPS = (
-    Step("tests", "The tests marked `gpu`", 105, timed=False),
-    Step("resume", "A run stopped by SIGTERM and resumed, against one that was not", 105, timed=False),
-    Step("export", "AOTInductor and ONNX", 105, timed=False),
-    Step("nccl", "One rank: DDP and FSDP2", 60, timed=False),
-    Step("compile", "Compilers: the first steps", 105, timed=False),
+    Step("tests", "The tests marked `gpu`", 170, timed=False),
+    Step("resume", "A run stopped by SIGTERM and resumed, against one that was not", 170, timed=False),
+    Step("export", "AOTInductor and ONNX", 170, timed=False),
+    Step("nccl", "One rank: DDP and FSDP2", 100, timed=False),
+    Step("compile", "Compilers: the first steps", 170, timed=False),
     Step("machine", "The machine", 40),
     Step("gpt2", "GPT-2 124M, context 1,024, on generated tokens", 80),
     Step("resnet50", "ResNet-50 at 224 x 224 on generated images", 80),
