@@ -93,7 +93,7 @@ class Preference(TaskWrapper):
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         margin = self.outputs(model, batch)["margin"].double()
         right = reward_accuracy({"margin": margin}).sum()
-        count = torch.tensor(float(len(margin)), device=margin.device)
+        count = torch.full((), float(len(margin)), device=margin.device)
         return {"loss": -F.logsigmoid(margin).sum(), "right": right, "margin": margin.sum(), "count": count}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.types import SampleKey
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MASK = 0xFFFFFFFF
 
@@ -21,7 +20,8 @@ def _mix(x: Tensor) -> Tensor:
 
 def uniforms(key: SampleKey, *streams: int) -> Tensor:
     """(S,B) float32 in [0, 1): one number per stream and sample in this epoch, in one pass."""
-    first = key.indices.new_tensor([0x9E3779B9 * (stream + 1) & MASK for stream in streams]).long()
+    offsets = tuple(0x9E3779B9 * (stream + 1) & MASK for stream in streams)
+    first = device_constant(offsets, torch.int64, key.indices.device)
     x = _mix((key.indices.long() + first[:, None]) & MASK)
     x = _mix(x ^ (key.epoch * 0x85EBCA6B & MASK))
     x = _mix((x + (key.seed * 0xC2B2AE35 & MASK)) & MASK)  # masked in Python first, since a large seed overflows int64

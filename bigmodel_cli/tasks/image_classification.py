@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.registry import tasks
@@ -110,15 +110,15 @@ class ImageClassification:
             x = F.interpolate(x.float(), (spec.height, spec.width), mode="bilinear", antialias=True)
         label = batch["label"]
         if self.label_map is not None:
-            label = _constant(self.label_map, torch.int64, label.device)[label]
+            label = device_constant(self.label_map, torch.int64, label.device)[label]
         mixed: Batch = {}
         mixing = self.augment.mixing if isinstance(self.augment, Mixes) else None
         if key is not None and mixing is not None:
             x, partner, share = mixing(x.float(), key)
             mixed = {"other_label": label[partner], "share": share}
         if spec.mean:
-            mean = _constant(spec.mean, torch.float32, x.device).view(1, -1, 1, 1) * 255
-            std = _constant(spec.std, torch.float32, x.device).view(1, -1, 1, 1) * 255
+            mean = device_constant(spec.mean, torch.float32, x.device).view(1, -1, 1, 1) * 255
+            std = device_constant(spec.std, torch.float32, x.device).view(1, -1, 1, 1) * 255
             # In place on a copy: twice as fast as (x - mean) / std from uint8.
             x = (x.float() if x.dtype == torch.uint8 else x.clone()).sub_(mean).div_(std)
         return {**batch, "image": x.float(), "label": label, **mixed}
@@ -193,13 +193,6 @@ class ImageClassification:
         return (torch.zeros(batch_size, self.spec.channels, self.spec.height, self.spec.width),)
 
 
-@functools.lru_cache(64)
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return `values` on the device. Cached, since each transfer to a GPU synchronizes."""
-    with torch.inference_mode(False):  # an inference tensor, cached during evaluation, would fail in training
-        return torch.tensor(values, dtype=dtype, device=device)
-
-
 def _crop_centre(x: Tensor, share: float) -> Tensor:
     """Crop the centre of (B,C,H,W) to the fraction `share` of each side."""
     height, width = (round(side * share) for side in x.shape[2:])
@@ -216,5 +209,5 @@ def _to_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] == 1:
         return x.expand(-1, channels, -1, -1)
     if x.shape[1] == 3 and channels == 1:
-        return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return (x * device_constant(LUMA, x.dtype, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
     raise InputError(f"images have {x.shape[1]} channels", f"the model takes {channels}")

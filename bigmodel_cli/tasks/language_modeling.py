@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.chat import Message
 from bigmodel_cli.core.chat_encoding import encode_chat, has_template
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.framing import conventions, encode_beginning
 from bigmodel_cli.core.keyed_random import uniform
@@ -75,7 +76,7 @@ class LanguageModeling:
         """
         raw, context = batch["tokens"].long(), self.spec.context
         if self.token_map is not None:
-            raw = torch.tensor(self.token_map, device=raw.device)[raw]
+            raw = device_constant(self.token_map, torch.int64, raw.device)[raw]
         window, document, length = raw, batch.get("document"), batch.get("length")
         if length is not None:
             context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's context

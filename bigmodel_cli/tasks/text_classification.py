@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward, Predictions
@@ -66,9 +67,9 @@ class TextClassification:
         """Prepare tokens (B,T), padded at the end and truncated to the context. With a `key`, augment them."""
         tokens, label = batch["tokens"].long()[:, : self.spec.context], batch["label"]
         if self.token_map is not None:
-            tokens = torch.tensor(self.token_map, device=tokens.device)[tokens]
+            tokens = device_constant(self.token_map, torch.int64, tokens.device)[tokens]
         if self.label_map is not None:
-            label = torch.tensor(self.label_map, device=label.device)[label]
+            label = device_constant(tuple(self.label_map), torch.int64, label.device)[label]
         return {"tokens": tokens if key is None else self.augment(tokens, key), "label": label, "index": batch["index"]}
 
     def count(self, batch: Batch) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.framing import encode_source
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import PAD
@@ -69,7 +70,7 @@ class Translation:
         """Prepare source (B,S), target (B,T-1) without its last token, and labels (B,T-1) without the first."""
         source, target = batch["source"].long(), batch["target"].long()
         if self.token_map is not None:
-            ids = torch.tensor(self.token_map, device=source.device)
+            ids = device_constant(self.token_map, torch.int64, source.device)
             source, target = ids[source], ids[target]
         return {"source": source, "target": target[:, :-1], "labels": target[:, 1:], "index": batch["index"]}
 

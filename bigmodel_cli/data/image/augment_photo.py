@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.keyed_random import uniforms
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.types import SampleKey
@@ -123,7 +124,7 @@ def jitter_colour(images: Tensor, key: SampleKey, strength: float) -> Tensor:
     bright, contrast, saturation = (f.view(-1, 1, 1, 1) for f in factors)
     x = images.float() * bright
     x.clamp_(0, 255)
-    luma = x.new_tensor(LUMA).view(1, 3, 1, 1) if images.shape[1] == 3 else x.new_ones(1, 1, 1, 1)
+    luma = device_constant(LUMA, x.dtype, x.device).view(1, 3, 1, 1) if images.shape[1] == 3 else x.new_ones(1, 1, 1, 1)
     grey = (x * luma).sum(1, keepdim=True)
     x = torch.lerp(grey.mean((2, 3), keepdim=True), x, contrast).clamp_(0, 255)
     if images.shape[1] == 3:
