@@ -3,8 +3,9 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+BIGMODEL_SOAK_MINUTES ?= 30
 
-.PHONY: demo test lint docs bench gpu exports mutation soak clean
+.PHONY: demo test lint docs bench gpu exports mutation soak lock install-locked audit sbom clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,8 +42,31 @@ mutation: $(VENV)/.installed  ## which tests cannot fail: small changes of the s
 
 soak: $(VENV)/.installed  ## the fault and fuzz figures in full
 	BIGMODEL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 3600 --ignore tests/faults/test_results.py \
-		tests/faults tests/fuzz tests/equivalence tests/serve
+		tests/faults tests/fuzz tests/equivalence tests/serve tests/commands/test_misuse.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/chaos.py --minutes $(BIGMODEL_SOAK_MINUTES)
 	$(BIN)/pytest -q tests/faults/test_results.py
+
+lock: $(VENV)/.installed  ## constraints.lock: every package with its hash, for this platform
+	mkdir -p build
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) --dry-run --ignore-installed \
+		--report build/report.json -c constraints.txt -e '.[dev]'
+	$(BIN)/python .ci/lock.py build/report.json constraints.lock
+
+install-locked:  ## into a new .venv, only files whose hashes are in constraints.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) --require-hashes --no-deps -r constraints.lock
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps -e .
+	touch $(VENV)/.installed
+
+build/tools:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install -q --disable-pip-version-check $(PIP_FLAGS) pip-audit cyclonedx-bom
+
+audit: build/tools  ## known vulnerabilities of the locked packages; needs a network
+	build/tools/bin/pip-audit --require-hashes --disable-pip -r constraints.lock
+
+sbom: build/tools  ## build/sbom.json: the locked packages as a CycloneDX bill of materials
+	build/tools/bin/cyclonedx-py requirements constraints.lock --output-format JSON --output-file build/sbom.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

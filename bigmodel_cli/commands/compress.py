@@ -16,6 +16,7 @@ from bigmodel_cli.commands.compress_tables import draw, show_method, show_search
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.drafts import is_temporary, remove_own, require_no_link
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
@@ -229,6 +230,7 @@ def _options(entry: Entry, own: list[str]) -> dict[str, Any]:
 def _check_out(out: Path, overwrite: bool) -> None:
     """Require a new folder, or with `overwrite` one that compress wrote."""
     require_no_link(out)
+    _remove_drafts(out)
     if _is_free(out):
         return
     if not out.is_dir() or not any((out / name).exists() for name in METHOD_FILES):
@@ -239,6 +241,16 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
     if overwrite:
         _remove(out, METHOD_FILES)
+
+
+def _remove_drafts(out: Path) -> None:
+    """Remove what a killed compression left half-written in `out`."""
+    from bigmodel_cli.export.publish import remove_leftovers
+
+    if out.is_dir():
+        atomic_files.remove_temporary_files(out)
+        for note in remove_leftovers(out):
+            console.note(note)
 
 
 def _is_free(out: Path) -> bool:
@@ -258,6 +270,7 @@ def _search(
     from bigmodel_cli.compress.search import Search
 
     require_no_link(out)
+    _remove_drafts(out)
     if not (_is_free(out) or (out / "search.json").exists()):
         raise InputError(f"{out}: already exists and is no search", "expected a new folder", "choose another --out")
     if overwrite:

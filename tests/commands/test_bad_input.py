@@ -22,7 +22,7 @@ CASES = [
     (["train", "mlp", "--resume"], 2, "--resume: no run named; expected --out"),
     (["train", "mlp", "--device", "cuda:7"], 3, "--device cuda:7: "),
     (["train", "mlp", "--device", "tpu"], 2, "placement.device = 'tpu'"),
-    (["train", "missing.yaml"], 2, "missing.yaml: No such file"),
+    (["train", "missing.yaml"], 2, "missing.yaml: no such file"),
     (["train", "recipe.yaml"], 2, "recipe.yaml:4: unknown key optimizer.momentm; did you mean momentum?"),
     (["train", "twice.yaml"], 2, "twice.yaml:3: duplicate key 'name'"),
     (["train", "mlp", "--out", "used"], 2, "used: the folder is not empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ from conftest import environment
 from nursery import Nursery
 
 from bigmodel_cli.core.errors import InterruptedRun, MachineError, as_machine_error
+from bigmodel_cli.core.owners import current_owner
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.distributed.launcher import exit_code, root_failures
 from bigmodel_cli.engine.session.signals import StopFlag
@@ -141,3 +143,21 @@ def test_output_that_is_gone_does_not_lose_the_run(tmp_path: Path) -> None:
             [BIGMODEL, "eval", "run", "--json"], cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE
         )
     assert done.returncode == 3 and b"a bug" not in done.stderr, done.stderr
+
+
+def test_a_killed_compress_blocks_nothing(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    """Killed before its first whole file, it leaves drafts, after which its folder counted as somebody else's."""
+    assert run_cli("train", "mlp", "--data", "digits", "--max-steps", 3, "--out", "start").returncode == 0
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    gone = dataclasses.replace(current_owner(), pid=ended.pid)
+    (tmp_path / "small" / f".export.{gone.token}.new").mkdir(parents=True)
+    (tmp_path / "small" / ".model.pt.12-0123abcd.tmp").write_text("{")
+    done = run_cli("compress", "start", "--method", "fp16", "--out", "small")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {"model.pt", "point.json"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.notes").write_text("somebody's")
+    for how in (["--method", "fp16"], ["--max-drop", "1"]):  # negative control
+        done = run_cli("compress", "start", *how, "--out", "mine")
+        assert done.returncode == 2 and "already exists" in done.stderr, done.stderr

@@ -180,7 +180,7 @@ def _workers(plan: LaunchPlan, arguments: list[str], handler: RendezvousHandler)
         role="rank",
         local_world_size=plan.processes,
         entrypoint=sys.executable,
-        args=("-P", "-m", "bigmodel_cli", *arguments),
+        args=("-m", "bigmodel_cli", *arguments),  # isolated by PYTHONSAFEPATH
         rdzv_handler=handler,
         max_restarts=plan.max_restarts,
         monitor_interval=0.1,
