@@ -46,10 +46,11 @@ soak: $(VENV)/.installed  ## the fault and fuzz figures in full
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/chaos.py --minutes $(BIGMODEL_SOAK_MINUTES)
 	$(BIN)/pytest -q tests/faults/test_results.py
 
-lock: $(VENV)/.installed  ## constraints.lock: every package with its hash, for this platform
+lock: $(VENV)/.installed  ## constraints.lock: every installed package with its hash, for this platform
 	mkdir -p build
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) --dry-run --ignore-installed \
-		--report build/report.json -c constraints.txt -e '.[dev]'
+	$(BIN)/pip freeze --exclude-editable --all > build/installed.txt
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) --dry-run --ignore-installed --no-deps \
+		--report build/report.json -r build/installed.txt
 	$(BIN)/python .ci/lock.py build/report.json constraints.lock
 
 install-locked:  ## into a new .venv, only files whose hashes are in constraints.lock

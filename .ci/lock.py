@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-HEAD = """# Every package of bigmodel[dev] with the SHA-256 of its file. Made by `make lock`, for Linux x86-64 and Python 3.11:
+HEAD = """# Every package of bigmodel[dev] with the SHA-256 of its file, for Linux x86-64 and Python 3.11: `make lock`.
 # pip install --require-hashes -r constraints.lock
 """
 
