@@ -117,7 +117,9 @@ def _measure(
     chosen, reason = split_to_measure(bundle, recipe.data, saved) if split is None else (split, None)
     with WaitBars():
         source = load_split(bundle, recipe.data, chosen)
-    notes = list(filter(None, [reason, changed_data_note(bundle, recipe.data, saved)]))
+    carved = chosen == "val" and "val" not in bundle.load
+    notes = [f"val: the {len(source):,} samples that were split off train"] if carved else []
+    notes += filter(None, [reason, changed_data_note(bundle, recipe.data, saved)])
 
     def outputs() -> dict[str, Tensor]:
         automatic = recipe.placement.precision == "auto"

@@ -220,7 +220,7 @@ def _explain_images(
 ) -> None:
     import torch
 
-    from bigmodel_cli.commands.predict import expand_folders
+    from bigmodel_cli.commands.input_files import expand_inputs
     from bigmodel_cli.core.tasks import Predicts
     from bigmodel_cli.insight.attribution import grad_cam, integrated_gradients
     from bigmodel_cli.insight.explanations import heatmap_of, overlay
@@ -231,7 +231,7 @@ def _explain_images(
     if not files:
         raise InputError("nothing to explain", "expected FILE", "bigmodel explain --help")
     rows: list[tuple[str, ...]] = []
-    for name, raw in (sample for file in expand_folders(files) for sample in task.read_file(file)):
+    for name, raw in (sample for file in expand_inputs(files, task.spec.kind) for sample in task.read_file(file)):
         image = task.prepare(raw)["image"][0]
         with torch.no_grad():
             predicted = model(image[None])[0].float().log_softmax(0)

@@ -10,6 +10,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
@@ -103,11 +104,11 @@ def _predict_samples(
     placement = choose_placement(recipe.placement)
     configure_process(placement)
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
-    listed = expand_folders(files)
+    given = opt.table_columns(columns, recipe)
+    listed = expand_inputs(files, task.spec.kind, given)
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
-    given = opt.table_columns(columns, recipe)
     _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), json)
 
 
@@ -145,14 +146,3 @@ def _show(predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]
         for error in errors[:-1]:
             console.error(error)
         raise errors[-1]
-
-
-def expand_folders(paths: list[Path]) -> list[Path]:
-    """`paths`, with each folder replaced by the files in it, sorted, without hidden ones."""
-    files: list[Path] = []
-    for path in paths:
-        inside = (
-            sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")) if path.is_dir() else []
-        )
-        files += inside or [path]
-    return files

@@ -38,6 +38,11 @@ def test_a_golden_file_gives_its_logits(path: Path) -> None:
             )
 
 
+def test_an_old_checkpoint_keeps_its_val_split() -> None:
+    """Its recipe does not say how val is split off train: by shuffling, as then."""
+    assert load_trained(GOLDEN[0]).recipe.data.carve == "shuffle"
+
+
 def _two_to_three(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "progress": {**state["progress"], "renamed": state["progress"]["added"]}}
 

@@ -1,0 +1,59 @@
+"""The files that ``predict`` and ``explain`` are given: by themselves, in a folder, or named in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from bigmodel_cli.commands import console
+
+
+def expand_inputs(paths: list[Path], kind: str, columns: Mapping[str, str] | None = None) -> list[Path]:
+    """`paths`, with each folder replaced by the files in it, sorted, and a table of images by the images in it.
+
+    `kind` is that of the model's inputs, "image" or "text". Files in a folder that are neither are counted in a note.
+
+    Raises:
+        InputError: a table of images cannot be read, or names an image that is not there.
+    """
+    from bigmodel_cli.core.image_names import is_hidden
+    from bigmodel_cli.core.images import describe_unused
+    from bigmodel_cli.core.tables import table_suffix
+
+    files: list[Path] = []
+    unused: Counter[str] = Counter()
+    for path in paths:
+        if kind == "image" and table_suffix(path) and path.is_file():
+            files += _named_images(path, columns)
+        elif path.is_dir():
+            inside = [f for f in path.rglob("*") if f.is_file() and not any(map(is_hidden, f.relative_to(path).parts))]
+            wanted = [f for f in inside if _fits(f, kind)]
+            unused.update(f.suffix.lower() or "no suffix" for f in inside if not _fits(f, kind))
+            files += sorted(wanted) or [path]
+        else:
+            files.append(path)
+    if unused:
+        console.note(describe_unused(unused))
+    return files
+
+
+def _fits(file: Path, kind: str) -> bool:
+    from bigmodel_cli.core.images import image_suffixes
+    from bigmodel_cli.core.tables import table_suffix
+    from bigmodel_cli.data.user_path import PLAIN_TEXT
+
+    suffix = file.suffix.lower()
+    return suffix in image_suffixes() if kind == "image" else suffix in PLAIN_TEXT or bool(table_suffix(file))
+
+
+def _named_images(path: Path, columns: Mapping[str, str] | None) -> list[Path]:
+    from bigmodel_cli.core.image_names import ImageNames
+    from bigmodel_cli.core.tables import as_text, open_table
+
+    given = {role: column for role, column in (columns or {}).items() if role == "image"}
+    table, names = open_table(path, ("image",), given), ImageNames(path.parent)
+    return [
+        Path(names.find(as_text(name, table.located(line), "image").strip(), table.located(line)))
+        for line, (name,) in table.rows("image")
+    ]

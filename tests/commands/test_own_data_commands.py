@@ -1,0 +1,74 @@
+"""Own data through the real commands: what each says of what it reads, leaves out, and measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conftest import Run
+from PIL import Image
+
+
+def pictures(root: Path, *folders: str, count: int = 6) -> Path:
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), 5 * i + 100 * folder.endswith("b")).save(root / folder / f"{i}.png")
+    return root
+
+
+def ok(done: Any) -> Any:
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_pictures_from_inspect_to_other_data(run_cli: Run, tmp_path: Path) -> None:
+    root = pictures(tmp_path / "photos", "a", "b", count=30)
+    (root / "a" / "x.jpg_large").write_bytes(b"x")
+    train = ("train", "mlp", "--batch-size", 8, "--set", "placement.precision=fp32")
+    begun = ok(run_cli(*train, "--data", "./photos", "--epochs", 9, "--set", "train.patience=1", "--out", "r"))
+    assert "1 files not used: .jpg_large 1" in begun.stderr
+    assert "1 files not used: .jpg_large 1" in ok(run_cli("data", "inspect", "photos")).stderr
+    stopped = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])["stopped_early"]
+    assert ("stopped early after epoch" in begun.stderr) == stopped
+    again = ok(run_cli("train", "--resume", "--out", "r"))
+    assert ("has stopped early at step" if stopped else "this run is finished") in again.stderr
+    first = json.loads(ok(run_cli("eval", "r", "--json")).stdout)
+    assert first["split"] == "val" and any("split off train" in note for note in first["notes"])
+    pictures(tmp_path / "more", "a", "b", count=3)
+    for i in range(3):
+        (tmp_path / "more/a" / f"{i}.png").rename(root / "a" / f"new{i}.png")
+    grown = json.loads(ok(run_cli("eval", "r", "--json")).stdout)
+    assert any("the data has changed since the checkpoint was trained" in note for note in grown["notes"])
+    assert grown["samples"] >= first["samples"]
+    tuned = ok(run_cli("finetune", "--from", "r", "--epochs", 1, "--batch-size", 8, "--out", "t"))
+    assert "the data has changed since the checkpoint was trained" in tuned.stderr
+    pictures(tmp_path / "held", "a", count=7)
+    whole = json.loads(ok(run_cli("eval", "r", "--data", "./held", "--json")).stdout)
+    assert (whole["split"], whole["samples"]) == ("all", 7)
+    pictures(tmp_path / "only", "test/a", "test/b", count=4)
+    assert json.loads(ok(run_cli("eval", "r", "--data", "./only", "--json")).stdout)["samples"] == 8
+    refused = run_cli(*train, "--data", "./held", "--out", "no")
+    assert refused.returncode == 2 and "only one class (a)" in refused.stderr
+    (tmp_path / "list.csv").write_text("id,breed\nheld/a/3,x\nheld/a/1,y\n")
+    answers = ok(run_cli("predict", "r", "list.csv", "--json")).stdout.splitlines()
+    assert [Path(json.loads(line)["file"]).name for line in answers] == ["3.png", "1.png"]
+
+
+def test_a_table_by_its_columns_in_every_command(run_cli: Run, tmp_path: Path) -> None:
+    rows = "".join(f'"{3 + i % 2}","{"good" if i % 2 else "bad"} {i}","film, number {i % 9}"\n' for i in range(60))
+    (tmp_path / "a.csv").write_text(rows)
+    data = ("--data", "./a.csv", "--columns", "label=1,text=2+3")
+    train = ("train", "text-cnn", "--set", "model.width=8", "--set", "model.filters=4", "--epochs", 1)
+    assert "no header" in ok(run_cli(*train, *data, "--out", "r")).stderr
+    found = json.loads(ok(run_cli("data", "inspect", "a.csv", "--columns", "label=1,text=2+3", "--json")).stdout)
+    assert found["classes"] == {"3": 30, "4": 30}
+    assert len(ok(run_cli("predict", "r", "a.csv", "--json")).stdout.splitlines()) == 60
+    (tmp_path / "b.csv").write_text("kind;review\n3;bad film\n4;good film\n")
+    other = ("--columns", "label=kind,text=review")
+    whole = json.loads(ok(run_cli("eval", "r", "--data", "./b.csv", *other, "--json")).stdout)
+    assert (whole["split"], whole["samples"]) == ("all", 2)
+    assert len(ok(run_cli("predict", "r", "b.csv", "--columns", "text=review", "--json")).stdout.splitlines()) == 2
+    wrong = run_cli(*train, "--data", "./a.csv", "--out", "no")
+    assert wrong.returncode == 2 and "--columns text=NAME,label=NAME" in wrong.stderr
