@@ -14,8 +14,11 @@ transformers = pytest.importorskip("transformers")
 from published import framed, save  # noqa: E402
 
 from bigmodel_cli.core.errors import InputError  # noqa: E402
+from bigmodel_cli.core.framing import encode_source, encode_target  # noqa: E402
+from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
 from bigmodel_cli.engine.build.load import load_trained  # noqa: E402
+from bigmodel_cli.models.pretrained.published_text import read_published_text  # noqa: E402
 from bigmodel_cli.models.transformers_models import load_pretrained  # noqa: E402
 
 SIZES: dict[str, Any] = {
@@ -101,6 +104,18 @@ def test_a_translator_is_theirs_in_logits_and_in_greedy_text(
     row, reference = said[0].tolist(), greedy[0, 1:].tolist()
     stop = row.index(2) + 1 if 2 in row else len(row)
     assert row[:stop] == reference[:stop]
+
+
+def test_the_languages_of_mbart_frame_its_texts(tmp_path: Path) -> None:
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581a", -1.0), ("\u2581film", -2.0)]
+    transformers.MBart50Tokenizer(vocab=pieces, src_lang="en_XX", tgt_lang="de_DE").save_pretrained(tmp_path)
+    transformers.MBartConfig(**BOTH_SIDES, decoder_start_token_id=2).save_pretrained(tmp_path)
+    found = read_published_text(tmp_path, True, ("fr_XX", "de_DE"))
+    spec = TextSpec("bpe", (found.tokenizer,), 16, conventions=found.conventions)
+    known = transformers.AutoTokenizer.from_pretrained(tmp_path, src_lang="fr_XX", tgt_lang="de_DE")
+    assert encode_source("a film", spec) == known("a film").input_ids
+    assert encode_target("a film", spec) == [2, *known(text_target="a film").input_ids]
+    assert known.convert_ids_to_tokens(list(found.conventions.target_before)) == ["de_DE"]
 
 
 def test_what_an_architecture_cannot_do_is_one_line(tmp_path: Path) -> None:

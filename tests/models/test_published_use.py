@@ -140,3 +140,45 @@ def test_a_window_begins_as_every_text_of_the_model_does(tmp_path: Path) -> None
         wanted = torch.nn.functional.cross_entropy(theirs(whole).logits[0, :-1], whole[0, 1:], reduction="sum")
     assert loss.count == whole.shape[1] - 1
     torch.testing.assert_close(loss.total, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_exported_is_used_as_before(tmp_path: Path) -> None:
+    """Template, ids and generation settings of an export are those of the published folder, or of our own prefixes."""
+    from bigmodel_cli.core.registry import exports
+
+    causal(tmp_path / "a", "Llama", repetition_penalty=1.3, max_new_tokens=9)
+    model, task = loaded(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    about = {"arch": "hf", "preprocess": task.preprocessing()}
+    exports.get("huggingface")(
+        model, (torch.ones(2, 8, dtype=torch.int64),), tmp_path / "b" / "model.safetensors", about
+    )
+    both = [transformers.AutoTokenizer.from_pretrained(tmp_path / side) for side in "ab"]
+    for known in both:
+        assert known("who are you?").input_ids == both[0]("who are you?").input_ids
+        ids = known.apply_chat_template(TALK, return_dict=False)
+        assert ids == encode_chat(TALK, task.spec)[0]
+    networks = [transformers.AutoModelForCausalLM.from_pretrained(tmp_path / side).eval() for side in "ab"]
+    given = both[0]("who are you?", return_tensors="pt")
+    said = [network.generate(**given).tolist() for network in networks]
+    assert said[0] == said[1]
+    sampling = Sampling(temperature=0, repetition_penalty=1.3)
+    with torch.inference_mode():
+        ours = [int(t) for t in islice(next_tokens(model, [task.encode_prompt("who are you?")], sampling), 9)]
+    assert said[0][0][given.input_ids.shape[1] :] == ours[: len(said[0][0]) - given.input_ids.shape[1]]
+
+
+def test_the_prefixes_of_our_roles_become_a_template(tmp_path: Path) -> None:
+    from bigmodel_cli.core.chat import PREFIXES, encode_conversation
+    from bigmodel_cli.core.tokenizer_json import write_tokenizer
+
+    spec = TextSpec("byte", (), 64, chat=PREFIXES)
+    write_tokenizer(spec, tmp_path)
+    known = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = [{"role": "system", "content": "Be {{ brief }}."}, *TALK]
+    ids, learned = encode_conversation(talk, PREFIXES, tokenizer(spec))
+    theirs = known.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    assert theirs["input_ids"] == ids
+    assert [bool(i) for i in theirs["assistant_masks"]] == learned
+    asked = known.apply_chat_template(talk[:2], add_generation_prompt=True, return_dict=False)
+    assert asked == encode_conversation(talk[:2], PREFIXES, tokenizer(spec), answer=True)[0]

@@ -30,6 +30,17 @@ GPT2_FILES = {  # as tiktoken pins them
 }
 
 
+WINDOW = 128
+"""Tokens of a window for published weights, whose own contexts are so long that a batch would not fit into memory."""
+
+
+def window_length(like: TextSpec | None) -> int:
+    """The default length of a window of running text: the checkpoint's context; for published weights up to WINDOW."""
+    if like is None:
+        return 64
+    return like.context if like.conventions is None else min(like.context, WINDOW)
+
+
 def as_text_spec(like: object) -> TextSpec | None:
     """`like`, the spec of the checkpoint that training starts from, if it is a text spec."""
     return like if isinstance(like, TextSpec) else None

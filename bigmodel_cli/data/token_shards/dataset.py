@@ -17,7 +17,7 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, window_length
 from bigmodel_cli.data.text.windows import Context, Separate, Windows
 from bigmodel_cli.data.token_shards.files import Index, is_shards, read_index
 
@@ -71,7 +71,7 @@ def token_shards(
 ) -> DataBundle:
     """Token shards written by `bigmodel data tokenize`; the last part is the validation split."""
     like = as_text_spec(like)
-    index = read_index(Path(path).expanduser(), context or (like.context if like else 64))
+    index = read_index(Path(path).expanduser(), context or window_length(like))
     known = tokenizer(index.spec)
     cut = _split_point(index, val_share)
     ranges = {"train": (0, cut), "val": (cut, index.tokens)}

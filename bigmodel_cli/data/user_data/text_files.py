@@ -16,7 +16,7 @@ from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.text.labelled import Vocabulary, build_labelled
 from bigmodel_cli.data.text.parallel import Pairs, Pieces, Size, build_parallel, read_pair
-from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer
+from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer, window_length
 from bigmodel_cli.data.text.windows import Context, Separate, build_windows
 from bigmodel_cli.data.token_shards.tokenizing import list_text_files
 from bigmodel_cli.data.user_data.text_tables import find_splits, labelled_splits
@@ -63,7 +63,7 @@ def text_files(
     if not any(documents):
         raise InputError(f"{path}: it is empty", "expected text")
     several = len(documents) > 1
-    spec = choose_tokenizer(tokenizer, like, context or (like.context if like else 64), root, documents, several)
+    spec = choose_tokenizer(tokenizer, like, context or window_length(like), root, documents, several)
     notes = [*first_notes(notes), *([f"{empty} empty documents skipped"] if empty else [])]
     if not several:
         cut = int(len(documents[0]) * (1 - val_share))
