@@ -25,6 +25,7 @@ from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import Contents, inspect_file, require_plain
 from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 from bigmodel_cli.engine.checkpoint.tensor_refs import TensorRef
+from bigmodel_cli.models.layers.initialise import zero_head
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 CONTAINERS = (
@@ -203,6 +204,7 @@ def load_foreign_weights(model: nn.Module, path: Path, meta: Mapping[str, Any]) 
                 what, f"the model's is {model_shape}", "another MODEL, or its options with --set model...."
             )
     model.load_state_dict({**model_tensors, **state})
+    zero_head(model, meta["head"])
     inside = f" in {container!r}" if container else ""
     return [f"started from {path.name}{inside}: {matched}; the head is new", *notes]
 

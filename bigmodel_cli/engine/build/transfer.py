@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine.build.load import TrainedModel, inference_weights
+from bigmodel_cli.models.layers.initialise import zero_head
 
 
 def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
     """Copy the weights of `trained` into `model`, built for `spec`; a line for each layer kept, replaced or adapted.
 
-    The head is kept where the sets of class names are equal. The first layer is adapted where the number
+    The head is kept where the sets of class names are equal; a new one starts at zero. The first layer is adapted where the number
     of input channels differs: filters are summed over the channels for one gray channel, and repeated,
     divided by the count, for several. A gray image gives the same activations either way.
 
@@ -27,7 +28,8 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
     target, notes = model.state_dict(), []
     meta = models.get(trained.recipe.model.name).meta
     head, first_layer = meta["head"], meta["backbone_first"] + ".weight"
-    if set(spec.classes) == set(trained.task.spec.classes):
+    keeps_head = set(spec.classes) == set(trained.task.spec.classes)
+    if keeps_head:
         notes += [f"head kept: the {len(spec.classes)} classes match by name"] if spec.classes else []
     else:
         for key in [k for k in state if k.startswith(head + ".")]:
@@ -46,6 +48,8 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
             "fine-tune on the same size",
         )
     model.load_state_dict({**target, **state})
+    if not keeps_head:
+        zero_head(model, head)
     return notes
 
 

@@ -1,9 +1,10 @@
-"""Random initialisation."""
+"""Initial weights: random schemes, and the zeros of a new head."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import nn
 
 
@@ -24,3 +25,19 @@ def initialise(model: nn.Module, scheme: Literal["default", "kaiming", "xavier"]
                 nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def zero_head(model: nn.Module, head: str) -> None:
+    """Zero the last layer in `head`, so that a new classifier gives every class the same probability.
+
+    Its first loss is then ln K for K classes, and the first gradients point at the classes instead of undoing a
+    random guess. A convolution gets a bias of one: SqueezeNet's is followed by a ReLU, which passes no gradient at 0.
+    """
+    layers = [m for m in model.get_submodule(head).modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if not layers:
+        return
+    last = layers[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        if last.bias is not None:
+            last.bias.fill_(1.0 if isinstance(last, nn.Conv2d) else 0.0)
