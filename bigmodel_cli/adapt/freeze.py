@@ -13,26 +13,27 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from bigmodel_cli.adapt.logistic_regression import STRENGTHS, linear_head, solver
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Frozen, Start
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
 
 
-@methods.register("full", lr=3e-4, builds_on_meta=True, auto=4)
-def full(start: Start) -> Adapted:
-    """Train all parameters."""
-    return Adapted()
+@methods.register("full", lr=3e-4, lr_without_batchnorm=5e-5, builds_on_meta=True, auto=4)
+def full(start: Start, *, head_rate: Rate = 1.0) -> Adapted:
+    """Train all parameters, the head at `head_rate` times the learning rate of the others."""
+    return Adapted(rates=head_rates(start, head_rate))
 
 
-@methods.register("freeze-backbone", lr=1e-3)
-def freeze_backbone(start: Start) -> Adapted:
-    """Only the head trains; the backbone is frozen, with its BatchNorm statistics and dropout."""
-    return Adapted(freeze(start.model, below_head(start)))
+def head_rates(start: Start, rate: float) -> dict[str, float]:
+    """The factor of the learning rate for each parameter of the head."""
+    return {name: rate for name, _ in start.model.named_parameters() if inside(name, start.head) and rate != 1}
 
 
-@methods.register("freeze-until", lr=3e-4)
+@methods.register("freeze-until", lr=3e-4, lr_without_batchnorm=5e-5)
 def freeze_until(start: Start, *, layer: str) -> Adapted:
     """Everything before `layer` is frozen; `layer` and what follows it train.
 
@@ -49,7 +50,7 @@ def freeze_until(start: Start, *, layer: str) -> Adapted:
     return Adapted(freeze(start.model, set(keys[:first]) & set(below_head(start))))
 
 
-@methods.register("gradual", lr=3e-4)
+@methods.register("gradual", lr=3e-4, lr_without_batchnorm=5e-5)
 def gradual(start: Start, *, share: Fraction = 0.5) -> Adapted:
     """The head trains first; layers are unfrozen from the top down over `share` of the epochs (ULMFiT, 2018).
 
@@ -102,6 +103,21 @@ def norm_only(start: Start) -> Adapted:
         raise InputError("norm-only: the model has no normalization layer", hint="--method bitfit")
     held = [key for key in below_head(start) if not any(inside(key, norm) for norm in norms)]
     return Adapted(freeze(start.model, held))
+
+
+@methods.register("freeze-backbone", lr=1e-3)
+def freeze_backbone(start: Start, *, solve: bool = False) -> Adapted:
+    """Only the head trains; the backbone is frozen, with its BatchNorm statistics and dropout.
+
+    With `solve`, a linear head of a classifier is solved for, as by probe, instead of trained in steps: finetune's
+    choice unless its flags ask for steps.
+    """
+    frozen = freeze(start.model, below_head(start))
+    try:
+        head = linear_head(start, "freeze-backbone") if solve else None
+    except InputError:  # another task or another head: it trains
+        head = None
+    return Adapted(frozen) if head is None else Adapted(frozen, solve=solver(head.out_features, STRENGTHS, 1000))
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -61,7 +61,7 @@ class Distilled(TaskWrapper):
         return self.change(plain, logits[-1].float(), batch)
 
 
-@methods.register("l2-sp", lr=3e-4, holds_weights=True)
+@methods.register("l2-sp", lr=3e-4, lr_without_batchnorm=5e-5, holds_weights=True)
 def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     """L2-SP: train everything, penalizing the distance from the initial weights.
 

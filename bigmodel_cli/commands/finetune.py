@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.commands.finetune_layers import start_layers
 from bigmodel_cli.commands.options import RunOptions, complete
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, tokenizer_layer
+from bigmodel_cli.commands.recipe_layers import expand_hub_model
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.train import run_training, saved_recipe
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.engine.device.ranks import read_ranks
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
@@ -41,7 +43,14 @@ Lora = Annotated[int | None, typer.Option("--lora", metavar="R", help="Train LoR
 
 
 @commands.register(order=20)
-@takes_options("finetune", data="the checkpoint's", loss="the checkpoint's", epochs="5", lr="the method's")
+@takes_options(
+    "finetune",
+    data="the checkpoint's",
+    loss="the checkpoint's",
+    epochs="by the data",
+    batch_size="by the data",
+    lr="the method's",
+)
 def finetune(
     *,
     checkpoint: From = None,
@@ -91,7 +100,11 @@ def finetune(
             hint = "run it without --nproc, then finetune --method NAME --nproc N"
             raise InputError("--method auto runs in one process", hint=hint)
         start = _chosen(checkpoint, pretrained, layers)
-    run_training(_start_layers(checkpoint, pretrained, start, layers), options)
+    chosen = start_layers(checkpoint, pretrained, start, layers)
+    if not options.launch().requested and read_ranks().rank == 0:
+        for line in chosen.notes:
+            console.note(line)
+    run_training(chosen.layers, options)
 
 
 def _default_method(layers: list[Layer], checkpoint: Path | None) -> str:
@@ -142,68 +155,6 @@ def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> d
     from bigmodel_cli.engine.experiments.auto_method import choose
 
     def recipe_of(start: dict[str, Any]) -> Recipe:
-        return resolve(_start_layers(checkpoint, pretrained, start, layers)).recipe
+        return resolve(start_layers(checkpoint, pretrained, start, layers).layers).recipe
 
     return {"method": choose(recipe_of, console.note)[0]}
-
-
-def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
-    """The recipe saved in the checkpoint, then fine-tuning's own defaults, then the layers that were `given`.
-
-    Raises:
-        InputError: no start is named, or two are; or the model is not the checkpoint's, or is not
-            named where the file does not name it either.
-    """
-    from bigmodel_cli.core.registry import methods
-    from bigmodel_cli.core.resolve import Layer
-
-    if (path is None) != pretrained:
-        what = "no weights to start from" if path is None else "--from and --pretrained together"
-        raise InputError(what, "expected --from CKPT or MODEL --pretrained", "bigmodel finetune --help")
-    # A new head or adapter starts at random and takes a full learning rate; trained weights take a small one.
-    lr = methods.get(start["method"]).meta["lr"]
-    defaults = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
-    if path is None:
-        return [defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
-    return _checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], given)
-
-
-def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.build.foreign_weights import exported_model_section, is_foreign
-    from bigmodel_cli.engine.build.load import load_meta
-    from bigmodel_cli.engine.build.locate import checkpoint_file
-
-    path = checkpoint_file(path)
-    foreign = is_foreign(path)
-    if foreign:
-        kept = {"model": exported_model_section(path)}
-        if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
-            hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
-            raise InputError(f"{path}: the file does not name its model", "expected MODEL", hint)
-    else:
-        saved = load_meta(path)["recipe"]
-        kept = {k: saved[k] for k in ("model", "data", "loss", "augment")}
-    from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
-    layers = [Layer(str(path), kept), *defaults, from_, *given]
-    if foreign:
-        layers.append(tokenizer_layer(path.with_name("tokenizer.json"), layers))
-        return [*layers, _inferred_layer(path, layers)]
-    model = resolve(layers).recipe.model.name
-    if model != kept["model"]["name"]:
-        raise InputError(
-            f"MODEL is {model}", f"{path} holds a {kept['model']['name']}", f"bigmodel finetune --from {path}"
-        )
-    return layers
-
-
-def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
-    """The model options that were not given, inferred from the shapes of foreign weights."""
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.build.data import load_data
-    from bigmodel_cli.engine.build.foreign_weights import infer_options
-
-    resolved = resolve(layers)
-    given = [key for section, key in resolved.origin if section == "model"]
-    options = infer_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
-    return Layer(str(path), {"model": options} if options else {})

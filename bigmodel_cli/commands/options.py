@@ -189,6 +189,11 @@ class RunOptions:
         typer.Option("--channels-last", help="Use the channels-last memory format."),
         Flag("placement.channels_last", default="auto, measured"),
     ] = None
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="N", help="Side of the images that the model takes, in pixels."),
+        Flag("model.image_size", default="the weights' own, else the data's", also=("plan",)),
+    ] = None
     max_steps: Annotated[
         int | None,
         typer.Option("--max-steps", metavar="N", help="Stop after N optimizer steps."),

@@ -11,6 +11,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.dry_run import flops, size
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.progress import duration
+from bigmodel_cli.commands.recipe_layers import with_image_size
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import commands
@@ -74,7 +75,7 @@ def plan(
     from bigmodel_cli.engine.plan.estimate import make_plan
 
     machines = parse_cluster(gpus, network)
-    recipe = resolve(options.recipe_layers()).recipe
+    recipe = resolve(with_image_size(options.recipe_layers())).recipe
     found = make_plan(recipe, machines, strategy, price)
     if json:
         console.print_json(found.to_dict())

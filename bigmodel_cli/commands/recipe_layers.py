@@ -65,6 +65,17 @@ def checkpoint_recipe(trained: TrainedModel, layers: list[Layer]) -> Recipe:
     return resolve([saved, *layers]).recipe
 
 
+def with_image_size(layers: list[Layer]) -> list[Layer]:
+    """`layers`, where image files are decoded at ``model.image_size`` if it is given and ``data.size`` is not."""
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.preprocessing import size_options
+
+    named = {(section, key) for layer in layers for section, values in layer.values.items() for key in values}
+    if ("model", "image_size") not in named or ("data", "size") in named:
+        return layers
+    return [*layers, Layer("--size", {"data": size_options(resolve(layers).recipe, as_published=False)})]
+
+
 def expand_hub_model(layers: list[Layer], weights: bool) -> list[Layer]:
     """`layers`, where the model is ``hf:FOLDER`` or ``hf:NAME`` with the options and tokenizer in its files."""
     from bigmodel_cli.core.resolve import Layer

@@ -11,7 +11,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers
+from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, with_image_size
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
@@ -49,6 +49,7 @@ def train(
     if options.resume and not named:
         named = saved_recipe(options.out)
     layers = expand_hub_model([*named, *options.flag_layers()], weights=False)
+    layers = with_image_size(layers)
     if lr_find:
         _range_test(layers, options.out, options.json)
     else:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from bigmodel_cli.core.specs import Interpolation
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """The formats that are always accepted, recognised by content and not by file name; see :func:`image_formats`."""
 EXTRA_SUFFIXES = {
@@ -80,11 +82,14 @@ def describe_unused(suffixes: Mapping[str, int]) -> str:
     return f"{total:,} files not used: {shown}{hint}"
 
 
-def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Tensor:
+def decode(
+    raw: bytes, name: str, channels: int, side: int | None = None, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """(C,H,W) uint8: the upright image in `raw`, with 1 channel (luma) or 3 (RGB), transparency over white.
 
-    With `side`, the largest centred square, resized (bilinear, antialiased) to (C,side,side). Large JPEG files
-    are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
+    With `side`, the largest centred square, resized (antialiased) to (C,side,side). With bilinear interpolation,
+    large JPEG files are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
+    Bicubic gives the pixels that timm's evaluation does; see :func:`bicubic_square`.
 
     Raises:
         InputError: the format is not in FORMATS, or the image is larger than MAX_PIXELS or damaged.
@@ -92,6 +97,8 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
         MachineError: there is not enough memory for it.
     """
     with _opened(raw, name, MAX_PIXELS) as image:
+        if side is not None and interpolation == "bicubic":
+            return _to_tensor(bicubic_square(_upright(image, channels), side), channels)
         pixels = _pixels(image, raw, channels, side)
     return pixels if side is None else _square(pixels, side)
 
@@ -99,8 +106,8 @@ def decode(raw: bytes, name: str, channels: int, side: int | None = None) -> Ten
 def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, most: int = MAX_PIXELS) -> Image:
     """As :func:`decode`, but without torch: an upright PIL image in mode L or RGB.
 
-    With `side`, a large JPEG file is decoded at a smaller scale; the image is not cropped.
-    An image of more than `most` pixels is refused.
+    With `side`, which only bilinear interpolation gives, a large JPEG file is decoded at a smaller scale; the image is
+    not cropped. An image of more than `most` pixels is refused.
     """
     with _opened(raw, name, most) as image:
         if side is not None:
@@ -168,7 +175,12 @@ def _pixels(image: Image, raw: bytes, channels: int, side: int | None) -> Tensor
             return fast(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
         except RuntimeError:
             pass  # PIL's message is more readable
-    image = _upright(image, channels)
+    return _to_tensor(_upright(image, channels), channels)
+
+
+def _to_tensor(image: Image, channels: int) -> Tensor:
+    import torch
+
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, channels).permute(2, 0, 1)
 
@@ -221,6 +233,24 @@ def _high_byte(image: Image) -> Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
     return Image.fromarray((values >> 8).astype(numpy.uint8))
+
+
+def bicubic_square(image: Image, side: int) -> Image:
+    """The centred square of `image` after its shorter side is resized to `side`: what timm's and torchvision's
+    evaluation transforms do, pixel for pixel.
+
+    Since they resize before they crop, the square may begin between two pixels, and its edges see pixels beyond it.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    if width == height == side:
+        return image
+    wide, tall = side * width // min(image.size), side * height // min(image.size)
+    left, top = round((wide - side) / 2), round((tall - side) / 2)
+    across, down = width / wide, height / tall
+    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def _square(pixels: Tensor, side: int) -> Tensor:

@@ -10,12 +10,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.images import MAX_PIXELS, STRIP_PIXELS, decode_plain
+from bigmodel_cli.core.images import MAX_PIXELS, STRIP_PIXELS, bicubic_square, decode_plain
 from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+
+RESIZES = ("resize_square", "resize")
 
 
 def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXELS) -> np.ndarray:
@@ -30,13 +33,14 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
 
     channels = 1 if how["mode"] == "L" else 3
     square = how["resize_square"]["height"] if "resize_square" in how else None
-    image = decode_plain(raw, name, channels, square, most)
+    bicubic = any(how.get(key, {}).get("interpolation", "").startswith("bicubic") for key in RESIZES)
+    image = decode_plain(raw, name, channels, None if bicubic else square, most)
     if square is not None:
-        image = _square(image, square)
+        image = bicubic_square(image, square) if bicubic else _square(image, square)
     if "crop" in how:
         image = _middle(image, how["crop"]["width"], how["crop"]["height"])
     size = (how["resize"]["width"], how["resize"]["height"]) if "resize" in how else image.size
-    pixels = _resized(image, *size)
+    pixels = _resized(image, *size, bicubic)
     mean, std = (np.asarray(how[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     if mean.size:
         pixels = (pixels - mean / np.float32(how["scale"])) / (std / np.float32(how["scale"]))
@@ -57,12 +61,13 @@ def raw_pixels(
     import numpy as np
     from PIL import Image
 
-    image = decode_plain(raw, name, spec.channels, spec.square, most)
+    bicubic = spec.interpolation == "bicubic"
+    image = decode_plain(raw, name, spec.channels, None if bicubic else spec.square, most)
     if spec.square is not None:
-        image = _square(image, spec.square)
+        image = bicubic_square(image, spec.square) if bicubic else _square(image, spec.square)
     height, width = size or ((spec.square,) * 2 if spec.square is not None else (spec.height, spec.width))
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
 
 
@@ -81,8 +86,8 @@ def _middle(image: Image, width: int, height: int) -> Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _resized(image: Image, width: int, height: int) -> np.ndarray:
-    """(C,height,width) float32, bilinear and antialiased, without rounding to gray levels.
+def _resized(image: Image, width: int, height: int, bicubic: bool) -> np.ndarray:
+    """(C,height,width) float32, antialiased, without rounding to gray levels.
 
     Float pixels take four times the memory of gray levels, so that only a band of rows is converted at a time.
     """
@@ -94,8 +99,9 @@ def _resized(image: Image, width: int, height: int) -> np.ndarray:
         pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels)
         return pixels.transpose(2, 0, 1)
     result = np.empty((channels, height, width), np.float32)
+    how = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     scale = image.height / height
-    reach = max(scale, 1) + 1  # source rows beyond a band that its outermost rows are made from
+    reach = (2 if bicubic else 1) * max(scale, 1) + 1  # source rows beyond a band that its outermost rows are made from
     rows = max(1, int((STRIP_PIXELS / image.width - 2 * reach) / scale))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -103,6 +109,6 @@ def _resized(image: Image, width: int, height: int) -> np.ndarray:
         strip = image.crop((0, first, image.width, last))
         box = (0, top * scale - first, image.width, min(bottom * scale - first, strip.height))
         for channel, plane in enumerate(strip.split()):
-            band = plane.convert("F").resize((width, bottom - top), Image.Resampling.BILINEAR, box=box)
+            band = plane.convert("F").resize((width, bottom - top), how, box=box)
             result[channel, top:bottom] = np.asarray(band)
-    return result
+    return result.clip(0, 255) if bicubic else result  # a bicubic filter overshoots at edges

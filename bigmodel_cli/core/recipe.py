@@ -57,6 +57,9 @@ class ModelSection(Component):
     pruned: dict[str, tuple[int | None, int | None]] | None = Field(
         None, description="input and output widths of the layers that compress pruned; null: the model's own widths"
     )
+    image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
+        None, description="side of the images that the model takes; null: the starting weights' own, else the data's"
+    )
 
 
 class DataSection(Component):
@@ -105,6 +108,10 @@ class StartSection(NamedSection):
     pretrained: bool = Field(False, description="start from the weights published for the model (timm:..., tv:...)")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
         None, description="expected SHA-256 of the checkpoint, verified before the file is parsed"
+    )
+    preprocessing: Literal["published", "data"] = Field(
+        "published",
+        description="mean and deviation of other programs' weights: the architecture's, or those of the train split",
     )
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.errors import InputError
@@ -92,6 +92,9 @@ def spec_type(kind: Any) -> type[Spec]:
     return _KINDS[kind]
 
 
+Interpolation = Literal["bilinear", "bicubic"]
+
+
 @register
 @dataclass(frozen=True)
 class ImageSpec:
@@ -102,6 +105,7 @@ class ImageSpec:
 
     `square`: an image file is cropped to its centred square and resized to this side; the
     model sees the centred fraction `crop` of that. None: the whole image is resized to H x W.
+    `interpolation` is how images are resized; always antialiased.
     """
 
     kind: ClassVar[str] = "image"
@@ -114,13 +118,15 @@ class ImageSpec:
     std: tuple[float, ...] = ()
     square: int | None = None
     crop: float = 1.0
+    interpolation: Interpolation = "bilinear"
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values if self.interpolation != "bilinear" else {k: v for k, v in values.items() if k != "interpolation"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:

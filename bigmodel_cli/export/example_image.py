@@ -37,10 +37,11 @@ steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
 '''
 RESIZE = """
 
-def resized(x, size):  # (height, width, channels) float32: bilinear, antialiased
+def resized(x, size):  # (height, width, channels) float32, antialiased
     shape = size["width"], size["height"]
-    planes = [Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) for plane in np.moveaxis(x, -1, 0)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    filter = Image.Resampling[size["interpolation"].partition(",")[0].upper()]
+    planes = [Image.fromarray(plane).resize(shape, filter) for plane in np.moveaxis(x, -1, 0)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 255)
 
 
 """
@@ -69,6 +70,14 @@ side = min(x.shape[:2])  # the centred square
 top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
 x = np.round(resized(x[top : top + side, left : left + side], steps["resize_square"]))
 """
+BICUBIC_SQUARE = """\
+side, short = steps["resize_square"]["width"], min(image.size)  # resized, then cut
+wide, tall = (side * length // short for length in image.size)
+left, top = round((wide - side) / 2), round((tall - side) / 2)
+across, down = image.width / wide, image.height / tall
+box = left * across, top * down, (left + side) * across, (top + side) * down
+image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+"""
 CROP = """\
 crop = steps["crop"]
 top, left = (x.shape[0] - crop["height"]) // 2, (x.shape[1] - crop["width"]) // 2
@@ -91,13 +100,15 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
     packages = [p for p in own.needs if p not in ("numpy", "pillow")]
     needs = ", ".join([*packages, "numpy and pillow"])
     parts = [HEAD.format(needs=needs, standard="\n".join(STANDARD), imports=own.imports, start=START)]
-    read = READ.replace("{draft}", DRAFT if "resize_square" in preprocess else "")
+    square = preprocess.get("resize_square", {})
+    bicubic = square.get("interpolation", "").startswith("bicubic")
+    read = READ.replace("{draft}", DRAFT if square and not bicubic else "")
     if "in_the_graph" in preprocess:
         return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
-    if {"resize", "resize_square"} & set(preprocess):
+    if "resize" in preprocess or (square and not bicubic):
         parts.append(RESIZE)
-    parts += [read, PIXELS]
-    parts += [SQUARE] if "resize_square" in preprocess else []
+    parts += [read, *([BICUBIC_SQUARE] if bicubic else []), PIXELS]
+    parts += [SQUARE] if square and not bicubic else []
     parts += [CROP] if "crop" in preprocess else []
     parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
     return "".join([*parts, NORMALISE, "\n", own.run, "\n", ANSWER])
@@ -107,9 +118,11 @@ def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
     """Lines that resize the image to the fixed input size of the format."""
     if preprocess["size"] == "any":
         return []
-    call = "ImageOps.fit(image, size" if "resize_square" in preprocess["in_the_graph"] else "image.resize(size"
+    inside = preprocess["in_the_graph"]
+    call = "ImageOps.fit(image, size" if "resize_square" in inside else "image.resize(size"
+    how = inside.get("resize_square", inside.get("resize", {}))["interpolation"].partition(",")[0].upper()
     size = 'size = steps["size"]["width"], steps["size"]["height"]\n'
-    return [size, f"image = {call}, Image.Resampling.BILINEAR)\n"]
+    return [size, f"image = {call}, Image.Resampling.{how})\n"]
 
 
 def _sample(subject: Subject, place: Path) -> str:
@@ -140,7 +153,7 @@ def _logits(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tenso
         image = fit(
             Image.open(file).convert("L" if subject.task.spec.channels == 1 else "RGB"),
             (width, height),
-            Image.Resampling.BILINEAR,
+            Image.Resampling[subject.task.spec.interpolation.upper()],
         )
         return torch.from_numpy(run(np.array(image).reshape(1, height, width, -1)))
     with torch.inference_mode():

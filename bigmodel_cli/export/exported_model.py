@@ -90,7 +90,7 @@ class RawImageTask(TaskWrapper):
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         image = batch["image"]
         if self.size is not None and image.shape[2:] != self.size:
-            image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
+            image = F.interpolate(image, self.size, mode=self.task.spec.interpolation, antialias=True)
         return {**self.task.prepare(batch, key), "image": to_pixels({"image": image}, self.task.spec)}
 
 

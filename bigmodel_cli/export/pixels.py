@@ -37,22 +37,22 @@ class FromPixels(nn.Module):
         spec = self.spec
         x = pixels.permute(0, 3, 1, 2).float()
         height, width = _sides(x)
+        bicubic = spec.interpolation == "bicubic"
         if spec.square is not None:
-            short = torch.minimum(height, width)
-            tall = _resize(x, 2, height, torch.floor((height - short) / 2), short, spec.square)
-            wide = _resize(x, 3, width, torch.floor((width - short) / 2), short, spec.square)
+            tall = _square_side(x, 2, height, width, spec)
+            wide = _square_side(x, 3, width, height, spec)
             # Training resizes in uint8, which rounds to integers, first along the rows and then along the columns.
-            x = (tall @ (x @ wide.transpose(0, 1)).round()).round()
+            x = (tall @ (x @ wide.transpose(0, 1)).round().clamp(0, 255)).round().clamp(0, 255)
             side = round(spec.square * spec.crop)
             start = (spec.square - side) // 2
             x = x[:, :, start : start + side, start : start + side]
             height, width = _sides(x)
         zero = torch.zeros_like(height)
         x = (
-            _resize(x, 2, height, zero, height, spec.height)
+            _resize(x, 2, height, zero, height, spec.height, bicubic)
             @ x
-            @ (_resize(x, 3, width, zero, width, spec.width).transpose(0, 1))
-        )
+            @ (_resize(x, 3, width, zero, width, spec.width, bicubic).transpose(0, 1))
+        ).clamp(0, 255)
         return self.model((x - self.mean) / self.std)  # type: ignore[no-any-return]
 
 
@@ -61,18 +61,47 @@ def _sides(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(x[0, 0, :, 0]).sum(), torch.ones_like(x[0, 0, 0, :]).sum()
 
 
-def _resize(x: Tensor, dim: int, size: Tensor, start: Tensor, length: Tensor, out: int) -> Tensor:
-    """(out, size): the weights of an antialiased bilinear resize of the `length` pixels from `start` on.
+def _square_side(x: Tensor, dim: int, side: Tensor, other: Tensor, spec: ImageSpec) -> Tensor:
+    """(square, side): the weights that make one side of the centred square; see ``core.images.bicubic_square``."""
+    assert spec.square is not None
+    short = torch.minimum(side, other)
+    if spec.interpolation != "bicubic":
+        return _resize(x, dim, side, torch.floor((side - short) / 2), short, spec.square)
+    resized = torch.floor(spec.square * side / short)
+    scale = side / resized
+    start = torch.round((resized - spec.square) / 2) * scale
+    return _resize(x, dim, side, start, spec.square * scale, spec.square, True, beyond=True)
 
-    A triangle filter around each output pixel's centre, at least one input pixel wide (as in Pillow and torch).
+
+def _resize(
+    x: Tensor,
+    dim: int,
+    size: Tensor,
+    start: Tensor,
+    length: Tensor,
+    out: int,
+    bicubic: bool = False,
+    beyond: bool = False,
+) -> Tensor:
+    """(out, size): the weights of an antialiased resize of the `length` pixels from `start` on.
+
+    A triangle or cubic filter around each output pixel's centre, scaled to at least one input pixel (as in Pillow and
+    torch). With `beyond`, it reaches past those pixels.
     """
     place = torch.arange(x.shape[dim], dtype=torch.float32) + 0.5
     scale = length / out
     centre = start + (torch.arange(out, dtype=torch.float32) + 0.5) * scale
-    weight = (1 - (place - centre[:, None]).abs() / scale.clamp(min=1)).clamp(min=0)
-    inside = ((place > start) & (place < start + length)).float()
-    weight = weight * inside
+    distance = (place - centre[:, None]).abs() / scale.clamp(min=1)
+    weight = _cubic(distance) if bicubic else (1 - distance).clamp(min=0)
+    if not beyond:
+        weight = weight * ((place > start) & (place < start + length)).float()
     return weight / weight.sum(1, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys's cubic kernel with a = -0.5, at distances `x` >= 0 (Keys 1981)."""
+    near, far = ((1.5 * x - 2.5) * x) * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def to_pixels(raw: Batch, spec: Any) -> Tensor:

@@ -8,7 +8,8 @@ it. Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -154,7 +155,22 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]
 
 
-TASK = {"task": "image_classification", "head": "fc", "backbone_first": "conv1"}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def published_spec(spec: ImageSpec, options: Mapping[str, Any]) -> ImageSpec | None:
+    """`spec` with ImageNet's mean and deviation, as torchvision's weights expect; None without their stem."""
+    published = chosen_stem(spec, options["stem"]) == "imagenet"
+    return spec.with_(channels=3, **IMAGENET) if published else None
+
+
+def chosen_stem(spec: ImageSpec, stem: Stem) -> Stem:
+    """`stem`, or what auto stands for: downsample as far as possible while layer1 still sees maps of 8 x 8."""
+    side = min(spec.height, spec.width)
+    return stem if stem != "auto" else "small" if side < 24 else "strided" if side <= 64 else "imagenet"
+
+
+TASK = {"task": "image_classification", "head": "fc", "backbone_first": "conv1", "published": published_spec}
 
 
 @models.register("resnet18", block=BasicBlock, depths=(2, 2, 2, 2), **TASK)
@@ -176,7 +192,5 @@ def resnet(
 
     `stem` auto downsamples as far as possible while layer1 still sees maps of at least 8 x 8.
     """
-    if stem == "auto":
-        side = min(spec.height, spec.width)
-        stem = "small" if side < 24 else "strided" if side <= 64 else "imagenet"
+    stem = chosen_stem(spec, stem)
     return ResNet(block, depths, spec.channels, spec.num_classes, stem, activation, zero_init_residual, drop_path)

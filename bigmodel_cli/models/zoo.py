@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -19,13 +22,16 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 DECORATED = re.compile(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights: where to find them, and the images they were trained on.
+    """Published weights: where to find them, and how their images are prepared.
 
     `repository` and `file` name a file on the Hugging Face Hub; or `address` is the URL of
     the file, and `digest` the first digits of its SHA-256.
@@ -95,8 +101,16 @@ def timm_layers(member: str) -> dict[str, Any]:
     if about.hf_hub_id:
         _, height, width = about.input_size
         spec = ImageSpec(3, height, width, imagenet_classes(about.num_classes), tuple(about.mean), tuple(about.std))
+        if height == width and about.crop_mode == "center":
+            spec = spec.with_(**cropped(height, math.floor(height / about.crop_pct)))
+        spec = spec.with_(interpolation="bilinear" if about.interpolation == "bilinear" else "bicubic")
         found["weights"] = Weights(spec, about.hf_hub_id, about.hf_hub_filename or "model.safetensors")
     return found
+
+
+def cropped(size: int, shorter: int) -> dict[str, Any]:
+    """The fields of a spec whose images are resized to `shorter` on their shorter side, then cropped to `size`."""
+    return {"square": shorter, "crop": size / shorter}
 
 
 def imagenet_classes(count: int) -> tuple[str, ...]:
@@ -109,7 +123,20 @@ def imagenet_classes(count: int) -> tuple[str, ...]:
     return tuple(n if names.count(n) == 1 else f"{n} ({k})" for k, n in enumerate(names))
 
 
-@models.register("timm:*", task="image_classification", members=timm_names, describe=timm_layers)
+def timm_resampled(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """`state` with its position tables resampled for `model`'s image size by timm itself; empty if it cannot."""
+    convert = vars(sys.modules[type(model).__module__]).get("checkpoint_filter_fn")
+    if convert is None:
+        return {}
+    try:
+        return convert(dict(state), model)  # type: ignore[no-any-return]
+    except (KeyError, RuntimeError, ValueError, AttributeError, AssertionError):
+        return {}
+
+
+@models.register(
+    "timm:*", task="image_classification", members=timm_names, describe=timm_layers, resample=timm_resampled
+)
 def timm_model(spec: ImageSpec, member: str, *, dropout: Fraction = 0.0, drop_path: Fraction = 0.0) -> Any:
     """An image classifier from timm."""
     timm, about = _import_timm(), _pretrained_config(member)
@@ -141,7 +168,10 @@ def torchvision_layers(member: str) -> dict[str, Any]:
     heads = [name for name, m in named if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
     published = get_model_weights(member).DEFAULT  # type: ignore[attr-defined]
     how, file = published.transforms(), published.url.rpartition("/")[2]
-    spec = ImageSpec(3, how.crop_size[0], how.crop_size[0], imagenet_classes(1000), tuple(how.mean), tuple(how.std))
+    side = how.crop_size[0]
+    spec = ImageSpec(3, side, side, imagenet_classes(1000), tuple(how.mean), tuple(how.std))
+    interpolation = "bicubic" if how.interpolation.value == "bicubic" else "bilinear"
+    spec = spec.with_(**cropped(side, max(how.resize_size)), interpolation=interpolation)
     digest = file.removesuffix(".pth").rpartition("-")[2]  # torch.hub's convention: the first eight hex digits
     return {
         "head": heads[-1],

@@ -94,6 +94,8 @@ class ImageClassification:
         classes = trained.classes if same else data.classes
         changed: dict[str, Any] = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}
         changed |= {"square": data.square, "crop": data.crop}  # predict must read files as training does
+        if data.square is not None:
+            changed["interpolation"] = data.interpolation
         return trained.with_(**changed), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
@@ -107,7 +109,8 @@ class ImageClassification:
         if x.shape[1] != spec.channels:
             x = _to_channels(x.float(), spec.channels)
         if x.shape[2:] != (spec.height, spec.width):
-            x = F.interpolate(x.float(), (spec.height, spec.width), mode="bilinear", antialias=True)
+            x = F.interpolate(x.float(), (spec.height, spec.width), mode=spec.interpolation, antialias=True)
+            x = x.clamp_(0, 255) if spec.interpolation == "bicubic" else x  # it overshoots at edges
         label = batch["label"]
         if self.label_map is not None:
             label = device_constant(self.label_map, torch.int64, label.device)[label]
@@ -154,7 +157,7 @@ class ImageClassification:
             raise InputError(f"{path}: no such file") from None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}", "expected an image") from None
-        pixels = decode(raw, str(path), self.spec.channels, self.spec.square)
+        pixels = decode(raw, str(path), self.spec.channels, self.spec.square, self.spec.interpolation)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
     def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
@@ -168,7 +171,7 @@ class ImageClassification:
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing steps for other programs, in order."""
         spec = self.spec
-        resize = {"height": spec.height, "width": spec.width, "interpolation": "bilinear, antialiased"}
+        resize = {"height": spec.height, "width": spec.width, "interpolation": f"{spec.interpolation}, antialiased"}
         steps: dict[str, Any] = {"resize": resize}
         if spec.square is not None:
             side = round(spec.square * spec.crop)

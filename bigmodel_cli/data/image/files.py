@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.specs import Interpolation
 from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data.image import decode_cache
@@ -30,21 +31,31 @@ class ImageFiles:
         split: the name of the split.
         skip_bad: skip undecodable images instead of stopping at the first.
         cache: cache the decoded squares on disk.
+        interpolation: how each is resized.
 
     Raises:
         InputError: an image cannot be decoded; with `skip_bad`, more than MAX_BAD of them.
     """
 
     def __init__(
-        self, items: Sequence[Item], side: int, channels: int, split: str, skip_bad: bool, cache: Literal["auto", "off"]
+        self,
+        items: Sequence[Item],
+        side: int,
+        channels: int,
+        split: str,
+        skip_bad: bool,
+        cache: Literal["auto", "off"],
+        interpolation: Interpolation = "bilinear",
     ) -> None:
+        self.interpolation = interpolation
         self.items, self.side, self.channels, self.split = items, side, channels, split
         self.notes: list[str] = []
         self._cached: decode_cache.CachedImages | None = None
         good = torch.ones(len(items), dtype=torch.bool)
         if cache == "auto":
             decode_cache.wait_for_clock_tick(max(item.stamp[1] for item in items))
-            made_from = [(i.file, i.size, i.stamp, i.offset) for i in items]
+            made_from: list[object] = [(i.file, i.size, i.stamp, i.offset) for i in items]
+            made_from += [interpolation] if interpolation != "bilinear" else []
             shape = (channels, side, side)
             what = f"decoding {split}"
             self._cached = decode_cache.open_or_fill(what, made_from, len(items), shape, self._decode, skip_bad)
@@ -84,7 +95,7 @@ class ImageFiles:
 
     def _decode(self, place: int) -> Tensor:
         item = self.items[place]
-        return decode(item.read(), item.location, self.channels, self.side)
+        return decode(item.read(), item.location, self.channels, self.side, self.interpolation)
 
     def _check(self, place: int, good: Tensor) -> None:
         try:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.specs import Interpolation
 from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Spec
 from bigmodel_cli.data.image.files import ImageFiles
 from bigmodel_cli.data.image.own_size import choose_size
@@ -40,6 +41,7 @@ def image_folder(
         float | None,
         Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation; null: by the size"),
     ] = None,
+    interpolation: Interpolation = "bilinear",
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
     cache: Literal["auto", "off"] = "auto",
@@ -57,10 +59,10 @@ def image_folder(
 
     @functools.cache
     def load(split: str) -> Source:
-        files = ImageFiles(listing.splits[split], side, channels, split, skip_bad, cache)
+        files = ImageFiles(listing.splits[split], side, channels, split, skip_bad, cache, interpolation)
         notes.extend(files.notes)
         return files
 
-    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop)
+    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop, interpolation=interpolation)
     loaders = {split: functools.partial(load, split) for split in listing.splits}
     return DataBundle(spec, loaders, listing.fingerprint(), notes, listing.problem)

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -27,6 +26,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.recipe import cache_root
 from bigmodel_cli.core.registry import data, natural
+from bigmodel_cli.core.specs import Interpolation
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.image.decode_cache import by_last_use, limit_bytes
@@ -46,10 +46,10 @@ class ShardStream:
     shards need the space. The next shard in the epoch's order is downloaded in the background.
     """
 
-    def __init__(self, shards: tuple[Shard, ...], classes: tuple[str, ...], shape: tuple[int, int], split: str,
-                 window: int) -> None:  # fmt: skip
+    def __init__(self, shards: tuple[Shard, ...], classes: tuple[str, ...], how: tuple[int, int, Interpolation],
+                 split: str, window: int) -> None:  # fmt: skip
         self.shards, self.split, self.window = shards, split, window
-        self.channels, self.side = shape
+        self._how = how  # channels, side and interpolation of the decoded squares
         self._label = {name: k for k, name in enumerate(classes)}
         self._starts = [0, *itertools.accumulate(s.count for s in shards)]
         self._ahead = ThreadPoolExecutor(1, "shards")
@@ -88,7 +88,7 @@ class ShardStream:
 
     def _decode(self, sample: tuple[BinaryIO, Item, int]) -> Tensor:
         file, item, _ = sample
-        return decode(os.pread(file.fileno(), item.size, item.offset or 0), item.location, self.channels, self.side)
+        return decode(os.pread(file.fileno(), item.size, item.offset or 0), item.location, *self._how)
 
     def _open(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, int]]]:
         """The open shard, and its samples with their labels.
@@ -166,6 +166,7 @@ def shard_stream(
     sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$", description="of the index; null: any")] = None,
     size: Annotated[int, Field(ge=8, le=2048)] = 224,
     crop: Annotated[float, Field(ge=0.5, le=1)] = 0.875,
+    interpolation: Interpolation = "bilinear",
     channels: Literal[1, 3] = 3,
     window: Annotated[int, Field(gt=0, description="samples shuffled together, after shuffling the shards")] = 8192,
 ) -> DataBundle:
@@ -179,16 +180,15 @@ def shard_stream(
             raise InputError(f"{path}: one shard", "expected two or more, since val takes whole shards")
         splits |= {"train": splits["train"][:-cut], "val": splits["train"][-cut:]}
 
-    def loader(split: str) -> Callable[[], ShardStream]:
-        return functools.cache(
-            lambda: ShardStream(
-                splits[split], index.classes, (channels, side), split, window if split == "train" else 1
-            )
-        )
+    def load(split: str) -> ShardStream:
+        how = (channels, side, interpolation)
+        return ShardStream(splits[split], index.classes, how, split, window if split == "train" else 1)
 
     mean, std = (_in_channels(values, channels) for values in (index.mean, index.std))
-    spec = ImageSpec(channels, size, size, index.classes, mean, std, square=side, crop=crop)
-    return DataBundle(spec, {split: loader(split) for split in splits}, index.fingerprint)
+    spec = ImageSpec(channels, size, size, index.classes, mean, std, side, crop, interpolation)
+    return DataBundle(
+        spec, {split: functools.cache(functools.partial(load, split)) for split in splits}, index.fingerprint
+    )
 
 
 def _in_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine.build.compatibility import check_state_dict
-from bigmodel_cli.engine.build.transfer import adapt_input_channels
+from bigmodel_cli.engine.build.transfer import adapt_input_channels, adapt_positions
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import Contents, inspect_file, require_plain
 from bigmodel_cli.engine.checkpoint.sharded import is_sharded
@@ -196,6 +196,7 @@ def load_foreign_weights(model: nn.Module, path: Path, meta: Mapping[str, Any]) 
         raise InputError(f"{path}: {matched}", "expected all of this model's", f"bigmodel checkpoint show {path}")
     state = {name: file_tensors[key] for name, key in matched.pairs.items()}
     notes = adapt_input_channels(state, model_tensors, meta["backbone_first"] + ".weight")
+    notes += adapt_positions(state, model, meta)
     for name, tensor in state.items():
         if tensor.shape != model_tensors[name].shape:
             file_shape, model_shape = tuple(tensor.shape), tuple(model_tensors[name].shape)

@@ -12,14 +12,16 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine.build.load import TrainedModel, inference_weights
 from bigmodel_cli.models.layers.initialise import zero_head
+from bigmodel_cli.models.layers.position_embedding import resample_positions
 
 
 def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
     """Copy the weights of `trained` into `model`, built for `spec`; a line for each layer kept, replaced or adapted.
 
-    The head is kept where the sets of class names are equal; a new one starts at zero. The first layer is adapted where the number
-    of input channels differs: filters are summed over the channels for one gray channel, and repeated,
-    divided by the count, for several. A gray image gives the same activations either way.
+    The head is kept where the sets of class names are equal; a new one starts at zero. The first layer is adapted
+    where the number of input channels differs: filters are summed over the channels for one gray channel, and
+    repeated, divided by the count, for several. A gray image gives the same activations either way. Position
+    embeddings are resampled where the number of patches differs.
 
     Raises:
         InputError: another tensor has another shape.
@@ -39,13 +41,14 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
             notes.append(f"head replaced: {had} classes in the checkpoint, {len(spec.classes)} now")
     notes += adapt_input_channels(state, target, first_layer)
     add_new_rows(state, target, meta.get("grows", ()))
+    notes += adapt_positions(state, model, meta)
     mismatched = [k for k, v in state.items() if v.shape != target[k].shape]
     if mismatched:
         old_shape, new_shape = tuple(state[mismatched[0]].shape), tuple(target[mismatched[0]].shape)
         raise InputError(
             f"{trained.path}: {mismatched[0]} is {old_shape}",
             f"the data needs {new_shape}",
-            "fine-tune on the same size",
+            "fine-tune at the same size: without --size",
         )
     model.load_state_dict({**target, **state})
     if not keeps_head:
@@ -76,3 +79,32 @@ def adapt_input_channels(state: dict[str, Tensor], target: Mapping[str, Tensor],
     state[first_layer] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
     how = "summed over" if new == 1 else "repeated over"
     return [f"{first_layer}: filters {how} the input channels ({old} -> {new})"]
+
+
+def adapt_positions(state: dict[str, Tensor], model: nn.Module, meta: Mapping[str, Any]) -> list[str]:
+    """Resample the position embeddings in `state` that are for images of another size than `model`'s; a line on them.
+
+    `meta` is the model's registration. Its ``resample``, if any, is the library's own way:
+    (state dict, model) -> state dict.
+    """
+    target = model.state_dict()
+    others = [k for k, v in state.items() if k in target and v.shape != target[k].shape]
+    done = []
+    for name in others:
+        wanted, found = target[name].shape, state[name]
+        if (
+            "pos" in name
+            and found.dim() in (2, 3)
+            and (*found.shape[:-2], found.shape[-1]) == (*wanted[:-2], wanted[-1])
+        ):
+            resampled = resample_positions(found, wanted[-2])
+            if resampled is not None:
+                state[name] = resampled
+                done.append(name)
+    if len(done) < len(others) and "resample" in meta:
+        theirs = meta["resample"](state, model)
+        for name in others:
+            if name in theirs and theirs[name].shape == target[name].shape:
+                state[name] = theirs[name]
+                done.append(name)
+    return [f"resampled for another image size: {done[0]}{', ...' if len(done) > 1 else ''}"] if done else []

@@ -35,6 +35,6 @@ def solve(run: Run) -> bool:
         loss = nn.functional.cross_entropy(train.vectors @ weight.T + bias, train.labels, reduction="sum")
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
-    run.emit({"event": "warning", "message": note})
+    run.emit({"event": "note", "message": note})
     run.progress.loss_sum, run.progress.loss_count = loss.item(), len(train)
     return end_epoch(run, len(train) / (time.perf_counter() - started))

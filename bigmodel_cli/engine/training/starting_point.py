@@ -17,6 +17,7 @@ from bigmodel_cli.engine.build.foreign_weights import is_foreign, load_foreign_w
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
 from bigmodel_cli.engine.build.model import build_model, build_task, initialise_from_data
+from bigmodel_cli.engine.build.preprocessing import at_image_size, published_spec, with_preprocessing
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import transfer
 
@@ -63,18 +64,23 @@ def task_and_model(
         _, spec = recipe_and_spec(resumed, "--resume")
         return build_task(recipe, spec), build_model(recipe, spec), []
     if not recipe.start.trained:
-        task = build_task(recipe, bundle.spec).fit_spec(train)
+        task = build_task(recipe, at_image_size(recipe, bundle.spec)).fit_spec(train)
         model = build_model(recipe, task.spec)
         initialise_from_data(model, task, train)
         return task, model, []
+    published = None if trained and not recipe.start.pretrained else published_spec(recipe, bundle.spec)
+    base = trained.task.spec if trained else published or bundle.spec
+    spec, notes = (trained.task if trained else build_task(recipe, base)).adopt(base, bundle.spec)
+    spec = at_image_size(recipe, spec)
+    task, line = with_preprocessing(recipe, spec, train, published)
+    task = task if trained else task.fit_spec(train)
+    model = build_model(recipe, task.spec)
     if trained is None:
-        task = build_task(recipe, bundle.spec).fit_spec(train)
-        model = build_model(recipe, task.spec)
         path = Path(str(recipe.start.checkpoint))
-        return task, model, load_foreign_weights(model, path, models.get(recipe.model.name).meta)
-    spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
-    model = build_model(recipe, spec)
-    return build_task(recipe, spec), model, [*trained.notes, *notes, *transfer(model, trained, spec)]
+        notes += load_foreign_weights(model, path, models.get(recipe.model.name).meta)
+    else:
+        notes = [*trained.notes, *notes, *transfer(model, trained, task.spec)]
+    return task, model, [*notes, *line]
 
 
 def _check_same_data(saved: Mapping[str, Any], bundle: DataBundle) -> None:

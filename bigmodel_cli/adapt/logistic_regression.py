@@ -1,0 +1,150 @@
+"""The optimal linear head for features of a frozen backbone, found by logistic regression.
+
+Shapes: N samples, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.tasks import Classifies
+from bigmodel_cli.core.types import Solve, Start
+
+Strength = Annotated[float, Field(gt=0)]
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""Inverse regularization strengths (scikit-learn's C) to choose from."""
+FOLDS = 5
+CROSS_VALIDATED = (
+    10_000  # samples up to which every strength is fitted FOLDS times; a val split of a tenth is enough then
+)
+MIN_VAL = 200  # val samples from which they choose by themselves
+UNKNOWN_BIAS = -30.0  # of a class missing from train
+
+
+def linear_head(start: Start, method: str) -> nn.Linear:
+    """The model's head, which logistic regression can replace.
+
+    Raises:
+        InputError: the task has no classes, or the head is not one linear layer with a bias.
+    """
+    if not isinstance(start.task, Classifies):
+        raise InputError(f"{method}: {start.task.name.replace('_', ' ')} has no classes", "expected a classifier")
+    head = start.model.get_submodule(start.head)
+    if not isinstance(head, nn.Linear):
+        what = f"{method}: the model's head is {type(head).__name__}"
+        raise InputError(what, "expected a linear layer", "--freeze-backbone")
+    if head.bias is None:
+        raise InputError(f"{method}: the head has no bias, which the solution needs", hint="--freeze-backbone")
+    return head
+
+
+def solver(classes: int, strengths: Sequence[float], max_iter: int) -> Solve:
+    """Multinomial logistic regression; its penalty is chosen by cross-validated log loss on the training features.
+
+    Of many samples, the val split chooses: it is large then, and accuracy or loss on a few samples would be a lottery.
+    """
+
+    def solve(
+        train: Tensor, labels: Tensor, weights: Tensor, val: Tensor, val_labels: Tensor
+    ) -> tuple[Tensor, Tensor, str]:
+        # Standardize features so that the penalty treats all alike; the scale is folded into the weights below.
+        mean, scale = train.double().mean(0), train.double().std(0, correction=0).clamp(min=1e-6)
+        x, basis = _compact((train - mean) / scale)
+        y, w = labels.numpy(), weights.double().numpy()
+        known = val_labels >= 0
+        x_val, y_val = (((val[known] - mean) / scale) @ basis).numpy(), val_labels[known].numpy()
+        folds = list(_folds(y)) if len(y) <= CROSS_VALIDATED or len(y_val) < MIN_VAL else []
+        losses = dict.fromkeys(strengths, 0.0)
+        fitted: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+        for inside, outside in folds:
+            for strength, solution in _path(x[inside], y[inside], w[inside], classes, strengths, max_iter):
+                losses[strength] += _log_loss(solution, x[outside], y[outside])
+        for strength, solution in _path(x, y, w, classes, strengths, max_iter):
+            fitted[strength] = solution
+            if not folds:
+                losses[strength] = _log_loss(solution, x_val, y_val)
+        # Nothing to choose with, of one sample a class: the middle of those that did best on few samples.
+        blind = not folds and len(y_val) < MIN_VAL
+        best = strengths[len(strengths) // 2] if blind else min(strengths, key=losses.__getitem__)
+        chosen = (
+            "the default" if blind else f"chosen by {len(folds)}-fold cross-validation on {len(y)} training samples"
+        )
+        chosen = chosen if folds or blind else f"chosen on {len(y_val)} val samples"
+        coefficients, intercept = (torch.from_numpy(part) for part in fitted[best])
+        weight = (coefficients @ basis.T) / scale
+        note = f"logistic regression, solved exactly: strength {best:g} of {len(strengths)} tried, {chosen}"
+        return weight.float(), (intercept - weight @ mean).float(), note
+
+    return solve
+
+
+def _compact(x: Tensor) -> tuple[np.ndarray, Tensor]:
+    """(N,D) features -> (N,R) coordinates in an orthonormal basis (D,R) of their span, R = min(N, D).
+
+    The optimum lies in that span, and has the same norm there: a few samples make a small problem.
+    """
+    if len(x) >= x.shape[1]:
+        return x.numpy(), torch.eye(x.shape[1], dtype=x.dtype)
+    basis = torch.linalg.qr(x.T).Q
+    return (x @ basis).numpy(), basis
+
+
+def _folds(y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stratified folds; none if no class has two samples, or all are of one class."""
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = np.bincount(y)
+    count = min(FOLDS, int(counts.max()))
+    if count < 2 or (counts > 0).sum() < 2:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer samples than folds
+        yield from StratifiedKFold(count, shuffle=True, random_state=0).split(y[:, None], y)
+
+
+def _path(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray, classes: int, strengths: Sequence[float], max_iter: int
+) -> Iterator[tuple[float, tuple[np.ndarray, np.ndarray]]]:
+    """Each strength, weakest first, with its weight (K,D) and bias (K,); each fit starts from the last one."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(y)) < 2:  # nothing to separate
+        weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, UNKNOWN_BIAS)
+        bias[y[0]] = 0.0
+        yield from ((strength, (weight, bias)) for strength in strengths)
+        return
+    model = LogisticRegression(max_iter=max_iter, warm_start=True)
+    for strength in sorted(strengths):
+        model.C = strength
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # close enough to compare strengths
+            model.fit(x, y, w)
+        yield strength, _coefficients(model, classes)
+
+
+def _coefficients(model: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (K,D) and bias (K,) of a fitted regression; a class missing from train gets a very low bias."""
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(coefficients) == 1:  # binary: scikit-learn stores one row
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    weight = np.zeros((classes, coefficients.shape[1]))
+    bias = np.full(classes, UNKNOWN_BIAS)
+    weight[model.classes_], bias[model.classes_] = coefficients, intercepts
+    return weight, bias
+
+
+def _log_loss(solution: tuple[np.ndarray, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    """The summed log loss of `solution` on features (N,D) with labels (N,)."""
+    weight, bias = (torch.from_numpy(part) for part in solution)
+    logits = torch.from_numpy(x) @ weight.T + bias
+    return nn.functional.cross_entropy(logits, torch.from_numpy(y), reduction="sum").item()

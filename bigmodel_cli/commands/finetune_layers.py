@@ -1,0 +1,189 @@
+"""The recipe layers of ``finetune``: the start, and defaults that fit the weights and the data."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bigmodel_cli.commands.recipe_layers import tokenizer_layer
+from bigmodel_cli.core.errors import InputError
+
+if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
+    from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.core.types import Spec
+
+
+@dataclass(frozen=True)
+class StartLayers:
+    """The layers of a fine-tuning recipe, and lines on the defaults that were chosen for the data."""
+
+    layers: list[Layer]
+    notes: list[str] = field(default_factory=list)
+
+
+def start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> StartLayers:
+    """The recipe saved in the checkpoint, then fine-tuning's own defaults, then the layers that were `given`.
+
+    Length, batch and rate come last, where they were not given: they depend on the data.
+
+    Raises:
+        InputError: no start is named, or two are; or the model is not the checkpoint's, or is not
+            named where the file does not name it either.
+    """
+    from bigmodel_cli.core.registry import methods
+    from bigmodel_cli.core.resolve import Layer
+
+    if (path is None) != pretrained:
+        what = "no weights to start from" if path is None else "--from and --pretrained together"
+        raise InputError(what, "expected --from CKPT or MODEL --pretrained", "bigmodel finetune --help")
+    lr = methods.get(start["method"]).meta["lr"]
+    defaults = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
+    if path is None:
+        return _fitted([defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given], given)
+    return _fitted(_checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], given), given)
+
+
+def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.foreign_weights import exported_model_section, is_foreign
+    from bigmodel_cli.engine.build.load import load_meta
+    from bigmodel_cli.engine.build.locate import checkpoint_file
+
+    path = checkpoint_file(path)
+    foreign = is_foreign(path)
+    if foreign:
+        kept = {"model": exported_model_section(path)}
+        if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
+            hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
+            raise InputError(f"{path}: the file does not name its model", "expected MODEL", hint)
+    else:
+        saved = load_meta(path)["recipe"]
+        kept = {k: saved[k] for k in ("model", "data", "loss", "augment")}
+    from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
+    layers = [Layer(str(path), kept), *defaults, from_, *given]
+    if foreign:
+        layers.append(tokenizer_layer(path.with_name("tokenizer.json"), layers))
+        return [*layers, _inferred_layer(path, layers)]
+    model = resolve(layers).recipe.model.name
+    if model != kept["model"]["name"]:
+        raise InputError(
+            f"MODEL is {model}", f"{path} holds a {kept['model']['name']}", f"bigmodel finetune --from {path}"
+        )
+    return layers
+
+
+def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
+    """The model options that were not given, inferred from the shapes of foreign weights."""
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.data import load_data
+    from bigmodel_cli.engine.build.foreign_weights import infer_options
+
+    resolved = resolve(layers)
+    given = [key for section, key in resolved.origin if section == "model"]
+    options = infer_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
+    return Layer(str(path), {"model": options} if options else {})
+
+
+TRAINING = frozenset({("train", "epochs"), ("train", "max_steps"), ("train", "batch_size"), ("train", "ema_decay")})
+"""Recipe fields that ask for gradient steps where they are given, as do those of the sections below."""
+TRAINING_SECTIONS = frozenset({"optimizer", "schedule", "augment", "loss"})
+
+
+def _fitted(layers: list[Layer], given: list[Layer]) -> StartLayers:
+    """`layers`, then the image size of the weights, and the length, batch and rate that suit the data, if not `given`.
+
+    Of a language model's data the number of samples depends on the tokenizer, so its length stays.
+    """
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.finetune_defaults import has_classes
+    from bigmodel_cli.engine.build.preprocessing import size_options
+
+    named = {(section, key) for layer in given for section, values in layer.values.items() for key in values}
+    recipe = resolve(layers).recipe
+    sizes = size_options(recipe, recipe.start.pretrained or _is_foreign(recipe))
+    sizes = {key: value for key, value in sizes.items() if ("data", key) not in named}
+    layers = [*layers, Layer("the weights' images", {"data": sizes})] if sizes else layers
+    if not has_classes(recipe):
+        return StartLayers(layers)
+    values, notes = _suitable(resolve(layers).recipe, named)
+    values = {s: {k: v for k, v in part.items() if (s, k) not in named} for s, part in values.items()}
+    return StartLayers([*layers, Layer("finetune", {s: part for s, part in values.items() if part})], notes)
+
+
+def _is_foreign(recipe: Recipe) -> bool:
+    from bigmodel_cli.engine.build.foreign_weights import is_foreign
+
+    return recipe.start.checkpoint is not None and is_foreign(Path(recipe.start.checkpoint))
+
+
+def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The sections of a recipe that suit its data, and lines on them; `named` are the fields that the user gave."""
+    from bigmodel_cli.core.registry import augments
+    from bigmodel_cli.engine.build.finetune_defaults import suitable_length, suitable_lr, suitable_options
+    from bigmodel_cli.engine.device.ranks import read_ranks
+
+    trained = _checkpoint_spec(recipe)
+    samples, spec = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", trained))
+    trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
+    trains |= read_ranks().world > 1  # the solver runs in one process
+    trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
+    new_head = trained is None or set(trained.classes) != set(spec.classes)
+    length = suitable_length(samples, recipe.train.batch_size if ("train", "batch_size") in named else None)
+    values: dict[str, dict[str, Any]] = {
+        "train": {"batch_size": length.batch_size},
+        "start": suitable_options(recipe, samples, trains, new_head),
+    }
+    if ("optimizer", "name") not in named:
+        values["optimizer"] = {"lr": suitable_lr(recipe, spec) if trained is None else _method_lr(recipe)}
+    if ("train", "epochs") not in named:
+        values["train"] |= {"epochs": length.epochs, "patience": length.patience}
+    return values, [] if values["start"].get("solve") else [_describe(samples, values, named)]
+
+
+def _method_lr(recipe: Recipe) -> float:
+    from bigmodel_cli.core.registry import methods
+
+    return float(methods.get(recipe.start.method).meta["lr"])
+
+
+def _checkpoint_spec(recipe: Recipe) -> Spec | None:
+    """The spec in the checkpoint to start from; None for weights of another program."""
+    from bigmodel_cli.engine.build.load import load_meta
+    from bigmodel_cli.engine.build.model import build_spec
+
+    if recipe.start.checkpoint is None or _is_foreign(recipe):
+        return None
+    return build_spec(load_meta(Path(recipe.start.checkpoint))["input"], recipe.start.checkpoint)
+
+
+@functools.lru_cache(4)
+def _count(data: str, like: Any) -> tuple[int, Spec]:
+    """The number of training samples, and the spec, of the data section `data`, as JSON."""
+    from bigmodel_cli.commands.progress import WaitBars
+    from bigmodel_cli.core.recipe import DataSection
+    from bigmodel_cli.engine.build.data import load_data, train_and_val
+
+    section = DataSection(**json.loads(data))
+    bundle = load_data(section, like)
+    with WaitBars():
+        train, _ = train_and_val(bundle, section)
+    return len(train), bundle.spec
+
+
+def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[str, str]]) -> str:
+    """A line on the defaults that the data decided."""
+    size, epochs = values["train"]["batch_size"], values["train"].get("epochs")
+    parts = [f"{samples:,} samples: batches of {size}"]
+    if epochs is not None:
+        patience = values["train"]["patience"]
+        parts.append(f"{epochs} epochs of {-(-samples // size)} steps, {patience} without improvement end it")
+    if "optimizer" in values and ("optimizer", "lr") not in named:
+        head = values["start"].get("head_rate", 1.0)
+        faster = f", a new head {head:g} times that" if head != 1 else ""
+        parts.append(f"learning rate {values['optimizer']['lr']:g}{faster}")
+    return "; ".join(parts) + " (--batch-size, --epochs, --lr)"

@@ -1,0 +1,87 @@
+"""The length of fine-tuning, its batch and its rates, for the data at hand: what ``finetune`` uses unless told.
+
+benchmarks/RESULTS-published.md holds the runs on real data that these were chosen with, on validation splits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import methods, models
+from bigmodel_cli.core.types import ImageSpec, Spec
+from bigmodel_cli.engine.build.model import build_architecture
+from bigmodel_cli.models.layers.meta_init import init_on_meta
+
+STEPS = 200
+"""Optimizer steps worth doing on a small data set."""
+EPOCHS = (3, 20)
+"""Fewest and most passes: many samples are still seen a few times, and few ones not a hundred times."""
+BATCH = (4, 128)
+NEW_HEAD_RATE = 10.0
+"""Learning rate of a new head, relative to trained weights' (as in ULMFiT and BEiT, upper layers learn faster)."""
+MOST_SOLVED = 50_000
+"""Samples up to which a frozen backbone's head is solved for; beyond, gradient steps on cached features are quicker."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train: `epochs` of batches of `batch_size`; stop after `patience` epochs without improvement."""
+
+    batch_size: int
+    epochs: int
+    patience: int
+
+
+def suitable_length(samples: int, batch_size: int | None = None) -> Length:
+    """The length for `samples` training samples: about STEPS steps, in batches of the square root of their number.
+
+    `batch_size` is the batch to use, if it is given.
+    """
+    size = batch_size or min(max(2 ** round(math.log2(math.sqrt(samples))), BATCH[0]), BATCH[1])
+    epochs = min(max(math.ceil(STEPS / math.ceil(samples / size)), EPOCHS[0]), EPOCHS[1])
+    return Length(size, epochs, max(2, math.ceil(epochs / 3)))
+
+
+def suitable_lr(recipe: Recipe, spec: Spec) -> float:
+    """The method's learning rate; a gentler one for other programs' networks without BatchNorm, if it has one.
+
+    Transformers and their like are fine-tuned at some 5e-5 (Devlin et al. 2018), which BatchNorm networks hardly feel.
+    """
+    meta = methods.get(recipe.start.method).meta
+    gentle = meta.get("lr_without_batchnorm")
+    return float(meta["lr"] if gentle is None or _has_batchnorm(recipe, spec) else gentle)
+
+
+def _has_batchnorm(recipe: Recipe, spec: Spec) -> bool:
+    try:
+        with init_on_meta():
+            model = build_architecture(recipe, spec)
+    except InputError:  # building it for real will say why
+        return isinstance(spec, ImageSpec)
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def suitable_options(recipe: Recipe, samples: int, trains: bool, new_head: bool) -> dict[str, Any]:
+    """Options of the fine-tuning method, among those it has.
+
+    With `trains`, the user's flags ask for gradient steps. `new_head` says that the head starts at zero.
+    """
+    fields = methods.get(recipe.start.method).schema.model_fields
+    wanted = {
+        "solve": not trains and samples <= MOST_SOLVED,
+        "head_rate": NEW_HEAD_RATE if new_head else 1.0,
+    }
+    return {key: value for key, value in wanted.items() if key in fields}
+
+
+def has_classes(recipe: Recipe) -> bool:
+    """Whether the model classifies: then samples count, whatever the tokenizer makes of them."""
+    from bigmodel_cli.core.registry import tasks
+
+    return tasks.get(models.get(recipe.model.name).meta["task"]).meta.get("answers") == "classes"
