@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bigmodel_cli.commands import options
-from bigmodel_cli.commands.finetune import _start_layers
+from bigmodel_cli.commands.finetune_layers import start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -232,7 +232,7 @@ def test_no_weights_are_known_for_ours(run_cli: Any) -> None:
         ("timm:resnet18", None, False, "no weights to start from"),
     ]:
         with pytest.raises(InputError, match=expected):
-            _start_layers(path, pretrained, {"method": "full"}, [Layer("MODEL", {"model": {"name": model}})])
+            start_layers(path, pretrained, {"method": "full"}, [Layer("MODEL", {"model": {"name": model}})])
 
 
 def test_torchvisions_own_weights_are_found_beside_ours(tmp_path: Path) -> None:
