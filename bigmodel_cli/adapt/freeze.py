@@ -22,7 +22,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 
 
-@methods.register("full", lr=3e-4, lr_without_batchnorm=5e-5, builds_on_meta=True, auto=4)
+@methods.register("full", lr=5e-4, lr_without_batchnorm=5e-5, builds_on_meta=True, auto=4)
 def full(start: Start, *, head_rate: Rate = 1.0) -> Adapted:
     """Train all parameters, the head at `head_rate` times the learning rate of the others."""
     return Adapted(rates=head_rates(start, head_rate))
@@ -105,7 +105,7 @@ def norm_only(start: Start) -> Adapted:
     return Adapted(freeze(start.model, held))
 
 
-@methods.register("freeze-backbone", lr=1e-3)
+@methods.register("freeze-backbone", lr=1e-3, features=True)
 def freeze_backbone(start: Start, *, solve: bool = False) -> Adapted:
     """Only the head trains; the backbone is frozen, with its BatchNorm statistics and dropout.
 

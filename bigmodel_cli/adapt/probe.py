@@ -8,7 +8,7 @@ from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Start
 
 
-@methods.register("probe", lr=1e-3, auto=1)
+@methods.register("probe", lr=1e-3, auto=1, features=True)
 def probe(start: Start, *, strengths: tuple[Strength, ...] = STRENGTHS, max_iter: int = 1000) -> Adapted:
     """Logistic regression on the frozen backbone's features, solved exactly; its penalty is cross-validated on train.
 

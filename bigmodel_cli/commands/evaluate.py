@@ -51,6 +51,7 @@ def evaluate(
     *,
     checkpoint: opt.Checkpoint,
     split: Split = None,
+    pretrained: opt.Pretrained = False,
     options: RunOptions,
     batch_size: BatchSize = None,
     tta: opt.Tta = False,
@@ -71,10 +72,12 @@ def evaluate(
         bigmodel eval runs/resnet18-digits-1/best.pt --split test
 
         bigmodel eval ckpt.pt --data mnist --json
+
+        bigmodel eval timm:resnet18 --pretrained --data photos
     """
     from bigmodel_cli.commands.open_model import open_trained
 
-    trained = open_trained(checkpoint, trust)
+    trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers())
     size = batch_size or recipe.train.eval_batch_size
     report, measured, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])

@@ -20,6 +20,8 @@ from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_interval
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.tasks import Task
+    from bigmodel_cli.core.types import Spec
     from bigmodel_cli.engine.build.load import TrainedModel
     from bigmodel_cli.export.proof import Proof
     from bigmodel_cli.export.subject import Subject
@@ -93,6 +95,7 @@ def export(
     seconds: Seconds = 1.0,
     with_preprocessing: Preprocessing = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export in --out.")] = False,
+    pretrained: opt.Pretrained = False,
     options: RunOptions,
     assignments: Set = None,
     json: opt.Json = False,
@@ -108,19 +111,20 @@ def export(
 
         bigmodel export ckpt.pt --format openvino --out shipped
     """
+    from bigmodel_cli.commands.open_model import open_checkpoint
     from bigmodel_cli.core.registry import exports
-    from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.export.proof import prove
     from bigmodel_cli.export.publish import check_target
 
     entry = exports.get(format_name)
     own, assignments = _split(assignments)
     format_options = _options(entry, own)
-    trained = load_trained(checkpoint)
-    path = out or trained.path.with_name(f"{trained.path.stem}-{format_name}")
+    trained = open_checkpoint(checkpoint, pretrained, options.data_dir)
+    beside = Path(str(checkpoint).replace(":", "-")) if pretrained else trained.path
+    path = out or beside.with_name(f"{beside.name if pretrained else beside.stem}-{format_name}")
     for note in check_target(path, overwrite):  # before the work
         console.note(note)
-    source = replace(subject(trained, samples, options.data_dir, assignments), pixels=with_preprocessing)
+    source = replace(subject(trained, samples, options, assignments), pixels=with_preprocessing)
     with current_step(str(path)):
         proof = prove(
             source, format_name, path, options=format_options, tolerance=tolerance, overwrite=overwrite, seconds=seconds
@@ -158,14 +162,14 @@ def _options(entry: Any, assignments: list[str]) -> dict[str, Any]:
         raise explain(error, origin, "export", entry.schema.model_fields) from None
 
 
-def subject(trained: TrainedModel, samples: int, data_dir: Path | None, assignments: list[str] | None) -> Subject:
-    """What is exported: the checkpoint, with inputs from its validation split."""
+def subject(trained: TrainedModel, samples: int, options: RunOptions, assignments: list[str] | None) -> Subject:
+    """What is exported: the checkpoint, with inputs from its validation split, or from that of the data given."""
     import torch
 
     from bigmodel_cli.engine.build.data import load_data, load_split
     from bigmodel_cli.export.subject import Subject
 
-    recipe = checkpoint_recipe(trained, RunOptions(data_dir=data_dir, assignments=assignments).flag_layers())
+    recipe = checkpoint_recipe(trained, replace(options, assignments=assignments).flag_layers())
     bundle = load_data(recipe.data, trained.task.spec, recipe.task)
     source = load_split(bundle, recipe.data, "val")
     chosen = torch.arange(min(samples, len(source)))
@@ -175,7 +179,19 @@ def subject(trained: TrainedModel, samples: int, data_dir: Path | None, assignme
         "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)},
     }
     raw = [source.gather(part) for part in chosen.split(64)]
-    return Subject(model, trained.task.for_data(bundle.spec), raw, about)
+    return Subject(model, _for_any_data(trained, bundle.spec), raw, about)
+
+
+def _for_any_data(trained: TrainedModel, spec: Spec) -> Task:
+    """The task for data with `spec`. Published weights are compared on any images: classes matter for accuracy only."""
+    from bigmodel_cli.core.tasks import Classifies
+
+    task = trained.task
+    published = trained.recipe.start.pretrained and not trained.progress
+    if published and isinstance(task, Classifies) and not set(task.spec.classes) & set(spec.classes):
+        console.note("the data has no class of the model: accuracy is not measured, only agreement")
+        return task.with_(label_map=(-1,) * len(spec.classes))
+    return task.for_data(spec)
 
 
 def show(proof: Proof) -> None:

@@ -82,10 +82,12 @@ def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.data import load_data
     from bigmodel_cli.engine.build.foreign_weights import infer_options
+    from bigmodel_cli.engine.build.preprocessing import at_image_size
 
     resolved = resolve(layers)
     given = [key for section, key in resolved.origin if section == "model"]
-    options = infer_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
+    spec = at_image_size(resolved.recipe, load_data(resolved.recipe.data).spec)
+    options = infer_options(resolved.recipe, given, spec, path)
     return Layer(str(path), {"model": options} if options else {})
 
 
@@ -124,7 +126,12 @@ def _is_foreign(recipe: Recipe) -> bool:
 def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The sections of a recipe that suit its data, and lines on them; `named` are the fields that the user gave."""
     from bigmodel_cli.core.registry import augments
-    from bigmodel_cli.engine.build.finetune_defaults import suitable_length, suitable_lr, suitable_options
+    from bigmodel_cli.engine.build.finetune_defaults import (
+        suitable_augment,
+        suitable_length,
+        suitable_lr,
+        suitable_options,
+    )
     from bigmodel_cli.engine.device.ranks import read_ranks
 
     trained = _checkpoint_spec(recipe)
@@ -140,6 +147,8 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     }
     if ("optimizer", "name") not in named:
         values["optimizer"] = {"lr": suitable_lr(recipe, spec) if trained is None else _method_lr(recipe)}
+    if trained is None and ("augment", "name") not in named and recipe.augment.name == "none":
+        values["augment"] = suitable_augment(recipe, spec)
     if ("train", "epochs") not in named:
         values["train"] |= {"epochs": length.epochs, "patience": length.patience}
     return values, [] if values["start"].get("solve") else [_describe(samples, values, named)]
@@ -186,4 +195,6 @@ def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[
         head = values["start"].get("head_rate", 1.0)
         faster = f", a new head {head:g} times that" if head != 1 else ""
         parts.append(f"learning rate {values['optimizer']['lr']:g}{faster}")
+    if augment := values.get("augment"):
+        parts.append(f"augmentation {augment['name']}")
     return "; ".join(parts) + " (--batch-size, --epochs, --lr)"

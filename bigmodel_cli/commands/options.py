@@ -52,6 +52,9 @@ Columns = Annotated[
     ),
     Flag("data.columns", default="found by their names", also=("eval", "plan", "verify-resume")),
 ]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="CKPT is the name of a model: take its published weights.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object per line."), Flag()]
 Tta = Annotated[
     bool,
@@ -89,7 +92,7 @@ class RunOptions:
             help="Data set, or path to your own images or text.",
             autocompletion=complete("data"),
         ),
-        Flag("data.name", default="digits", also=("eval", "plan", "verify-resume")),
+        Flag("data.name", default="digits", also=("eval", "export", "plan", "verify-resume")),
     ] = None
     columns: Columns = None
     group_by: Annotated[

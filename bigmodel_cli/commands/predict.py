@@ -46,6 +46,7 @@ def predict(
     texts: Texts = None,
     users: Users = None,
     top: Top = 3,
+    pretrained: opt.Pretrained = False,
     options: RunOptions,
     columns: opt.Columns = None,
     tta: opt.Tta = False,
@@ -62,6 +63,8 @@ def predict(
 
         bigmodel predict ckpt.pt photos/ --top 1 --json
 
+        bigmodel predict timm:resnet18 --pretrained photo.jpg
+
         bigmodel predict runs/text-cnn-rt-polarity-1 reviews.txt
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
@@ -76,7 +79,7 @@ def predict(
 
     if not files and not texts and not users:
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
-    trained = open_trained(checkpoint, trust)
+    trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if users or isinstance(trained.task, Recommends):
         show_recommendations(trained, options, users or [], bool(files or texts), top, json)
     else:
@@ -101,8 +104,7 @@ def _predict_samples(
 
     task = _predicting_task(trained, bool(texts))
     recipe = checkpoint_recipe(trained, options.flag_layers())
-    placement = choose_placement(recipe.placement)
-    configure_process(placement)
+    configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
     given = opt.table_columns(columns, recipe)
     listed = expand_inputs(files, task.spec.kind, given)

@@ -40,7 +40,7 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     if "crop" in how:
         image = _middle(image, how["crop"]["width"], how["crop"]["height"])
     size = (how["resize"]["width"], how["resize"]["height"]) if "resize" in how else image.size
-    pixels = _resized(image, *size, bicubic)
+    pixels = _resized(image, size[0], size[1], bicubic)
     mean, std = (np.asarray(how[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     if mean.size:
         pixels = (pixels - mean / np.float32(how["scale"])) / (std / np.float32(how["scale"]))

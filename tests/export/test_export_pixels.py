@@ -99,7 +99,7 @@ def test_a_format_of_one_size_is_given_that() -> None:
 
 
 def test_a_resize_that_is_another_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nearest(x: torch.Tensor, dim: int, size: Any, start: Any, length: Any, out: int) -> torch.Tensor:
+    def nearest(x: torch.Tensor, dim: int, size: Any, start: Any, length: Any, out: int, *_: Any) -> torch.Tensor:
         place = (torch.arange(out) * (length / out)).floor()
         return (torch.arange(x.shape[dim]) == place[:, None]).float()
 

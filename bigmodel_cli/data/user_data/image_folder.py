@@ -41,7 +41,7 @@ def image_folder(
         float | None,
         Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation; null: by the size"),
     ] = None,
-    interpolation: Interpolation = "bilinear",
+    interpolation: Interpolation | None = None,
     channels: Literal[1, 3] = 3,
     skip_bad: bool = False,
     cache: Literal["auto", "off"] = "auto",
@@ -54,15 +54,16 @@ def image_folder(
     older = {k: v for k, v in (("image", image_column), ("label", label_column)) if v is not None}
     listing = list_images(path, {**older, **(columns or {})} or None, group_by)
     size, crop, chosen = choose_size(listing.splits[listing.first_split], like, size, crop)
+    how = interpolation or (like.interpolation if isinstance(like, ImageSpec) else "bilinear")
     side = round(size / crop)
     notes = [*listing.notes, *chosen]
 
     @functools.cache
     def load(split: str) -> Source:
-        files = ImageFiles(listing.splits[split], side, channels, split, skip_bad, cache, interpolation)
+        files = ImageFiles(listing.splits[split], side, channels, split, skip_bad, cache, how)
         notes.extend(files.notes)
         return files
 
-    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop, interpolation=interpolation)
+    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop, interpolation=how)
     loaders = {split: functools.partial(load, split) for split in listing.splits}
     return DataBundle(spec, loaders, listing.fingerprint(), notes, listing.problem)

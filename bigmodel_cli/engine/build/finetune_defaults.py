@@ -23,7 +23,7 @@ STEPS = 200
 EPOCHS = (3, 20)
 """Fewest and most passes: many samples are still seen a few times, and few ones not a hundred times."""
 BATCH = (4, 128)
-NEW_HEAD_RATE = 10.0
+NEW_HEAD_RATE = 4.0
 """Learning rate of a new head, relative to trained weights' (as in ULMFiT and BEiT, upper layers learn faster)."""
 MOST_SOLVED = 50_000
 """Samples up to which a frozen backbone's head is solved for; beyond, gradient steps on cached features are quicker."""
@@ -78,6 +78,16 @@ def suitable_options(recipe: Recipe, samples: int, trains: bool, new_head: bool)
         "head_rate": NEW_HEAD_RATE if new_head else 1.0,
     }
     return {key: value for key, value in wanted.items() if key in fields}
+
+
+def suitable_augment(recipe: Recipe, spec: Spec) -> dict[str, Any]:
+    """The augmentation of image files for published weights that change: crops, which suit any subject.
+
+    Mirroring would not: letters and arrows change their meaning.
+    """
+    frozen = methods.get(recipe.start.method).meta.get("features", False)
+    photos = isinstance(spec, ImageSpec) and spec.square is not None
+    return {"name": "resized_crop", "area": 0.5, "flip": False} if photos and not frozen else {}
 
 
 def has_classes(recipe: Recipe) -> bool:

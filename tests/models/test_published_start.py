@@ -1,0 +1,216 @@
+"""Fine-tuning from weights that others published: a head that knows nothing, their preprocessing, any image size."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+from safetensors.torch import save_file
+
+from bigmodel_cli.adapt.logistic_regression import STRENGTHS, solver
+from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.registry import methods, models
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.engine.build.finetune_defaults import suitable_length
+from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.models.layers.position_embedding import resample_positions
+
+timm = pytest.importorskip("timm")
+CNN, VIT = "test_efficientnet", "test_vit"
+METHODS = [
+    name for name in methods.names() if name not in ("distill", "qat") and "task" not in methods.get(name).meta
+]  # distill needs a teacher; qat is for what is trained already
+IMAGES = {"data": {"name": "synthetic_images", "classes": 3, "count": 12}}
+SHORT = {"train": {"max_steps": 2, "batch_size": 6, "eval_batch_size": 12}, "placement": {"precision": "fp32"}}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random weights, laid out as published ones: two of timm, one of torchvision, a small resnet18."""
+    root = tmp_path_factory.mktemp("published")
+    torch.manual_seed(0)
+    for name in (CNN, VIT):
+        target = root / f"weights/{models.get(f'timm:{name}').meta['weights'].repository}.safetensors"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(timm.create_model(name).state_dict(), target)
+    import torchvision
+
+    (root / "weights/torchvision").mkdir()
+    file = models.get("tv:squeezenet1_1").meta["weights"].file
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), root / "weights/torchvision" / file)
+    save_file(torchvision.models.resnet18().state_dict(), root / "resnet18.safetensors")
+    return root
+
+
+def recipe_for(model: str, method: str, hub: Path, *more: dict[str, Any]) -> Recipe:
+    section = {"model": {"name": model}, "data": {**IMAGES["data"], "dir": str(hub)}, **SHORT}
+    options = {"layer": layer} if (layer := UNTIL.get(model)) and method == "freeze-until" else {}
+    given = [Layer("t", section), *(Layer("more", layer) for layer in more)]
+    file = hub / "resnet18.safetensors" if model == "resnet18" else None
+    return resolve(start_layers(file, file is None, {"method": method, **options}, given).layers).recipe
+
+
+UNTIL = {f"timm:{CNN}": "conv_head", f"timm:{VIT}": "norm", "tv:squeezenet1_1": "features.12", "resnet18": "layer4"}
+PAIRS = [(model, method) for model in UNTIL for method in METHODS if (model, method) != ("tv:squeezenet1_1", "probe")]
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_every_method_starts_from_ln_k_and_trains(model: str, method: str, hub: Path, tmp_path: Path) -> None:
+    size = {"model": {"image_size": 64}} if model in ("tv:squeezenet1_1", "resnet18") else {}
+    recipe = recipe_for(model, method, hub, size)
+    try:
+        run = assemble(recipe, measure=False)
+    except InputError as error:  # SqueezeNet has no norms
+        assert method == "norm-only" and "no normalization layer" in error.line
+        return
+    before = evaluate(run.eval_model, run.task, run.val, run.placement, 12, lambda: False)
+    assert before is not None
+    assert before["loss"] == pytest.approx(math.log(3), abs=1e-5)
+    assert execute(run)
+    after = evaluate(run.eval_model, run.task, run.val, run.placement, 12, lambda: False)
+    assert after is not None and after["loss"] != before["loss"], "the head has moved"
+    checkpoint.save(tmp_path / "x.pt", run.state())
+    loaded = load_trained(tmp_path / "x.pt")
+    x = torch.randn(2, 3, loaded.task.spec.height, loaded.task.spec.width)
+    torch.testing.assert_close(loaded.model(x), run.model.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_backbone_is_solved_unless_steps_are_asked_for(hub: Path) -> None:
+    section = {"model": {"name": f"timm:{CNN}"}, "data": {**IMAGES["data"], "dir": str(hub)}}
+
+    def start(**train: int) -> Any:
+        given = [Layer("t", {**section, **({"train": train} if train else {})})]
+        return resolve(start_layers(None, True, {"method": "freeze-backbone"}, given).layers).recipe
+
+    assert start().start.options["solve"] and not start(epochs=3).start.options["solve"]
+    assert start(epochs=3).train.epochs == 3
+
+
+@pytest.mark.parametrize("samples", [1, 2, 20, 245, 864, 5_000, 50_000, 1_000_000])
+def test_the_length_is_a_number_of_steps(samples: int) -> None:
+    length = suitable_length(samples)
+    steps = length.epochs * math.ceil(samples / length.batch_size)
+    assert 4 <= length.batch_size <= 128 and 3 <= length.epochs <= 20 and 2 <= length.patience <= length.epochs
+    assert steps >= min(200, 20 * math.ceil(samples / length.batch_size)), "few samples are seen often"
+    assert suitable_length(samples, 7).batch_size == 7
+
+
+def test_published_preprocessing_is_the_librarys_own(tmp_path: Path) -> None:
+    """The stored square of a photo, cropped, is pixel by pixel what timm's evaluation transform gives."""
+    from timm.data import create_transform
+
+    noise = np.random.default_rng(0)
+    for model, (width, height) in ((CNN, (301, 200)), (VIT, (190, 333)), ("resnet18", (400, 400))):
+        spec = models.get(f"timm:{model}").meta["weights"].spec
+        config = timm.models.get_pretrained_cfg(model)
+        low = Image.fromarray(noise.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+        image = low.resize((width, height), Image.Resampling.BICUBIC)
+        image.save(tmp_path / "x.png")
+        transform = create_transform(
+            config.input_size, is_training=False, interpolation=config.interpolation, crop_pct=config.crop_pct,
+            mean=(0.0,) * 3, std=(1.0,) * 3,
+        )  # fmt: skip
+        theirs = (transform(image) * 255).round()
+        square = decode((tmp_path / "x.png").read_bytes(), "x", 3, spec.square, spec.interpolation)
+        start = (spec.square - spec.height) // 2
+        ours = square[:, start : start + spec.height, start : start + spec.width].float()
+        shifts = [ours.roll((a, b), (1, 2)) - theirs for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        inside = min(shift[:, 2:-2, 2:-2].abs().max() for shift in shifts)  # a crop of half a pixel is rounded
+        assert spec.interpolation == "bicubic" and inside <= 2
+
+
+def test_a_foreign_file_gets_the_architectures_preprocessing(hub: Path) -> None:
+    photos = {"model": {"image_size": 96}}
+    run = assemble(recipe_for("resnet18", "full", hub, photos), measure=False)
+    assert run.task.spec.mean == (0.485, 0.456, 0.406) and run.task.spec.height == 96
+    assert any("as published" in note for note in run.notes)
+    told = assemble(recipe_for("resnet18", "full", hub, photos, {"start": {"preprocessing": "data"}}), measure=False)
+    assert told.task.spec.mean != run.task.spec.mean
+    assert any("of the train split" in note for note in told.notes)
+
+
+@pytest.mark.parametrize("side", [96, 224])
+def test_a_vision_transformer_at_another_size(side: int, hub: Path) -> None:
+    """Its positions are resampled as timm itself resamples them."""
+    run = assemble(recipe_for(f"timm:{VIT}", "full", hub, {"model": {"image_size": side}}), measure=False)
+    file = hub / f"weights/{models.get(f'timm:{VIT}').meta['weights'].repository}.safetensors"
+    from safetensors.torch import load_file
+    from timm.layers import resample_abs_pos_embed
+
+    tokens = (side // 16) ** 2
+    theirs = resample_abs_pos_embed(load_file(file)["pos_embed"], [side // 16] * 2, num_prefix_tokens=1)
+    torch.testing.assert_close(run.model.get_parameter("pos_embed").detach(), theirs)
+    assert run.model(torch.zeros(1, 3, side, side)).shape == (1, 3) and theirs.shape[1] == tokens + 1
+    assert any("resampled for another image size" in note for note in run.notes)
+
+
+def test_positions_without_a_square_grid_are_left_alone() -> None:
+    assert resample_positions(torch.zeros(1, 12, 4), 16 + 1) is None
+    same = torch.randn(1, 50, 4)
+    torch.testing.assert_close(resample_positions(same, 50), same)
+
+
+def test_the_solved_head_is_scikit_learns() -> None:
+    """Of few samples in many dimensions too, where the problem is solved in their span."""
+    from sklearn.linear_model import LogisticRegression
+
+    for samples, width in ((60, 8), (30, 90)):
+        generator = torch.Generator().manual_seed(0)
+        y = torch.arange(samples) % 3
+        x = torch.randn(samples, width, generator=generator) * 3 + 5
+        x[:, :3] += torch.nn.functional.one_hot(y, 3) * 4
+        weight, bias, note = solver(3, (0.1,), 5000)(x, y, torch.ones(samples), x[:6], y[:6])
+        mean, scale = x.double().mean(0), x.double().std(0, correction=0)
+        theirs = LogisticRegression(C=0.1, max_iter=5000).fit(((x - mean) / scale).numpy(), y.numpy())
+        ours = (x @ weight.T + bias).softmax(1)
+        expected = torch.from_numpy(theirs.predict_proba(((x - mean) / scale).numpy()))
+        torch.testing.assert_close(ours.double(), expected, atol=1e-3, rtol=0)
+        assert "5-fold" in note
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 0], [2, 2, 0, 0, 1]], ids=["one each", "one class", "uneven"])
+def test_a_head_is_solved_for_whatever_there_is(labels: list[int]) -> None:
+    y, x = torch.tensor(labels), torch.eye(len(labels), 6)
+    weight, bias, _ = solver(4, STRENGTHS, 100)(x, y, torch.ones(len(y)), x[:1], torch.tensor([-1]))
+    assert torch.isfinite(weight).all() and ((x @ weight.T + bias).argmax(1) == y).all()
+
+
+def test_published_weights_predict_evaluate_and_export(hub: Path, run_cli: Run, tmp_path: Path) -> None:
+    from timm.data import create_transform, resolve_model_data_config
+
+    noise = np.random.default_rng(1)
+    for i in range(4):
+        folder = tmp_path / "photos" / ("tench", "goldfish")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (170 + 20 * i, 200, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    start = [f"timm:{CNN}", "--pretrained", "--data-dir", hub]
+    done = run_cli("predict", *start[:1], *files, *start[1:], "--json", "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    weights = hub / f"weights/{models.get(f'timm:{CNN}').meta['weights'].repository}.safetensors"
+    theirs = timm.create_model(CNN, checkpoint_path=str(weights)).eval()
+    transform = create_transform(**resolve_model_data_config(theirs), is_training=False)
+    for line, file in zip(done.stdout.splitlines(), files, strict=True):
+        with torch.inference_mode():
+            logits = theirs(transform(Image.open(file))[None])
+        said = json.loads(line)
+        assert said["probability"] == pytest.approx(float(logits.softmax(1).max()), rel=0.05)
+    done = run_cli("eval", *start, "--data", "photos", "--split", "train", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["samples"] >= 2, done.stderr
+    done = run_cli(
+        "export", *start, "--data", "photos", "--format", "pt2", "--samples", 2, "--seconds", 0, "--out", "x"
+    )
+    assert done.returncode == 0 and (tmp_path / "x/labels.json").is_file(), done.stderr
