@@ -185,7 +185,8 @@ def test_the_solved_head_is_scikit_learns() -> None:
 def test_a_head_is_solved_for_whatever_there_is(labels: list[int]) -> None:
     y, x = torch.tensor(labels), torch.eye(len(labels), 6)
     weight, bias, _ = solver(4, STRENGTHS, 100)(x, y, torch.ones(len(y)), x[:1], torch.tensor([-1]))
-    assert torch.isfinite(weight).all() and ((x @ weight.T + bias).argmax(1) == y).all()
+    assert torch.isfinite(weight).all() and torch.isfinite(bias).all()
+    assert set((x @ weight.T + bias).argmax(1).tolist()) <= set(labels), "never a class without a sample"
 
 
 def test_published_weights_predict_evaluate_and_export(hub: Path, run_cli: Run, tmp_path: Path) -> None:

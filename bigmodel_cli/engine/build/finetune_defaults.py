@@ -23,6 +23,8 @@ STEPS = 200
 EPOCHS = (3, 20)
 """Fewest and most passes: many samples are still seen a few times, and few ones not a hundred times."""
 BATCH = (4, 128)
+BATCH_SHARE = 0.7
+"""A batch is the square root of this share of the samples, as a power of two: 16 of 270, 32 of 900, 64 of 9,600."""
 NEW_HEAD_RATE = 4.0
 """Learning rate of a new head, relative to trained weights' (as in ULMFiT and BEiT, upper layers learn faster)."""
 MOST_SOLVED = 50_000
@@ -43,7 +45,7 @@ def suitable_length(samples: int, batch_size: int | None = None) -> Length:
 
     `batch_size` is the batch to use, if it is given.
     """
-    size = batch_size or min(max(2 ** round(math.log2(math.sqrt(samples))), BATCH[0]), BATCH[1])
+    size = batch_size or min(max(2 ** round(math.log2(math.sqrt(BATCH_SHARE * samples))), BATCH[0]), BATCH[1])
     epochs = min(max(math.ceil(STEPS / math.ceil(samples / size)), EPOCHS[0]), EPOCHS[1])
     return Length(size, epochs, max(2, math.ceil(epochs / 3)))
 
