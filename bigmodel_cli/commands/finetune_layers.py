@@ -86,7 +86,7 @@ def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
 
     resolved = resolve(layers)
     given = [key for section, key in resolved.origin if section == "model"]
-    spec = at_image_size(resolved.recipe, load_data(resolved.recipe.data).spec)
+    spec = at_image_size(resolved.recipe, load_data(resolved.recipe.data, task=resolved.recipe.task).spec)
     options = infer_options(resolved.recipe, given, spec, path)
     return Layer(str(path), {"model": options} if options else {})
 
@@ -135,7 +135,7 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     from bigmodel_cli.engine.device.ranks import read_ranks
 
     trained = _checkpoint_spec(recipe)
-    samples, spec = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", trained))
+    samples, spec = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", trained), recipe.task)
     trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
     trains |= read_ranks().world > 1  # the solver runs in one process
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
@@ -171,14 +171,14 @@ def _checkpoint_spec(recipe: Recipe) -> Spec | None:
 
 
 @functools.lru_cache(4)
-def _count(data: str, like: Any) -> tuple[int, Spec]:
+def _count(data: str, like: Any, task: str | None) -> tuple[int, Spec]:
     """The number of training samples, and the spec, of the data section `data`, as JSON."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.recipe import DataSection
     from bigmodel_cli.engine.build.data import load_data, train_and_val
 
     section = DataSection(**json.loads(data))
-    bundle = load_data(section, like)
+    bundle = load_data(section, like, task)
     with WaitBars():
         train, _ = train_and_val(bundle, section)
     return len(train), bundle.spec
