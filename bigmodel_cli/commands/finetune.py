@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands import console
-from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.commands.finetune_layers import StartLayers, start_layers
 from bigmodel_cli.commands.options import RunOptions, complete
 from bigmodel_cli.commands.recipe_layers import expand_hub_model
 from bigmodel_cli.commands.signatures import takes_options
@@ -100,11 +100,15 @@ def finetune(
             hint = "run it without --nproc, then finetune --method NAME --nproc N"
             raise InputError("--method auto runs in one process", hint=hint)
         start = _chosen(checkpoint, pretrained, layers)
-    chosen = start_layers(checkpoint, pretrained, start, layers)
+    run_training(_told(start_layers(checkpoint, pretrained, start, layers), options), options)
+
+
+def _told(start: StartLayers, options: RunOptions) -> list[Layer]:
+    """The layers of `start`, after its lines on the defaults, which one process says."""
     if not options.launch().requested and read_ranks().rank == 0:
-        for line in chosen.notes:
+        for line in start.notes:
             console.note(line)
-    run_training(chosen.layers, options)
+    return start.layers
 
 
 def _default_method(layers: list[Layer], checkpoint: Path | None) -> str:
