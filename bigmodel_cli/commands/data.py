@@ -10,6 +10,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.inspect_interactions import show_interactions
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 from bigmodel_cli.core import atomic_files
@@ -66,18 +67,20 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="What --data accepts: class folders, a table, a tar, text, token shards or hf:NAME."
+            metavar="PATH", help="What --data accepts: class folders, a table, a tar, text, token shards, hf:NAME."
         ),
     ],
     sheet: Annotated[
         Path | None, typer.Option("--sheet", metavar="FILE.png", help="Write a contact sheet of images.")
     ] = None,
     columns: opt.Columns = None,
+    data_dir: opt.DataDir = None,
     json: opt.Json = False,
 ) -> None:
     """Inspect your own data before training: counts, sizes, leaks between splits, damaged files.
 
     For text: the format it is read as, its splits, tokens and classes. For token shards: every checksum.
+    For interactions: density, long tail, repeats, ties, and leaks in time.
 
     Examples:
 
@@ -86,6 +89,8 @@ def inspect(
         bigmodel data inspect ./photos --sheet sheet.png --json
 
         bigmodel data inspect ./shards
+
+        bigmodel data inspect movielens-100k
     """
     from bigmodel_cli.data.token_shards.files import is_shards
 
@@ -95,11 +100,17 @@ def inspect(
     from bigmodel_cli.core.registry import data, tasks
     from bigmodel_cli.data.user_path import source_for
 
+    if path in data.found and data.found[path].meta.get("kind") == "interactions":
+        show_interactions(path, path, data_dir, json)
+        return
     given = read_columns(columns) if columns is not None else None
     source = source_for(path, given)
     task = data.get(source).meta.get("task") if source else None
     if source and task and tasks.get(task).meta["spec_type"].kind == "text":
         show_text(Path(path), source, given, json)
+        return
+    if source and data.get(source).meta.get("kind") == "interactions":
+        show_interactions(path, source, data_dir, json)
         return
     _inspect_images(path, given, sheet, json)
 

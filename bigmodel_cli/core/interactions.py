@@ -187,6 +187,11 @@ class SolvedFromData(Protocol):
         ...
 
 
+def is_solved(model: Any) -> bool:
+    """Whether `model`, as configured, is solved rather than trained in steps."""
+    return isinstance(model, SolvedFromData) and model.solves
+
+
 @runtime_checkable
 class HasVectors(Protocol):
     """A model whose score is a dot product of a user's vector and an item's."""

@@ -82,3 +82,14 @@ def test_ratings(run_cli: Run, tmp_path: Path, model: str, options: tuple[str, .
     classes = run_cli("train", model, "--data", "./a.csv", "--set", "loss.name=cross_entropy", "--out", "other")
     if model == "dcn-v2":
         assert classes.returncode == 2 and "loss.name=mse" in classes.stderr
+
+
+def test_inspect_counts_what_is_in_a_table(run_cli: Run, tmp_path: Path) -> None:
+    rows = ["a,x,5,10", "a,y,4,10", "a,z,3,11", "b,x,1,5", "b,y,2,30", "b,w,2,31", "b,w,4,32"]
+    (tmp_path / "a.csv").write_text("user,item,rating,time\n" + "\n".join(rows) + "\n")
+    found = last_line(run_cli("data", "inspect", "./a.csv", "--json"))
+    assert (found["interactions"], found["users"], found["items"]) == (6, 2, 4)
+    assert found["density"] == 6 / 8
+    assert found["interactions at the same time as another of the user"] == pytest.approx(2 / 6)
+    assert found["leave-last-out: tests before the latest train interaction of others"] == 0.5
+    assert any("1 repeated pairs" in str(note) for note in found["notes"])  # type: ignore[attr-defined]

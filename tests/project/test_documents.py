@@ -41,6 +41,8 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
     choice = {"prompt": talk[:1], "chosen": "hello", "rejected": "no"}
     (tmp_path / "answers.jsonl").write_text((json.dumps(choice) + "\n") * 20)
     (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + "a dog\tein Hund\na cat\teine Katze\n" * 20)
+    clicks = [f"u{u},i{(u * 3 + t) % 20},{t % 5 + 1},{t}\n" for u in range(30) for t in range(6)]
+    (tmp_path / "clicks.csv").write_text("user,item,rating,time\n" + "".join(clicks))
     found = commands(ROOT / name)
     assert found
     for arguments in found:

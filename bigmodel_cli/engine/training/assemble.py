@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from bigmodel_cli.core.interactions import is_solved
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.cached_features import with_cached_features
-from bigmodel_cli.engine.training.closed_form import is_solved, solve_model
+from bigmodel_cli.engine.training.closed_form import solve_model
 from bigmodel_cli.engine.training.linear_probe import solve
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.reference_outputs import with_reference_outputs
@@ -52,6 +53,6 @@ def execute(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
         DivergedError: a loss or gradient is not finite; the step was skipped.
         MachineError: out of memory at one sample per micro-batch.
     """
-    if is_solved(run):
+    if is_solved(run.model):
         return solve_model(run)
     return solve(run) if run.adapted.solve else fit(run, after_step)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.interactions import is_solved
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, schedules
 from bigmodel_cli.core.sources import VariableLengthSource
@@ -185,7 +186,7 @@ def _build_run(recipe: Recipe, components: _Components, placement: Placement, gr
         ],
         batches=components.batches,
         val=components.val,
-        total_steps=0 if adapted.solve else components.steps,
+        total_steps=0 if adapted.solve or is_solved(model) else components.steps,
         placement=placement,
         timer=Timer(placement.synchronize if placement.lag else None),
         meta=_build_meta(recipe, components.task, components.bundle),

@@ -10,11 +10,6 @@ from bigmodel_cli.engine.training.loop import end_epoch
 from bigmodel_cli.engine.training.run import Run
 
 
-def is_solved(run: Run) -> bool:
-    """Whether the model of `run`, as configured, is solved rather than trained in steps."""
-    return isinstance(run.model, SolvedFromData) and run.model.solves
-
-
 def solve_model(run: Run) -> bool:
     """Solve for the weights, then evaluate and save as after an epoch. Return False if a signal stopped it.
 
