@@ -43,7 +43,7 @@ class EASE(nn.Module):
         loss: Loss | None = None,
     ) -> Tensor:
         if targets is None or loss is None:
-            held = torch.zeros(len(history), len(self.token.weight), device=history.device)
+            held = torch.zeros(history.shape[0], len(self.token.weight), device=history.device)
             return held.scatter_(1, history, 1.0)[:, 1:] @ self.token.weight[1:]
         scores = self.token(history)
         states = (scores * (history > 0)[..., None]).cumsum(1)

@@ -50,7 +50,7 @@ class MatrixFactorisation(nn.Module):
                 self._parts(table.weight)[..., -1] = 0
 
     def _parts(self, rows: Tensor) -> Tensor:
-        return rows.view(len(rows), self.samples, -1)
+        return rows.unflatten(-1, (self.samples, self.factors + 1))
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         x, z = self._parts(self.user(user)), self._parts(self.item(item))

@@ -76,7 +76,7 @@ class SASRec(nn.Module):
         latest = torch.where(at < length[:, None], history.gather(1, at.clamp(max=history.shape[1] - 1)), 0)
         states = self._states(latest)
         last = ((latest > 0).sum(1) - 1).clamp(min=0)
-        return states[torch.arange(len(states), device=states.device), last]
+        return states.gather(1, last[:, None, None].expand(-1, -1, states.shape[2]))[:, 0]
 
     def item_vectors(self) -> Tensor:
         """(I,D)."""

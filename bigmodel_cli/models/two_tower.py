@@ -93,7 +93,7 @@ class TwoTower(nn.Module):
         latest = torch.where(at < length[:, None], history.gather(1, at.clamp(max=history.shape[1] - 1)), 0)
         states = self._states(latest, user)
         last = ((latest > 0).sum(1) - 1).clamp(min=0)
-        return self._with_one(states[torch.arange(len(states), device=states.device), last])
+        return self._with_one(states.gather(1, last[:, None, None].expand(-1, -1, states.shape[2]))[:, 0])
 
     def item_vectors(self) -> Tensor:
         """(I,D+1), the last number the item's bias."""

@@ -73,8 +73,8 @@ FAMILIES = {models.found[name].module: name for name in reversed(models.names())
 def test_a_model_of_every_family_is_traced_with_any_batch(arch: str) -> None:
     """What a tracer takes for a constant, such as ``len(x)``, would be baked into every format."""
     entry = models.get(arch)
-    kind = tasks.get(entry.meta["task"]).meta["spec_type"].kind
-    spec = GREY if kind == "image" else TEXTS
+    spec_type = tasks.get(entry.meta["task"]).meta["spec_type"]
+    spec = GREY if spec_type.kind == "image" else spec_type.typical()
     task = tasks.get(entry.meta["task"])(spec, nn.CrossEntropyLoss(reduction="none"), None)
     model, example = entry(spec).eval(), task.example(2)
     program = torch.export.export(model, example, dynamic_shapes=dynamic_shapes(model, example))
