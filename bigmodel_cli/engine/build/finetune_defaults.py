@@ -1,6 +1,6 @@
 """The length of fine-tuning, its batch and its rates, for the data at hand: what ``finetune`` uses unless told.
 
-benchmarks/RESULTS-published.md holds the runs on real data that these were chosen with, on validation splits.
+benchmarks/RESULTS-published.md says what of this has been measured on real data.
 """
 
 from __future__ import annotations
