@@ -153,7 +153,15 @@ def _no_onnx() -> None:
         sys.modules[module] = None  # type: ignore[assignment]
 
 
+def _openvino_crashes() -> None:
+    """As a fault in native code does: no exception, a signal."""
+    from bigmodel_cli.export import openvino
+
+    openvino.import_openvino = lambda: os.kill(os.getpid(), signal.SIGSEGV)  # type: ignore[assignment]
+
+
 SABOTAGE = {
+    "openvino-crashes": _openvino_crashes,
     "bug": _bug,
     "no-onnx": _no_onnx,
     "rank-1-fails": _rank_1_fails,

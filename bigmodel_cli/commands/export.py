@@ -168,6 +168,7 @@ def subject(trained: TrainedModel, samples: int, options: RunOptions, assignment
 
     from bigmodel_cli.engine.build.data import load_data, load_split
     from bigmodel_cli.export.subject import Subject
+    from bigmodel_cli.export.val_files import val_files
 
     recipe = checkpoint_recipe(trained, replace(options, assignments=assignments).flag_layers())
     bundle = load_data(recipe.data, trained.task.spec, recipe.task)
@@ -179,7 +180,7 @@ def subject(trained: TrainedModel, samples: int, options: RunOptions, assignment
         "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)},
     }
     raw = [source.gather(part) for part in chosen.split(64)]
-    return Subject(model, _for_any_data(trained, bundle.spec), raw, about)
+    return Subject(model, _for_any_data(trained, bundle.spec), raw, about, files=val_files(source))
 
 
 def _for_any_data(trained: TrainedModel, spec: Spec) -> Task:

@@ -137,11 +137,14 @@ def _replace_fp32(path: Path, carry: dict[str, Any]) -> None:
     """Copy the metadata of the fp32 file into the int8 file, and delete the former."""
     import onnx
 
+    from bigmodel_cli.export.onnx import lower_ir
+
     proto = onnx.load(str(path))
     described = {entry.key for entry in proto.metadata_props}
     for entry in onnx.load(str(_fp32_path(path))).metadata_props:
         if entry.key not in described:
             proto.metadata_props.append(entry)
+    lower_ir(proto)
     onnx.save(proto, str(path))
     _fp32_path(path).unlink()
 

@@ -84,6 +84,15 @@ class OrderedSource(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """A split whose samples are files, each decoded as it is read."""
+
+    def file(self, index: int) -> bytes:
+        """The file of sample `index` as it is stored."""
+        ...
+
+
 class SourceWrapper:
     """A source that wraps another one; a subclass overrides what differs.
 

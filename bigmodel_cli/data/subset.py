@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, shorten
-from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
+from bigmodel_cli.core.sources import FileSource, GroupedSource, LabelledSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 
 
@@ -22,12 +23,17 @@ class Subset(SourceWrapper):
     def __init__(self, source: Source, indices: Tensor) -> None:
         self.indices = indices
         super().__init__(source)
+        if isinstance(source, FileSource):
+            self.file = functools.partial(self._file, source)
 
     def select(self, values: Tensor) -> Tensor:
         return values[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def _file(self, source: FileSource, index: int) -> bytes:
+        return source.file(int(self.indices[index]))
 
     def gather(self, indices: Tensor) -> Batch:
         return {**self.source.gather(self.indices.index_select(0, indices)), "index": indices}

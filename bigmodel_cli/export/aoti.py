@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUNTIME = Runtime(
-    needs=("torch",),
+    needs=("torch>=2.11",),
     imports="import torch",
     run="""\
 model = torch._inductor.aoti_load_package(str(here / "model.pt2"))

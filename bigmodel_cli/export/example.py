@@ -64,12 +64,12 @@ class Example:
 
     Args:
         script: (runtime, task, preprocessing) -> the program; None if the task is not supported.
-        argument: (subject, an empty folder) -> the argument to test the program with.
+        arguments: (subject, an empty folder) -> the arguments to test the program with, one at a time.
         expected: (format, subject, run, argument) -> the expected logits (1,K), and the K names.
     """
 
     script: Callable[[Runtime, Any, Mapping[str, Any]], str | None]
-    argument: Callable[[Subject, Path], str]
+    arguments: Callable[[Subject, Path], list[str]]
     expected: Callable[[Entry, Subject, Run, str], tuple[torch.Tensor, tuple[str, ...]]]
 
 
@@ -92,23 +92,37 @@ def example_script(entry: Entry, task: Any, preprocess: Mapping[str, Any]) -> st
 
 
 def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[str, Any] | None:
-    """Run the folder's example on a real sample, without access to bigmodel (and to torch, unless it needs torch).
+    """Run the folder's example on real samples, without access to bigmodel (and to torch, unless it needs torch).
 
-    Returns its top prediction; ``failed`` has a line if the output is wrong. None if there is no example.
+    Returns its first top prediction and how many samples it was run on; ``failed`` has a line if an output is wrong.
+    None if there is no example.
     """
     if not (folder / layout.EXAMPLE).exists():
         return None
     own, example = entry.meta["runtime"], example_for(subject.task)
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
-        arguments = [example.argument(subject, Path(place))] if own.answers and example else []
-        done = _run_isolated(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.needs)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
-            return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
         if example is None or not own.answers:
-            return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
-        logits, names = example.expected(entry, subject, run, arguments[0])
-    return _compare(done.stdout, logits[0].double().softmax(0), names)
+            return _shown(_run_isolated(folder / layout.EXAMPLE, [], Path(place), "torch" in own.packages))
+        found: dict[str, Any] = {}
+        arguments = example.arguments(subject, Path(place))
+        for argument in arguments:
+            done = _run_isolated(folder / layout.EXAMPLE, [argument], Path(place), "torch" in own.packages)
+            if done.returncode:
+                return {**_shown(done), "samples": len(arguments)}
+            logits, names = example.expected(entry, subject, run, argument)
+            compared = _compare(done.stdout, logits[0].double().softmax(0), names)
+            found = found or {**compared, "samples": len(arguments)}
+            if compared["failed"]:
+                return {**found, "failed": [f"{compared['failed'][0]} ({Path(argument).name[:60]})"]}
+        return found
+
+
+def _shown(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the example of a format without answers prints first, or how it ended."""
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
+    return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
 
 
 def _compare(text: str, expected: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -93,12 +93,11 @@ PLAIN = "x = np.asarray(image).reshape(1, image.height, image.width, -1)  # the 
 @examples.register("image")
 def image_example() -> Example:
     """The classes of an image."""
-    return Example(_script, _sample, _expected)
+    return Example(_script, _samples, _expected)
 
 
 def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
-    packages = [p for p in own.needs if p not in ("numpy", "pillow")]
-    needs = ", ".join([*packages, "numpy and pillow"])
+    needs = ", ".join(["Python 3.11", *(n for n in own.needs if "numpy" not in n), "numpy", "pillow>=10.1"])
     parts = [HEAD.format(needs=needs, standard="\n".join(STANDARD), imports=own.imports, start=START)]
     square = preprocess.get("resize_square", {})
     bicubic = square.get("interpolation", "").startswith("bicubic")
@@ -125,9 +124,12 @@ def _fitted(preprocess: Mapping[str, Any]) -> list[str]:
     return [size, f"image = {call}, Image.Resampling.{how})\n"]
 
 
-def _sample(subject: Subject, place: Path) -> str:
-    """An image file of another size and shape than the model's input, so that it must be preprocessed."""
-    return str(resized_sample(subject, 0, SCALES[0], place))
+def _samples(subject: Subject, place: Path) -> list[str]:
+    """Real files of each format and mode, and an image of another size than the model's input."""
+    files = [place / f"{number}-{Path(name).name[-60:]}" for number, (name, _) in enumerate(subject.files)]
+    for file, (_, raw) in zip(files, subject.files, strict=True):
+        file.write_bytes(raw)
+    return [str(resized_sample(subject, 0, SCALES[0], place)), *map(str, files)]
 
 
 def _expected(entry: Entry, subject: Subject, run: Run, file: str) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -73,7 +73,7 @@ NEXT = "\nlogits = logits[:, -1]  # of the token after the last\n"
 @examples.register("text")
 def text_example() -> Example:
     """The classes of a text, or the tokens that may come next."""
-    return Example(_script, _sample, _expected)
+    return Example(_script, _samples, _expected)
 
 
 def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | None:
@@ -81,7 +81,8 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
     if len(task.inputs) > 1:
         return None
     kind, classes = preprocess["tokenizer"], bool(task.spec.classes)
-    packages = [*(p for p in own.needs if p != "numpy"), *(["tokenizers"] if kind == "bpe" else []), "numpy"]
+    bpe = ["tokenizers>=0.21"] if kind == "bpe" else []
+    packages = ["Python 3.11", *(n for n in own.needs if "numpy" not in n), *bpe, "numpy"]
     imports = own.imports + ("\nfrom tokenizers import Tokenizer" if kind == "bpe" else "")
     head = HEAD.format(needs=", ".join(packages), standard="\n".join(STANDARD), imports=imports, start=START)
     parts = [head, LABELS if classes else "", "\n", TOKENS[kind]]
@@ -89,6 +90,10 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
         parts.append(FRAMED if classes else BEGUN if "conventions" in preprocess else "tokens = found.ids\n")
     names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"
     return "".join([*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", ANSWER])
+
+
+def _samples(subject: Subject, place: Path) -> list[str]:
+    return [_sample(subject, place)]
 
 
 def _sample(subject: Subject, place: Path) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUNTIME = Runtime(
-    needs=("torch", "transformers"),
+    needs=("torch>=2.11", "transformers>=5"),
     imports="""\
 import torch
 import transformers

@@ -17,13 +17,30 @@ from bigmodel_cli.export.runtime import Runtime, import_packages, threads
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+MOST_IN_ONE_FILE = 1_900_000_000
+"""Bytes of weights; a protobuf ends at 2 GB. Larger models keep them in a second file."""
 RUNTIME = Runtime(
-    needs=("onnxruntime",),
+    needs=("onnxruntime>=1.14",),
     imports="import onnxruntime",
     run="""\
 session = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
 logits = session.run(None, {session.get_inputs()[0].name: x})[0]""",
 )
+
+
+def lower_ir(proto: Any) -> None:
+    """Give `proto` the lowest IR version that has its operator sets, which older runtimes read too.
+
+    The exporter writes the newest, and notes about its own passes that came with it.
+    """
+    from onnx import helper
+
+    for node in proto.graph.node:
+        node.ClearField("metadata_props")
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        value.ClearField("metadata_props")
+    proto.graph.ClearField("metadata_props")
+    proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
 
 
 def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Run:
@@ -62,10 +79,15 @@ def onnx(
         input_names=input_names(model, example), output_names=["logits"], dynamic_shapes=dynamic_shapes(model, example),
     )  # fmt: skip
     assert program is not None
-    proto = program.model_proto
+    held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if held > MOST_IN_ONE_FILE:
+        program.save(str(path), external_data=True)  # model.onnx.data, beside it
+        proto = library.load(str(path), load_external_data=False)
+    else:
+        proto = program.model_proto
     for key, value in carry.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
-    # Saved with onnx itself, since torch's own save puts the weights into a second file.
-    library.save(proto, str(path))
-    library.checker.check_model(str(path), full_check=True)
+    lower_ir(proto)
+    path.write_bytes(proto.SerializeToString())
+    library.checker.check_model(str(path), full_check=held <= MOST_IN_ONE_FILE)  # shapes need the whole in memory

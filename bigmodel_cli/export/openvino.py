@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUNTIME = Runtime(
-    needs=("openvino",),
+    needs=("openvino>=2024.0",),
     imports="import openvino",
     run="""\
 exact = {"INFERENCE_PRECISION_HINT": "f32"}  # some CPUs would compute in bf16

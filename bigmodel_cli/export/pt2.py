@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CARRIED = "bigmodel.json"
 RUNTIME = Runtime(
-    needs=("torch",),
+    needs=("torch>=2.11",),
     imports="import torch",
     run="""\
 model = torch.export.load(str(here / "model.pt2")).module()

@@ -19,7 +19,7 @@ class Runtime:
     """The format's own part of ``example.py``.
 
     Args:
-        needs: the packages it imports besides numpy and Pillow.
+        needs: the packages it imports besides numpy and Pillow, each with its oldest version that works.
         imports: the lines that import them.
         run: lines that compute ``logits`` (1,K) from the input array ``x``; ``here`` is the folder.
         answers: whether it can run the model, which a format with only weights cannot.
@@ -29,6 +29,11 @@ class Runtime:
     imports: str
     run: str
     answers: bool = True
+
+    @property
+    def packages(self) -> list[str]:
+        """The names in `needs`, without versions."""
+        return [need.partition(">")[0] for need in self.needs]
 
 
 def import_packages(extra: str, *packages: str) -> list[Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUNTIME = Runtime(
-    needs=("safetensors",),
+    needs=("safetensors>=0.5",),
     imports="from safetensors.numpy import load_file",
     # Weights cannot run without the architecture's code, so the example lists the tensors.
     run="""\

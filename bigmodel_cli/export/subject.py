@@ -23,6 +23,7 @@ class Subject:
         raw: raw validation batches, with labels.
         about: plain values for export.json: arch, arch_args, task, input, recipe, checkpoint.
         pixels: include the preprocessing in the graph, so that the export takes raw images.
+        files: (name, bytes) of real files of the data, for the example to be tried on.
     """
 
     model: nn.Module
@@ -30,6 +31,7 @@ class Subject:
     raw: Sequence[Batch]
     about: Mapping[str, Any]
     pixels: bool = False
+    files: Sequence[tuple[str, bytes]] = ()
 
     @cached_property
     def prepared(self) -> list[Batch]:

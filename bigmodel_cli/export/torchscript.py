@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUNTIME = Runtime(
-    needs=("torch",),
+    needs=("torch>=2.11",),
     imports="import torch",
     run="""\
 model = torch.jit.load(here / "model.ts")

@@ -93,6 +93,9 @@ class ImageFiles:
     def name(self, index: int) -> str:
         return self.items[int(self._usable[index])].name
 
+    def file(self, index: int) -> bytes:
+        return self.items[int(self._usable[index])].read()
+
     def _decode(self, place: int) -> Tensor:
         item = self.items[place]
         return decode(item.read(), item.location, self.channels, self.side, self.interpolation)
