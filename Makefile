@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BIGMODEL_SOAK_MINUTES ?= 30
 
-.PHONY: demo test lint docs bench gpu exports mutation soak lock install-locked audit sbom clean
+.PHONY: demo test lint docs bench gpu exports mutation attack soak lock install-locked audit sbom clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ exports: $(VENV)/.installed  ## every export format of five models on MNIST: the
 
 mutation: $(VENV)/.installed  ## which tests cannot fail: small changes of the source that none of them notices
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py
+
+attack: $(VENV)/.installed  ## hostile files for every reader: benchmarks/RESULTS-attack.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attack.py
 
 soak: $(VENV)/.installed  ## the fault and fuzz figures in full
 	BIGMODEL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 3600 --ignore tests/faults/test_results.py \

@@ -40,7 +40,7 @@ def lower_ir(proto: Any) -> None:
     for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
         value.ClearField("metadata_props")
     proto.graph.ClearField("metadata_props")
-    proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
+    proto.ir_version = helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
 
 
 def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Run:

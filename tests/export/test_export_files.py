@@ -147,4 +147,3 @@ def test_a_large_model_keeps_its_weights_in_a_second_file(tmp_path: Path, monkey
     folder = read_folder(tmp_path / "out")
     before = folder.open()(np.zeros((1, 1, 28, 28), np.float32))
     assert before.shape == (1, len(CLASSES))
-

@@ -109,7 +109,7 @@ assert sys.modules["openvino_telemetry"] is None
 def test_any_batch_size_runs_from_the_folder(name: str, tmp_path: Path) -> None:
     what = subject(sizes=(2,))
     assert made(name, tmp_path, what).passed
-    run = read_folder(tmp_path / "out").open()
+    run = read_folder(tmp_path / "out").open(trust=exports.get(name).meta.get("check") is None)
     for size in (1, 3, 7):
         x = what.task.prepare(images(IMAGES, (size,))[0])["image"]
         with torch.inference_mode():
@@ -260,7 +260,7 @@ def test_a_text_model_takes_texts_of_any_length(name: str, arch: str, options: d
     proof = made(name, tmp_path, what)
     assert proof.passed and proof.inputs == 5
     assert proof.metrics["export"]["loss"]["value"] == pytest.approx(proof.metrics["checkpoint"]["loss"]["value"])
-    run = read_folder(tmp_path / "out").open()
+    run = read_folder(tmp_path / "out").open(trust=exports.get(name).meta.get("check") is None)
     for length in (1, 64):  # one token, and the whole context
         inputs = tuple(torch.randint(4, 256, (2, length)) for _ in what.task.inputs)
         with torch.inference_mode():

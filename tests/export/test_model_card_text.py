@@ -14,7 +14,8 @@ from bigmodel_cli.core.markdown import code_block, code_span, markdown
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export.proof import prove
 
-ODD = ("<script>x</script>", "[a](javascript:x)", "a`b``c", "a|b", "line\nbreak", "**bold**", "$x$", "~~~\n# evil",
+ODD = ("<script>x</script>", "[a](javascript:x)", "[b](http://x)", "a`b``c", "a|b", "line\nbreak", "**bold**",
+       "$x$", "~~~\n# evil",
        "![i](http://x)", "&lt;", "<!--", "\x1b[31m", "http://x.example")  # fmt: skip
 
 
