@@ -31,7 +31,10 @@ picture's pixels count as bytes; negative: never beyond 64 MB), at most 20. *Sec
 what is beyond 2 s, at most 2. Both are the worst of all files. Negative control: the same pickles, read by `pickle`.
 
 """
-COLUMNS = "| reader | files tried | code run | tracebacks | read | memory, MB | bytes a byte | seconds | s/MB | over a limit |"
+COLUMNS = (
+    "| reader | files tried | code run | tracebacks | read | memory, MB | bytes a byte | seconds | s/MB "
+    "| over a limit |"
+)
 
 
 def main() -> int:
@@ -46,8 +49,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
     begun, rows, wrong = time.time(), [], 0
     total = Tally()
-    for kind in given.only or MAKERS:
-        found = attack([kind], given.files, given.seed, folder / kind.replace(" ", "-"), keep=True)[kind]
+    for kind, found in attack(given.only or list(MAKERS), given.files, given.seed, folder, keep=True).items():
         for line in (*found.bugs, *found.over_memory, *found.over_time):
             print(line)  # noqa: T201
         over = len(found.over_memory) + len(found.over_time)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_IN_ONE_FILE = 1_900_000_000
 """Bytes of weights; a protobuf ends at 2 GB. Larger models keep them in a second file."""
 RUNTIME = Runtime(
-    needs=("onnxruntime>=1.14",),
+    needs=("onnxruntime>=1.15",),
     imports="import onnxruntime",
     run="""\
 session = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])

@@ -107,7 +107,7 @@ def test_its_manners(shipped: Path, tmp_path: Path) -> None:
     without, missing = ran(shipped), ran(shipped, "none.png")
     for done in (without, missing, ran(shipped, "text.png"), ran(shipped, "cut.png"), ran(shipped, ".")):
         assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr and not done.stdout
-    assert "python example.py IMAGE. Needs Python 3.11, onnxruntime>=1.14, numpy, pillow>=10.1" in without.stderr
+    assert "python example.py IMAGE. Needs Python 3.11, onnxruntime>=1.15, numpy, pillow>=10.1" in without.stderr
     assert "none.png" in missing.stderr
     narrow = ran(shipped, "x.png", PYTHONIOENCODING="ascii")  # one class is called één
     assert narrow.returncode == 0 and "\\xe9\\xe9n" in narrow.stdout

@@ -102,7 +102,8 @@ def tensors(draw: random.Random, folder: Path, canary: Path) -> Path:
 @functools.cache
 def index() -> dict[str, Any]:
     """The index of a sharded checkpoint with two tensors; its shard is missing, which is found last."""
-    state, _ = sharded.split_state({"model": {"a": torch.ones(4, 3), "b": torch.ones(2)}, "meta": {"x": 1}}, None, 0)
+    held = {"model": {"a": torch.ones(4, 3), "b": torch.ones(2)}, "meta": {"x": 1}}
+    state, _ = sharded.split_state(held, lambda tensor: None, True)
     file = {"file": "part-00000.safetensors", "bytes": 100, "sha256": "0" * 64, "tensors": {"model.a": [0, 4]}}
     return {"format": sharded.FORMAT, "version": sharded.VERSION, "state": state, "files": [file]}
 
