@@ -219,7 +219,7 @@ def jsonl(draw: random.Random, folder: Path, canary: Path) -> Path:
 
 @maker("text")
 def plain_text(draw: random.Random, folder: Path, canary: Path) -> Path:
-    raw = "Some text, naïve and 中文.\n".encode(draw.choice(("utf-8", "utf-16", "gbk"))) * draw.choice((1, 1000))
+    raw = "Some text, naïve and 中文.\n".encode(draw.choice(("utf-8", "utf-16", "gb18030"))) * draw.choice((1, 1000))
     (folder / "x.txt").write_bytes(changed(draw, raw, (b"\xef\xbb\xbf", b"\xff\xfe\0\0", b"\0" * 9)))
     return folder / "x.txt"
 

@@ -50,7 +50,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
                 decode(item.read(), item.name, 3, 32)
 
     def tokens(path: Path) -> None:
-        known = BPETokenizer(path.read_text(encoding="utf-8"))
+        known = BPETokenizer(read_text(path))
         known.decode(known.encode("one text, <s> of many \u00e9\u4e2d"))
 
     weights = [lambda p: describe(inspect_file(p)), checkpoint.read, load_trained]
