@@ -70,9 +70,10 @@ def test_a_format_takes_plain_images(name: str, spec: ImageSpec, tmp_path: Path)
     assert found.passed and found.largest_difference <= 1e-4 and found.example, found.failed
     folder = read_folder(tmp_path / "out")
     assert folder.takes_pixels and folder.preprocess["layout"] == "NHWC uint8"
-    run = folder.open(trust=folder.entry.meta.get("check") is None)
+    trust = folder.entry.meta.get("check") is None
+    run = folder.open(trust)
     what = subject(spec=spec, sizes=(4, 2))
-    model, task = exported_model(folder, what.task)  # as eval and predict call it
+    model, task = exported_model(folder, what.task, trust)  # as eval and predict call it
     with torch.inference_mode():
         for batch in what.raw:
             expected = what.model(what.task.prepare(batch)["image"])

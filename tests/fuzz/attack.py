@@ -70,7 +70,7 @@ def attack(kinds: list[str], count: int, seed: int, folder: Path, keep: bool = F
             assert line, f"the reader died at {kind}: file {number}, seed {seed}"
             before = len(tallies[kind].bugs), tallies[kind].ran
             tallies[kind].add(json.loads(line), size, (place.parent / f"{place.name}-canary").exists())
-            if not keep or (len(tallies[kind].bugs), tallies[kind].ran) == before:
+            if not keep or kind == "control" or (len(tallies[kind].bugs), tallies[kind].ran) == before:
                 shutil.rmtree(place, ignore_errors=True)
         reader.stdin.close()
     return tallies

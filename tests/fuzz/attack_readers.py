@@ -27,6 +27,7 @@ REACHES = ("socket.connect", "socket.bind", "urllib.Request", "ftplib.connect", 
 def ways() -> dict[str, list[Callable[[Path], Any]]]:
     """How each kind of file is opened: the functions behind the commands."""
     from bigmodel_cli.commands.checkpoint import describe
+    from bigmodel_cli.core.event_log import read_events, read_state
     from bigmodel_cli.core.images import decode, decode_plain
     from bigmodel_cli.core.json_lines import read_objects
     from bigmodel_cli.core.resolve import document_layer, resolve
@@ -41,7 +42,6 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
     from bigmodel_cli.engine.experiments.reproduce import last_metrics
     from bigmodel_cli.engine.experiments.study import read_study, recipes
     from bigmodel_cli.export.folder import read_folder
-    from bigmodel_cli.insight.report import read_events
 
     def images_in(path: Path) -> None:
         listing = list_images(str(path))
@@ -71,6 +71,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
         "run folder": [
             lambda p: load_trained(p.parent), lambda p: checkpoint.newest_valid(p.parent),
             lambda p: last_metrics(p.parent), lambda p: read_events(p.parent / "metrics.jsonl"),
+            lambda p: read_state(p.parent),
         ],
         "control": [lambda p: __import__("pickle").loads(p.read_bytes())],
     }  # fmt: skip
