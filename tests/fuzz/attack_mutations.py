@@ -47,7 +47,7 @@ def nested(depth: int) -> Raw:
 
 def replaced(draw: random.Random, tree: Any, canary: Path, count: int = 2) -> Any:
     """A copy of `tree` with up to `count` of its values replaced, removed, renamed or repeated."""
-    result = copy.deepcopy(tree)
+    result, repeated = copy.deepcopy(tree), False
     for _ in range(draw.randint(1, count)):
         places = list(_places(result))
         if not places:
@@ -60,15 +60,19 @@ def replaced(draw: random.Random, tree: Any, canary: Path, count: int = 2) -> An
             del holder[key]
         elif act == 4 and isinstance(holder, dict):
             holder[str(values(draw, canary))[:1000]] = holder.pop(key)
-        elif isinstance(holder, list):
+        elif isinstance(holder, list) and not repeated:  # once: it multiplies
             holder.extend([holder[key]] * draw.choice((1, 100, 5000)))
+            repeated = True
     return result
 
 
 def _places(tree: Any) -> Any:
-    stack = [tree]
+    stack, seen = [tree], set()
     while stack:
         holder = stack.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
         keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else ()
         for key in keys:
             yield holder, key
