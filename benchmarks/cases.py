@@ -19,9 +19,9 @@ from bigmodel_cli.engine.build.data import train_and_val
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "cases"
 IMAGES = (
-    "sixteen-bit", "sixteen-bit-narrow-range/low16", "sixteen-bit-narrow-range/seals16", "training-testing", "seg-train",
-    "grows/before", "holdout/classes", "holdout/one-class", "holdout/test-only", "thirty-three", "minor-class",
-    "one-each", "passed-over", "pool",
+    "sixteen-bit", "sixteen-bit-narrow-range/low16", "sixteen-bit-narrow-range/seals16", "training-testing",
+    "seg-train", "grows/before", "holdout/classes", "holdout/one-class", "holdout/test-only", "thirty-three",
+    "minor-class", "one-each", "passed-over", "pool",
 )  # fmt: skip
 
 
