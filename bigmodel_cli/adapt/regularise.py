@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel_cli.adapt.freeze import inside
+from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.tasks import Classifies, Forward, TaskWrapper
+from bigmodel_cli.core.tasks import Forward, TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, LossSum, SampleKey, Start, Task
+from bigmodel_cli.tasks.answers import scale
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -83,6 +85,36 @@ def l2_sp(start: Start, *, alpha: Weight = 0.1, beta: Weight = 0.01) -> Adapted:
     return Adapted(objective=lambda task: Penalised(task, penalty))
 
 
+def _between_classes(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of the softmax at temperature T, summed over (B,K)."""
+    of_teacher, of_student = (F.log_softmax(logits / temperature, dim=-1) for logits in (teacher, student))
+    return F.kl_div(of_student, of_teacher, reduction="sum", log_target=True) * temperature**2
+
+
+def _between_labels(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of each label's sigmoid at temperature T, the mean over K summed over B."""
+    p, z, t = (teacher / temperature).sigmoid(), student / temperature, teacher / temperature
+    yes, no = F.logsigmoid(t) - F.logsigmoid(z), F.logsigmoid(-t) - F.logsigmoid(-z)
+    return (p * yes + (1 - p) * no).mean(1).sum() * temperature**2
+
+
+def _between_numbers(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The squared error to the teacher's numbers, the mean over K summed over B; a temperature means nothing here."""
+    return (student - teacher).square().mean(1).sum()
+
+
+DIVERGENCES = {"classes": _between_classes, "labels": _between_labels, "numbers": _between_numbers}
+"""By the kind of answer: (student outputs (B,K), teacher outputs (B,K), temperature) -> sum over the batch."""
+
+
+def _same_scale(teacher: Any, columns: list[int], student: Any) -> Callable[[Tensor], Tensor]:
+    """Outputs (B,K) standardised as the teacher's -> as the student's; the same where nothing is standardised."""
+    mean, std = (torch.tensor(values)[columns] for values in scale(teacher))
+    own_mean, own_std = (torch.tensor(values) for values in scale(student))
+    factor, offset = std / own_std, (mean - own_mean) / own_std
+    return lambda logits: logits * factor.to(logits.device) + offset.to(logits.device)
+
+
 @methods.register("distill", lr=1e-3)
 def distill(
     start: Start,
@@ -100,31 +132,30 @@ def distill(
     Raises:
         InputError: the task has no classes, or the teacher's differ.
     """
-    if not isinstance(start.task, Classifies):
-        raise InputError(f"distill: {_task_name(start.task)} has no classes", "expected a classifier", "--method full")
+    student = start.task
+    if not isinstance(student, Answers) or student.answers not in DIVERGENCES:
+        raise InputError(f"distill: {_task_name(student)} has no classes", "expected a classifier", "--method full")
+    divergence_of = DIVERGENCES[student.answers]
     trained = start.open(teacher)
-    teacher_task = _teacher_task(trained, start.task).for_data(start.data)
-    assert isinstance(teacher_task, Classifies)
+    teacher_task = _teacher_task(trained, student).for_data(start.data)
+    assert isinstance(teacher_task, Answers)
     device = next(start.model.parameters()).device
     teacher_model = trained.model.to(device).eval().requires_grad_(False)
-    columns = [trained.task.spec.classes.index(name) for name in start.task.spec.classes]
+    columns = [trained.task.spec.classes.index(name) for name in student.spec.classes]
+    convert = _same_scale(trained.task.spec, columns, student.spec)
 
     def objective(task: Task) -> Distilled:
-        assert isinstance(task, Classifies)
+        assert isinstance(task, Answers)
         same_augmentation = teacher_task.with_(augment=task.augment)
 
         def teach(batch: Batch, key: SampleKey) -> Batch:
             blank = {**batch, "label": torch.zeros_like(batch["label"])}  # the teacher orders its classes differently
             with torch.no_grad():
                 logits = same_augmentation.outputs(teacher_model, same_augmentation.prepare(blank, key))["logits"]
-            return {"teacher": logits[:, columns]}
+            return {"teacher": convert(logits[:, columns])}
 
         def change(plain: LossSum, logits: Tensor, batch: Batch) -> LossSum:
-            teacher_log_probs = F.log_softmax(batch["teacher"].float() / temperature, dim=-1)
-            student_log_probs = F.log_softmax(logits / temperature, dim=-1)
-            divergence = (
-                F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True) * temperature**2
-            )
+            divergence = divergence_of(logits, batch["teacher"].float(), temperature)
             return LossSum((1 - weight) * plain.total + weight * divergence, plain.count)
 
         return Distilled(task, change, teach)
@@ -132,14 +163,14 @@ def distill(
     return Adapted(objective=objective)
 
 
-def _teacher_task(trained: Any, student: Classifies) -> Classifies:
+def _teacher_task(trained: Any, student: Answers) -> Answers:
     """Return the task of the teacher `trained`, after checking that it fits the student.
 
     Raises:
         InputError: the task differs, or the teacher does not know all of the student's classes.
     """
     task = trained.task
-    if not isinstance(task, Classifies) or task.name != student.name:
+    if not isinstance(task, Answers) or task.name != student.name:
         what = f"distill: the teacher {trained.path} is for {_task_name(task)}"
         raise InputError(what, f"expected {_task_name(student)}, like the student")
     missing = [name for name in student.spec.classes if name not in task.spec.classes]

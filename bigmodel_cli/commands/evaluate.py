@@ -63,7 +63,9 @@ def evaluate(
     """Evaluate a checkpoint on a split; every metric has a 95% confidence interval.
 
     Classification: loss, top-1 and top-5 accuracy, calibration, per-class metrics, the confusion
-    matrix and the wrong predictions. Language models: perplexity, bits per byte. Translation: BLEU, chrF.
+    matrix and the wrong predictions. Several labels: mean average precision, F1, Hamming loss. Numbers:
+    absolute and squared error, R2, rank correlation. Language models: perplexity, bits per byte.
+    Translation: BLEU, chrF.
 
     Only this command reads the test split.
 
@@ -77,8 +79,13 @@ def evaluate(
     """
     from bigmodel_cli.commands.open_model import open_trained
 
+<<<<<<< HEAD
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers())
+=======
+    trained = open_trained(checkpoint, trust)
+    recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
     size = batch_size or recipe.train.eval_batch_size
     report, measured, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])
     if json:

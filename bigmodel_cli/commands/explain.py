@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bigmodel_cli.engine.build.load import TrainedModel
+    from bigmodel_cli.tasks.answers import Answer
 
 
 class Method(StrEnum):
@@ -45,7 +46,7 @@ Target = Annotated[
     typer.Option(
         "--class",
         metavar="NAME",
-        help="Class or next token to explain.  [default: the most likely]",
+        help="Class, label, number or next token to explain.  [default: the most likely]",
     ),
 ]
 Steps = Annotated[
@@ -118,12 +119,13 @@ def _read_texts(
     """Name and tokens (T,) of each text."""
     import torch
 
-    from bigmodel_cli.core.tasks import Classifies, Generates
+    from bigmodel_cli.core.answering import Answers
+    from bigmodel_cli.core.tasks import Generates
     from bigmodel_cli.core.text_samples import read_texts
     from bigmodel_cli.core.tokens import encode_padded
 
     task = trained.task
-    if isinstance(task, (Classifies, Generates)):
+    if isinstance(task, (Answers, Generates)):
         lines = [(name, text) for f in files for name, text in read_texts(f, "text", columns) if text.strip()]
         given = [*((f"text {i}", text) for i, text in enumerate(texts, 1)), *lines]
         if not given:
@@ -144,6 +146,7 @@ def _explain_text(trained: TrainedModel, name: str, tokens: Tensor, target: str 
     from bigmodel_cli.core.registry import models
     from bigmodel_cli.core.tokens import tokenizer
     from bigmodel_cli.insight.attribution import token_attributions
+    from bigmodel_cli.tasks.answers import answer_of
 
     model, spec = trained.model, trained.task.spec
     known = tokenizer(spec)
@@ -153,19 +156,23 @@ def _explain_text(trained: TrainedModel, name: str, tokens: Tensor, target: str 
         else model.get_submodule(models.get(trained.recipe.model.name).meta["backbone_first"])
     )
 
-    def log_probabilities(outputs: Tensor) -> Tensor:
-        """(S,K) over the classes or, for a language model, over the next token."""
-        return (outputs[:, -1] if outputs.dim() == 3 else outputs).float().log_softmax(1)
+    kind = answer_of(trained.task)
+
+    def scores(outputs: Tensor) -> Tensor:
+        """(S,K) over the outputs or, for a language model, over the next token."""
+        return kind.explained(outputs[:, -1] if outputs.dim() == 3 else outputs, spec)
 
     with torch.no_grad():
-        predicted = log_probabilities(model(tokens[None]))[0]
+        predicted = scores(model(tokens[None]))[0]
     names = list(spec.classes) or list(known.tokens())
     answer = int(predicted.argmax()) if target is None else _target_index(target, names, known, bool(spec.classes))
-    found = token_attributions(model, embedding, tokens, lambda y: log_probabilities(y)[:, answer], steps)
+    found = token_attributions(model, embedding, tokens, lambda y: scores(y)[:, answer], steps)
+    quantity, value, shown = kind.shown(float(predicted[answer]))
     return {
         "name": name,
         "answer": names[answer] if spec.classes else known.decode([answer]) or names[answer],
-        "probability": float(predicted[answer].exp()),
+        quantity: value,
+        "shown": shown,
         "tokens": [known.decode([i]) or known.tokens()[i] for i in tokens.tolist()],
         "weights": found.values.tolist(),
         "score": found.score,
@@ -202,7 +209,7 @@ def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | 
             line.append(printable(token), style=f"black on rgb({r},{g},{b})")
             if trained.task.spec.tokenizer == "word":
                 line.append(" ")
-        console.say(f"{text['name']}: {text['answer']!r} {text['probability']:.2%}")
+        console.say(f"{text['name']}: {text['answer']!r} {text['shown']}")
         console.show(line)
         rows = [(repr(t), f"{w:+.3f}") for t, w in zip(text["tokens"], text["weights"], strict=True)]
         rows += [("sum", f"{sum(text['weights']):+.3f}"), ("difference", f"{text['score'] - text['baseline']:+.3f}")]
@@ -224,26 +231,29 @@ def _explain_images(
     from bigmodel_cli.core.tasks import Predicts
     from bigmodel_cli.insight.attribution import grad_cam, integrated_gradients
     from bigmodel_cli.insight.explanations import heatmap_of, overlay
+    from bigmodel_cli.tasks.answers import answer_of
 
     task, model, spec = trained.task, trained.model, trained.task.spec
     if not isinstance(task, Predicts):
         raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier of images")
     if not files:
         raise InputError("nothing to explain", "expected FILE", "bigmodel explain --help")
+    kind = answer_of(task)
     rows: list[tuple[str, ...]] = []
     for name, raw in (sample for file in expand_inputs(files, task.spec.kind) for sample in task.read_file(file)):
         image = task.prepare(raw)["image"][0]
         with torch.no_grad():
-            predicted = model(image[None])[0].float().log_softmax(0)
+            predicted = kind.explained(model(image[None]), spec)[0]
         names = list(spec.classes)
         answer = int(predicted.argmax()) if target is None else _target_index(target, names, None, True)
         mean, std = (torch.tensor(v or (d,) * spec.channels).view(-1, 1, 1) for v, d in ((spec.mean, 0), (spec.std, 1)))
-        values: dict[str, Any] = {"file": name, "class": names[answer], "probability": float(predicted[answer].exp())}
+        quantity, value, shown = kind.shown(float(predicted[answer]))
+        values: dict[str, Any] = {"file": name, "class": names[answer], quantity: value}
         if method is Method.grad_cam:
             heat = grad_cam(model, image, answer)
         else:
             black = ((0 - mean) / std).expand_as(image)
-            found = integrated_gradients(functools.partial(_log_probability, model, answer), image, black, steps)
+            found = integrated_gradients(partial(_score, kind, model, spec, answer), image, black, steps)
             heat = heatmap_of(found.values)
             values |= {"score": found.score, "baseline": found.baseline, "gap": found.gap}
         try:
@@ -252,12 +262,12 @@ def _explain_images(
             overlay(image * std + mean, heat, path)
         except OSError as error:
             raise MachineError(f"{out}: cannot write: {error.strerror or error}", hint="choose another --out") from None
-        rows.append((name, names[answer], f"{values['probability']:.2%}", str(path)))
+        rows.append((name, names[answer], shown, str(path)))
         if json:
             console.print_json({**values, "image": str(path)})
     if not json:
-        console.show(console.table(None, ("image", "prediction", "probability", "heat map"), rows))
+        console.show(console.table(None, ("image", "prediction", quantity, "heat map"), rows))
 
 
-def _log_probability(model: Any, answer: int, images: Tensor) -> Tensor:
-    return model(images).float().log_softmax(1)[:, answer]  # type: ignore[no-any-return]
+def _score(kind: Answer, model: Any, spec: Any, answer: int, images: Tensor) -> Tensor:
+    return kind.explained(model(images), spec)[:, answer]

@@ -12,7 +12,11 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.finetune_layers import StartLayers, start_layers
 from bigmodel_cli.commands.options import RunOptions, complete
+<<<<<<< HEAD
 from bigmodel_cli.commands.recipe_layers import expand_hub_model
+=======
+from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in, tokenizer_layer
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.train import run_training, saved_recipe
 from bigmodel_cli.core.errors import InputError
@@ -84,15 +88,19 @@ def finetune(
 
         bigmodel finetune --resume --out runs/resnet18-digits-2
     """
+    from bigmodel_cli.core.resolve import set_layer
+
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the variable that huggingface_hub reads
     names_start = checkpoint is not None or pretrained or options.model is not None or options.recipe is not None
     if options.resume and (not names_start or method == "auto"):  # the run knows its start, and what auto chose
-        run_training([*saved_recipe(options.out), *options.flag_layers()], options)
+        saved = saved_recipe(options.out)
+        run_training([*saved, *options.flag_layers(task_in(saved))], options)
         return
-    layers = expand_hub_model(options.recipe_layers(), pretrained)
     if checkpoint is not None:
-        _check_pin(checkpoint, layers)
+        _check_pin(checkpoint, [*named_layers(options.model, options.recipe), set_layer(options.assignments or [])])
+    task = _task_of(checkpoint) if options.data and not options.task else None
+    layers = expand_hub_model(options.recipe_layers(task), pretrained)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
     start = _start_section({**named, "--lora": lora}, lambda: _default_method(layers, checkpoint))
     if method == "auto":
@@ -122,6 +130,17 @@ def _default_method(layers: list[Layer], checkpoint: Path | None) -> str:
     if not named and checkpoint is not None and not is_foreign(path := checkpoint_file(checkpoint)):
         named = [load_meta(path)["recipe"]["data"]["name"]]
     return str(data.get(named[-1]).meta.get("method", "full")) if named else "full"
+
+
+def _task_of(checkpoint: Path | None) -> str | None:
+    """What the labels of the checkpoint's data are, for new data without ``--task``."""
+    from bigmodel_cli.engine.build.foreign_weights import is_foreign
+    from bigmodel_cli.engine.build.load import load_meta
+    from bigmodel_cli.engine.build.locate import checkpoint_file
+
+    if checkpoint is None or is_foreign(path := checkpoint_file(checkpoint)):
+        return None
+    return load_meta(path)["recipe"].get("data", {}).get("task")  # type: ignore[no-any-return]
 
 
 def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:
@@ -162,3 +181,70 @@ def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> d
         return resolve(start_layers(checkpoint, pretrained, start, layers).layers).recipe
 
     return {"method": choose(recipe_of, console.note)[0]}
+<<<<<<< HEAD
+=======
+
+
+def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
+    """The recipe saved in the checkpoint, then fine-tuning's own defaults, then the layers that were `given`.
+
+    Raises:
+        InputError: no start is named, or two are; or the model is not the checkpoint's, or is not
+            named where the file does not name it either.
+    """
+    from bigmodel_cli.core.registry import methods
+    from bigmodel_cli.core.resolve import Layer
+
+    if (path is None) != pretrained:
+        what = "no weights to start from" if path is None else "--from and --pretrained together"
+        raise InputError(what, "expected --from CKPT or MODEL --pretrained", "bigmodel finetune --help")
+    # A new head or adapter starts at random and takes a full learning rate; trained weights take a small one.
+    lr = methods.get(start["method"]).meta["lr"]
+    defaults = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
+    if path is None:
+        return [defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
+    return _checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], given)
+
+
+def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.foreign_weights import exported_model_section, is_foreign
+    from bigmodel_cli.engine.build.load import load_meta
+    from bigmodel_cli.engine.build.locate import checkpoint_file
+
+    path = checkpoint_file(path)
+    foreign = is_foreign(path)
+    if foreign:
+        kept = {"model": exported_model_section(path)}
+        if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
+            hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
+            raise InputError(f"{path}: the file does not name its model", "expected MODEL", hint)
+    else:
+        saved = load_meta(path)["recipe"]
+        kept = {k: saved[k] for k in ("model", "data", "loss", "augment")}
+        if (task := task_in(given)) is not None and task != saved["data"].get("task"):
+            del kept["loss"]  # another task has another default
+    from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
+    layers = [Layer(str(path), kept), *defaults, from_, *given]
+    if foreign:
+        layers.append(tokenizer_layer(path.with_name("tokenizer.json"), layers))
+        return [*layers, _inferred_layer(path, layers)]
+    model = resolve(layers).recipe.model.name
+    if model != kept["model"]["name"]:
+        raise InputError(
+            f"MODEL is {model}", f"{path} holds a {kept['model']['name']}", f"bigmodel finetune --from {path}"
+        )
+    return layers
+
+
+def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
+    """The model options that were not given, inferred from the shapes of foreign weights."""
+    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.engine.build.data import load_data
+    from bigmodel_cli.engine.build.foreign_weights import infer_options
+
+    resolved = resolve(layers)
+    given = [key for section, key in resolved.origin if section == "model"]
+    options = infer_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
+    return Layer(str(path), {"model": options} if options else {})
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands.launch import Launch
-from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path
+from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path, task_in
 from bigmodel_cli.commands.signatures import Flag, flags_of
 from bigmodel_cli.core.columns import read_columns
 
@@ -95,6 +95,16 @@ class RunOptions:
         Flag("data.name", default="digits", also=("eval", "export", "plan", "verify-resume")),
     ] = None
     columns: Columns = None
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="What labels are, if not one class: multi_label_classification (several), regression (numbers).",
+            autocompletion=complete("tasks"),
+        ),
+        Flag("data.task", default="the data's", also=("eval", "plan")),
+    ] = None
     group_by: Annotated[
         str | None,
         typer.Option(
@@ -264,8 +274,11 @@ class RunOptions:
         Flag("parallel.timeout", default="600"),
     ] = None
 
-    def flag_layers(self) -> list[Layer]:
-        """One recipe layer for each flag that was given, then one for ``--set``."""
+    def flag_layers(self, task: str | None = None) -> list[Layer]:
+        """One recipe layer for each flag that was given, then one for ``--set``.
+
+        ``--data`` is read for `task` where ``--task`` is not given.
+        """
         from bigmodel_cli.core.resolve import Layer, set_layer
 
         layers = []
@@ -275,15 +288,16 @@ class RunOptions:
             if flag.sets is None or value is None:
                 continue
             section, key = flag.path
-            values = resolve_data_path(value, self.columns) if name == "data" else None
+            values = resolve_data_path(value, self.columns, self.task or task) if name == "data" else None
             value = read_columns(value) if name == "columns" else value
             plain = str(value) if isinstance(value, Path) else value
             layers.append(Layer("--" + name.replace("_", "-"), {section: values or {key: plain}}))
         return [*layers, set_layer(self.assignments or [])]
 
-    def recipe_layers(self) -> list[Layer]:
-        """The recipe file, the model's name, and every flag."""
-        return [*named_layers(self.model, self.recipe), *self.flag_layers()]
+    def recipe_layers(self, task: str | None = None) -> list[Layer]:
+        """The recipe file, the model's name, and every flag; see :meth:`flag_layers`."""
+        named = named_layers(self.model, self.recipe)
+        return [*named, *self.flag_layers(task_in(named) or task)]
 
     def launch(self) -> Launch:
         """The processes to start."""

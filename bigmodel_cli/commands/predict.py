@@ -111,7 +111,12 @@ def _predict_samples(
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
+<<<<<<< HEAD
     _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), json)
+=======
+    given = opt.table_columns(columns, recipe)
+    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), task, json)
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
 
 def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
@@ -130,20 +135,21 @@ def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
     raise InputError(what, "expected a classifier or a translation model" + " for --text" * from_texts, hint)
 
 
-def _show(predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]], json: bool) -> None:
+def _show(predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]], task: Predicts, json: bool) -> None:
     """Print the predictions as they come with `json`, else as a table; then raise the last error, if any."""
+    from bigmodel_cli.tasks.answers import answer_of
+
+    kind = answer_of(task)
     rows, errors = [], []
     for name, answer in predictions:
         if isinstance(answer, InputError):
             errors.append(answer)
         elif json:
-            top = [{"class": c, "probability": p} for c, p in answer]
-            console.print_json({"file": name, **top[0], "top": top})
+            console.print_json({"file": name, **kind.to_json(answer, task.spec)})
         else:
-            others = ", ".join(f"{c} {p:.2%}" for c, p in answer[1:])
-            rows.append((name, answer[0][0], f"{answer[0][1]:.2%}", others))
+            rows.append((name, *kind.to_row(answer, task.spec)))
     if rows:
-        console.show(console.table(None, ("sample", "prediction", "probability", "runners-up"), rows))
+        console.show(console.table(None, ("sample", *kind.columns), rows))
     if errors:
         for error in errors[:-1]:
             console.error(error)

@@ -32,8 +32,8 @@ def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
     return layers
 
 
-def resolve_data_path(value: str, columns: str | None = None) -> dict[str, str] | None:
-    """The data section for ``--data PATH`` and ``--columns``; None where `value` is the name of a data set.
+def resolve_data_path(value: str, columns: str | None = None, task: str | None = None) -> dict[str, str] | None:
+    """The data section for ``--data PATH``, ``--columns`` and ``--task``; None where `value` names a data set.
 
     A path has a separator in it, or exists and is no data set's name.
     """
@@ -44,11 +44,17 @@ def resolve_data_path(value: str, columns: str | None = None) -> dict[str, str] 
     is_path = "/" in value or os.sep in value or given.is_address or given.is_pattern
     if not is_path and (value in data.found or not given.path.exists()):
         return None
-    source = source_for(value, read_columns(columns) if columns else None)
+    source = source_for(value, read_columns(columns) if columns else None, task)
     if source is None:
         return None
     # Absolute, so that the checkpoint finds its data again from any folder.
     return {"name": source, "path": value if given.is_address else str(given.path.absolute())}
+
+
+def task_in(layers: list[Layer]) -> str | None:
+    """The last ``data.task`` in `layers`."""
+    named = [layer.values["data"]["task"] for layer in layers if "task" in layer.values.get("data", {})]
+    return named[-1] if named else None
 
 
 def checkpoint_recipe(trained: TrainedModel, layers: list[Layer]) -> Recipe:
@@ -60,7 +66,7 @@ def checkpoint_recipe(trained: TrainedModel, layers: list[Layer]) -> Recipe:
     # Trained on whole images: those of another folder are not cropped either.
     if isinstance(spec, ImageSpec) and spec.square is None:
         for layer in layers:
-            if layer.values.get("data", {}).get("name") == "image_folder":
+            if layer.values.get("data", {}).get("name") in ("image_folder", "image_targets"):
                 layer.values["data"].update(size=spec.height, crop=1.0, channels=spec.channels)
     return resolve([saved, *layers]).recipe
 

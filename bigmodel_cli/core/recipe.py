@@ -63,6 +63,10 @@ class ModelSection(Component):
 
 
 class DataSection(Component):
+    task: str | None = Field(
+        None,
+        description="what the labels are, if not one class a sample: multi_label_classification, regression",
+    )
     dir: str | None = Field(None, description="folder of data files; default BIGMODEL_DATA, else ~/.cache/bigmodel")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="fraction of train held out for validation, if the data has no val split"

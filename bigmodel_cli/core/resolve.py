@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from bigmodel_cli.core.addresses import remember
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.recipe import COMPONENTS, Recipe, section_type
-from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.registry import data, models, tasks
 from bigmodel_cli.core.strict_yaml import Document, parse_scalar
 
 KeyPath = tuple[str, ...]
@@ -88,6 +88,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             for key, value in values.items():
                 into[key] = remember(value)
                 origin[section, key] = layer.locate((section, key))
+    _choose_loss(merged, origin)
     if "name" not in merged.get("model", {}):
         raise InputError("no model named", "give a MODEL, or a recipe with a model", "bigmodel models")
     return Resolved(_validate(merged, origin), origin)
@@ -101,6 +102,15 @@ def _model_defaults(layers: Iterable[Layer]) -> Mapping[str, Mapping[str, Any]]:
         return models.get(names[-1]).meta.get("defaults", {}) if names else {}
     except InputError:  # an unknown name is told where the recipe is checked, with its line
         return {}
+
+
+def _choose_loss(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) -> None:
+    """The loss of the recipe's task, where no layer names one."""
+    found = data.found.get(data.current(merged["data"]["name"]))
+    task = merged["data"].get("task") or (found.meta.get("task") if found else None)
+    default = tasks.found[task].meta.get("default_loss") if task in tasks.found else None
+    if default and ("loss", "name") not in origin:
+        merged["loss"] = {"name": default, **{k: v for k, v in merged["loss"].items() if k != "name"}}
 
 
 def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any], origin: dict[KeyPath, str]) -> None:

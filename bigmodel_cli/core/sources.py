@@ -56,6 +56,19 @@ class GroupedSource(Source, Protocol):
 
 
 @runtime_checkable
+class ValuedSource(Source, Protocol):
+    """A split with several labels or numbers per sample, known without reading its samples; ``label`` in its batches.
+
+    It has no ``labels``, which are one class per sample.
+    """
+
+    @property
+    def label_values(self) -> Tensor:
+        """(N,K) float32, NaN where unknown."""
+        ...
+
+
+@runtime_checkable
 class VariableLengthSource(Source, Protocol):
     """A split of samples of different lengths. Batches are padded, so they group samples of similar length."""
 
@@ -96,8 +109,9 @@ class FileSource(Source, Protocol):
 class SourceWrapper:
     """A source that wraps another one; a subclass overrides what differs.
 
-    It has labels, lengths, targets and an order exactly if `source` has them. They are copied to the instance, because
-    ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees too much of it (3.11).
+    It has labels, label values, targets, lengths and an order exactly if `source` has them. They are copied to the
+    instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees too much of
+    it (3.11).
     """
 
     keeps_lengths: ClassVar[bool] = True
@@ -114,6 +128,8 @@ class SourceWrapper:
 
             texts = source.targets
             self.targets = [texts[i] for i in self.select(torch.arange(len(texts))).tolist()]
+        if isinstance(source, ValuedSource):
+            self.label_values = self.select(source.label_values)
         if self.keeps_lengths and isinstance(source, VariableLengthSource):
             self.lengths = self.select(source.lengths)
         if self.keeps_order and isinstance(source, OrderedSource):

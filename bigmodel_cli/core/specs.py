@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+<<<<<<< HEAD
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+=======
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.output_values import OutputValues, changed, plain_values, read_outputs
 from bigmodel_cli.core.registry import tasks
 
 
@@ -118,15 +124,23 @@ class ImageSpec:
     std: tuple[float, ...] = ()
     square: int | None = None
     crop: float = 1.0
+<<<<<<< HEAD
     interpolation: Interpolation = "bilinear"
+=======
+    outputs: OutputValues = ()
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
+<<<<<<< HEAD
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return values if self.interpolation != "bilinear" else {k: v for k, v in values.items() if k != "interpolation"}
+=======
+        return plain_values(self)
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
@@ -135,7 +149,7 @@ class ImageSpec:
         Raises:
             InputError: the values are invalid or inconsistent.
         """
-        spec = checked(cls, values)
+        spec = checked(cls, read_outputs(values))
         if min(spec.channels, spec.height, spec.width, spec.num_classes) < 1:
             size = f"{spec.channels}x{spec.height}x{spec.width}, {spec.num_classes} classes"
             raise InputError(f"input is {size}", "expected at least 1 of each")
@@ -154,7 +168,7 @@ class ImageSpec:
         return spec
 
     def with_(self, **changes: Any) -> ImageSpec:
-        return replace(self, **changes)
+        return changed(self, changes)  # type: ignore[no-any-return]
 
     @classmethod
     def typical(cls) -> ImageSpec:
@@ -181,13 +195,14 @@ class TextSpec:
     classes: tuple[str, ...] = ()
     chat: tuple[str, ...] = ()
     conventions: Conventions | None = None
+    outputs: OutputValues = ()
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = plain_values(self)
         values["conventions"] = self.conventions.to_dict() if self.conventions else None
         return {k: v for k, v in values.items() if v or k not in ("chat", "conventions")}
 
@@ -198,7 +213,7 @@ class TextSpec:
         Raises:
             InputError: a value has the wrong type or is out of range.
         """
-        spec = checked(cls, values)
+        spec = checked(cls, read_outputs(values))
         if not 1 <= spec.context <= 1 << 20:
             raise InputError(f"input has a context of {spec.context} tokens", f"expected 1 to {1 << 20}")
         if len(spec.chat) not in (0, 3) or not all(0 < len(part) <= 100 for part in spec.chat):
@@ -208,7 +223,7 @@ class TextSpec:
         return spec
 
     def with_(self, **changes: Any) -> TextSpec:
-        return replace(self, **changes)
+        return changed(self, changes)  # type: ignore[no-any-return]
 
     @classmethod
     def typical(cls) -> TextSpec:

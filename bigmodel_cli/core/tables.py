@@ -50,6 +50,8 @@ class Table:
     dialect: Dialect | None
     """None for JSON."""
     notes: list[str]
+    apart: frozenset[str] = frozenset()
+    """The roles whose value is the list of their cells, also of a single one."""
     blank: int = 0
     """Rows without anything in them, which the last pass skipped."""
     _told: bool = field(default=False, repr=False)
@@ -57,24 +59,25 @@ class Table:
     def rows(self, *roles: str) -> Iterator[tuple[int, list[Any]]]:
         """The line and the value of each of `roles` in every row; None for a role without a column.
 
-        Several columns of a role are joined by a blank, as text.
+        Several columns of a role are joined by a blank, as text; those of a role in `apart` are a list.
 
         Raises:
             InputError: a row cannot be read, or has more or fewer cells than the header; the message names its line.
         """
         places = [self.chosen.places.get(role) for role in roles]
+        apart = [role in self.apart for role in roles]
         single = [-1 if at is None else at[0] for at in places]
-        plain = all(at is None or len(at) == 1 for at in places)
+        plain = all(at is None or len(at) == 1 for at in places) and not any(apart)
         if self.dialect is not None:
             for line, cells in self._cells(self.dialect):
                 if plain:
                     yield line, [cells[i] if i >= 0 else None for i in single]
                 else:
-                    yield line, [None if at is None else _value(cells, at) for at in places]
+                    yield line, [_value(cells, at, each) for at, each in zip(places, apart, strict=True)]
         else:
             for line, row in self._objects():
-                values = [None if at is None else _value(row, at) for at in places]
-                if MISSING in values:
+                values = [_value(row, at, each) for at, each in zip(places, apart, strict=True)]
+                if any(value is MISSING for value in values):
                     values = [self._present(line, role, value) for role, value in zip(roles, values, strict=True)]
                 yield line, values
         if self.blank and not self._told:
@@ -123,7 +126,13 @@ def _quoting(dialect: Dialect) -> str | None:
     return f'a text with {dialect.shown} in it is written in quotation marks: "..."' if dialect.quoted else None
 
 
-def _value(cells: Sequence[Any], places: Sequence[int]) -> Any:
+def _value(cells: Sequence[Any], places: Sequence[int] | None, apart: bool) -> Any:
+    """The value of a role with columns at `places`; MISSING if one of a role that is kept `apart` is missing."""
+    if places is None:
+        return None
+    if apart:
+        picked = [cells[i] for i in places]
+        return MISSING if any(cell is MISSING for cell in picked) else picked
     if len(places) == 1:
         return cells[places[0]]
     parts = [cells[i] for i in places if cells[i] is not MISSING and cells[i] is not None]

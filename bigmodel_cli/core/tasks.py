@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from bigmodel_cli.core.sources import Batch, Source
 
@@ -224,11 +224,14 @@ class TaskWrapper:
     so the copies stay valid. ``fit_spec``, ``for_data`` and ``with_`` return the inner task, so call them first.
     """
 
+    hides: ClassVar[frozenset[str]] = frozenset()
+    """Attributes of `task` that the wrapper does not have, so that it does not satisfy their protocols."""
+
     def __init__(self, task: Task) -> None:
         self.task = task
         own = dir(type(self))
         for name in dir(task):
-            if not name.startswith("_") and name not in (*own, "task"):
+            if not name.startswith("_") and name not in (*own, *self.hides, "task"):
                 setattr(self, name, getattr(task, name))
 
     if TYPE_CHECKING:

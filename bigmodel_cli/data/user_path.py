@@ -90,14 +90,18 @@ def rows_with(*choices: tuple[str, ...], score: float, tables: bool = False) -> 
     return reads
 
 
-def source_for(path: str | Path, columns: Mapping[str, str] | None = None) -> str | None:
+def source_for(path: str | Path, columns: Mapping[str, str] | None = None, task: str | None = None) -> str | None:
     """The data set whose registered ``reads`` gives `path` the highest score; None if no data set reads it.
+
+    A data set that names `tasks` is for these alone.
 
     Raises:
         InputError: it is a table whose columns fit none; the message lists them.
     """
     given = UserPath(str(path), columns or {})
-    sources = [name for name, found in data.found.items() if "reads" in found.meta]
+    readers = {name: found.meta.get("tasks", ()) for name, found in data.found.items() if "reads" in found.meta}
+    named = any(task in tasks for tasks in readers.values())
+    sources = [name for name, tasks in readers.items() if (task in tasks if named else not tasks)]
     scores = {name: data.get(name).meta["reads"](given) for name in sources}
     best = max(scores, key=lambda name: scores[name], default=None)
     if best is not None and scores[best]:

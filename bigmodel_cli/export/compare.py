@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.export.folder import Run
+from bigmodel_cli.tasks.answers import answer_of
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -49,8 +50,8 @@ class Differences:
     def equal_answers(self) -> float:
         return self._equal / max(self._answers, 1)
 
-    def add(self, ours: Tensor, theirs: Tensor, once: bool) -> None:
-        """Add the logits of both for the same batch.
+    def add(self, ours: Tensor, theirs: Tensor, same: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        """Add the logits of both for the same batch; with `same`, which compares answers, as new inputs.
 
         Raises:
             ValueError: the shapes differ, which broadcasting could hide.
@@ -60,30 +61,30 @@ class Differences:
         apart = (ours - theirs).abs()
         most = float(apart.max())
         self.largest = max(self.largest, most) if most == most and self.largest == self.largest else float("nan")
-        if once:
-            same = ours.argmax(-1) == theirs.argmax(-1)
+        if same is not None:
+            equal = same(ours, theirs)
             self.inputs += len(ours)
             self._sum += float(apart.double().sum())
             self._logits += apart.numel()
-            self._equal += int(same.sum())
-            self._answers += same.numel()
+            self._equal += int(equal.sum())
+            self._answers += equal.numel()
 
 
 def compare(
     model: nn.Module, run: Run, task: Task, prepared: Sequence[Batch], given: Sequence[tuple[ndarray, ...]]
 ) -> Differences:
     """Compare `model` on the `prepared` batches with the export on its `given` inputs: the same, or raw pixels."""
-    found = Differences()
+    found, kind = Differences(), answer_of(task)
     with torch.inference_mode():
         for batch, arrays in zip(prepared, given, strict=True):
             ours = model(*(batch[name] for name in task.inputs)).float()
             theirs = torch.from_numpy(run(*arrays)).float()
-            found.add(ours, theirs, once=True)
+            found.add(ours, theirs, lambda a, b: kind.equal(a, b, task.spec))
             found.ours += _sums(task, ours, batch)
             found.theirs += _sums(task, theirs, batch)
         first = tuple(prepared[0][name] for name in task.inputs)
         for tensors, arrays in zip(_other_shapes(first), _other_shapes(given[0]), strict=True):
-            found.add(model(*tensors).float(), torch.from_numpy(run(*arrays)).float(), once=False)
+            found.add(model(*tensors).float(), torch.from_numpy(run(*arrays)).float())
     return found
 
 

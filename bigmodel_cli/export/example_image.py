@@ -11,7 +11,7 @@ import torch
 
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tasks import Predicts
-from bigmodel_cli.export.example import ANSWER, STANDARD, START, Example
+from bigmodel_cli.export.example import STANDARD, START, Example, answer_script
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.resized_samples import SCALES, resized_sample
 from bigmodel_cli.export.runtime import Runtime
@@ -103,14 +103,19 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
     bicubic = square.get("interpolation", "").startswith("bicubic")
     read = READ.replace("{draft}", DRAFT if square and not bicubic else "")
     if "in_the_graph" in preprocess:
+<<<<<<< HEAD
         return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
     if "resize" in preprocess or (square and not bicubic):
+=======
+        return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", answer_script(task)])
+    if {"resize", "resize_square"} & set(preprocess):
+>>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
         parts.append(RESIZE)
     parts += [read, *([BICUBIC_SQUARE] if bicubic else []), PIXELS]
     parts += [SQUARE] if square and not bicubic else []
     parts += [CROP] if "crop" in preprocess else []
     parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
-    return "".join([*parts, NORMALISE, "\n", own.run, "\n", ANSWER])
+    return "".join([*parts, NORMALISE, "\n", own.run, "\n", answer_script(task)])
 
 
 def _fitted(preprocess: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from bigmodel_cli.core.framing import encode_beginning
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tokens import encode_truncated, tokenizer
-from bigmodel_cli.export.example import ANSWER, STANDARD, START, Example
+from bigmodel_cli.export.example import STANDARD, START, Example, answer_script
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
 
@@ -89,7 +89,9 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
     if kind == "bpe":
         parts.append(FRAMED if classes else BEGUN if "conventions" in preprocess else "tokens = found.ids\n")
     names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"
-    return "".join([*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", ANSWER])
+    return "".join(
+        [*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", answer_script(task)]
+    )
 
 
 def _samples(subject: Subject, place: Path) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.markdown import code_block, code_span, markdown
-from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.registry import answers, tasks
 from bigmodel_cli.export.folder import ExportFolder
 from bigmodel_cli.metrics.reading import format_interval, is_share
+from bigmodel_cli.tasks.answers import Answer
 
 MAX_CLASSES = 50
 
@@ -44,7 +45,13 @@ def _about(folder: ExportFolder) -> Iterator[str]:
     if data.get("path"):
         yield f"- from: {markdown(Path(data['path']).name)}"
     yield from (f"- {markdown(name)}: {markdown(value)}" for name, value in about.get("data", {}).items())
-    yield from (f"- {len(folder.labels)} classes: {_first_labels(folder.labels)}",) if folder.labels else ()
+    yield from (
+        (f"- {len(folder.labels)} {_answer(folder).noun}: {_first_labels(folder.labels)}",) if folder.labels else ()
+    )
+
+
+def _answer(folder: ExportFolder) -> Answer:
+    return answers.get(tasks.get(folder.about["task"]).meta.get("answers", "classes"))()  # type: ignore[no-any-return]
 
 
 def _first_labels(labels: tuple[str, ...]) -> str:
@@ -78,7 +85,7 @@ def _figures(folder: ExportFolder) -> Iterator[str]:
 def _limits(folder: ExportFolder) -> Iterator[str]:
     spec = folder.about["input"]
     yield from ("", "## Limits", "")
-    yield "- It knows only its classes: any other input also gets one of them, possibly with high confidence."
+    yield f"- {_answer(folder).limit}"
     yield "- The metrics hold for data like the validation split. The test split was not used for them."
     if spec["kind"] == "image":
         channels = "grey" if spec["channels"] == 1 else "colour"

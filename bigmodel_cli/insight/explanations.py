@@ -18,7 +18,8 @@ PAGE = """<!doctype html>
 .t {{ padding: .15em .1em; border-radius: .2em; white-space: pre-wrap }} small {{ color: #666 }}
 h2 {{ font-size: 1rem; margin: 1.5rem 0 .3rem }}</style>
 <h1>{title}</h1>
-<p><small>Integrated gradients (Sundararajan et al. 2017) of the predicted class's log-probability: evidence
+<p><small>Integrated gradients (Sundararajan et al. 2017) of the answer's log-probability, or of the predicted
+number: evidence
 <span class="t" style="background: rgb{for_}">for</span>
 it and <span class="t" style="background: rgb{against}">against</span> it.
 The weights of a text sum to the difference from an empty text.</small></p>
@@ -43,7 +44,7 @@ def page(title: str, texts: Sequence[dict[str, Any]]) -> str:
             f'<span class="t" title="{w:+.3f}" style="background: rgb{colour(w, most)}">{html.escape(t)}</span>'
             for t, w in zip(text["tokens"], text["weights"], strict=True)
         )
-        head = f"{html.escape(text['name'])}: {html.escape(text['answer'])} {text['probability']:.2%}"
+        head = f"{html.escape(text['name'])}: {html.escape(text['answer'])} {html.escape(text['shown'])}"
         parts.append(f"<h2>{head}</h2><p>{''.join(spans)}</p>")
     return PAGE.format(title=html.escape(title), for_=colour(1, 1), against=colour(-1, 1), texts="\n".join(parts))
 

@@ -36,6 +36,8 @@ class Figure:
 def measure(names: Iterable[str], outputs: Outputs, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Figure]:
     """The metrics `names` of `outputs`, in that order, without those that are undefined for them.
 
+    With 0 `resamples`, none has an interval.
+
     A registered metric takes the outputs and returns
 
     * a tensor (N,), one value per sample, if the metric is their mean;
@@ -97,6 +99,8 @@ def with_intervals(
         weights = torch.zeros(rows, n, dtype=torch.float64).scatter_add_(1, indices, torch.ones(rows, n).double())
         for name, statistic in statistics.items():
             resampled[name].append(statistic(weights))
+    if not resamples:
+        return {name: Figure(value) for name, value in values.items()}
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     result = {}
     for name, value in values.items():

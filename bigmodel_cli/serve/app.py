@@ -39,7 +39,7 @@ def build_app(service: Service, log: Callable[[str], None], log_all: bool) -> Mi
 
     @app.post("/predict", openapi_extra={"requestBody": body, "parameters": [TOP]})
     async def predict(request: Request) -> Response:
-        """The classes of each sample in the body with their probabilities, most likely first."""
+        """The answer for each sample: classes or labels with probabilities, most likely first, or numbers."""
         return _json(await service.predict(request))
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])

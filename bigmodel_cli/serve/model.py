@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.images import image_header
 from bigmodel_cli.core.preprocessing import prepare, raw_pixels
-from bigmodel_cli.core.registry import readers, tasks
+from bigmodel_cli.core.registry import answers, readers, tasks
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
 from bigmodel_cli.core.tokens import encode_truncated
 from bigmodel_cli.serve.http_errors import HttpRefusal
@@ -23,7 +23,9 @@ from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
 if TYPE_CHECKING:
     import numpy as np
 
+    from bigmodel_cli.core.specs import Spec
     from bigmodel_cli.export.folder import ExportFolder, Run
+    from bigmodel_cli.tasks.answers import Answer
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,11 @@ class ServedModel:
     reader: Reader
     labels: tuple[str, ...]
     about: Mapping[str, Any]
+    spec: Spec
+    kind: Answer
 
     def answer(self, samples: Sequence[np.ndarray]) -> np.ndarray:
-        """Prepared samples -> probabilities (B,K).
+        """Prepared samples -> values (B,K): probabilities, or numbers in the units of the data.
 
         Raises:
             BigmodelError: the logits are not finite, or have the wrong shape.
@@ -188,13 +192,12 @@ class ServedModel:
         logits = np.asarray(self.run(self.reader.batch(samples)), np.float64)
         if logits.shape != (len(samples), len(self.labels)) or not np.isfinite(logits).all():
             raise BigmodelError(f"the model's logits of shape {logits.shape} are not finite, or have the wrong shape")
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        return np.asarray(odds / odds.sum(1, keepdims=True))
+        return self.kind.values(logits, self.spec)
 
-    def top_classes(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
-        """The `top` classes of (K,) probabilities, most likely first."""
-        best = probabilities.argsort(kind="stable")[::-1][:top]
-        return [{"class": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in best]
+    def to_json(self, values: np.ndarray, top: int) -> dict[str, Any]:
+        """The answer for one sample from its values (K,), with at most `top` alternatives."""
+        chosen = [(name, float(f"{value:.6g}")) for name, value in self.kind.choose(values, self.spec, top)]
+        return self.kind.to_json(chosen, self.spec)
 
 
 def open_model(folder: Path, trust: bool = False) -> ServedModel:
@@ -208,14 +211,16 @@ def open_model(folder: Path, trust: bool = False) -> ServedModel:
 
     export = read_folder(folder)
     task = tasks.found.get(export.about["task"])  # as the source says it: a task imports torch
-    if task is None or task.meta.get("answers") != "classes":
-        raise InputError(f"{folder}: an export for {export.about['task']}", "serve answers with classes only")
+    if task is None or (kind := task.meta.get("answers")) not in answers.found:
+        expected = f"serve answers with {', '.join(answers.names())} only"
+        raise InputError(f"{folder}: an export for {export.about['task']}", expected)
     reader: Reader = readers.get(export.spec.kind)(export)
     about = {
         "name": export.about["arch"],
         "format": export.about["format"],
         "takes": reader.kind,
+        "answers": kind,
         "classes": list(export.labels),
         "digest": export.digest,
     }
-    return ServedModel(export.open(trust), reader, export.labels, about)
+    return ServedModel(export.open(trust), reader, export.labels, about, export.spec, answers.get(kind)())

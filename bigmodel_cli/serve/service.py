@@ -60,7 +60,7 @@ class Service:
         self._bodies = 0
 
     async def predict(self, request: Request) -> dict[str, Any]:
-        """The ``?top=`` classes of each sample in the body, most likely first."""
+        """The answer for each sample in the body, with ``?top=`` alternatives, the most likely first."""
         top = self._top(request.query_params.get("top"))
         if self.in_flight >= self.options.queue:
             raise HttpRefusal(503, f"{self.in_flight} requests are in work", hint="try again")
@@ -71,12 +71,11 @@ class Service:
             self.in_flight -= 1
         found = []
         for name, row in zip(names, rows, strict=True):
-            best = self.served.top_classes(row, top)
-            found.append({"name": name, **best[0], "top": best})
+            found.append({"name": name, **self.served.to_json(row, top)})
         return {"predictions": found}
 
     async def _rows(self, request: Request) -> tuple[list[str], list[Any]]:
-        """The name and the probabilities (K,) of each sample in the body. Decoding counts in the time limit."""
+        """The name and the values (K,) of each sample in the body. Decoding counts in the time limit."""
         limits = self.options.limits
         async with self._body(request) as body:
             kind = request.headers.get("content-type", "")

@@ -47,6 +47,7 @@ class ImageClassification:
     best = ("accuracy", "max")
     inputs = ("image",)
     report = "classification"
+    answers = "classes"
     metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> ImageClassification:

@@ -44,6 +44,7 @@ class TextClassification:
     best = ("accuracy", "max")
     inputs = ("tokens",)
     report = "classification"
+    answers = "classes"
     metrics = labelled.METRICS
 
     def fit_spec(self, train: Source) -> TextClassification:

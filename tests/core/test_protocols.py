@@ -31,6 +31,8 @@ CAPABILITIES = (Classifies, Predicts, EncodesTexts, Generates)
 DOES = {
     "image_classification": {Classifies, Predicts},
     "text_classification": {Classifies, Predicts, EncodesTexts},
+    "multi_label_classification": {Predicts},
+    "regression": {Predicts},
     "translation": {Predicts, EncodesTexts},
     "language_modeling": {Generates},
 }

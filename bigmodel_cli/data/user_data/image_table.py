@@ -34,11 +34,13 @@ def image_rows(
     group_by: str | None,
     notes: list[str],
     encoding: str = AUTO,
+    apart: Sequence[str] = (),
 ) -> Iterator[ImageRow]:
     """The images of the table at `path` with the values of `roles`, which must have columns.
 
     Files are found from the table's folder; see :class:`ImageNames`. An image in several rows of a split is read from
-    the first; images beside those of the table that no row names are counted in `notes`.
+    the first; images beside those of the table that no row names are counted in `notes`. The values of the roles in
+    `apart` are lists of cells.
 
     Raises:
         InputError: a row names no file, or a file again with other values or in another split.
@@ -47,14 +49,13 @@ def image_rows(
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
         name = as_text(values[0], table.located(line), "image").strip()
         if not name:
-            raise InputError(
-                f"{table.located(line)}: no {table.chosen.named('image')}", "expected an image in each row"
-            )
+            what = f"{table.located(line)}: no {table.chosen.named('image')}"
+            raise InputError(what, "expected an image in each row")
         return None
 
     seen: dict[str, tuple[str, list[Any], str]] = {}
     again = 0
-    found = find_splits(path, ("image", *roles), columns, group_by, encoding, notes, accept)
+    found = find_splits(path, ("image", *roles), columns, group_by, encoding, notes, accept, apart)
     names = ImageNames(path if path.is_dir() else path.parent)
     for split, rows in found.items():
         for table, line, (image, *values, group) in rows.values("image", *roles, "group"):

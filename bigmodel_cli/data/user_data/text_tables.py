@@ -78,8 +78,11 @@ def find_splits(
     encoding: str,
     notes: list[str],
     accept: Callable[[Table, int, str, list[Any]], str | None],
+    apart: Sequence[str] = (),
 ) -> dict[str, SplitRows]:
     """The splits of the table or folder of tables at `path`, after a pass over all rows.
+
+    The values of the roles in `apart` are lists of cells.
 
     `accept` sees the table, the line, the split and the values of `roles` of each row. It returns why the row is not
     used, or None; what is not used is counted by reason in `notes`.
@@ -99,6 +102,7 @@ def find_splits(
                 notes.append(f"{file.name}: not used: it has no labels")
                 continue
             raise
+        table.apart = frozenset(apart)
         lines: dict[str, array[int]] = {}
         has_column = "split" in table.chosen.places
         for line, (*values, named) in table.rows(*roles, "split"):
@@ -116,6 +120,23 @@ def find_splits(
     if not found:
         raise InputError(f"{path}: it is empty", f"expected rows with {' and '.join(roles)}")
     return found
+
+
+def label_columns(
+    path: Path, roles: Sequence[str], given: Mapping[str, str] | None, group_by: str | None
+) -> tuple[str, ...]:
+    """The names of the columns of the role ``label``, in the table or the first of the folder of tables at `path`.
+
+    Raises:
+        InputError: it is no table, or two of the columns have one name.
+    """
+    given = {**(given or {}), **({"group": group_by} if group_by else {})}
+    file = next(iter(split_files(path, []).values()))
+    chosen = open_table(file, (*roles, "split", "group"), given, notes=[]).chosen
+    names = tuple(chosen.names[i].strip() or f"column {i + 1}" for i in chosen.places["label"])
+    if len(set(names)) < len(names):
+        raise InputError(f"{file}: columns {', '.join(names)} for label", "expected each once")
+    return names
 
 
 def _row_split(table: Table, line: int, named: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, data_root
-from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.registry import data, tasks
 from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.subset import carve
 
@@ -17,11 +17,18 @@ def load_data(section: DataSection, like: Spec | None = None, task: str | None =
     """The data that `section` names.
 
     `like` is the spec of the checkpoint to continue from. Sources that take it, such as text, use its tokenizer.
-    `task` is the name of the model's task. Sources that take it, such as interactions, cut their samples for it.
+    `task` is the name of the run's task. Sources that take it read their labels, or cut their samples, for it.
+
+    Raises:
+        InputError: ``data.task`` is no task, or this data has one class a sample only.
     """
     entry = data.get(section.name)
     parameters = inspect.signature(entry.function).parameters
-    offered = {"like": like, "task": task}
+    special = section.task is not None and tasks.get(section.task).meta.get("over")
+    if special and "task" not in parameters and entry.meta.get("task") != section.task:
+        what = f"data.task = {section.task}"
+        raise InputError(what, f"data {section.name} has no such labels", "your own data: --data PATH")
+    offered = {"like": like, "task": section.task or task}
     known = {key: value for key, value in offered.items() if value is not None and key in parameters}
     return entry(data_root(section.dir), **known, **section.options)  # type: ignore[no-any-return]
 

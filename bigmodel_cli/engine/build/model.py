@@ -11,7 +11,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.networks import InitialisedFromData
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import augments, losses, models, tasks
+from bigmodel_cli.core.registry import augments, data, losses, models, tasks
 from bigmodel_cli.core.specs import spec_type
 from bigmodel_cli.core.types import Source, Spec, Task
 
@@ -42,20 +42,56 @@ def build_spec(values: Mapping[str, Any], source: str) -> Spec:
         raise InputError(f"{source}: not a spec of kind {kind!r} ({error})", hint="restore it from a copy") from None
 
 
-def build_task(recipe: Recipe, spec: Spec) -> Task:
-    """The task that the model is registered for, with the recipe's loss and augmentation.
+def task_name(recipe: Recipe) -> str:
+    """The task of a run: that of ``data.task``, else that of the data, else that of the model.
 
     Raises:
-        InputError: the augmentation or the model is for another kind of data.
+        InputError: the model is for another task, and the task does not use the models of that one.
     """
+    of_model = str(models.get(recipe.model.name).meta["task"])
+    of_data = data.get(recipe.data.name).meta
+    name = recipe.data.task or str(of_data.get("task", of_model))
+    if name == of_model or of_model in tasks.get(name).meta.get("over", ()):
+        return name
+    problem = f"{recipe.model.name} is for {_plain(of_model)}"
+    what = "--task" if recipe.data.task else f"data {recipe.data.name}"
+    expected = f"{what} is for {_plain(name)}" if not recipe.data.task else f"expected a model for {_plain(name)}"
+    raise InputError(problem, expected, "bigmodel models and bigmodel data list the choices")
+
+
+def _plain(task: str) -> str:
+    return task.replace("_", " ")
+
+
+def check_loss(recipe: Recipe) -> None:
+    """Check that the loss is for the kind of answers of the recipe's task, where both say theirs.
+
+    Raises:
+        InputError: it is not; the losses that are, are listed.
+    """
+    task = tasks.get(task_name(recipe))
+    kind = task.meta.get("answers")
+    fit = losses.get(recipe.loss.name).meta.get("answers")
+    if kind is not None and fit is not None and kind not in fit:
+        known = [name for name, found in losses.found.items() if kind in found.meta.get("answers", (kind,))]
+        raise InputError(f"loss {recipe.loss.name} for {_plain(task.name)}", "expected " + " or ".join(known))
+
+
+def build_task(recipe: Recipe, spec: Spec) -> Task:
+    """The recipe's task, with its loss and augmentation.
+
+    Raises:
+        InputError: the augmentation, the loss or the model is for another kind of data or task.
+    """
+    entry = tasks.get(task_name(recipe))
+    check_loss(recipe)
     loss = losses.get(recipe.loss.name)(**recipe.loss.options)
     augmentation = augments.get(recipe.augment.name)
     if augmentation.meta.get("changes", True) and augmentation.meta.get("kind", spec.kind) != spec.kind:
         what = f"augment.name = {augmentation.name}, which is not for {spec.kind}"
         raise InputError(what, hint="bigmodel recipe schema")
     augment = augmentation(**recipe.augment.options)
-    entry = tasks.get(models.get(recipe.model.name).meta["task"])
-    wanted = entry.meta["spec_type"].kind
+    wanted = tasks.get(models.get(recipe.model.name).meta["task"]).meta["spec_type"].kind
     if wanted != spec.kind:
         what = f"{recipe.model.name} is for {wanted} data"
         raise InputError(what, f"data {recipe.data.name} is {spec.kind}", "bigmodel models")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.core.answering import Balances
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import is_solved
 from bigmodel_cli.core.recipe import Recipe
@@ -146,11 +147,14 @@ def _build_components(
     loaded = _load_data(recipe, resumed)
     task, model, adapted, notes = _build_network(recipe, loaded, resumed, placement, group)
     bundle, balance = loaded.bundle, recipe.train.balance
-    labels = class_labels(loaded.train, balance) if balance != "none" else None
+    task = task.for_data(bundle.spec)
+    weighs = balance == "loss" and isinstance(task, Balances)
+    labels = class_labels(loaded.train, balance) if balance != "none" and not weighs else None
     imbalance = imbalance_notes(loaded.train, bundle.spec.classes, balance)
     train, val = cache_on_device(loaded.train, placement), cache_on_device(loaded.val, placement)
     batches = batches_for(recipe, train, labels if balance == "sampling" else None, group)
-    task = _training_task(task.for_data(bundle.spec), adapted, labels if balance == "loss" else None)
+    task = task.balanced(loaded.train) if weighs and isinstance(task, Balances) else task
+    task = _training_task(task, adapted, labels if balance == "loss" else None)
     caches, reason = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
     return _Components(
         task=task,

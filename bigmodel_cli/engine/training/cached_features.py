@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.sources import SourceWrapper
-from bigmodel_cli.core.tasks import Classifies, TaskWrapper
+from bigmodel_cli.core.tasks import TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source, Task
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
@@ -26,7 +27,7 @@ BIG = 10_000_000  # input elements; smaller data sets are fast at any precision
 
 
 class Features(SourceWrapper):
-    """A split as features: `vectors` (N,D) float32 and the model's `labels` (N,), in the order of `source`."""
+    """A split as features: `vectors` (N,D) float32 and `labels` (N,) or (N,K) as the loss takes them, in order."""
 
     keeps_lengths = keeps_order = False
 
@@ -60,7 +61,7 @@ def can_cache_features(
     backbone = {key for key in model.state_dict() if not key.startswith(head + ".")}
     if not backbone or not backbone <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
         return False, ""
-    if not isinstance(task, Classifies):
+    if not isinstance(task, Answers):
         return False, ""
     name, layer, reason = recipe.augment.name, model.get_submodule(head), ""
     if augments.get(name).meta.get("changes", True):

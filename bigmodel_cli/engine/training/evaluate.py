@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.core.answering import FitsToVal
 from bigmodel_cli.core.types import Batch, Source, Task
 from bigmodel_cli.data.batches import gather_ahead, shard_batches
 from bigmodel_cli.engine.device.placement import Placement
@@ -48,6 +49,9 @@ def evaluate(
 
     Each rank of `group` evaluates its part of the samples. All ranks get the same metrics.
     """
+    if isinstance(task, FitsToVal):
+        outputs = split_outputs(model, task, source, placement, batch_size, stop, group)
+        return None if outputs is None else task.score(outputs)
     sums: dict[str, Tensor] = {}
     # FSDP reuses the tensors of its first pass in training, where inference tensors are not allowed.
     with torch.inference_mode() if group.world == 1 else torch.no_grad(), placement.autocast():
@@ -59,6 +63,39 @@ def evaluate(
                 sums[key] = sums[key] + value if key in sums else value
     totals = group.all_reduce_sum([v.item() for v in sums.values()])  # the only host synchronization
     return task.summarise(dict(zip(sums, totals, strict=True)))
+
+
+def split_outputs(
+    model: nn.Module,
+    task: Task,
+    source: Source,
+    placement: Placement,
+    batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
+    group: Group = SINGLE_PROCESS,
+) -> Batch | None:
+    """Return the task's outputs for all samples of `source` on the CPU, in any order; None if `stop` ended it early.
+
+    All ranks of `group` get the outputs of all.
+    """
+    parts: list[Batch] = []
+    with torch.inference_mode() if group.world == 1 else torch.no_grad(), placement.autocast():
+        for batch, counts in _rank_batches(model, task, source, placement, batch_size, group):
+            if stop():
+                return None
+            out = task.outputs(model, batch)
+            parts += [{k: v.cpu() for k, v in out.items()}] if counts else []
+    of_ranks = [part for parts in group.gather(parts) for part in parts]
+    seen = torch.cat([part["index"] for part in of_ranks])
+    _, first = _first_of_each(seen)  # tensor-parallel ranks evaluate the same samples
+    return {k: torch.cat([part[k] for part in of_ranks])[first] for k in of_ranks[0]}
+
+
+def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The sorted distinct `values` (N,), and the place of one of each."""
+    ordered, order = values.sort(stable=True)
+    keep = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    return ordered[keep], order[keep]
 
 
 def collect(

@@ -10,6 +10,7 @@ import time
 import torch
 from torch import nn
 
+from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.data.balance import class_weights
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.training.cached_features import features
@@ -26,13 +27,16 @@ def solve(run: Run) -> bool:
     head = run.model.get_submodule(head_name(run.recipe))
     assert isinstance(head, nn.Linear)
     train, val = features(run)
+    assert isinstance(run.task, Answers)
     balanced = run.recipe.train.balance != "none"  # balanced sampling and class weights have the same optimum
-    weights = class_weights(train.labels, head.out_features)[train.labels] if balanced else torch.ones(len(train))
+    one_each = train.labels.dim() == 1
+    weights = class_weights(train.labels, head.out_features)[train.labels] if balanced and one_each else None
+    weights = torch.ones(len(train)) if weights is None else weights
     weight, bias, note = run.adapted.solve(train.vectors, train.labels, weights, val.vectors, val.labels)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
-        loss = nn.functional.cross_entropy(train.vectors @ weight.T + bias, train.labels, reduction="sum")
+        loss = run.task.loss_per_sample(train.vectors @ weight.T + bias, train.labels).sum()
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
     run.emit({"event": "note", "message": note})

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.answering import FitsToVal
 from bigmodel_cli.core.errors import DivergedError, MachineError
 from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.batches import micro_batches
 from bigmodel_cli.engine.device.placement import is_out_of_memory
-from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.evaluate import evaluate, split_outputs
 from bigmodel_cli.engine.training.lone_samples import is_lone_sample
 from bigmodel_cli.engine.training.run import Run, StepResult
 
@@ -234,8 +235,7 @@ def end_epoch(run: Run, throughput: float) -> bool:
         run.emit({"event": "evaluating"})
         with run.timer("evaluation"):
             run.parallel.average_buffers(run)
-            size, group = train.eval_batch_size, run.parallel.group
-            metrics = evaluate(run.eval_model, run.task, run.val, run.placement, size, run.should_stop, group)
+            metrics = _validate(run)
         if metrics is None:
             return False
         best = _is_best(run, metrics)
@@ -246,6 +246,19 @@ def end_epoch(run: Run, throughput: float) -> bool:
     run.emit(event)  # before saving: a resumed run can drop later events but cannot restore missing ones
     _save(run, best)
     return True
+
+
+def _validate(run: Run) -> dict[str, float] | None:
+    """The metrics on the validation split, where a task may choose values to save; None if a signal stopped it."""
+    size, group, task = run.recipe.train.eval_batch_size, run.parallel.group, run.task
+    if not isinstance(task, FitsToVal):
+        return evaluate(run.eval_model, task, run.val, run.placement, size, run.should_stop, group)
+    outputs = split_outputs(run.eval_model, task, run.val, run.placement, size, run.should_stop, group)
+    if outputs is None:
+        return None
+    fitted = task.fit_to_val(outputs)
+    run.meta["input"] = {"kind": fitted.spec.kind, **fitted.spec.to_dict()}
+    return fitted.score(outputs)
 
 
 def _is_best(run: Run, metrics: dict[str, float]) -> bool:

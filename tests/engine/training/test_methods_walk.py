@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods, models, tasks
@@ -35,6 +36,16 @@ def lines(name: str, rows: list[dict[str, Any]]) -> Callable[[Path], dict[str, s
         return {"path": str(folder / name)}
 
     return write
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    """A table of images, light and dark, with two labels each."""
+    rows = ["image,a,b"]
+    for i in range(24):
+        Image.new("L", (32, 32), 20 + 100 * (i % 2) + 50 * (i % 3 > 0)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{i % 2},{int(i % 3 > 0)}")
+    (folder / "images.csv").write_text("\n".join(rows))
+    return {"path": str(folder / "images.csv")}
 
 
 TEXTS = [" ".join(WORDS[i % 4 : i % 4 + 3 + i % 5]) for i in range(24)]
@@ -63,6 +74,16 @@ DATA: dict[str, dict[str, tuple[dict[str, Any], Callable[[Path], dict[str, str]]
     "recommendation": {
         "users": ({"name": "synthetic_interactions", "users": 24, "items": 40, "length": 4, "held_out": 6}, None)
     },
+    **{
+        task: {
+            "labelled-texts": (
+                {"name": "text_targets", "task": task, "context": 16, "columns": {"label": "a+b"}},
+                lines("texts.jsonl", [{"text": text, "a": i % 2, "b": int(i % 3 > 0)} for i, text in enumerate(TEXTS)]),
+            ),
+            "labelled-images": ({"name": "image_targets", "task": task, "columns": {"label": "a+b"}}, pictures),
+        }
+        for task in ("multi_label_classification", "regression")
+    },
     "translation": {
         "translations": (
             {"name": "parallel_file", "context": 16},
@@ -88,7 +109,12 @@ OPTIONS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
 
 @functools.cache
 def families(task: str) -> list[tuple[str, dict[str, Any]]]:
-    """The smallest model of each file for `task`, by name, with its options."""
+    """The smallest model of each file for `task`, by name, with its options.
+
+    Of a task on the models of others, one of each of these tasks.
+    """
+    if over := tasks.get(task).meta.get("over"):
+        return [next(iter(sorted(families(one), key=lambda f: f[0] not in ("resnet8", "text-cnn")))) for one in over]
     by_file: dict[str, list[str]] = {}
     for name in models.names():
         if models.get(name).meta["task"] == task:
@@ -109,6 +135,10 @@ def combinations() -> Iterator[Any]:
     for task in tasks.names():
         for kind in DATA[task]:
             for model, options in families(task):
+                if tasks.get(task).meta.get("over") and ("image" in models.get(model).meta["task"]) != (
+                    "image" in kind
+                ):
+                    continue
                 yield pytest.param(task, kind, model, options, id="-".join((kind, model, *map(str, options.values()))))
 
 

@@ -1,0 +1,102 @@
+"""Exact solutions for a linear head on fixed features, one for each kind of answer.
+
+Shapes: N samples, M validation samples, D features, K outputs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Solution = tuple[Tensor, Tensor]
+"""Weight (K,D) and bias (K,), float64."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Args:
+    fit: (features (N,D), labels, their weights (N,), inverse regularization strength, iterations, K) -> solution.
+    score: (val outputs (M,K), val labels) -> what to maximise, compared in order.
+    known: val labels -> (M,) bool, whether the sample can be scored.
+    """
+
+    fit: Callable[[Tensor, Tensor, Tensor, float, int, int], Solution]
+    score: Callable[[Tensor, Tensor], tuple[float, ...]]
+    known: Callable[[Tensor], Tensor]
+
+
+def _fit_classes(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterations: int, outputs: int) -> Solution:
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=strength, max_iter=iterations)
+    with _quiet():
+        fitted.fit(x.numpy(), y.numpy(), weights.numpy())
+    coefficients, intercepts = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
+    if len(coefficients) == 1:  # binary: scikit-learn stores one row
+        coefficients = torch.cat([-coefficients, coefficients]) / 2
+        intercepts = torch.cat([-intercepts, intercepts]) / 2
+    weight = coefficients.new_zeros(outputs, coefficients.shape[1])
+    bias = intercepts.new_full((outputs,), -30.0)  # a class missing from train
+    present = torch.from_numpy(fitted.classes_)
+    weight[present], bias[present] = coefficients, intercepts
+    return weight, bias
+
+
+def _score_classes(logits: Tensor, y: Tensor) -> tuple[float, ...]:
+    accuracy = (logits.argmax(1) == y).double().mean().item()
+    return accuracy, -nn.functional.cross_entropy(logits, y).item()
+
+
+def _fit_labels(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterations: int, outputs: int) -> Solution:
+    """One logistic regression a label. A label that all or no samples have gets a constant."""
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = x.new_zeros(outputs, x.shape[1]), x.new_zeros(outputs)
+    for k in range(outputs):
+        known = ~y[:, k].isnan()
+        target = y[known, k] > 0.5
+        if len(target.unique()) < 2:
+            bias[k] = 30.0 if len(target) and bool(target[0]) else -30.0
+            continue
+        fitted = LogisticRegression(C=strength, max_iter=iterations)
+        with _quiet():
+            fitted.fit(x[known].numpy(), target.numpy(), weights[known].numpy())
+        weight[k], bias[k] = torch.from_numpy(fitted.coef_[0]), float(fitted.intercept_[0])
+    return weight, bias
+
+
+def _score_labels(logits: Tensor, y: Tensor) -> tuple[float, ...]:
+    known = ~y.isnan()
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, y.double().nan_to_num(), reduction="none")
+    return (-losses[known].mean().item(),)
+
+
+def _fit_numbers(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterations: int, outputs: int) -> Solution:
+    from sklearn.linear_model import Ridge
+
+    fitted = Ridge(alpha=1 / strength).fit(x.numpy(), y.double().numpy(), weights.numpy())
+    coefficients = torch.from_numpy(fitted.coef_).view(outputs, -1)
+    return coefficients, torch.as_tensor(fitted.intercept_, dtype=coefficients.dtype).view(outputs)
+
+
+def _score_numbers(outputs: Tensor, y: Tensor) -> tuple[float, ...]:
+    return (-(outputs - y).square().mean().item(),)
+
+
+def _quiet() -> warnings.catch_warnings:  # type: ignore[type-arg]
+    """Silence the warning of too few iterations: the solution is close enough to compare strengths."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    return warnings.catch_warnings(action="ignore", category=ConvergenceWarning)
+
+
+SOLVERS = {
+    "classes": Solver(_fit_classes, _score_classes, lambda y: y >= 0),
+    "labels": Solver(_fit_labels, _score_labels, lambda y: ~y.isnan().all(1)),
+    "numbers": Solver(_fit_numbers, _score_numbers, lambda y: ~y.isnan().any(1)),
+}
+"""By the kind of answer of the task: logistic regression, one a label, or ridge regression."""

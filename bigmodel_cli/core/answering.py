@@ -1,0 +1,68 @@
+"""Protocols of tasks whose models give K numbers per sample. Shapes: N samples, B batch, K outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+from bigmodel_cli.core.sources import Batch, Source
+from bigmodel_cli.core.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@runtime_checkable
+class Answers(Task, Protocol):
+    """A task whose model gives K numbers per sample, and what they mean.
+
+    Prepared batches have the labels under ``label``, (B,) or (B,K).
+    """
+
+    @property
+    def answers(self) -> str:
+        """The registered kind of answer: "classes", "labels", "numbers"."""
+        ...
+
+    @property
+    def loss_per_sample(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(logits (B,K), labels as prepared) -> losses (B,)."""
+        ...
+
+    @property
+    def augment(self) -> Callable[..., Tensor]:
+        """The augmentation that ``prepare`` applies in training."""
+        ...
+
+    def with_(self, **changes: Any) -> Self:
+        """The task with another ``loss_per_sample`` or ``augment``."""
+        ...
+
+
+@runtime_checkable
+class FitsToVal(Task, Protocol):
+    """A task with several labels or numbers per sample: what its answers take is found on the labels of train, or
+    chosen on val, and kept in its spec. Its metrics are those of a whole split, not sums over samples."""
+
+    def fit_labels(self, train: Source) -> Self:
+        """The task with what is found on the labels of the train split, such as their mean, if it has none yet.
+
+        Raises:
+            InputError: the data has one class per sample, or labels that the task cannot take.
+        """
+        ...
+
+    def fit_to_val(self, outputs: Batch) -> Self:
+        """The task with what is chosen on the outputs of the validation split, such as thresholds, in its spec."""
+        ...
+
+    def score(self, outputs: Batch) -> dict[str, float]:
+        """The metrics of the outputs of a whole split, ``loss`` among them."""
+        ...
+
+
+@runtime_checkable
+class Balances(Task, Protocol):
+    """A task that can weight its own loss for labels that are rarely or mostly true (``train.balance = loss``)."""
+
+    def balanced(self, train: Source) -> Self: ...

@@ -1,0 +1,139 @@
+"""Several labels or numbers per sample: a table of them over a split, and how the cells of a table are read.
+
+Shapes: N samples, K labels or numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
+from bigmodel_cli.core.types import Batch, Source
+
+MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
+SEPARATOR = "|"
+YES = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "y": 1.0}
+NO = {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "n": 0.0, "-1": 0.0}
+
+
+class Targets(SourceWrapper):
+    """`source`, whose labels number the rows of `table` (M,K), with those rows as its labels."""
+
+    def __init__(self, source: Source, table: Tensor) -> None:
+        if not isinstance(source, LabelledSource):
+            raise TypeError("expected a source with labels")
+        super().__init__(source)
+        self.label_values = table[source.labels]
+        del self.labels
+        if isinstance(source, GroupedSource):
+            self.groups = source.groups
+
+    def gather(self, indices: Tensor) -> Batch:
+        return {**self.source.gather(indices), "label": self.label_values[indices]}
+
+
+class Labels:
+    """The labels of samples, read cell by cell as `task` needs them: `add` numbers the rows that `targets` holds.
+
+    With several `columns`, each is a label (1 or 0) or a number. One column holds a number or the names of the labels
+    that hold, separated by ``|``.
+    """
+
+    def __init__(self, task: str, columns: Sequence[str]) -> None:
+        self.task, self.columns = task, tuple(columns)
+        self.rows: list[tuple[float, ...]] = []
+        self.sets: list[frozenset[str]] = []
+        self.named = task == MULTI_LABEL and len(columns) == 1
+
+    def add(self, cells: Sequence[Any], where: str) -> int:
+        """The number of the row of `cells`, one per column, which stand at `where`.
+
+        Raises:
+            InputError: a cell is empty, or no number or no truth value.
+        """
+        if self.named:
+            self.sets.append(frozenset(names_in(cells[0])))
+        else:
+            read: Callable[[Any, str, str], float] = _truth if self.task == MULTI_LABEL else _number
+            row = [read(c, name, where) for c, name in zip(cells, self.columns, strict=True)]
+            self.rows.append(tuple(row))
+        return len(self.rows) + len(self.sets) - 1
+
+    def names(self) -> tuple[str, ...]:
+        """The K names of the labels or numbers.
+
+        Raises:
+            InputError: no label occurs.
+        """
+        if not self.named:
+            return self.columns
+        found = sorted({name for names in self.sets for name in names})
+        if not found:
+            raise InputError(f"no labels in the column {self.columns[0]}", f"expected names, several as a{SEPARATOR}b")
+        return tuple(found)
+
+    def targets(self) -> Tensor:
+        """(M,K) float32."""
+        if not self.named:
+            return torch.tensor(self.rows, dtype=torch.float32).view(len(self.rows), len(self.columns))
+        place = {name: k for k, name in enumerate(self.names())}
+        found = torch.zeros(len(self.sets), len(place))
+        for i, names in enumerate(self.sets):
+            found[i, [place[name] for name in names]] = 1
+        return found
+
+    def notes(self, train: Iterable[int]) -> list[str]:
+        """What a person should know of the rows `train`: samples without any label, and labels that do not vary."""
+        if self.task != MULTI_LABEL:
+            return []
+        targets, names = self.targets(), self.names()
+        bare = int((targets.sum(1) == 0).sum())
+        seen = targets[torch.tensor(list(train), dtype=torch.int64)]
+        constant = [n for n, mean in zip(names, seen.mean(0).tolist(), strict=True) if mean in (0, 1)]
+        notes = [f"{bare:,} samples without any label"] if bare else []
+        shown = ", ".join(constant[:5]) + (", ..." if len(constant) > 5 else "")
+        return notes + ([f"labels that all or no training samples have: {shown}"] if constant else [])
+
+
+def named_task(task: str | None) -> str:
+    """The task that says how labels are read.
+
+    Raises:
+        InputError: none is given.
+    """
+    if task not in (MULTI_LABEL, REGRESSION):
+        raise InputError("data.task is not given", f"expected {MULTI_LABEL} or {REGRESSION}", f"--task {REGRESSION}")
+    return task
+
+
+def names_in(cell: Any) -> list[str]:
+    """The labels of one cell: ``a|b``, or a JSON list."""
+    parts = cell if isinstance(cell, (list, tuple)) else str("" if cell is None else cell).split(SEPARATOR)
+    return [name for part in parts if (name := str(part).strip())]
+
+
+def _number(cell: Any, column: str, where: str) -> float:
+    text = str(cell if cell is not None else "").strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if isinstance(cell, bool) or not math.isfinite(value):
+        comma = ", with a decimal point" if re.fullmatch(r"-?\d+,\d+", text) else ""
+        raise InputError(f"{where}: {column} is {text[:40]!r}", f"expected a number{comma}")
+    return value
+
+
+def _truth(cell: Any, column: str, where: str) -> float:
+    text = str(cell if cell is not None else "").strip().lower()
+    value = YES.get(text, NO.get(text))
+    if value is None:
+        raise InputError(f"{where}: {column} is {text[:40]!r}", "expected 1 or 0")
+    return value

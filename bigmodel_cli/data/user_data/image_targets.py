@@ -1,0 +1,118 @@
+"""The user's own images with several labels, or with numbers: a table, or class folders with links."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bigmodel_cli.core.columns import Columns, GroupBy
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Spec
+from bigmodel_cli.data.image.files import ImageFiles
+from bigmodel_cli.data.image.listing import Item
+from bigmodel_cli.data.image.own_size import choose_size
+from bigmodel_cli.data.targets import MULTI_LABEL, Labels, Targets, named_task
+from bigmodel_cli.data.user_data.image_discovery import list_images
+from bigmodel_cli.data.user_data.image_table import image_rows
+from bigmodel_cli.data.user_data.text_tables import label_columns
+from bigmodel_cli.data.user_path import UserPath
+
+ROLES = ("image", "label")
+Splits = Mapping[str, list[Item]]
+
+
+def _is_images(given: UserPath) -> float:
+    """Tables with an image, and folders."""
+    return 1.5 * given.has_columns(ROLES) if given.table is not None and not given.is_dir else 0.5
+
+
+@data.register(tasks=("multi_label_classification", "regression"), reads=_is_images, next="train resnet18")
+def image_targets(
+    root: Path,
+    like: Spec | None = None,
+    task: str | None = None,
+    *,
+    path: str,
+    size: Annotated[
+        int | None, Field(ge=8, le=2048, description="pixels; null: the checkpoint's, else the images' own, to 224")
+    ] = None,
+    crop: Annotated[
+        float | None,
+        Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation; null: by the size"),
+    ] = None,
+    channels: Literal[1, 3] = 3,
+    skip_bad: bool = False,
+    cache: Literal["auto", "off"] = "auto",
+    columns: Columns | None = None,
+    group_by: GroupBy = None,
+) -> DataBundle:
+    """Your own images with several labels or with numbers: a table, or folders of links, one a label."""
+    where, notes = Path(path).expanduser().absolute(), list[str]()
+    is_table = UserPath(str(where), columns or {}).table is not None
+    read = _from_table if is_table else _from_folders
+    splits, labels = read(where, named_task(task), columns, group_by, notes)
+    targets, names = labels.targets(), labels.names()
+    first = splits["train"] if "train" in splits else next(iter(splits.values()))
+    notes += labels.notes([item.label for item in splits.get("train", ())])
+    size, crop, chosen = choose_size(first, like, size, crop)
+    side = round(size / crop)
+    notes += chosen
+
+    @functools.cache
+    def load(split: str) -> Source:
+        files = ImageFiles(splits[split], side, channels, split, skip_bad, cache)
+        notes.extend(files.notes)
+        return Targets(files, targets)
+
+    total = hashlib.sha256(targets.numpy().tobytes())
+    for item in first:
+        total.update(f"{item.name}:{item.size}\n".encode("utf-8", "surrogateescape"))
+    spec = ImageSpec(channels, size, size, names, square=side, crop=crop)
+    loaders: dict[str, Callable[[], Source]] = {split: functools.partial(load, split) for split in splits}
+    return DataBundle(spec, loaders, total.hexdigest(), notes)
+
+
+def _from_table(
+    path: Path, task: str, columns: Mapping[str, str] | None, group_by: str | None, notes: list[str]
+) -> tuple[Splits, Labels]:
+    labels = Labels(task, label_columns(path, ROLES, columns, group_by))
+    splits: dict[str, list[Item]] = {}
+    for row in image_rows(path, ("label",), columns, group_by, notes, apart=("label",)):
+        row.item.label = labels.add(row.values[0], row.where)
+        splits.setdefault(row.split, []).append(row.item)
+    return splits, labels
+
+
+def _from_folders(
+    path: Path, task: str, columns: Mapping[str, str] | None, group_by: str | None, notes: list[str]
+) -> tuple[Splits, Labels]:
+    """An image linked into several class folders has each of these labels; for numbers a folder's name is the number.
+
+    Raises:
+        InputError: a name is no number.
+    """
+    listing = list_images(path, columns, group_by)
+    notes += listing.notes
+    labels = Labels(task, ("labels",) if task == MULTI_LABEL else ("value",))
+    splits: dict[str, list[Item]] = {}
+    several = 0
+    for split, items in listing.splits.items():
+        once: dict[tuple[object, ...], tuple[Item, list[str]]] = {}
+        for item in items:
+            same = (item.stamp, item.size, item.offset)  # a link has the stamp of what it points to
+            once.setdefault(same, (item, []))[1].append(listing.classes[item.label])
+        for item, names in once.values():
+            several += len(names) > 1
+            if task != MULTI_LABEL and len(names) > 1:
+                raise InputError(f"{item.location}: in the folders {' and '.join(names)}", "expected one number")
+            item.label = labels.add([names] if task == MULTI_LABEL else names, f"folder {names[0]}")
+        splits[split] = sorted((item for item, _ in once.values()), key=lambda item: item.name)
+    if task == MULTI_LABEL and not several:
+        notes.append("no image is linked into two class folders, so each has one label")
+    return splits, labels

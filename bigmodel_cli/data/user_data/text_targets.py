@@ -1,0 +1,70 @@
+"""The user's own texts with several labels, or with numbers: a table with the text and the columns of the labels."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from array import array
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.columns import Columns, GroupBy
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.tables import Table, as_text
+from bigmodel_cli.core.text_files import AUTO
+from bigmodel_cli.core.types import DataBundle, Source, TextSpec
+from bigmodel_cli.data.targets import Labels, Targets, named_task
+from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
+from bigmodel_cli.data.user_data.text_files import Encoding
+from bigmodel_cli.data.user_data.text_tables import find_splits, label_columns
+from bigmodel_cli.data.user_path import rows_with
+
+ROLES = ("text", "label")
+
+
+@data.register(
+    tasks=("multi_label_classification", "regression"),
+    reads=rows_with(ROLES, score=2, tables=True),
+    next="train text-cnn",
+)
+def text_targets(
+    root: Path,
+    like: TextSpec | None = None,
+    task: str | None = None,
+    *,
+    path: str,
+    tokenizer: Vocabulary = "auto",
+    context: Context = 64,
+    encoding: Encoding = AUTO,
+    columns: Columns | None = None,
+    group_by: GroupBy = None,
+) -> DataBundle:
+    """Your own texts with several labels or with numbers: a table with `text` and one or more columns of labels."""
+    file, notes = Path(path).expanduser(), list[str]()
+    labels = Labels(named_task(task), label_columns(file, ROLES, columns, group_by))
+    numbered: dict[str, array[int]] = {}
+
+    def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
+        text, cells = values
+        if not (text if type(text) is str else as_text(text, table.located(line), "text")).strip():
+            return "an empty text"
+        numbered.setdefault(split, array("i")).append(labels.add(cells, table.located(line)))
+        return None
+
+    splits = find_splits(file, ROLES, columns, group_by, encoding, notes, accept, apart=("label",))
+    for split, rows in splits.items():
+        rows.labels = numbered[split]
+    targets = labels.targets()
+    notes += labels.notes(numbered.get("train", ()))
+    found = build_labelled(splits, labels.names(), tokenizer, as_text_spec(like), context, root, notes)
+
+    @functools.cache
+    def load(split: str) -> Source:
+        return Targets(found.load[split](), targets)
+
+    loaders: dict[str, Callable[[], Source]] = {split: functools.partial(load, split) for split in found.load}
+    digest = hashlib.sha256(found.fingerprint.encode() + targets.numpy().tobytes()).hexdigest()
+    return replace(found, load=loaders, fingerprint=digest)
