@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tasks import Classifies
 from bigmodel_cli.core.types import Solve, Start
@@ -35,7 +36,8 @@ def linear_head(start: Start, method: str) -> nn.Linear:
     Raises:
         InputError: the task has no classes, or the head is not one linear layer with a bias.
     """
-    if not isinstance(start.task, Classifies):
+    task = start.task
+    if not isinstance(task, Answers) or (method != "probe" and not isinstance(task, Classifies)):
         raise InputError(f"{method}: {start.task.name.replace('_', ' ')} has no classes", "expected a classifier")
     head = start.model.get_submodule(start.head)
     if not isinstance(head, nn.Linear):

@@ -79,13 +79,8 @@ def evaluate(
     """
     from bigmodel_cli.commands.open_model import open_trained
 
-<<<<<<< HEAD
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
-    recipe = checkpoint_recipe(trained, options.flag_layers())
-=======
-    trained = open_trained(checkpoint, trust)
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
     size = batch_size or recipe.train.eval_batch_size
     report, measured, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])
     if json:

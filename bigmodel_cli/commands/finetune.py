@@ -12,11 +12,7 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.finetune_layers import StartLayers, start_layers
 from bigmodel_cli.commands.options import RunOptions, complete
-<<<<<<< HEAD
-from bigmodel_cli.commands.recipe_layers import expand_hub_model
-=======
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in, tokenizer_layer
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
+from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.train import run_training, saved_recipe
 from bigmodel_cli.core.errors import InputError
@@ -181,70 +177,3 @@ def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> d
         return resolve(start_layers(checkpoint, pretrained, start, layers).layers).recipe
 
     return {"method": choose(recipe_of, console.note)[0]}
-<<<<<<< HEAD
-=======
-
-
-def _start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], given: list[Layer]) -> list[Layer]:
-    """The recipe saved in the checkpoint, then fine-tuning's own defaults, then the layers that were `given`.
-
-    Raises:
-        InputError: no start is named, or two are; or the model is not the checkpoint's, or is not
-            named where the file does not name it either.
-    """
-    from bigmodel_cli.core.registry import methods
-    from bigmodel_cli.core.resolve import Layer
-
-    if (path is None) != pretrained:
-        what = "no weights to start from" if path is None else "--from and --pretrained together"
-        raise InputError(what, "expected --from CKPT or MODEL --pretrained", "bigmodel finetune --help")
-    # A new head or adapter starts at random and takes a full learning rate; trained weights take a small one.
-    lr = methods.get(start["method"]).meta["lr"]
-    defaults = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
-    if path is None:
-        return [defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given]
-    return _checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], given)
-
-
-def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.build.foreign_weights import exported_model_section, is_foreign
-    from bigmodel_cli.engine.build.load import load_meta
-    from bigmodel_cli.engine.build.locate import checkpoint_file
-
-    path = checkpoint_file(path)
-    foreign = is_foreign(path)
-    if foreign:
-        kept = {"model": exported_model_section(path)}
-        if not kept["model"] and not any("name" in layer.values.get("model", {}) for layer in given):
-            hint = f"bigmodel finetune resnet18 --from {path} --data mnist"
-            raise InputError(f"{path}: the file does not name its model", "expected MODEL", hint)
-    else:
-        saved = load_meta(path)["recipe"]
-        kept = {k: saved[k] for k in ("model", "data", "loss", "augment")}
-        if (task := task_in(given)) is not None and task != saved["data"].get("task"):
-            del kept["loss"]  # another task has another default
-    from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
-    layers = [Layer(str(path), kept), *defaults, from_, *given]
-    if foreign:
-        layers.append(tokenizer_layer(path.with_name("tokenizer.json"), layers))
-        return [*layers, _inferred_layer(path, layers)]
-    model = resolve(layers).recipe.model.name
-    if model != kept["model"]["name"]:
-        raise InputError(
-            f"MODEL is {model}", f"{path} holds a {kept['model']['name']}", f"bigmodel finetune --from {path}"
-        )
-    return layers
-
-
-def _inferred_layer(path: Path, layers: list[Layer]) -> Layer:
-    """The model options that were not given, inferred from the shapes of foreign weights."""
-    from bigmodel_cli.core.resolve import Layer, resolve
-    from bigmodel_cli.engine.build.data import load_data
-    from bigmodel_cli.engine.build.foreign_weights import infer_options
-
-    resolved = resolve(layers)
-    given = [key for section, key in resolved.origin if section == "model"]
-    options = infer_options(resolved.recipe, given, load_data(resolved.recipe.data).spec, path)
-    return Layer(str(path), {"model": options} if options else {})
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)

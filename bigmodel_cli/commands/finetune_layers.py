@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bigmodel_cli.commands.recipe_layers import tokenizer_layer
+from bigmodel_cli.commands.recipe_layers import task_in, tokenizer_layer
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) ->
     else:
         saved = load_meta(path)["recipe"]
         kept = {k: saved[k] for k in ("model", "data", "loss", "augment")}
+        if (task := task_in(given)) is not None and task != saved["data"].get("task"):
+            del kept["loss"]  # another task has another default
     from_ = Layer("--from", {"start": {"checkpoint": str(path.resolve())}})
     layers = [Layer(str(path), kept), *defaults, from_, *given]
     if foreign:

@@ -111,12 +111,7 @@ def _predict_samples(
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
-<<<<<<< HEAD
-    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), json)
-=======
-    given = opt.table_columns(columns, recipe)
     _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), task, json)
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
 
 def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:

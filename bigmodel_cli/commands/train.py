@@ -11,11 +11,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.options import RunOptions
-<<<<<<< HEAD
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, with_image_size
-=======
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
+from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
@@ -52,12 +48,8 @@ def train(
     named = named_layers(options.model, options.recipe)
     if options.resume and not named:
         named = saved_recipe(options.out)
-<<<<<<< HEAD
-    layers = expand_hub_model([*named, *options.flag_layers()], weights=False)
-    layers = with_image_size(layers)
-=======
     layers = expand_hub_model([*named, *options.flag_layers(task_in(named))], weights=False)
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
+    layers = with_image_size(layers)
     if lr_find:
         _range_test(layers, options.out, options.json)
     else:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-<<<<<<< HEAD
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
-=======
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, Self, TypeVar
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.errors import InputError
@@ -124,23 +119,16 @@ class ImageSpec:
     std: tuple[float, ...] = ()
     square: int | None = None
     crop: float = 1.0
-<<<<<<< HEAD
     interpolation: Interpolation = "bilinear"
-=======
     outputs: OutputValues = ()
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-<<<<<<< HEAD
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = plain_values(self)
         return values if self.interpolation != "bilinear" else {k: v for k, v in values.items() if k != "interpolation"}
-=======
-        return plain_values(self)
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:

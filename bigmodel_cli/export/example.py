@@ -100,16 +100,17 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
     own, example = entry.meta["runtime"], example_for(subject.task)
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
         if example is None or not own.answers:
-<<<<<<< HEAD
             return _shown(_run_isolated(folder / layout.EXAMPLE, [], Path(place), "torch" in own.packages))
         found: dict[str, Any] = {}
+        spec, kind = subject.task.spec, answer_of(subject.task)
         arguments = example.arguments(subject, Path(place))
         for argument in arguments:
             done = _run_isolated(folder / layout.EXAMPLE, [argument], Path(place), "torch" in own.packages)
             if done.returncode:
                 return {**_shown(done), "samples": len(arguments)}
             logits, names = example.expected(entry, subject, run, argument)
-            compared = _compare(done.stdout, logits[0].double().softmax(0), names)
+            expected = kind.values(logits.double().numpy(), spec)[0].tolist()
+            compared = _compare(done.stdout, expected, names, kind.tolerance(spec) if spec.classes else None)
             found = found or {**compared, "samples": len(arguments)}
             if compared["failed"]:
                 return {**found, "failed": [f"{compared['failed'][0]} ({Path(argument).name[:60]})"]}
@@ -122,13 +123,6 @@ def _shown(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
         return {"answer": None, "failed": [f"example.py ended with {done.returncode}: {last[:150]}"]}
     return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
-=======
-            return {"answer": done.stdout.splitlines()[0] if done.stdout else "", "failed": []}
-        logits, names = example.expected(entry, subject, run, arguments[0])
-    spec, kind = subject.task.spec, answer_of(subject.task)
-    expected = kind.values(logits.double().numpy(), spec)[0].tolist()
-    return _compare(done.stdout, expected, names, kind.tolerance(spec) if spec.classes else None)
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
 
 def _compare(

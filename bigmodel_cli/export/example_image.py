@@ -103,13 +103,8 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
     bicubic = square.get("interpolation", "").startswith("bicubic")
     read = READ.replace("{draft}", DRAFT if square and not bicubic else "")
     if "in_the_graph" in preprocess:
-<<<<<<< HEAD
-        return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", ANSWER])
-    if "resize" in preprocess or (square and not bicubic):
-=======
         return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", answer_script(task)])
-    if {"resize", "resize_square"} & set(preprocess):
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
+    if "resize" in preprocess or (square and not bicubic):
         parts.append(RESIZE)
     parts += [read, *([BICUBIC_SQUARE] if bicubic else []), PIXELS]
     parts += [SQUARE] if square and not bicubic else []

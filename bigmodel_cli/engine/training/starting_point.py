@@ -17,12 +17,8 @@ from bigmodel_cli.engine.build.compatibility import first_difference
 from bigmodel_cli.engine.build.foreign_weights import is_foreign, load_foreign_weights
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.locate import check_pin, checkpoint_file
-<<<<<<< HEAD
-from bigmodel_cli.engine.build.model import build_model, build_task, initialise_from_data
-from bigmodel_cli.engine.build.preprocessing import at_image_size, published_spec, with_preprocessing
-=======
 from bigmodel_cli.engine.build.model import build_model, build_task, check_loss, initialise_from_data, task_name
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
+from bigmodel_cli.engine.build.preprocessing import at_image_size, published_spec, with_preprocessing
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import transfer
 
@@ -64,12 +60,8 @@ def task_and_model(
         _, spec = recipe_and_spec(resumed, "--resume")
         return build_task(recipe, spec), build_model(recipe, spec), []
     if not recipe.start.trained:
-<<<<<<< HEAD
         task = build_task(recipe, at_image_size(recipe, bundle.spec)).fit_spec(train)
-=======
-        task = build_task(recipe, bundle.spec).fit_spec(train)
         task = _fit_labels(task, bundle, train)
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
         model = build_model(recipe, task.spec)
         initialise_from_data(model, task, train)
         return task, model, []
@@ -78,30 +70,19 @@ def task_and_model(
     spec, notes = (trained.task if trained else build_task(recipe, base)).adopt(base, bundle.spec)
     spec = at_image_size(recipe, spec)
     task, line = with_preprocessing(recipe, spec, train, published)
-    task = task if trained else task.fit_spec(train)
+    task = _fit_labels(task if trained else task.fit_spec(train), bundle, train)
     model = build_model(recipe, task.spec)
     if trained is None:
-<<<<<<< HEAD
         path = Path(str(recipe.start.checkpoint))
         notes += load_foreign_weights(model, path, models.get(recipe.model.name).meta)
     else:
         notes = [*trained.notes, *notes, *transfer(model, trained, task.spec)]
     return task, model, [*notes, *line]
-=======
-        task = _fit_labels(build_task(recipe, bundle.spec).fit_spec(train), bundle, train)
-        model = build_model(recipe, task.spec)
-        path = Path(str(recipe.start.checkpoint))
-        return task, model, load_foreign_weights(model, path, models.get(recipe.model.name).meta)
-    spec, notes = trained.task.adopt(trained.task.spec, bundle.spec)
-    model = build_model(recipe, spec)
-    task = _fit_labels(build_task(recipe, spec), bundle, train)
-    return task, model, [*trained.notes, *notes, *transfer(model, trained, spec)]
 
 
 def _fit_labels(task: Task, bundle: DataBundle, train: Source) -> Task:
     matched = task.for_data(bundle.spec)
     return matched.fit_labels(train) if isinstance(matched, FitsToVal) else task
->>>>>>> 24baa94 (Multi-label classification and regression for images and texts: tasks, losses, metrics, answers, data, --task, through every command)
 
 
 def _check_same_data(saved: Mapping[str, Any], bundle: DataBundle) -> None:
