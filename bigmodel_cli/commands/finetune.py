@@ -84,8 +84,6 @@ def finetune(
 
         bigmodel finetune --resume --out runs/resnet18-digits-2
     """
-    from bigmodel_cli.core.resolve import set_layer
-
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the variable that huggingface_hub reads
     names_start = checkpoint is not None or pretrained or options.model is not None or options.recipe is not None
@@ -93,10 +91,7 @@ def finetune(
         saved = saved_recipe(options.out)
         run_training([*saved, *options.flag_layers(task_in(saved))], options)
         return
-    if checkpoint is not None:
-        _check_pin(checkpoint, [*named_layers(options.model, options.recipe), set_layer(options.assignments or [])])
-    task = _task_of(checkpoint) if options.data and not options.task else None
-    layers = expand_hub_model(options.recipe_layers(task), pretrained)
+    layers = expand_hub_model(options.recipe_layers(_task_of(checkpoint, options)), pretrained)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
     start = _start_section({**named, "--lora": lora}, lambda: _default_method(layers, checkpoint))
     if method == "auto":
@@ -128,13 +123,17 @@ def _default_method(layers: list[Layer], checkpoint: Path | None) -> str:
     return str(data.get(named[-1]).meta.get("method", "full")) if named else "full"
 
 
-def _task_of(checkpoint: Path | None) -> str | None:
-    """What the labels of the checkpoint's data are, for new data without ``--task``."""
+def _task_of(checkpoint: Path | None, options: RunOptions) -> str | None:
+    """What the labels of the checkpoint's data are, for new data without ``--task``; its pin is checked first."""
+    from bigmodel_cli.core.resolve import set_layer
     from bigmodel_cli.engine.build.foreign_weights import is_foreign
     from bigmodel_cli.engine.build.load import load_meta
     from bigmodel_cli.engine.build.locate import checkpoint_file
 
-    if checkpoint is None or is_foreign(path := checkpoint_file(checkpoint)):
+    if checkpoint is None:
+        return None
+    _check_pin(checkpoint, [*named_layers(options.model, options.recipe), set_layer(options.assignments or [])])
+    if not options.data or options.task or is_foreign(path := checkpoint_file(checkpoint)):
         return None
     return load_meta(path)["recipe"].get("data", {}).get("task")  # type: ignore[no-any-return]
 
