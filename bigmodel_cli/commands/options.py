@@ -37,6 +37,7 @@ def listed(registry: str, most: int = 8) -> str:
     return ", ".join([*names[:most], "..."] if len(names) > most else names) + ("" if len(names) > most else ".")
 
 
+TASK_HELP = "What labels are, if not one class: multi_label_classification (several), regression (numbers)."
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or a run folder for its best.pt.")]
 DataDir = Annotated[
     Path | None,
@@ -97,12 +98,7 @@ class RunOptions:
     columns: Columns = None
     task: Annotated[
         str | None,
-        typer.Option(
-            "--task",
-            metavar="NAME",
-            help="What labels are, if not one class: multi_label_classification (several), regression (numbers).",
-            autocompletion=complete("tasks"),
-        ),
+        typer.Option("--task", metavar="NAME", help=TASK_HELP, autocompletion=complete("tasks")),
         Flag("data.task", default="the data's", also=("eval", "plan")),
     ] = None
     group_by: Annotated[
@@ -275,10 +271,7 @@ class RunOptions:
     ] = None
 
     def flag_layers(self, task: str | None = None) -> list[Layer]:
-        """One recipe layer for each flag that was given, then one for ``--set``.
-
-        ``--data`` is read for `task` where ``--task`` is not given.
-        """
+        """One recipe layer for each flag that was given, then one for ``--set``; `task` is for want of ``--task``."""
         from bigmodel_cli.core.resolve import Layer, set_layer
 
         layers = []
