@@ -113,5 +113,6 @@ def test_the_same_flags_as_ever(run_cli: Any) -> None:
     shown = set(re.findall(r"--[a-z-]+", run_cli("train", "--help").stdout.split("Options")[1]))
     expected = """--data --recipe --epochs --batch-size --lr --optimizer --schedule --loss --seed --device --precision
     --balance --max-steps --data-dir --set --out --resume --overwrite --log --import --dry-run --lr-find --json --help
-    --compile --channels-last --profile --nproc --nnodes --rdzv --max-restarts --timeout --columns --group-by"""
+    --compile --channels-last --profile --nproc --nnodes --rdzv --max-restarts --timeout --columns --group-by
+    --size"""
     assert shown == set(expected.split())

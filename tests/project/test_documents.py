@@ -35,7 +35,8 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
         for j in range(4):
             Image.new("RGB", (90, 60), (60 * i, 60 * j, 0)).save(tmp_path / "photos" / place / f"{j}.jpg")
     (tmp_path / "letters.txt").write_text("to be or not to be\n" * 60)
-    (tmp_path / "reviews.csv").write_text("text,label\n" + "a fine film,good\na dull film,bad\n" * 20)
+    reviews = "".join(f"a fine film {i},good\na dull film {i},bad\n" for i in range(20))
+    (tmp_path / "reviews.csv").write_text(f"text,label\n{reviews}")
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 20)
     choice = {"prompt": talk[:1], "chosen": "hello", "rejected": "no"}
