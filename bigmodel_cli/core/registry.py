@@ -211,7 +211,11 @@ class Registry:
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            plugins.import_component(self.found[name].module)
+            try:
+                plugins.import_component(self.found[name].module)
+            except InputError:
+                self._entries.pop(name, None)  # registered before its file failed: it fails again when asked for again
+                raise
         return self._entries[name]
 
     def _member(self, family: str, member: str) -> Entry:

@@ -132,7 +132,7 @@ def _compare(
     tolerance: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Compare the lines ``12.3456%  class`` or ``3.25  number`` with the `expected` values."""
-    rows = [line.strip().partition("  ") for line in text.split("\n") if line.strip()]
+    rows = [line.lstrip().partition("  ") for line in text.split("\n") if line.strip()]
     if not rows:
         return {"answer": None, "failed": ["example.py printed nothing"]}
     failed = []

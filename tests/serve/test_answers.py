@@ -66,7 +66,7 @@ def test_what_is_served(service: Running, exports: Path) -> None:
     said = service.ask("GET", "/model").json
     digest = json.loads((exports / "shades/proof.json").read_text())["files"]["model.onnx"]
     assert said == {
-        "name": "shades", "format": "onnx", "takes": "image", "classes": list(SHADES), "digest": digest,
+        "name": "shades", "format": "onnx", "takes": "image", "answers": "classes", "classes": list(SHADES), "digest": digest,
         "limits": {"bytes": 1_000_000, "pixels": 2_000_000, "samples": 8},
     }  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_a_model_that_prepares_its_images_itself(start: Start) -> None:
 def test_texts(start: Start) -> None:
     service = start(folder="words")
     assert service.ask("GET", "/model").json["takes"] == "text"
-    said = service.ask("POST", "/predict", '{"text": ["Good, fine!", "so dull", "good bad"]}').json["predictions"]
+    said = service.ask("POST", "/predict", '{"text": ["Good fine", "so dull", "good bad"]}').json["predictions"]
     assert [one["class"] for one in said][:2] == ["glad", "sad"]
     alone = service.ask("POST", "/predict", '{"text": "so dull"}').json["predictions"]
     assert alone[0]["top"] == said[1]["top"] and alone[0]["name"] == "text 1"
