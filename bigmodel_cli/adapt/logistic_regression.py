@@ -44,7 +44,7 @@ def linear_head(start: Start, method: str) -> nn.Linear:
         what = f"{method}: the model's head is {type(head).__name__}"
         raise InputError(what, "expected a linear layer", "--freeze-backbone")
     if head.bias is None:
-        raise InputError(f"{method}: the head has no bias, which the solution needs", hint="--freeze-backbone")
+        raise InputError(f"{method}: the model's head has no bias, which the solution needs", hint="--freeze-backbone")
     return head
 
 

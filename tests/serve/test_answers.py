@@ -66,7 +66,8 @@ def test_what_is_served(service: Running, exports: Path) -> None:
     said = service.ask("GET", "/model").json
     digest = json.loads((exports / "shades/proof.json").read_text())["files"]["model.onnx"]
     assert said == {
-        "name": "shades", "format": "onnx", "takes": "image", "answers": "classes", "classes": list(SHADES), "digest": digest,
+        "name": "shades", "format": "onnx", "takes": "image", "answers": "classes", "classes": list(SHADES),
+        "digest": digest,
         "limits": {"bytes": 1_000_000, "pixels": 2_000_000, "samples": 8},
     }  # fmt: skip
 
