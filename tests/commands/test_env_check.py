@@ -128,7 +128,7 @@ def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
     for file in files[:-1]:
         (raw / file).touch()
     environment = {**shadow(tmp_path, "torch", "raise ImportError"), "BIGMODEL_DATA": str(tmp_path / "sets")}
-    assert present_in(tmp_path / "sets") == ["digits", "synthetic_images", "synthetic_text"]
+    assert present_in(tmp_path / "sets") == ["digits", "synthetic_images", "synthetic_interactions", "synthetic_text"]
     (raw / files[-1]).touch()
     value = report(run_cli("env-check", "--json", env=environment))["data"]["value"]
     assert value.startswith("digits, mnist, synthetic_")

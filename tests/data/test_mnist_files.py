@@ -211,11 +211,11 @@ def test_every_set_asks_an_https_mirror(tmp_path, monkeypatch, name):
     monkeypatch.delenv("BIGMODEL_MIRROR", raising=False)
     asked = []
 
-    def nobody(address, *args, **kwargs):
+    def nobody(opener, address, *args, **kwargs):
         asked.append(getattr(address, "full_url", address))
         raise OSError("no network")
 
-    monkeypatch.setattr(downloads.urllib.request, "urlopen", nobody)
+    monkeypatch.setattr(downloads.urllib.request.OpenerDirector, "open", nobody)
     with pytest.raises(MachineError):
         data.get(name)(tmp_path)
     assert asked and all(address.startswith("https://") for address in asked)
