@@ -81,7 +81,9 @@ def test_a_model_in_llamas_layout_becomes_a_llama(tmp_path: Path) -> None:
 
 
 def test_what_transformers_has_no_architecture_for_is_refused(run_cli: Run, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label\n" + "a fine film,good\na dull film,bad\n" * 10)
+    (tmp_path / "a.csv").write_text(
+        "text,label\n" + "".join(f"a fine film {i},good\na dull film {i},bad\n" for i in range(10))
+    )
     small = ("--set", "model.width=16", "--max-steps", "2", "--out", "run")
     assert run_cli("train", "text-encoder", "--data", "./a.csv", *small).returncode == 0
     refused = run_cli("export", "run", "--format", "huggingface", "--out", "hf")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.event_log import read_events
 from bigmodel_cli.insight.report import write_report
 
@@ -134,9 +135,8 @@ def test_a_page_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(MachineError, match="No space left on device"):
         page(path, title="another")
-    assert caught.value.errno == 28
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 

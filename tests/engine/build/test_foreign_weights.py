@@ -67,7 +67,7 @@ def test_every_usual_form_loads(form: str, tmp_path: Path) -> None:
     assert f"{120 - missing} of 120 tensors matched, {missing} missing" in line and f"{unexpected} unexpected" in line
     for name, tensor in model.state_dict().items():
         if name.startswith("fc."):
-            assert torch.equal(tensor, before[name])
+            assert before["fc.weight"].any() and not tensor.any()  # a new head starts at zero
         elif missing == 0 or "num_batches" not in name:
             tolerance = 1e-2 if form == "half" else 0
             torch.testing.assert_close(tensor, STATE[name], rtol=tolerance, atol=tolerance)
