@@ -15,11 +15,11 @@ def gpu(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_steps_write_their_figures_and_are_not_run_again(tmp_path: Path) -> None:
     out = tmp_path / "r.md"
-    done = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl", "gpt2")
+    done = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl")
     assert done.returncode == 0, done.stdout
     text = out.read_text()
-    assert "small sizes" in text and "| fsdp, gloo | 10 steps, losses" in text and "tokens/s" in text
-    again = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl", "gpt2")
+    assert "small sizes" in text and "| fsdp, gloo | 10 steps, losses" in text
+    again = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl")
     assert again.returncode == 0 and "nccl" not in again.stdout
 
 
