@@ -15,6 +15,7 @@ from bigmodel_cli.serve.app import build_app
 from bigmodel_cli.serve.model import ImageReader, ServedModel
 from bigmodel_cli.serve.service import Options, Service
 from bigmodel_cli.serve.uploads import Limits
+from bigmodel_cli.tasks.answers import ClassAnswer
 
 HOW = {"mode": "L", "resize": {"height": 4, "width": 4}, "scale": 1 / 255, "mean": [0.0], "std": [1.0]}
 
@@ -34,10 +35,11 @@ def main() -> None:
         return np.full((len(x), 3 if grey == 102 else 2), np.nan if grey == 51 else 0, np.float32)
 
     server.HEAD_SECONDS, server.SPARE_CONNECTIONS = given["head"], given["spare"]
-    reader = ImageReader(HOW, ImageSpec(1, 4, 4, ("a", "b")))
+    spec = ImageSpec(1, 4, 4, ("a", "b"))
+    reader = ImageReader(HOW, spec)
     limits = Limits(1_000_000, 1_000_000, 8, given["timeout"])
     options = Options(limits, given["max_batch"], given["max_wait"], given["queue"], given["timeout"], None)
-    service = Service(ServedModel(model, reader, ("a", "b"), {}), options)
+    service = Service(ServedModel(model, reader, spec.classes, {}, spec, ClassAnswer()), options)
     listening = server.bind("127.0.0.1", 0)
     ready = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.run(build_app(service, console.note, False), listening, given["stop"], lambda: console.say(ready))
