@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -189,8 +190,9 @@ GPT: dict[str, Any] = {
 
 def gpt(folder: Path, strategy: str, **model: Any) -> Any:
     text = folder / "letters.txt"
-    if not text.exists():
-        text.write_text("to be or not to be, that is the question\n" * 60)
+    own = folder / f"letters-{os.getpid()}.tmp"  # each rank writes it: never seen half
+    own.write_text("to be or not to be, that is the question\n" * 60)
+    own.replace(text)
     sections = {**GPT, "data": {**GPT["data"], "path": str(text)}, "parallel": {"strategy": strategy}}
     sections["model"] = {**GPT["model"], **model}
     return resolve([Layer("test", sections)]).recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ SECTIONS: dict[str, Any] = {
 
 def recipe(folder: Path, model: dict[str, Any], **parallel: Any) -> Any:
     text = folder / "letters.txt"
-    text.write_text("to be or not to be, that is the question\n" * 60)
+    own = folder / f"letters-{os.getpid()}.tmp"  # each rank writes it: never seen half
+    own.write_text("to be or not to be, that is the question\n" * 60)
+    own.replace(text)
     sections = {**SECTIONS, "data": {**SECTIONS["data"], "path": str(text)}, "parallel": parallel}
     sections["model"] = {"name": "gpt", "layers": 2, "width": 32, **model}
     return resolve([Layer("test", sections)]).recipe
