@@ -1,10 +1,13 @@
-"""Published weights on somebody's own photos: ours by default beside plain scripts, in one run.
+"""Published weights on somebody's own data: ours by default beside plain scripts, in one run.
 
-    python benchmarks/published.py WEIGHTS DATA [--model timm:NAME]
+    python benchmarks/published.py DATA_DIR DATA [--model timm:NAME] [--rows ours plain ...]
+    python benchmarks/published.py DATA_DIR rt-polarity --model hf:FOLDER
+    python benchmarks/published.py --speed
 
-WEIGHTS is a folder with weights/ as ``finetune --pretrained`` finds them; DATA is a folder with train/ and test/ class
-folders. Each row is a process of its own. The test split is read once for each. About 10 minutes on 2 quiet cores
-for 300 photos. ``--speed`` times one epoch of a dozen timm models instead, with random weights.
+DATA_DIR is what ``finetune --data-dir`` takes: its weights/ is where ``--pretrained`` looks. DATA is a folder with
+train/ and test/ class folders, or, with an ``hf:`` model, a data set of texts. Each row is a process of its own; it is
+timed from its start to the end of training, imports included. The test split is read once for each. About 10 minutes
+on 2 quiet cores for 300 photos. ``--speed`` times fine-tuning of a dozen timm models instead, with random weights.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,11 +23,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-DOZEN = ("resnet18", "resnet50", "mobilenetv3_large_100", "efficientnet_b0", "convnext_tiny", "vit_tiny_patch16_224",
-         "swin_tiny_patch4_window7_224", "regnety_008", "densenet121", "vgg11", "mobilenetv4_conv_small",
-         "efficientvit_b0")  # fmt: skip
-OURS = {"ours": [], "ours, --freeze-backbone": ["--freeze-backbone"], "ours, --method auto": ["--method", "auto"]}
-PLAIN = {"plain script": "full", "plain script, frozen": "frozen", "fastai's fine_tune": "fastai"}
+COMMAND = [sys.executable, "-m", "bigmodel_cli"]
+OURS = {
+    "ours": ("ours, by default", []),
+    "ours-frozen": ("ours, `--freeze-backbone`", ["--freeze-backbone"]),
+    "ours-auto": ("ours, `--method auto`", ["--method", "auto"]),
+}
+PHOTOS = {
+    "plain": "plain script: AdamW 1e-3, batches of 32, 2 epochs",
+    "plain-frozen": "the same, frozen backbone",
+    "fastai": "fastai's `fine_tune(2)` written out",
+}
+TEXTS = {
+    "plain": "plain script: AdamW 5e-5, batches of 32, 2 epochs",
+    "trainer": "transformers' `Trainer` with its defaults",
+}
 
 
 def say(line: str) -> None:
@@ -32,140 +45,76 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def run(command: list[str], place: str) -> tuple[str, float, float]:
+    """Standard output, seconds and peak memory in GB of a command; an exit code other than 0 is an error."""
+    with tempfile.TemporaryFile("w+") as out:
+        clock = time.perf_counter()
+        child = subprocess.Popen(command, cwd=place, stdout=out, text=True)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - clock
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, command)
+        out.seek(0)
+        return out.read(), seconds, usage.ru_maxrss / 1e6
+
+
 def ours(arguments: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """Fine-tune with our command, then read the test split."""
-    command = [sys.executable, "-m", "bigmodel_cli"]
+    data = str(arguments.data.resolve()) if arguments.data.exists() else str(arguments.data)
     with tempfile.TemporaryDirectory() as place:
-        data = ["--data", str(arguments.data.resolve()), "--data-dir", str(arguments.weights.resolve())]
-        start = time.perf_counter()
-        run = [*command, "finetune", arguments.model, "--pretrained", *data, *flags, "--out", "run"]
-        subprocess.run(run, cwd=place, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        evaluate = [*command, "eval", "run", "--split", "test", "--json"]
-        done = subprocess.run(evaluate, cwd=place, check=True, stdout=subprocess.PIPE, text=True)
-    accuracy = json.loads(done.stdout)["headline"]["accuracy"]
-    return {"accuracy": accuracy["value"], "low": accuracy["low"], "high": accuracy["high"],
-            "seconds": seconds, "peak_gb": peak}  # fmt: skip
+        where = ["--data", data, "--data-dir", str(arguments.data_dir.resolve())]
+        tune = [*COMMAND, "finetune", arguments.model, "--pretrained", *where, *flags, "--out", "run"]
+        _, seconds, peak = run(tune, place)
+        said, _, _ = run([*COMMAND, "eval", "run", "--split", "test", "--json"], place)
+    found = json.loads(said)
+    return {"accuracy": found["headline"]["accuracy"]["value"], "n": found["samples"], "seconds": seconds, "peak": peak}
 
 
-def plain(arguments: argparse.Namespace, how: str) -> dict[str, Any]:
-    """The script that everyone writes: AdamW 1e-3, batches of 32, two epochs; or fastai's ``fine_tune`` written out.
-
-    fastai's: one epoch of the frozen network at 2e-3, then two of all of it at 1e-5 to 1e-3, one-cycle each.
-    """
-    import timm
-    import torch
-    from torchvision.datasets import ImageFolder
-
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    name = arguments.model.removeprefix("timm:")
-    config = timm.models.get_pretrained_cfg(name)
-    file = arguments.weights / f"weights/{config.hf_hub_id}.safetensors"
-    transform = timm.data.create_transform(
-        config.input_size, is_training=False, interpolation=config.interpolation, mean=config.mean, std=config.std,
-        crop_pct=config.crop_pct,
-    )  # fmt: skip
-    sets = {split: ImageFolder(arguments.data / split, transform) for split in ("train", "test")}
-    classes = len(sets["train"].classes)
-    model = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay={"file": str(file)})
-    head = model.get_classifier()
-    backbone = [p for n, p in model.named_parameters() if not any(p is q for q in head.parameters())]
-
-    def train(epochs: int, groups: list[dict[str, Any]], frozen: bool, cycle: bool) -> None:
-        for p in backbone:
-            p.requires_grad_(not frozen)
-        optimizer = torch.optim.AdamW(groups)
-        loader = torch.utils.data.DataLoader(sets["train"], 32, shuffle=True, num_workers=1)
-        steps = epochs * math.ceil(len(sets["train"]) / 32)
-        rates = [group["lr"] for group in groups]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps) if cycle else None
-        for _ in range(epochs):
-            model.train(not frozen)
-            for images, labels in loader:
-                loss = torch.nn.functional.cross_entropy(model(images), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if schedule is not None:
-                    schedule.step()
-
-    everything = [{"params": backbone, "lr": 1e-3}, {"params": list(head.parameters()), "lr": 1e-3}]
-    if how == "fastai":
-        third = max(1, len(backbone) // 3)
-        layers = [backbone[:third], backbone[third : 2 * third], [*backbone[2 * third :], *head.parameters()]]
-        train(1, [{"params": list(head.parameters()), "lr": 2e-3}], True, True)
-        train(2, [{"params": p, "lr": lr} for p, lr in zip(layers, (1e-5, 1e-4, 1e-3), strict=True)], False, True)
-    else:
-        train(2, everything if how == "full" else everything[1:], how == "frozen", False)
-    seconds = time.perf_counter() - start
-    model.eval()
-    with torch.inference_mode():
-        loader = torch.utils.data.DataLoader(sets["test"], 32)
-        right = torch.cat([model(images).argmax(1) == labels for images, labels in loader]).double()
-    half = 1.96 * math.sqrt(right.var().item() / len(right)) if len(right) > 1 else 0.0
-    mean, peak = right.mean().item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"accuracy": mean, "low": mean - half, "high": mean + half, "seconds": seconds, "peak_gb": peak}
-
-
-def speed(arguments: argparse.Namespace) -> list[str]:
-    """One epoch of fine-tuning a dozen networks: ours, and the plain loop on the same images in memory."""
-    import timm
-    import torch
-
-    lines = ["| model | plain s | ours s | times as fast |", "|---|---|---|---|"]
-    for name in DOZEN:
-        torch.manual_seed(0)
-        with tempfile.TemporaryDirectory() as place:
-            model = timm.create_model(name)
-            target = Path(place) / f"weights/{timm.models.get_pretrained_cfg(name).hf_hub_id}.safetensors"
-            target.parent.mkdir(parents=True)
-            from safetensors.torch import save_file
-
-            save_file(model.state_dict(), target)
-            data = ["--data", "synthetic_images", "--set", "data.count=128", "--set", "data.classes=2"]
-            flags = ["--data-dir", place, "--epochs", "1", "--batch-size", "32", "--json", "--out", f"{place}/run"]
-            command = [sys.executable, "-m", "bigmodel_cli", "finetune", f"timm:{name}", "--pretrained", *data, *flags]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=place)
-        epoch = next(e for e in map(json.loads, done.stdout.splitlines()) if e.get("event") == "epoch")
-        images, labels = torch.randn(128, 3, 224, 224), torch.arange(128) % 2
-        optimizer, clock = torch.optim.AdamW(model.parameters(), 1e-3), time.perf_counter()
-        for part, answer in zip(images.split(32), labels.split(32), strict=True):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(part), answer).backward()
-            optimizer.step()
-        theirs, mine = time.perf_counter() - clock, 128 / epoch["images_per_second"]
-        lines.append(f"| `{name}` | {theirs:.1f} | {mine:.1f} | {theirs / mine:.2f} |")
-        say(lines[-1])
-    return lines
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share of `n` (Wilson 1927)."""
+    z = 1.96
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data_dir", type=Path, nargs="?")
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--model", default="timm:tf_efficientnet_lite0")
-    parser.add_argument("--row", choices=list(PLAIN))
-    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--rows", nargs="+", choices=list(OURS | PHOTOS | TEXTS))
+    parser.add_argument("--speed", nargs="*", metavar="NAME", help="time these timm models, or a dozen")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.speed:
-        speed(arguments)
+    if arguments.speed is not None:
+        from published_speed import DOZEN, speed
+
+        speed(arguments.speed or DOZEN, say)
         return
-    if arguments.row:
-        say(json.dumps(plain(arguments, PLAIN[arguments.row])))
+    text = arguments.model.startswith("hf:")
+    if text:
+        arguments.model = f"hf:{Path(arguments.model[3:]).resolve()}"
+    if arguments.one:
+        from published_plain import photos, texts
+
+        say(json.dumps((texts if text else photos)(arguments, arguments.one)))
         return
+    theirs = TEXTS if text else PHOTOS
     say("| row | test accuracy (95%) | seconds | peak memory |\n|---|---|---|---|")
-    for row in (*OURS, *PLAIN):
+    for row in arguments.rows or (*OURS, *theirs):
         if row in OURS:
-            found = ours(arguments, OURS[row])
+            name, flags = OURS[row]
+            found = ours(arguments, flags)
         else:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--row", row], check=True, stdout=subprocess.PIPE, text=True
-            )
-            found = json.loads(done.stdout.splitlines()[-1])
-        interval = f"{found['accuracy']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
-        say(f"| {row} | {interval} | {found['seconds']:.0f} | {found['peak_gb']:.1f} GB |")
+            name, place = theirs[row], [str(arguments.data_dir), str(arguments.data)]
+            again = [sys.executable, __file__, *place, "--model", arguments.model, "--one", row]
+            said, _, peak = run([*again, "--started", str(time.time())], ".")
+            found = {**json.loads(said.splitlines()[-1]), "peak": peak}
+        low, high = wilson(found["accuracy"], found["n"])
+        interval = f"{found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+        say(f"| {name} | {interval} | {found['seconds']:.0f} | {found['peak']:.1f} GB |")
 
 
 if __name__ == "__main__":

@@ -55,3 +55,21 @@ def accuracies(results: Results, path: Path) -> None:
         axes.invert_yaxis()
         axes.set(xlabel="accuracy, %")
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
+@figures.register()
+def examples(results: Results, path: Path) -> None:
+    """Accuracy by the number of samples of each class, a curve for each method; runs are named METHOD-NUMBER."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    split = "test" if all("test_accuracy" in r for r in results) else "val"
+    for result in results:
+        method, _, count = result["run"].rpartition("-")
+        curves.setdefault(method, []).append((int(count), 100 * result[f"{split}_accuracy"]))
+    with drawing(path, size=(5.6, 3.8)) as axes:
+        for method, points in curves.items():
+            counts, values = zip(*sorted(points), strict=True)
+            axes.plot(counts, values, "o-", ms=4, label=method)
+        axes.set(xscale="log", xlabel="samples of each class", ylabel=f"{split} accuracy, %")
+        axes.set_xticks(ticks := sorted({n for points in curves.values() for n, _ in points}), map(str, ticks))
+        axes.minorticks_off()
+        axes.legend(frameon=False)

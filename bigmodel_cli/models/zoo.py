@@ -11,6 +11,7 @@ import importlib.util
 import math
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,10 +189,35 @@ def _torchvision(member: str, num_classes: int, side: int) -> Any:
         options |= {"aux_logits": False, "init_weights": True}
     if member.startswith("vit_"):
         options["image_size"] = side
-    return get_model(member, weights=None, **options)
+    if member.startswith("maxvit_"):
+        options["input_size"] = (side, side)
+    try:
+        return get_model(member, weights=None, **options)
+    except ValueError as error:  # not every size divides into MaxViT's windows
+        raise InputError(
+            f"tv:{member} for {side}x{side} images: {str(error).splitlines()[0]}", hint="another size"
+        ) from None
 
 
-@models.register("tv:*", task="image_classification", members=torchvision_names, describe=torchvision_layers)
+def torchvision_resampled(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """`state` with its position table resampled for `model`'s image size by torchvision itself; empty if it cannot."""
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+    if not isinstance(model, VisionTransformer):
+        return {}
+    try:
+        return interpolate_embeddings(model.image_size, model.patch_size, OrderedDict(state))  # type: ignore[no-any-return]
+    except (KeyError, ValueError):
+        return {}
+
+
+@models.register(
+    "tv:*",
+    task="image_classification",
+    members=torchvision_names,
+    describe=torchvision_layers,
+    resample=torchvision_resampled,
+)
 def torchvision_model(spec: ImageSpec, member: str) -> Any:
     """An image classifier from torchvision."""
     from torch import nn

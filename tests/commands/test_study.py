@@ -46,7 +46,7 @@ def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
     assert other.returncode == 2 and "made with train.epochs = 2, now 3" in other.stderr
 
 
-@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-images"])
+@pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-images", "few-shot"])
 def test_the_studies_that_come_along_resolve(name: str) -> None:
     study = read_study(ROOT / f"recipes/image/{name}.yaml")
     found = recipes(study, Path("out"), [])
@@ -79,6 +79,15 @@ def test_the_papers_figure_is_drawn(tmp_path: Path) -> None:
 
     with Image.open(tmp_path / "depth.png") as image:
         assert image.width > 3 * image.height / 2
+
+
+def test_a_curve_for_each_method_is_drawn(tmp_path: Path) -> None:
+    from bigmodel_cli.core.registry import figures
+
+    runs = [("full", 1, 0.3), ("norm-only", 1, 0.4), ("full", 20, 0.9), ("norm-only", 20, 0.8)]
+    results = [{"run": f"{method}-{count}", "test_accuracy": value} for method, count, value in runs]
+    figures.get("examples")(results, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
 
 
 def test_few_of_each_class() -> None:

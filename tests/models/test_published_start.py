@@ -21,11 +21,18 @@ from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, models
 from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.finetune_defaults import suitable_length
 from bigmodel_cli.engine.build.load import load_trained
+from bigmodel_cli.engine.build.transfer import adapt_positions
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.cached_features import OnFeatures
 from bigmodel_cli.engine.training.evaluate import evaluate
+from bigmodel_cli.engine.training.loop import train_step
+from bigmodel_cli.export.proof import prove
+from bigmodel_cli.export.subject import Subject
 from bigmodel_cli.models.layers.position_embedding import resample_positions
 
 timm = pytest.importorskip("timm")
@@ -34,7 +41,17 @@ METHODS = [
     name for name in methods.names() if name not in ("distill", "qat") and "task" not in methods.get(name).meta
 ]  # distill needs a teacher; qat is for what is trained already
 IMAGES = {"data": {"name": "synthetic_images", "classes": 3, "count": 12}}
-SHORT = {"train": {"max_steps": 2, "batch_size": 6, "eval_batch_size": 12}, "placement": {"precision": "fp32"}}
+SHORT = {"train": {"max_steps": 6, "batch_size": 12, "eval_batch_size": 12}, "placement": {"precision": "fp32"}}
+
+
+def settled(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of `model` after its BatchNorm layers have seen images, as those of a trained network have."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(8, 3, 160, 160))
+    return model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +62,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (CNN, VIT):
         target = root / f"weights/{models.get(f'timm:{name}').meta['weights'].repository}.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(timm.create_model(name).state_dict(), target)
+        save_file(settled(timm.create_model(name)), target)
     import torchvision
 
     (root / "weights/torchvision").mkdir()
     file = models.get("tv:squeezenet1_1").meta["weights"].file
-    torch.save(torchvision.models.squeezenet1_1().state_dict(), root / "weights/torchvision" / file)
-    save_file(torchvision.models.resnet18().state_dict(), root / "resnet18.safetensors")
+    torch.save(settled(torchvision.models.squeezenet1_1()), root / "weights/torchvision" / file)
+    save_file(settled(torchvision.models.resnet18()), root / "resnet18.safetensors")
+    ours = models.get("resnet20")(ImageSpec(3, 32, 32, ("a", "b")))
+    save_file(settled(ours), root / "resnet20.safetensors")
     return root
 
 
@@ -59,33 +78,50 @@ def recipe_for(model: str, method: str, hub: Path, *more: dict[str, Any]) -> Rec
     section = {"model": {"name": model}, "data": {**IMAGES["data"], "dir": str(hub)}, **SHORT}
     options = {"layer": layer} if (layer := UNTIL.get(model)) and method == "freeze-until" else {}
     given = [Layer("t", section), *(Layer("more", layer) for layer in more)]
-    file = hub / "resnet18.safetensors" if model == "resnet18" else None
+    file = hub / f"{model}.safetensors" if model.startswith("resnet") else None
     return resolve(start_layers(file, file is None, {"method": method, **options}, given).layers).recipe
 
 
-UNTIL = {f"timm:{CNN}": "conv_head", f"timm:{VIT}": "norm", "tv:squeezenet1_1": "features.12", "resnet18": "layer4"}
+UNTIL = {f"timm:{CNN}": "conv_head", f"timm:{VIT}": "norm", "tv:squeezenet1_1": "features.12", "resnet20": "layer3"}
 PAIRS = [(model, method) for model in UNTIL for method in METHODS if (model, method) != ("tv:squeezenet1_1", "probe")]
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
-def test_every_method_starts_from_ln_k_and_trains(model: str, method: str, hub: Path, tmp_path: Path) -> None:
-    size = {"model": {"image_size": 64}} if model in ("tv:squeezenet1_1", "resnet18") else {}
+def test_every_method_starts_from_ln_k_learns_ships_and_goes_on(
+    model: str, method: str, hub: Path, tmp_path: Path
+) -> None:
+    size = {"model": {"image_size": 64 if model.startswith("tv:") else 32}} if "timm" not in model else {}
     recipe = recipe_for(model, method, hub, size)
     try:
         run = assemble(recipe, measure=False)
     except InputError as error:  # SqueezeNet has no norms
         assert method == "norm-only" and "no normalization layer" in error.line
         return
-    before = evaluate(run.eval_model, run.task, run.val, run.placement, 12, lambda: False)
-    assert before is not None
-    assert before["loss"] == pytest.approx(math.log(3), abs=1e-5)
+    train, _ = train_and_val(load_data(recipe.data), recipe.data)
+    task = run.task.task if isinstance(run.task, OnFeatures) else run.task
+
+    def loss(model: torch.nn.Module, task: Any) -> float:
+        found = evaluate(model, task, train, run.placement, 12, lambda: False)
+        assert found is not None
+        return found["loss"]
+
+    assert loss(run.model, task) == pytest.approx(math.log(3), abs=1e-5)
     assert execute(run)
-    after = evaluate(run.eval_model, run.task, run.val, run.placement, 12, lambda: False)
-    assert after is not None and after["loss"] != before["loss"], "the head has moved"
+    learned = loss(run.model, task)
+    assert learned < math.log(3) - 1e-3
     checkpoint.save(tmp_path / "x.pt", run.state())
     loaded = load_trained(tmp_path / "x.pt")
-    x = torch.randn(2, 3, loaded.task.spec.height, loaded.task.spec.width)
-    torch.testing.assert_close(loaded.model(x), run.model.eval()(x), rtol=1e-4, atol=1e-4)
+    assert loss(loaded.model, loaded.task) == pytest.approx(learned, abs=1e-3)
+    about = {**loaded.source_metadata(), "data": {}}
+    shipped = Subject(loaded.model, loaded.task, [train.gather(torch.arange(2))], about)
+    assert prove(shipped, "safetensors", tmp_path / "shipped", seconds=0).passed
+    again = [Layer("t", {"data": recipe.to_dict()["data"], **SHORT})]
+    more = assemble(
+        resolve(start_layers(tmp_path / "x.pt", False, {"method": "full"}, again).layers).recipe, measure=False
+    )
+    assert loss(more.eval_model, more.task) == pytest.approx(learned, abs=1e-3), "it goes on from where it stood"
+    more.train_mode()
+    assert train_step(more, next(more.batches.steps(0))).loss.isfinite()
 
 
 def test_a_frozen_backbone_is_solved_unless_steps_are_asked_for(hub: Path) -> None:
@@ -157,6 +193,39 @@ def test_a_vision_transformer_at_another_size(side: int, hub: Path) -> None:
     assert any("resampled for another image size" in note for note in run.notes)
 
 
+def test_the_position_tables_of_other_families_are_resampled_by_their_library() -> None:
+    """torchvision's ViT, and the relative positions of Swin and BEiT, whose three tokens without a place come last."""
+    from timm.layers import resize_rel_pos_bias_table
+    from timm.models.beit import Beit
+    from timm.models.swin_transformer import SwinTransformer
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+    small: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16, "num_classes": 3}
+    made = [VisionTransformer(image_size=side, patch_size=16, **small) for side in (64, 96)]
+    theirs = interpolate_embeddings(96, 16, made[0].state_dict())["encoder.pos_embedding"]
+    torch.testing.assert_close(grown(*made, "tv:vit_b_16")["encoder.pos_embedding"], theirs)
+    small = {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2), "patch_size": 4, "num_classes": 3}
+    made = [SwinTransformer(img_size=side, window_size=side // 16, **small) for side in (64, 96)]
+    state = grown(*made, "timm:swin_tiny_patch4_window7_224")
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    old, new = (torch.as_tensor(model.state_dict()[name]) for model in made)
+    torch.testing.assert_close(state[name], resize_rel_pos_bias_table(old, (6, 6), new.shape))
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 16, "num_classes": 3, "use_abs_pos_emb": False}
+    made = [Beit(img_size=side, use_rel_pos_bias=True, **small) for side in (64, 96)]
+    torch.nn.init.normal_(made[0].get_parameter(name := "blocks.0.attn.relative_position_bias_table"))
+    grown_table = grown(*made, "timm:beit_base_patch16_224")[name]
+    assert torch.equal(grown_table[-3:], made[0].get_parameter(name)[-3:])
+
+
+def grown(old: torch.nn.Module, new: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The state of `old` for the larger images of `new`, which then runs."""
+    state = {key: value.detach().clone() for key, value in old.state_dict().items()}
+    assert adapt_positions(state, new, models.get(name).meta)
+    new.load_state_dict({**new.state_dict(), **state})
+    assert new.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+    return state
+
+
 def test_positions_without_a_square_grid_are_left_alone() -> None:
     assert resample_positions(torch.zeros(1, 12, 4), 16 + 1) is None
     same = torch.randn(1, 50, 4)
@@ -211,7 +280,6 @@ def test_published_weights_predict_evaluate_and_export(hub: Path, run_cli: Run, 
         assert said["probability"] == pytest.approx(float(logits.softmax(1).max()), rel=0.05)
     done = run_cli("eval", *start, "--data", "photos", "--split", "train", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["samples"] >= 2, done.stderr
-    done = run_cli(
-        "export", *start, "--data", "photos", "--format", "pt2", "--samples", 2, "--seconds", 0, "--out", "x"
-    )
+    ship = ("--format", "safetensors", "--samples", 2, "--seconds", 0, "--out", "x")
+    done = run_cli("export", *start, "--data", "photos", *ship)
     assert done.returncode == 0 and (tmp_path / "x/labels.json").is_file(), done.stderr

@@ -82,29 +82,27 @@ def adapt_input_channels(state: dict[str, Tensor], target: Mapping[str, Tensor],
 
 
 def adapt_positions(state: dict[str, Tensor], model: nn.Module, meta: Mapping[str, Any]) -> list[str]:
-    """Resample the position embeddings in `state` that are for images of another size than `model`'s; a line on them.
+    """Resample the position tables in `state` that are for images of another size than `model`'s; a line on them.
 
     `meta` is the model's registration. Its ``resample``, if any, is the library's own way:
-    (state dict, model) -> state dict.
+    (state dict, model) -> state dict. Only it knows tables of relative positions, which differ by family.
     """
     target = model.state_dict()
     others = [k for k, v in state.items() if k in target and v.shape != target[k].shape]
+    theirs = meta["resample"](state, model) if others and "resample" in meta else {}
     done = []
     for name in others:
         wanted, found = target[name].shape, state[name]
-        if (
-            "pos" in name
-            and found.dim() in (2, 3)
-            and (*found.shape[:-2], found.shape[-1]) == (*wanted[:-2], wanted[-1])
-        ):
+        resampled = theirs.get(name)
+        if (resampled is None or resampled.shape != wanted) and _holds_positions(name, found, wanted):
             resampled = resample_positions(found, wanted[-2])
-            if resampled is not None:
-                state[name] = resampled
-                done.append(name)
-    if len(done) < len(others) and "resample" in meta:
-        theirs = meta["resample"](state, model)
-        for name in others:
-            if name in theirs and theirs[name].shape == target[name].shape:
-                state[name] = theirs[name]
-                done.append(name)
+        if resampled is not None and resampled.shape == wanted:
+            state[name] = resampled
+            done.append(name)
     return [f"resampled for another image size: {done[0]}{', ...' if len(done) > 1 else ''}"] if done else []
+
+
+def _holds_positions(name: str, found: Tensor, wanted: torch.Size) -> bool:
+    """Whether the tensor is a table with a row for each patch of an image, in `wanted` for another number of them."""
+    same = (*found.shape[:-2], *found.shape[-1:]) == (*wanted[:-2], *wanted[-1:])
+    return "pos" in name and "bias" not in name and found.dim() in (2, 3) and same

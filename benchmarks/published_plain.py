@@ -1,0 +1,108 @@
+"""The scripts that people write, for ``published.py``: a plain loop, fastai's recipe, transformers' Trainer."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+def photos(arguments: argparse.Namespace, how: str) -> dict[str, Any]:
+    """AdamW at 1e-3, batches of 32, two epochs; or fastai's ``fine_tune(2)`` written out.
+
+    fastai's: one epoch of the frozen network at 2e-3, then two of all of it at 1e-5 to 1e-3, one-cycle each.
+    """
+    import timm
+    from torchvision.datasets import ImageFolder
+
+    torch.manual_seed(0)
+    name = arguments.model.removeprefix("timm:")
+    config = timm.models.get_pretrained_cfg(name)
+    file = arguments.data_dir / f"weights/{config.hf_hub_id}.safetensors"
+    transform = timm.data.create_transform(
+        config.input_size, is_training=False, interpolation=config.interpolation, mean=config.mean, std=config.std,
+        crop_pct=config.crop_pct,
+    )  # fmt: skip
+    sets = {split: ImageFolder(arguments.data / split, transform) for split in ("train", "test")}
+    classes = len(sets["train"].classes)
+    model = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay={"file": str(file)})
+    head = list(model.get_classifier().parameters())
+    backbone = [p for p in model.parameters() if not any(p is q for q in head)]
+
+    def train(epochs: int, groups: list[dict[str, Any]], frozen: bool, cycle: bool) -> None:
+        for p in backbone:
+            p.requires_grad_(not frozen)
+        optimizer = torch.optim.AdamW(groups)
+        loader = torch.utils.data.DataLoader(sets["train"], 32, shuffle=True, num_workers=1)
+        steps = epochs * math.ceil(len(sets["train"]) / 32)
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps) if cycle else None
+        for _ in range(epochs):
+            model.train(not frozen)
+            for images, labels in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+                if schedule is not None:
+                    schedule.step()
+
+    if how == "fastai":
+        third = max(1, len(backbone) // 3)
+        layers = [backbone[:third], backbone[third : 2 * third], [*backbone[2 * third :], *head]]
+        train(1, [{"params": head, "lr": 2e-3}], True, True)
+        train(2, [{"params": p, "lr": lr} for p, lr in zip(layers, (1e-5, 1e-4, 1e-3), strict=True)], False, True)
+    else:
+        frozen = how == "plain-frozen"
+        train(2, [{"params": head if frozen else [*backbone, *head], "lr": 1e-3}], frozen, False)
+    seconds = time.time() - arguments.started
+    model.eval()
+    with torch.inference_mode():
+        loader = torch.utils.data.DataLoader(sets["test"], 32)
+        right = torch.cat([model(images).argmax(1) == labels for images, labels in loader]).double()
+    return {"accuracy": right.mean().item(), "n": len(right), "seconds": seconds}
+
+
+def texts(arguments: argparse.Namespace, how: str) -> dict[str, Any]:
+    """AdamW at 5e-5, batches of 32, two epochs; or a ``Trainer`` whose arguments all keep their defaults."""
+    import transformers
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    folder = arguments.model.removeprefix("hf:")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for label, name in enumerate(("neg", "pos")):
+        lines = (arguments.data_dir / f"rt-polarity/rt-polarity.{name}").read_text("latin-1").splitlines()
+        found = tokenizer([line.strip() for line in lines], truncation=True, max_length=64)["input_ids"]
+        for i, ids in enumerate(found):  # our fixed splits: lines 0, 10, ... are test, 1, 11, ... val
+            if i % 10 != 1:
+                row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
+                rows["train" if i % 10 else "test"].append(row)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    collate = transformers.DataCollatorWithPadding(tokenizer)
+    if how == "trainer":
+        with tempfile.TemporaryDirectory() as place:
+            settings = TrainingArguments(place, report_to=[], disable_tqdm=True, save_strategy="no")
+            Trainer(model, settings, train_dataset=rows["train"], data_collator=collate).train()  # type: ignore[arg-type]
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), 5e-5)
+        loader: Any = torch.utils.data.DataLoader(rows["train"], 32, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+        model.train()
+        for _ in range(2):
+            for batch in loader:
+                optimizer.zero_grad()
+                model(**batch).loss.backward()
+                optimizer.step()
+    seconds = time.time() - arguments.started
+    model.eval()
+    right = []
+    with torch.inference_mode():
+        for batch in torch.utils.data.DataLoader(rows["test"], 64, collate_fn=collate):  # type: ignore[arg-type]
+            right.append(model(**batch).logits.argmax(1) == batch["labels"])
+    every = torch.cat(right).double()
+    return {"accuracy": every.mean().item(), "n": len(every), "seconds": seconds}
