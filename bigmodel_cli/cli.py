@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer._click.exceptions import NoArgsIsHelpError
 from typer.core import TyperCommand, TyperGroup
 
 import bigmodel_cli
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.supervised import supervised
+from bigmodel_cli.commands.usage_errors import as_usage_error
 from bigmodel_cli.core.children import isolate_children
-from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, as_machine_error
+from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
 from bigmodel_cli.core.registry import commands
 
 IMPORT = "Run a Python file that registers your own components first."
 LAST = 1000
 """The default order of a command in the list: after the built-in ones, sorted by name."""
+
+
+class Command(TyperCommand):
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with console.writing():  # it may print help
+            return super().make_context(*args, **extra)
 
 
 class Group(TyperGroup):
@@ -57,9 +66,29 @@ class Registered(Group):
             self.commands[cmd_name] = _build(cmd_name, import_option)
         return self.commands[cmd_name]
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _own_closed_pipe(), console.writing():  # it may print help
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _own_closed_pipe():
+            return super().invoke(ctx)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Move every ``--import FILE.py`` before the command, since the file may define that command."""
         return super().parse_args(ctx, with_imports_first(args))
+
+
+class ClosedPipe(Exception):
+    """The reader of our output has gone. Typer would end a BrokenPipeError with exit code 1."""
+
+
+@contextlib.contextmanager
+def _own_closed_pipe() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ClosedPipe from None
 
 
 def _build(name: str, import_option: Any) -> Any:
@@ -75,7 +104,7 @@ def _build(name: str, import_option: Any) -> Any:
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
         died = entry.meta.get("died")
-        parent.command(name)(entry.function if died is None else supervised(entry.function, died))
+        parent.command(name, cls=Command)(entry.function if died is None else supervised(entry.function, died))
     built = typer.main.get_group(parent).commands[name]
     shown = copy.copy(import_option)
     shown.expose_value, shown.is_eager, shown.callback = False, False, None
@@ -133,7 +162,7 @@ def _run_imports(context: typer.Context, files: list[Path] | None) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", callback=_enable_debug, is_eager=True, help="Show tracebacks.")
@@ -162,11 +191,9 @@ _exit_codes: list[int] = []
 
 def _exit_fast() -> None:
     """Exit after threads and exit handlers are done, without unloading torch's modules, which takes 0.4 s."""
-    try:
+    with contextlib.suppress(OSError):  # `_run` has flushed stdout; what a thread wrote since then is lost
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # Python reports it
-        return
     if _exit_codes:
         os._exit(_exit_codes[0])
 
@@ -175,22 +202,36 @@ def _run() -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a script's background job ignores it
         signal.signal(signal.SIGINT, _interrupt)
     try:
-        app()
-    except BigmodelError as error:
-        _reraise_in_debug()
-        console.error(error)
-        _exit(error.exit_code)
-    except BrokenPipeError:  # the reader of the pipe has exited, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = app(standalone_mode=False)
+        console.flush()
+    except (ClosedPipe, BrokenPipeError):  # the reader of the pipe has exited, as in `| head`
+        console.discard_stdout()
         _exit(128 + signal.SIGPIPE)
+    except NoArgsIsHelpError as help_text:
+        console.help_page(help_text.format_message())
+        _exit(2)
     except Exception as error:
         _reraise_in_debug()
-        if (known := as_machine_error(error)) is not None:
-            console.error(known)
-            _exit(known.exit_code)
-        hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug COMMAND shows the traceback"])
-        console.error(BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint))
-        _exit(1)
+        _fail(_as_bigmodel_error(error))
+    if code:
+        _exit(code)
+
+
+def _as_bigmodel_error(error: Exception) -> BigmodelError:
+    known = as_usage_error(error) or as_machine_error(error)
+    if known is not None:
+        return known
+    hint = "; ".join([*getattr(error, "__notes__", ()), "bigmodel --debug COMMAND shows the traceback"])
+    return BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint)
+
+
+def _fail(error: BigmodelError) -> NoReturn:
+    console.error(error)
+    try:
+        console.flush()
+    except (OSError, MachineError):
+        console.discard_stdout()
+    _exit(error.exit_code)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,9 +15,22 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bigmodel_cli.core.errors import BigmodelError, printable
+from bigmodel_cli.core.errors import BigmodelError, MachineError, printable
 from bigmodel_cli.core.types import finite
 
+
+def _open_closed_streams() -> None:
+    """Open what the process was started without (``>&-``): else the next file opened gets its number, and our text."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is `descriptor`
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+_open_closed_streams()
 for stream in (sys.stdout, sys.stderr):
     # A file name may hold characters that the terminal's encoding lacks: they are shown as escapes.
     if isinstance(stream, io.TextIOWrapper):
@@ -25,8 +39,31 @@ for stream in (sys.stdout, sys.stderr):
 PIPE_WIDTH = 200  # columns in a pipe or a log, where 80 would fold the rows of a table
 piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
 
-out = Console(highlight=False, width=PIPE_WIDTH if piped else None)
-err = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise it: Rich would end the process here, with exit code 1 and past every handler that records the end."""
+        self.quiet = True
+        raise
+
+
+out = _Console(highlight=False, width=PIPE_WIDTH if piped else None)
+err = _Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """While stdout is written to.
+
+    Raises:
+        MachineError: it cannot be, as on a full disk.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise MachineError(f"stdout: {problem.strerror}", hint="send the output elsewhere") from None
 
 
 def is_terminal() -> bool:
@@ -36,18 +73,22 @@ def is_terminal() -> bool:
 
 def say(text: str, prose: bool = False) -> None:
     """Print a line of the result on stdout, control characters escaped. Only `prose` is wrapped: a path stays whole."""
-    out.print(Text(printable(text)), soft_wrap=not (prose and out.is_terminal))
+    with writing():
+        out.print(Text(printable(text)), soft_wrap=not (prose and out.is_terminal))
 
 
 def raw(text: str) -> None:
     """Write text to stdout unchanged."""
-    sys.stdout.write(text)
+    with writing():
+        sys.stdout.write(text)
 
 
 def print_json(value: Any) -> None:
     """Write one JSON object on one line; NaN and infinity become null, since JSON has neither."""
-    sys.stdout.write(json.dumps(finite(value), default=str) + "\n")
-    sys.stdout.flush()
+    line = json.dumps(finite(value), default=str) + "\n"
+    with writing():
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> Table:
@@ -70,7 +111,8 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str
 
 def show(renderable: RenderableType) -> None:
     """Print a table, or anything else that rich renders, on stdout."""
-    out.print(renderable)
+    with writing():
+        out.print(renderable)
 
 
 class RankOutput:
@@ -80,6 +122,25 @@ class RankOutput:
     claims_error: Callable[[str], bool] = staticmethod(lambda line: True)
     """Whether this process is the one to print an error; rank 0 calls it after printing, so that others do not."""
     is_main = True
+
+
+def flush() -> None:
+    """Write what is buffered for stdout.
+
+    Raises:
+        BrokenPipeError: its reader has gone.
+        MachineError: it cannot be written, as on a full disk.
+    """
+    with writing():
+        sys.stdout.flush()
+
+
+def discard_stdout() -> None:
+    """Write nothing more to stdout, nor what is buffered for it: Python would try again at its end, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):  # no file, as in a notebook
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def print_as_rank(rank: int, claims_error: Callable[[str], bool]) -> None:
@@ -94,15 +155,27 @@ def print_as_rank(rank: int, claims_error: Callable[[str], bool]) -> None:
 def note(text: str) -> None:
     """Print a line on stderr, control characters escaped."""
     if RankOutput.is_main:
-        err.print(Text(printable(text)), soft_wrap=not is_terminal())
+        try:
+            err.print(Text(printable(text)), soft_wrap=not is_terminal())
+        except BrokenPipeError:
+            raise
+        except OSError:  # a log on a full disk must not end the work; that it is full cannot be said there
+            err.quiet = True
+
+
+def help_page(text: str) -> None:
+    """Print the help of a command that was given no arguments, on stderr."""
+    with contextlib.suppress(OSError):
+        err.print(Text(text), soft_wrap=True)
 
 
 def error(problem: BigmodelError) -> None:
-    """Print the error on stderr, then its hint."""
+    """Print the error on stderr, then its hint; where nobody reads stderr, only the exit code is left to tell it."""
     if not RankOutput.is_main and not RankOutput.claims_error(problem.line):
         return
-    err.print(Text(f"error: {RankOutput.prefix}{problem.line}", style="bold red"), soft_wrap=True)
-    if problem.hint:
-        err.print(Text(f"hint: {printable(problem.hint)}"), soft_wrap=True)
+    with contextlib.suppress(OSError):
+        err.print(Text(f"error: {RankOutput.prefix}{problem.line}", style="bold red"), soft_wrap=True)
+        if problem.hint:
+            err.print(Text(f"hint: {printable(problem.hint)}"), soft_wrap=True)
     if RankOutput.is_main:
         RankOutput.claims_error(problem.line)

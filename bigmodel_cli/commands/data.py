@@ -12,6 +12,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.inspect_interactions import show_interactions
 from bigmodel_cli.commands.inspect_text import show_text
+from bigmodel_cli.commands.option_tables import show_component
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.columns import read_columns
@@ -60,6 +61,21 @@ def data_command(context: typer.Context, data_dir: opt.DataDir = None, json: opt
         (r["name"], "yes" if r["here"] else own.get(r["name"], "downloaded on first use"), r["summary"]) for r in rows
     ]
     console.show(console.table(f"data in {root}", ("name", "available", "description"), cells))
+
+
+@app.command("options")
+def data_options(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of `bigmodel data`.")], json: opt.Json = False
+) -> None:
+    """List the options of a data set, with defaults.
+
+    Example:
+
+        bigmodel data options image_folder
+    """
+    from bigmodel_cli.core.registry import data
+
+    show_component(data, name, "data", json)
 
 
 @app.command()

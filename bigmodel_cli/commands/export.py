@@ -14,6 +14,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.usage_errors import DERIVED_FORMATS, derived_format
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.errors import BigmodelError, MachineError
 from bigmodel_cli.core.registry import commands
@@ -116,6 +117,9 @@ def export(
     from bigmodel_cli.export.proof import prove
     from bigmodel_cli.export.publish import check_target
 
+    format_name = exports.current(format_name)
+    if format_name not in exports.found and format_name.lower() in DERIVED_FORMATS:
+        raise derived_format(format_name)
     entry = exports.get(format_name)
     own, assignments = _split(assignments)
     format_options = _options(entry, own)

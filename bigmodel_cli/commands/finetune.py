@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +85,8 @@ def finetune(
 
         bigmodel finetune --resume --out runs/resnet18-digits-2
     """
+    if checkpoint is None and not pretrained and options.model is not None and _is_weights(options.model):
+        checkpoint, options = Path(options.model), replace(options, model=None)  # `finetune runs/x`: as --from runs/x
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the variable that huggingface_hub reads
     names_start = checkpoint is not None or pretrained or options.model is not None or options.recipe is not None
@@ -100,6 +103,12 @@ def finetune(
             raise InputError("--method auto runs in one process", hint=hint)
         start = _chosen(checkpoint, pretrained, layers)
     run_training(_told(start_layers(checkpoint, pretrained, start, layers), options), options)
+
+
+def _is_weights(name: str) -> bool:
+    """Whether MODEL is a run folder or a file of weights, rather than a model's name or a recipe."""
+    path = Path(name)
+    return path.suffix in (".pt", ".safetensors") or (path.is_dir() and any(path.glob("*.pt")))
 
 
 def _told(start: StartLayers, options: RunOptions) -> list[Layer]:

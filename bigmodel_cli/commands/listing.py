@@ -8,15 +8,17 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.option_tables import show_component
 from bigmodel_cli.commands.recipe_files import recipes_folder
 from bigmodel_cli.core.registry import commands
 
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one, with defaults.")]
 Search = Annotated[str | None, typer.Option("--search", metavar="TEXT", help="List only names that contain TEXT.")]
 
 
 @commands.register("models", order=160)
-def models_command(search: Search = None, json: opt.Json = False) -> None:
-    """List the models with their parameter counts and sizes.
+def models_command(name: Name = None, search: Search = None, json: opt.Json = False) -> None:
+    """List the models with their parameter counts and sizes, or the options of one.
 
     Counted for 28x28 gray images of 10 classes, or for a vocabulary of 256 tokens. --search
     also lists the models of timm and torchvision, by name only.
@@ -26,10 +28,15 @@ def models_command(search: Search = None, json: opt.Json = False) -> None:
         bigmodel models
 
         bigmodel models --search vit
+
+        bigmodel models resnet18
     """
     from bigmodel_cli.core.errors import nearest
     from bigmodel_cli.core.registry import models
 
+    if name is not None:
+        show_component(models, name, "model", json)
+        return
     every = models.names() if search is None else models.matching(search.lower())
     if not every:
         console.note(f"no model name contains {search!r}; {nearest(search or '', models.names())}")

@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.option_tables import option_rows, show_options
+from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import commands
 
 app = typer.Typer(no_args_is_help=True)
@@ -29,6 +32,35 @@ def schema() -> None:
     from bigmodel_cli.core import recipe
 
     console.print_json(recipe.schema())
+
+
+@app.command()
+def fields(
+    section: Annotated[str | None, typer.Argument(metavar="SECTION", help="Only this one, such as train.")] = None,
+    json: opt.Json = False,
+) -> None:
+    """List what `--set section.key=value` may set, with defaults.
+
+    A section that names a component, such as optimizer, also has that component's options:
+    `bigmodel optimizers adamw` lists those.
+
+    Example:
+
+        bigmodel recipe fields train
+    """
+    from bigmodel_cli.core.recipe import COMPONENTS, Recipe
+
+    known = Recipe.model_fields
+    if section is not None and section not in known:
+        raise InputError(f"no section {section!r}", nearest(section, known))
+    for name in known if section is None else [section]:
+        rows = option_rows(known[name].annotation.model_json_schema())  # type: ignore[union-attr]
+        if json:
+            console.print_json({"section": name, "fields": rows})
+            continue
+        show_options(rows, name)
+        if name in COMPONENTS:
+            console.say(f"and the options of the {COMPONENTS[name].kind}: bigmodel {COMPONENTS[name].listing} NAME")
 
 
 @app.command()

@@ -10,3 +10,12 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def asked_threads() -> int | None:
+    """The threads that ``OMP_NUM_THREADS`` asks for: of a list by nesting level ("4,2"), the first.
+
+    None where it is not set, or is no such list, in which case OpenMP ignores it too.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from collections.abc import Iterator
 
 SIZE = 4096
@@ -23,7 +24,7 @@ def current_step(name: str) -> Iterator[None]:
 
 def read_step() -> str:
     """The name of the step, or "" between steps."""
-    return bytes(_board[:]).rstrip(b"\0").decode(errors="replace")
+    return os.fsdecode(bytes(_board[:]).rstrip(b"\0"))
 
 
 def clear_step() -> None:
@@ -32,5 +33,5 @@ def clear_step() -> None:
 
 
 def _write(name: str) -> None:
-    raw = name.encode()[:SIZE]
+    raw = os.fsencode(name)[:SIZE]
     _board[:] = raw.ljust(SIZE, b"\0")

@@ -67,8 +67,16 @@ class InterruptedRun(BigmodelError):
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, since text from files can contain terminal escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    r"""`text` with control characters escaped, since text from files can contain terminal escapes.
+
+    A byte of a file name that is not UTF-8 is shown as in the shell: ``\xff``.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    undecoded = ord(character) - 0xDC00  # what os.fsdecode makes of a byte
+    return f"\\x{undecoded:02x}" if 0x80 <= undecoded <= 0xFF else repr(character)[1:-1]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -95,6 +103,8 @@ def as_machine_error(error: BaseException) -> BigmodelError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return InterruptedRun(2, "interrupted")
+    if isinstance(error, BrokenPipeError):
+        return InterruptedRun(13, "the reader of the output has gone")
     named = type(error).__name__
     if isinstance(error, MemoryError) or named == "OutOfMemoryError" or NO_MEMORY.search(str(error)):
         return MachineError("out of memory", hint="a smaller --batch-size, or a machine with more memory")

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -115,7 +116,7 @@ def import_file(path: Path, notify: Callable[[str], None] = lambda line: None) -
     """
     file = path.expanduser().resolve()
     # The name is the same in every process of a run, because pickles refer to modules by name.
-    name = f"bigmodel_import_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+    name = f"bigmodel_import_{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}_{file.stem}"
     if name in _imported:
         return
     if not file.is_file():

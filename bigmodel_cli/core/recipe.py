@@ -8,11 +8,12 @@ engine's defaults are defined only here.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bigmodel_cli.core.registry import Registry, augments, data, losses, methods, models, optimizers, schedules
 
@@ -125,8 +126,17 @@ class StartSection(NamedSection):
         return self.checkpoint is not None or self.pretrained
 
 
+def _device(given: Any) -> str:
+    """``cuda:1`` for the ways to write it: ``CUDA:1``, ``gpu:1``, and ``1``, the number of a GPU."""
+    name = str(given).strip().lower().replace("gpu", "cuda")
+    name = f"cuda:{name}" if name.isascii() and name.isdigit() else name
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name) is None:
+        raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
 class PlacementSection(Section):
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: CUDA, else MPS, else CPU")
+    device: Annotated[str, BeforeValidator(_device)] = Field("auto", description="auto: CUDA, else MPS, else CPU")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="auto: measured in runs over 10 s, else bf16 on CUDA, fp32 elsewhere; a value skips all measuring",

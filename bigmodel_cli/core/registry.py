@@ -93,10 +93,11 @@ class Registry:
         kind: the noun for one component, in messages ("model").
         variable: the name of the registry's variable, as in its decorator.
         package: the package whose files hold the components.
+        listing: the command that lists them, if there is one.
     """
 
-    def __init__(self, kind: str, variable: str, package: str) -> None:
-        self.kind, self.variable, self.package = kind, variable, package
+    def __init__(self, kind: str, variable: str, package: str, listing: str | None = None) -> None:
+        self.kind, self.variable, self.package, self.listing = kind, variable, package, listing
         self._entries: dict[str, Entry] = {}
         self._members: dict[str, Entry] = {}
 
@@ -169,10 +170,17 @@ class Registry:
         into[new.name] = new
 
     def current(self, name: Any) -> Any:
-        """The current name of a component that may have been renamed; otherwise `name` itself."""
+        """The current name of a component that was renamed, or written another way (``SGD``, ``ResNet-18``).
+
+        Otherwise `name` itself.
+        """
         if not isinstance(name, str) or name in self.found:
             return name
-        return next((f.name for f in self.found.values() if name in f.meta.get("formerly", ())), name)
+        renamed = next((f.name for f in self.found.values() if name in f.meta.get("formerly", ())), None)
+        if renamed is not None:
+            return renamed
+        alike = [found for found in self.found if _plain(found) == _plain(name)]
+        return alike[0] if len(alike) == 1 else name
 
     def names(self) -> list[str]:
         """Every component's name, in natural order: resnet8 before resnet20."""
@@ -206,7 +214,7 @@ class Registry:
             return self._entry(name)
         elsewhere = [f"{f}:{name}" for f in self.families() if f"{f}:{name}" in self.members(f)]
         expected = "did you mean " + " or ".join(elsewhere) + "?" if elsewhere else nearest(name, self.names())
-        listing = f"bigmodel {LISTINGS.get(self.kind, 'recipe schema')}"
+        listing = f"bigmodel {self.listing or 'recipe fields'}"
         raise UnknownName(f"unknown {self.kind} {name!r}", expected, f"{listing}; for a plug-in: --import FILE.py")
 
     def _entry(self, name: str) -> Entry:
@@ -237,23 +245,25 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
-LISTINGS = {"model": "models", "data set": "data"}
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.lower())
 
-models = Registry("model", "models", "bigmodel_cli.models")
-data = Registry("data set", "data", "bigmodel_cli.data")
-augments = Registry("augmentation", "augments", "bigmodel_cli.data")
-tasks = Registry("task", "tasks", "bigmodel_cli.tasks")
+
+models = Registry("model", "models", "bigmodel_cli.models", "models")
+data = Registry("data set", "data", "bigmodel_cli.data", "data")
+augments = Registry("augmentation", "augments", "bigmodel_cli.data", "augmentations")
+tasks = Registry("task", "tasks", "bigmodel_cli.tasks", "tasks")
 answers = Registry("kind of answer", "answers", "bigmodel_cli.tasks")
-losses = Registry("loss", "losses", "bigmodel_cli.optim")
-optimizers = Registry("optimizer", "optimizers", "bigmodel_cli.optim")
-schedules = Registry("schedule", "schedules", "bigmodel_cli.optim")
-methods = Registry("fine-tuning method", "methods", "bigmodel_cli.adapt")
-compressions = Registry("compression method", "compressions", "bigmodel_cli.compress")
-exports = Registry("export format", "exports", "bigmodel_cli.export")
+losses = Registry("loss", "losses", "bigmodel_cli.optim", "losses")
+optimizers = Registry("optimizer", "optimizers", "bigmodel_cli.optim", "optimizers")
+schedules = Registry("schedule", "schedules", "bigmodel_cli.optim", "schedules")
+methods = Registry("fine-tuning method", "methods", "bigmodel_cli.adapt", "methods")
+compressions = Registry("compression method", "compressions", "bigmodel_cli.compress", "compressions")
+exports = Registry("export format", "exports", "bigmodel_cli.export", "formats")
 examples = Registry("example of an export", "examples", "bigmodel_cli.export")
 readers = Registry("reader of requests", "readers", "bigmodel_cli.serve")
 figures = Registry("figure", "figures", "bigmodel_cli.insight")
-metrics = Registry("metric", "metrics", "bigmodel_cli.metrics")
+metrics = Registry("metric", "metrics", "bigmodel_cli.metrics", "metrics")
 reports = Registry("report", "reports", "bigmodel_cli.insight")
-loggers = Registry("logger", "loggers", "bigmodel_cli.insight")
-commands = Registry("command", "commands", "bigmodel_cli.commands")
+loggers = Registry("logger", "loggers", "bigmodel_cli.insight", "loggers")
+commands = Registry("command", "commands", "bigmodel_cli.commands", "--help")

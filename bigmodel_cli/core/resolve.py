@@ -53,7 +53,7 @@ def set_layer(assignments: Iterable[str]) -> Layer:
         key, equals, raw = text.partition("=")
         parts = tuple(key.strip().split("."))
         if not equals or len(parts) != 2 or not all(parts):
-            raise InputError(f"--set {text}", "expected section.key=value", "bigmodel recipe schema")
+            raise InputError(f"--set {text}", "expected section.key=value", "bigmodel recipe fields")
         values.setdefault(parts[0], {})[parts[1]] = parse_scalar(raw)
     return Layer("--set", values)
 
@@ -129,7 +129,7 @@ def _check_sections(layer: Layer) -> None:
         known = Recipe.model_fields
         if section not in known:
             where = layer.locate((section,))
-            raise InputError(f"{where}: unknown section {section!r}", nearest(section, known), "bigmodel recipe schema")
+            raise InputError(f"{where}: unknown section {section!r}", nearest(section, known), "bigmodel recipe fields")
         if not isinstance(values, Mapping):
             where = layer.locate((section,))
             raise InputError(f"{where}: {section} is {values!r}", f"expected keys below {section}:")
@@ -177,7 +177,8 @@ def explain(
     elif first["type"] == "missing":
         what, expected = f"{where}: {key} is missing", "it has no default"
     else:
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         what, expected = f"{where}: {key} = {first['input']!r}", message.replace("input should be", "expected")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return InputError(what, expected + more, "bigmodel recipe schema")
+    return InputError(what, expected + more, f"bigmodel recipe fields {path[0]}")

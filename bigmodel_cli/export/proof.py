@@ -215,6 +215,6 @@ def _json(value: Any) -> str:
 
 def _text(file: Path, text: str, out: Path) -> None:
     try:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path in it may be no UTF-8
     except OSError as error:
         raise write_error(out, error) from error

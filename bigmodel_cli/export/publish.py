@@ -21,6 +21,10 @@ def check_target(out: Path, overwrite: bool) -> list[str]:
     """
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder", "expected one for --out")
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:  # the libraries that write and read exports take no other
+        raise InputError(f"{out}: the path is not UTF-8", "expected one that is, for --out") from None
     drafts.require_no_link(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file", "expected the name of a folder for --out")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.export.folder import Run, first_line
 
@@ -60,8 +59,7 @@ def threads() -> int:
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else available_cores()
+    return asked_threads() or available_cores()
 
 
 def run_with_torch(model: Callable[..., Any]) -> Run:

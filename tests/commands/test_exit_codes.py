@@ -1,4 +1,4 @@
-"""The table of exit codes, case by case, with real processes: 0, 1, 2, 3, 4, 130, 143."""
+"""The table of exit codes, case by case, with real processes: 0, 1, 2, 3, 4, 129, 130, 143(141: test_streams.py)."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_4_diverged(run_cli: Any, tmp_path: Path) -> None:
     assert status(tmp_path / "run")["exit_code"] == 4
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_130_and_143_interrupted_with_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_129_130_and_143_interrupted_with_a_checkpoint(number: signal.Signals, code: int, tmp_path: Path) -> None:
     with Nursery(tmp_path) as nursery:
         child = nursery.start(*TRAIN, "--epochs", "100000", "--precision", "fp32")
         deadline = time.monotonic() + 90

@@ -157,7 +157,7 @@ def test_an_unknown_name_is_bad_input_and_a_near_one_is_named(name: str, near: s
     assert error.hint == (
         f"bigmodel models --search {name[4:]}"
         if name.startswith("far:")
-        else "bigmodel recipe schema; for a plug-in: --import FILE.py"
+        else "bigmodel recipe fields; for a plug-in: --import FILE.py"
     )
 
 
@@ -182,7 +182,8 @@ def test_each_kind_tells_where_it_is_listed() -> None:
     for registry, listing in (
         (registries.models, "models"),
         (registries.data, "data"),
-        (registries.losses, "recipe schema"),
+        (registries.losses, "losses"),
+        (registries.examples, "recipe fields"),
     ):
         with pytest.raises(InputError) as caught:
             registry.get("no-such-thing-anywhere")

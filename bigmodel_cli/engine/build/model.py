@@ -89,7 +89,7 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
     augmentation = augments.get(recipe.augment.name)
     if augmentation.meta.get("changes", True) and augmentation.meta.get("kind", spec.kind) != spec.kind:
         what = f"augment.name = {augmentation.name}, which is not for {spec.kind}"
-        raise InputError(what, hint="bigmodel recipe schema")
+        raise InputError(what, hint="bigmodel recipe fields model")
     augment = augmentation(**recipe.augment.options)
     wanted = tasks.get(models.get(recipe.model.name).meta["task"]).meta["spec_type"].kind
     if wanted != spec.kind:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
@@ -193,7 +193,7 @@ def choose_placement(
         "precision": "bf16" if device.type == "cuda" else "fp32",
         "channels_last": True,
         "compile": False,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or max(available_cores() // ranks.local_world, 1),
+        "threads": asked_threads() or max(available_cores() // ranks.local_world, 1),
         "small_maps": device.type == "cpu",
     }
     why = "as requested" if section.precision != "auto" else f"default on {device.type}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -93,7 +92,7 @@ def train(
         _build_in(folder, recipe, recorded, group) as built,
         Writer(folder.path, built.draft.frozen.tensors) as writer,
     ):
-        log, checkpoints = _EventLog(built, folder, emit), Checkpoints(folder, writer, group)
+        log, checkpoints = _EventLog(built, folder, stop.at_closed_pipe(emit)), Checkpoints(folder, writer, group)
         hooks = Hooks(log.add, lambda run: group.any(stop.requested), checkpoints.save, checkpoints.roll_back)
         built.draft.timer.seconds["start"] += time.perf_counter() - started
         begun_finished = folder.resume and is_finished(built.draft) and not built.draft.adapted.solve
@@ -186,9 +185,6 @@ def _build_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
             with contextlib.suppress(BigmodelError):  # on a full disk, report the first error
                 folder.status(status, error.exit_code, _step(built), str(last) if last.exists() else None, error.line)
             raise
-        except BrokenPipeError:  # the reader of our output closed the pipe
-            folder.status("failed", 128 + signal.SIGPIPE, _step(built), None, "output pipe closed")
-            raise
         except Exception as error:
             if (known := as_machine_error(error)) is not None:
                 with contextlib.suppress(BigmodelError):
@@ -198,6 +194,11 @@ def _build_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
                 folder.write_text("crash.log", traceback.format_exc())
                 error.add_note(f"the traceback is in {folder.path / 'crash.log'}")
                 folder.status("failed", 1, _step(built), None, "a bug in bigmodel: see crash.log")
+            raise
+        except BaseException as end:  # SystemExit and the like: however it ends, the status does not stay "running"
+            code = end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 1
+            with contextlib.suppress(BigmodelError):
+                folder.status("failed", code, _step(built), None, f"ended by {type(end).__name__}")
             raise
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import termios
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.signum: int | None = None
         self.at_once = True
+        self._reader_is_gone = False
         self._previous_handlers: dict[signal.Signals, Any] = {}
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
@@ -54,6 +56,24 @@ class StopFlag:
         self.at_once = False
         if self.signum is not None:
             raise InterruptedRun(self.signum, NOTHING)
+
+    def at_closed_pipe(self, emit: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`emit`; where the reader of our output has gone, that is a SIGPIPE, which saves as the other signals do.
+
+        ``bigmodel train | tee log`` in a window that is closed loses its reader a moment before it is told.
+        """
+
+        def guarded(event: Any) -> None:
+            if not self._reader_is_gone:
+                try:
+                    emit(event)
+                except BrokenPipeError:
+                    self._reader_is_gone = True
+                    self.signum = self.signum or signal.SIGPIPE
+                    if self.at_once:
+                        raise InterruptedRun(signal.SIGPIPE, NOTHING) from None
+
+        return guarded
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGHUP:
