@@ -17,7 +17,7 @@ from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.usage_errors import DERIVED_FORMATS, derived_format
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.errors import BigmodelError, MachineError
-from bigmodel_cli.core.registry import commands
+from bigmodel_cli.core.registry import Entry, commands
 from bigmodel_cli.metrics.reading import format_interval
 
 if TYPE_CHECKING:
@@ -113,14 +113,11 @@ def export(
         bigmodel export ckpt.pt --format openvino --out shipped
     """
     from bigmodel_cli.commands.open_model import open_checkpoint
-    from bigmodel_cli.core.registry import exports
     from bigmodel_cli.export.proof import prove
     from bigmodel_cli.export.publish import check_target
 
-    format_name = exports.current(format_name)
-    if format_name not in exports.found and format_name.lower() in DERIVED_FORMATS:
-        raise derived_format(format_name)
-    entry = exports.get(format_name)
+    entry = _format(format_name)
+    format_name = entry.name
     own, assignments = _split(assignments)
     format_options = _options(entry, own)
     trained = open_checkpoint(checkpoint, pretrained, options.data_dir)
@@ -139,6 +136,19 @@ def export(
         show(proof)
     if not proof.passed:
         raise typer.Exit(1)
+
+
+def _format(name: str) -> Entry:
+    """The format called `name`.
+
+    Raises:
+        InputError: there is none, or another program makes it from one of ours.
+    """
+    from bigmodel_cli.core.registry import exports
+
+    if exports.current(name) not in exports.found and name.lower() in DERIVED_FORMATS:
+        raise derived_format(name)
+    return exports.get(name)
 
 
 def _split(assignments: list[str] | None) -> tuple[list[str], list[str]]:

@@ -75,8 +75,6 @@ def finetune(
 
         bigmodel finetune --from ckpt.pt --method auto
 
-        bigmodel finetune --from ckpt.pt --data chat.jsonl
-
         bigmodel finetune --from ckpt.pt --data pairs-of-answers.jsonl --lora 8
 
         bigmodel finetune resnet18 --from resnet18.safetensors --data mnist
