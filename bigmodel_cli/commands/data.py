@@ -117,7 +117,7 @@ def inspect(
     from bigmodel_cli.data.user_path import source_for
 
     if path in data.found and data.found[path].meta.get("kind") == "interactions":
-        show_interactions(path, path, data_dir, json)
+        show_interactions(path, path, data_dir, None, json)
         return
     given = read_columns(columns) if columns is not None else None
     source = source_for(path, given)
@@ -126,7 +126,7 @@ def inspect(
         show_text(Path(path), source, given, json)
         return
     if source and data.get(source).meta.get("kind") == "interactions":
-        show_interactions(path, source, data_dir, json)
+        show_interactions(path, source, data_dir, given, json)
         return
     _inspect_images(path, given, sheet, json)
 

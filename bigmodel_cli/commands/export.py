@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.proof import Proof
     from bigmodel_cli.export.subject import Subject
 
-
+USERS_AT_ONCE = 4096
 Format = Annotated[
     str,
     typer.Option(
@@ -194,7 +194,22 @@ def subject(trained: TrainedModel, samples: int, options: RunOptions, assignment
         "data": {"fingerprint": bundle.fingerprint, "validation samples": len(source)},
     }
     raw = [source.gather(part) for part in chosen.split(64)]
-    return Subject(model, _for_any_data(trained, bundle.spec), raw, about, files=val_files(source))
+    return Subject(model, _for_any_data(trained, bundle.spec), raw, about, files=val_files(source),
+                   histories=_histories(source, trained.task.spec))  # fmt: skip
+
+
+def _histories(source: Any, spec: Spec) -> dict[str, Any] | None:
+    """What every user of the data did, oldest first, as item numbers from 1; None for data of another kind."""
+    import torch
+
+    from bigmodel_cli.core.interactions import HistorySource, InteractionSpec
+
+    if not isinstance(source, HistorySource) or not isinstance(spec, InteractionSpec):
+        return None
+    parts = [source.known(users) for users in torch.arange(spec.users).split(USERS_AT_ONCE)]
+    lengths = torch.cat([(part > 0).sum(1) for part in parts])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return {"values": torch.cat([part[part > 0] for part in parts]).int(), "offsets": offsets}
 
 
 def _for_any_data(trained: TrainedModel, spec: Spec) -> Task:
@@ -231,6 +246,8 @@ def _differences(proof: Proof) -> list[tuple[str, ...]]:
     if proof.other_sizes:
         apart, limit = (proof.other_sizes[k] for k in ("largest_difference", "tolerance"))
         rows.append((f"{proof.other_sizes['inputs']} images of other sizes", f"{apart:.2g}", f"{limit:g}"))
+    for name, value in (proof.further or {}).items():
+        rows.append((name, f"{value:.2%}" if isinstance(value, float) else str(value), ""))
     if proof.example:
         rows.append(("example.py, run on its own", f"{proof.example['answer']}", ""))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.types import DataBundle
 
 
-def show_interactions(name: str, source: str, data_dir: Path | None, json: bool) -> None:
+def show_interactions(
+    name: str, source: str, data_dir: Path | None, columns: Mapping[str, str] | None, json: bool
+) -> None:
     """Print what is in the interactions `name`: density, long tail, repeats, ties, and leaks in time.
 
     Raises:
@@ -23,10 +26,12 @@ def show_interactions(name: str, source: str, data_dir: Path | None, json: bool)
     from bigmodel_cli.insight.interactions import figures
 
     entry = data.get(source)
-    options = {} if source == name else {"path": str(Path(name).expanduser().absolute()), "split": "random"}
+    options: dict[str, Any] = {}
+    if source != name:
+        options = {"path": str(Path(name).expanduser().absolute()), "split": "random", "columns": columns}
     bundle: DataBundle = entry(data_root(data_dir), RATINGS, **options)
     facts = figures(bundle)
-    notes = [note for note in bundle.notes if "repeated" in note or "column" in note]
+    notes = [note for note in bundle.notes if not note.startswith("random by user")]
     if json:
         console.print_json({"path": name, "read as": source, **facts, "notes": notes})
         return

@@ -78,6 +78,6 @@ def _open_published(name: str, data_dir: Path | None) -> TrainedModel:
 
 
 def say_if_needless(trust: bool, path: Path, entry: Entry | None) -> None:
-    """Say so if ``--trust`` was given for something that cannot hold code."""
-    if trust and (entry is None or entry.meta.get("check") is not None):
+    """Say so if ``--trust`` was given for something that cannot hold code, nor files that are not checked."""
+    if trust and (entry is None or (entry.meta.get("check") is not None and not entry.meta.get("unchecked"))):
         console.note(f"--trust has no effect: {path} holds no code")

@@ -53,7 +53,8 @@ def predict(
     trust: opt.Trust = False,
     json: opt.Json = False,
 ) -> None:
-    """Predict each image, line of text or row of a table; translate each line; recommend items to a user.
+    """Predict each image, line of text or row of a table; translate each line; recommend items to a user, or rate
+    pairs of user and item in a table.
 
     Files that cannot be read are reported; the others are still predicted.
 
@@ -72,6 +73,8 @@ def predict(
         bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
 
         bigmodel predict runs/sasrec-movielens-100k-1 --user 42 --top 10
+
+        bigmodel predict runs/mf-1 pairs.csv --columns user=who,item=film
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.commands.recommend_items import show_recommendations
@@ -81,7 +84,7 @@ def predict(
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if users or isinstance(trained.task, Recommends):
-        show_recommendations(trained, options, users or [], bool(files or texts), top, json)
+        show_recommendations(trained, options, users or [], files or [], columns, bool(texts), top, json)
     else:
         _predict_samples(trained, options, files or [], texts or [], columns, top, tta, json)
 

@@ -186,7 +186,7 @@ def _announcement(served: ServedModel, address: str, port: int, json: bool) -> C
             console.print_json({"url": url, "host": address, "port": port, **served.about})
             return
         console.say(url)
-        console.note(f"serving {served.about['name']} ({len(served.labels)} {served.kind.noun}); press Ctrl-C to stop")
+        console.note(f"serving {served.about['name']} ({served.outputs:,} {served.kind.noun}); press Ctrl-C to stop")
         if not _is_loopback(address):
             console.note("anyone who can reach this address can use the model: there is no authentication")
 

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
+class NamesAnswer(Protocol):
+    """A task that says what the outputs of its models mean."""
+
+    @property
+    def answers(self) -> str:
+        """The registered kind of answer: "classes", "labels", "numbers", "items"."""
+        ...
+
+
+@runtime_checkable
 class Answers(Task, Protocol):
     """A task whose model gives K numbers per sample, and what they mean.
 

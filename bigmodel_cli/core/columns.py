@@ -1,6 +1,7 @@
 """Which columns of a table hold what: by ``--columns``, by usual names, or because only one is left.
 
-A *role* is what a column is for: ``text``, ``label``, ``image``, ``source``, ``target``, ``split``, ``group``.
+A *role* is what a column is for: ``text``, ``label``, ``image``, ``source``, ``target``, ``split``, ``group``,
+``user``, ``item``, ``rating``, ``time``.
 """
 
 from __future__ import annotations
@@ -24,9 +25,16 @@ USUAL: dict[str, tuple[str, ...]] = {
     "source": ("source", "src"),
     "target": ("target", "tgt"),
     "split": ("split", "subset", "partition"),
+    "user": ("user", "user_id", "userid", "uid", "customer", "customer_id", "user_id_token"),
+    "item": ("item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid", "product", "product_id", "article_id",
+             "item_id_token"),
+    "rating": ("rating", "click", "clicks", "score", "value", "stars", "rating_float"),
+    "time": ("time", "timestamp", "date", "datetime", "ts", "timestamp_float"),
 }  # fmt: skip
 """The usual names of the columns of each role, the surest first; compared by :func:`plain_name`."""
 OPTIONAL = ("split", "group")
+ABSENT = (*OPTIONAL, "rating", "time")
+"""Roles that a table may lack: those of any table, and those of interactions."""
 INDEXES = ("", "index", "unnamed_0", "row")
 """Columns that number the rows; they are never the one that is left."""
 NO_LABELS = (*USUAL["image"], *USUAL["text"], "uid", "uuid", "key", "url", "date", "title", "name")
@@ -97,7 +105,7 @@ def choose_columns(
     numbered: bool = False,
     remaining: bool = True,
 ) -> Chosen:
-    """Find the columns of `roles` in `header`. Roles in OPTIONAL may be absent unless `given` names them.
+    """Find the columns of `roles` in `header`. Roles in ABSENT may be absent unless `given` names them.
 
     With `numbered`, the table has no header: `given` counts columns from 1. With `remaining`, the label may be the only
     column of another name, in a table of two columns and perhaps a number of the row.
@@ -118,7 +126,7 @@ def choose_columns(
             found = next((i for name in USUAL.get(role, (role,)) for i in free if plain[i] == name), None)
             if found is not None:
                 places[role] = (_once(where, found, header, plain),)
-    missing = [role for role in roles if role not in places and role not in OPTIONAL]
+    missing = [role for role in roles if role not in places and role not in ABSENT]
     taken = {i for columns in places.values() for i in columns}
     left = [i for i in range(len(header)) if i not in taken and plain[i] not in INDEXES]
     lone = len(left) == 1 and plain[left[0]] not in NO_LABELS and len(header) <= 3
@@ -139,7 +147,7 @@ def choose_columns(
 def _missing(
     where: str, header: Sequence[str], missing: Sequence[str], roles: Sequence[str], numbered: bool
 ) -> InputError:
-    wanted = [role for role in roles if role not in OPTIONAL]
+    wanted = [role for role in roles if role not in ABSENT]
     example = ",".join(f"{role}={i + 1 if numbered else 'NAME'}" for i, role in enumerate(wanted))
     shown = ", ".join(name.strip()[:30] or "(no name)" for name in header[:8]) + (", ..." if len(header) > 8 else "")
     hint = f"--columns {example}" + ("" if numbered else ", or with numbers if the first line is no header")

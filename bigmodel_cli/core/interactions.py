@@ -6,9 +6,9 @@ Shapes: B batch, S interactions of a user, I items, U users. Item numbers in his
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import Source
@@ -170,6 +170,30 @@ class Recommends(Protocol):
 
     def scores(self, model: Any, users: Tensor, histories: Tensor) -> Tensor:
         """Scores (B,I) of every item for `users` (B,) with `histories` (B,S); higher is better."""
+        ...
+
+
+class NextItems(NamedTuple):
+    """What a model of rankings is trained on: the item that follows each of a window.
+
+    `targets` (B,L) int64 are item indices, negative where there is none; `seen` (B,S) all that the user interacted
+    with, numbered from 1, which is never a negative; `noise` (B,) seeds the negatives; `loss` is per target.
+    """
+
+    targets: Tensor
+    seen: Tensor
+    noise: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+class RanksItems(Protocol):
+    """A model that ranks the catalogue for users by what they did so far."""
+
+    def forward(self, user: Tensor, history: Tensor, wanted: NextItems | None = None) -> Tensor:
+        """user (B,) and history (B,S) int64 -> scores (B,I); with `wanted`, the loss (B,L) of each of its targets.
+
+        Items in a history are numbered from 1, oldest first; 0 is padding at the end. In training, S is L.
+        """
         ...
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.columns import OPTIONAL, Chosen, choose_columns, plain_name
+from bigmodel_cli.core.columns import ABSENT, Chosen, choose_columns, plain_name
 from bigmodel_cli.core.delimited import Dialect, find_dialect
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.json_lines import MAX_LINE_CHARS, kind_of, read_objects, text_problem
 from bigmodel_cli.core.text_files import AUTO, BLOCK, find_encoding, read_blocks
 
-SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|", ".inter": "\t"}
 """Suffix -> the separator that it implies."""
 JSON_LINES = (".jsonl", ".ndjson")
 JSON = (*JSON_LINES, ".json")
@@ -84,10 +84,22 @@ class Table:
             self._told = True
             self.notes.append(f"{self.path.name}: {self.blank:,} empty rows not used")
 
+    def whole_rows(self) -> Iterator[tuple[int, list[Any]]]:
+        """The line and all values of every row, in the order of the columns; None for a key that is not there.
+
+        Raises:
+            InputError: as :meth:`rows`.
+        """
+        if self.dialect is not None:
+            yield from ((line, list(cells)) for line, cells in self._cells(self.dialect))
+            return
+        for line, row in self._objects():
+            yield line, [None if value is MISSING else value for value in row]
+
     def _present(self, line: int, role: str, value: Any) -> Any:
         if value is not MISSING:
             return value
-        if role in OPTIONAL:
+        if role in ABSENT:
             return None
         raise InputError(f"{self.located(line)}: no {self.chosen.named(role)!r}", "expected it in every row")
 

@@ -49,6 +49,7 @@ class Proof:
         files: SHA-256 of each model file.
         other_sizes: with preprocessing in the graph, the comparison on images of other sizes.
         example: the output of ``example.py``; None if there is none for this kind of input.
+        further: what the format itself has measured, such as the recall of an index.
     """
 
     passed: bool
@@ -66,6 +67,7 @@ class Proof:
     write_seconds: float
     other_sizes: Mapping[str, Any] | None = None
     example: Mapping[str, Any] | None = None
+    further: Mapping[str, Any] | None = None
     failed: Sequence[str] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +129,8 @@ def _write(entry: Entry, write: Write, subject: Subject, new: Path, out: Path) -
     clock = time.perf_counter()
     try:
         with torch.no_grad(), quiet():
-            write(subject.graph(), subject.example(), new / (layout.MODEL + entry.meta["suffix"]), subject.carry())
+            carry = subject.carry(entry.meta.get("carries", ()))
+            write(subject.graph(), subject.example(), new / (layout.MODEL + entry.meta["suffix"]), carry)
     except OSError as error:
         raise write_error(out, error) from error
     except (RuntimeError, ValueError) as error:  # tracers and serializers raise subclasses of these
@@ -179,6 +182,9 @@ def _proven(
         failed.append(f"on images of other sizes a logit differs by {apart}")
     example = None if failed else run_example(entry, subject, new, run)
     failed += [] if example is None else example.pop("failed")
+    proves = entry.meta.get("proves")
+    further = None if proves is None else proves(subject, run, new)
+    failed += [] if further is None else further.pop("failed")
     weights = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
     return Proof(
         passed=not failed,
@@ -196,6 +202,7 @@ def _proven(
         write_seconds=written,
         other_sizes=sizes,
         example=example,
+        further=further,
         failed=failed,
     )
 

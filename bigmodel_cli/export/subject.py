@@ -24,6 +24,7 @@ class Subject:
         about: plain values for export.json: arch, arch_args, task, input, recipe, checkpoint.
         pixels: include the preprocessing in the graph, so that the export takes raw images.
         files: (name, bytes) of real files of the data, for the example to be tried on.
+        histories: what every user of the data did, as `values` (N,) and `offsets` (U + 1,), for formats that carry it.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class Subject:
     about: Mapping[str, Any]
     pixels: bool = False
     files: Sequence[tuple[str, bytes]] = ()
+    histories: Mapping[str, Tensor] | None = None
 
     @cached_property
     def prepared(self) -> list[Batch]:
@@ -62,7 +64,8 @@ class Subject:
         height, width = self.given[0][0].shape[1:3]
         return describe_in_graph(steps, (height, width) if fixed else None)
 
-    def carry(self) -> dict[str, Any]:
-        """Metadata to embed in the file, if its format allows it."""
+    def carry(self, further: Sequence[str] = ()) -> dict[str, Any]:
+        """Metadata to embed in the file, if its format allows it, and the `further` fields that the format asks for."""
         describe_in_graph = {key: self.about[key] for key in ("arch", "arch_args")}
-        return {**describe_in_graph, "classes": list(self.task.spec.classes), "preprocess": self.task.preprocessing()}
+        own = {**describe_in_graph, "classes": list(self.task.spec.classes), "preprocess": self.task.preprocessing()}
+        return own | {name: value for name, value in (("histories", self.histories),) if name in further}

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.interactions import HistorySource, InteractionSpec
+from bigmodel_cli.core.interactions import HistorySource, InteractionSpec, NextItems
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Source
-from bigmodel_cli.models.layers.catalogue_loss import Loss, full_softmax
+from bigmodel_cli.models.layers.catalogue_loss import full_softmax
 from bigmodel_cli.models.layers.item_baselines import ease_weights
 
 MOST_ITEMS = 40_000  # a square matrix of them takes 6.4 GB in fp32, and twice that while it is inverted
@@ -23,7 +23,7 @@ USERS_AT_ONCE = 4096
 
 
 class EASE(nn.Module):
-    """user (B,) and history (B,S) int64 -> scores (B,I): the sum of the weights from each item of the history."""
+    """See :class:`RanksItems` in core/interactions.py. Scores sum the weights from each item of the history."""
 
     solves = True
 
@@ -33,21 +33,14 @@ class EASE(nn.Module):
         self.token = nn.Embedding(spec.items + 1, spec.items)
         nn.init.zeros_(self.token.weight)
 
-    def forward(
-        self,
-        user: Tensor,
-        history: Tensor,
-        targets: Tensor | None = None,
-        seen: Tensor | None = None,
-        noise: Tensor | None = None,
-        loss: Loss | None = None,
-    ) -> Tensor:
-        if targets is None or loss is None:
+    def forward(self, user: Tensor, history: Tensor, wanted: NextItems | None = None) -> Tensor:
+        if wanted is None:
             held = torch.zeros(history.shape[0], len(self.token.weight), device=history.device)
             return held.scatter_(1, history, 1.0)[:, 1:] @ self.token.weight[1:]
         scores = self.token(history)
         states = (scores * (history > 0)[..., None]).cumsum(1)
-        return full_softmax(states, targets, torch.eye(scores.shape[-1], device=scores.device), loss)
+        every = torch.eye(scores.shape[-1], device=scores.device)
+        return full_softmax(states, wanted.targets, every, wanted.loss)
 
     @torch.no_grad()
     def solve(self, train: Source) -> str:

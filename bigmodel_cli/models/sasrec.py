@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.interactions import InteractionSpec
+from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.models.gpt import Block, MLPKind, Norm, Position, Shape
-from bigmodel_cli.models.layers.catalogue_loss import Loss, candidate_softmax, full_softmax, uniform_candidates
+from bigmodel_cli.models.layers.catalogue_loss import candidate_softmax, full_softmax, uniform_candidates
+from bigmodel_cli.models.layers.history_window import latest_items
 from bigmodel_cli.models.layers.rope import rope_tables
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -27,17 +27,17 @@ DEFAULTS: dict[str, Any] = {
 
 
 class SASRec(nn.Module):
-    """user (B,) and history (B,S) int64 -> scores (B,I); with `targets` (B,L) and a loss, the losses (B,L).
+    """See :class:`RanksItems` in core/interactions.py.
 
     The user's number is not used: what they did is all that the model knows, so a new user needs no training.
     """
 
     def __init__(
-        self, spec: InteractionSpec, layers: int, shape: Shape, position: Position, negatives: int | None
+        self, spec: InteractionSpec, layers: int, shape: Shape, position: Position, negatives: int | None, sparse: bool
     ) -> None:
         super().__init__()
-        self.context, self.negatives = spec.context, negatives
-        self.token = nn.Embedding(spec.items + 1, shape.width)
+        self.window, self.negatives = spec.context, negatives
+        self.token = nn.Embedding(spec.items + 1, shape.width, sparse=sparse)
         self.position = nn.Embedding(spec.context, shape.width) if position == "learned" else None
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(i, shape) for i in range(layers))
@@ -50,32 +50,20 @@ class SASRec(nn.Module):
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(
-        self,
-        user: Tensor,
-        history: Tensor,
-        targets: Tensor | None = None,
-        seen: Tensor | None = None,
-        noise: Tensor | None = None,
-        loss: Loss | None = None,
-    ) -> Tensor:
-        if targets is None or loss is None or seen is None or noise is None:
+    def forward(self, user: Tensor, history: Tensor, wanted: NextItems | None = None) -> Tensor:
+        if wanted is None:
             return self.user_vectors(user, history) @ self.item_vectors().t()
-        states = self._states(history)
+        states, targets = self._states(history), wanted.targets
         if self.negatives is None:
-            return full_softmax(states, targets, self.item_vectors(), loss)
-        ids, log_q = uniform_candidates(len(self.token.weight) - 1, self.negatives, noise)
+            return full_softmax(states, targets, self.item_vectors(), wanted.loss)
+        ids, log_q = uniform_candidates(len(self.token.weight) - 1, self.negatives, wanted.noise)
         own, vectors = self.token(targets.clamp(min=0) + 1), self.token(ids + 1)
-        return candidate_softmax(states, targets, own, ids, vectors, log_q, seen, loss)
+        return candidate_softmax(states, targets, own, ids, vectors, log_q, wanted.seen, wanted.loss)
 
     def user_vectors(self, user: Tensor, history: Tensor) -> Tensor:
         """(B,D): the state after the latest item."""
-        length = (history > 0).sum(1)
-        start = (length - self.context).clamp(min=0)
-        at = start[:, None] + torch.arange(min(self.context, history.shape[1]), device=history.device)
-        latest = torch.where(at < length[:, None], history.gather(1, at.clamp(max=history.shape[1] - 1)), 0)
+        latest, last = latest_items(history, self.window)
         states = self._states(latest)
-        last = ((latest > 0).sum(1) - 1).clamp(min=0)
         return states.gather(1, last[:, None, None].expand(-1, -1, states.shape[2]))[:, 0]
 
     def item_vectors(self) -> Tensor:
@@ -110,6 +98,7 @@ def sasrec(
     mlp: MLPKind = "gelu",
     dropout: Fraction = 0.3,
     negatives: Annotated[int, Field(gt=0, description="random negatives; null: softmax over all")] | None = None,
+    sparse: Annotated[bool, Field(description="gradients of the rows of a batch alone; rowwise-adagrad")] = False,
 ) -> nn.Module:
     """Self-attention over the items of a user, with the softmax over the whole catalogue (Kang and McAuley 2018).
 
@@ -120,9 +109,11 @@ def sasrec(
         inside: width of the feed-forward layer; None: 4 D.
 
     Raises:
-        InputError: the width does not divide into the heads.
+        InputError: the width does not divide into the heads, or sparse gradients without sampling.
     """
     if width % heads or (position == "rope" and (width // heads) % 2):
         raise InputError(f"width {width}, heads {heads}", "expected heads that divide the width (evenly for rope)")
     shape = Shape(width, heads, heads, inside or 4 * width, norm, 1e-5, mlp, True, dropout)
-    return SASRec(spec, layers, shape, position, negatives)
+    if sparse and negatives is None:
+        raise InputError("model.sparse with a softmax over all items", "expected negatives", "model.negatives=1024")
+    return SASRec(spec, layers, shape, position, negatives, sparse)

@@ -12,16 +12,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmodel_cli.core.interactions import InteractionSpec
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.models.layers.attributes import Attributes
 from bigmodel_cli.models.layers.catalogue_loss import (
-    Loss,
     batch_candidates,
     candidate_softmax,
     full_softmax,
     uniform_candidates,
 )
+from bigmodel_cli.models.layers.history_window import latest_items
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -36,18 +37,25 @@ DEFAULTS: dict[str, Any] = {
 
 
 class TwoTower(nn.Module):
-    """user (B,) and history (B,S) int64 -> scores (B,I); with `targets` (B,L) and a loss, the losses (B,L).
+    """See :class:`RanksItems` in core/interactions.py.
 
     The user's vector is made of their items so far, weighted by learned functions of how long ago each was, and of
     their attributes. So a user the model has never seen gets a vector too, from their history.
     """
 
     def __init__(
-        self, spec: InteractionSpec, width: int, hidden: int, dropout: float, negatives: str, candidates: int
+        self,
+        spec: InteractionSpec,
+        width: int,
+        hidden: int,
+        dropout: float,
+        negatives: str,
+        candidates: int,
+        sparse: bool,
     ) -> None:
         super().__init__()
-        self.context, self.negatives, self.candidates = spec.context, negatives, candidates
-        self.token = nn.Embedding(spec.items + 1, width)
+        self.window, self.negatives, self.candidates = spec.context, negatives, candidates
+        self.token = nn.Embedding(spec.items + 1, width, sparse=sparse)
         self.user_attributes = Attributes(spec.user_columns, width // 4)
         self.item_attributes = Attributes(spec.item_columns, width // 4)
         self.lag = nn.Parameter(-torch.arange(spec.context)[:, None] / torch.tensor([2.0, 10.0, 1e6]))
@@ -64,36 +72,26 @@ class TwoTower(nn.Module):
         nn.init.normal_(self.token.weight, std=width**-0.5)
         nn.init.zeros_(self.bias.weight)
 
-    def forward(
-        self,
-        user: Tensor,
-        history: Tensor,
-        targets: Tensor | None = None,
-        seen: Tensor | None = None,
-        noise: Tensor | None = None,
-        loss: Loss | None = None,
-    ) -> Tensor:
-        if targets is None or loss is None or seen is None or noise is None:
+    def forward(self, user: Tensor, history: Tensor, wanted: NextItems | None = None) -> Tensor:
+        if wanted is None:
             return self.user_vectors(user, history) @ self.item_vectors().t()
-        states = self._with_one(self._states(history, user))
+        states, targets = self._with_one(self._states(history, user)), wanted.targets
         if self.negatives == "all":
-            return full_softmax(states, targets, self.item_vectors(), loss)
+            return full_softmax(states, targets, self.item_vectors(), wanted.loss)
         if self.negatives == "batch":
-            ids, log_q = batch_candidates(targets, self.get_buffer("counts"), self.candidates, noise)
+            ids, log_q = batch_candidates(targets, self.get_buffer("counts"), self.candidates, wanted.noise)
         else:
-            ids, log_q = uniform_candidates(len(self.bias.weight), self.candidates, noise)
+            ids, log_q = uniform_candidates(len(self.bias.weight), self.candidates, wanted.noise)
         own = self._items(targets.clamp(min=0))
-        return candidate_softmax(states, targets, own, ids, self._items(ids), log_q, seen, loss)
+        return candidate_softmax(states, targets, own, ids, self._items(ids), log_q, wanted.seen, wanted.loss)
 
     def user_vectors(self, user: Tensor, history: Tensor) -> Tensor:
         """(B,D+1): what the user's items so far and attributes say; the last number multiplies the item's bias."""
-        length = (history > 0).sum(1)
-        start = (length - self.context).clamp(min=0)
-        at = start[:, None] + torch.arange(min(self.context, history.shape[1]), device=history.device)
-        latest = torch.where(at < length[:, None], history.gather(1, at.clamp(max=history.shape[1] - 1)), 0)
-        states = self._states(latest, user)
-        last = ((latest > 0).sum(1) - 1).clamp(min=0)
-        return self._with_one(states.gather(1, last[:, None, None].expand(-1, -1, states.shape[2]))[:, 0])
+        latest, last = latest_items(history, self.window)
+        ago = last[:, None] - torch.arange(self.window, device=history.device)  # (B,W) how many items ago
+        weight = self.lag[ago.clamp(min=0)].masked_fill((ago < 0)[..., None], float("-inf")).softmax(1)  # (B,W,3)
+        pooled = torch.einsum("bsk,bsd->bkd", weight, self.drop(self.token(latest))).flatten(1)
+        return self._with_one(self._tower(pooled, self.user_attributes(user)))
 
     def item_vectors(self) -> Tensor:
         """(I,D+1), the last number the item's bias."""
@@ -113,8 +111,12 @@ class TwoTower(nn.Module):
         ago = ago[:, None] - ago  # (L,L) how many items ago
         weight = self.lag[ago.clamp(min=0)].masked_fill((ago < 0)[..., None], float("-inf")).softmax(1)  # (L,L,3)
         pooled = torch.einsum("tsk,bsd->btkd", weight, x).flatten(2)
-        about = self.user_attributes(user)[:, None].expand(b, length, -1)
-        return self.norm(self.user_tower(torch.cat([pooled, about], -1)) + pooled.view(b, length, 3, -1).sum(2))
+        return self._tower(pooled, self.user_attributes(user)[:, None].expand(b, length, -1))
+
+    def _tower(self, pooled: Tensor, about: Tensor) -> Tensor:
+        """(...,D) from the pooled items (...,3D) and the attributes (...,A) of the user."""
+        added = pooled.unflatten(-1, (3, -1)).sum(-2)
+        return self.norm(self.user_tower(torch.cat([pooled, about], -1)) + added)  # type: ignore[no-any-return]
 
     def _with_one(self, states: Tensor) -> Tensor:
         return F.pad(states, (0, 1), value=1.0)
@@ -130,6 +132,13 @@ def two_tower(
     dropout: Fraction = 0.3,
     negatives: Negatives = "batch",
     candidates: Annotated[int, Field(gt=0, description="most items of a batch that serve as negatives")] = 4096,
+    sparse: Annotated[bool, Field(description="gradients of the rows of a batch alone; rowwise-adagrad")] = False,
 ) -> nn.Module:
-    """A user tower over the history and an item tower, with in-batch negatives and logQ correction (Yi et al. 2019)."""
-    return TwoTower(spec, width, hidden, dropout, negatives, candidates)
+    """A user tower over the history and an item tower, with in-batch negatives and logQ correction (Yi et al. 2019).
+
+    Raises:
+        InputError: sparse gradients without sampling.
+    """
+    if sparse and negatives == "all":
+        raise InputError("model.sparse with a softmax over all items", "expected model.negatives = batch or uniform")
+    return TwoTower(spec, width, hidden, dropout, negatives, candidates, sparse)

@@ -19,7 +19,7 @@ PerSample = Callable[[Tensor, Tensor], Tensor]
 """logits (B,K) float, labels (B,) int64 or targets (B,K) float -> (B,) float."""
 
 
-@losses.register(answers=("classes", "tokens"))
+@losses.register(answers=("classes", "tokens", "items"))
 def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> PerSample:
     """-sum_k t_k log softmax(z)_k, with optional label smoothing.
 
@@ -32,7 +32,7 @@ def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0)
     return loss
 
 
-@losses.register(answers=("classes", "numbers"))
+@losses.register(answers=("classes", "numbers", "rating"))
 def mse() -> PerSample:
     """Mean squared error to the targets or, for classes, to the one-hot label: 1/K sum_k (z_k - t_k)^2."""
 
@@ -43,7 +43,7 @@ def mse() -> PerSample:
     return loss
 
 
-@losses.register(answers=("numbers",))
+@losses.register(answers=("numbers", "rating"))
 def mae() -> PerSample:
     """Mean absolute error: 1/K sum_k |z_k - t_k|; less sensitive to outliers than mse."""
 
@@ -53,7 +53,7 @@ def mae() -> PerSample:
     return loss
 
 
-@losses.register(answers=("numbers",))
+@losses.register(answers=("numbers", "rating"))
 def huber(*, delta: Annotated[float, Field(gt=0)] = 1.0) -> PerSample:
     """Huber loss (1964): half the squared error up to `delta` (in standard deviations), then linear."""
 

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from bigmodel_cli.serve.http_errors import HttpRefusal, line
 from bigmodel_cli.serve.middleware import Middleware
+from bigmodel_cli.serve.model import ReadsQueries
 from bigmodel_cli.serve.page import PAGE, POLICY
 from bigmodel_cli.serve.service import Service
 
@@ -41,6 +42,11 @@ def build_app(service: Service, log: Callable[[str], None], log_all: bool) -> Mi
     async def predict(request: Request) -> Response:
         """The answer for each sample: classes or labels with probabilities, most likely first, or numbers."""
         return _json(await service.predict(request))
+
+    if isinstance(service.served.reader, ReadsQueries):
+        path = service.served.reader.query_path
+        app.post(path, openapi_extra={"requestBody": body, "parameters": [TOP]})(predict)
+        app.get(path, openapi_extra={"parameters": [TOP]})(predict)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.images import image_header
@@ -34,7 +34,7 @@ class Part:
 
     name: str
     pixels: int
-    prepare: Callable[[], np.ndarray]
+    prepare: Callable[[], Any]
 
 
 class Reader(Protocol):
@@ -52,6 +52,18 @@ class Reader(Protocol):
 
     def example(self) -> np.ndarray:
         """A dummy sample, to check that the model responds."""
+        ...
+
+
+@runtime_checkable
+class ReadsQueries(Reader, Protocol):
+    """A reader whose requests fit in an address."""
+
+    query_path: str
+    """The further path for them, which takes POST too."""
+
+    def query(self, given: Mapping[str, str]) -> bytes:
+        """The body that says the same as the parameters `given`."""
         ...
 
 
@@ -181,6 +193,11 @@ class ServedModel:
     spec: Spec
     kind: Answer
 
+    @property
+    def outputs(self) -> int:
+        """The number of classes, labels, numbers or items."""
+        return len(self.labels)
+
     def answer(self, samples: Sequence[np.ndarray]) -> np.ndarray:
         """Prepared samples -> values (B,K): probabilities, or numbers in the units of the data.
 
@@ -214,7 +231,8 @@ def open_model(folder: Path, trust: bool = False) -> ServedModel:
     if task is None or (kind := task.meta.get("answers")) not in answers.found:
         expected = f"serve answers with {', '.join(answers.names())} only"
         raise InputError(f"{folder}: an export for {export.about['task']}", expected)
-    reader: Reader = readers.get(export.spec.kind)(export)
+    entry = readers.get(export.spec.kind)
+    reader: Reader = entry(export)
     about = {
         "name": export.about["arch"],
         "format": export.about["format"],
@@ -223,4 +241,6 @@ def open_model(folder: Path, trust: bool = False) -> ServedModel:
         "classes": list(export.labels),
         "digest": export.digest,
     }
-    return ServedModel(export.open(trust), reader, export.labels, about, export.spec, answers.get(kind)())
+    served = ServedModel(export.open(trust), reader, export.labels, about, export.spec, answers.get(kind)())
+    of_its_own = entry.meta.get("served")
+    return served if of_its_own is None else of_its_own(served, export, trust)  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from bigmodel_cli.serve.batching import Batcher
 from bigmodel_cli.serve.decoders import Decoders
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.metrics import Metrics
-from bigmodel_cli.serve.model import ServedModel
+from bigmodel_cli.serve.model import ReadsQueries, ServedModel
 from bigmodel_cli.serve.uploads import Limits, read_body
 
 BODIES = 8
@@ -101,13 +101,17 @@ class Service:
             held += size
 
         try:
-            yield await read_body(request, self.options.limits, reserve)
+            if request.method == "GET":  # only the paths of a reader that takes queries
+                assert isinstance(self.served.reader, ReadsQueries)
+                yield self.served.reader.query(request.query_params)
+            else:
+                yield await read_body(request, self.options.limits, reserve)
         finally:
             self._bodies -= held
 
     def _top(self, asked: str | None) -> int:
         if asked is None:
-            return min(5, len(self.served.labels))
+            return min(5, self.served.outputs)
         if not asked.isascii() or not asked.isdigit() or not 1 <= len(asked) <= 6 or int(asked) < 1:
             raise HttpRefusal(400, f"top={asked[:40]}", "expected a whole number from 1")
         return int(asked)

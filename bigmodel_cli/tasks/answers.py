@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bigmodel_cli.core.answering import Answers
+from bigmodel_cli.core.answering import NamesAnswer
 from bigmodel_cli.core.output_values import HasOutputs
 from bigmodel_cli.core.registry import answers
 
@@ -219,7 +219,7 @@ class NumberAnswer(Answer):
 
 def answer_of(task: Any) -> Answer:
     """The kind of answer of `task`. One of other outputs, such as a language model, answers with one of its tokens."""
-    return answers.get(task.answers if isinstance(task, Answers) else "classes")()  # type: ignore[no-any-return]
+    return answers.get(task.answers if isinstance(task, NamesAnswer) else "classes")()  # type: ignore[no-any-return]
 
 
 @answers.register("classes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward
@@ -20,7 +18,7 @@ from bigmodel_cli.tasks.catalogue import adopt, check_ids
 PAIRS = 1 << 20  # pairs of user and item in one forward pass
 
 
-@tasks.register(spec_type=InteractionSpec, pipeline_tag="tabular-regression")
+@tasks.register(spec_type=InteractionSpec, answers="rating", pipeline_tag="tabular-regression")
 def rating_prediction(
     spec: InteractionSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> RatingPrediction:
@@ -35,6 +33,7 @@ class RatingPrediction:
     spec: InteractionSpec
     loss_per_rating: Callable[[Tensor, Tensor], Tensor]
     name = "rating_prediction"
+    answers = "rating"
     unit = "ratings"
     unit_axis = None
     best = ("rmse", "min")
@@ -61,14 +60,7 @@ class RatingPrediction:
         return len(batch["rating"])
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
-        """The registered loss of predicted and given rating, each as one number.
-
-        Raises:
-            InputError: the loss compares classes.
-        """
-        if not _compares_numbers(self.loss_per_rating):
-            hint = "--set loss.name=mse"
-            raise InputError("this loss compares classes, and a rating is a number", "expected mse", hint)
+        """The registered loss of predicted and given rating, each as one number."""
         predicted = model(batch["user"], batch["item"]).float()
         losses = self.loss_per_rating(predicted[:, None], batch["rating"][:, None])
         return LossSum(losses.sum(), len(losses))
@@ -108,10 +100,3 @@ class RatingPrediction:
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return torch.zeros(batch_size, dtype=torch.int64), torch.zeros(batch_size, dtype=torch.int64)
-
-
-@functools.lru_cache(16)
-def _compares_numbers(loss: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Whether `loss` of one number and another changes with the first; cross-entropy of one class does not."""
-    one, two = torch.ones(1, 1), torch.full((1, 1), 2.0)
-    return bool(loss(one, two) != loss(two, two))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.interactions import InteractionSpec
+from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward
@@ -24,7 +24,7 @@ NOTHING = -100  # a target that the loss ignores
 MOST_SCORES = 1 << 24  # of one forward pass in evaluation: 64 MB
 
 
-@tasks.register(spec_type=InteractionSpec, pipeline_tag="other")
+@tasks.register(spec_type=InteractionSpec, answers="items", pipeline_tag="other")
 def recommendation(
     spec: InteractionSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> Recommendation:
@@ -39,6 +39,7 @@ class Recommendation:
     spec: InteractionSpec
     loss_per_item: Callable[[Tensor, Tensor], Tensor]
     name = "recommendation"
+    answers = "items"
     unit = "items"
     unit_axis = 1
     best = ("ndcg_10", "max")
@@ -77,12 +78,8 @@ class Recommendation:
         return int((batch["items"][:, 1:] > 0).sum()) if "items" in batch else int((batch["relevant"] >= 0).sum())
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
-        losses = model(
-            batch["user"],
-            batch["history"],
-            targets=batch["targets"], seen=batch["seen"], noise=batch["noise"],
-            loss=self.loss_per_item,
-        )  # fmt: skip
+        wanted = NextItems(batch["targets"], batch["seen"], batch["noise"], self.loss_per_item)
+        losses = model(batch["user"], batch["history"], wanted)
         return LossSum(losses.sum(), (batch["targets"] != NOTHING).sum())
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:

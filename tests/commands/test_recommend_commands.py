@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Run
 
 from bigmodel_cli.engine.build.load import load_trained
@@ -72,6 +73,17 @@ def test_ratings(run_cli: Run, tmp_path: Path, model: str, options: tuple[str, .
     assert done["val_rmse"] < 1.5, "the deviation of the ratings"
     report = last_line(run_cli("eval", "run", "--split", "test", "--json"))
     assert report["headline"]["rmse"]["low"] < report["headline"]["rmse"]["value"]  # type: ignore[index]
+    (tmp_path / "pairs.csv").write_text("Item;User\ni3;u1\ni4;u2\ni3;nobody\n")
+    rated = run_cli("predict", "run", "pairs.csv", "--json")
+    found = [json.loads(line) for line in rated.stdout.splitlines()]
+    assert rated.returncode == 2 and "pairs.csv:4: no user 'nobody'" in rated.stderr
+    assert [(row["user"], row["item"]) for row in found] == [("u1", "i3"), ("u2", "i4")]
+    trained = load_trained(tmp_path / "run")
+    users, items = (torch.tensor([f(row[k]) for row in found]) for f, k in
+                    ((trained.task.spec.user_index, "user"), (trained.task.spec.item_index, "item")))  # fmt: skip
+    with torch.inference_mode():
+        wanted = trained.model(users, items).clamp(2, 5)
+    assert [row["rating"] for row in found] == pytest.approx(wanted.tolist(), abs=1e-5)
     even = last_line(run_cli("predict", "run", "--user", "u1", "--top", "3", "--json"))
     assert len(even["top"]) == 3  # type: ignore[arg-type]
     if model == "mf" and "model.solver=als" in options:
@@ -81,7 +93,7 @@ def test_ratings(run_cli: Run, tmp_path: Path, model: str, options: tuple[str, .
     assert wrong.returncode == 2 and "no user 'nobody'" in wrong.stderr
     classes = run_cli("train", model, "--data", "./a.csv", "--set", "loss.name=cross_entropy", "--out", "other")
     if model == "dcn-v2":
-        assert classes.returncode == 2 and "loss.name=mse" in classes.stderr
+        assert classes.returncode == 2 and "rating prediction; expected" in classes.stderr and "mse" in classes.stderr
 
 
 def test_inspect_counts_what_is_in_a_table(run_cli: Run, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import InteractionSpec, everything
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.data.interactions.table import build_table
+from bigmodel_cli.data.user_path import source_for
 
 Row = tuple[str, str, float, int]
 
@@ -110,11 +111,47 @@ def test_attributes_titles_and_their_gaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "head", "row", "columns"),
+    [
+        ("a.csv", "User ID;Item;Rating;Timestamp", "{};{};{};{}", None),
+        ("a.tsv", "user_id\tMOVIE_ID\tscore\tdate", "{}\t{}\t{}\t{}", None),
+        ("a.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float", "{}\t{}\t{}\t{}", None),
+        ("a.csv", "who,what,stars,at", "{},{},{},{}", {"user": "who", "item": "what", "time": "at"}),
+        ("a.csv", None, "{},{},{},{}", {"user": "1", "item": "2", "rating": "3", "time": "4"}),
+        ("a.jsonl", None, '{{"user": "{}", "item": "{}", "rating": {}, "time": {}}}', None),
+    ],
+)
+def test_a_table_is_read_however_it_is_written(
+    tmp_path: Path, name: str, head: str | None, row: str, columns: dict[str, str] | None
+) -> None:
+    given = rows()
+    text = "\n".join([*([head] if head else []), *(row.format(*r) for r in given)]) + "\n"
+    (tmp_path / name).write_text(text)
+    read = data.get("interaction_file")
+    found = read(tmp_path, path=str(tmp_path / name), columns=columns)
+    assert found.fingerprint == read(tmp_path, path=str(write(tmp_path / "plain.csv", given))).fingerprint
+    assert source_for(tmp_path / name, columns) == "interaction_file"
+
+
+def test_parquet_is_read_as_the_table_it_was_made_of(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    given = rows()
+    frame = pandas.DataFrame(given, columns=["who", "item", "rating", "time"])
+    frame["time"] = pandas.to_datetime(frame["time"], unit="s")
+    frame.to_parquet(tmp_path / "a.parquet")
+    read = data.get("interaction_file")
+    found = read(tmp_path, path=str(tmp_path / "a.parquet"), columns={"user": "who"})
+    assert found.fingerprint == read(tmp_path, path=str(write(tmp_path / "a.csv", given))).fingerprint
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("user,rating\na,1\n", "expected user and item"), ("user,item,rating\na,b,x\n", "a.csv:2: rating is 'x'"),
-        ("user,item,rating\na,b\n", "a.csv:2: a value is missing"), ("user,item\n", "it is empty"),
+        ("user,rating\na,1\n", "no column item"), ("user,item,rating\na,b,x\n", "a.csv:2: rating is 'x'"),
+        ("user,item,rating\na,b\n", "a.csv:2: 2 cells"), ("user,item\n", "it is empty"),
         ("user,item,time\na,b,inf\n", "a.csv:2: time is 'inf'"), ("user,item\na,b\n", "expected some users"),
+        ("user,item\na,\n", "a.csv:2: no item"),
     ],
 )  # fmt: skip
 def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, text: str, line: str) -> None:

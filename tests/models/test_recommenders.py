@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bigmodel_cli.core.interactions import Column, HasVectors, InteractionSpec
+from bigmodel_cli.core.interactions import Column, HasVectors, InteractionSpec, NextItems
 from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.interactions.sources import Ragged, Windows
@@ -45,8 +45,8 @@ def test_a_later_item_changes_no_earlier_state(name: str) -> None:
     changed["history"][:, 4] = 1
 
     def of(b: Batch) -> torch.Tensor:
-        given = {k: b[k] for k in ("targets", "seen", "noise")}
-        return model(b["user"], b["history"], **given, loss=losses.get("cross_entropy")())
+        wanted = NextItems(b["targets"], b["seen"], b["noise"], losses.get("cross_entropy")())
+        return model(b["user"], b["history"], wanted)
 
     before, after = of(batch), of(changed)
     torch.testing.assert_close(before[:, :4], after[:, :4])

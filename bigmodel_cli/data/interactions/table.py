@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,20 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.columns import choose_columns
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.interactions import Column
 from bigmodel_cli.core.registry import natural
-from bigmodel_cli.core.text_files import read_text
+from bigmodel_cli.core.tables import as_text, open_table
 
 Ties = Literal["hashed", "item", "file"]
-NAMES = {
-    "user": ("user", "user_id", "userid", "uid"),
-    "item": ("item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid", "product_id"),
-    "rating": ("rating", "click", "score", "value"),
-    "time": ("time", "timestamp", "date", "ts"),
-}
-"""What the columns of a table may be called."""
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
+ROLES = ("user", "item", "rating", "time")
+PARQUET = ".parquet"
 
 
 @dataclass(frozen=True)
@@ -134,93 +127,84 @@ def _hash(user: Tensor, item: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
-def read_table(path: Path, encoding: str, ties: Ties, notes: list[str]) -> Table:
-    """A table with a first line of column names: .csv, .tsv or .parquet with a user, an item, a rating, a time.
+def read_table(
+    path: Path, encoding: str, ties: Ties, notes: list[str], columns: Mapping[str, str] | None = None
+) -> Table:
+    """A table of interactions: a user, an item, and perhaps a rating (or click) and a time, by name or `columns`.
 
-    The rating (or click) and the time may be missing: every interaction then counts 1, in the order of the file.
+    Without a rating every interaction counts 1; without a time the order of the file stands for it.
 
     Raises:
         InputError: a column is missing or a value is not a number; the message names the line.
     """
-    rows = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path, encoding, notes)
+    rows = _parquet(path, columns or {}, notes) if path.suffix.lower() == PARQUET else None
+    if rows is None:
+        opened = open_table(path, ROLES, columns, encoding, notes)
+        rows = ((opened.located(line), values) for line, values in opened.rows(*ROLES))
     users, items, ratings, times = list[str](), list[str](), list[float](), list[int]()
-    for where, row in rows:
-        users.append(row["user"])
-        items.append(row["item"])
-        ratings.append(_number(where, "rating", row.get("rating", "1")))
-        if "time" in row:
-            times.append(_seconds(where, row["time"]))
+    for where, (user, item, rating, time) in rows:
+        users.append(_id(where, "user", user))
+        items.append(_id(where, "item", item))
+        ratings.append(1.0 if rating is None else _number(where, "rating", rating))
+        if time is not None:
+            times.append(_seconds(where, time))
     if not users:
         raise InputError(f"{path}: it is empty", "expected rows with user and item")
+    if times and len(times) != len(users):
+        raise InputError(
+            f"{path}: {len(times):,} of {len(users):,} rows have a time", "expected one in each or in none"
+        )
     if not times:
         notes.append("no time column: the order of the file stands for time")
     return build_table(users, items, ratings, times or list(range(len(users))), ties)
 
 
-def _number(where: str, column: str, text: str) -> float:
+def _id(where: str, column: str, value: Any) -> str:
+    """A user's or an item's id as text; blanks around it are removed."""
+    text = as_text(value, where, column).strip()
+    if not text:
+        raise InputError(f"{where}: no {column}", "expected an id in every row")
+    return text
+
+
+def _number(where: str, column: str, given: Any) -> float:
     try:
-        value = float(text)
-    except ValueError:
+        value = float(given)
+    except (TypeError, ValueError):
         value = float("nan")
     if not abs(value) < 1e15:
-        raise InputError(f"{where}: {column} is {text[:40]!r}", "expected a number")
+        raise InputError(f"{where}: {column} is {str(given)[:40]!r}", "expected a number")
     return value
 
 
-def _seconds(where: str, text: str) -> int:
+def _seconds(where: str, given: Any) -> int:
     """Unix seconds of a number or of a date as ISO 8601 writes it; a date without a zone is UTC."""
     try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        return int(_number(where, "time", text))
+        when = given if isinstance(given, datetime) else datetime.fromisoformat(given)
+    except (TypeError, ValueError):
+        return int(_number(where, "time", given))
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
 
 
-def find_columns(path: Path, header: Iterable[str]) -> dict[str, str]:
-    """Which column of `header` is the user, the item, the rating and the time.
-
-    Raises:
-        InputError: there is no user or no item.
-    """
-    lowered = {name.partition(":")[0].strip().lower(): name for name in header}  # RecBole writes user_id:token
-    found = {key: lowered[n] for key, names in NAMES.items() for n in reversed(names) if n in lowered}
-    if "user" not in found or "item" not in found:
-        raise InputError(f"{path}: columns {', '.join(list(lowered)[:8])}", "expected user and item")
-    return found
-
-
-def _text(path: Path, encoding: str, notes: list[str]) -> Iterable[tuple[str, dict[str, str]]]:
-    delimiter = DELIMITERS.get(path.suffix.lower())
-    if delimiter is None:
-        raise InputError(f"{path}: {path.suffix or 'no suffix'}", "expected .csv, .tsv or .parquet")
-    reader = csv.DictReader(io.StringIO(read_text(path, encoding, notes)), delimiter=delimiter, strict=True)
-    columns = find_columns(path, reader.fieldnames or ())
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if any(not row.get(name) for name in columns.values()):
-                raise InputError(f"{where}: a value is missing", "expected " + ", ".join(columns.values()))
-            yield where, {key: row[name] for key, name in columns.items()}
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}", "expected a table") from None
-
-
-def _parquet(path: Path) -> Iterable[tuple[str, dict[str, str]]]:
+def _parquet(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterable[tuple[str, list[Any]]]:
+    """The place and the values of each row of a Parquet file."""
     try:
         from pyarrow import lib, parquet
     except ImportError:
         raise MachineError(f"{path}: pyarrow is not installed", hint="pip install 'bigmodel[parquet]'") from None
     try:
-        whole = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            chosen = choose_columns(str(path), file.schema_arrow.names, ROLES, given)
+            notes += [f"{path.name}: {note}" for note in chosen.notes]
+            names = {role: chosen.names[places[0]] for role, places in chosen.places.items()}
+            number = 0
+            for batch in file.iter_batches(columns=sorted(set(names.values()))):
+                values = [batch.column(names[r]).to_pylist() if r in names else [None] * len(batch) for r in ROLES]
+                for row in zip(*values, strict=True):
+                    number += 1
+                    yield f"{path}: row {number}", list(row)
     except (lib.ArrowException, OSError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}", "expected a Parquet file") from None
-    columns = find_columns(path, whole.column_names)
-    values = {key: whole.column(name).to_pylist() for key, name in columns.items()}
-    for number in range(whole.num_rows):
-        row = {key: column[number] for key, column in values.items()}
-        if any(value is None for value in row.values()):
-            raise InputError(f"{path}: row {number + 1}: a value is missing", "expected " + ", ".join(columns.values()))
-        yield f"{path}: row {number + 1}", {key: str(value) for key, value in row.items()}
 
 
 def column_of(name: str, ids: Sequence[str], values: Mapping[str, Sequence[str]]) -> Column:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +10,16 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from bigmodel_cli.core.columns import Columns
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import Column
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.text_files import AUTO, read_text
+from bigmodel_cli.core.tables import as_text, open_table
+from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.interactions.bundle import RANKING, RATINGS, Context, build_bundle, in_ids_of
 from bigmodel_cli.data.interactions.splits import Split, choose_split
-from bigmodel_cli.data.interactions.table import DELIMITERS, NAMES, Ties, column_of, read_table
+from bigmodel_cli.data.interactions.table import PARQUET, ROLES, Ties, column_of, read_table
 from bigmodel_cli.data.user_path import UserPath
 
 Encoding = Annotated[str, Field(description="of the files: auto, utf-8, latin-1, utf-16, ...")]
@@ -33,10 +33,7 @@ def _reads(given: UserPath) -> float:
     """A table with a user and an item, by any of their names. A Parquet file's columns are not looked at."""
     if given.is_dir or given.is_address:
         return 0
-    if given.suffix in (".parquet", ".inter"):
-        return 1
-    found = {name.strip().lower() for name in given.columns}
-    return 4 * all(found & set(NAMES[key]) for key in ("user", "item"))
+    return 1 if given.suffix == PARQUET else 4 * given.has_columns(ROLES)
 
 
 @data.register(kind="interactions", reads=_reads, next="train two-tower")
@@ -46,6 +43,7 @@ def interaction_file(
     like: Spec | None = None,
     *,
     path: str,
+    columns: Columns | None = None,
     users: str | None = None,
     items: str | None = None,
     encoding: Encoding = AUTO,
@@ -54,7 +52,7 @@ def interaction_file(
     seed: SplitSeed = 0,
     context: Context = 200,
 ) -> DataBundle:
-    """Your own interactions: .csv, .tsv or .parquet with `user`, `item`, and optionally `rating` and `time`.
+    """Your own interactions: a table or .parquet with `user`, `item`, and optionally `rating` and `time`.
 
     Args:
         users: a table of users' attributes, its first column the user.
@@ -64,7 +62,7 @@ def interaction_file(
     """
     notes = list[str]()
     file = Path(path).expanduser()
-    read = read_table(file, encoding, ties, notes)
+    read = read_table(file, encoding, ties, notes, columns)
     table = in_ids_of(like, read)
     new = (table.users - read.users, table.items - read.items)
     if any(new):
@@ -88,10 +86,14 @@ def _attributes(
     if path is None:
         return [], ()
     file = Path(path).expanduser()
-    rows = list(csv.reader(io.StringIO(read_text(file, encoding, notes)), delimiter=_delimiter(file)))
-    header, body = (rows[0], rows[1:]) if rows else ([], [])
-    if len(header) < 2 or any(len(row) != len(header) for row in body):
-        raise InputError(f"{file}: not a table of attributes", "expected an id and further columns in every line")
+    opened = open_table(file, (), None, encoding, aside := list[str]())
+    notes += [note for note in aside if "columns not used" not in note]
+    header = opened.chosen.names
+    if len(header) < 2:
+        raise InputError(f"{file}: not a table of attributes", "expected an id and further columns")
+    body = [["" if cell is None else as_text(cell, opened.located(line), header[i]).strip()
+             for i, cell in enumerate(cells)]
+            for line, cells in opened.whole_rows()]  # fmt: skip
     known, columns, titles = set(ids), list[Column](), tuple[str, ...]()
     unknown = sum(row[0] not in known for row in body)
     if unknown:
@@ -105,12 +107,6 @@ def _attributes(
         else:
             columns.append(column_of(name, ids, _grouped(values)))
     return columns, titles
-
-
-def _delimiter(file: Path) -> str:
-    if file.suffix.lower() not in DELIMITERS:
-        raise InputError(f"{file}: {file.suffix or 'no suffix'}", "expected .csv or .tsv")
-    return DELIMITERS[file.suffix.lower()]
 
 
 def _numeric(values: object) -> bool:

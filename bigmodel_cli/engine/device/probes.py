@@ -19,6 +19,8 @@ from bigmodel_cli.engine.device.hardware import cpu_info
 FIX_TORCH_FIRST = "fix torch first"
 SLOW = ("litert_torch", "coremltools", "torchao")
 """Packages that are too slow to import here: only their version is reported."""
+IMPORTED_AS = {"faiss_cpu": "faiss"}
+"""Packages whose module has another name."""
 BINARIES = (".so", ".pyd", ".dylib")
 
 
@@ -132,7 +134,7 @@ def _has_binaries(package: str) -> bool:
 def check_extra(package: str) -> Check:
     """Import an optional package and report its version."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report each import over the network
-    importlib.import_module(package)
+    importlib.import_module(IMPORTED_AS.get(package, package))
     return Check(package, "pass", metadata.version(package))
 
 

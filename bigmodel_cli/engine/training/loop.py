@@ -14,6 +14,7 @@ from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.batches import micro_batches
 from bigmodel_cli.engine.device.placement import is_out_of_memory
 from bigmodel_cli.engine.training.evaluate import evaluate, split_outputs
+from bigmodel_cli.engine.training.gradients import clip_gradients, gradient_values
 from bigmodel_cli.engine.training.lone_samples import is_lone_sample
 from bigmodel_cli.engine.training.run import Run, StepResult
 
@@ -78,10 +79,10 @@ def train_step(run: Run, raw: Batch) -> StepResult:
         _halve(run)
     with run.timer("optimizer"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-        grads = [p.grad for p in parameters if p.grad is not None]
+        grads = gradient_values(parameters, run.parallel.group.world)
         norm = run.parallel.gather_full(torch.nn.utils.get_total_norm(grads))
         if run.recipe.train.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, run.recipe.train.clip_norm, norm)
+            clip_gradients(parameters, run.recipe.train.clip_norm, norm)
         finite = torch.isfinite(norm + total)
         for before, now in zip(buffers, run.model.buffers(), strict=False):  # undo NaNs in BatchNorm statistics
             now.copy_(torch.where(finite, now, before))
