@@ -77,14 +77,17 @@ def predict(
         bigmodel predict runs/mf-1 pairs.csv --columns user=who,item=film
     """
     from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.commands.rate_pairs import show_ratings
     from bigmodel_cli.commands.recommend_items import show_recommendations
     from bigmodel_cli.core.interactions import Recommends
 
     if not files and not texts and not users:
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
-    if users or isinstance(trained.task, Recommends):
-        show_recommendations(trained, options, users or [], files or [], columns, bool(texts), top, json)
+    if isinstance(trained.task, Recommends) and files and not users and not texts:
+        show_ratings(trained, files, columns, json)
+    elif users or isinstance(trained.task, Recommends):
+        show_recommendations(trained, options, users or [], bool(files or texts), top, json)
     else:
         _predict_samples(trained, options, files or [], texts or [], columns, top, tta, json)
 

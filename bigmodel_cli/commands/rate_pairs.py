@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.commands.recommend_items import interaction_spec
 from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.errors import InputError
 
@@ -27,8 +28,6 @@ def show_ratings(trained: TrainedModel, files: Sequence[Path], columns: str | No
     Raises:
         InputError: the model rates no pairs, a table cannot be read, or a pair is not known.
     """
-    from bigmodel_cli.commands.recommend_items import interaction_spec
-
     spec = interaction_spec(trained)
     if "item" not in trained.task.inputs:
         raise InputError(f"{trained.path} ranks items for users", "expected --user ID", "bigmodel predict --help")

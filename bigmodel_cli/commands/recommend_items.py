@@ -31,26 +31,14 @@ class Recommended:
 
 
 def show_recommendations(
-    trained: TrainedModel,
-    options: RunOptions,
-    users: Sequence[str],
-    files: Sequence[Path],
-    columns: str | None,
-    texts: bool,
-    top: int,
-    json: bool,
+    trained: TrainedModel, options: RunOptions, users: Sequence[str], other_inputs: bool, top: int, json: bool
 ) -> None:
-    """Print the `top` items for each of `users`, without what they have seen; or the ratings of the pairs in `files`.
+    """Print the `top` items for each of `users`, without what they have seen; `other_inputs` are refused.
 
     Raises:
         InputError: no user is named, the user is unknown, or the model recommends nothing.
     """
-    if files and not users and not texts:
-        from bigmodel_cli.commands.rate_pairs import show_ratings
-
-        show_ratings(trained, files, columns, json)
-        return
-    if not users or files or texts:
+    if not users or other_inputs:
         what = "--user with files or texts" if users else f"{trained.path} recommends items to users"
         raise InputError(what, "expected --user ID alone", "bigmodel predict --help")
     spec = interaction_spec(trained)
