@@ -66,11 +66,9 @@ def predict(
 
         bigmodel predict timm:resnet18 --pretrained photo.jpg
 
-        bigmodel predict runs/text-cnn-rt-polarity-1 reviews.txt
+        bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
-
-        bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
 
         bigmodel predict runs/sasrec-movielens-100k-1 --user 42 --top 10
 
@@ -84,7 +82,7 @@ def predict(
     if not files and not texts and not users:
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
-    if isinstance(trained.task, Recommends) and files and not users and not texts:
+    if isinstance(trained.task, Recommends) and files and not (users or texts):
         show_ratings(trained, files, columns, json)
     elif users or isinstance(trained.task, Recommends):
         show_recommendations(trained, options, users or [], bool(files or texts), top, json)

@@ -53,11 +53,15 @@ class MatrixFactorisation(nn.Module):
         return rows.unflatten(-1, (self.samples, self.factors + 1))
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.samples_of(user, item).mean(1)
+
+    def samples_of(self, user: Tensor, item: Tensor) -> Tensor:
+        """(B,S) the rating by each sample."""
         x, z = self._parts(self.user(user)), self._parts(self.item(item))
         rating = self.spec.mean + (x[..., :-1] * z[..., :-1]).sum(-1) + x[..., -1] + z[..., -1]  # (B,S)
         if self.samples > 1:
             rating = rating.clamp(self.spec.low, self.spec.high)
-        return rating.mean(1)
+        return rating
 
     def item_vectors(self) -> Tensor:
         """(I,S * (K + 2)): factors, 1 and bias of each sample."""
