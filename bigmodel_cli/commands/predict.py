@@ -53,8 +53,7 @@ def predict(
     trust: opt.Trust = False,
     json: opt.Json = False,
 ) -> None:
-    """Predict each image, line of text or row of a table; translate each line; recommend items to a user, or rate
-    pairs of user and item in a table.
+    """Predict images, texts or rows of a table; translate lines; recommend items to a user; rate pairs.
 
     Files that cannot be read are reported; the others are still predicted.
 
