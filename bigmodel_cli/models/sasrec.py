@@ -5,7 +5,7 @@ Shapes: B batch, S items of a user, L window, I items, D width. Item numbers in 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,7 +14,12 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.models.gpt import Block, MLPKind, Norm, Position, Shape
-from bigmodel_cli.models.layers.catalogue_loss import candidate_softmax, full_softmax, uniform_candidates
+from bigmodel_cli.models.layers.catalogue_loss import (
+    candidate_gbce,
+    candidate_softmax,
+    full_softmax,
+    uniform_candidates,
+)
 from bigmodel_cli.models.layers.history_window import latest_items
 from bigmodel_cli.models.layers.rope import rope_tables
 
@@ -33,10 +38,17 @@ class SASRec(nn.Module):
     """
 
     def __init__(
-        self, spec: InteractionSpec, layers: int, shape: Shape, position: Position, negatives: int | None, sparse: bool
+        self,
+        spec: InteractionSpec,
+        layers: int,
+        shape: Shape,
+        position: Position,
+        negatives: int | None,
+        sparse: bool,
+        calibration: float | None,
     ) -> None:
         super().__init__()
-        self.window, self.negatives = spec.context, negatives
+        self.window, self.negatives, self.calibration = spec.context, negatives, calibration
         self.token = nn.Embedding(spec.items + 1, shape.width, sparse=sparse)
         self.position = nn.Embedding(spec.context, shape.width) if position == "learned" else None
         self.drop = nn.Dropout(shape.dropout)
@@ -58,6 +70,9 @@ class SASRec(nn.Module):
             return full_softmax(states, targets, self.item_vectors(), wanted.loss)
         ids, log_q = uniform_candidates(len(self.token.weight) - 1, self.negatives, wanted.noise)
         own, vectors = self.token(targets.clamp(min=0) + 1), self.token(ids + 1)
+        if self.calibration is not None:
+            items, t = len(self.token.weight) - 1, self.calibration
+            return candidate_gbce(states, targets, own, ids, vectors, wanted.seen, items, t)
         return candidate_softmax(states, targets, own, ids, vectors, log_q, wanted.seen, wanted.loss)
 
     def user_vectors(self, user: Tensor, history: Tensor) -> Tensor:
@@ -98,6 +113,10 @@ def sasrec(
     mlp: MLPKind = "gelu",
     dropout: Fraction = 0.3,
     negatives: Annotated[int, Field(gt=0, description="random negatives; null: softmax over all")] | None = None,
+    objective: Annotated[
+        Literal["softmax", "gbce"], Field(description="gbce: gSASRec's binary cross-entropy, with negatives")
+    ] = "softmax",
+    calibration: Annotated[float, Field(ge=0, le=1, description="t of gbce")] = 0.75,
     sparse: Annotated[bool, Field(description="gradients of the rows of a batch alone; rowwise-adagrad")] = False,
 ) -> nn.Module:
     """Self-attention over the items of a user, with the softmax over the whole catalogue (Kang and McAuley 2018).
@@ -109,11 +128,14 @@ def sasrec(
         inside: width of the feed-forward layer; None: 4 D.
 
     Raises:
-        InputError: the width does not divide into the heads, or sparse gradients without sampling.
+        InputError: the width does not divide into the heads, or what needs negatives has none.
     """
     if width % heads or (position == "rope" and (width // heads) % 2):
         raise InputError(f"width {width}, heads {heads}", "expected heads that divide the width (evenly for rope)")
     shape = Shape(width, heads, heads, inside or 4 * width, norm, 1e-5, mlp, True, dropout)
     if sparse and negatives is None:
         raise InputError("model.sparse with a softmax over all items", "expected negatives", "model.negatives=1024")
-    return SASRec(spec, layers, shape, position, negatives, sparse)
+    if objective == "gbce" and negatives is None:
+        raise InputError("model.objective = gbce", "expected negatives", "--set model.negatives=256")
+    t = calibration if objective == "gbce" else None
+    return SASRec(spec, layers, shape, position, negatives, sparse, t)

@@ -12,7 +12,7 @@ from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.interactions.sources import Ragged, Windows
 from bigmodel_cli.models.layers.bayesian_factors import sample_factors
-from bigmodel_cli.models.layers.catalogue_loss import candidate_softmax, full_softmax
+from bigmodel_cli.models.layers.catalogue_loss import candidate_gbce, candidate_softmax, full_softmax
 
 GENRE = Column("genre", ("a", "b", "c"), tuple((k % 3,) if k % 4 else () for k in range(30)))
 SPEC = InteractionSpec(12, 30, 8, 1.0, 5.0, 3.0, item_counts=tuple(range(30)), item_columns=(GENRE,))
@@ -101,6 +101,23 @@ def test_candidates_estimate_the_softmax_of_the_whole_catalogue() -> None:
             logits = vectors[kept] @ x[b, t]
             wanted = logits.logsumexp(0) - vectors[target] @ x[b, t]
             torch.testing.assert_close(masked[b, t], wanted)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_is_its_formula_with_known_positives_left_out(calibration: float) -> None:
+    torch.manual_seed(0)
+    x, vectors, targets = torch.randn(2, 3, 4), torch.randn(30, 4), torch.randint(0, 30, (2, 3))
+    ids, seen = torch.tensor([2, 5, 9, 11]), torch.tensor([[3, 12], [6, 0]])  # items 2 and 11; item 5
+    found = candidate_gbce(x, targets, vectors[targets], ids, vectors[ids], seen, 30, calibration)
+    rate = 4 / 29
+    power = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    for b, gone in enumerate([{2, 11}, {5}]):
+        for t in range(3):
+            positive = float(vectors[targets[b, t]] @ x[b, t])
+            others = [float(vectors[i] @ x[b, t]) for i in ids.tolist() if i not in gone | {int(targets[b, t])}]
+            wanted = -power * math.log(1 / (1 + math.exp(-positive)))
+            wanted -= sum(math.log(1 - 1 / (1 + math.exp(-n))) for n in others) / 4
+            assert float(found[b, t]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_sampling_draws_every_window_by_its_own_key() -> None:

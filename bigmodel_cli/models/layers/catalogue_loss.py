@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 MAX_CHUNK_LOGITS = 1 << 24  # 64 MB in fp32
@@ -38,14 +39,43 @@ def candidate_softmax(
     being drawn, makes the sum over candidates an unbiased estimate of that over the catalogue (Bengio and Senecal
     2008). What the user has interacted with, `seen` (B,S) from 1 with 0 for padding, is never a negative.
     """
+
+    def of(positive: Tensor, negatives: Tensor) -> Tensor:
+        logits = torch.cat([positive, negatives - log_q], 1)
+        return loss(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+    return _against_candidates(x, targets, own, ids, vectors, seen, of)
+
+
+def candidate_gbce(
+    x: Tensor, targets: Tensor, own: Tensor, ids: Tensor, vectors: Tensor, seen: Tensor, items: int, calibration: float
+) -> Tensor:
+    """gSASRec's loss in place of the softmax (Petrov and Macdonald 2023): -log s(p)^b - mean over C of log(1 - s(n)).
+
+    s is the sigmoid, p the logit of the target, n one of a candidate. With a = C / (`items` - 1), the exponent b is
+    a (t (1 - 1/a) + 1/a); `calibration` t of 0 is the plain binary cross-entropy, whose scores are overconfident, and 1
+    makes up for the sampling.
+    """
+    rate = min(len(ids) / max(items - 1, 1), 1.0)
+    power = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+
+    def of(positive: Tensor, negatives: Tensor) -> Tensor:
+        return -power * F.logsigmoid(positive[:, 0]) - F.logsigmoid(-negatives).mean(1)
+
+    return _against_candidates(x, targets, own, ids, vectors, seen, of)
+
+
+def _against_candidates(
+    x: Tensor, targets: Tensor, own: Tensor, ids: Tensor, vectors: Tensor, seen: Tensor, of: Loss
+) -> Tensor:
+    """`of` the logits of each target (N,1) and of the candidates (N,C), where a known positive is NEVER: (B,L)."""
     real = targets >= 0
     known, row = _is_known(ids, seen), real.nonzero()[:, 0]  # (B,C), (N,)
 
     def part(states: Tensor, positives: Tensor, labels: Tensor, row: Tensor) -> Tensor:
         hidden = known[row] | (ids == labels[:, None])
-        negatives = torch.addmm(-log_q, states, vectors.t()).float().masked_fill(hidden, NEVER)  # (n,C)
-        logits = torch.cat([(states * positives).sum(1, keepdim=True).float(), negatives], 1)
-        return loss(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        negatives = (states @ vectors.t()).float().masked_fill(hidden, NEVER)  # (n,C)
+        return of((states * positives).sum(1, keepdim=True).float(), negatives)
 
     found = _in_chunks(part, max(1, MAX_CHUNK_LOGITS // len(ids)), x[real], own[real], targets[real], row)
     return torch.zeros(targets.shape, dtype=found.dtype, device=x.device).masked_scatter(real, found)
