@@ -90,6 +90,9 @@ def _limits(folder: ExportFolder) -> Iterator[str]:
     if spec["kind"] == "image":
         channels = "grey" if spec["channels"] == 1 else "colour"
         yield f"- It sees {spec['height']} x {spec['width']} pixels, {channels}; finer detail is lost."
+    personal = folder.entry.meta.get("personal")
+    if personal and (folder.path / personal).is_file():
+        yield f"- `{personal}` holds what each user did: it is personal data."
     if folder.entry.meta.get("check") is None:
         yield "- The file can hold code: run it only where you trust who made it (`--trust`)."
 

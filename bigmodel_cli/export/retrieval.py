@@ -109,8 +109,10 @@ def prove_index(subject: Subject, run: Run, folder: Path) -> dict[str, Any]:
     from bigmodel_cli.export.folder import EXPORT
 
     assert isinstance(run, Retrieval)
+    known = read_histories(folder)
+    people = {} if known is None else {"histories of users": f"{len(known[1]) - 1:,}, in {HISTORIES}"}
     if not (folder / INDEX).is_file():
-        return {"search": "exact", "failed": []}
+        return {"search": "exact", **people, "failed": []}
     import numpy as np
 
     least = json.loads((folder / EXPORT).read_text())["options"].get("least_recall", LEAST_RECALL)
@@ -120,14 +122,14 @@ def prove_index(subject: Subject, run: Run, folder: Path) -> dict[str, Any]:
     found = recall(opened.index, queries, run.vectors, DEPTH)
     missed = f"the index finds {found:.2%} of the {DEPTH} nearest items, less than {least:.0%}"
     return {
-        "search": opened.index.engine, "recall": found, "at": DEPTH, "users": len(queries),
+        "search": opened.index.engine, "recall": found, "at": DEPTH, "users": len(queries), **people,
         "failed": [missed] if found < least else [],
     }  # fmt: skip
 
 
 @exports.register(
     suffix=".onnx", run=open_retrieval, check=check_retrieval, runtime=RUNTIME, proves=prove_index,
-    carries=("histories",), unchecked=INDEX,
+    carries=("histories",), unchecked=INDEX, personal=HISTORIES,
 )  # fmt: skip
 def retrieval(
     model: nn.Module,

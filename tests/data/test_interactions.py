@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
+import io
 import random
+import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.interactions import InteractionSpec, everything
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.data.interactions import movielens
 from bigmodel_cli.data.interactions.table import build_table
 from bigmodel_cli.data.user_path import source_for
 
@@ -174,3 +180,53 @@ def test_movielens_as_grouplens_ships_it(data_dir: Path) -> None:
     assert [c.name for c in spec.user_columns] == ["age", "gender", "occupation", "region"]
     with pytest.raises(InputError, match=r"u2\.(base|test): no such file"):
         data.get("movielens-100k")(data_dir, "rating_prediction", fold=2)
+
+
+def grouplens_zip() -> bytes:
+    """MovieLens 100K in small: the files that are read, as GroupLens packs them."""
+    given = list({(u, i): (u, i, r, t) for u, i, r, t in rows()}.values())
+    films = "".join(f"i{n}|Film {n} (1995)|01-Jan-1995||url|{'|'.join('01'[k == n % 19] for k in range(19))}\n"
+                    for n in range(30))  # fmt: skip
+    files = {
+        "u.data": "".join(f"{u}\t{i}\t{r:.0f}\t{t}\n" for u, i, r, t in given),
+        "u.user": "".join(f"u{n}|{20 + n}|M|writer|{n}0000\n" for n in range(20)), "u.item": films,
+        "u.genre": "".join(f"genre{k}|{k}\n" for k in range(19)),
+    }  # fmt: skip
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"ml-100k/{name}", text.encode("latin-1"))
+    return packed.getvalue()
+
+
+def test_movielens_is_downloaded_with_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, asked = grouplens_zip(), list[str]()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *ignored: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("BIGMODEL_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    read = data.get("movielens-100k")
+    try:
+        with pytest.raises(MachineError, match="SHA-256"):
+            read(tmp_path)
+        assert not list(tmp_path.rglob("*.zip*")), "what is not GroupLens' file is not kept"
+        monkeypatch.setitem(movielens.SHA256, "ml-100k", hashlib.sha256(content).hexdigest())
+        asked.clear()
+        bundle = read(tmp_path)
+        again = read(tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == ["/ml-100k.zip"], "once"
+    assert bundle.fingerprint == again.fingerprint and bundle.spec.titles[3] == "Film 3 (1995)"
+    assert {u: len(held) for u, held in held_out(bundle, "test").items()} == {f"u{n}": 1 for n in range(20)}
