@@ -129,7 +129,7 @@ def prove_index(subject: Subject, run: Run, folder: Path) -> dict[str, Any]:
 
 @exports.register(
     suffix=".onnx", run=open_retrieval, check=check_retrieval, runtime=RUNTIME, proves=prove_index,
-    carries=("histories",), unchecked=INDEX, personal=HISTORIES,
+    carries=("histories",), unchecked=INDEX, personal=HISTORIES, kinds=("interactions",),
 )  # fmt: skip
 def retrieval(
     model: nn.Module,
