@@ -121,8 +121,18 @@ def freeze_backbone(start: Start, *, solve: bool = False) -> Adapted:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether `module` is a normalization layer, such as BatchNorm, LayerNorm or GroupNorm."""
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+    """Whether `module` is a normalization layer, such as BatchNorm, LayerNorm or GroupNorm.
+
+    timm's BatchNormAct2d has its activation inside; a block that is called PreNorm has no tensors of its own.
+    """
+    return "norm" in type(module).__name__.lower() and _is_layer(module)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether `module` has nothing inside, or tensors of its own and inside only what has none, as an activation."""
+    inside = any(True for child in module.children() for _ in (*child.parameters(), *child.buffers()))
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return not any(True for _ in module.children()) or (bool(own) and not inside)
 
 
 def inside(key: str, unit: str) -> bool:
@@ -176,13 +186,13 @@ def freeze(model: nn.Module, keys: Iterable[str]) -> Frozen:
 
 
 def frozen(model: nn.Module, keys: Iterable[str]) -> Frozen:
-    """Return `keys` with the leaf modules to keep in eval mode: those that own one of them, or follow such a module.
+    """Return `keys` with the layers to keep in eval mode: those that own one of them, or follow such a layer.
 
     Dropout owns no tensor, so it is treated like the layer before it (or after it, if it comes first).
     """
     names = frozenset(keys)
-    leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]
-    own = {n: [key for key, _ in (*m.named_parameters(n), *m.named_buffers(n))] for n, m in leaves}
+    leaves = [(name, m) for name, m in model.named_modules() if _is_layer(m)]
+    own = {n: [key for key, _ in (*m.named_parameters(n, False), *m.named_buffers(n, False))] for n, m in leaves}
     is_frozen = next((bool(names & set(keys)) for keys in own.values() if keys), False)
     held = []
     for name, module in leaves:

@@ -90,7 +90,7 @@ class ImageClassification:
             std = _repeat_mean(std, data.channels)
         if (trained.height, trained.width) != (data.height, data.width):
             size = f"{trained.height}x{trained.width}"
-            notes.append(f"images are resized from {data.height}x{data.width} to the checkpoint's {size}")
+            notes.append(f"images are resized from {data.height}x{data.width} to the model's {size}")
         same = set(trained.classes) == set(data.classes)
         classes = trained.classes if same else data.classes
         changed: dict[str, Any] = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}

@@ -66,9 +66,8 @@ def task_and_model(
         initialise_from_data(model, task, train)
         return task, model, []
     published = None if trained and not recipe.start.pretrained else published_spec(recipe, bundle.spec)
-    base = trained.task.spec if trained else published or bundle.spec
+    base = at_image_size(recipe, trained.task.spec if trained else published or bundle.spec)
     spec, notes = (trained.task if trained else build_task(recipe, base)).adopt(base, bundle.spec)
-    spec = at_image_size(recipe, spec)
     task, line = with_preprocessing(recipe, spec, train, published)
     task = _fit_labels(task if trained else task.fit_spec(train), bundle, train)
     model = build_model(recipe, task.spec)
