@@ -18,7 +18,7 @@ Base = Annotated[
 ]
 
 
-@methods.register("lora", lr=2e-3, auto=3)
+@methods.register("lora", lr=2e-3, lr_of_published_text=5e-4, auto=3)
 def lora(
     start: Start,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,22 +100,21 @@ TRAINING_SECTIONS = frozenset({"optimizer", "schedule", "augment", "loss"})
 
 
 def _fitted(layers: list[Layer], given: list[Layer]) -> StartLayers:
-    """`layers`, then the image size of the weights, and the length, batch and rate that suit the data, if not `given`.
-
-    Of a language model's data the number of samples depends on the tokenizer, so its length stays.
-    """
+    """`layers`, then the images' size of the weights, and the length, batch and rate for the data, if not `given`."""
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.finetune_defaults import has_classes
     from bigmodel_cli.engine.build.preprocessing import size_options
+    from bigmodel_cli.engine.build.text_defaults import predicts_tokens
 
     named = {(section, key) for layer in given for section, values in layer.values.items() for key in values}
     recipe = resolve(layers).recipe
     sizes = size_options(recipe, recipe.start.pretrained or _is_foreign(recipe))
     sizes = {key: value for key, value in sizes.items() if ("data", key) not in named}
     layers = [*layers, Layer("the weights' images", {"data": sizes})] if sizes else layers
-    if not has_classes(recipe):
+    if not has_classes(recipe) and not predicts_tokens(recipe):
         return StartLayers(layers)
-    values, notes = _suitable(resolve(layers).recipe, named)
+    suitable = _suitable_for_tokens if predicts_tokens(recipe) else _suitable
+    values, notes = suitable(resolve(layers).recipe, named)
     values = {s: {k: v for k, v in part.items() if (s, k) not in named} for s, part in values.items()}
     return StartLayers([*layers, Layer("finetune", {s: part for s, part in values.items() if part})], notes)
 
@@ -137,7 +137,7 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     from bigmodel_cli.engine.device.ranks import read_ranks
 
     trained = _checkpoint_spec(recipe)
-    samples, spec = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", trained), recipe.task)
+    samples, _, spec = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", trained), recipe.task)
     trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
     trains |= read_ranks().world > 1  # the solver runs in one process
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
@@ -154,6 +154,27 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     if ("train", "epochs") not in named:
         values["train"] |= {"epochs": length.epochs, "patience": length.patience}
     return values, [] if values["start"].get("solve") else [_describe(samples, values, named)]
+
+
+def _suitable_for_tokens(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """:func:`_suitable` for a model that continues or translates texts."""
+    from bigmodel_cli.engine.build.text_defaults import (
+        published_text_spec,
+        suitable_token_length,
+        suitable_token_lr,
+    )
+
+    trained = _checkpoint_spec(recipe)
+    like = trained or published_text_spec(recipe)
+    samples, tokens, _ = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", like), recipe.task)
+    given = recipe.train.batch_size if ("train", "batch_size") in named else None
+    length = suitable_token_length(samples, tokens, given)
+    values: dict[str, dict[str, Any]] = {"train": {"batch_size": length.batch_size}, "start": {}}
+    if ("optimizer", "name") not in named:
+        values["optimizer"] = {"lr": suitable_token_lr(recipe, published=trained is None)}
+    if ("train", "epochs") not in named:
+        values["train"] |= {"epochs": length.epochs, "patience": length.patience}
+    return values, [_describe(samples, values, named)]
 
 
 def _method_lr(recipe: Recipe) -> float:
@@ -173,17 +194,21 @@ def _checkpoint_spec(recipe: Recipe) -> Spec | None:
 
 
 @functools.lru_cache(4)
-def _count(data: str, like: Any, task: str | None) -> tuple[int, Spec]:
-    """The number of training samples, and the spec, of the data section `data`, as JSON."""
+def _count(data: str, like: Any, task: str | None) -> tuple[int, int, Spec]:
+    """The number of training samples, the tokens of one if it is text, and the spec, of the data section `data`."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.recipe import DataSection
+    from bigmodel_cli.core.sources import VariableLengthSource
+    from bigmodel_cli.core.specs import TextSpec
     from bigmodel_cli.engine.build.data import load_data, train_and_val
 
     section = DataSection(**json.loads(data))
     bundle = load_data(section, like, task)
     with WaitBars():
         train, _ = train_and_val(bundle, section)
-    return len(train), bundle.spec
+    mean = float(train.lengths.double().mean()) if isinstance(train, VariableLengthSource) else 0.0
+    window = bundle.spec.context if isinstance(bundle.spec, TextSpec) else 1
+    return len(train), math.ceil(mean) or window, bundle.spec
 
 
 def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[str, str]]) -> str:

@@ -81,6 +81,7 @@ def generate(
     system: System = None,
     seed: Seed = 0,
     stream: Stream = False,
+    pretrained: opt.Pretrained = False,
     options: RunOptions,
     json: opt.Json = False,
 ) -> None:
@@ -93,18 +94,20 @@ def generate(
         bigmodel generate ckpt.pt --prompt "To be" --temperature 0.7 --stream
 
         bigmodel generate ckpt.pt --chat --prompt "Who are you?"
+
+        bigmodel generate hf:gpt2 --pretrained --prompt "To be"
     """
     import torch
 
+    from bigmodel_cli.commands.open_model import open_checkpoint
     from bigmodel_cli.core.tasks import Generates
-    from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
 
     prompts = prompts or ["\n"]
     if stream and (len(prompts) > 1 or json):
         raise InputError("--stream prints a single text", "expected one --prompt, and no --json")
-    trained = load_trained(checkpoint)
+    trained = open_checkpoint(checkpoint, pretrained, None)
     if not isinstance(trained.task, Generates):
         what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
         raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")

@@ -55,13 +55,14 @@ def open_checkpoint(path: Path, pretrained: bool, data_dir: Path | None) -> Trai
 
 
 def _open_published(name: str, data_dir: Path | None) -> TrainedModel:
-    """The model `name` with its published weights, which say what its classes are.
+    """The model `name` with its published weights; those of a classifier say what its classes are.
 
     Raises:
         InputError: there is no such model, or its weights are for no classes.
     """
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.commands.recipe_layers import expand_hub_model
+    from bigmodel_cli.core.answering import Answers
     from bigmodel_cli.core.errors import InputError
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.published_weights import load_pretrained
@@ -71,7 +72,9 @@ def _open_published(name: str, data_dir: Path | None) -> TrainedModel:
     recipe = resolve(expand_hub_model([Layer("MODEL", values)], weights=True)).recipe
     with WaitBars():
         trained = load_pretrained(recipe)
-    if not trained.task.spec.classes:
+    for line in trained.notes:
+        console.note(line)
+    if isinstance(trained.task, Answers) and not trained.task.spec.classes:
         hint = f"bigmodel finetune {name} --pretrained --data ..."
         raise InputError(f"{name}: its published weights have no classifier", "expected one to predict with", hint)
     return trained

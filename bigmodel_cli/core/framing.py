@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.special_tokens import END, START
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
+from bigmodel_cli.core.tokens import BPETokenizer, target_tokenizer, tokenizer
 
 NONE = Conventions()
 
@@ -41,7 +41,7 @@ def encode_target(text: str, spec: TextSpec) -> list[int]:
 
     A model without conventions frames it by its start and end tokens.
     """
-    known = tokenizer(spec)
+    known = target_tokenizer(spec)
     after: Sequence[int] = (known.special[END],)
     before: Sequence[int] = ()
     if spec.conventions is not None:

@@ -143,6 +143,12 @@ def tokenizer(spec: TextSpec) -> Tokenizer:
     return _build(spec.tokenizer, spec.vocabulary, spec.conventions.special if spec.conventions else ())
 
 
+def target_tokenizer(spec: TextSpec) -> Tokenizer:
+    """The tokenizer of targets in translation: Marian's differs from that of sources, with the same ids."""
+    own = spec.vocabulary[-1:] if spec.tokenizer == "bpe" else spec.vocabulary
+    return _build(spec.tokenizer, own, spec.conventions.special if spec.conventions else ())
+
+
 def split_words(text: str) -> list[str]:
     return text.lower().split()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.layers.meta_init import init_on_meta
 from bigmodel_cli.models.pretrained.auto_classes import head_attribute, task_of_class
 from bigmodel_cli.models.pretrained.published_text import read_published_text
 from bigmodel_cli.models.pretrained.wrapped import Causal, Classifier, Seq2Seq, import_transformers
@@ -49,6 +50,7 @@ def describe(member: str) -> dict[str, Any]:
         "head": "inner." + head_attribute(member, task),
         "backbone_first": "inner.embeddings",
         "load": load_pretrained,
+        "load_spec": load_spec,
     }
 
 
@@ -163,25 +165,25 @@ def _build(member: str, values: dict[str, Any], spec: TextSpec) -> Any:
         raise InputError(f"hf:{member}: {str(error).splitlines()[0]}", "expected a valid config.json") from None
 
 
-def load_pretrained(
-    member: str, folder: Path, context: int | None, options: Mapping[str, Any]
-) -> tuple[TextSpec, nn.Module, list[str]]:
-    """The spec, the model with the safetensors weights in `folder`, and notes; transformers itself loads them.
+class Loaded(NamedTuple):
+    """A model with published weights, lines for the user, and the names of the parameters that the weights lack."""
+
+    spec: TextSpec
+    model: nn.Module
+    notes: list[str]
+    new: list[str]
+
+
+def load_pretrained(member: str, folder: Path, context: int | None, options: Mapping[str, Any]) -> Loaded:
+    """The model with the safetensors weights in `folder`; transformers itself loads them.
 
     `context` is the data's; None: the model's own, up to :data:`CONTEXT`.
 
     Raises:
         InputError: the weights are missing, or do not fit.
     """
-    kind, values = getattr(import_transformers(), member), _parse_config(member, options["config"])
-    task = task_of_class()[member]
-    text = read_published_text(folder, task == "translation", options["languages"], options["prefix"])
-    classes: tuple[str, ...] = ()
-    if task == "text_classification" and member in (json.loads(options["config"]).get("architectures") or ()):
-        labels = kind.config_class.from_dict(values).id2label
-        classes = tuple(str(labels[i]) for i in sorted(labels))
-    spec = TextSpec("bpe", (text.tokenizer,), context or 1, classes, conventions=text.conventions)
-    config = make_config(kind, values, spec)
+    kind = getattr(import_transformers(), member)
+    spec, config = _published(member, folder, context, options)
     try:
         inner, report = kind.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
@@ -191,8 +193,35 @@ def load_pretrained(
         reason = str(error).strip().splitlines()[0][:120]
         raise InputError(f"{folder}: {reason}", "expected model.safetensors") from None
     if context is None:
-        spec = spec.with_(context=min(context_window(inner) or CONTEXT, CONTEXT))
-    return spec, _wrap(inner, spec, options["checkpointing"]), _loading_notes(report)
+        spec = spec.with_(context=_own_context(inner))
+    new = sorted(f"inner.{name}" for name in report["missing_keys"])
+    return Loaded(spec, _wrap(inner, spec, options["checkpointing"]), _loading_notes(report), new)
+
+
+def load_spec(member: str, folder: Path, context: int | None, options: Mapping[str, Any]) -> TextSpec:
+    """The spec of :func:`load_pretrained`, without the weights."""
+    spec, config = _published(member, folder, context, options)
+    if context is not None:
+        return spec
+    with init_on_meta():
+        return spec.with_(context=_own_context(getattr(import_transformers(), member)(config)))
+
+
+def _own_context(inner: Any) -> int:
+    return min(context_window(inner) or CONTEXT, CONTEXT)
+
+
+def _published(member: str, folder: Path, context: int | None, options: Mapping[str, Any]) -> tuple[TextSpec, Any]:
+    """The spec and the configuration of the model in `folder`; without `context`, that of the spec is yet to be set."""
+    kind, values = getattr(import_transformers(), member), _parse_config(member, options["config"])
+    task = task_of_class()[member]
+    text = read_published_text(folder, task == "translation", options["languages"], options["prefix"])
+    classes: tuple[str, ...] = ()
+    if task == "text_classification" and member in (json.loads(options["config"]).get("architectures") or ()):
+        labels = kind.config_class.from_dict(values).id2label
+        classes = tuple(str(labels[i]) for i in sorted(labels))
+    spec = TextSpec("bpe", text.vocabulary, context or 1, classes, conventions=text.conventions)
+    return spec, make_config(kind, values, spec)
 
 
 def _loading_notes(report: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from bigmodel_cli.tasks.text_stream import TextStream
 NOTHING = -100  # a target that the loss ignores
 
 
-@tasks.register(spec_type=TextSpec, pipeline_tag="text-generation")
+@tasks.register(spec_type=TextSpec, pipeline_tag="text-generation", predicts_tokens=True)
 def language_modeling(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> LanguageModeling:

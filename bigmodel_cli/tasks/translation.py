@@ -26,7 +26,7 @@ from bigmodel_cli.tasks.beam import beam_search
 BEAMS = 4
 
 
-@tasks.register(spec_type=TextSpec, pipeline_tag="translation")
+@tasks.register(spec_type=TextSpec, pipeline_tag="translation", predicts_tokens=True)
 def translation(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> Translation:

@@ -54,7 +54,7 @@ TRANSLATORS: list[tuple[str, str, dict[str, Any]]] = [
 def loaded(folder: Path, task: str) -> tuple[Any, Any, list[str], str]:
     section, _ = huggingface_model(f"hf:{folder}", True, task)
     options = {"checkpointing": False, "languages": None, "prefix": "", **section}
-    spec, model, notes = load_pretrained(section["name"].removeprefix("hf:"), folder, 16, options)
+    spec, model, notes, _ = load_pretrained(section["name"].removeprefix("hf:"), folder, 16, options)
     return spec, model.eval(), notes, section["name"]
 
 
@@ -132,7 +132,7 @@ def test_roberta_takes_as_many_tokens_as_it_has_positions_for(tmp_path: Path) ->
     save(tmp_path, "RobertaModel", transformers.RobertaConfig(**SIZES), framed())
     section, _ = huggingface_model(f"hf:{tmp_path}", True, "text_classification")
     options = {"checkpointing": False, "languages": None, "prefix": "", **section}
-    spec, model, _ = load_pretrained("RobertaForSequenceClassification", tmp_path, None, options)
+    spec, model, *_ = load_pretrained("RobertaForSequenceClassification", tmp_path, None, options)
     assert spec.context == 63
     with torch.inference_mode():
         model(torch.full((1, 63), 9))

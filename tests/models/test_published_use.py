@@ -34,7 +34,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
     """Our model and its task."""
     section, _ = huggingface_model(f"hf:{folder}", True, "language_modeling")
     options = {"checkpointing": False, "languages": None, "prefix": "", **section}
-    spec, model, _ = load_pretrained(section["name"].removeprefix("hf:"), folder, None, options)
+    spec, model, *_ = load_pretrained(section["name"].removeprefix("hf:"), folder, None, options)
     return model, tasks.get("language_modeling")(
         TextSpec.from_dict(spec.to_dict()), losses.get("cross_entropy")(), None
     )

@@ -20,9 +20,12 @@ from bigmodel_cli.engine.build.hub import HUB, HUB_TIMEOUT, hub_cache
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 CONFIG_FILES = [
-    "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm",
+    "config.json", "adapter_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "*.model", "*.spm",
 ]  # fmt: skip
+KINDS = ("config.json", "adapter_config.json")
+"""One of these tells what a folder holds: a model, or an adapter of PEFT."""
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -91,34 +94,53 @@ def _check_causal(name: str, values: Mapping[str, Any], kind: str) -> None:
 
 
 def base_and_adapter(source: str, weights: bool) -> tuple[Path, Path | None]:
-    """The folder of the model `source`; and if it is an adapter of PEFT, that of its base model, and its own.
+    """The folder of the model `source`; and if that is an adapter of PEFT, of its base model, and the adapter's own.
 
-    A base model that is a folder may be named relative to the adapter's own folder.
+    A base model may be a name on the hub. That of an adapter on this disk may also be a folder, named relative to the
+    adapter's own or to the working folder; a file from the hub names no folder here.
+
+    Raises:
+        InputError: there is no such folder, or the adapter names no base model that may be used.
+        MachineError: one of them is not on this machine and cannot be downloaded.
     """
     from bigmodel_cli.models.adapters.peft_format import is_adapter, read_config
 
-    path = Path(source).expanduser()
-    if not is_adapter(path):
-        return _local_folder(source, weights), None
-    base = str(read_config(path)["base_model_name_or_path"])
-    beside = path / base
-    return _local_folder(str(beside) if beside.is_dir() else base, weights), path.absolute()
+    folder = _local_folder(source, weights)
+    if not is_adapter(folder):
+        return folder, None
+    base = str(read_config(folder)["base_model_name_or_path"])
+    beside = folder / base
+    if Path(source).expanduser().is_dir():
+        found = _local_folder(str(beside) if beside.is_dir() else base, weights)
+    else:
+        found = _hub_folder(base, f"the base model of hf:{source}", weights)
+    if is_adapter(found):
+        raise InputError(f"hf:{source}: its base model {base} is an adapter too", "expected a whole model")
+    return found, folder
 
 
 def _local_folder(source: str, weights: bool) -> Path:
     """The folder with the files of `source`; a name on the hub is downloaded unless it is in the cache."""
     path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path}: no config.json", "expected a folder that save_pretrained wrote")
-        return path.absolute()
-    if not HUB_NAME.fullmatch(source) or source.startswith("."):
-        raise InputError(f"hf:{source}: no such folder", "expected a folder, or a name on the hub such as gpt2")
-    patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else [])]
-    cached = sorted(hub_cache().glob(f"models--{source.replace('/', '--')}/snapshots/*/config.json"))
+    if not path.is_dir():
+        return _hub_folder(source, f"hf:{source}", weights)
+    if not any((path / kind).is_file() for kind in KINDS):
+        raise InputError(f"{path}: no config.json", "expected a folder that save_pretrained wrote")
+    return path.absolute()
+
+
+def _hub_folder(name: str, what: str, weights: bool) -> Path:
+    """The folder with the files of `name` on the hub, `what` in messages; downloaded unless it is in the cache."""
+    if not HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise InputError(f"{what}: no such folder", "expected a folder, or a name on the hub such as gpt2")
+    snapshots = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    cached = sorted(file for kind in KINDS for file in snapshots.glob(f"*/{kind}"))
     if cached and (not weights or any(cached[-1].parent.glob("*.safetensors"))):
         return cached[-1].parent
-    return _download(source, patterns)
+    folder = _download(name, [*CONFIG_FILES, *(WEIGHT_FILES if weights else [])])
+    if not any((folder / kind).is_file() for kind in KINDS):
+        raise InputError(f"hf:{name}: no config.json", "expected a model of transformers, or an adapter of PEFT")
+    return folder
 
 
 def _download(source: str, patterns: list[str]) -> Path:

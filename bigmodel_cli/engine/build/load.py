@@ -34,6 +34,8 @@ class TrainedModel:
     progress: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """Lines for the user on how it was loaded."""
+    new: tuple[str, ...] = ()
+    """The parameters below the head that published weights lack, so that they are random."""
 
     @property
     def head(self) -> str:

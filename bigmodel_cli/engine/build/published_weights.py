@@ -57,11 +57,16 @@ def _load_with_library(recipe: Recipe) -> TrainedModel:
 
     folder, adapter = base_and_adapter(options["source"], weights=True)
     context = recipe.data.options.get("context")
-    spec, model, notes = entry.meta["load"](entry.meta["member"], folder, context, options)
+    loaded = entry.meta["load"](entry.meta["member"], folder, context, options)
+    notes, head = list(loaded.notes), entry.meta["head"] + "."
+    new = [name for name in loaded.new if not name.startswith(head)]
     if adapter is not None:
-        notes.append(merge_adapter(model.get_submodule("inner"), adapter))
-    task = build_task(recipe, spec)
-    return TrainedModel(folder, model.eval(), task, recipe, {"recipe": recipe.to_dict()}, {}, tuple(notes))
+        merged = merge_adapter(loaded.model.get_submodule("inner"), adapter)
+        new = [name for name in new if name.removeprefix("inner.") not in merged.whole]
+        notes.append(merged.note)
+    task = build_task(recipe, loaded.spec)
+    meta = {"recipe": recipe.to_dict()}
+    return TrainedModel(folder, loaded.model.eval(), task, recipe, meta, {}, tuple(notes), tuple(new))
 
 
 def weights_file(source: Weights, root: Path) -> Path:

@@ -15,7 +15,7 @@ from bigmodel_cli.core.answering import Balances
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import is_solved
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import methods, schedules
+from bigmodel_cli.core.registry import schedules
 from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
@@ -32,6 +32,7 @@ from bigmodel_cli.engine.distributed.strategy import choose_strategy
 from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import class_labels, imbalance_notes, with_class_weights
 from bigmodel_cli.engine.training.lone_samples import check_lone_samples
+from bigmodel_cli.engine.training.new_layers import adapt
 from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.restore import restore
 from bigmodel_cli.engine.training.run import Run, environment, rank_seed
@@ -67,6 +68,8 @@ class _Loaded:
     bundle: DataBundle
     train: Source
     val: Source
+    new: tuple[str, ...] = ()
+    """The parameters below the head that the published weights of the start lack."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class _Components:
     val: Source
     steps: int
     caches_features: bool
+    new: tuple[str, ...]
     notes: list[str]
 
 
@@ -165,6 +169,7 @@ def _build_components(
         val=val,
         steps=min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize),
         caches_features=caches and group.world == 1,
+        new=loaded.new,
         notes=[*bundle.notes, *_changed_data(loaded, recipe), *notes, *imbalance, *filter(None, [reason])],
     )
 
@@ -193,7 +198,7 @@ def _build_run(recipe: Recipe, components: _Components, placement: Placement, gr
         total_steps=0 if adapted.solve or is_solved(model) else components.steps,
         placement=placement,
         timer=Timer(placement.synchronize if placement.lag else None),
-        meta=_build_meta(recipe, components.task, components.bundle),
+        meta=_build_meta(recipe, components.task, components.bundle, components.new),
         notes=notes,
         splits=frozenset(components.bundle.load),
         parallel=parallel,
@@ -205,7 +210,8 @@ def _load_data(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
     trained = None if resumed else trained_start(recipe)
     like = recipe_and_spec(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
     bundle = load_data(recipe.data, like, recipe.task)
-    return _Loaded(trained, bundle, *train_and_val(bundle, recipe.data))
+    new = resumed["meta"].get("new", ()) if resumed else trained.new if trained else ()
+    return _Loaded(trained, bundle, *train_and_val(bundle, recipe.data), tuple(new))
 
 
 def _build_network(
@@ -217,7 +223,8 @@ def _build_network(
         task, model, notes = task_and_model(recipe, loaded.bundle, loaded.train, resumed, loaded.trained)
     model = on_device(recipe, model, placement, group)
     start = Start(model, head_name(recipe), _load_path, task, loaded.bundle.spec)
-    return task, model, methods.get(recipe.start.method)(start, **recipe.start.options), notes
+    adapted, lines = adapt(recipe, start, loaded.new)
+    return task, model, adapted, [*notes, *lines]
 
 
 def _changed_data(loaded: _Loaded, recipe: Recipe) -> list[str]:
@@ -268,7 +275,7 @@ def _autotune(recipe: Recipe, placement: Placement, components: _Components) -> 
     )
 
 
-def _build_meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any]:
+def _build_meta(recipe: Recipe, task: Task, bundle: DataBundle, new: Sequence[str]) -> dict[str, Any]:
     values = recipe.to_dict()
     spec = task.spec
     return {
@@ -280,4 +287,5 @@ def _build_meta(recipe: Recipe, task: Task, bundle: DataBundle) -> dict[str, Any
         "data": {**values["data"], "fingerprint": bundle.fingerprint, "spec": bundle.spec.to_dict()},
         "recipe": values,
         "origin": provenance(),
+        **({"new": list(new)} if new else {}),
     }

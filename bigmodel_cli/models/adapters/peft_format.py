@@ -40,6 +40,14 @@ class Adapter:
     scale: float
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What an adapter changed: a line on it, and the names of the tensors that it replaced as a whole."""
+
+    note: str
+    whole: frozenset[str]
+
+
 def adapters_in(state: Mapping[str, Tensor]) -> dict[str, Adapter]:
     """The adapters in a state dict, by the name of their layer."""
     found = {}
@@ -100,8 +108,8 @@ def write_adapter(
 
 
 @torch.no_grad()
-def merge_adapter(model: nn.Module, folder: Path) -> str:
-    """Merge the adapter in `folder` into the weights of `model`, in place; a line on it.
+def merge_adapter(model: nn.Module, folder: Path) -> Merged:
+    """Merge the adapter in `folder` into the weights of `model`, in place.
 
     Raises:
         InputError: it is of another model, or of a kind that cannot be merged.
@@ -111,13 +119,14 @@ def merge_adapter(model: nn.Module, folder: Path) -> str:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS}: {str(error)[:120]}", "expected the adapter's weights") from None
-    merged: set[str] = set()
+    merged, whole = set[str](), set[str]()
     for key, value in tensors.items():
         name = key.removeprefix(PREFIX).replace(".modules_to_save.default", "").replace(".default.weight", ".weight")
         match = KEY.fullmatch(name)
         if match is None:
             _check(state, name, value.shape, folder)
             state[name].copy_(value)
+            whole.add(name)
         elif match["side"] == "A":
             layer, weight = match["module"], f"{match['module']}.weight"
             _check(state, weight, None, folder)
@@ -127,7 +136,8 @@ def merge_adapter(model: nn.Module, folder: Path) -> str:
             _check(state, weight, change.shape, folder)
             state[weight].add_(change)
             merged.add(layer)
-    return f"adapter {folder.name} merged into {len(merged)} layers of {config['base_model_name_or_path']}"
+    note = f"adapter {folder.name} merged into {len(merged)} layers of {config['base_model_name_or_path']}"
+    return Merged(note, frozenset(whole))
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:

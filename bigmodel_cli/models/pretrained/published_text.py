@@ -20,6 +20,7 @@ from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
 from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.core.tokenizer_files import checked_tokenizer
 from bigmodel_cli.core.tokens import require_package
+from bigmodel_cli.models.pretrained.sentencepiece_files import require_sentencepiece, tokenizers_of
 from bigmodel_cli.models.pretrained.wrapped import import_transformers
 
 ROLES = {PAD: "pad_token", UNKNOWN: "unk_token", START: "bos_token", END: "eos_token"}
@@ -29,10 +30,16 @@ Encode = Callable[..., Sequence[int]]
 
 @dataclass(frozen=True)
 class PublishedText:
-    """The JSON of a tokenizer, and the conventions of its owners."""
+    """The JSON of a tokenizer, and the conventions of its owners. `targets` is that of targets where it is another."""
 
     tokenizer: str
     conventions: Conventions
+    targets: str = ""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """As in :class:`~bigmodel_cli.core.specs.TextSpec`."""
+        return (self.tokenizer, self.targets) if self.targets else (self.tokenizer,)
 
 
 def read_published_text(
@@ -47,7 +54,7 @@ def read_published_text(
         InputError: there is no tokenizer in it, or it is damaged or malicious.
     """
     file = folder / "tokenizer.json"
-    text = read_text(file) if file.is_file() else ""
+    text, targets = read_text(file) if file.is_file() else "", ""
     if text:
         checked_tokenizer(text)
     config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
@@ -58,7 +65,7 @@ def read_published_text(
         template = read_text(folder / "chat_template.jinja") if (folder / "chat_template.jinja").is_file() else ""
     else:
         theirs = _auto_tokenizer(folder, languages)
-        text = theirs.backend_tokenizer.to_str()
+        text, targets = (theirs.backend_tokenizer.to_str(), "") if theirs.is_fast else tokenizers_of(theirs, folder)
         special |= {n: theirs.convert_tokens_to_ids(v) for n, role in ROLES.items() if (v := getattr(theirs, role))}
         names = tuple((role, str(v)) for role in NAMES if (v := getattr(theirs, role)) is not None)
         frame = _frame(lambda t, bare: theirs(t, add_special_tokens=not bare).input_ids)
@@ -80,7 +87,7 @@ def read_published_text(
     }  # fmt: skip
     found = Conventions(**{**vars(known), **values})
     found.check()
-    return PublishedText(text, found)
+    return PublishedText(text, found, targets if targets != text else "")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -105,8 +112,10 @@ def _auto_tokenizer(folder: Path, languages: tuple[str, str] | None) -> Any:
 
     Raises:
         InputError: it cannot be built.
+        MachineError: it needs a package that is not installed.
     """
     transformers = import_transformers()
+    require_sentencepiece(folder)
     codes = {} if languages is None else {"src_lang": languages[0], "tgt_lang": languages[1]}
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(
@@ -117,9 +126,6 @@ def _auto_tokenizer(folder: Path, languages: tuple[str, str] | None) -> Any:
     except Exception as error:  # the errors of many tokenizers and of missing packages
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(f"{folder}: transformers cannot read its tokenizer: {lines[0][:160]}") from None
-    if not theirs.is_fast:
-        what = f"{folder}: {type(theirs).__name__} has no tokenizer.json"
-        raise InputError(what, "expected one in Hugging Face's format, tokenizer.json")
     return theirs
 
 
