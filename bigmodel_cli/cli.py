@@ -181,6 +181,7 @@ def main() -> None:
     atexit.register(_exit_fast)  # registered first, so it runs last, after all other exit handlers
     try:
         _run()
+        _exit_codes.append(0)
     except SystemExit as end:
         _exit_codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

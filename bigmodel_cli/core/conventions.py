@@ -9,7 +9,7 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError
 
 MAX_TEMPLATE = 1 << 18  # characters; the longest templates of public models have some 20,000
-GENERATION = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+GENERATION = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "num_beams")
 """The settings of a generation_config.json that are used."""
 Ids = tuple[int, ...]
 

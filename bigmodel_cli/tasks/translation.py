@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.device_constant import device_constant
-from bigmodel_cli.core.framing import encode_source
+from bigmodel_cli.core.framing import conventions, encode_source
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tasks import Forward, Predictions
@@ -23,7 +23,7 @@ from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 
-BEAMS = 4
+BEAMS, MOST_BEAMS = 4, 16
 
 
 @tasks.register(spec_type=TextSpec, pipeline_tag="translation", predicts_tokens=True)
@@ -56,6 +56,11 @@ class Translation:
     @property
     def pad(self) -> int:
         return tokenizer(self.spec).special[PAD]
+
+    @property
+    def beams(self) -> int:
+        """How many beams decode: as many as the owners of published weights set, else BEAMS."""
+        return min(max(int(dict(conventions(self.spec).generation).get("num_beams", BEAMS)), 1), MOST_BEAMS)
 
     def fit_spec(self, train: Source) -> Translation:
         return self
@@ -92,7 +97,7 @@ class Translation:
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
         """Return the loss in nats and the tokens of each pair, (B,), and the translation as token ids, (B, context)."""
-        answer, _ = beam_search(model, batch["source"], BEAMS, self.spec)
+        answer, _ = beam_search(model, batch["source"], self.beams, self.spec)
         padded = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
         return {**self._nats(model, batch), "answer": padded, "index": batch["index"]}
 
@@ -118,7 +123,7 @@ class Translation:
 
     def predict(self, model: Forward, batch: Batch, top: int = 1) -> list[Predictions]:
         """Return the translation of each text, with the geometric mean of its token probabilities."""
-        translations, score = beam_search(model, batch["source"], BEAMS, self.spec)
+        translations, score = beam_search(model, batch["source"], self.beams, self.spec)
         vocabulary = tokenizer(self.spec)
         pairs = zip(translations.tolist(), score.exp().tolist(), strict=True)
         return [[(vocabulary.decode(ids), probability)] for ids, probability in pairs]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -57,6 +58,7 @@ def _load_with_library(recipe: Recipe) -> TrainedModel:
 
     folder, adapter = base_and_adapter(options["source"], weights=True)
     context = recipe.data.options.get("context")
+    torch.manual_seed(recipe.train.seed)  # of the layers that the weights lack
     loaded = entry.meta["load"](entry.meta["member"], folder, context, options)
     notes, head = list(loaded.notes), entry.meta["head"] + "."
     new = [name for name in loaded.new if not name.startswith(head)]

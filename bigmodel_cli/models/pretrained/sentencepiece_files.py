@@ -107,7 +107,8 @@ def _unigram(pieces: Mapping[str, float], ids: Mapping[str, int], special: list[
     """Pieces with their scores, in the order of their ids.
 
     A piece that only the other side's model has is found where this one knows no piece, as in transformers: a
-    character that it does not know is looked up in the common vocabulary.
+    character that it does not know is looked up in the common vocabulary. A run of such characters is one unknown
+    token there, and several tokens here.
     """
     names = [f"<no token {i}>" for i in range(max(ids.values()) + 1)]
     for token, i in ids.items():
