@@ -73,8 +73,6 @@ def test_marian_has_a_tokenizer_for_each_side_and_ships_with_the_first(marian: P
     for text in texts:
         assert encode_source(text, spec) == known(text).input_ids, text
         assert encode_target(text, spec)[1:] == known(text_target=text).input_ids, text
-    spelt = encode_source("</s> who", spec)
-    assert spelt[-1] == 0 not in spelt[:-1], "what a text spells out is text"
     for text in GERMAN:
         ids = known(text_target=text).input_ids
         assert tokenizer(spec).decode(ids) == known.decode(ids, skip_special_tokens=True)
