@@ -19,7 +19,11 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bigmodel_cli.core.tasks import Generates
     from bigmodel_cli.core.types import TextSpec
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 Prompts = Annotated[
     list[str] | None,
@@ -99,29 +103,40 @@ def generate(
     """
     import torch
 
-    from bigmodel_cli.commands.open_model import open_checkpoint
-    from bigmodel_cli.core.tasks import Generates
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
 
     prompts = prompts or ["\n"]
     if stream and (len(prompts) > 1 or json):
         raise InputError("--stream prints a single text", "expected one --prompt, and no --json")
-    trained = open_checkpoint(checkpoint, pretrained, None)
-    if not isinstance(trained.task, Generates):
-        what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
-        raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")
+    trained, task = _open_language_model(checkpoint, pretrained)
     placement = choose_placement(checkpoint_recipe(trained, options.flag_layers()).placement)
     configure_process(placement)
     model = placement.model(trained.model)
     chatting = chat or system is not None
     starts = [_conversation(prompt, system) for prompt in prompts] if chatting else list(prompts)
-    sampling = _sampling(trained.task.spec, {"temperature": temperature, "top_k": top_k, "top_p": top_p})
-    _note_cut([trained.task.encode_prompt(start) for start in starts], model)
+    sampling = _sampling(task.spec, {"temperature": temperature, "top_k": top_k, "top_p": top_p})
+    _note_cut([task.encode_prompt(start) for start in starts], model)
     output = Output([""] * len(prompts) if chatting else list(prompts), stream)
     with torch.inference_mode(), placement.autocast():
-        output.collect(islice(trained.task.generate(model, starts, **sampling, seed=seed), max_tokens))
+        output.collect(islice(task.generate(model, starts, **sampling, seed=seed), max_tokens))
     output.show(prompts, json)
+
+
+def _open_language_model(path: Path, pretrained: bool) -> tuple[TrainedModel, Generates]:
+    """The checkpoint at `path`, or with `pretrained` the model of that name, and its task.
+
+    Raises:
+        InputError: it is no language model.
+    """
+    from bigmodel_cli.commands.open_model import open_checkpoint
+    from bigmodel_cli.core.tasks import Generates
+
+    trained = open_checkpoint(path, pretrained, None)
+    if isinstance(trained.task, Generates):
+        return trained, trained.task
+    what = f"{trained.path}: {trained.recipe.model.name} does {trained.task.name.replace('_', ' ')}"
+    raise InputError(what, "expected a language model", f"bigmodel predict {trained.path} FILE")
 
 
 def _sampling(spec: TextSpec, given: dict[str, float | None]) -> dict[str, Any]:
