@@ -2,7 +2,7 @@
 
 python benchmarks/recommendation.py --data-dir DIR --out DIR [--peers PYTHON] > benchmarks/RESULTS-recommendation.md
 
-PYTHON is of an environment with implicit and rectools[torch]; without it, their rows are left out, which is said.
+PYTHON is of an environment with implicit, rectools[torch] and myfm; without it, their rows are left out, which is said.
 The scores of our models come from their checkpoints; ranks, NDCG and intervals are computed here, with numpy.
 """
 
@@ -191,6 +191,14 @@ def ratings(arguments: argparse.Namespace) -> None:
         prefix = drawn.cumsum(1) / np.arange(1, drawn.shape[1] + 1)
         errors = np.sqrt(np.mean((prefix - test[:, 2:3]) ** 2, axis=0))
         say(f"| movielens-{name} | {rmse:.4f} | {took:.0f} | {errors.min():.4f} (k = {errors.argmin() + 1}) |")
+
+    if arguments.peers:
+        found = arguments.out / "rmse.json"
+        if not found.is_file():
+            program = str(ROOT / "benchmarks/peers/ratings.py")
+            subprocess.run([arguments.peers, program, str(folder), str(found)], check=True)
+        for name, value in json.loads(found.read_text()).items():
+            say(f"| myFM, {name} | {value:.4f} | | |")
 
 
 def main() -> None:
