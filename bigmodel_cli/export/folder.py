@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.core import interactions  # noqa: F401  registers its spec, without the tasks and their torch
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports, models
 from bigmodel_cli.core.regular_files import read_regular, require_few_containers

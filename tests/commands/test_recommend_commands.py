@@ -55,9 +55,19 @@ def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path) -> Non
     assert other.returncode == 2 and "unknown to the model" in other.stderr and "finetune" in other.stderr
 
 
-def test_an_interrupted_run_ends_as_an_unbroken_one(run_cli: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("two-tower", ()),
+        ("sasrec", ("model.negatives=8", "model.sparse=true", "optimizer.name=rowwise-adagrad", "optimizer.rows=21")),
+    ],
+)
+def test_an_interrupted_run_ends_as_an_unbroken_one(
+    run_cli: Run, tmp_path: Path, model: str, options: tuple[str, ...]
+) -> None:
     table(tmp_path / "a.csv", range(40), 20)
-    done = run_cli("verify-resume", "two-tower", "--data", "./a.csv", "--set", "model.width=8", "--batch-size", "8")
+    given = [part for option in ("model.width=8", *options) for part in ("--set", option)]
+    done = run_cli("verify-resume", model, "--data", "./a.csv", *given, "--batch-size", "8")
     assert done.returncode == 0, done.stderr
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,10 @@ def test_vectors_rank_as_predict_does_in_proof_index_and_service(run_cli: Run, t
     assert proof["passed"] and proof["largest_difference"] <= 1e-4 and proof["example"]["answer"]
     assert proof["further"]["search"] == ("faiss" if indexed else "exact")
     shipped = tmp_path / "run-retrieval"
+    program = (
+        "import sys, pathlib; from bigmodel_cli.serve.model import open_model; open_model(pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", f"{program}; assert 'torch' not in sys.modules", str(shipped)], check=True)
     said = last_line(run_cli("predict", "run", "--user", "u7", "--top", "5", "--json"))
     service = started(shipped, tmp_path / "log", *(["--trust"] if indexed else []))
     try:

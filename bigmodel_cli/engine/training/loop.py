@@ -79,7 +79,7 @@ def train_step(run: Run, raw: Batch) -> StepResult:
         _halve(run)
     with run.timer("optimizer"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-        grads = gradient_values(parameters, run.parallel.group.world)
+        grads = gradient_values(run.optimizer, run.parallel.group.world)
         norm = run.parallel.gather_full(torch.nn.utils.get_total_norm(grads))
         if run.recipe.train.clip_norm is not None:
             clip_gradients(parameters, run.recipe.train.clip_norm, norm)
