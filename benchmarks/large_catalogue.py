@@ -43,7 +43,7 @@ def main() -> None:
         run = str((arguments.out or Path(place)) / "run")
         settings = (
             f"data.items={arguments.items}", "data.users=20000", "data.length=20", "data.held_out=16",
-            "model.negatives=1024", "model.sparse=true", "model.width=64", "train.eval_batch_size=16",
+            "model.negatives=1024", "model.sparse=true", "model.width=32", "train.eval_batch_size=16",
             "placement.precision=fp32",
         )  # fmt: skip
         given = [part for setting in settings for part in ("--set", setting)]

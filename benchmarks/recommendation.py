@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKERS = ("two-tower", "sasrec")
 RATERS = ("mf", "features")
 RESAMPLES = 2000
+PEERS = ("BPR (implicit)", "SASRec (RecTools)")
 
 
 def say(text: str = "") -> None:
@@ -152,8 +153,9 @@ def rankings(arguments: argparse.Namespace) -> None:
         apart = [interval(found[n] - found[name]) if n != name else "" for n in names]
         say(f"| {name} | {found[name].mean():.4f} | {(found[name] > 0).mean():.1%} | {' | '.join(apart)} | "
               f"{seconds.get(name, '')} |")  # fmt: skip
-    if not arguments.peers:
-        say("\nBPR and RecTools' SASRec were not run.")
+    for name in PEERS:
+        if name not in found:
+            say(f"\n{name} was not run to its end: it has no row.")
     best = max((n for n in found if n not in names), key=lambda n: found[n].mean())
     say()
     for name in names:
