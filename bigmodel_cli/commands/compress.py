@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 METHOD_FILES = ("point.json", "cut.pt", "tuned.pt", "model.pt", "run", "export")
 """What a method writes in its folder, finished or interrupted."""
-SEARCH_FILES = ("search.json", "frontier.json", "frontier.png", "chosen", "chosen.pt", "tries")
+SEARCH_FILES = ("search.json", "frontier.json", "frontier.png", "report.html", "chosen", "chosen.pt", "tries")
 
 
 def _methods(incomplete: str) -> list[str]:

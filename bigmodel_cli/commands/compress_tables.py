@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 def draw(found: Frontier, values: dict[str, Any], title: str, path: Path) -> None:
     from bigmodel_cli.core.errors import MachineError
+    from bigmodel_cli.insight.compression_page import write_page
     from bigmodel_cli.insight.frontier import draw_frontier
 
     chosen = found.chosen.name if found.chosen else None
+    write_page(path.with_name("report.html"), f"{title}, compressed", values["source"], values["points"], chosen)
     try:
         draw_frontier(title, values["source"], values["points"], chosen, path)
     except MachineError as error:  # the search matters more than its plot
@@ -38,7 +40,7 @@ def show_search(found: Frontier, out: Path) -> None:
     if found.chosen is not None:
         console.say(f"chosen: {found.chosen.name}, {found.chosen.path}")
         console.say(f"next: bigmodel eval {found.chosen.path} --split test")
-    console.say(f"plot: {out / 'frontier.png'}, data: {out / 'frontier.json'}")
+    console.say(f"report: {out / 'report.html'}, plot: {out / 'frontier.png'}, data: {out / 'frontier.json'}")
 
 
 def table(title: str, points: list[Point], best: set[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,9 +18,9 @@ from bigmodel_cli.core.registry import commands
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.core.recipe import Recipe
-    from bigmodel_cli.engine.build.load import TrainedModel
-    from bigmodel_cli.insight.reports import Report
+    from bigmodel_cli.commands.eval_page import Found
+    from bigmodel_cli.commands.eval_trust import TrustOptions
+    from bigmodel_cli.commands.measuring import SplitOfData
 
 Split = Annotated[
     Literal["val", "test", "train"] | None,
@@ -44,6 +45,29 @@ Metric = Annotated[
 ]
 Wrong = Annotated[int, typer.Option("--wrong", metavar="N", min=0, help="List N wrong predictions.")]
 
+Page = Annotated[
+    Path | None,
+    typer.Option("--page", metavar="FILE", help="HTML page to write.  [default: beside CKPT, eval-SPLIT.html]"),
+]
+
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Fit a temperature on val (temperature scaling) and keep it in CKPT.")
+]
+Conformal = Annotated[
+    float | None,
+    typer.Option("--conformal", metavar="SHARE", help="Sets of classes that hold the true one this often, as 0.9."),
+]
+Corruptions = Annotated[
+    bool, typer.Option("--corruptions", help="Accuracy under 15 corruptions of images at 5 severities.")
+]
+Ood = Annotated[
+    str | None,
+    typer.Option("--ood", metavar="DATA", help="Other data that confidence should tell from this: AUROC, FPR95."),
+]
+By = Annotated[
+    str | None, typer.Option("--by", metavar="COLUMN", help="Metrics for each value of a column of your table.")
+]
+
 
 @commands.register("eval", order=60)
 @takes_options("eval", data="the checkpoint's", device="the checkpoint's", precision="the checkpoint's")
@@ -58,16 +82,22 @@ def evaluate(
     trust: opt.Trust = False,
     metric: Metric = None,
     wrong: Wrong = 10,
+    page: Page = None,
+    calibrate: Calibrate = False,
+    conformal: Conformal = None,
+    corruptions: Corruptions = False,
+    ood: Ood = None,
+    by: By = None,
     json: opt.Json = False,
 ) -> None:
     """Evaluate a checkpoint on a split; every metric has a 95% confidence interval.
 
-    Classification: loss, top-1 and top-5 accuracy, calibration, per-class metrics, the confusion
-    matrix and the wrong predictions. Several labels: mean average precision, F1, Hamming loss. Numbers:
-    absolute and squared error, R2, rank correlation. Language models: perplexity, bits per byte.
-    Translation: BLEU, chrF.
+    Classification: loss, accuracy, calibration, per-class metrics, confusion matrix, wrong predictions.
+    Several labels: mean average precision, F1. Numbers: errors, R2, rank correlation. Language models:
+    perplexity, bits per byte. Translation: BLEU, chrF. A page with figures and the samples to look at is
+    written beside CKPT.
 
-    Only this command reads the test split.
+    Only this command, and compare where it is asked to, read the test split.
 
     Examples:
 
@@ -75,67 +105,71 @@ def evaluate(
 
         bigmodel eval ckpt.pt --data mnist --json
 
+        bigmodel eval runs/resnet18-digits-1 --split test --calibrate --conformal 0.9
+
         bigmodel eval timm:resnet18 --pretrained --data photos
     """
+    from bigmodel_cli.commands.eval_page import write_page
+    from bigmodel_cli.commands.eval_trust import TrustOptions
+    from bigmodel_cli.commands.measuring import open_split
     from bigmodel_cli.commands.open_model import open_trained
 
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
+    measured = open_split(trained, recipe, split)
+    wanted = TrustOptions(calibrate, conformal, corruptions, ood, by)
     size = batch_size or recipe.train.eval_batch_size
-    report, measured, notes = _measure(trained, recipe, split, size, tta, wrong, metric or [])
+    found = _evaluate(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
+    _show(measured, found, write_page(page, measured, found, pretrained), json)
+
+
+def _show(measured: SplitOfData, found: Found, page: str | None, json: bool) -> None:
+    trained = measured.trained
     if json:
-        console.print_json({"checkpoint": str(trained.path), "split": measured, "notes": notes, **report.values})
+        extras = {extra.key: extra.values for extra in found.extras}
+        known = {"checkpoint": str(trained.path), "split": measured.name, "notes": found.notes, "page": page}
+        console.print_json({**known, **found.report.values, **extras})
         return
-    for note in notes:
+    for note in found.notes:
         console.note(note)
-    for i, (title, columns, rows, right) in enumerate(report.tables):
-        shown = title if i else f"{trained.recipe.model.name}, {_named(measured)}"
+    tables = [*found.report.tables, *(table for extra in found.extras for table in extra.tables)]
+    for i, (title, columns, rows, right) in enumerate(tables):
+        shown = title if i else f"{trained.recipe.model.name}, {measured.says}"
         console.show(console.table(shown, columns, rows, right=right))
+    if page:
+        console.note(f"page: {page}")
 
 
-def _measure(
-    trained: TrainedModel,
-    recipe: Recipe,
-    split: str | None,
+def _evaluate(
+    measured: SplitOfData,
+    wanted: TrustOptions,
     batch_size: int,
     tta: bool,
     wrong: int,
     extra_metrics: Sequence[str],
-) -> tuple[Report, str, list[str]]:
-    """The report on `split`, which split that is, and what a reader of it should know."""
-    from bigmodel_cli.commands.progress import WaitBars
+    data_dir: Path | None,
+) -> Found:
+    """The report on the split, and what else is wanted; with ``--calibrate`` the checkpoint is rewritten."""
+    from bigmodel_cli.commands import eval_calibrate
+    from bigmodel_cli.commands.eval_extras import measure_trust
+    from bigmodel_cli.commands.eval_page import Found
+    from bigmodel_cli.commands.eval_trust import Evaluation
     from bigmodel_cli.core.registry import metrics, reports
-    from bigmodel_cli.engine.build.data import changed_data_note, load_data, load_split, split_to_measure
-    from bigmodel_cli.engine.device.placement import choose_placement
-    from bigmodel_cli.engine.device.process import configure_process
-    from bigmodel_cli.engine.inference.tta import with_flip_tta
-    from bigmodel_cli.engine.training.evaluate import collect
 
-    names = [*trained.task.metrics, *(metrics.get(name).name for name in extra_metrics)]
-    placement = choose_placement(recipe.placement)
-    configure_process(placement)
-    model = with_flip_tta(trained.model, trained.task) if tta else trained.model
-    with WaitBars():
-        bundle = load_data(recipe.data, trained.task.spec, recipe.task)
-    task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
-    saved = trained.meta.get("data") or {}
-    chosen, reason = split_to_measure(bundle, recipe.data, saved) if split is None else (split, None)
-    with WaitBars():
-        source = load_split(bundle, recipe.data, chosen)
-    carved = chosen == "val" and "val" not in bundle.load
-    notes = [f"val: the {len(source):,} samples that were split off train"] if carved else []
-    notes += filter(None, [reason, changed_data_note(bundle, recipe.data, saved)])
+    fitted = eval_calibrate.fit(measured, batch_size, tta) if wanted.calibrate else None
+    task = measured.task
+    names = [*task.metrics, *(metrics.get(name).name for name in extra_metrics)]
+    held: dict[str, Tensor] = {}
 
     def outputs() -> dict[str, Tensor]:
-        automatic = recipe.placement.precision == "auto"
-        out, how = collect(placement.model(model), task, source, placement, batch_size, automatic)
-        notes.append(how)
-        return out
+        held.update(measured.outputs(batch_size, tta))
+        return held
 
-    report = reports.get(task.report)(task, bundle.spec, source, outputs, wrong, names)
+    report = reports.get(task.report)(task, measured.bundle.spec, measured.source, outputs, wrong, names)
+    extras = measure_trust(wanted, Evaluation(measured, held, batch_size, tta), data_dir)
+    if fitted is not None:
+        extras.insert(0, eval_calibrate.before_and_after(measured, held, fitted))
+        eval_calibrate.keep(measured)
+    notes = [*measured.bundle.notes, *measured.notes, *report.notes, *(n for e in extras for n in e.notes)]
     notes += ["test-time augmentation: predictions averaged over each image and its mirror image"] if tta else []
-    return report, chosen, [*bundle.notes, *filter(None, notes), *report.notes]
-
-
-def _named(split: str) -> str:
-    return "all samples" if split == "all" else f"{split} split"
+    return Found(report, held, extras, notes)

@@ -42,7 +42,9 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint fil
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Data folder.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
-    Flag("data.dir", also=("eval", "predict", "plan", "study", "tune", "export", "compress", "verify-resume")),
+    Flag(
+        "data.dir", also=("compare", "eval", "predict", "plan", "study", "tune", "export", "compress", "verify-resume")
+    ),
 ]
 Columns = Annotated[
     str | None,
@@ -51,7 +53,7 @@ Columns = Annotated[
         metavar="ROLE=COLUMN,...",
         help="Columns of a table: image=id,label=breed; text=title+body; or numbers from 1 if it has no header.",
     ),
-    Flag("data.columns", default="found by their names", also=("eval", "plan", "verify-resume")),
+    Flag("data.columns", default="found by their names", also=("compare", "eval", "plan", "verify-resume")),
 ]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="CKPT is the name of a model: take its published weights.")
@@ -93,7 +95,7 @@ class RunOptions:
             help="Data set, or path to your own images or text.",
             autocompletion=complete("data"),
         ),
-        Flag("data.name", default="digits", also=("eval", "export", "plan", "verify-resume")),
+        Flag("data.name", default="digits", also=("compare", "eval", "export", "plan", "verify-resume")),
     ] = None
     columns: Columns = None
     task: Annotated[
@@ -180,7 +182,7 @@ class RunOptions:
         Flag(
             "placement.device",
             default="auto",
-            also=("eval", "predict", "generate", "study", "tune", "verify-resume"),
+            also=("compare", "eval", "predict", "generate", "study", "tune", "verify-resume"),
         ),
     ] = None
     precision: Annotated[

@@ -42,16 +42,22 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
         bigmodel study recipes/image/few-images.yaml --out runs/few
     """
     from bigmodel_cli.commands.progress import WaitBars, for_output
+    from bigmodel_cli.commands.run_page import RunPage, both
     from bigmodel_cli.engine.experiments.study import read_study, run_study
 
     path = find_recipe(file)
     design = read_study(path)
     folder = out or Path("runs") / (path.stem if path.parent.name == "image" else f"{path.parent.name}-{path.stem}")
     results: list[dict[str, Any]] = []
-    with WaitBars(), for_output(json) as display:
-        for name, result in run_study(design, folder, options.flag_layers(), display.emit):
-            results.append(result)
-            console.note(f"{name}: {len(results)} of {len(design.runs)} runs done")
+    page = RunPage()
+    try:
+        with WaitBars(), for_output(json) as display:
+            emit = both(display.emit, page.emit)
+            for name, result in run_study(design, folder, options.flag_layers(), emit):
+                results.append(result)
+                console.note(f"{name}: {len(results)} of {len(design.runs)} runs done")
+    finally:
+        page.stopped()
     atomic_files.write_text(folder / "results.json", text.dumps(results, indent=1))
     if json:
         for result in results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,15 +147,22 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
+    from bigmodel_cli.commands.run_page import RunPage, both
     from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS
     from bigmodel_cli.engine.session.session import train as run
 
     group = group or SINGLE_PROCESS
-    with WaitBars() if group.is_main else nullcontext(), for_output(json) if group.is_main else Silence() as display:
-        outcome = run(recipe, folder, display.emit, group=group)
     if not group.is_main:
+        run(recipe, folder, Silence().emit, group=group)
         return
-    _write_report(recipe, outcome)
+    page = RunPage()
+    try:
+        with WaitBars(), for_output(json) as display:
+            outcome = run(recipe, folder, both(display.emit, page.emit), group=group)
+    except BaseException:
+        page.stopped()
+        raise
+    page.finished(outcome)
     if json:
         console.print_json(outcome.to_dict())
     else:
@@ -167,17 +173,6 @@ def _dry_run(resolved: Resolved, folder: Path, json: bool) -> None:
     from bigmodel_cli.commands.dry_run import preflight
 
     preflight(resolved, folder, json)
-
-
-def _write_report(recipe: Recipe, outcome: Outcome) -> None:
-    from bigmodel_cli.core.event_log import read_events
-    from bigmodel_cli.core.strict_yaml import dump_yaml
-    from bigmodel_cli.insight.report import write_report
-
-    title = f"{recipe.model.name} on {recipe.data.name}"
-    events = read_events(outcome.folder / "metrics.jsonl")
-    path = outcome.folder / "report.html"
-    write_report(path, title=title, recipe_text=dump_yaml(recipe.to_dict()), events=events, final=outcome.to_dict())
 
 
 def show_outcome(outcome: Outcome) -> None:

@@ -12,8 +12,12 @@ from bigmodel_cli.core.errors import InputError
 OutputValues = tuple[tuple[str, tuple[float, ...]], ...]
 """What turns a model's outputs into answers, beside its weights: by name one number per output, such as the thresholds
 of labels, or the mean and the standard deviation of targets. In pairs, so that a spec can be hashed."""
-POSITIVE = ("std",)
+POSITIVE = ("std", "temperature")
 """The names of values that are divided by."""
+SCORES = "scores"
+"""Marks class outputs that are scores and not the logits of probabilities: the loss was none of probabilities."""
+TEMPERATURE = "temperature"
+"""What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al. 2017)."""
 
 
 def plain_values(spec: Any) -> dict[str, Any]:
@@ -48,6 +52,37 @@ def changed(spec: Any, changes: Mapping[str, Any]) -> Any:
     if "classes" in changes and changes["classes"] != spec.classes:
         changes = {"outputs": (), **changes}
     return replace(spec, **changes)
+
+
+def output_values(spec: Any) -> Mapping[str, tuple[float, ...]]:
+    """The values that turn outputs into answers, by name."""
+    return dict(spec.outputs) if isinstance(spec, HasOutputs) else {}
+
+
+def with_values(spec: Any, values: Mapping[str, tuple[float, ...]]) -> Any:
+    """`spec` with exactly these output values."""
+    return replace(spec, outputs=tuple(sorted(values.items())))
+
+
+def uncalibrated(spec: Any) -> Any:
+    """`spec` without a temperature, which holds for the weights that it was fitted on only."""
+    values = output_values(spec)
+    if TEMPERATURE not in values:
+        return spec
+    return with_values(spec, {k: v for k, v in values.items() if k != TEMPERATURE})
+
+
+def marked(spec: Any, probabilities: bool) -> Any:
+    """`spec` of class outputs, which `probabilities` says whether the loss makes logits of probabilities.
+
+    A fitted temperature makes probabilities of scores too.
+    """
+    values = output_values(spec)
+    scores = not probabilities and TEMPERATURE not in values
+    if scores == (SCORES in values):
+        return spec
+    rest = {k: v for k, v in values.items() if k != SCORES}
+    return with_values(spec, {**rest, **({SCORES: (1.0,) * len(spec.classes)} if scores else {})})
 
 
 @runtime_checkable

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core import interactions  # noqa: F401  registers its spec, without the tasks and their torch
 from bigmodel_cli.core.errors import BigmodelError, InputError
-from bigmodel_cli.core.registry import Entry, exports, models
+from bigmodel_cli.core.output_values import marked
+from bigmodel_cli.core.registry import Entry, exports, losses, models, tasks
 from bigmodel_cli.core.regular_files import read_regular, require_few_containers
 from bigmodel_cli.core.specs import spec_type
 from bigmodel_cli.export import checksums
@@ -125,9 +126,14 @@ class ExportFolder:
         """The input spec: size and channels, or vocabulary; and the classes."""
         values = dict(self.about["input"])
         try:
-            return spec_type(values.pop("kind")).from_dict(values)
+            spec = spec_type(values.pop("kind")).from_dict(values)
         except KeyError:
             raise InputError(f"{self.path / EXPORT}: no input described", hint="export it again") from None
+        task = tasks.found.get(self.about["task"])
+        loss = losses.found.get(self.about["recipe"].get("loss", {}).get("name", ""))
+        if task is None or loss is None or task.meta.get("answers") != "classes":
+            return spec
+        return marked(spec, loss.meta.get("probabilities", True))  # exports of earlier versions do not say it
 
     def verify(self) -> None:
         """Check every file against its digest, and that the files agree with each other.

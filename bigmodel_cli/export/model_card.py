@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.markdown import code_block, code_span, markdown
-from bigmodel_cli.core.registry import answers, tasks
+from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.export.folder import ExportFolder
 from bigmodel_cli.metrics.reading import format_interval, is_share
-from bigmodel_cli.tasks.answers import Answer
+from bigmodel_cli.tasks.answers import Answer, answer_kind
 
 MAX_CLASSES = 50
 
@@ -51,7 +51,7 @@ def _about(folder: ExportFolder) -> Iterator[str]:
 
 
 def _answer(folder: ExportFolder) -> Answer:
-    return answers.get(tasks.get(folder.about["task"]).meta.get("answers", "classes"))()  # type: ignore[no-any-return]
+    return answer_kind(tasks.get(folder.about["task"]).meta.get("answers", "classes"), folder.spec)
 
 
 def _first_labels(labels: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.insight.trust.selective import selective
 from bigmodel_cli.metrics.classification import confidence, predicted
 from bigmodel_cli.metrics.intervals import Figure, measure
 from bigmodel_cli.tasks.labelled import METRICS
@@ -27,6 +28,7 @@ class ClassificationReport:
     `confusion` is (K,K) with true classes as rows; None for more than MAX_MATRIX classes, since it grows with K^2.
     `confused` holds (true class, predicted class, samples) of the pairs confused most often, at most MAX_PAIRS.
     `wrong` holds (sample index, true class, predicted class, confidence), most confident first.
+    `selective` has the accuracy on the most confident samples; see :func:`selective`.
     `unseen` counts samples of classes unknown to the model, which no metric includes.
     """
 
@@ -37,6 +39,7 @@ class ClassificationReport:
     wrong: list[tuple[int, str, str, float]]
     samples: int
     unseen: int
+    selective: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -44,6 +47,7 @@ class ClassificationReport:
             "unseen": self.unseen,
             "headline": {name: figure.to_dict() for name, figure in self.headline.items()},
             "per_class": self.per_class,
+            "selective": self.selective,
             "confusion": self.confusion,
             "confused": [{"true": t, "predicted": p, "samples": n} for t, p, n in self.confused],
             "wrong_count": len(self.wrong),
@@ -57,6 +61,7 @@ def classification_report(
     classes: Sequence[str],
     seed: int = 0,
     names: Sequence[str] = METRICS,
+    scores: bool = False,
 ) -> ClassificationReport:
     """Compare logits with labels; headline metrics have 95% percentile bootstrap intervals.
 
@@ -67,17 +72,20 @@ def classification_report(
         classes: the K class names.
         seed: of the bootstrap.
         names: the registered metrics in the headline.
+        scores: they are scores and no probabilities: the largest is the confidence.
 
     Raises:
         InputError: a logit is NaN.
     """
-    broken = int(logits.isnan().any(1).sum())
-    if broken:
-        raise InputError(f"the model returns NaN for {broken} of {len(logits)} samples", "expected finite logits")
+    _check_numbers(logits)
     known = labels >= 0
     index = known.nonzero().flatten()
     out = {"logits": logits[known].float(), "label": labels[known], "loss": losses[known].double()}
-    labels, predictions, confidences = out["label"], predicted(out), confidence(out)
+    labels, predictions, confidences = (
+        out["label"],
+        predicted(out),
+        (out["logits"].amax(1) if scores else confidence(out)),
+    )
     k = len(classes)
     correct = predictions == labels
     matrix = torch.bincount(labels * k + predictions, minlength=k * k).view(k, k).tolist() if k <= MAX_MATRIX else None
@@ -94,7 +102,14 @@ def classification_report(
         wrong=wrong,
         samples=len(labels),
         unseen=int((~known).sum()),
+        selective=selective(confidences, correct),
     )
+
+
+def _check_numbers(logits: Tensor) -> None:
+    broken = int(logits.isnan().any(1).sum())
+    if broken:
+        raise InputError(f"the model returns NaN for {broken} of {len(logits)} samples", "expected finite logits")
 
 
 def _confused(labels: Tensor, predictions: Tensor, classes: Sequence[str]) -> list[tuple[str, str, int]]:

@@ -1,97 +1,154 @@
-"""Writes a self-contained HTML report of a run: curves as inline SVG, results and recipe."""
+"""The page of a run: its result first, then curves, time, what it gets wrong, recipe, environment and data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import atomic_files
+from bigmodel_cli.insight import page
+from bigmodel_cli.insight.charts import Series, line_chart
+from bigmodel_cli.insight.page import Section
 from bigmodel_cli.metrics.reading import format_metric
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 240, 64, 28, 12
-COLOURS = ("#2563eb", "#dc2626")
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
-figure { display: inline-block; margin: 0 .5rem 1rem 0; } figcaption { font-weight: 600; }
-svg { max-width: 100%; } text { fill: currentColor; font-size: 11px; }
-table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; border-bottom: 1px solid var(--line); }
-pre { border: 1px solid var(--line); padding: 1rem; overflow-x: auto; }
-"""
-
-Series = tuple[str, list[tuple[float, float]]]
+Event = Mapping[str, Any]
+PHASES = {
+    "data": "reading data", "prepare": "preparing and augmenting batches", "forward": "the forward pass",
+    "backward": "the backward pass", "optimizer": "the optimizer", "saving": "writing checkpoints",
+    "evaluation": "validation", "features": "computing features of the frozen part", "start": "starting",
+}  # fmt: skip
+STATES = {"running": "the run goes on; this page is rewritten as it does", "done": "the run is done"}
 
 
 def write_report(
-    path: Path, *, title: str, recipe_text: str, events: list[dict[str, Any]], final: dict[str, Any]
+    path: Path,
+    *,
+    title: str,
+    recipe_text: str,
+    events: Sequence[Event],
+    final: Mapping[str, Any],
+    start: Mapping[str, Any] | None = None,
+    state: str = "done",
+    sections: Sequence[Section] = (),
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write the page atomically; all external text is escaped."""
+    """Write the page atomically; all external text is escaped.
+
+    Args:
+        events: those of the run's log; epochs are drawn.
+        final: the values of the end of the run; {} before that.
+        start: the event that started the run, which says its size, environment and data.
+        state: running, done, interrupted or failed.
+        sections: figures on the validation split.
+        notes: lines to know, such as what was not measured.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    start = start or {}
     epochs = [e for e in events if e.get("event") == "epoch"]
+    parts: list[str | Section] = [page.note(STATES.get(state, f"the run was {state}; what it reached is below"))]
+    parts += [page.tiles(_headline(epochs, final, start)), *(page.note(line) for line in notes)]
+    parts.append(Section("Curves, by epoch", page.charts(_curves(epochs))))
+    if time := _time(final):
+        parts.append(Section("Where the time went", time))
+    parts += sections
+    results = {k.replace("_", " "): _shown(k, v) for k, v in final.items() if k not in NOT_RESULTS}
+    if results:
+        parts.append(Section("Results", page.facts(results)))
+    if start:
+        parts.append(Section("Data and machine", page.facts(_facts(start))))
+    parts.append(Section("Recipe", f"<pre>{escape(recipe_text)}</pre>"))
+    page.write(path, title, parts)
+
+
+NOT_RESULTS = ("event", "time", "verdict")
+
+
+def _headline(epochs: Sequence[Event], final: Mapping[str, Any], start: Event) -> list[tuple[str, str, str]]:
+    """The metric that chooses the best epoch first, then the loss, the time and the size."""
+    name = f"val_{start.get('metric', 'accuracy')}"
+    best = next((e for e in reversed(epochs) if e.get("best")), epochs[-1] if epochs else {})
+    values = final if name in final else best
+    cells = []
+    if _number(values.get(name)):
+        where = values.get("best_epoch", values.get("epoch"))
+        cells.append((name.replace("_", " "), format_metric(name, values[name]), f"best epoch: {where}"))
+    if _number(values.get("val_loss")) and name != "val_loss":
+        cells.append(("val loss", format_metric("val_loss", values["val_loss"]), "validation split"))
+    if epochs:
+        cells.append(("epochs", _of(epochs[-1].get("epoch"), start.get("epochs")), f"step {epochs[-1].get('step')}"))
+    if _number(final.get("seconds")):
+        cells.append(("time", _duration(final["seconds"]), "start to end"))
+    if _number(start.get("parameters")):
+        trained = start.get("trainable", start["parameters"])
+        cells.append(("parameters", f"{start['parameters']:,}", f"{trained:,} trained"))
+    return cells
+
+
+def _of(value: Any, whole: Any) -> str:
+    return f"{value} of {whole}" if whole is not None else str(value)
+
+
+def _curves(epochs: Sequence[Event]) -> list[str]:
     names = [k for e in epochs for k in e if k.startswith("val_") and k != "val_loss"]
-    charts = [_chart("loss", [_series(epochs, "train_loss"), _series(epochs, "val_loss")])]
-    charts += [_chart(name.replace("_", " "), [_series(epochs, name)]) for name in dict.fromkeys(names)]
-    charts.append(_chart("learning rate", [_series(epochs, "lr")]))
-    rows = "".join(
-        f"<tr><td>{escape(k.replace('_', ' '))}</td><td>{escape(_shown(k, v))}</td></tr>"
-        for k, v in final.items()
-        if k != "event"
-    )
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
-        f"<table>{rows}</table><h2>Curves, by epoch</h2>{''.join(charts)}"
-        f"<h2>Recipe</h2><pre>{escape(recipe_text)}</pre></html>\n"
-    )
-    atomic_files.write_text(path, page)
+    drawn = [line_chart("loss", [_series(epochs, "train_loss"), _series(epochs, "val_loss")])]
+    drawn += [line_chart(name.replace("_", " "), [_series(epochs, name)]) for name in dict.fromkeys(names)]
+    rates = [k for e in epochs for k in e if k.endswith("_per_second")]
+    drawn.append(line_chart("learning rate", [_series(epochs, "lr")]))
+    drawn += [
+        line_chart(f"throughput, {name.removesuffix('_per_second')} per second", [_series(epochs, name)])
+        for name in dict.fromkeys(rates)
+    ]
+    return drawn
+
+
+def _series(epochs: Sequence[Event], key: str) -> Series:
+    """The finite values of `key` by epoch, since NaN cannot be plotted."""
+    values = [(e.get("epoch"), e.get(key)) for e in epochs]
+    return key.replace("_", " "), [(float(x), float(y)) for x, y in values if _number(x) and _number(y)]  # type: ignore[arg-type]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _time(final: Mapping[str, Any]) -> str:
+    """The shares of the phases in words, and what would help."""
+    shares = final.get("time")
+    if not isinstance(shares, Mapping) or not shares:
+        return ""
+    seconds = final.get("seconds")
+    named = [f"{share:.0%} in {PHASES.get(part, part)}" for part, share in shares.items() if share >= 0.01]
+    whole = f"Of {_duration(seconds)}, " if isinstance(seconds, (int, float)) else "Of the time, "
+    text = f"{whole}{', '.join(named)}."
+    advice = str(final.get("verdict", "")).partition("; ")[2]
+    return f"<p>{escape(text)}{escape(' ' + advice[:1].upper() + advice[1:] + '.') if advice else ''}</p>"
+
+
+def _facts(start: Event) -> dict[str, str]:
+    data = start.get("data")
+    found = {
+        "data": f"{data}: {start.get('train_size', 0):,} training and {start.get('val_size', 0):,} validation samples",
+        "fingerprint of the data": str(start.get("fingerprint") or "not known"),
+        "placement": str(start.get("placement", "")),
+        **{k.replace("_", " "): _shown(k, v) for k, v in start.get("environment", {}).items()},
+    }
+    notes = {f"note {i}": str(line) for i, line in enumerate(start.get("notes", ()), 1)}
+    return {k: v for k, v in (found | notes).items() if v}
 
 
 def _shown(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_shown(k, v)}" for k, v in value.items())
     return format_metric(name, value) if isinstance(value, float) else str(value)
 
 
-def _series(epochs: list[dict[str, Any]], key: str) -> Series:
-    """The finite values of `key` by epoch, since NaN cannot be plotted."""
-    values = [(e.get("epoch"), e.get(key)) for e in epochs]
-    line = [(float(x), float(y)) for x, y in values if isinstance(x, (int, float)) and isinstance(y, (int, float))]
-    return key.replace("_", " "), [p for p in line if all(map(math.isfinite, p))]
-
-
-def _chart(caption: str, series: Sequence[Series]) -> str:
-    """A line chart; a single point is drawn as a dot."""
-    points = [p for _, line in series for p in line]
-    if not points:
-        return ""
-    (x0, x1), (y0, y1) = (_range([p[i] for p in points]) for i in (0, 1))
-
-    def place(p: tuple[float, float]) -> tuple[float, float]:
-        x = LEFT + (p[0] - x0) / (x1 - x0) * (WIDTH - LEFT - 12)
-        return x, HEIGHT - BOTTOM - (p[1] - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
-
-    marks = []
-    for i in range(5):
-        value = y0 + (y1 - y0) * i / 4
-        y = place((x0, value))[1]
-        marks.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-        marks.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for value in (min(p[0] for p in points), max(p[0] for p in points)):
-        marks.append(f'<text x="{place((value, y0))[0]:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
-    for i, (name, line) in enumerate((n, x) for n, x in series if x):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, line))
-        marks.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[i]}" stroke-width="2"/>')
-        x, y = place(line[-1])
-        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[i]}"/>')
-        marks.append(f'<text x="{LEFT + 8 + 110 * i}" y="{TOP}" style="fill:{COLOURS[i]}">{escape(name)}</text>')
-    label = escape(caption)
-    drawing = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
-    )
-    return f"<figure><figcaption>{label}</figcaption>{drawing}</figure>"
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

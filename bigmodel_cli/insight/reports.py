@@ -14,6 +14,7 @@ from bigmodel_cli.insight.class_match import match_classes
 from bigmodel_cli.insight.classification import classification_report
 from bigmodel_cli.metrics.intervals import Figure, measure
 from bigmodel_cli.metrics.reading import format_metric
+from bigmodel_cli.tasks.answers import gives_probabilities
 
 Table = tuple[str | None, Sequence[str], list[tuple[str, ...]], bool]
 """Title, columns, rows, and whether the columns after the first are numeric."""
@@ -24,6 +25,9 @@ Names = Sequence[str]
 """The registered metrics of the headline: the task's own, and those given with ``--metric``."""
 MAX_CLASSES_SHOWN = 20
 MAX_ROWS_SHOWN = 100
+SCORES_NOTE = (
+    "the outputs are scores, not probabilities: the loss is none of probabilities; --calibrate turns them into some"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
     """Loss, accuracy, calibration, per-class metrics, confusion matrix and mistakes; classes are matched by name."""
     match = match_classes(task.spec.classes, data.classes)
     out = outputs()
-    found = classification_report(out["logits"], out["label"], out["loss"], task.spec.classes, names=names)
+    found = classification_report(
+        out["logits"], out["label"], out["loss"], task.spec.classes, names=names, scores=not gives_probabilities(task)
+    )
     mistakes = [
         {"name": source.name(i), "true": t, "predicted": p, "confidence": c} for i, t, p, c in found.wrong[:wrong]
     ]
@@ -52,6 +58,11 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
         for c in figures["per_class"]
     ]
     more = len(per_class) - MAX_ROWS_SHOWN
+    if chosen := figures["selective"].get("at_coverage"):
+        shares: list[tuple[str, ...]] = [
+            (f"{r['coverage']:.0%}", f"{r['accuracy']:.2%}", f"{r['samples']:,}") for r in chosen
+        ]
+        tables.append(("accuracy on the most confident samples", ("share", "accuracy", "samples"), shares, True))
     tables.append((None, ("class", "precision", "recall", "F1", "samples"), per_class[:MAX_ROWS_SHOWN], True))
     classes = task.spec.classes
     if found.confusion is not None and len(classes) <= MAX_CLASSES_SHOWN:
@@ -61,14 +72,26 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
         rows = [(t, p, f"{n:,}") for t, p, n in found.confused[:MAX_CLASSES_SHOWN]]
         tables.append(("confused most often", ("true", "predicted", "samples"), rows, False))
     if mistakes:
-        rows = [(m["name"], m["true"], m["predicted"], f"{m['confidence']:.2%}") for m in mistakes]
-        tables.append(("wrong, most confident first", ("sample", "true", "predicted", "confidence"), rows, False))
+        tables.append(_mistakes_table(mistakes, gives_probabilities(task)))
     notes = [f"{more:,} more classes are in --json"] if more > 0 else []
+    notes += [] if gives_probabilities(task) else [SCORES_NOTE]
     if match.missing:
         notes.append(f"classes of the model that are not in the data: {shorten(match.missing)}")
     if match.unseen:
         notes.append(f"classes unknown to the model, excluded from the metrics: {shorten(match.unseen)}")
     return Report({**figures, "wrong": mistakes}, tables, notes)
+
+
+def _mistakes_table(mistakes: list[dict[str, Any]], probabilities: bool) -> Table:
+    """The wrong predictions; where outputs are scores, ``confidence`` is renamed to what it is."""
+    rows: list[tuple[str, ...]]
+    if probabilities:
+        rows = [(m["name"], m["true"], m["predicted"], f"{m['confidence']:.2%}") for m in mistakes]
+        return "wrong, most confident first", ("sample", "true", "predicted", "confidence"), rows, False
+    for mistake in mistakes:
+        mistake["score"] = mistake.pop("confidence")
+    rows = [(m["name"], m["true"], m["predicted"], f"{m['score']:.4g}") for m in mistakes]
+    return "wrong, largest score first", ("sample", "true", "predicted", "score"), rows, False
 
 
 @reports.register()

@@ -12,7 +12,7 @@ from bigmodel_cli.insight.reports import Names, Outputs, Report, Table, headline
 from bigmodel_cli.metrics.intervals import measure
 
 
-@reports.register()
+@reports.register(run_samples=200)  # each is decoded by beam search
 def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
     """BLEU and chrF over the split, 95% bootstrap intervals over sentences (Koehn 2004), and the worst sentences."""
     metrics = require_package("sacrebleu.metrics")

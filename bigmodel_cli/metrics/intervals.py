@@ -48,6 +48,18 @@ def measure(names: Iterable[str], outputs: Outputs, seed: int = 0, resamples: in
     Raises:
         InputError: there is no such metric, or it needs an output that is missing.
     """
+    found = statistics_of(names, outputs)
+    statistics = {name: value for name, value in found.items() if callable(value)}
+    measured = with_intervals(statistics, count(outputs), width_of(outputs), seed, resamples)
+    return {name: measured[name] if callable(value) else Figure(value) for name, value in found.items()}
+
+
+def statistics_of(names: Iterable[str], outputs: Outputs) -> dict[str, Statistic | float]:
+    """The metrics `names` of `outputs` as functions of the weights of samples, or as numbers; see :func:`measure`.
+
+    Raises:
+        InputError: there is no such metric, or it needs an output that is missing.
+    """
     found: dict[str, Statistic | float] = {}
     for name in dict.fromkeys(names):
         entry = metrics.get(name)
@@ -60,10 +72,12 @@ def measure(names: Iterable[str], outputs: Outputs, seed: int = 0, resamples: in
             value = mean_of(value)
         if value is not None:
             found[name] = value if callable(value) else float(value)
-    statistics = {name: value for name, value in found.items() if callable(value)}
-    widths = [x.shape[1] for x in outputs.values() if isinstance(x, Tensor) and x.dim() == 2]
-    measured = with_intervals(statistics, count(outputs), max(widths, default=1), seed, resamples)
-    return {name: measured[name] if callable(value) else Figure(value) for name, value in found.items()}
+    return found
+
+
+def width_of(outputs: Outputs) -> int:
+    """The most columns of an output."""
+    return max((x.shape[1] for x in outputs.values() if isinstance(x, Tensor) and x.dim() == 2), default=1)
 
 
 def count(outputs: Outputs) -> int:
@@ -88,9 +102,24 @@ def with_intervals(
 
     A chunk of R resamples takes (R,N) and (R,width) doubles; R keeps both near or below `CHUNK` elements.
     """
-    generator = torch.Generator().manual_seed(seed)
     whole = torch.ones(1, n, dtype=torch.float64)
     values = {name: float(statistic(whole)) for name, statistic in statistics.items()}
+    if not resamples:
+        return {name: Figure(value) for name, value in values.items()}
+    resampled = resample(statistics, n, width, seed, resamples)
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    result = {}
+    for name, value in values.items():
+        low, high = resampled[name].quantile(bounds).tolist()
+        result[name] = Figure(value, low, high)
+    return result
+
+
+def resample(
+    statistics: Mapping[str, Statistic], n: int, width: int, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Tensor]:
+    """Each statistic on `resamples` draws with replacement of the n samples, (resamples,); the same draws for all."""
+    generator = torch.Generator().manual_seed(seed)
     resampled: dict[str, list[Tensor]] = {name: [] for name in statistics}
     size = max(1, min(resamples, CHUNK // max(n, width)))
     for start in range(0, resamples if statistics else 0, size):
@@ -99,11 +128,4 @@ def with_intervals(
         weights = torch.zeros(rows, n, dtype=torch.float64).scatter_add_(1, indices, torch.ones(rows, n).double())
         for name, statistic in statistics.items():
             resampled[name].append(statistic(weights))
-    if not resamples:
-        return {name: Figure(value) for name, value in values.items()}
-    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    result = {}
-    for name, value in values.items():
-        low, high = torch.cat(resampled[name]).quantile(bounds).tolist()
-        result[name] = Figure(value, low, high)
-    return result
+    return {name: torch.cat(parts) for name, parts in resampled.items()}

@@ -32,7 +32,7 @@ def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0)
     return loss
 
 
-@losses.register(answers=("classes", "numbers", "rating"))
+@losses.register(answers=("classes", "numbers", "rating"), probabilities=False)
 def mse() -> PerSample:
     """Mean squared error to the targets or, for classes, to the one-hot label: 1/K sum_k (z_k - t_k)^2."""
 

@@ -19,6 +19,7 @@ from bigmodel_cli.core.specs import ImageSpec, TextSpec
 from bigmodel_cli.core.tokens import encode_truncated
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
+from bigmodel_cli.tasks.answers import answer_kind, answer_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -237,10 +238,11 @@ def open_model(folder: Path, trust: bool = False) -> ServedModel:
         "name": export.about["arch"],
         "format": export.about["format"],
         "takes": reader.kind,
-        "answers": kind,
+        "answers": answer_name(kind, export.spec),
         "classes": list(export.labels),
         "digest": export.digest,
     }
-    served = ServedModel(export.open(trust), reader, export.labels, about, export.spec, answers.get(kind)())
+    its_answer = answer_kind(kind, export.spec)
+    served = ServedModel(export.open(trust), reader, export.labels, about, export.spec, its_answer)
     of_its_own = entry.meta.get("served")
     return served if of_its_own is None else of_its_own(served, export, trust)  # type: ignore[no-any-return]

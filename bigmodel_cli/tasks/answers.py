@@ -7,11 +7,11 @@ Nothing here imports torch. Shapes: B batch, K outputs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigmodel_cli.core.answering import NamesAnswer
-from bigmodel_cli.core.output_values import HasOutputs
+from bigmodel_cli.core.output_values import SCORES, TEMPERATURE, output_values
 from bigmodel_cli.core.registry import answers
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def show(number, name):
 
 """
 CLASSES_SCRIPT = """
+logits = logits / steps.get("outputs", {}).get("temperature", [1.0])[0]  # fitted on val by eval --calibrate
 probability = np.exp(logits[0] - logits[0].max())
 probability /= probability.sum()
 for k in probability.argsort()[::-1][:5]:
@@ -100,7 +101,7 @@ for value, label in zip(values, labels):
 
 
 class ClassAnswer(Answer):
-    """One class: the softmax of the outputs."""
+    """One class: the softmax of the outputs, divided by the temperature if one was fitted."""
 
     noun = "classes"
     limit = "It knows only its classes: any other input also gets one of them, possibly with high confidence."
@@ -110,6 +111,7 @@ class ClassAnswer(Answer):
     def values(self, logits: np.ndarray, spec: Spec) -> np.ndarray:
         import numpy as np
 
+        logits = logits / temperature(spec)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return np.asarray(odds / odds.sum(1, keepdims=True))
 
@@ -128,7 +130,7 @@ class ClassAnswer(Answer):
         return ours.argmax(-1) == theirs.argmax(-1)
 
     def explained(self, logits: Tensor, spec: Spec) -> Tensor:
-        return logits.float().log_softmax(1)
+        return (logits.float() / temperature(spec)).log_softmax(1)
 
     def shown(self, score: float) -> tuple[str, float, str]:
         return _probability(score)
@@ -219,7 +221,22 @@ class NumberAnswer(Answer):
 
 def answer_of(task: Any) -> Answer:
     """The kind of answer of `task`. One of other outputs, such as a language model, answers with one of its tokens."""
-    return answers.get(task.answers if isinstance(task, NamesAnswer) else "classes")()  # type: ignore[no-any-return]
+    return answer_kind(task.answers if isinstance(task, NamesAnswer) else "classes", task.spec)
+
+
+def answer_kind(name: str, spec: Any) -> Answer:
+    """The kind of answer called `name` in a task; of class outputs that are no probabilities, scores."""
+    return answers.get(answer_name(name, spec))()  # type: ignore[no-any-return]
+
+
+def answer_name(name: str, spec: Any) -> str:
+    """The registered kind of answer of a task whose own is `name`: ``scores`` of classes without probabilities."""
+    return "scores" if name == "classes" and SCORES in output_values(spec) else name
+
+
+def gives_probabilities(task: Any) -> bool:
+    """Whether the outputs of `task`, which has classes, are the logits of probabilities."""
+    return SCORES not in output_values(task.spec)
 
 
 @answers.register("classes")
@@ -240,9 +257,15 @@ def number_answer() -> Answer:
     return NumberAnswer()
 
 
-def output_values(spec: Spec) -> Mapping[str, tuple[float, ...]]:
-    """The values that turn outputs into answers, by name."""
-    return dict(spec.outputs) if isinstance(spec, HasOutputs) else {}
+def outputs_described(spec: Any) -> dict[str, Any]:
+    """The output values as a step of an export's preprocessing; empty where there are none."""
+    found = {name: list(values) for name, values in output_values(spec).items()}
+    return {"outputs": found} if found else {}
+
+
+def temperature(spec: Any) -> float:
+    """What class logits are divided by before the softmax: 1 where none was fitted."""
+    return float(output_values(spec).get(TEMPERATURE, (1.0,))[0])
 
 
 def thresholds(spec: Spec) -> tuple[float, ...]:

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
+from bigmodel_cli.tasks.answers import answer_of, outputs_described
 
 ENOUGH = 1 << 26  # pixels to measure mean and deviation on: all of MNIST or CIFAR, or a thousand photos
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
@@ -48,7 +50,10 @@ class ImageClassification:
     inputs = ("image",)
     report = "classification"
     answers = "classes"
-    metrics = labelled.METRICS
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return labelled.metrics_of(self.spec)
 
     def fit_spec(self, train: Source) -> ImageClassification:
         """Measure the mean and standard deviation per channel, on the 0..1 scale, over the train split.
@@ -97,7 +102,7 @@ class ImageClassification:
         changed |= {"square": data.square, "crop": data.crop}  # predict must read files as training does
         if data.square is not None:
             changed["interpolation"] = data.interpolation
-        return trained.with_(**changed), notes
+        return uncalibrated(trained.with_(**changed)), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """Prepare image uint8 (B,C',H',W') -> float32 (B,C,H,W): augment if `key` is given, resize, normalize."""
@@ -138,7 +143,7 @@ class ImageClassification:
         return LossSum(losses.sum(), len(logits))
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
-        return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample)
+        return labelled.outputs(model(batch["image"]), batch, self.loss_per_sample, self.spec)
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         return labelled.sums(self.outputs(model, batch))
@@ -167,7 +172,9 @@ class ImageClassification:
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         """Return the `top` classes and probabilities for each image, most likely first."""
-        return labelled.likeliest(model(batch["image"]), self.spec.classes, top)
+        answer = answer_of(self)
+        values = answer.values(model(batch["image"]).double().cpu().numpy(), self.spec)
+        return [answer.choose(row, self.spec, top) for row in values]
 
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing steps for other programs, in order."""
@@ -191,6 +198,7 @@ class ImageClassification:
             "mean": list(spec.mean),
             "std": list(spec.std),
             "layout": "NCHW float32",
+            **outputs_described(spec),
         }
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:

@@ -7,12 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tasks import Predictions
-from bigmodel_cli.core.types import Batch
+from bigmodel_cli.core.types import Batch, Spec
 from bigmodel_cli.metrics.classification import accuracy
+from bigmodel_cli.tasks.answers import SCORES, output_values, temperature
 
 METRICS = ("accuracy", "top5_accuracy", "loss", "macro_f1", "ece")
 """The metrics that ``eval`` reports for classification."""
+OF_PROBABILITIES = ("ece",)
+"""Those of METRICS that only probabilities have."""
+
+
+def metrics_of(spec: Spec) -> tuple[str, ...]:
+    """METRICS, without those of probabilities where the outputs are scores."""
+    return tuple(name for name in METRICS if name not in OF_PROBABILITIES or SCORES not in output_values(spec))
 
 
 def label_map(model_classes: Sequence[str], data_classes: Sequence[str]) -> tuple[int, ...] | None:
@@ -32,12 +39,15 @@ def label_map(model_classes: Sequence[str], data_classes: Sequence[str]) -> tupl
     return tuple(label_of.get(name, -1) for name in data_classes)
 
 
-def outputs(logits: Tensor, batch: Batch, loss: Callable[[Tensor, Tensor], Tensor]) -> Batch:
-    """Return what reports need: logits (B,K) fp32, loss (B,), label (B,) and index (B,)."""
+def outputs(logits: Tensor, batch: Batch, loss: Callable[[Tensor, Tensor], Tensor], spec: Spec) -> Batch:
+    """Return what reports need: logits (B,K) fp32, loss (B,), label (B,) and index (B,).
+
+    The logits are divided by the temperature, if one was fitted; the loss is the training loss, without it.
+    """
     logits = logits.float()
     # Label -1 is a class unknown to the model. Reports exclude it, so its loss does not matter.
     losses = loss(logits, batch["label"].clamp(min=0))
-    return {"logits": logits, "loss": losses, "label": batch["label"], "index": batch["index"]}
+    return {"logits": logits / temperature(spec), "loss": losses, "label": batch["label"], "index": batch["index"]}
 
 
 def sums(out: Batch) -> dict[str, Tensor]:
@@ -49,12 +59,3 @@ def sums(out: Batch) -> dict[str, Tensor]:
 def summarise(totals: Mapping[str, float]) -> dict[str, float]:
     count = max(totals["count"], 1)
     return {"loss": totals["loss"] / count, "accuracy": totals["correct"] / count}
-
-
-def likeliest(logits: Tensor, classes: Sequence[str], top: int) -> list[Predictions]:
-    """Return the `top` classes and probabilities for each sample, most likely first."""
-    best = logits.float().softmax(1).topk(min(top, len(classes)), dim=1)
-    return [
-        [(classes[k], p) for p, k in zip(ps, ks, strict=True)]
-        for ps, ks in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]

@@ -16,7 +16,7 @@ from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.sources import ValuedSource
 from bigmodel_cli.core.tasks import Classifies, Forward, Predictions, TaskWrapper
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source
-from bigmodel_cli.tasks.answers import answer_of
+from bigmodel_cli.tasks.answers import answer_of, outputs_described
 
 OVER = ("image_classification", "text_classification")
 """The tasks whose inputs and models such a task has."""
@@ -113,8 +113,7 @@ class Relabelled(TaskWrapper):
         return [answer.choose(row, self.spec, top) for row in values]
 
     def preprocessing(self) -> dict[str, Any]:
-        outputs = {name: list(values) for name, values in self.spec.outputs}
-        return {**self.task.preprocessing(), **({"outputs": outputs} if outputs else {})}
+        return {**self.task.preprocessing(), **outputs_described(self.spec)}
 
 
 def targets_of(source: Source) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.device_constant import device_constant
+from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward, Predictions
@@ -18,6 +19,7 @@ from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
+from bigmodel_cli.tasks.answers import answer_of, outputs_described
 
 
 @tasks.register(spec_type=TextSpec, answers="classes", pipeline_tag="text-classification")
@@ -45,7 +47,10 @@ class TextClassification:
     inputs = ("tokens",)
     report = "classification"
     answers = "classes"
-    metrics = labelled.METRICS
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return labelled.metrics_of(self.spec)
 
     def fit_spec(self, train: Source) -> TextClassification:
         return self
@@ -62,7 +67,7 @@ class TextClassification:
         """Keep the trained tokenizer and context. Use the new data's classes."""
         same = set(trained.classes) == set(data.classes)
         notes = [] if token_id_map(trained, data) is None else ["tokenizer: the checkpoint's, matched by name"]
-        return trained if same else trained.with_(classes=data.classes), notes
+        return uncalibrated(trained if same else trained.with_(classes=data.classes)), notes
 
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """Prepare tokens (B,T), padded at the end and truncated to the context. With a `key`, augment them."""
@@ -81,7 +86,7 @@ class TextClassification:
         return LossSum(self.loss_per_sample(logits, batch["label"]).sum(), len(logits))
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
-        return labelled.outputs(model(batch["tokens"]), batch, self.loss_per_sample)
+        return labelled.outputs(model(batch["tokens"]), batch, self.loss_per_sample, self.spec)
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         return labelled.sums(self.outputs(model, batch))
@@ -100,13 +105,16 @@ class TextClassification:
         return {"tokens": tokens, "label": torch.zeros_like(indices), "index": indices}
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
-        return labelled.likeliest(model(batch["tokens"]), self.spec.classes, top)
+        answer = answer_of(self)
+        values = answer.values(model(batch["tokens"]).double().cpu().numpy(), self.spec)
+        return [answer.choose(row, self.spec, top) for row in values]
 
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""
         spec = self.spec
         steps = {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
-        return {**steps, **({"conventions": spec.conventions.to_dict()} if spec.conventions else {})}
+        known = {"conventions": spec.conventions.to_dict()} if spec.conventions else {}
+        return {**steps, **known, **outputs_described(spec)}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         tokens = torch.ones(batch_size, self.spec.context, dtype=torch.int64)

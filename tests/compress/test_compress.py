@@ -296,6 +296,7 @@ def test_a_search_keeps_its_choice_and_what_is_done(
     values = json.loads(out)
     assert values["chosen"] is None and [p["name"] for p in values["points"]] == told
     assert (tmp_path / "s/frontier.png").stat().st_size > 5000
+    assert "uncompressed" in (tmp_path / "s/report.html").read_text()
     other = checkpoint.load(source)
     other["model"]["fc.bias"] += 1
     checkpoint.save(tmp_path / "other.pt", other)

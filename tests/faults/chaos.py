@@ -107,7 +107,8 @@ COMMANDS = (
     ),
     Command(
         "serve", (START, ("export", "start", "--format", "onnx", "--out", "out")),
-        ("serve", "out", "--port", "0"), ("eval", "out"), rf"out/{EXPORT_FILES}|start/{RUN_FILES}",
+        ("serve", "out", "--port", "0"), ("eval", "out"),
+        rf"out/{EXPORT_FILES}|start/{RUN_FILES}|out-eval-val\.html",
     ),
 )  # fmt: skip
 INPUTS = {

@@ -94,8 +94,16 @@ def test_the_command_on_texts_and_images(run_cli: Run, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("L", (8, 8), 99).save(tmp_path / "digit.png")
-    run_cli("train", "resnet8", "--data", "digits", "--max-steps", "3", "--out", "images")
-    for method in ("integrated-gradients", "grad-cam"):
-        drawn = run_cli("explain", "images", "digit.png", "--method", method, "--out", "heat", "--json")
-        assert drawn.returncode == 0, drawn.stderr
-        assert Image.open(tmp_path / json.loads(drawn.stdout)["image"]).size[1] >= 224
+    run_cli("train", "resnet8", "--data", "digits", "--epochs", "4", "--out", "images")
+    chosen = ("--method", "integrated-gradients", "--method", "grad-cam")
+    drawn = run_cli("explain", "images", "digit.png", *chosen, "--steps", "4", "--out", "heat", "--json")
+    assert drawn.returncode == 0, drawn.stderr
+    said = json.loads(drawn.stdout)
+    assert list(said["methods"]) == ["integrated-gradients", "grad-cam"] and said["runner_up"]["class"] != said["class"]
+    assert Image.open(tmp_path / said["image"]).size == (3 * 320, 320) and (tmp_path / "heat/index.html").exists()
+    why = run_cli("explain", "images", "digit.png", "--steps", "4", "--nearest", "2", "--out", "why.html")
+    assert why.returncode == 0 and "left out: attention-rollout" in why.stderr, why.stderr
+    page = (tmp_path / "why.html").read_text()  # the file that was named, and no folder of that name
+    assert page.count("<img") == 1 + 3 + 2 and "occlusion" in page and "runner-up" in page and "deletion" in page
+    asked = run_cli("explain", "images", "digit.png", "--method", "attention-rollout")
+    assert asked.returncode == 2 and "no attention" in asked.stderr

@@ -222,7 +222,8 @@ def test_the_dict_is_plain_json_and_says_what_the_report_does() -> None:
         k: (v.value, v.low, v.high) for k, v in report.headline.items()
     }
     assert again == {
-        "samples": 46, "unseen": 4, "per_class": report.per_class, "confusion": report.confusion,
+        "samples": 46, "unseen": 4, "selective": report.selective,
+        "per_class": report.per_class, "confusion": report.confusion,
         "confused": [{"true": t, "predicted": p, "samples": n} for t, p, n in report.confused],
         "wrong_count": len(report.wrong),
     }  # fmt: skip

@@ -64,8 +64,8 @@ def page(path: Path, **changes: Any) -> tuple[str, Page]:
 def test_curves_results_and_recipe_are_there(tmp_path: Path) -> None:
     final = {"event": "end", "val_accuracy": 0.98765, "steps": 2345}
     text, parsed = page(tmp_path / "report.html", final=final)
-    assert parsed.open == [] and parsed.tags.count("svg") == 3
-    assert parsed.tags.count("polyline") == 4  # train and val loss, val accuracy, learning rate
+    assert parsed.open == [] and parsed.tags.count("svg") == 4
+    assert parsed.tags.count("polyline") == 5  # train and val loss, val accuracy, learning rate, throughput
     for part in (
         "cnn on mnist",
         "train loss",
@@ -108,7 +108,7 @@ def test_a_value_that_is_no_number_leaves_the_curve_and_nothing_else(bad: object
     broken[2]["train_loss"] = bad
     _, parsed = page(tmp_path / "report.html", events=broken)
     lines = [value.split() for tag, name, value in parsed.attributes if (tag, name) == ("polyline", "points")]
-    assert [len(line) for line in lines] == [3, 4, 4, 4]
+    assert [len(line) for line in lines] == [3, 4, 4, 4, 4]
     numbers = [float(n) for line in lines for point in line for n in point.split(",")]
     assert all(0 <= n <= 520 for n in numbers)
 
@@ -116,7 +116,7 @@ def test_a_value_that_is_no_number_leaves_the_curve_and_nothing_else(bad: object
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_runs_of_few_epochs(count: int, tmp_path: Path) -> None:
     text, parsed = page(tmp_path / "report.html", events=events(count))
-    assert parsed.tags.count("svg") == (3 if count else 0) and "nan" not in text
+    assert parsed.tags.count("svg") == (4 if count else 0) and "nan" not in text
 
 
 def test_points_lie_where_their_values_are(tmp_path: Path) -> None:

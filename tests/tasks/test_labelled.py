@@ -10,9 +10,12 @@ import torch
 from sklearn import metrics as oracle
 from torch.nn import functional as F
 
+from bigmodel_cli.core.specs import TextSpec
 from bigmodel_cli.tasks import labelled
+from bigmodel_cli.tasks.text_classification import text_classification
 
 NAMES = ["a", "b", "c", "d"]
+SPEC = TextSpec("char", tuple("ab"), 4, tuple(NAMES))
 
 
 def batch(labels: list[int]) -> dict[str, torch.Tensor]:
@@ -36,7 +39,7 @@ def test_sums_over_batches_give_scikit_learns_figures() -> None:
     labels = torch.randint(-1, 4, (50,), generator=generator).tolist()
     totals: dict[str, float] = {}
     for part in torch.arange(50).split(16):
-        out = labelled.outputs(logits[part], batch([labels[i] for i in part]), losses)
+        out = labelled.outputs(logits[part], batch([labels[i] for i in part]), losses, SPEC)
         for name, value in labelled.sums(out).items():
             totals[name] = totals.get(name, 0) + float(value)
     found = labelled.summarise(totals)
@@ -50,7 +53,7 @@ def test_sums_over_batches_give_scikit_learns_figures() -> None:
 
 
 def test_nothing_but_unseen_classes_is_no_figure_and_no_division_by_zero() -> None:
-    out = labelled.outputs(torch.randn(3, 4), batch([-1, -1, -1]), losses)
+    out = labelled.outputs(torch.randn(3, 4), batch([-1, -1, -1]), losses, SPEC)
     assert labelled.summarise({k: float(v) for k, v in labelled.sums(out).items()}) == {"loss": 0, "accuracy": 0}
 
 
@@ -62,7 +65,7 @@ def test_what_reports_get_is_in_single_precision_and_keeps_label_and_index() -> 
         seen.append((given.dtype, labels.tolist()))
         return losses(given, labels)
 
-    out = labelled.outputs(logits, batch([-1, 1]), loss)
+    out = labelled.outputs(logits, batch([-1, 1]), loss, SPEC)
     assert seen == [(torch.float32, [0, 1])]  # a loss cannot index with -1
     assert set(out) == {"logits", "loss", "label", "index"} and out["logits"].dtype == torch.float32
     assert out["label"].tolist() == [-1, 1] and out["index"].tolist() == [100, 101] and out["loss"].shape == (2,)
@@ -71,7 +74,8 @@ def test_what_reports_get_is_in_single_precision_and_keeps_label_and_index() -> 
 @pytest.mark.parametrize(("top", "given"), [(1, 1), (3, 3), (9, 4)])
 def test_the_likeliest_come_first_with_their_probabilities(top: int, given: int) -> None:
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
-    found = labelled.likeliest(logits, NAMES, top)
+    task = text_classification(SPEC, losses, lambda x, key: x)
+    found = task.predict(lambda tokens: logits, {"tokens": torch.zeros(6, 1)}, top)
     raw = logits.double().numpy()
     for row, answers in zip(raw, found, strict=True):
         probability = np.exp(row) / np.exp(row).sum()

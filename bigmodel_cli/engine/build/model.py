@@ -10,6 +10,7 @@ from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.networks import InitialisedFromData
+from bigmodel_cli.core.output_values import marked
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, data, losses, models, tasks
 from bigmodel_cli.core.specs import spec_type
@@ -95,6 +96,8 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
     if wanted != spec.kind:
         what = f"{recipe.model.name} is for {wanted} data"
         raise InputError(what, f"data {recipe.data.name} is {spec.kind}", "bigmodel models")
+    if entry.meta.get("answers") == "classes":
+        spec = marked(spec, losses.get(recipe.loss.name).meta.get("probabilities", True))
     return entry(spec, loss, augment)  # type: ignore[no-any-return]
 
 

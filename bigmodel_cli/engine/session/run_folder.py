@@ -90,16 +90,7 @@ class RunFolder:
 
     def _holder(self) -> str | None:
         """Return the process that holds the lock, if any."""
-        try:
-            # NFS requires write access for a lock.
-            with os.fdopen(os.open(self.path / "run.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "r+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return file.read().strip()
-        except FileNotFoundError:
-            pass
-        return None
+        return holder_of(self.path)
 
     def __enter__(self) -> Self:
         try:
@@ -233,6 +224,20 @@ class RunFolder:
             MachineError: the disk is full.
         """
         atomic_files.write_text(self.path / name, scrub(text))
+
+
+def holder_of(folder: Path) -> str | None:
+    """The process that holds the lock of the run in `folder`, as the lock says it; None if nobody writes there."""
+    try:
+        # NFS requires write access for a lock.
+        with os.fdopen(os.open(folder / "run.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip()
+    except FileNotFoundError:
+        pass
+    return None
 
 
 class ReadOnlyRunFolder(RunFolder):

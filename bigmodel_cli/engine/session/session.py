@@ -253,5 +253,7 @@ def _start_event(run: Run, folder: RunFolder) -> Event:
         "unit": run.task.unit,
         "metric": run.task.best[0],
         "placement": str(run.placement) + (f"; {run.parallel}" if run.parallel.group.world > 1 else ""),
+        "fingerprint": run.meta.get("data", {}).get("fingerprint"),
+        "environment": run.environment(),
         "notes": run.notes,
     }

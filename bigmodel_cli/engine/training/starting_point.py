@@ -10,6 +10,7 @@ from torch import nn
 
 from bigmodel_cli.core.answering import FitsToVal
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, models
 from bigmodel_cli.core.types import DataBundle, Source, Task
@@ -58,7 +59,7 @@ def task_and_model(
     if resumed is not None:
         _check_same_data(resumed["meta"]["data"], bundle)
         _, spec = recipe_and_spec(resumed, "--resume")
-        return build_task(recipe, spec), build_model(recipe, spec), []
+        return build_task(recipe, uncalibrated(spec)), build_model(recipe, spec), []
     if not recipe.start.trained:
         task = build_task(recipe, at_image_size(recipe, bundle.spec)).fit_spec(train)
         task = _fit_labels(task, bundle, train)

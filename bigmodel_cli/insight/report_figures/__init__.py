@@ -1,0 +1,1 @@
+"""Figures of report pages, one file each."""

@@ -1,0 +1,1 @@
+"""How far the answers of a classifier can be trusted."""

@@ -1,0 +1,1 @@
+"""How a sample of each kind of input is shown on a page, one file a kind."""
