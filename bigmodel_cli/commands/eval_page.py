@@ -26,8 +26,8 @@ def place_of(measured: SplitOfData, given: Path | None, published: bool) -> Path
     """
     if given is not None:
         return given
-    data, saved = measured.recipe.data, measured.trained.meta.get("data") or {}
-    other = "" if data.name == saved.get("name") else "-" + "".join(c if c.isalnum() else "-" for c in data.name)
+    data, own = measured.recipe.data, measured.trained.meta["recipe"]["data"]["name"]
+    other = "" if data.name == own else "-" + "".join(c if c.isalnum() else "-" for c in data.name)
     name = f"eval-{measured.name}{other}.html"
     path = measured.trained.path
     if published:

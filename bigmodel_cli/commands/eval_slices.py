@@ -27,7 +27,7 @@ def slices(found: Evaluation, column: str) -> Extra:
     import torch
 
     from bigmodel_cli.core.registry import metrics
-    from bigmodel_cli.metrics.intervals import measure
+    from bigmodel_cli.metrics.intervals import measure, statistics_of
 
     measured = found.measured
     groups, names = _groups(measured, column)
@@ -35,7 +35,7 @@ def slices(found: Evaluation, column: str) -> Extra:
     if "label" in outputs:
         outputs = {k: v[found.outputs["label"] >= 0] for k, v in outputs.items()}
     of_sample = groups[outputs["index"]]
-    wanted = list(measured.task.metrics)[:2]
+    wanted = list(statistics_of(measured.task.metrics, outputs))[:2]  # those that are defined for this data
     rows: list[dict[str, Any]] = []
     for value, count in zip(*(x.tolist() for x in of_sample.unique(return_counts=True)), strict=True):
         chosen = of_sample == value
