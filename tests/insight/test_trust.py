@@ -68,7 +68,13 @@ def test_every_score_covers_what_it_promises(level: float) -> None:
         # The coverage is beta distributed around the level: 3000 calibration and 6000 measured samples.
         assert abs(sets.coverage - level) < 4 * math.sqrt(level * (1 - level) * (1 / 2400 + 1 / 6000)), name
         assert sets.mean_size >= sets.coverage and abs(sets.size_at_level - sets.mean_size) < 0.6
-    assert found["lac"].mean_size == min(sets.mean_size for sets in found.values())  # it is the smallest on average
+
+
+def test_the_least_ambiguous_sets_are_the_smallest_where_probabilities_hold() -> None:
+    """Sadinle et al. 2019, theorem 1: of all sets that cover a level, those of LAC with the true probabilities."""
+    found = conformal_sets(overconfident(3000, scale=1, seed=1), overconfident(6000, scale=1, seed=2), 0.9)
+    smallest = found.pop("lac").size_at_level
+    assert all(smallest <= sets.size_at_level + 0.01 for sets in found.values())
 
 
 def test_the_threshold_counts_the_sample_to_come() -> None:
