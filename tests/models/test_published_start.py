@@ -245,7 +245,8 @@ def test_the_solved_head_is_scikit_learns() -> None:
         x = torch.randn(samples, width, generator=generator) * 3 + 5
         x[:, :3] += torch.nn.functional.one_hot(y, 3) * 4
         weight, bias, note = solver(3, (0.1,), 5000)(x, y, torch.ones(samples), x[:6], y[:6])
-        mean, scale = x.double().mean(0), x.double().std(0, correction=0)
+        mean, variance = x.double().mean(0), x.double().var(0, correction=0)
+        scale = ((samples * variance + 20 * variance.mean()) / (samples + 20)).sqrt()
         theirs = LogisticRegression(C=0.1, max_iter=5000).fit(((x - mean) / scale).numpy(), y.numpy())
         ours = (x @ weight.T + bias).softmax(1)
         expected = torch.from_numpy(theirs.predict_proba(((x - mean) / scale).numpy()))

@@ -9,23 +9,14 @@ from typing import Any
 from bigmodel_cli.core.errors import DivergedError, InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.tasks import Classifies
 from bigmodel_cli.engine.training.assemble import assemble, execute
 
 TRIAL_FRACTION = 5  # a trial has 1/5 of the epochs, at least one
-FEW = 20
-"""Training samples of each class up to which no trial is worth its time: val has two or so, too few to rank methods by.
-
-Even among penalties of one head such a val split chose at random (benchmarks/RESULTS-published.md).
-"""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of a trial of one method. `value` is None if the method does not fit the model.
-
-    `per_class` is the number of training samples for each class; None if the task has no classes.
-    """
+    """The result of a trial of one method. `value` is None if the method does not fit the model."""
 
     method: str
     metric: str
@@ -33,8 +24,6 @@ class Trial:
     loss: float
     trained: int
     reason: str = ""
-    per_class: float | None = None
-    val_samples: int = 0
 
     def __str__(self) -> str:
         if self.value is None:
@@ -47,7 +36,7 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
     """Try all candidates and return the best method on the validation split, and all trials.
 
     `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines.
-    Of at most FEW samples a class the cheapest method that fits is chosen, without trials of the others.
+
 
     Raises:
         InputError: no method fits the model.
@@ -56,9 +45,6 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
     for method in candidates():
         trials.append(_run_trial(method, recipe_of({"method": method})))
         report(f"tried {trials[-1]}")
-        if (few := _few(trials[-1])) is not None:
-            report(few)
-            return method, trials
     valid = [t for t in trials if t.value is not None]
     if not valid:
         raise InputError("--method auto: no method fits this model", trials[0].reason)
@@ -75,14 +61,6 @@ def candidates() -> list[str]:
     return sorted((name for name, rank in ranks.items() if rank), key=ranks.__getitem__)
 
 
-def _few(trial: Trial) -> str | None:
-    """Why `trial` decides alone; None if the others are worth a trial too."""
-    if trial.value is None or trial.per_class is None or trial.per_class > FEW:
-        return None
-    about = f"{trial.per_class:.3g} training samples a class and {trial.val_samples} on val are too few to rank methods"
-    return f"chosen {trial.method}, the cheapest that fits: {about}"
-
-
 def _run_trial(method: str, recipe: Recipe) -> Trial:
     train = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // TRIAL_FRACTION, 1)})
     try:
@@ -94,13 +72,4 @@ def _run_trial(method: str, recipe: Recipe) -> Trial:
     value = run.progress.best_metric
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     sign = 1 if mode == "max" or value is None else -1
-    classes = len(run.task.spec.classes) if isinstance(run.task, Classifies) else 0
-    return Trial(
-        method,
-        metric,
-        None if value is None else sign * value,
-        run.progress.best_loss,
-        trained,
-        per_class=len(run.batches.source) / classes if classes else None,
-        val_samples=len(run.val),
-    )
+    return Trial(method, metric, None if value is None else sign * value, run.progress.best_loss, trained)
