@@ -16,6 +16,7 @@ from bigmodel_cli.commands.option_tables import show_component
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.columns import read_columns
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
@@ -111,24 +112,39 @@ def inspect(
     from bigmodel_cli.data.token_shards.files import is_shards
 
     if is_shards(Path(path)):
+        _check_for_images(path, sheet, columns)
         show_shards(Path(path), json)
         return
     from bigmodel_cli.core.registry import data, tasks
     from bigmodel_cli.data.user_path import source_for
 
     if path in data.found and data.found[path].meta.get("kind") == "interactions":
+        _check_for_images(path, sheet, columns)
         show_interactions(path, path, data_dir, None, json)
         return
     given = read_columns(columns) if columns is not None else None
     source = source_for(path, given)
     task = data.get(source).meta.get("task") if source else None
     if source and task and tasks.get(task).meta["spec_type"].kind == "text":
+        _check_for_images(path, sheet)
         show_text(Path(path), source, given, json)
         return
     if source and data.get(source).meta.get("kind") == "interactions":
+        _check_for_images(path, sheet)
         show_interactions(path, source, data_dir, given, json)
         return
     _inspect_images(path, given, sheet, json)
+
+
+def _check_for_images(path: str, sheet: Path | None, columns: str | None = None) -> None:
+    """Refuse flags that are not for what `path` holds.
+
+    Raises:
+        InputError: they are given.
+    """
+    for flag, given, of in (("--sheet", sheet, "images"), ("--columns", columns, "a table")):
+        if given is not None:
+            raise InputError(f"{path}: {flag}", f"expected {of}", f"leave {flag} out")
 
 
 def _inspect_images(path: str, columns: Mapping[str, str] | None, sheet: Path | None, json: bool) -> None:

@@ -203,7 +203,7 @@ def _count(data: str, like: Any, task: str | None) -> tuple[int, int, Spec]:
     from bigmodel_cli.engine.build.data import load_data, train_and_val
 
     section = DataSection(**json.loads(data))
-    bundle = load_data(section, like, task)
+    bundle = load_data(section, like, task, fits=True)
     with WaitBars():
         train, _ = train_and_val(bundle, section)
     mean = float(train.lengths.double().mean()) if isinstance(train, VariableLengthSource) else 0.0

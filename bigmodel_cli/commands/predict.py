@@ -16,6 +16,7 @@ from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.core.tables import table_suffix
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tasks import Predicts
@@ -111,10 +112,13 @@ def _predict_samples(
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
     given = opt.table_columns(columns, recipe)
     listed = expand_inputs(files, task.spec.kind, given)
+    if columns is not None and not any(table_suffix(file) for file in (*files, *listed)):
+        raise InputError(f"--columns {columns}", "expected a table among the files", "leave --columns out")
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
-    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given), task, json)
+    notes: list[str] = []
+    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given, notes), task, notes, json)
 
 
 def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
@@ -133,8 +137,16 @@ def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
     raise InputError(what, "expected a classifier or a translation model" + " for --text" * from_texts, hint)
 
 
-def _show(predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]], task: Predicts, json: bool) -> None:
-    """Print the predictions as they come with `json`, else as a table; then raise the last error, if any."""
+def _show(
+    predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]],
+    task: Predicts,
+    notes: list[str],
+    json: bool,
+) -> None:
+    """Print the predictions as they come with `json`, else as a table, then `notes`; then raise the last error, if any.
+
+    `notes` are complete once the predictions are.
+    """
     from bigmodel_cli.tasks.answers import answer_of
 
     kind = answer_of(task)
@@ -148,6 +160,8 @@ def _show(predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]
             rows.append((name, *kind.to_row(answer, task.spec)))
     if rows:
         console.show(console.table(None, ("sample", *kind.columns), rows))
+    for note in notes:
+        console.note(note)
     if errors:
         for error in errors[:-1]:
             console.error(error)

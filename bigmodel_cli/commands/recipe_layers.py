@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.core.columns import read_columns
@@ -32,10 +32,11 @@ def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
     return layers
 
 
-def resolve_data_path(value: str, columns: str | None = None, task: str | None = None) -> dict[str, str] | None:
+def resolve_data_path(value: str, columns: str | None = None, task: str | None = None) -> dict[str, Any] | None:
     """The data section for ``--data PATH``, ``--columns`` and ``--task``; None where `value` names a data set.
 
-    A path has a separator in it, or exists and is no data set's name.
+    A path has a separator in it, or exists and is no data set's name. The columns of a checkpoint's table are not those
+    of data that is no table.
     """
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.data.user_path import UserPath, source_for
@@ -47,8 +48,10 @@ def resolve_data_path(value: str, columns: str | None = None, task: str | None =
     source = source_for(value, read_columns(columns) if columns else None, task)
     if source is None:
         return None
+    fields = data.get(source).schema.model_fields if given.table is None else {}
+    without: dict[str, Any] = {name: None for name in ("columns", "group_by") if name in fields}
     # Absolute, so that the checkpoint finds its data again from any folder.
-    return {"name": source, "path": value if given.is_address else str(given.path.absolute())}
+    return {"name": source, "path": value if given.is_address else str(given.path.absolute()), **without}
 
 
 def task_in(layers: list[Layer]) -> str | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from json import dumps
+from json import dumps, loads
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.special_tokens import ALIASES, SPECIALS
 from bigmodel_cli.core.tokenizer_files import MAX_TOKENS, checked_tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class BPETokenizer:
@@ -69,6 +72,30 @@ class BPETokenizer:
         skip = len(library.encode(lead, add_special_tokens=False).ids)
         spans = [(start - len(lead), end - len(lead)) for start, end in found.offsets]
         return list(zip(found.ids, spans, strict=True))[skip:]
+
+    @functools.cached_property
+    def names_every_byte(self) -> bool:
+        """Whether the tokens of a text name all of its bytes, as in byte-level BPE: nothing is changed or left out."""
+        values = loads(self.inner.to_str())
+        added = '"add_prefix_space": true' in dumps(values.get("pre_tokenizer"))
+        return self.byte_level and values.get("normalizer") is None and not added
+
+    def encode_sized(self, text: str) -> tuple[Sequence[int], np.ndarray[Any, Any]]:
+        """The ids of `text`, and the bytes of it that each stands for: those up to its end that no earlier one has.
+
+        They add up to all of its bytes, also where the tokenizer changes or drops some, such as blanks or accents.
+        """
+        import numpy as np
+
+        found = self.inner.encode(text, add_special_tokens=False)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        lengths = 1 + (codes >= 1 << 7) + (codes >= 1 << 11) + (codes >= 1 << 16)
+        place = np.concatenate(([0], np.cumsum(lengths)))
+        ends = np.array([end for _, end in found.offsets], np.int64)
+        if len(ends):
+            ends = np.maximum.accumulate(ends)
+            ends[-1] = len(codes)
+        return found.ids, np.diff(place[ends], prepend=0)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.inner.decode([i for i in ids if i not in self.hidden], skip_special_tokens=False)  # type: ignore[no-any-return]

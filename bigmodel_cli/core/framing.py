@@ -36,6 +36,23 @@ def encode_source(text: str, spec: TextSpec) -> list[int]:
     return _framed(list(tokenizer(spec).encode(known.prefix + text)), known.before, known.after, spec.context)
 
 
+def source_is_cut(text: str, count: int, spec: TextSpec) -> bool:
+    """Whether the `count` ids of :func:`encode_source` leave out some of `text`."""
+    known = conventions(spec)
+    return count == spec.context and _beyond(known.prefix + text, len(known.before) + len(known.after), spec)
+
+
+def target_is_cut(text: str, count: int, spec: TextSpec) -> bool:
+    """Whether the `count` ids of :func:`encode_target` leave out some of `text`."""
+    known = spec.conventions
+    around = 1 if known is None else len(known.target_before) + len(known.target_after)
+    return count > spec.context and _beyond(text, around, spec)
+
+
+def _beyond(text: str, around: int, spec: TextSpec) -> bool:
+    return len(tokenizer(spec).encode(text)) + around > spec.context
+
+
 def encode_target(text: str, spec: TextSpec) -> list[int]:
     """The ids of a target from the id that decoding starts with, at most one more than the context.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from bigmodel_cli.core.specs import Interpolation
+    from bigmodel_cli.core.specs import Interpolation, ValueRange
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """The formats that are always accepted, recognised by content and not by file name; see :func:`image_formats`."""
@@ -32,6 +32,8 @@ SUFFIXES = frozenset({
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 })  # fmt: skip
 """The suffixes of image files that are always read; see :func:`image_suffixes`."""
+WIDE = "IF"
+"""The first letters of PIL's modes of more than 8 bits: I;16 and variants, I (32 bits) and F (floating-point)."""
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # as in JPEG; a side of millions would take memory that the number of pixels does not show
 STRIP_PIXELS = 1 << 20
@@ -83,13 +85,19 @@ def describe_unused(suffixes: Mapping[str, int]) -> str:
 
 
 def decode(
-    raw: bytes, name: str, channels: int, side: int | None = None, interpolation: Interpolation = "bilinear"
+    raw: bytes,
+    name: str,
+    channels: int,
+    side: int | None = None,
+    interpolation: Interpolation = "bilinear",
+    value_range: ValueRange | None = None,
 ) -> Tensor:
     """(C,H,W) uint8: the upright image in `raw`, with 1 channel (luma) or 3 (RGB), transparency over white.
 
     With `side`, the largest centred square, resized (antialiased) to (C,side,side). With bilinear interpolation,
     large JPEG files are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
-    Bicubic gives the pixels that timm's evaluation does; see :func:`bicubic_square`.
+    Bicubic gives the pixels that timm's evaluation does; see :func:`bicubic_square`. Images of more than 8 bits are
+    mapped from `value_range` to 0..255; see :func:`eight_bits`.
 
     Raises:
         InputError: the format is not in FORMATS, or the image is larger than MAX_PIXELS or damaged.
@@ -98,12 +106,19 @@ def decode(
     """
     with _opened(raw, name, MAX_PIXELS) as image:
         if side is not None and interpolation == "bicubic":
-            return _to_tensor(bicubic_square(_upright(image, channels), side), channels)
-        pixels = _pixels(image, raw, channels, side)
+            return _to_tensor(bicubic_square(_upright(image, channels, value_range), side), channels)
+        pixels = _pixels(image, raw, channels, side, value_range)
     return pixels if side is None else _square(pixels, side)
 
 
-def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, most: int = MAX_PIXELS) -> Image:
+def decode_plain(
+    raw: bytes,
+    name: str,
+    channels: int,
+    side: int | None = None,
+    most: int = MAX_PIXELS,
+    value_range: ValueRange | None = None,
+) -> Image:
     """As :func:`decode`, but without torch: an upright PIL image in mode L or RGB.
 
     With `side`, which only bilinear interpolation gives, a large JPEG file is decoded at a smaller scale; the image is
@@ -112,7 +127,7 @@ def decode_plain(raw: bytes, name: str, channels: int, side: int | None = None, 
     with _opened(raw, name, most) as image:
         if side is not None:
             _draft(image, side)
-        return _upright(image, channels)
+        return _upright(image, channels, value_range)
 
 
 @contextlib.contextmanager
@@ -162,7 +177,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
-def _pixels(image: Image, raw: bytes, channels: int, side: int | None) -> Tensor:
+def _pixels(image: Image, raw: bytes, channels: int, side: int | None, value_range: ValueRange | None) -> Tensor:
     import torch
 
     full = image.size
@@ -175,7 +190,7 @@ def _pixels(image: Image, raw: bytes, channels: int, side: int | None) -> Tensor
             return fast(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
         except RuntimeError:
             pass  # PIL's message is more readable
-    return _to_tensor(_upright(image, channels), channels)
+    return _to_tensor(_upright(image, channels, value_range), channels)
 
 
 def _to_tensor(image: Image, channels: int) -> Tensor:
@@ -191,20 +206,20 @@ def _draft(image: Image, side: int) -> None:
         image.draft(image.mode, (2 * side, 2 * side))
 
 
-def _upright(image: Image, channels: int) -> Image:
+def _upright(image: Image, channels: int, value_range: ValueRange | None) -> Image:
     """The pixels in mode L or RGB, rotated according to EXIF."""
     from PIL import Image
 
     image.load()  # PIL applies a TIFF's orientation here, and drops its tag
     turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    image = _plain(image, "L" if channels == 1 else "RGB")
+    image = _plain(image, "L" if channels == 1 else "RGB", value_range)
     return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
-def _plain(image: Image, mode: str) -> Image:
-    """Convert `image` to 8-bit `mode`: 16-bit gray keeps its high byte, transparency becomes white."""
-    if image.mode[0] in "IF":  # I;16 and variants, and I, which older PIL uses for 16-bit PNG
-        image = _high_byte(image)
+def _plain(image: Image, mode: str, value_range: ValueRange | None) -> Image:
+    """Convert `image` to 8-bit `mode`: transparency becomes white."""
+    if image.mode[0] in WIDE:
+        image = eight_bits(image, value_range)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return _over_white(image, mode)
     return image if image.mode == mode else image.convert(mode)
@@ -223,13 +238,26 @@ def _over_white(image: Image, mode: str) -> Image:
     return whole
 
 
-def _high_byte(image: Image) -> Image:
+def eight_bits(image: Image, value_range: ValueRange | None) -> Image:
+    """Gray levels of more than 8 bits, or floating-point numbers, as 8 bits: `value_range` becomes 0..255.
+
+    What is beyond the range is black or white. Without a range, 16 bits keep their high byte.
+
+    Raises:
+        ValueError: a pixel is NaN, or there is no range and the values have none of their own.
+    """
     import numpy
     from PIL import Image
 
+    values = numpy.asarray(image)
+    if value_range is not None:
+        low, high = value_range
+        if image.mode == "F" and numpy.isnan(values).any():
+            raise ValueError("it has pixels that are no numbers (NaN)")
+        scaled = (values.astype(numpy.float64) - low) * (255 / (high - low))
+        return Image.fromarray(numpy.rint(scaled.clip(0, 255)).astype(numpy.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is unknown")
-    values = numpy.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
     return Image.fromarray((values >> 8).astype(numpy.uint8))

@@ -34,7 +34,7 @@ def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXEL
     channels = 1 if how["mode"] == "L" else 3
     square = how["resize_square"]["height"] if "resize_square" in how else None
     bicubic = any(how.get(key, {}).get("interpolation", "").startswith("bicubic") for key in RESIZES)
-    image = decode_plain(raw, name, channels, None if bicubic else square, most)
+    image = decode_plain(raw, name, channels, None if bicubic else square, most, how.get("value_range"))
     if square is not None:
         image = bicubic_square(image, square) if bicubic else _square(image, square)
     if "crop" in how:
@@ -62,7 +62,7 @@ def raw_pixels(
     from PIL import Image
 
     bicubic = spec.interpolation == "bicubic"
-    image = decode_plain(raw, name, spec.channels, None if bicubic else spec.square, most)
+    image = decode_plain(raw, name, spec.channels, None if bicubic else spec.square, most, spec.value_range)
     if spec.square is not None:
         image = bicubic_square(image, spec.square) if bicubic else _square(image, spec.square)
     height, width = size or ((spec.square,) * 2 if spec.square is not None else (spec.height, spec.width))

@@ -94,6 +94,8 @@ def spec_type(kind: Any) -> type[Spec]:
 
 
 Interpolation = Literal["bilinear", "bicubic"]
+ValueRange = tuple[float, float]
+"""The gray levels (or floating-point numbers) that become black and white."""
 
 
 @register
@@ -106,7 +108,8 @@ class ImageSpec:
 
     `square`: an image file is cropped to its centred square and resized to this side; the
     model sees the centred fraction `crop` of that. None: the whole image is resized to H x W.
-    `interpolation` is how images are resized; always antialiased.
+    `interpolation` is how images are resized; always antialiased. `value_range` is what becomes 0..255 in images of
+    more than 8 bits; None: the high byte of 16 bits.
     """
 
     kind: ClassVar[str] = "image"
@@ -120,6 +123,7 @@ class ImageSpec:
     square: int | None = None
     crop: float = 1.0
     interpolation: Interpolation = "bilinear"
+    value_range: ValueRange | None = None
     outputs: OutputValues = ()
 
     @property
@@ -127,8 +131,8 @@ class ImageSpec:
         return len(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        values = plain_values(self)
-        return values if self.interpolation != "bilinear" else {k: v for k, v in values.items() if k != "interpolation"}
+        usual = {"interpolation": "bilinear", "value_range": None}  # not stored, as before there were others
+        return {k: v for k, v in plain_values(self).items() if k not in usual or v != usual[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
@@ -145,6 +149,9 @@ class ImageSpec:
             raise InputError(
                 f"{spec.num_classes} classes with {len(set(spec.classes))} names", "expected one name each"
             )
+        low, high = spec.value_range or (0, 1)
+        if not (math.isfinite(low) and math.isfinite(high - low) and low < high):
+            raise InputError(f"value_range is {[low, high]}", "expected two finite values, the lower first")
         for name, numbers, count in (
             ("mean", spec.mean, spec.channels),
             ("std", spec.std, spec.channels),

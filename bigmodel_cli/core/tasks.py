@@ -24,6 +24,8 @@ Forward = Callable[..., Any]
 """A model, or a function with the same inputs and outputs."""
 Predictions = list[tuple[str, float]]
 """The predictions for one sample with their probabilities, most likely first."""
+CUT = "cut"
+"""In a raw batch of texts: (B,) bool, whether the text is longer than what is kept of it."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class EncodesTexts(Predicts, Protocol):
     """A task that can predict texts."""
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
-        """A raw batch of `texts`, without labels or targets."""
+        """A raw batch of `texts`, without labels or targets; :data:`CUT` says which are longer than it holds."""
         ...
 
 

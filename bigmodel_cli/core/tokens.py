@@ -191,6 +191,13 @@ def encode_truncated(text: str, spec: TextSpec, framed: bool = False) -> list[in
     return list(known.encode(text))[: spec.context]
 
 
+def is_cut(text: str, spec: TextSpec, framed: bool = False) -> bool:
+    """Whether :func:`encode_truncated` leaves out some of `text`."""
+    known = tokenizer(spec)
+    around = known.inner.num_special_tokens_to_add(False) if framed and isinstance(known, BPETokenizer) else 0
+    return len(known.encode(text)) + around > spec.context
+
+
 def encode_padded(texts: Sequence[str], spec: TextSpec, framed: bool = False) -> Tensor:
     """(B,T) int64 ids, padded at the end with ``<pad>``; T is at least 1 and at most the context.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, shorten
 from bigmodel_cli.core.sources import FileSource, GroupedSource, LabelledSource, SourceWrapper
+from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.types import Batch, Source
 
 
@@ -68,6 +69,33 @@ def carve(
         if how == "hash":
             in_val = _on_both_sides(in_val, torch.arange(len(labels)), in_val.float(), labels, classes)
     return Subset(source, (~in_val).nonzero().flatten()), Subset(source, in_val.nonzero().flatten())
+
+
+Row = TypeVar("Row")
+
+
+def divide(
+    rows: Sequence[Row], groups: Sequence[str], val_fraction: float, seed: int, end: float | None, where: object
+) -> dict[str, list[Row]]:
+    """Rows that are cut into samples later, as train and val: each by the hash of its group, as :func:`carve` does.
+
+    With `end`, val is that share at the end, as in runs of earlier versions. `where` is for messages.
+
+    Raises:
+        InputError: there are fewer than two rows, or all are in one group.
+    """
+    if len(rows) < 2:
+        raise InputError(f"{where}: {len(rows)} rows", "expected at least 2, for train and val")
+    if end is not None:
+        cut = max(1, min(len(rows) - 1, round(len(rows) * (1 - end))))
+        return {"train": list(rows[:cut]), "val": list(rows[cut:])}
+    hashes = torch.tensor([name_hash(group) for group in groups])
+    labels = torch.zeros(len(rows), dtype=torch.int64)
+    in_val = _by_hash(hashes, labels, val_fraction, seed, [f"{where}, with equal rows on one side"]).tolist()
+    parts: dict[str, list[Row]] = {"train": [], "val": []}
+    for row, val in zip(rows, in_val, strict=True):
+        parts["val" if val else "train"].append(row)
+    return parts
 
 
 def _by_shuffle(labels: Tensor, val_fraction: float, seed: int) -> Tensor:

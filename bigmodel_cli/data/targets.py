@@ -5,9 +5,10 @@ Shapes: N samples, K labels or numbers.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,19 @@ class Targets(SourceWrapper):
 
     def gather(self, indices: Tensor) -> Batch:
         return {**self.source.gather(indices), "label": self.label_values[indices]}
+
+
+def with_targets(
+    load: Mapping[str, Callable[[], Source]], labels: Labels
+) -> tuple[dict[str, Callable[[], Source]], Tensor]:
+    """Loaders of the splits of `load` with the rows of `labels` as their labels, and the table of these (M,K)."""
+    table = labels.targets()
+
+    @functools.cache
+    def loaded(split: str) -> Source:
+        return Targets(load[split](), table)
+
+    return {split: functools.partial(loaded, split) for split in load}, table
 
 
 class Labels:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bigmodel_cli.core.images import decode_plain
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export.example import STANDARD, START, Example, answer_script
@@ -53,12 +54,21 @@ except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error
     sys.exit(f"{sys.argv[1]}: {error}")
 if image.mode[0] in "IF":  # more than 8 bits
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-        sys.exit(f"{sys.argv[1]}: pixels of an unknown range")
-    image = Image.fromarray((values >> 8).astype(np.uint8))
+{wide}    image = Image.fromarray(values.astype(np.uint8))
 if image.has_transparency_data:
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert(steps["mode"])
+"""
+HIGH_BYTE = """\
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        sys.exit(f"{sys.argv[1]}: pixels of an unknown range")
+    values = values >> 8
+"""
+VALUE_RANGE = """\
+    low, high = steps["value_range"]  # black and white
+    if np.isnan(values).any():
+        sys.exit(f"{sys.argv[1]}: pixels that are no numbers")
+    values = np.rint(((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255))
 """
 DRAFT = """\
     if image.format == "JPEG" and image.mode in ("RGB", "L"):  # a large one, at half its size or less
@@ -102,6 +112,7 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
     square = preprocess.get("resize_square", {})
     bicubic = square.get("interpolation", "").startswith("bicubic")
     read = READ.replace("{draft}", DRAFT if square and not bicubic else "")
+    read = read.replace("{wide}", VALUE_RANGE if "value_range" in preprocess else HIGH_BYTE)
     if "in_the_graph" in preprocess:
         return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", answer_script(task)])
     if "resize" in preprocess or (square and not bicubic):
@@ -150,13 +161,10 @@ def _logits(entry: Entry, subject: Subject, run: Run, file: Path) -> torch.Tenso
     if entry.meta.get("sizes") == "fixed":
         from PIL import Image, ImageOps
 
-        height, width = subject.given[0][0].shape[1:3]
-        fit = Image.Image.resize if subject.task.spec.square is None else ImageOps.fit
-        image = fit(
-            Image.open(file).convert("L" if subject.task.spec.channels == 1 else "RGB"),
-            (width, height),
-            Image.Resampling[subject.task.spec.interpolation.upper()],
-        )
+        spec, (height, width) = subject.task.spec, subject.given[0][0].shape[1:3]
+        fit = Image.Image.resize if spec.square is None else ImageOps.fit
+        plain = decode_plain(file.read_bytes(), str(file), spec.channels, value_range=spec.value_range)
+        image = fit(plain, (width, height), Image.Resampling[spec.interpolation.upper()])
         return torch.from_numpy(run(np.array(image).reshape(1, height, width, -1)))
     with torch.inference_mode():
         return subject.model(subject.task.prepare(raw)["image"])  # type: ignore[no-any-return]

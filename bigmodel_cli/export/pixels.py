@@ -122,7 +122,8 @@ def to_pixels(raw: Batch, spec: Any) -> Tensor:
 
 def describe_in_graph(steps: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
     """preprocess.json for preprocessing in the graph; `size` (H,W) if the format accepts only one."""
-    outside = {key: steps[key] for key in ("mode", "transparency", "orientation")}
+    kept = ("mode", "transparency", "orientation", "value_range")
+    outside: dict[str, Any] = {key: steps[key] for key in kept if key in steps}
     inside = {key: value for key, value in steps.items() if key not in (*outside, "layout")}
     fixed = "any" if size is None else {"height": size[0], "width": size[1]}
     return {**outside, "size": fixed, "layout": LAYOUT, "in_the_graph": inside}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,9 +15,11 @@ import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.images import decode, image_header
+from bigmodel_cli.core.specs import ValueRange
 from bigmodel_cli.data.balance import describe_imbalance
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.image.own_size import own_size
+from bigmodel_cli.data.image.value_range import choose_range
 from bigmodel_cli.data.thread_map import for_each
 
 TINY = 32  # side in pixels at which images are compared
@@ -98,17 +100,19 @@ def _pairs(pairs: Iterable[tuple[ImageInfo, ImageInfo]], across: bool) -> list[l
 def inspect(listing: Listing) -> Findings:
     """Read every image of every split once, in parallel."""
     looks = [ImageInfo(item, split) for split, items in listing.splits.items() for item in items]
-    for_each("reading images", len(looks), lambda i: _read_info(looks[i]))
+    value_range, notes = choose_range(listing.splits[listing.first_split], None, None, True)
+    for_each("reading images", len(looks), lambda i: _read_info(looks[i], value_range))
     good = [look for look in looks if not look.problem]
     same = _exact_duplicates((look.digest, look) for look in good)
     exact = {id(b) for _, b in same}
+    listing = replace(listing, notes=(*listing.notes, *notes))
     return Findings(listing, looks, same, _near_duplicates([look for look in good if id(look) not in exact]))
 
 
-def _read_info(look: ImageInfo) -> None:
+def _read_info(look: ImageInfo, value_range: ValueRange | None) -> None:
     try:
         raw = look.item.read()
-        pixels = decode(raw, look.name, 1, TINY)
+        pixels = decode(raw, look.name, 1, TINY, value_range=value_range)
         look.format, look.width, look.height, look.mode = image_header(raw)
     except InputError as error:
         look.problem = error.what.removeprefix(f"{look.name}: ")
@@ -169,6 +173,7 @@ def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8
         members[item.label].append(item)
     shown = list(range(len(listing.classes)))[:rows]
     margin = 20
+    value_range, _ = choose_range(listing.splits[listing.first_split], None, None, True)
     sheet = Image.new("RGB", (columns * (TILE + 4) + 4, len(shown) * (TILE + margin + 4) + 4), "white")
     draw = ImageDraw.Draw(sheet)
     for row, label in enumerate(shown):
@@ -179,7 +184,7 @@ def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8
         chosen = torch.linspace(0, len(items) - 1, min(columns, len(items))).round().int().tolist()
         for column, place in enumerate(chosen):
             try:
-                pixels = decode(items[place].read(), items[place].name, 3, TILE)
+                pixels = decode(items[place].read(), items[place].name, 3, TILE, value_range=value_range)
             except InputError:
                 draw.rectangle((4 + column * (TILE + 4), top + margin, column * (TILE + 4) + TILE, top + margin + TILE))
                 continue

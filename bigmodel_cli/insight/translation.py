@@ -40,4 +40,7 @@ def translation(task: Any, data: Any, source: Source, outputs: Outputs, wrong: i
             (str(m["name"]), str(m["true"]), str(m["predicted"]), f"{m['chrf']:.1f}") for m in mistakes
         ]
         tables.append(("lowest chrF", ("sample", "reference", "answer", "chrF"), rows, False))
-    return Report(values, tables, [f"loss {nats:.4f} nats per token; {signature}"])
+    cut = int(out["unfinished"].sum())
+    limit = f"50 tokens more than the source, at most {task.spec.context}"
+    notes = [f"{cut:,} of {len(hypotheses):,} answers stop at their limit: {limit}"]
+    return Report(values, tables, [f"loss {nats:.4f} nats per token; {signature}", *notes * bool(cut)])

@@ -139,7 +139,7 @@ class TextReader:
     content = TEXTS
 
     def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
-        return [Part(name, 0, partial(self._one, text)) for name, text in texts(body, limits)]
+        return [Part(name, 0, partial(self._one, text)) for name, text in texts(content_type, body, limits)]
 
     def _one(self, text: str) -> np.ndarray:
         import numpy as np

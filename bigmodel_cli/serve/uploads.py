@@ -1,17 +1,21 @@
-"""Parse a request body into named samples: images (multipart, or the body itself) or texts (JSON)."""
+"""Parse a request body into named samples: images (multipart, or the body itself) or texts (JSON, or a table)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
 MAX_DRAIN = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
@@ -20,8 +24,11 @@ FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "i
 IMAGES: Mapping[str, Any] = {"image/*": BINARY, "multipart/form-data": FORM}
 """The bodies that :func:`images` reads, as OpenAPI says it."""
 TEXT = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+TABLES = {"text/csv": ".csv", "text/tab-separated-values": ".tsv", "application/x-ndjson": ".jsonl"}
+"""The type of a table's body -> the suffix of such a file."""
 TEXTS: Mapping[str, Any] = {
-    "application/json": {"schema": {"type": "object", "required": ["text"], "properties": {"text": TEXT}}}
+    "application/json": {"schema": {"type": "object", "required": ["text"], "properties": {"text": TEXT}}},
+    **{kind: {"schema": {"type": "string"}} for kind in TABLES},
 }
 """The bodies that :func:`texts` reads."""
 
@@ -142,12 +149,15 @@ def _files(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, by
     return [(name, bytes(content)) for name, content in found.files]
 
 
-def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
-    """(name, text) of each text in ``{"text": "..."}`` or ``{"text": ["...", ...]}``.
+def texts(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, str]]:
+    """(name, text) of each text in ``{"text": "..."}`` or ``{"text": ["...", ...]}``, or in the rows of a table.
 
     Raises:
         HttpRefusal: 400, the body is anything else; 413, too many texts.
     """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in TABLES:
+        return _rows(kind, body, limits)
     try:
         given: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -160,6 +170,26 @@ def texts(body: bytes, limits: Limits) -> list[tuple[str, str]]:
         )
     if any("\ud800" <= character <= "\udfff" for character in "".join(found)):
         raise HttpRefusal(400, "a text with an unpaired surrogate", "expected valid Unicode")
-    if len(found) > limits.samples:
-        raise HttpRefusal(413, f"{len(found)} texts in a request", f"expected at most {limits.samples}")
+    _check_count(len(found), limits)
     return [(f"text {i}", t) for i, t in enumerate(found, 1)]
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.samples:
+        raise HttpRefusal(413, f"{count} texts in a request", f"expected at most {limits.samples}")
+
+
+def _rows(kind: str, body: bytes, limits: Limits) -> list[tuple[str, str]]:
+    """The texts of a table, read as ``predict`` reads one: by its column ``text``, or another usual name."""
+    found: list[tuple[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="bigmodel-") as folder:
+        file = Path(folder, f"table{TABLES[kind]}")
+        file.write_bytes(body)
+        try:
+            for name, text in read_texts(file, "text"):
+                found.append((f"row {name.rpartition(':')[2]}", text))
+                _check_count(len(found), limits)
+        except InputError as error:
+            what = error.what.replace(f"{file}:", "row ").replace(f"{file}", "the table")
+            raise HttpRefusal(400, what, error.expected) from None
+    return found

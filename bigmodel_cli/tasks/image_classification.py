@@ -99,7 +99,8 @@ class ImageClassification:
         same = set(trained.classes) == set(data.classes)
         classes = trained.classes if same else data.classes
         changed: dict[str, Any] = {"channels": data.channels, "classes": classes, "mean": mean, "std": std}
-        changed |= {"square": data.square, "crop": data.crop}  # predict must read files as training does
+        # predict must read files as training does
+        changed |= {"square": data.square, "crop": data.crop, "value_range": data.value_range}
         if data.square is not None:
             changed["interpolation"] = data.interpolation
         return uncalibrated(trained.with_(**changed)), notes
@@ -163,7 +164,9 @@ class ImageClassification:
             raise InputError(f"{path}: no such file") from None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}", "expected an image") from None
-        pixels = decode(raw, str(path), self.spec.channels, self.spec.square, self.spec.interpolation)
+        spec = self.spec
+        how = (spec.channels, spec.square, spec.interpolation, spec.value_range)
+        pixels = decode(raw, str(path), *how)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
     def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
@@ -193,6 +196,7 @@ class ImageClassification:
             "mode": "L" if spec.channels == 1 else "RGB",
             "transparency": "over white",
             "orientation": "EXIF applied",
+            **({"value_range": list(spec.value_range)} if spec.value_range is not None else {}),
             **steps,
             "scale": 1 / 255,
             "mean": list(spec.mean),

@@ -28,7 +28,7 @@ from bigmodel_cli.tasks.text_stream import TextStream
 NOTHING = -100  # a target that the loss ignores
 
 
-@tasks.register(spec_type=TextSpec, pipeline_tag="text-generation", predicts_tokens=True)
+@tasks.register(spec_type=TextSpec, augments=False, pipeline_tag="text-generation", predicts_tokens=True)
 def language_modeling(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> LanguageModeling:
@@ -77,7 +77,7 @@ class LanguageModeling:
         raw, context = batch["tokens"].long(), self.spec.context
         if self.token_map is not None:
             raw = device_constant(self.token_map, torch.int64, raw.device)[raw]
-        window, document, length = raw, batch.get("document"), batch.get("length")
+        window, document, length, size = raw, batch.get("document"), batch.get("length"), batch.get("bytes")
         if length is not None:
             context = min(context, raw.shape[1] // 2)  # the data's windows may be shorter than the model's context
             positions = torch.arange(context + 1, device=raw.device).expand(len(raw), -1)
@@ -86,6 +86,7 @@ class LanguageModeling:
                 positions = positions + (uniform(key, 0) * context).long()[:, None]
             window = raw.gather(1, positions)
             document = document if document is None else document.gather(1, positions)
+            size = size if size is None else size.gather(1, positions)
         targets = window[:, 1 : context + 1]
         if length is not None and key is None:
             late = torch.arange(context, device=raw.device) >= length[:, None]
@@ -98,6 +99,7 @@ class LanguageModeling:
         if length is not None and begins:  # a window begins as every text of this model does
             tokens = torch.cat((torch.full_like(tokens[:, :1], begins[-1]), tokens[:, 1:]), 1)
         prepared = {"tokens": tokens, "targets": targets, "index": batch["index"]}
+        prepared |= {"bytes": size[:, 1 : context + 1]} if size is not None else {}
         if document is None:
             return prepared
         after, document = document[:, 1 : context + 1], document[:, :-1][:, :context]
@@ -116,8 +118,11 @@ class LanguageModeling:
         """Return the sums of each window, (B,): loss in nats, tokens, bytes of text."""
         losses = model(batch["tokens"], batch["targets"], _nats, **_document(batch)).float()
         is_target = batch["targets"] >= 0
-        lengths = torch.tensor(tokenizer(self.spec).byte_lengths(), device=losses.device)
-        size = lengths[batch["targets"].clamp(min=0)] * is_target
+        if "bytes" in batch:  # the text's own, where the tokens' names do not tell them
+            size = batch["bytes"] * is_target
+        else:
+            lengths = torch.tensor(tokenizer(self.spec).byte_lengths(), device=losses.device)
+            size = lengths[batch["targets"].clamp(min=0)] * is_target
         return {"nats": losses.sum(1), "count": is_target.sum(1), "bytes": size.sum(1), "index": batch["index"]}
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:

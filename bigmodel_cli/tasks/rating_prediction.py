@@ -18,7 +18,7 @@ from bigmodel_cli.tasks.catalogue import adopt, check_ids
 PAIRS = 1 << 20  # pairs of user and item in one forward pass
 
 
-@tasks.register(spec_type=InteractionSpec, answers="rating", pipeline_tag="tabular-regression")
+@tasks.register(spec_type=InteractionSpec, augments=False, answers="rating", pipeline_tag="tabular-regression")
 def rating_prediction(
     spec: InteractionSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> RatingPrediction:

@@ -24,7 +24,7 @@ NOTHING = -100  # a target that the loss ignores
 MOST_SCORES = 1 << 24  # of one forward pass in evaluation: 64 MB
 
 
-@tasks.register(spec_type=InteractionSpec, answers="items", pipeline_tag="other")
+@tasks.register(spec_type=InteractionSpec, augments=False, answers="items", pipeline_tag="other")
 def recommendation(
     spec: InteractionSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[..., Tensor]
 ) -> Recommendation:

@@ -14,9 +14,9 @@ from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.tasks import Forward, Predictions
+from bigmodel_cli.core.tasks import CUT, Forward, Predictions
 from bigmodel_cli.core.text_samples import read_texts
-from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
+from bigmodel_cli.core.tokens import encode_padded, is_cut, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 from bigmodel_cli.tasks.answers import answer_of, outputs_described
@@ -102,7 +102,8 @@ class TextClassification:
     def encode_texts(self, texts: Sequence[str]) -> Batch:
         """Encode `texts` as a raw batch without known classes."""
         tokens, indices = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
-        return {"tokens": tokens, "label": torch.zeros_like(indices), "index": indices}
+        cut = [tokens.shape[1] == self.spec.context and is_cut(text, self.spec, framed=True) for text in texts]
+        return {"tokens": tokens, "label": torch.zeros_like(indices), "index": indices, CUT: torch.tensor(cut)}
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         answer = answer_of(self)

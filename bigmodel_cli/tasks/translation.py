@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.device_constant import device_constant
-from bigmodel_cli.core.framing import conventions, encode_source
+from bigmodel_cli.core.framing import conventions, encode_source, source_is_cut
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.special_tokens import PAD
-from bigmodel_cli.core.tasks import Forward, Predictions
+from bigmodel_cli.core.special_tokens import END, PAD
+from bigmodel_cli.core.tasks import CUT, Forward, Predictions
 from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.core.tokens import token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
@@ -26,7 +26,7 @@ from bigmodel_cli.tasks.beam import beam_search
 BEAMS, MOST_BEAMS = 4, 16
 
 
-@tasks.register(spec_type=TextSpec, pipeline_tag="translation", predicts_tokens=True)
+@tasks.register(spec_type=TextSpec, augments=False, pipeline_tag="translation", predicts_tokens=True)
 def translation(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> Translation:
@@ -77,7 +77,9 @@ class Translation:
         if self.token_map is not None:
             ids = device_constant(self.token_map, torch.int64, source.device)
             source, target = ids[source], ids[target]
-        return {"source": source, "target": target[:, :-1], "labels": target[:, 1:], "index": batch["index"]}
+        empty = batch.get("empty", torch.zeros_like(batch["index"], dtype=torch.bool))
+        labels = target[:, 1:]
+        return {"source": source, "target": target[:, :-1], "labels": labels, "index": batch["index"], "empty": empty}
 
     def count(self, batch: Batch) -> int:
         return int((batch["target"][:, 1:] != self.pad).sum())
@@ -96,10 +98,14 @@ class Translation:
         return {"nats": losses.sum(1), "count": is_token.sum(1)}
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
-        """Return the loss in nats and the tokens of each pair, (B,), and the translation as token ids, (B, context)."""
+        """Return the loss in nats and the tokens of each pair, (B,), and the translation as token ids, (B, context).
+
+        ``unfinished`` (B,) is True where the translation met its limit.
+        """
         answer, _ = beam_search(model, batch["source"], self.beams, self.spec)
+        unfinished = ~(answer == tokenizer(self.spec).special[END]).any(1)
         padded = F.pad(answer, (0, self.spec.context - answer.shape[1]), value=self.pad)
-        return {**self._nats(model, batch), "answer": padded, "index": batch["index"]}
+        return {**self._nats(model, batch), "answer": padded, "unfinished": unfinished, "index": batch["index"]}
 
     def evaluate(self, model: Forward, batch: Batch) -> dict[str, Tensor]:
         out = self._nats(model, batch)
@@ -117,16 +123,26 @@ class Translation:
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
         """Encode `texts` as a raw batch without targets."""
-        rows = [torch.tensor(encode_source(text, self.spec) or [self.pad]) for text in texts]
-        source, target = pad_sequence(rows, True, self.pad), torch.full((len(texts), 2), self.pad)
-        return {"source": source, "target": target, "index": torch.arange(len(texts))}
+        ids = [encode_source(text, self.spec) or [self.pad] for text in texts]
+        source = pad_sequence([torch.tensor(row) for row in ids], True, self.pad)
+        cut = [source_is_cut(text, len(row), self.spec) for text, row in zip(texts, ids, strict=True)]
+        return {
+            "source": source,
+            "target": torch.full((len(texts), 2), self.pad),
+            "index": torch.arange(len(texts)),
+            "empty": torch.tensor([not text.strip() for text in texts]),
+            CUT: torch.tensor(cut),
+        }
 
     def predict(self, model: Forward, batch: Batch, top: int = 1) -> list[Predictions]:
-        """Return the translation of each text, with the geometric mean of its token probabilities."""
+        """Return the translation of each text, with the geometric mean of its token probabilities.
+
+        That of an empty text is empty.
+        """
         translations, score = beam_search(model, batch["source"], self.beams, self.spec)
         vocabulary = tokenizer(self.spec)
-        pairs = zip(translations.tolist(), score.exp().tolist(), strict=True)
-        return [[(vocabulary.decode(ids), probability)] for ids, probability in pairs]
+        rows = zip(translations.tolist(), score.exp().tolist(), batch["empty"].tolist(), strict=True)
+        return [[("", 1.0) if empty else (vocabulary.decode(ids), p)] for ids, p, empty in rows]
 
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""

@@ -37,11 +37,17 @@ def test_commands_in_documents(name: str, run_cli: Any, tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("to be or not to be\n" * 60)
     reviews = "".join(f"a fine film {i},good\na dull film {i},bad\n" for i in range(20))
     (tmp_path / "reviews.csv").write_text(f"text,label\n{reviews}")
-    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 20)
-    choice = {"prompt": talk[:1], "chosen": "hello", "rejected": "no"}
-    (tmp_path / "answers.jsonl").write_text((json.dumps(choice) + "\n") * 20)
+    talks = [[{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "hello"}] for i in range(20)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    choices = [{"prompt": talk[:1], "chosen": "hello", "rejected": "no"} for talk in talks]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(choice) + "\n" for choice in choices))
     (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + "a dog\tein Hund\na cat\teine Katze\n" * 20)
+    films = "".join(
+        f"The {'sad' if i % 2 else 'old'} sea {i},{'Drama|War' if i % 2 else 'War'},{i % 5}\n" for i in range(40)
+    )
+    (tmp_path / "films.csv").write_text(f"title,genres,stars\n{films}")
+    shades = "".join(f"photos/train/{name}/{i}.jpg,{30 * i}\n" for name in ("cat", "dog") for i in range(4))
+    (tmp_path / "shades.csv").write_text(f"image,brightness\n{shades}")
     clicks = [f"u{u},i{(u * 3 + t) % 20},{t % 5 + 1},{t}\n" for u in range(30) for t in range(6)]
     (tmp_path / "clicks.csv").write_text("user,item,rating,time\n" + "".join(clicks))
     found = commands(ROOT / name)

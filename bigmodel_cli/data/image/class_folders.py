@@ -6,12 +6,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import describe_unused
+from bigmodel_cli.core.image_names import is_hidden
+from bigmodel_cli.core.images import describe_unused, image_suffixes
 from bigmodel_cli.core.splits import FILLERS, check_one_folder_each, split_of, splits_among
-from bigmodel_cli.data.image.listing import NO_TRAIN, Item, Listing, build_listing
+from bigmodel_cli.data.image.listing import MAX_FILE, NO_TRAIN, Item, Listing, build_listing
 
 HIDDEN = "hidden"
 
@@ -45,6 +47,24 @@ class Folder:
     def full(self) -> dict[str, Folder]:
         """The folders in it that have images at any depth, by name."""
         return {name: self.children[name] for name in sorted(self.children) if self.children[name].count()}
+
+
+def add_member(root: Folder, name: str, size: int, image: Callable[[], Any]) -> None:
+    """Add a file of an archive to `root`: `image` makes what an image of `size` bytes is; others are counted."""
+    *folders, file = (part for part in PurePosixPath(name).parts if part != ".")
+    suffix = PurePosixPath(file).suffix.lower()
+    if any(map(is_hidden, (*folders, file))):
+        root.others[HIDDEN] += 1
+        return
+    place = root
+    for folder in folders:
+        place = place.child(folder)
+    if suffix not in image_suffixes():
+        place.others[suffix or "no suffix"] += 1
+    elif size > MAX_FILE:
+        raise InputError(f"{root.path}: {name} has {size} bytes", f"expected an image of at most {MAX_FILE}")
+    else:
+        place.images.append(image())
 
 
 def arrange(where: str, root: Folder, item: Callable[[Any], Item]) -> Listing:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
-from bigmodel_cli.core.specs import Interpolation
+from bigmodel_cli.core.specs import Interpolation, ValueRange
 from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data.image import decode_cache
@@ -32,6 +32,7 @@ class ImageFiles:
         skip_bad: skip undecodable images instead of stopping at the first.
         cache: cache the decoded squares on disk.
         interpolation: how each is resized.
+        value_range: what becomes 0..255 in images of more than 8 bits.
 
     Raises:
         InputError: an image cannot be decoded; with `skip_bad`, more than MAX_BAD of them.
@@ -46,8 +47,9 @@ class ImageFiles:
         skip_bad: bool,
         cache: Literal["auto", "off"],
         interpolation: Interpolation = "bilinear",
+        value_range: ValueRange | None = None,
     ) -> None:
-        self.interpolation = interpolation
+        self.interpolation, self.value_range = interpolation, value_range
         self.items, self.side, self.channels, self.split = items, side, channels, split
         self.notes: list[str] = []
         self._cached: decode_cache.CachedImages | None = None
@@ -56,6 +58,7 @@ class ImageFiles:
             decode_cache.wait_for_clock_tick(max(item.stamp[1] for item in items))
             made_from: list[object] = [(i.file, i.size, i.stamp, i.offset) for i in items]
             made_from += [interpolation] if interpolation != "bilinear" else []
+            made_from += [value_range] if value_range is not None else []
             shape = (channels, side, side)
             what = f"decoding {split}"
             self._cached = decode_cache.open_or_fill(what, made_from, len(items), shape, self._decode, skip_bad)
@@ -98,7 +101,7 @@ class ImageFiles:
 
     def _decode(self, place: int) -> Tensor:
         item = self.items[place]
-        return decode(item.read(), item.location, self.channels, self.side, self.interpolation)
+        return decode(item.read(), item.location, self.channels, self.side, self.interpolation, self.value_range)
 
     def _check(self, place: int, good: Tensor) -> None:
         try:

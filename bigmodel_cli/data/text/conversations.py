@@ -26,13 +26,17 @@ from bigmodel_cli.core.special_tokens import END, PAD
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.subset import divide
 from bigmodel_cli.data.text.packing import PackedRows
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer
 from bigmodel_cli.data.text.windows import Context
 from bigmodel_cli.data.user_path import rows_with
 
 Encoding = Annotated[str, Field(description="of the file: auto (UTF-8, as JSON is), latin-1, ...")]
-ValShare = Annotated[float, Field(gt=0, lt=0.9, description="fraction of the rows, at the end, used as val")]
+ValShare = Annotated[
+    float | None,
+    Field(gt=0, lt=0.9, description="share at the end that validates; null: data.val_fraction, by a hash of each"),
+]
 Prefixes = Annotated[
     tuple[str, str, str], Field(description="prefixes of the system's, the user's and the assistant's turns")
 ]
@@ -40,6 +44,15 @@ Pack = Annotated[
     bool, Field(description="pack several rows into one window instead of padding, masked from each other")
 ]
 CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How val is split off; see :func:`bigmodel_cli.data.subset.divide`."""
+
+    val_fraction: float
+    seed: int
+    end: float | None
 
 
 @dataclass(frozen=True)
@@ -84,12 +97,14 @@ class ConversationSource:
 def chat_file(
     root: Path,
     like: TextSpec | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
     *,
     path: str,
     tokenizer: Tokenizer = "auto",
     context: Context | None = None,
     encoding: Encoding = AUTO,
-    val_share: ValShare = 0.1,
+    val_share: ValShare = None,
     prefixes: Prefixes = PREFIXES,
     pack: Pack = False,
 ) -> DataBundle:
@@ -105,7 +120,8 @@ def chat_file(
     fields: dict[str, Any] = {"prompt": text_problem, "completion": text_problem}
     if "messages" in first:
         fields = {"messages": conversation_problem}
-    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, pack)
+    parts = Parts(val_fraction, split_seed, val_share)
+    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, parts, pack)
 
 
 @data.register(
@@ -117,12 +133,14 @@ def chat_file(
 def preference_file(
     root: Path,
     like: TextSpec | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
     *,
     path: str,
     tokenizer: Tokenizer = "auto",
     context: Context | None = None,
     encoding: Encoding = AUTO,
-    val_share: ValShare = 0.1,
+    val_share: ValShare = None,
     prefixes: Prefixes = PREFIXES,
 ) -> DataBundle:
     """Your own preference pairs: JSON lines with `prompt`, `chosen` and `rejected`, as text or messages."""
@@ -137,7 +155,8 @@ def preference_file(
         return {side: _encode_answer(where, record["prompt"], record[side], spec, templated) for side in sides}
 
     fields = {"prompt": _is_prompt, "chosen": _is_prompt, "rejected": _is_prompt}
-    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, val_share, False, said)
+    parts = Parts(val_fraction, split_seed, val_share)
+    return _bundle(Path(path).expanduser(), fields, row, spec, encoding, parts, False, said)
 
 
 def _resolve_spec(
@@ -220,7 +239,7 @@ def _bundle(
     row: Callable[[str, Mapping[str, Any]], dict[str, MaskedTokens]],
     spec: TextSpec,
     encoding: str,
-    val_share: float,
+    how: Parts,
     pack: bool,
     said: Sequence[str] = (),
 ) -> DataBundle:
@@ -228,10 +247,9 @@ def _bundle(
     rows = list(_rows(path, fields, row, spec.context, encoding, notes))
     if len(rows) < 2:
         raise InputError(f"{path}: {len(rows)} rows with an answer", "expected at least 2, for train and val")
-    cut = max(1, min(len(rows) - 1, round(len(rows) * (1 - val_share))))
-    parts = {"train": rows[:cut], "val": rows[cut:]}
+    parts = divide(rows, [group for _, group, _ in rows], how.val_fraction, how.seed, how.end, path)
     total = hashlib.sha256(repr((spec.chat, pack)).encode())
-    for _, sides in rows:
+    for _, _, sides in rows:
         for ids, learn in sides.values():
             total.update(ids.numpy().tobytes() + learn.numpy().tobytes() + b"/")
     known = tokenizer(spec)
@@ -240,8 +258,8 @@ def _bundle(
     @functools.cache
     def load(split: str) -> ConversationSource | PackedRows:
         part = parts[split]
-        sides = {side: [sides[side] for _, sides in part] for side in part[0][1]}
-        places = [where for where, _ in part]
+        sides = {side: [sides[side] for _, _, sides in part] for side in part[0][2]}
+        places = [where for where, _, _ in part]
         return (
             PackedRows(sides["chosen"], places, spec.context + 1, fill)
             if pack
@@ -258,8 +276,11 @@ def _rows(
     context: int,
     encoding: str,
     notes: list[str],
-) -> Iterator[tuple[str, dict[str, tuple[Tensor, Tensor]]]]:
-    """Each row with its location, truncated to the context window. Rows without an answer in it are dropped."""
+) -> Iterator[tuple[str, str, dict[str, tuple[Tensor, Tensor]]]]:
+    """Each row with its location and what its side of a split depends on: the prompt, or else the conversation.
+
+    It is truncated to the context window; rows without an answer in it are dropped.
+    """
     cut = lost = 0
     for where, record in read_records(path, fields, encoding, notes):
         sides = row(where, record)
@@ -270,6 +291,7 @@ def _rows(
             continue
         yield (
             where,
+            json.dumps(record.get("prompt", record.get("messages")), sort_keys=True),
             {side: (torch.tensor(ids, dtype=torch.int32), torch.tensor(learn)) for side, (ids, learn) in short.items()},
         )
     notes += [f"{cut} rows are longer than {context} tokens: truncated"] if cut else []

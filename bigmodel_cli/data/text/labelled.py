@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,22 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import char_vocabulary, tokenizer, word_vocabulary
+from bigmodel_cli.core.tokens import char_vocabulary, encode_truncated, tokenizer, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.rows import TextRows, encode_rows
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
 
-Context = Annotated[int, Field(ge=2, le=1 << 16, description="tokens per text; longer ones are truncated")]
+Context = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        le=1 << 16,
+        description="tokens per text; longer ones are cut; null: the checkpoint's, else of the longest text, 64 to 512",
+    ),
+]
+SHORTEST, LONGEST = 64, 512
+"""The context that is chosen for texts."""
+LOOKED_AT = 256  # texts, the longest by their characters
 Vocabulary = Annotated[
     str,
     Field(description="word, char, byte, gpt2, or a tokenizer.json; auto: the checkpoint's, or word", min_length=1),
@@ -77,7 +88,7 @@ def build_labelled(
     classes: Sequence[str],
     tokens: str,
     like: TextSpec | None,
-    context: int,
+    context: int | None,
     root: Path,
     notes: Sequence[str] = (),
     digest: str | None = None,
@@ -86,6 +97,7 @@ def build_labelled(
 
     `digest` is that of :func:`digest_of`, if it is known.
     """
+    notes = list(notes)
     spec = text_spec(splits, tokens, like, context, root).with_(classes=tuple(classes))
 
     @functools.cache
@@ -94,16 +106,43 @@ def build_labelled(
         rows = encode_rows(part.texts(), spec, f"encoding {split}", len(part.labels))
         if len(rows) != len(part.labels):
             raise InputError(f"{split}: {len(rows)} texts now", f"it had {len(part.labels)} when the run began")
+        notes.extend(cut_note(split, rows.cut, len(rows), spec))
         return LabelledTexts(rows, torch.tensor(part.labels, dtype=torch.int64), spec, split)
 
     loaders = {split: functools.partial(load, split) for split in splits}
     return DataBundle(spec, loaders, digest or digest_of(splits), notes)
 
 
+def cut_note(split: str, cut: int, total: int, spec: TextSpec, what: str = "texts") -> list[str]:
+    """A note that `cut` of the `total` texts of a split are longer than the context."""
+    if not cut:
+        return []
+    return [f"{split}: {cut:,} of {total:,} {what} are longer than data.context = {spec.context} tokens, and cut there"]
+
+
 def text_spec(
+    splits: Mapping[str, LabelledSplit], tokens: str, like: TextSpec | None, context: int | None, root: Path
+) -> TextSpec:
+    """The tokenizer named `tokens`, with a new vocabulary from the train split where it needs one.
+
+    Without a `context`, it is that of `like`. Published weights often have a long one, so that theirs, as without any
+    `like`, is as long as the longest text of train, up to LONGEST.
+    """
+    if context is None and like is not None and like.conventions is None:
+        context = like.context
+    most = min(like.context, LONGEST) if like is not None else LONGEST
+    spec = _with_vocabulary(splits, tokens, like, context or most, root)
+    if context is not None:
+        return spec
+    found = splits["train" if "train" in splits else min(splits)].texts()
+    longest = heapq.nlargest(LOOKED_AT, (text for text, _ in found), key=len)
+    lengths = (len(encode_truncated(text, spec, framed=True)) for text in longest)
+    return spec.with_(context=min(most, max(SHORTEST, *lengths)))
+
+
+def _with_vocabulary(
     splits: Mapping[str, LabelledSplit], tokens: str, like: TextSpec | None, context: int, root: Path
 ) -> TextSpec:
-    """The tokenizer named `tokens`, with a new vocabulary from the train split where it needs one."""
     tokens = "word" if (tokens, like) == ("auto", None) else tokens
     if tokens not in ("word", "char"):
         return choose_tokenizer(tokens, like, context, root)
@@ -129,7 +168,7 @@ def digest_of(splits: Mapping[str, LabelledSplit]) -> str:
 
 @data.register("rt-polarity", task="text_classification", files=("rt-polarity.pos",))
 def rt_polarity(
-    root: Path, like: TextSpec | None = None, *, context: Context = 64, tokenizer: Vocabulary = "auto"
+    root: Path, like: TextSpec | None = None, *, context: Context = None, tokenizer: Vocabulary = "auto"
 ) -> DataBundle:
     """10,662 sentences from film reviews, positive or negative (Pang and Lee 2005); every tenth line is test.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.framing import encode_source, encode_target
+from bigmodel_cli.core.framing import encode_source, encode_target, source_is_cut, target_is_cut
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.splits import name_hash
@@ -23,9 +23,14 @@ from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import tokenizer, train_bpe, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
+from bigmodel_cli.data.text.labelled import cut_note
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 
-Context = Annotated[int, Field(ge=2, le=1 << 12, description="tokens per text; longer ones are truncated")]
+Context = Annotated[
+    int | None,
+    Field(ge=2, le=1 << 12, description="tokens per text; longer ones are cut; null: a checkpoint's, or 64"),
+]
+USUAL = 64
 Size = Annotated[int, Field(ge=300, le=1 << 17, description="size of the BPE vocabulary")]
 Pieces = Annotated[Literal["auto", "bpe", "word"], Field(description="auto: the checkpoint's, or bpe")]
 FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
@@ -49,9 +54,15 @@ class ParallelTexts:
         self.groups = torch.tensor([name_hash(name) for name in groups or pairs[0]])
         self.split, self.sources, self.targets = split, *pairs
         self.pad = tokenizer(spec).special[PAD]
-        self.source = [torch.tensor(encode_source(t, spec) or [0], dtype=torch.int32) for t in pairs[0]]
+        self.source = [torch.tensor(encode_source(t, spec) or [self.pad], dtype=torch.int32) for t in pairs[0]]
         # <start> comes first; truncation leaves room for <end>.
         self.target = [torch.tensor(encode_target(t, spec), dtype=torch.int32) for t in pairs[1]]
+        sides = zip(*pairs, self.source, self.target, strict=True)
+        cut = [(source_is_cut(a, len(x), spec), target_is_cut(b, len(y), spec)) for a, b, x, y in sides]
+        self.notes = [
+            *cut_note(split, sum(source for source, _ in cut), len(self), spec, "sources"),
+            *cut_note(split, sum(target for _, target in cut), len(self), spec, "targets"),
+        ]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -76,7 +87,7 @@ def build_parallel(
     kind: str,
     like: TextSpec | None,
     size: int,
-    context: int,
+    context: int | None,
     notes: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> DataBundle:
@@ -84,6 +95,9 @@ def build_parallel(
 
     `groups` are the groups of the pairs in a split, which stay on one side when val is carved; default: their sources.
     """
+    notes = list(notes)
+    own = like.context if like is not None and like.conventions is None else USUAL  # published ones are long
+    context = context or own
     if kind == "auto" and like is not None:
         spec = like.with_(context=context)
     elif "train" not in splits:
@@ -96,14 +110,16 @@ def build_parallel(
 
     @functools.cache
     def load(split: str) -> ParallelTexts:
-        return ParallelTexts(splits[split], spec, split, groups.get(split))
+        texts = ParallelTexts(splits[split], spec, split, groups.get(split))
+        notes.extend(texts.notes)
+        return texts
 
     digest = hashlib.sha256(repr([splits[s] for s in sorted(splits)]).encode("utf-8", "surrogatepass")).hexdigest()
     return DataBundle(spec, {split: functools.partial(load, split) for split in splits}, digest, notes)
 
 
 def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> Pairs:
-    """Read two files with one sentence per line.
+    """Read two files with one sentence per line; pairs with an empty side are left out.
 
     Raises:
         InputError: the line counts differ, or the files are empty.
@@ -113,7 +129,10 @@ def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[s
         raise InputError(
             f"{source}: {len(pair[0])} lines, {target.name} has {len(pair[1])}", "expected the same number"
         )
-    return pair
+    full = [both for both in zip(*pair, strict=True) if both[0].strip() and both[1].strip()]
+    if notes is not None and len(full) < len(pair[0]):
+        notes.append(f"{len(pair[0]) - len(full):,} pairs not used: an empty line in {source.name} or {target.name}")
+    return [first for first, _ in full], [second for _, second in full]
 
 
 @data.register("multi30k-en-de", task="translation", files=("train.en.gz",))
@@ -121,7 +140,7 @@ def multi30k_en_de(
     root: Path,
     like: TextSpec | None = None,
     *,
-    context: Context = 64,
+    context: Context = None,
     tokenizer: Pieces = "auto",
     vocabulary: Size = 8000,
 ) -> DataBundle:

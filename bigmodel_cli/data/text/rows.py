@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.splits import name_hash
-from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
+from bigmodel_cli.core.tokens import BPETokenizer, is_cut, tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
 
@@ -22,10 +22,18 @@ class TextRows:
     """The texts' ids (T,) int32, the beginning of each text, and a hash of each text or of its group."""
 
     def __init__(
-        self, tokens: array[int], ends: array[int], heads: bytes, head_ends: array[int], groups: array[int]
+        self,
+        tokens: array[int],
+        ends: array[int],
+        heads: bytes,
+        head_ends: array[int],
+        groups: array[int],
+        cut: int = 0,
     ) -> None:
         self._tokens = torch.frombuffer(tokens, dtype=torch.int32) if tokens else torch.zeros(0, dtype=torch.int32)
         self._ends, self._heads, self._head_ends = ends, heads, head_ends
+        self.cut = cut
+        """How many texts are longer than what is kept of them."""
         self.groups = torch.tensor(groups)
         """(n,) int64: equal for texts that must stay on one side of a split."""
 
@@ -53,9 +61,10 @@ def encode_rows(
     framed = isinstance(known, BPETokenizer)
     tokens, ends, head_ends, groups = array("i"), array("q"), array("q"), array("q")
     heads = bytearray()
-    reported = time.monotonic()
+    reported, cut = time.monotonic(), 0
     for count, (text, group) in enumerate(texts, 1):
         ids = known.framed(text, most) if isinstance(known, BPETokenizer) and framed else known.encode(text)[:most]
+        cut += len(ids) == most and is_cut(text, spec, framed)
         tokens.extend(ids or NO_TOKENS)
         ends.append(len(tokens))
         heads += text[:HEAD].encode("utf-8", "surrogatepass")
@@ -64,4 +73,4 @@ def encode_rows(
         if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:
             reported = time.monotonic()
             report_progress(what, min(count, total - 1), total)
-    return TextRows(tokens, ends, bytes(heads), head_ends, groups)
+    return TextRows(tokens, ends, bytes(heads), head_ends, groups, cut)

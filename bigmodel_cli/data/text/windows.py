@@ -18,7 +18,7 @@ from bigmodel_cli.core.framing import conventions
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
@@ -55,13 +55,15 @@ class Windows:
     first half; the text wraps around at its end. ``length`` (B,) counts the valid targets of
     the unshifted window.
 
-    With `end`, the id of the end-of-document token, ``document`` (B,2T) numbers the documents of a window.
+    With `end`, the id of the end-of-document token, ``document`` (B,2T) numbers the documents of a window. With
+    `sizes` (n,), the bytes of text that each token stands for, ``bytes`` (B,2T) are those of a window's tokens.
     """
 
     tokens: TokenArray
     context: int
     split: str
     end: int | None = None
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.context)
@@ -73,6 +75,8 @@ class Windows:
         batch = {"tokens": self.tokens[places], "length": length, "index": indices}
         if self.end is not None:
             batch["document"] = torch.nn.functional.pad(batch["tokens"][:, :-1] == self.end, (1, 0)).cumsum(1)
+        if self.sizes is not None:
+            batch["bytes"] = self.sizes[places]
         return batch
 
     def name(self, index: int) -> str:
@@ -107,14 +111,18 @@ def build_windows(
     def load(split: str) -> Windows:
         found = texts[split]
         if isinstance(found, str):
-            ids = encode(found, spec)
+            ids, sizes = encode(found, spec)
         else:
-            ends = torch.tensor([end], dtype=encode("", spec).dtype)
+            ends = torch.tensor([end], dtype=_dtype(spec))
             begins = torch.tensor(conventions(spec).before, dtype=ends.dtype)
-            ids = torch.cat([part for text in found for part in (begins, encode(text, spec), ends)])
+            around = begins.int() * 0, ends.int() * 0  # they are no text
+            parts = [encode(text, spec) for text in found]
+            ids = torch.cat([part for text, _ in parts for part in (begins, text, ends)])
+            each = [part for _, size in parts if size is not None for part in (around[0], size, around[1])]
+            sizes = torch.cat(each) if each else None
         if len(ids) < 2:
             raise InputError(f"the {split} text has {len(ids)} tokens", "expected at least 2")
-        return Windows(ids, spec.context, split, end if separate else None)
+        return Windows(ids, spec.context, split, end if separate else None, sizes)
 
     if end is None and not all(isinstance(t, str) for t in texts.values()):
         raise InputError("a tokenizer without <end> for several documents", "expected one with <end> or <|endoftext|>")
@@ -122,8 +130,18 @@ def build_windows(
     return DataBundle(spec, {split: functools.partial(load, split) for split in texts}, digest, notes)
 
 
-def encode(text: str, spec: TextSpec) -> Tensor:
-    """`text` as (n,) ids, in the smallest dtype that holds them."""
+def encode(text: str, spec: TextSpec) -> tuple[Tensor, Tensor | None]:
+    """`text` as (n,) ids, in the smallest dtype that holds them, and the bytes of text of each, (n,) int32.
+
+    The second is None where a token's name tells its bytes.
+    """
     found = tokenizer(spec)
-    kind = torch.uint8 if found.size <= 256 else torch.int16 if found.size <= 1 << 15 else torch.int32
-    return torch.tensor(list(found.encode(text)), dtype=kind)
+    if isinstance(found, BPETokenizer) and not found.names_every_byte:
+        ids, sizes = found.encode_sized(text)
+        return torch.tensor(list(ids), dtype=_dtype(spec)), torch.from_numpy(sizes).int()
+    return torch.tensor(list(found.encode(text)), dtype=_dtype(spec)), None
+
+
+def _dtype(spec: TextSpec) -> torch.dtype:
+    size = tokenizer(spec).size
+    return torch.uint8 if size <= 256 else torch.int16 if size <= 1 << 15 else torch.int32

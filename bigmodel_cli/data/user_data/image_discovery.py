@@ -23,9 +23,11 @@ from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME, from_hub, is_saved
 from bigmodel_cli.data.user_data.image_table import from_table
 from bigmodel_cli.data.user_data.image_tar import from_tar
+from bigmodel_cli.data.user_data.image_zip import from_zip
 from bigmodel_cli.data.webdataset.images import from_shards, is_shard
 from bigmodel_cli.data.webdataset.index import expand_pattern, is_pattern
 
+ZIP = ".zip"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
@@ -33,33 +35,59 @@ def list_images(where: str | Path, columns: Mapping[str, str] | None = None, gro
     """List the images at `where`: class folders, a table, a tar, shards, or a Hugging Face data set.
 
     `columns` are those of the image and the label in a table or a data set; the label is also the field in a shard's
-    JSON. `group_by` is the column of a table whose equal values stay on one side of a split.
+    JSON. `group_by` is the column, or the field, whose equal values stay on one side of a split.
 
     Raises:
         InputError: nothing is there, or the layout is wrong; the message says how.
         MachineError: a required library is missing, or the network is unreachable.
     """
-    image, label = (columns or {}).get("image"), (columns or {}).get("label")
     if str(where).startswith(SCHEME):
-        return from_hub(str(where), image, label)
+        return from_hub(str(where), **_named(columns, "image", "label"), group_by=group_by)
     path = Path(where).expanduser().absolute()
     name = path.name.lower()
     if not path.exists():
         if is_pattern(str(path)):
-            return from_shards(str(path), expand_pattern(str(path)), label)
+            return from_shards(str(path), expand_pattern(str(path)), **_named(columns, "label"), group_by=group_by)
         raise InputError(f"{path}: no such folder or file", NO_TRAIN)
     if path.is_dir():
         if is_saved(path):
-            return from_hub(str(path), image, label)
-        shards = _find_shards(path)
-        return from_shards(str(path), shards, label) if shards else _from_folder(path)
+            return from_hub(str(path), **_named(columns, "image", "label"), group_by=group_by)
+        if shards := _find_shards(path):
+            return from_shards(str(path), shards, **_named(columns, "label"), group_by=group_by)
+        _check_no_columns(path, columns, group_by)
+        return _from_folder(path)
     if table_suffix(path):
         return from_table(path, columns, group_by)
     if name.endswith(".tar") and is_shard(path):
-        return from_shards(str(path), [path], label)
-    if name.endswith(TARS):
-        return from_tar(path)
-    raise InputError(f"{path}: neither a folder, a table (.csv, .tsv, .jsonl) nor a tar", NO_TRAIN)
+        return from_shards(str(path), [path], **_named(columns, "label"), group_by=group_by)
+    if name.endswith((*TARS, ZIP)):
+        _check_no_columns(path, columns, group_by)
+        return from_zip(path) if name.endswith(ZIP) else from_tar(path)
+    raise InputError(f"{path}: neither a folder, a table (.csv, .tsv, .jsonl), a tar nor a zip", NO_TRAIN)
+
+
+def _named(columns: Mapping[str, str] | None, *roles: str) -> dict[str, str | None]:
+    """The columns of `roles`.
+
+    Raises:
+        InputError: there are columns for other roles.
+    """
+    for role in columns or {}:
+        if role not in roles:
+            raise InputError(f"--columns {role}=...", f"expected {', '.join(roles)} here")
+    return {role: (columns or {}).get(role) for role in roles}
+
+
+def _check_no_columns(path: Path, columns: Mapping[str, str] | None, group_by: str | None) -> None:
+    """Refuse columns for data that has none.
+
+    Raises:
+        InputError: some are given.
+    """
+    for flag, given in (("--columns", columns), ("--group-by", group_by)):
+        if given:
+            hint = f"leave {flag} out, or list the images in a table"
+            raise InputError(f"{path}: {flag} for class folders", "expected a table, which has columns", hint)
 
 
 def _find_shards(root: Path) -> list[Path]:

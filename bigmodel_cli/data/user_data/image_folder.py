@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.specs import Interpolation
-from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Spec
-from bigmodel_cli.data.image.files import ImageFiles
-from bigmodel_cli.data.image.own_size import choose_size
+from bigmodel_cli.core.types import DataBundle, Spec
+from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size
+from bigmodel_cli.data.image.value_range import Given
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME
 from bigmodel_cli.data.user_path import UserPath
@@ -32,19 +31,16 @@ def _is_images(given: UserPath) -> float:
 def image_folder(
     root: Path,
     like: Spec | None = None,
+    fits: bool = False,
     *,
     path: str,
-    size: Annotated[
-        int | None, Field(ge=8, le=2048, description="pixels; null: the checkpoint's, else the images' own, to 224")
-    ] = None,
-    crop: Annotated[
-        float | None,
-        Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation; null: by the size"),
-    ] = None,
+    size: Size = None,
+    crop: Crop = None,
     interpolation: Interpolation | None = None,
-    channels: Literal[1, 3] = 3,
+    channels: Channels = 3,
+    value_range: Given = None,
     skip_bad: bool = False,
-    cache: Literal["auto", "off"] = "auto",
+    cache: Cache = "auto",
     columns: Columns | None = None,
     group_by: GroupBy = None,
     image_column: Annotated[str | None, Field(description="older spelling of columns.image")] = None,
@@ -53,17 +49,6 @@ def image_folder(
     """Your own images: class folders, a table, a tar, WebDataset shards or a Hugging Face data set."""
     older = {k: v for k, v in (("image", image_column), ("label", label_column)) if v is not None}
     listing = list_images(path, {**older, **(columns or {})} or None, group_by)
-    size, crop, chosen = choose_size(listing.splits[listing.first_split], like, size, crop)
-    how = interpolation or (like.interpolation if isinstance(like, ImageSpec) else "bilinear")
-    side = round(size / crop)
-    notes = [*listing.notes, *chosen]
-
-    @functools.cache
-    def load(split: str) -> Source:
-        files = ImageFiles(listing.splits[split], side, channels, split, skip_bad, cache, how)
-        notes.extend(files.notes)
-        return files
-
-    spec = ImageSpec(channels, size, size, listing.classes, square=side, crop=crop, interpolation=how)
-    loaders = {split: functools.partial(load, split) for split in listing.splits}
-    return DataBundle(spec, loaders, listing.fingerprint(), notes, listing.problem)
+    reading, notes = Reading(size, crop, interpolation, channels, value_range, skip_bad, cache), [*listing.notes]
+    spec, load = reading.open(listing.splits, listing.classes, like, fits, notes)
+    return DataBundle(spec, load, listing.fingerprint(), notes, listing.problem)

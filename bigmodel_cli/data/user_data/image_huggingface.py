@@ -28,10 +28,10 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def from_hub(where: str, image: str | None = None, label: str | None = None) -> Listing:
+def from_hub(where: str, image: str | None = None, label: str | None = None, group_by: str | None = None) -> Listing:
     """The images of the data set at `where`: a folder, or ``hf:owner/name`` or ``hf:owner/name:configuration``.
 
-    `image` and `label` name the columns if there is more than one candidate.
+    `image` and `label` name the columns if there is more than one candidate; `group_by` is that of the groups.
     Rows without a class (the test split of a competition) are skipped.
 
     Raises:
@@ -50,7 +50,7 @@ def from_hub(where: str, image: str | None = None, label: str | None = None) -> 
             continue
         column, classes = _columns(where, rows, image, label)
         order = order or _class_names(rows, classes)
-        labelled = _items_by_class(rows, name, column, classes)
+        labelled = _items_by_class(rows, name, column, classes, group_by)
         if labelled:
             images[split] = labelled
             versions.append(f"{name}:{rows._fingerprint}")
@@ -168,8 +168,12 @@ def _class_names(rows: Any, column: str) -> list[str]:
     return declared or sorted({str(k) for k in rows[column] if k is not None}, key=natural)
 
 
-def _items_by_class(rows: Any, split: str, column: str, classes: str) -> dict[str, list[Item]]:
+def _items_by_class(rows: Any, split: str, column: str, classes: str, group_by: str | None) -> dict[str, list[Item]]:
     import datasets
+
+    if group_by is not None and group_by not in rows.features:
+        raise InputError(f"--group-by {group_by}", f"expected one of {', '.join(rows.features)}")
+    groups = rows[group_by] if group_by is not None else None
 
     names = getattr(rows.features[classes], "names", None)
     encoded = rows.cast_column(column, datasets.Image(decode=False)).select_columns([column])
@@ -182,6 +186,7 @@ def _items_by_class(rows: Any, split: str, column: str, classes: str) -> dict[st
             continue
         content = functools.partial(_read_encoded, encoded, index, column)
         item = Item(f"{split}[{index}]", -1, f"{split}:{rows._fingerprint}", 0, stamp, index, content)
+        item.group = f"group {groups[index]}" if groups is not None else ""
         found.setdefault(names[value] if names else str(value), []).append(item)
     return found
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Spec
-from bigmodel_cli.data.image.files import ImageFiles
+from bigmodel_cli.core.specs import Interpolation
+from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.image.listing import Item
-from bigmodel_cli.data.image.own_size import choose_size
-from bigmodel_cli.data.targets import MULTI_LABEL, Labels, Targets, named_task
+from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size
+from bigmodel_cli.data.image.value_range import Given
+from bigmodel_cli.data.targets import MULTI_LABEL, Labels, named_task, with_targets
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_table import image_rows
 from bigmodel_cli.data.user_data.text_tables import label_columns
@@ -37,18 +34,16 @@ def image_targets(
     root: Path,
     like: Spec | None = None,
     task: str | None = None,
+    fits: bool = False,
     *,
     path: str,
-    size: Annotated[
-        int | None, Field(ge=8, le=2048, description="pixels; null: the checkpoint's, else the images' own, to 224")
-    ] = None,
-    crop: Annotated[
-        float | None,
-        Field(ge=0.5, le=1, description="fraction of the stored square's side used in evaluation; null: by the size"),
-    ] = None,
-    channels: Literal[1, 3] = 3,
+    size: Size = None,
+    crop: Crop = None,
+    interpolation: Interpolation | None = None,
+    channels: Channels = 3,
+    value_range: Given = None,
     skip_bad: bool = False,
-    cache: Literal["auto", "off"] = "auto",
+    cache: Cache = "auto",
     columns: Columns | None = None,
     group_by: GroupBy = None,
 ) -> DataBundle:
@@ -57,25 +52,14 @@ def image_targets(
     is_table = UserPath(str(where), columns or {}).table is not None
     read = _from_table if is_table else _from_folders
     splits, labels = read(where, named_task(task), columns, group_by, notes)
-    targets, names = labels.targets(), labels.names()
-    first = splits["train"] if "train" in splits else next(iter(splits.values()))
     notes += labels.notes([item.label for item in splits.get("train", ())])
-    size, crop, chosen = choose_size(first, like, size, crop)
-    side = round(size / crop)
-    notes += chosen
-
-    @functools.cache
-    def load(split: str) -> Source:
-        files = ImageFiles(splits[split], side, channels, split, skip_bad, cache)
-        notes.extend(files.notes)
-        return Targets(files, targets)
-
+    reading = Reading(size, crop, interpolation, channels, value_range, skip_bad, cache)
+    spec, files = reading.open(splits, labels.names(), like, fits, notes)
+    load, targets = with_targets(files, labels)
     total = hashlib.sha256(targets.numpy().tobytes())
-    for item in first:
+    for item in splits["train"] if "train" in splits else next(iter(splits.values())):
         total.update(f"{item.name}:{item.size}\n".encode("utf-8", "surrogateescape"))
-    spec = ImageSpec(channels, size, size, names, square=side, crop=crop)
-    loaders: dict[str, Callable[[], Source]] = {split: functools.partial(load, split) for split in splits}
-    return DataBundle(spec, loaders, total.hexdigest(), notes)
+    return DataBundle(spec, load, total.hexdigest(), notes)
 
 
 def _from_table(

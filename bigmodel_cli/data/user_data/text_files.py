@@ -14,7 +14,10 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tables import JSON_LINES, Table, as_text, open_table, table_suffix
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
+from bigmodel_cli.data.subset import divide
+from bigmodel_cli.data.text.labelled import Context as TextContext
 from bigmodel_cli.data.text.labelled import Vocabulary, build_labelled
+from bigmodel_cli.data.text.parallel import Context as PairContext
 from bigmodel_cli.data.text.parallel import Pairs, Pieces, Size, build_parallel, read_pair
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer, window_length
 from bigmodel_cli.data.text.windows import Context, Separate, build_windows
@@ -23,7 +26,10 @@ from bigmodel_cli.data.user_data.text_tables import find_splits, labelled_splits
 from bigmodel_cli.data.user_path import PLAIN_TEXT, UserPath, rows_with
 
 Encoding = Annotated[str, Field(description="of the files: auto, utf-8, latin-1, utf-16, ...")]
-ValShare = Annotated[float, Field(gt=0, lt=0.9, description="share at the end that validates")]
+ValShare = Annotated[
+    float | None,
+    Field(gt=0, lt=0.9, description="share at the end that validates; null: data.val_fraction, by a hash of each"),
+]
 MAX_NOTES = 3
 
 
@@ -45,31 +51,35 @@ def _is_text(given: UserPath) -> float:
 def text_files(
     root: Path,
     like: TextSpec | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
     *,
     path: str,
     tokenizer: Tokenizer = "auto",
     context: Context | None = None,
     encoding: Encoding = AUTO,
-    val_share: ValShare = 0.1,
+    val_share: ValShare = None,
     separate: Separate = False,
     columns: Columns | None = None,
 ) -> DataBundle:
     """Your own text for language models: a file, a folder of files, or a table or JSON lines with `text`."""
     notes, like = list[str](), as_text_spec(like)
-    documents, empty = list(_documents(Path(path).expanduser(), encoding, columns, notes)), 0
-    if len(documents) > 1:
-        empty = documents.count("")
-        documents = [document for document in documents if document]
+    found, empty = list(_documents(Path(path).expanduser(), encoding, columns, notes)), 0
+    if len(found) > 1:
+        count = len(found)
+        found = [both for both in found if both[1]]
+        empty = count - len(found)
+    documents = [document for _, document in found]
     if not any(documents):
         raise InputError(f"{path}: it is empty", "expected text")
     several = len(documents) > 1
     spec = choose_tokenizer(tokenizer, like, context or window_length(like), root, documents, several)
     notes = [*first_notes(notes), *([f"{empty} empty documents skipped"] if empty else [])]
-    if not several:
-        cut = int(len(documents[0]) * (1 - val_share))
+    if not several:  # one text has nothing but its end
+        cut = int(len(documents[0]) * (1 - (val_share or val_fraction)))
         return build_windows(spec, {"train": documents[0][:cut], "val": documents[0][cut:]}, notes)
-    cut = max(1, min(len(documents) - 1, round(len(documents) * (1 - val_share))))
-    return build_windows(spec, {"train": documents[:cut], "val": documents[cut:]}, notes, separate)
+    parts = divide(documents, [name for name, _ in found], val_fraction, split_seed, val_share, path)
+    return build_windows(spec, parts, notes, separate)
 
 
 def first_notes(notes: Sequence[str]) -> list[str]:
@@ -87,7 +97,7 @@ def labelled_file(
     *,
     path: str,
     tokenizer: Vocabulary = "auto",
-    context: Context = 64,
+    context: TextContext = None,
     encoding: Encoding = AUTO,
     columns: Columns | None = None,
     group_by: GroupBy = None,
@@ -109,9 +119,9 @@ def parallel_file(
     target: str | None = None,
     tokenizer: Pieces = "auto",
     vocabulary: Size = 8000,
-    context: Context = 64,
+    context: PairContext = None,
     encoding: Encoding = AUTO,
-    val_share: ValShare | None = None,
+    val_share: ValShare = None,
     columns: Columns | None = None,
     group_by: GroupBy = None,
 ) -> DataBundle:
@@ -123,11 +133,8 @@ def parallel_file(
     else:
         splits, groups = _pair_splits(file, columns, group_by, encoding, notes)
     if val_share is not None and set(splits) == {"train"}:
-        first, second = splits["train"]
-        cut = max(1, round(len(first) * (1 - val_share)))
-        if cut >= len(first):
-            raise InputError(f"{file}: {len(first)} pairs", "expected at least 2, for train and val")
-        splits = {"train": (first[:cut], second[:cut]), "val": (first[cut:], second[cut:])}
+        parts = divide(list(zip(*splits["train"], strict=True)), (), 0, 0, val_share, file)
+        splits = {name: ([a for a, _ in part], [b for _, b in part]) for name, part in parts.items()}
         groups = {}
     return build_parallel(splits, tokenizer, as_text_spec(like), vocabulary, context, notes, groups)
 
@@ -156,11 +163,15 @@ def _pair_splits(
     return splits, groups
 
 
-def _documents(path: Path, encoding: str, columns: Mapping[str, str] | None, notes: list[str]) -> Iterator[str]:
+def _documents(
+    path: Path, encoding: str, columns: Mapping[str, str] | None, notes: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Each text with what its side of a split depends on: its file's name, or in a table the text."""
     for file in [path] if table_suffix(path) else list_text_files(path):
         if not table_suffix(file):
-            yield read_text(file, encoding, notes)
+            yield file.name if file == path else file.relative_to(path).as_posix(), read_text(file, encoding, notes)
             continue
         table = open_table(file, ("text",), columns, encoding, notes)
         for line, (text,) in table.rows("text"):
-            yield as_text(text, table.located(line), "text")
+            plain = as_text(text, table.located(line), "text")
+            yield plain, plain

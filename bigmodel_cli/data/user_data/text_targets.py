@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from array import array
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tables import Table, as_text
 from bigmodel_cli.core.text_files import AUTO
-from bigmodel_cli.core.types import DataBundle, Source, TextSpec
-from bigmodel_cli.data.targets import Labels, Targets, named_task
+from bigmodel_cli.core.types import DataBundle, TextSpec
+from bigmodel_cli.data.targets import Labels, named_task, with_targets
 from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 from bigmodel_cli.data.user_data.text_files import Encoding
@@ -37,7 +35,7 @@ def text_targets(
     *,
     path: str,
     tokenizer: Vocabulary = "auto",
-    context: Context = 64,
+    context: Context = None,
     encoding: Encoding = AUTO,
     columns: Columns | None = None,
     group_by: GroupBy = None,
@@ -57,14 +55,8 @@ def text_targets(
     splits = find_splits(file, ROLES, columns, group_by, encoding, notes, accept, apart=("label",))
     for split, rows in splits.items():
         rows.labels = numbered[split]
-    targets = labels.targets()
     notes += labels.notes(numbered.get("train", ()))
     found = build_labelled(splits, labels.names(), tokenizer, as_text_spec(like), context, root, notes)
-
-    @functools.cache
-    def load(split: str) -> Source:
-        return Targets(found.load[split](), targets)
-
-    loaders: dict[str, Callable[[], Source]] = {split: functools.partial(load, split) for split in found.load}
+    load, targets = with_targets(found.load, labels)
     digest = hashlib.sha256(found.fingerprint.encode() + targets.numpy().tobytes()).hexdigest()
-    return replace(found, load=loaders, fingerprint=digest)
+    return replace(found, load=load, fingerprint=digest)

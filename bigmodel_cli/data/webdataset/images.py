@@ -29,12 +29,12 @@ def is_shard(path: Path) -> bool:
     )
 
 
-def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> Listing:
+def from_shards(where: str, paths: Sequence[Path], label: str | None = None, group_by: str | None = None) -> Listing:
     """The images in the shards at `paths`.
 
     A shard's split is in its name (``val-000.tar``) or its folder's; the default is train. Classes are the
-    content of ``.cls``, or a field of ``.json``. If they are numbers, ``classes.txt`` beside the shards may
-    name them, one per line, from 0.
+    content of ``.cls``, or the field `label` of ``.json``. If they are numbers, ``classes.txt`` beside the shards may
+    name them, one per line, from 0. `group_by` is the field of ``.json`` that samples of one group have in common.
 
     Raises:
         InputError: a shard is damaged, or a sample has no image or no label.
@@ -42,13 +42,13 @@ def from_shards(where: str, paths: Sequence[Path], field: str | None = None) -> 
     found: dict[str, dict[str, list[Item]]] = {}
     for path in paths:
         classes = found.setdefault(split_of(path), {})
-        for item, label in shard_items(path, field):
-            classes.setdefault(label, []).append(item)
-    order = sorted({label for classes in found.values() for label in classes}, key=natural)
+        for item, name in shard_items(path, label, group_by):
+            classes.setdefault(name, []).append(item)
+    order = sorted({name for classes in found.values() for name in classes}, key=natural)
     names = paths[0].with_name(NAMES)
-    if names.is_file() and all(label.isdigit() for label in order):
+    if names.is_file() and all(name.isdigit() for name in order):
         named = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
-        beyond = [label for label in order if int(label) >= len(named)]
+        beyond = [name for name in order if int(name) >= len(named)]
         if beyond:
             raise InputError(f"{names}: {len(named)} names", f"the shards have class {shorten(beyond)}")
         found = {s: {named[int(k)]: items for k, items in classes.items()} for s, classes in found.items()}
@@ -65,7 +65,7 @@ def _image(parts: dict[str, Member]) -> Member | None:
     return next((parts[kind] for kind in parts if f".{kind.rpartition('.')[2]}" in image_suffixes()), None)
 
 
-def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:
+def shard_items(path: Path, field: str | None, group_by: str | None = None) -> list[tuple[Item, str]]:
     """The images in the shard at `path`, each with its class.
 
     Raises:
@@ -86,10 +86,20 @@ def shard_items(path: Path, field: str | None) -> list[tuple[Item, str]]:
             file.seek(member.offset)
             raw = file.read(min(member.size, MAX_LABEL + 1))
             item = Item(f"{path.name}:{image.name}", -1, str(path), image.size, stamp, image.offset)
+            if group_by is not None:
+                item.group = _group(raw if kind == "json" else b"", group_by, f"{path}: {member.name}")
             found.append((item, _label(raw, kind, field, f"{path}: {member.name}")))
     if not found:
         raise InputError(f"{path}: no samples in it", EXPECTED)
     return found
+
+
+def _group(raw: bytes, field: str, name: str) -> str:
+    try:
+        value = json.loads(raw)[field]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise InputError(f"{name}: no {field} in it", "expected JSON with the field that --group-by names") from None
+    return f"group {value}"
 
 
 def _label(raw: bytes, kind: str, field: str | None, name: str) -> str:

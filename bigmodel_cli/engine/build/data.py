@@ -13,10 +13,14 @@ from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.subset import carve
 
 
-def load_data(section: DataSection, like: Spec | None = None, task: str | None = None) -> DataBundle:
+def load_data(
+    section: DataSection, like: Spec | None = None, task: str | None = None, fits: bool = False
+) -> DataBundle:
     """The data that `section` names.
 
-    `like` is the spec of the checkpoint to continue from. Sources that take it, such as text, use its tokenizer.
+    `like` is the spec of the checkpoint to continue from. Sources that take it, such as text, use its tokenizer. With
+    `fits`, a new model is fitted to the data, so that a source may read it otherwise than the checkpoint does. Sources
+    that take ``val_fraction`` and ``split_seed`` split val off themselves, before they cut texts into samples.
     `task` is the name of the run's task. Sources that take it read their labels, or cut their samples, for it.
 
     Raises:
@@ -28,9 +32,19 @@ def load_data(section: DataSection, like: Spec | None = None, task: str | None =
     if special and "task" not in parameters and entry.meta.get("task") != section.task:
         what = f"data.task = {section.task}"
         raise InputError(what, f"data {section.name} has no such labels", "your own data: --data PATH")
-    offered = {"like": like, "task": section.task or task}
+    offered: dict[str, Any] = {"like": like, "task": section.task or task, "fits": fits or None}
+    offered |= {"val_fraction": section.val_fraction, "split_seed": section.split_seed}
     known = {key: value for key, value in offered.items() if value is not None and key in parameters}
     return entry(data_root(section.dir), **known, **section.options)  # type: ignore[no-any-return]
+
+
+def unused_split_note(bundle: DataBundle, section: DataSection) -> str | None:
+    """A note where fields of `section` say how val is split off, and the data has a val split of its own."""
+    if "val" not in bundle.load or "split_seed" in inspect.signature(data.get(section.name).function).parameters:
+        return None
+    values, fields = section.model_dump(), DataSection.model_fields
+    given = [f"data.{key}" for key in ("val_fraction", "split_seed") if values[key] != fields[key].default]
+    return f"{' and '.join(given)}: not used, since the data has a val split" if given else None
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:

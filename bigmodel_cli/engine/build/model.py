@@ -88,9 +88,11 @@ def build_task(recipe: Recipe, spec: Spec) -> Task:
     check_loss(recipe)
     loss = losses.get(recipe.loss.name)(**recipe.loss.options)
     augmentation = augments.get(recipe.augment.name)
-    if augmentation.meta.get("changes", True) and augmentation.meta.get("kind", spec.kind) != spec.kind:
-        what = f"augment.name = {augmentation.name}, which is not for {spec.kind}"
-        raise InputError(what, hint="bigmodel recipe fields model")
+    fits = augmentation.meta.get("kind", spec.kind) == spec.kind and entry.meta.get("augments", True)
+    if augmentation.meta.get("changes", True) and not fits:
+        of = spec.kind if entry.meta.get("augments", True) else _plain(entry.name)
+        what = f"augment.name = {augmentation.name}, which is not for {of}"
+        raise InputError(what, hint="bigmodel recipe fields augment")
     augment = augmentation(**recipe.augment.options)
     wanted = tasks.get(models.get(recipe.model.name).meta["task"]).meta["spec_type"].kind
     if wanted != spec.kind:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tasks import EncodesTexts, Predictions, Predicts
+from bigmodel_cli.core.tasks import CUT, EncodesTexts, Predictions, Predicts
 from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.engine.device.placement import Placement
@@ -35,26 +35,33 @@ def predict_files(
     top: int,
     texts: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[tuple[str, Predictions | InputError]]:
     """The name and the `top` predictions of each of `texts`, then of each sample in `files`; or its error.
 
-    `texts` are for a task that :class:`EncodesTexts`; `columns` are those of tables among `files`.
+    `texts` are for a task that :class:`EncodesTexts`; `columns` are those of tables among `files`. What a person should
+    know is added to `notes` at the end.
     """
     size = min(MAX_BATCH, max_batch_size(task, placement))
     ready: dict[int, tuple[str, Predictions | InputError]] = {}  # waiting for the samples before them
-    next_index = 0
+    next_index = cut = 0
     for indices, names, batch in _batches(
         itertools.chain(_encoded(task, texts), _samples(task, files, columns, ahead=2 * size)), size
     ):
         if isinstance(batch, InputError):
             ready[indices[0]] = names[0], batch
         else:
+            cut += int(batch[CUT].sum()) if CUT in batch else 0
             with torch.inference_mode(), placement.autocast():
                 inputs = placement.inputs(task.prepare(placement.batch(batch)))
                 ready.update(zip(indices, zip(names, task.predict(model, inputs, top), strict=True), strict=True))
         while next_index in ready:
             yield ready.pop(next_index)
             next_index += 1
+    if cut and notes is not None:
+        notes.append(
+            f"{cut:,} of {next_index:,} texts are longer than the model's {task.spec.context} tokens, and cut there"
+        )
 
 
 def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Sample]:

@@ -19,7 +19,7 @@ from bigmodel_cli.core.registry import schedules
 from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
-from bigmodel_cli.engine.build.data import changed_data_note, load_data, train_and_val
+from bigmodel_cli.engine.build.data import changed_data_note, load_data, train_and_val, unused_split_note
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.build.optimizer import build_optimizer
@@ -159,6 +159,7 @@ def _build_components(
     batches = batches_for(recipe, train, labels if balance == "sampling" else None, group)
     task = task.balanced(loaded.train) if weighs and isinstance(task, Balances) else task
     task = _training_task(task, adapted, labels if balance == "loss" else None)
+    unused = unused_split_note(bundle, recipe.data)
     caches, reason = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
     return _Components(
         task=task,
@@ -170,7 +171,7 @@ def _build_components(
         steps=min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize),
         caches_features=caches and group.world == 1,
         new=loaded.new,
-        notes=[*bundle.notes, *_changed_data(loaded, recipe), *notes, *imbalance, *filter(None, [reason])],
+        notes=[*bundle.notes, *_changed_data(loaded, recipe), *notes, *imbalance, *filter(None, [reason, unused])],
     )
 
 
@@ -209,7 +210,7 @@ def _load_data(recipe: Recipe, resumed: Mapping[str, Any] | None) -> _Loaded:
     check_task(recipe)
     trained = None if resumed else trained_start(recipe)
     like = recipe_and_spec(resumed, "--resume")[1] if resumed else trained.task.spec if trained else None
-    bundle = load_data(recipe.data, like, recipe.task)
+    bundle = load_data(recipe.data, like, recipe.task, fits=resumed is None)
     new = resumed["meta"].get("new", ()) if resumed else trained.new if trained else ()
     return _Loaded(trained, bundle, *train_and_val(bundle, recipe.data), tuple(new))
 

@@ -1,0 +1,140 @@
+"""What does not fit is counted and said, empty lines stay empty, and a batch changes no score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigmodel_cli.core.bpe_tokenizer import BPETokenizer
+from bigmodel_cli.core.recipe import DataSection
+from bigmodel_cli.core.specs import TextSpec
+from bigmodel_cli.core.tokens import require_package, train_bpe
+from bigmodel_cli.data.text.labelled import InMemory, build_labelled
+from bigmodel_cli.data.text.parallel import build_parallel, read_pair
+from bigmodel_cli.data.text.windows import build_windows
+from bigmodel_cli.engine.build.data import load_data
+from bigmodel_cli.tasks.beam import length_limits
+
+TEXTS = ["Two  words,\tand Ümläute – ok.\n", "a" * 40 + " 日本語 🙂", " lead and trail  ", "naïve café"]
+
+
+def sentence_piece() -> str:
+    """A tokenizer that writes blanks as ▁, puts one in front, composes characters (NFKC), and falls back to bytes."""
+    library = require_package("tokenizers")
+    vocabulary = {f"<0x{i:02X}>": i for i in range(256)} | {"▁": 256, "a": 257, "n": 258, "<unk>": 259}
+    found = library.Tokenizer(library.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    found.normalizer = library.normalizers.NFKC()
+    found.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="always")
+    return found.to_str()  # type: ignore[no-any-return]
+
+
+def word_piece() -> str:
+    """A tokenizer that drops blanks and accents."""
+    library = require_package("tokenizers")
+    letters = "abcdefghijklmnopqrstuvwxyz,."
+    vocabulary = {"[UNK]": 0} | {c: i + 1 for i, c in enumerate(letters)}
+    vocabulary |= {f"##{c}": len(vocabulary) + i for i, c in enumerate(letters)}
+    found = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    found.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+    found.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    return found.to_str()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [sentence_piece, word_piece, lambda: train_bpe(TEXTS, 300)])
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_bytes_of_the_tokens_are_those_of_the_text(make: Any, text: str) -> None:
+    known = BPETokenizer(make())
+    ids, sizes = known.encode_sized(text)
+    assert list(ids) == list(known.encode(text)) and sizes.sum() == len(text.encode()) and (sizes >= 0).all()
+    if known.names_every_byte:
+        assert sum(known.byte_lengths()[i] for i in ids) == len(text.encode())
+
+
+def test_bits_per_byte_count_the_texts_own_bytes() -> None:
+    from bigmodel_cli.core.registry import losses, tasks
+
+    text = " ".join(TEXTS) * 3
+    for kind, vocabulary in (("bpe", (sentence_piece(),)), ("bpe", (word_piece(),)), ("byte", ())):
+        bundle = build_windows(TextSpec(kind, vocabulary, 8), {"val": text})
+        source = bundle.load["val"]()
+        task = tasks.get("language_modeling")(bundle.spec, losses.get("cross_entropy")(), None)
+        batch = task.prepare(source.gather(torch.arange(len(source))))
+        out = task.outputs(lambda tokens, targets, loss: torch.ones(targets.shape), batch)
+        first = 1 if kind == "byte" else int(source.sizes[0])  # which nothing predicts
+        assert int(out["bytes"].sum()) == len(text.encode()) - first, kind
+
+
+def test_the_context_is_that_of_the_longest_text(tmp_path: Path) -> None:
+    def built(words: int, **options: Any) -> Any:
+        splits = {"train": InMemory(["a b " * 8, "b a " * (words // 2)], [0, 1])}
+        return build_labelled(splits, ["x", "y"], "word", options.get("like"), options.get("context"), tmp_path)
+
+    assert built(20).spec.context == 64 and built(200).spec.context == 200
+    whole, cut = built(2000), built(200, context=32)
+    whole.load["train"](), cut.load["train"]()
+    assert whole.spec.context == 512
+    assert "train: 1 of 2 texts are longer than data.context = 512 tokens, and cut there" in whole.notes
+    assert "train: 1 of 2 texts are longer than data.context = 32 tokens, and cut there" in cut.notes
+    assert built(200, like=cut.spec).spec.context == 32  # as the checkpoint sees them
+
+
+def test_pairs_that_are_cut_or_empty_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n" + "x " * 40 + "\n")
+    (tmp_path / "b.txt").write_text("eins\nnull\n  \nx\n")
+    notes: list[str] = []
+    pairs = read_pair(tmp_path / "a.txt", tmp_path / "b.txt", notes=notes)
+    assert pairs[1] == ["eins", "x"] and notes == ["2 pairs not used: an empty line in a.txt or b.txt"]
+    bundle = build_parallel({"train": pairs}, "word", None, 300, 16)
+    bundle.load["train"]()
+    assert list(bundle.notes) == ["train: 1 of 2 sources are longer than data.context = 16 tokens, and cut there"]
+
+
+def test_an_answer_may_be_longer_than_its_source_whatever_the_batch() -> None:
+    spec = TextSpec("word", ("<pad>", "<unk>", "<start>", "<end>", "a"), 64)
+    together = length_limits(torch.tensor([[4, 0, 0], [4, 4, 4]]), spec)
+    assert together.tolist() == [51, 53] == [int(length_limits(torch.tensor([r]), spec)) for r in ([4], [4, 4, 4])]
+    assert int(length_limits(torch.ones(1, 40, dtype=torch.int64), spec)) == 64
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    file = tmp_path / "t.csv"
+    rows = [f"{'good fine' if i % 2 else 'bad poor'} {'word ' * (i % 9)},{'pn'[i % 2]}" for i in range(60)]
+    file.write_text("\n".join(["text,label", *rows]))
+    return file
+
+
+def test_predict_says_what_it_cuts_and_keeps_empty_lines(classes: Path, run_cli: Any, tmp_path: Path) -> None:
+    train = run_cli("train", "text-cnn", "--data", classes, "--max-steps", 3, "--set", "data.context=8", "--out", "r")
+    assert train.returncode == 0 and "are longer than data.context = 8 tokens" in train.stderr, train.stderr
+    (tmp_path / "x.txt").write_text("good\n\n" + "fine " * 20 + "\n\nbad\n")
+    said = run_cli("predict", "r", tmp_path / "x.txt", "--json")
+    names = [json.loads(line)["file"].rpartition(":")[2] for line in said.stdout.splitlines()]
+    assert names == ["1", "2", "3", "4", "5"]
+    assert "1 of 5 texts are longer than the model's 8 tokens, and cut there" in said.stderr
+
+
+def test_empty_lines_are_translated_to_empty_lines(run_cli: Any, tmp_path: Path) -> None:
+    rows = [{"source": f"w{i % 7} w{i % 5}", "target": f"v{i % 7} v{i % 5}"} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ("--set", "model.width=16", "--set", "model.layers=1", "--set", "model.heads=2", "--max-steps", "2")
+    train = run_cli("train", "transformer", "--data", tmp_path / "p.jsonl", *small, "--out", "r")
+    assert train.returncode == 0, train.stderr
+    (tmp_path / "x.txt").write_text("w1 w2\n\n   \nw3\n")
+    said = run_cli("predict", "r", tmp_path / "x.txt", "--json")
+    answers = [json.loads(line) for line in said.stdout.splitlines()]
+    assert len(answers) == 4
+    texts = [row["top"][0]["class"] for row in answers]
+    assert texts[1] == texts[2] == "" and texts[0] and texts[3]
+
+
+def test_inspect_says_what_is_cut(classes: Path) -> None:
+    section = DataSection(name="labelled_file", path=str(classes), context=4)
+    bundle = load_data(section)
+    for load in bundle.load.values():
+        load()
+    assert any("longer than data.context = 4" in note for note in bundle.notes)
