@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
 TASKS = {None: KINDS, "regression": ("class folders", "table of images", "labelled texts", "zip", "tar", "shards")}
 
 
-def cases() -> Iterator[tuple[str, str | None]]:
-    return ((kind, task) for task, kinds in TASKS.items() for kind in kinds)
+CASES = [(kind, task) for task, kinds in TASKS.items() for kind in kinds]
 
 
 def loaded(path: Path, task: str | None, **options: Any) -> Any:
@@ -121,7 +120,7 @@ def loaded(path: Path, task: str | None, **options: Any) -> Any:
     return bundle, *train_and_val(bundle, found), unused_split_note(bundle, found)
 
 
-@pytest.mark.parametrize(("kind", "task"), cases())
+@pytest.mark.parametrize(("kind", "task"), CASES)
 def test_what_no_data_has_is_refused(kind: str, task: str | None, tmp_path: Path) -> None:
     """A column that is nowhere is refused by everything that takes columns, and columns by everything else."""
     path = KINDS[kind](tmp_path)
@@ -130,7 +129,7 @@ def test_what_no_data_has_is_refused(kind: str, task: str | None, tmp_path: Path
             loaded(path, task, **flag)
 
 
-@pytest.mark.parametrize(("kind", "task"), cases())
+@pytest.mark.parametrize(("kind", "task"), CASES)
 def test_how_val_is_split_off_is_up_to_the_flags(kind: str, task: str | None, tmp_path: Path) -> None:
     """And a sample stays on its side whatever else comes or goes."""
     if task == "regression" and kind != "labelled texts":

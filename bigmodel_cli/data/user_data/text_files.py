@@ -167,7 +167,10 @@ def _documents(
     path: Path, encoding: str, columns: Mapping[str, str] | None, notes: list[str]
 ) -> Iterator[tuple[str, str]]:
     """Each text with what its side of a split depends on: its file's name, or in a table the text."""
-    for file in [path] if table_suffix(path) else list_text_files(path):
+    files = [path] if table_suffix(path) else list_text_files(path)
+    if columns and not any(map(table_suffix, files)):
+        raise InputError(f"{path}: --columns for plain text", "expected a table, which has columns", "leave it out")
+    for file in files:
         if not table_suffix(file):
             yield file.name if file == path else file.relative_to(path).as_posix(), read_text(file, encoding, notes)
             continue
