@@ -75,23 +75,33 @@ Row = TypeVar("Row")
 
 
 def divide(
-    rows: Sequence[Row], groups: Sequence[str], val_fraction: float, seed: int, end: float | None, where: object
+    rows: Sequence[Row],
+    groups: Sequence[str],
+    val_fraction: float,
+    seed: int,
+    end: float | None,
+    where: object,
+    notes: list[str],
 ) -> dict[str, list[Row]]:
     """Rows that are cut into samples later, as train and val: each by the hash of its group, as :func:`carve` does.
 
-    With `end`, val is that share at the end, as in runs of earlier versions. `where` is for messages.
+    With `end`, val is that share at the end, as in runs of earlier versions. `where` is for messages. If all rows are
+    in one group, which is noted, their places decide.
 
     Raises:
-        InputError: there are fewer than two rows, or all are in one group.
+        InputError: there are fewer than two rows.
     """
     if len(rows) < 2:
         raise InputError(f"{where}: {len(rows)} rows", "expected at least 2, for train and val")
     if end is not None:
         cut = max(1, min(len(rows) - 1, round(len(rows) * (1 - end))))
         return {"train": list(rows[:cut]), "val": list(rows[cut:])}
+    if len(set(groups)) == 1:
+        notes.append("all rows are alike, so that what is in val is in train too")
+        groups = [str(place) for place in range(len(rows))]
     hashes = torch.tensor([name_hash(group) for group in groups])
     labels = torch.zeros(len(rows), dtype=torch.int64)
-    in_val = _by_hash(hashes, labels, val_fraction, seed, [f"{where}, with equal rows on one side"]).tolist()
+    in_val = _by_hash(hashes, labels, val_fraction, seed, [str(where)]).tolist()
     parts: dict[str, list[Row]] = {"train": [], "val": []}
     for row, val in zip(rows, in_val, strict=True):
         parts["val" if val else "train"].append(row)

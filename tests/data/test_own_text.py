@@ -49,7 +49,7 @@ def test_documents_end_and_lie_in_one_split_each(tmp_path: Path) -> None:
     folder.mkdir()
     for i in range(3):
         write(folder / f"{i}.txt", f"text {i}")
-    assert text_of(data.get("text_files")(tmp_path, path=str(folder)), "train") == "text 0text 1"
+    assert text_of(data.get("text_files")(tmp_path, path=str(folder), val_share=0.1), "train") == "text 0text 1"
 
 
 def test_tables_and_lines_give_texts_and_labels(tmp_path: Path) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bigmodel_cli.core.images import WIDE, image_formats
 from bigmodel_cli.core.specs import ImageSpec, Spec, ValueRange
 from bigmodel_cli.data.image.listing import Item
 
+
+def _ordered(given: ValueRange | None) -> ValueRange | None:
+    """For pydantic, which turns a ValueError into a message."""
+    if given is not None and not (math.isfinite(given[0]) and math.isfinite(given[1]) and given[0] < given[1]):
+        raise ValueError("two finite values, the lower first")
+    return given
+
+
 Given = Annotated[
     ValueRange | None,
+    AfterValidator(_ordered),
     Field(description="what becomes black and white in images of more than 8 bits; null: found on train"),
 ]
 EIGHT_BITS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib"))

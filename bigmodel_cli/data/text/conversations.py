@@ -247,7 +247,7 @@ def _bundle(
     rows = list(_rows(path, fields, row, spec.context, encoding, notes))
     if len(rows) < 2:
         raise InputError(f"{path}: {len(rows)} rows with an answer", "expected at least 2, for train and val")
-    parts = divide(rows, [group for _, group, _ in rows], how.val_fraction, how.seed, how.end, path)
+    parts = divide(rows, [group for _, group, _ in rows], how.val_fraction, how.seed, how.end, path, notes)
     total = hashlib.sha256(repr((spec.chat, pack)).encode())
     for _, _, sides in rows:
         for ids, learn in sides.values():

@@ -78,7 +78,7 @@ def text_files(
     if not several:  # one text has nothing but its end
         cut = int(len(documents[0]) * (1 - (val_share or val_fraction)))
         return build_windows(spec, {"train": documents[0][:cut], "val": documents[0][cut:]}, notes)
-    parts = divide(documents, [name for name, _ in found], val_fraction, split_seed, val_share, path)
+    parts = divide(documents, [name for name, _ in found], val_fraction, split_seed, val_share, path, notes)
     return build_windows(spec, parts, notes, separate)
 
 
@@ -133,7 +133,7 @@ def parallel_file(
     else:
         splits, groups = _pair_splits(file, columns, group_by, encoding, notes)
     if val_share is not None and set(splits) == {"train"}:
-        parts = divide(list(zip(*splits["train"], strict=True)), (), 0, 0, val_share, file)
+        parts = divide(list(zip(*splits["train"], strict=True)), (), 0, 0, val_share, file, notes)
         splits = {name: ([a for a, _ in part], [b for _, b in part]) for name, part in parts.items()}
         groups = {}
     return build_parallel(splits, tokenizer, as_text_spec(like), vocabulary, context, notes, groups)
