@@ -75,7 +75,7 @@ def conversations(folder: Path) -> dict[str, Any]:
     (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {
         "model": GPT,
-        "data": {"name": "chat_file", "path": str(folder / "chat.jsonl"), "context": 64},
+        "data": {"name": "chat_file", "path": str(folder / "chat.jsonl"), "context": 64, "val_share": 0.1},
         "train": {"epochs": 2, "batch_size": 6},
     }
 
@@ -92,7 +92,7 @@ def preferences(folder: Path) -> dict[str, Any]:
     checkpoint.save(folder / "start.pt", start.state())
     return {
         "model": GPT,
-        "data": {"name": "preference_file", "path": str(folder / "pairs.jsonl")},
+        "data": {"name": "preference_file", "path": str(folder / "pairs.jsonl"), "val_share": 0.1},
         "start": {"checkpoint": str(folder / "start.pt"), "method": "dpo"},
         "train": {"epochs": 2, "batch_size": 6},
     }
