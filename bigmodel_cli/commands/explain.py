@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
@@ -106,4 +107,5 @@ def explain(
     else:
         if texts:
             raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
-        explain_images(trained, files or [], ImageOptions(target, method or (), steps, checks, nearest, out, json))
+        listed = expand_inputs(files or [], "image", opt.table_columns(columns, trained.recipe))
+        explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.data.image.class_folders import Folder, add_member, arrange
-from bigmodel_cli.data.image.listing import Item, Listing
+from bigmodel_cli.data.image.listing import MAX_FILE, Item, Listing
 from bigmodel_cli.data.webdataset.index import check_name
 
 EXPECTED = "expected [train/]<class>/<file>"
@@ -52,6 +52,9 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
         raise InputError(f"{path}: {len(found)} files", f"at most {MAX_MEMBERS}", f"unzip {path}")
     if any(member.compress_type not in METHODS for member in found):
         raise InputError(f"{path}: compressed in another way than deflate", EXPECTED, f"unzip {path}")
+    large = next((member for member in found if member.compress_size > MAX_FILE), None)
+    if large is not None:
+        raise InputError(f"{path}: {large.filename} has {large.compress_size} bytes", f"expected at most {MAX_FILE}")
     if any(member.flag_bits & ENCRYPTED for member in found):
         raise InputError(f"{path}: encrypted", EXPECTED, f"unzip {path}")
     return found
