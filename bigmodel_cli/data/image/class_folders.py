@@ -51,13 +51,12 @@ class Folder:
 
 def add_member(root: Folder, name: str, size: int, image: Callable[[], Any]) -> None:
     """Add a file of an archive to `root`: `image` makes what an image of `size` bytes is; others are counted."""
-    *folders, file = (part for part in PurePosixPath(name).parts if part != ".")
-    suffix = PurePosixPath(file).suffix.lower()
-    if any(map(is_hidden, (*folders, file))):
+    parts = [part for part in PurePosixPath(name).parts if part != "."]
+    if not parts or any(map(is_hidden, parts)):
         root.others[HIDDEN] += 1
         return
-    place = root
-    for folder in folders:
+    place, suffix = root, PurePosixPath(parts[-1]).suffix.lower()
+    for folder in parts[:-1]:
         place = place.child(folder)
     if suffix not in image_suffixes():
         place.others[suffix or "no suffix"] += 1
