@@ -109,6 +109,10 @@ def inspect(
 
         bigmodel data inspect movielens-100k
     """
+    _inspect(path, sheet, columns, data_dir, json)
+
+
+def _inspect(path: str, sheet: Path | None, columns: str | None, data_dir: Path | None, json: bool) -> None:
     from bigmodel_cli.data.token_shards.files import is_shards
 
     if is_shards(Path(path)):

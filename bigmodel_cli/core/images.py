@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
+from bigmodel_cli.core.deep_images import WIDE, eight_bits
 from bigmodel_cli.core.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ SUFFIXES = frozenset({
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 })  # fmt: skip
 """The suffixes of image files that are always read; see :func:`image_suffixes`."""
-WIDE = "IF"
-"""The first letters of PIL's modes of more than 8 bits: I;16 and variants, I (32 bits) and F (floating-point)."""
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # as in JPEG; a side of millions would take memory that the number of pixels does not show
 STRIP_PIXELS = 1 << 20
@@ -97,7 +96,7 @@ def decode(
     With `side`, the largest centred square, resized (antialiased) to (C,side,side). With bilinear interpolation,
     large JPEG files are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
     Bicubic gives the pixels that timm's evaluation does; see :func:`bicubic_square`. Images of more than 8 bits are
-    mapped from `value_range` to 0..255; see :func:`eight_bits`.
+    mapped from `value_range` to 0..255; see :func:`bigmodel_cli.core.deep_images.eight_bits`.
 
     Raises:
         InputError: the format is not in FORMATS, or the image is larger than MAX_PIXELS or damaged.
@@ -236,31 +235,6 @@ def _over_white(image: Image, mode: str) -> Image:
         strip = image.crop(box).convert("RGBA")
         whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert(mode), box)
     return whole
-
-
-def eight_bits(image: Image, value_range: ValueRange | None) -> Image:
-    """Gray levels of more than 8 bits, or floating-point numbers, as 8 bits: `value_range` becomes 0..255.
-
-    What is beyond the range is black or white. Without a range, 16 bits keep their high byte.
-
-    Raises:
-        ValueError: a pixel is NaN, or there is no range and the values have none of their own.
-    """
-    import numpy
-    from PIL import Image
-
-    values = numpy.asarray(image)
-    if value_range is not None:
-        low, high = value_range
-        if image.mode == "F" and numpy.isnan(values).any():
-            raise ValueError("it has pixels that are no numbers (NaN)")
-        scaled = (values.astype(numpy.float64) - low) * (255 / (high - low))
-        return Image.fromarray(numpy.rint(scaled.clip(0, 255)).astype(numpy.uint8))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is unknown")
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
-    return Image.fromarray((values >> 8).astype(numpy.uint8))
 
 
 def bicubic_square(image: Image, side: int) -> Image:

@@ -46,7 +46,7 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = [member for member in archive.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: damaged or cut off ({error})", "expected a zip of class folders") from None
     if len(found) > MAX_MEMBERS:
         raise InputError(f"{path}: {len(found)} files", f"at most {MAX_MEMBERS}", f"unzip {path}")

@@ -46,7 +46,7 @@ class Subjects:
         start = {"checkpoint": str(self.folder / "text/best.pt"), "method": method, **own.get(method, {}), **start}
         sources = {
             "chat": {"name": "chat_file", "path": str(self.folder / "chat.jsonl"), "context": 64, "pack": True},
-            "pairs": {"name": "preference_file", "path": str(self.folder / "pairs.jsonl")},
+            "pairs": {"name": "preference_file", "path": str(self.folder / "pairs.jsonl"), "val_share": 0.1},
         }
         return sections(GPT, sources[data], start, batch_size=12)
 
