@@ -22,7 +22,7 @@ test: $(VENV)/.installed  ## one thread a process: the tests run side by side
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bigmodel_cli
+	$(BIN)/mypy bigmodel_cli bigmodel
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed  ## the tables of README and docs/, made from the registries

@@ -110,7 +110,16 @@ def _build(name: str, import_option: Any) -> Any:
     shown.expose_value, shown.is_eager, shown.callback = False, False, None
     for command in (built, *getattr(built, "commands", {}).values()):
         command.params.append(shown)
+        for option in command.params:
+            _say_default(option)
     return built
+
+
+def _say_default(option: Any) -> None:
+    """Have the help say so where an option that takes a value has no default."""
+    takes_value = option.param_type_name == "option" and not option.is_flag and not option.required
+    if takes_value and option.default in (None, (), []) and "[default: " not in (option.help or ""):
+        option.help = f"{option.help or ''}  [default: none]"
 
 
 def with_imports_first(arguments: Sequence[str]) -> list[str]:

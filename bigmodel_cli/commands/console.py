@@ -163,6 +163,11 @@ def note(text: str) -> None:
             err.quiet = True
 
 
+def raw_note(text: str) -> None:
+    """Print a line on stderr as it is, for a program that reads it there."""
+    err.print(Text(text), soft_wrap=True)
+
+
 def help_page(text: str) -> None:
     """Print the help of a command that was given no arguments, on stderr."""
     with contextlib.suppress(OSError):

@@ -80,6 +80,27 @@ def data_options(
 
 
 @app.command()
+def sample(
+    file: Annotated[Path, typer.Argument(metavar="FILE.png", help="The picture to write.")],
+    name: Annotated[str, typer.Option("--data", metavar="NAME", help="A data set of images.")] = "digits",
+    index: Annotated[int, typer.Option("--index", metavar="N", min=0, help="Which image of the test split.")] = 0,
+    data_dir: opt.DataDir = None,
+) -> None:
+    """Write one image of a data set's test split as a picture, to predict on.
+
+    Example:
+
+        bigmodel data sample digit.png
+    """
+    from bigmodel_cli.engine.build.image_sample import image_sample
+
+    picture, label = image_sample(name, index, data_dir)
+    picture.save(file)
+    console.say(f"{file}: a {label} ({name}, test split, image {index})")
+    console.say(f"next: bigmodel predict RUN {file}")
+
+
+@app.command()
 def inspect(
     path: Annotated[
         str,

@@ -119,7 +119,7 @@ def evaluate(
     measured = open_split(trained, recipe, split)
     wanted = TrustOptions(calibrate, conformal, corruptions, ood, by)
     size = batch_size or recipe.train.eval_batch_size
-    found = _evaluate(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
+    found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
     _show(measured, found, write_page(page, measured, found, pretrained), json)
 
 
@@ -140,7 +140,7 @@ def _show(measured: SplitOfData, found: Found, page: str | None, json: bool) -> 
         console.note(f"page: {page}")
 
 
-def _evaluate(
+def evaluate_split(
     measured: SplitOfData,
     wanted: TrustOptions,
     batch_size: int,

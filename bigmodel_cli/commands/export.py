@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.usage_errors import DERIVED_FORMATS, derived_format
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.errors import BigmodelError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import Entry, commands
 from bigmodel_cli.metrics.reading import format_interval
 
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 
 USERS_AT_ONCE = 4096
 Format = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--format",
-        help=opt.listed("exports", 20),
+        help=f"{opt.listed('exports', 20)}  [default: onnx; pt2 where onnx is not installed]",
         autocompletion=opt.complete("exports"),
     ),
 ]
@@ -79,7 +81,7 @@ def _died(given: Mapping[str, Any], child: int, signal_name: str) -> BigmodelErr
 
     if step := read_step():
         remove_leftovers(Path(step).parent)
-    what = f"--format {given['format_name']}: its process was ended by {signal_name}"
+    what = f"--format {given['format_name'] or 'onnx'}: its process was ended by {signal_name}"
     cause = "out of memory, or a fault in the runtime" if signal_name == "SIGKILL" else "a fault in the runtime"
     return MachineError(what, cause, "another --format; nothing was written")
 
@@ -89,7 +91,7 @@ def _died(given: Mapping[str, Any], child: int, signal_name: str) -> BigmodelErr
 def export(
     *,
     checkpoint: opt.Checkpoint,
-    format_name: Format = "onnx",
+    format_name: Format = None,
     out: Out = None,
     samples: Samples = 256,
     tolerance: Tolerance = None,
@@ -116,29 +118,25 @@ def export(
     from bigmodel_cli.export.proof import prove
     from bigmodel_cli.export.publish import check_target
 
-    entry = _format(format_name)
-    format_name = entry.name
+    entry = find_format(format_name or _default_format(json))
     own, assignments = _split(assignments)
     format_options = _options(entry, own)
     trained = open_checkpoint(checkpoint, pretrained, options.data_dir)
     beside = Path(str(checkpoint).replace(":", "-")) if pretrained else trained.path
-    path = out or beside.with_name(f"{beside.name if pretrained else beside.stem}-{format_name}")
+    path = out or beside.with_name(f"{beside.name if pretrained else beside.stem}-{entry.name}")
     for note in check_target(path, overwrite):  # before the work
         console.note(note)
     source = replace(subject(trained, samples, options, assignments), pixels=with_preprocessing)
     with current_step(str(path)):
         proof = prove(
-            source, format_name, path, options=format_options, tolerance=tolerance, overwrite=overwrite, seconds=seconds
+            source, entry.name, path, options=format_options, tolerance=tolerance, overwrite=overwrite, seconds=seconds
         )
-    if json:
-        console.print_json(proof.to_dict())
-    else:
-        show(proof)
+    _tell(proof, entry, trained, json)
     if not proof.passed:
         raise typer.Exit(1)
 
 
-def _format(name: str) -> Entry:
+def find_format(name: str) -> Entry:
     """The format called `name`.
 
     Raises:
@@ -149,6 +147,17 @@ def _format(name: str) -> Entry:
     if exports.current(name) not in exports.found and name.lower() in DERIVED_FORMATS:
         raise derived_format(name)
     return exports.get(name)
+
+
+def _default_format(quietly: bool) -> str:
+    """onnx, which most runtimes take; pt2 where its packages are not installed, which torch alone writes and runs."""
+    from importlib.util import find_spec
+
+    if all(find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime")):
+        return "onnx"
+    if not quietly:
+        console.note(f"--format pt2, which torch alone runs; for onnx, which needs no torch: {install_line('onnx')}")
+    return "pt2"
 
 
 def _split(assignments: list[str] | None) -> tuple[list[str], list[str]]:
@@ -222,6 +231,23 @@ def _for_any_data(trained: TrainedModel, spec: Spec) -> Task:
         console.note("the data has no class of the model: accuracy is not measured, only agreement")
         return task.with_(label_map=(-1,) * len(spec.classes))
     return task.for_data(spec)
+
+
+def _tell(proof: Proof, entry: Entry, trained: TrainedModel, json: bool) -> None:
+    if json:
+        console.print_json(proof.to_dict())
+        return
+    show(proof)
+    if proof.passed and trained.task.name in servable():
+        trust = "" if "check" in entry.meta else " --trust"  # the format can hold code
+        console.say(f"next: bigmodel serve {shlex.quote(str(proof.path))}{trust}")
+
+
+def servable() -> set[str]:
+    """The tasks whose exports `bigmodel serve` answers for."""
+    from bigmodel_cli.core.registry import answers, tasks
+
+    return {name for name, found in tasks.found.items() if found.meta.get("answers") in answers.found}
 
 
 def show(proof: Proof) -> None:

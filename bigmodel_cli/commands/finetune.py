@@ -94,7 +94,7 @@ def finetune(
         return
     layers = expand_hub_model(options.recipe_layers(_task_of(checkpoint, options)), pretrained)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
-    start = _start_section({**named, "--lora": lora}, lambda: _default_method(layers, checkpoint))
+    start = _start_section({**named, "--lora": lora}, lambda: default_method(layers, checkpoint))
     if method == "auto":
         if options.launch().requested:
             hint = "run it without --nproc, then finetune --method NAME --nproc N"
@@ -117,7 +117,7 @@ def _told(start: StartLayers, options: RunOptions) -> list[Layer]:
     return start.layers
 
 
-def _default_method(layers: list[Layer], checkpoint: Path | None) -> str:
+def default_method(layers: list[Layer], checkpoint: Path | None) -> str:
     """The method that the data is made for, as preference pairs are for dpo; else full."""
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.engine.build.foreign_weights import is_foreign

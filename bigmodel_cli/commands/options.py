@@ -95,7 +95,7 @@ class RunOptions:
             help="Data set, or path to your own images or text.",
             autocompletion=complete("data"),
         ),
-        Flag("data.name", default="digits", also=("compare", "eval", "export", "plan", "verify-resume")),
+        Flag("data.name", default="digits; texts: tales", also=("compare", "eval", "export", "plan", "verify-resume")),
     ] = None
     columns: Columns = None
     task: Annotated[

@@ -106,7 +106,7 @@ def _predict_samples(
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import with_flip_tta
 
-    task = _predicting_task(trained, bool(texts))
+    task = predicting_task(trained, bool(texts))
     recipe = checkpoint_recipe(trained, options.flag_layers())
     configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
@@ -121,7 +121,7 @@ def _predict_samples(
     _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given, notes), task, notes, json)
 
 
-def _predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
+def predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:
     """The task, which predicts files and, with `from_texts`, texts.
 
     Raises:

@@ -11,6 +11,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _check_dependencies() -> None:
     try:
         from bigmodel_cli.serve import app, server  # noqa: F401
     except ImportError as error:
-        raise MachineError(f"serve needs {error.name}: {error}", hint="pip install 'bigmodel[serve]'") from None
+        raise MachineError(f"serve needs {error.name}: {error}", hint=install_line("serve")) from None
 
 
 def _limits(max_mb: float, max_pixels: int | None, samples: int, seconds: float) -> Limits:

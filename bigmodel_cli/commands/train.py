@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +14,12 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
 from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
+    from bigmodel_cli.commands.progress import Display
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer, Resolved
     from bigmodel_cli.engine.device.ranks import Ranks
@@ -87,12 +90,18 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
     folder = out or Path("runs")
     folder.mkdir(parents=True, exist_ok=True)
     image = folder / f"lr-find-{recipe.model.name}-{recipe.data.name}.png".replace(":", "-")
-    draw(found.rates, found.losses, found.suggested, image)
+    try:
+        draw(found.rates, found.losses, found.suggested, image)
+    except MachineError as error:
+        if error.exit_code != 3 or "matplotlib" not in error.what:
+            raise
+        console.note(f"no plot: {error.what}; {error.hint}")
     if json:
         console.print_json({"suggested": found.suggested, "rates": found.rates, "losses": found.losses})
         return
     console.say(f"suggested: --lr {found.suggested:.2g} ({recipe.optimizer.name}, {len(found.rates)} steps)")
-    console.say(f"plot: {image}")
+    if image.exists():
+        console.say(f"plot: {image}")
 
 
 def run_training(layers: list[Layer], options: RunOptions) -> None:
@@ -108,7 +117,7 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
         raise InputError("--resume: no run named", "expected --out with the run's folder")
     resolved = resolve(layers)
     recipe = resolved.recipe
-    stem = f"{recipe.model.name}-{recipe.data.name}".replace(":", "-")
+    stem = run_stem(recipe)
     launch = options.launch()
     if launch.requested:
         launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=options.dry_run)
@@ -145,28 +154,45 @@ def _train_as_rank(here: Ranks, recipe: Recipe, stem: str, options: RunOptions, 
     leave_group()
 
 
+def run_stem(recipe: Recipe) -> str:
+    """The name of a run, of its model and its data; data of one's own is named after its file or folder."""
+    path = recipe.data.options.get("path")
+    data = re.sub(r"[^\w.-]+", "-", Path(str(path).rstrip("/")).stem).strip("-.")[:40] if path else ""
+    return f"{recipe.model.name}-{data or recipe.data.name}".replace(":", "-").replace("/", "-")
+
+
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
+
+    is_main = group is None or group.is_main
+    with WaitBars() if is_main else nullcontext():
+        outcome = train_recipe(recipe, folder, for_output(json) if is_main else Silence(), group)
+    if not is_main:
+        return
+    if json:
+        console.print_json(outcome.to_dict())
+    else:
+        show_outcome(outcome)
+
+
+def train_recipe(recipe: Recipe, folder: RunFolder, display: Display, group: Group | None = None) -> Outcome:
+    """Train `recipe` in `folder`, shown on `display`, and write its page."""
     from bigmodel_cli.commands.run_page import RunPage, both
     from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS
     from bigmodel_cli.engine.session.session import train as run
 
     group = group or SINGLE_PROCESS
     if not group.is_main:
-        run(recipe, folder, Silence().emit, group=group)
-        return
+        return run(recipe, folder, display.emit, group=group)
     page = RunPage()
     try:
-        with WaitBars(), for_output(json) as display:
+        with display:
             outcome = run(recipe, folder, both(display.emit, page.emit), group=group)
     except BaseException:
         page.stopped()
         raise
     page.finished(outcome)
-    if json:
-        console.print_json(outcome.to_dict())
-    else:
-        show_outcome(outcome)
+    return outcome
 
 
 def _dry_run(resolved: Resolved, folder: Path, json: bool) -> None:

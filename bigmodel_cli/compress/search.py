@@ -25,6 +25,7 @@ from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.drafts import draft, exchange, remove_own, require_no_link
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.regular_files import read_regular
@@ -128,9 +129,7 @@ class Search:
             points.append(point)
             self.on_point(point)
         if not points:
-            raise MachineError(
-                "no compression method is available", "; ".join(self.skipped), "pip install 'bigmodel[compress]'"
-            )
+            raise MachineError("no compression method is available", "; ".join(self.skipped), install_line("compress"))
         found = Frontier(source, points, self.goal.choose(points), self.skipped)
         if found.chosen is not None:
             found = replace(found, chosen=self._copy_chosen(found.chosen))

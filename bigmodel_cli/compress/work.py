@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.event_log import read_state
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -196,7 +197,7 @@ def select_method(name: str, trained: TrainedModel) -> Entry:
     absent = missing(entry)
     if absent:
         what = f"--method {name} needs {', '.join(absent)}"
-        raise MachineError(what, "not installed", f"pip install 'bigmodel[{entry.meta['extra']}]'")
+        raise MachineError(what, "not installed", install_line(entry.meta["extra"]))
     return entry
 
 

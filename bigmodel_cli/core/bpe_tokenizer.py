@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.special_tokens import ALIASES, SPECIALS
 from bigmodel_cli.core.tokenizer_files import MAX_TOKENS, checked_tokenizer
 
@@ -133,4 +134,4 @@ def require_package(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MachineError(f"this needs {package}: {error}", hint="pip install 'bigmodel[text]'") from None
+        raise MachineError(f"this needs {package}: {error}", hint=install_line("text")) from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from bigmodel_cli.core.deep_images import WIDE, eight_bits
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +80,7 @@ def describe_unused(suffixes: Mapping[str, int]) -> str:
     ranked = sorted(suffixes.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = ", ".join(f"{suffix} {n:,}" for suffix, n in ranked[:most]) + (", ..." if len(ranked) > most else "")
     able = sorted(suffix for suffix in suffixes if suffix in EXTRA_SUFFIXES)
-    hint = f"; {' and '.join(able)} can be read after pip install 'bigmodel[formats]'" if able else ""
+    hint = f"; {' and '.join(able)} can be read after {install_line('formats')}" if able else ""
     return f"{total:,} files not used: {shown}{hint}"
 
 

@@ -271,4 +271,5 @@ conformal_scores = Registry("conformal score", "conformal_scores", "bigmodel_cli
 corruptions = Registry("corruption", "corruptions", "bigmodel_cli.data")
 views = Registry("view of a sample", "views", "bigmodel_cli.insight")
 loggers = Registry("logger", "loggers", "bigmodel_cli.insight", "loggers")
+lessons = Registry("lesson", "lessons", "bigmodel_cli.lessons", "lesson")
 commands = Registry("command", "commands", "bigmodel_cli.commands", "--help")

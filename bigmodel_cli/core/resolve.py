@@ -88,6 +88,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             for key, value in values.items():
                 into[key] = remember(value)
                 origin[section, key] = layer.locate((section, key))
+    _choose_data(merged, origin)
     _choose_loss(merged, origin)
     if "name" not in merged.get("model", {}):
         raise InputError("no model named", "give a MODEL, or a recipe with a model", "bigmodel models")
@@ -102,6 +103,17 @@ def _model_defaults(layers: Iterable[Layer]) -> Mapping[str, Mapping[str, Any]]:
         return models.get(names[-1]).meta.get("defaults", {}) if names else {}
     except InputError:  # an unknown name is told where the recipe is checked, with its line
         return {}
+
+
+def _choose_data(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) -> None:
+    """The built-in data of the model's task, where no layer names data."""
+    name = models.current(merged.get("model", {}).get("name"))
+    if ("data", "name") in origin or not isinstance(name, str) or name not in models.found:
+        return
+    task = models.get(name).meta.get("task")
+    default = tasks.found[task].meta.get("default_data") if task in tasks.found else None
+    if default:
+        merged["data"]["name"] = default
 
 
 def _choose_loss(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) -> None:

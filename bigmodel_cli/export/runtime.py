@@ -10,6 +10,7 @@ from typing import Any
 
 from bigmodel_cli.core.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.export.folder import Run, first_line
 
 
@@ -47,7 +48,7 @@ def import_packages(extra: str, *packages: str) -> list[Any]:
             found.append(importlib.import_module(package))
         except ImportError as error:
             what = f"--format {extra} needs {package}: {first_line(error)}"
-            raise MachineError(what, hint=f"pip install 'bigmodel[{extra}]'") from None
+            raise MachineError(what, hint=install_line(extra)) from None
         except Exception as error:  # built for another torch, it can raise anything
             what = f"--format {extra}: {package} does not work here: {first_line(error)}"
             raise MachineError(what, hint="another --format, or the torch version it was built for") from None

@@ -9,6 +9,7 @@ from typing import Any
 
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.extras import install_line
 
 
 @contextmanager
@@ -22,13 +23,13 @@ def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, floa
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        hint = "pip install 'bigmodel[plots]'"
+        hint = install_line("plots")
         raise MachineError("matplotlib is not installed", "plots need the extra plots", hint) from None
     with rc_context({"text.parse_math": False}):  # names are shown as they are: a "$" starts no formula
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         yield figure.subplots(rows, columns)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        axes.grid(visible=not axes.images, alpha=0.3)  # lines over a picture would be part of it
     kind = path.suffix.removeprefix(".") or "png"
     atomic_files.replace(path, lambda draft: figure.savefig(draft, dpi=120, format=kind), lambda: 1 << 20)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 
@@ -69,7 +70,7 @@ def _import_timm() -> Any:
         import timm
     except ImportError:
         what = "timm is not installed"
-        raise MachineError(what, "timm:... needs the extra timm", "pip install 'bigmodel[timm]'") from None
+        raise MachineError(what, "timm:... needs the extra timm", install_line("timm")) from None
     return timm
 
 

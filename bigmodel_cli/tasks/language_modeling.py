@@ -28,7 +28,13 @@ from bigmodel_cli.tasks.text_stream import TextStream
 NOTHING = -100  # a target that the loss ignores
 
 
-@tasks.register(spec_type=TextSpec, augments=False, pipeline_tag="text-generation", predicts_tokens=True)
+@tasks.register(
+    spec_type=TextSpec,
+    augments=False,
+    pipeline_tag="text-generation",
+    predicts_tokens=True,
+    default_data="tales",
+)
 def language_modeling(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> LanguageModeling:

@@ -7,10 +7,12 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from bigmodel_cli.commands.env_check import required, wanted_names
+from bigmodel_cli.commands.env_requirements import read_requirements, required
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.data.presence import present_in
 from bigmodel_cli.engine.device.check import Check
 from bigmodel_cli.engine.device.env_check import _data
@@ -38,7 +40,7 @@ def report(done: Any) -> dict[str, dict[str, Any]]:
 def required_of(done: Any, require: str) -> dict[str, str]:
     """What ``--require`` makes of the same answers: name -> status."""
     found = [Check(**c) for c in json.loads(done.stdout)["checks"]]
-    return {c.name: c.status for c in required(found, wanted_names(require))}
+    return {c.name: c.status for c in required(found, read_requirements(require))}
 
 
 def test_this_machine(run_cli: Any) -> None:
@@ -56,8 +58,16 @@ def test_this_machine(run_cli: Any) -> None:
     assert found["bf16"]["status"] == "pass"
     for check in found.values():
         assert check["status"] == "pass" or check["fix"], f"{check['name']}: nothing to do is named"
-    assert sum(name.startswith("network ") for name in found) >= 4
+    assert "download hosts reached" in found["network"]["value"]
     assert seconds < 20, "ten seconds on an idle machine"
+    installed = ".".join(torch.__version__.split(".")[:2])
+    for require, met in (
+        (f"torch>={installed}", True), (f"torch=={installed}", True), ("torch>=99.1", False), ("torch<2", False),
+        ("memory>=1MB", True), ("memory>=1000TB", False), ("disk>=1MiB", True), ("disk>=9999TB", False),
+        ("cpu>=1", True), ("cpu>=100000", False), ("gpu>=1000", False), ("python>=3.11", True), ("onnx>=1.1", True),
+    ):  # fmt: skip
+        assert ("fail" not in required_of(done, require).values()) == met, require
+    assert required_of(done, "compress")["torch_pruning"] == "pass"
     if not torch.cuda.is_available():
         statuses = required_of(done, "cuda,cudnn,gpu")
         assert {name for name, status in statuses.items() if status == "fail"} == {"cuda", "cudnn", "gpu"}
@@ -116,6 +126,26 @@ def test_a_misspelt_requirement_is_said_at_once(run_cli: Any) -> None:
     assert time.monotonic() - started < 5, "before anything is tested"
 
 
+@pytest.mark.parametrize("wrong", ["memory>=x", "gpu>=2.5", "torch>=new", "memory>=16XB", "tourch>=2", "torch=>2"])
+def test_a_requirement_that_cannot_be_read_is_bad_input(wrong: str) -> None:
+    with pytest.raises(InputError, match="--require"):
+        read_requirements(wrong)
+
+
+def test_a_ci_reads_junit_and_annotations(run_cli: Any, tmp_path: Path) -> None:
+    environment = shadow(tmp_path, "torch", "raise ImportError('no: 100%, gone')")
+    done = run_cli("env-check", "--json", "--annotations", "--junit", "out.xml", "--require", "disk>=9999TB",
+                   cwd=tmp_path, env={**environment, **NO_COMPILING})  # fmt: skip
+    checks = report(done)
+    assert done.returncode == 3
+    suite = ElementTree.parse(tmp_path / "out.xml").getroot()
+    failed = {case.get("name") for case in suite if case.find("failure") is not None}
+    assert failed == {name for name, check in checks.items() if check["status"] == "fail"} >= {"torch", "disk"}
+    assert suite.get("tests") == str(len(checks)) and suite.get("failures") == str(len(failed))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("::error ")]
+    assert len(errors) == len(failed) and any("title=env-check torch::" in e and "100%25, gone" in e for e in errors)
+
+
 def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
     raw = tmp_path / "sets/MNIST/raw"
     raw.mkdir(parents=True)
@@ -128,7 +158,13 @@ def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
     for file in files[:-1]:
         (raw / file).touch()
     environment = {**shadow(tmp_path, "torch", "raise ImportError"), "BIGMODEL_DATA": str(tmp_path / "sets")}
-    assert present_in(tmp_path / "sets") == ["digits", "synthetic_images", "synthetic_interactions", "synthetic_text"]
+    assert present_in(tmp_path / "sets") == [
+        "digits",
+        "synthetic_images",
+        "synthetic_interactions",
+        "synthetic_text",
+        "tales",
+    ]
     (raw / files[-1]).touch()
     value = report(run_cli("env-check", "--json", env=environment))["data"]["value"]
     assert value.startswith("digits, mnist, synthetic_")

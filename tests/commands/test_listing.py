@@ -49,7 +49,7 @@ def test_models_as_a_table(run_cli: Any) -> None:
 def test_data_and_where_it_lies(run_cli: Any, tmp_path: Path) -> None:
     found = rows(run_cli("data", "--json", "--data-dir", tmp_path))
     assert {"digits", "mnist", "fashion-mnist", "kmnist", "cifar10"} <= set(found)
-    without_files = ["digits", "synthetic_images", "synthetic_interactions", "synthetic_text"]
+    without_files = ["digits", "synthetic_images", "synthetic_interactions", "synthetic_text", "tales"]
     assert [name for name, row in found.items() if row["here"]] == without_files
     assert all(row["summary"] for row in found.values())
 

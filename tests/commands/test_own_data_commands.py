@@ -33,7 +33,7 @@ def test_pictures_from_inspect_to_other_data(run_cli: Run, tmp_path: Path) -> No
     stopped = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])["stopped_early"]
     assert ("stopped early after epoch" in begun.stderr) == stopped
     again = ok(run_cli("train", "--resume", "--out", "r"))
-    assert ("has stopped early at step" if stopped else "this run is finished") in again.stderr
+    assert ("has stopped early at step" if stopped else "done already") in again.stderr
     first = json.loads(ok(run_cli("eval", "r", "--json")).stdout)
     assert first["split"] == "val" and any("split off train" in note for note in first["notes"])
     pictures(tmp_path / "more", "a", "b", count=3)

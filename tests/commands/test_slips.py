@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
 
+from bigmodel_cli import cli
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.registry import exports, losses, models, optimizers
 from bigmodel_cli.core.resolve import Layer, resolve
 
+GROUP: Any = typer.main.get_command(cli.app)
+COMMANDS = {name: GROUP.get_command(None, name) for name in GROUP.list_commands(None)}
 Cli = Callable[..., Any]
 SLIPS = [
     (["train", "mlp", "--imgsz", "32"], "no such option --imgsz; here it is --size"),
@@ -64,6 +68,14 @@ def test_names_are_found_in_the_spelling_of_other_programs() -> None:
 )
 def test_devices(given: Any, meant: str) -> None:
     assert PlacementSection(device=given).device == meant
+
+
+def test_help_says_every_default() -> None:
+    for command in COMMANDS.values():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.is_flag and not option.required:
+                said = "[default: " in (option.help or "")
+                assert said or option.default not in (None, (), []), (command.name, option.opts)
 
 
 def test_a_run_folder_is_a_start(run_cli: Cli) -> None:

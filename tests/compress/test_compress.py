@@ -27,6 +27,7 @@ from bigmodel_cli.compress.search import Frontier, Goal, Search
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Work, select_method
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import compressions, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec, TextSpec
@@ -360,7 +361,7 @@ def test_methods_say_what_they_are_not_for(source: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(work_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match="needs torch_pruning") as failed:
         select_method("prune", trained)
-    assert failed.value.exit_code == 3 and failed.value.hint == "pip install 'bigmodel[compress]'"
+    assert failed.value.exit_code == 3 and failed.value.hint == install_line("compress")
 
 
 def replace_spec(task: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_folder import image_folder
 from bigmodel_cli.data.webdataset import index
@@ -298,7 +299,7 @@ def test_without_a_network_or_the_library_the_no_is_quick(run_cli: Any, tmp_path
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MachineError) as caught:
         list_images("hf:owner/flowers")
-    assert caught.value.hint == "pip install 'bigmodel[datasets]'"
+    assert caught.value.hint == install_line("datasets")
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:

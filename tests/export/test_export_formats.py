@@ -16,6 +16,7 @@ from subjects import CLASSES, GREY, IMAGES, TEXTS, images, subject, suffix
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import exports, models, tasks
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export import runtime
@@ -210,7 +211,7 @@ def test_a_missing_extra_is_named(package: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, package, None)  # what Python does for a module that is not there
     with pytest.raises(MachineError, match=f"needs {package}") as caught:
         made("onnx", tmp_path)
-    assert caught.value.hint == "pip install 'bigmodel[onnx]'" and list(tmp_path.iterdir()) == []
+    assert caught.value.hint == install_line("onnx") and list(tmp_path.iterdir()) == []
 
 
 def test_needed_gives_the_modules() -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from bigmodel_cli.commands import options
 from bigmodel_cli.commands.finetune_layers import start_layers
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
@@ -64,7 +65,7 @@ from bigmodel_cli.core.errors import MachineError
 try: models.get("timm:resnet18")
 except MachineError as error: print(error.hint)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "pip install 'bigmodel[timm]'\n", done.stderr
+    assert done.stdout == install_line("timm") + "\n", done.stderr
 
 
 FEW = ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:swin_s3_tiny_224", "timm:vgg11",

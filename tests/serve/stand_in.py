@@ -48,5 +48,5 @@ def main() -> None:
 if __name__ == "__main__":
     from bigmodel_cli import cli
 
-    cli.app = main  # its exit codes are the command line's own
+    cli.app = lambda **options: main()  # its exit codes are the command line's own
     cli.main()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.columns import choose_columns
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.interactions import Column
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.tables import as_text, open_table
@@ -191,7 +192,7 @@ def _parquet(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterable
     try:
         from pyarrow import lib, parquet
     except ImportError:
-        raise MachineError(f"{path}: pyarrow is not installed", hint="pip install 'bigmodel[parquet]'") from None
+        raise MachineError(f"{path}: pyarrow is not installed", hint=install_line("parquet")) from None
     try:
         with parquet.ParquetFile(path) as file:
             chosen = choose_columns(str(path), file.schema_arrow.names, ROLES, given)

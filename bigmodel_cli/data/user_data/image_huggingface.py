@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.splits import split_of
 from bigmodel_cli.data.download import open_url
@@ -68,7 +69,7 @@ def _import_datasets() -> Any:
         import datasets
     except ImportError:
         what = "datasets is not installed"
-        raise MachineError(what, "it needs the extra datasets", "pip install 'bigmodel[datasets]'") from None
+        raise MachineError(what, "it needs the extra datasets", install_line("datasets")) from None
     datasets.disable_progress_bars()
     return datasets
 

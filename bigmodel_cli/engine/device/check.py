@@ -12,12 +12,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Check:
-    """One line of env-check: `value` is the finding, `fix` the remedy."""
+    """One line of env-check: `value` is the finding, `fix` the remedy, `amount` its bytes or count, if any."""
 
     name: str
     status: Status
     value: str
     fix: str | None = None
+    amount: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,11 +20,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.errors import shorten
 from bigmodel_cli.engine.device.check import GB, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_info, memory_bytes
 
@@ -33,6 +34,8 @@ COMPILE_REQUIRED_LIMIT = (
     120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
 )
 PROBE_LIMIT = 9.0  # seconds from the start, for all probes of torch and the extras
+PROBE_REQUIRED_LIMIT = 90.0  # where something is required, an answer is worth waiting for
+BUSY = "run it again on a quieter machine, or --require it, which waits longer"
 IMPORT_LIMIT = 40.0  # seconds for torch and torchvision, whose first import can be slow
 NETWORK_LIMIT = 2.0
 COMPILE_PROGRAM = """
@@ -43,7 +46,11 @@ print(float(torch.compile(lambda x: (x * 2 + 1).sum())(x)))
 
 
 def run_checks(
-    data_root: Path, data_sets: Sequence[str], out: Path, compile_limit: float = COMPILE_LIMIT
+    data_root: Path,
+    data_sets: Sequence[str],
+    out: Path,
+    compile_limit: float = COMPILE_LIMIT,
+    probe_limit: float = PROBE_LIMIT,
 ) -> list[Check]:
     """Run every check; returns them in the order of the report. Slow ones run concurrently.
 
@@ -52,20 +59,17 @@ def run_checks(
         data_sets: the names of the data sets found in it.
         out: where runs would be written.
         compile_limit: seconds from the start that torch.compile may take.
+        probe_limit: the same of all probes of torch and the extras.
     """
     started = time.monotonic()
     with _child(["-c", COMPILE_PROGRAM]) as compiling:  # the slowest starts first
-        network = [_in_background(_reach, host) for host in download_hosts()]
+        network = {host: _in_background(_reach, host) for host in download_hosts()}
         driver = _in_background(_driver)
-        found = [_python(), _cpu(), *_probed(started), _compile(compiling, started, compile_limit)]
+        found = [_python(), _cpu(), *_probed(started, probe_limit), _compile(compiling, started, compile_limit)]
     with contextlib.suppress(queue.Empty):  # its own timeout is shorter
         found.insert(next(i for i, c in enumerate(found) if c.name == "cuda") + 1, driver.get(timeout=5))
     found += [_disk(out), _memory(), _data(data_root, data_sets)]
-    for host, answer in zip(download_hosts(), network, strict=True):
-        try:
-            found.append(answer.get(timeout=max(0.0, started + NETWORK_LIMIT + 0.5 - time.monotonic())))
-        except queue.Empty:  # a DNS lookup has no timeout
-            found.append(_unreached(host, "no answer from the name server"))
+    found.append(_network(network, started + NETWORK_LIMIT + 0.5))
     return found
 
 
@@ -101,7 +105,7 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
                 stream.close()
 
 
-def _probed(started: float) -> list[Check]:
+def _probed(started: float, limit: float) -> list[Check]:
     """The probes of ``engine/device/probes.py``; after a crash or a hang, the rest run in a new process."""
     from bigmodel_cli.engine.device.probes import PROBES, check_without_import
 
@@ -111,10 +115,11 @@ def _probed(started: float) -> list[Check]:
         with _child(["-m", "bigmodel_cli.engine.device.probes", *remaining]) as process:
             lines: queue.Queue[str] = queue.Queue()
             threading.Thread(target=_pump, args=(process, lines), daemon=True).start()
-            done, reason = _collect(process, lines, remaining, started)
+            done, reason = _collect(process, lines, remaining, started, limit)
         found += done
         if reason is not None:
             status, fix = PROBES[remaining[0]]
+            fix = BUSY if reason.startswith("no answer") else fix
             found.append(Check(remaining.pop(0), status, reason, fix))
     return found + list(without_import.values())
 
@@ -128,12 +133,12 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
 
 
 def _collect(
-    process: subprocess.Popen[str], lines: queue.Queue[str], remaining: list[str], started: float
+    process: subprocess.Popen[str], lines: queue.Queue[str], remaining: list[str], started: float, rest: float
 ) -> tuple[list[Check], str | None]:
     """The checks that the process reports, and why it stopped early, or None. Finished probes leave `remaining`."""
     found: list[Check] = []
     while remaining:
-        limit = IMPORT_LIMIT if remaining[0] in ("torch", "torchvision") else PROBE_LIMIT
+        limit = max(IMPORT_LIMIT, rest) if remaining[0] in ("torch", "torchvision") else rest
         try:
             line = lines.get(timeout=max(0.2, started + limit - time.monotonic()))
         except queue.Empty:
@@ -162,7 +167,9 @@ def _cpu() -> Check:
     sets = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 bf16": "avx512_bf16", "AMX": "amx_tile",
             "AMX bf16": "amx_bf16", "NEON": "asimd", "SVE": "sve", "bf16": "bf16"}  # fmt: skip
     have = [label for label, flag in sets.items() if flag in flags]
-    return Check("cpu", "pass", ", ".join([name or platform.machine(), f"{available_cores()} cores", *have]))
+    cores = available_cores()
+    value = ", ".join([name or platform.machine(), f"{cores} cores", *have])
+    return Check("cpu", "pass", value, amount=float(cores))
 
 
 def _driver() -> Check:
@@ -206,7 +213,7 @@ def _disk(folder: Path) -> Check:
         return Check("disk", "warn", f"{folder}: {error.strerror}", "run bigmodel in a folder that exists")
     status: Status = "pass" if free > 2 * GB else "warn"
     fix = None if status == "pass" else "free some space, or write elsewhere with --out"
-    return Check("disk", status, f"{free / GB:.1f} GB free in {folder}", fix)
+    return Check("disk", status, f"{free / GB:.1f} GB free in {folder}", fix, float(free))
 
 
 def _memory() -> Check:
@@ -216,7 +223,7 @@ def _memory() -> Check:
         return Check("memory", "warn", "cannot be read on this system", "none needed")
     status: Status = "pass" if free > 2 * GB else "warn"
     fix = None if status == "pass" else "close programs, or train with a smaller --batch-size"
-    return Check("memory", status, f"{free / GB:.1f} of {total / GB:.1f} GB free", fix)
+    return Check("memory", status, f"{free / GB:.1f} of {total / GB:.1f} GB free", fix, float(total))
 
 
 def _data(root: Path, names: Sequence[str]) -> Check:
@@ -232,17 +239,31 @@ def download_hosts() -> list[str]:
     spec = importlib.util.find_spec("bigmodel_cli.data")
     assert spec is not None and spec.submodule_search_locations
     files = [f for folder in spec.submodule_search_locations for f in sorted(Path(folder).rglob("*.py"))]
-    return sorted({h for f in files for h in re.findall(r"https://([\w.-]+)/", f.read_text(encoding="utf-8"))})
+    return sorted({h for f in files for h in re.findall(r"https://([\w-]+\.[\w.-]+)/", f.read_text(encoding="utf-8"))})
 
 
 def _reach(host: str) -> Check:
     try:
         with socket.create_connection((host, 443), timeout=NETWORK_LIMIT):
-            return Check(f"network {host}", "pass", "reached")
+            return Check(host, "pass", "reached")
     except OSError as error:
-        return _unreached(host, str(error))
+        return Check(host, "warn", error.strerror or str(error))
 
 
-def _unreached(host: str, why: str) -> Check:
-    """A warning, not a failure: training needs no network once the data is on disk."""
-    return Check(f"network {host}", "warn", f"not reached: {why}", "--data-dir with the files, or --data digits")
+def _network(answers: Mapping[str, queue.Queue[Check]], until: float) -> Check:
+    """One line for all download hosts. A warning, not a failure: with the data on disk, training needs no network."""
+    reasons: dict[str, str] = {}
+    for host, answer in answers.items():
+        try:
+            check = answer.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:  # a DNS lookup has no timeout
+            check = Check(host, "warn", "no answer from the name server")
+        if check.status != "pass":
+            reasons[host] = check.value
+    reached = len(answers) - len(reasons)
+    if not reasons:
+        return Check("network", "pass", f"all {reached} download hosts reached", amount=float(reached))
+    why = f"{reached} of {len(answers)} download hosts reached; not {shorten(list(reasons))}"
+    why += f" ({shorten(sorted(set(reasons.values())))})"
+    offline = "downloads need a network or a proxy; digits and your own files need none"
+    return Check("network", "warn", why, offline if not reached else "only its data sets need it", float(reached))

@@ -5,14 +5,17 @@ Each argument names a probe. Each result is printed to stdout as a line of JSON,
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib
 import json
 import re
+import subprocess
 import sys
 from importlib import metadata
 from typing import Any
 
+from bigmodel_cli.core.addresses import scrub
+from bigmodel_cli.core.extras import extras, install_line
 from bigmodel_cli.engine.device.check import GB, TORCH_FIX, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_info
 
@@ -22,24 +25,6 @@ SLOW = ("litert_torch", "coremltools", "torchao")
 IMPORTED_AS = {"faiss_cpu": "faiss"}
 """Packages whose module has another name."""
 BINARIES = (".so", ".pyd", ".dylib")
-
-
-@functools.cache
-def extras() -> dict[str, tuple[str, ...]]:
-    """The import names of the packages of each extra that a user may install.
-
-    They come from the metadata of the installed bigmodel: empty if it runs from a source folder.
-    """
-    try:
-        requirements = metadata.requires("bigmodel") or []
-    except metadata.PackageNotFoundError:
-        return {}
-    found: dict[str, list[str]] = {}
-    for line in requirements:
-        match = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w-]+)['\"]", line)
-        if match and match[2] != "dev" and match[1] != "bigmodel":
-            found.setdefault(match[2], []).append(re.sub("[-.]", "_", match[1]))
-    return {name: tuple(packages) for name, packages in found.items()}
 
 
 PROBES: dict[str, tuple[Status, str]] = {
@@ -80,7 +65,10 @@ def check_cuda() -> list[Check]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = "torch was built without CUDA" if built is None else f"no usable GPU (torch was built for CUDA {built})"
-        return [Check("cuda", "warn", why, "none needed for the CPU; for a GPU install its driver and torch with CUDA")]
+        fix = "none needed for the CPU; for a GPU install its driver and torch with CUDA"
+        if built is not None:
+            fix = f"for a GPU its driver; without one, a CPU build of torch is GBs smaller: {cpu_build_line()}"
+        return [Check("cuda", "warn", why, fix)]
     found = [Check("cuda", "pass", f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} GPU")]
     version = torch.backends.cudnn.version()
     if version is None:
@@ -92,6 +80,17 @@ def check_cuda() -> list[Check]:
         name = torch.cuda.get_device_name(i)
         found.append(Check(f"gpu {i}", "pass", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free"))
     return found
+
+
+def cpu_build_line() -> str:
+    """The command that installs a CPU build of torch, from the index for it that pip is configured with, if any."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = [sys.executable, "-m", "pip", "config", "list"]
+        listed = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=False).stdout
+        indexes = re.findall(r"[a-z]+://[^\s'\"]+", listed)
+        if cpu := next((scrub(index) for index in indexes if index.rstrip("/").endswith("/cpu")), None):
+            return f"pip install --force-reinstall torch torchvision --index-url {cpu}"
+    return "pip install --force-reinstall torch torchvision --index-url (the CPU index on pytorch.org)"
 
 
 def check_bf16() -> list[Check]:
@@ -120,7 +119,7 @@ def check_without_import(package: str) -> Check | None:
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return Check(package, "warn", "not installed (optional)", f"pip install 'bigmodel[{name}]'")
+        return Check(package, "warn", "not installed (optional)", install_line(name))
     if package == "coremltools" and sys.platform != "darwin":
         return Check(package, "warn", f"{version}, but Core ML runs on macOS only", "export coreml on a Mac")
     return None if package not in SLOW and _has_binaries(package) else Check(package, "pass", version)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.recipe import Recipe, Section
 from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -142,7 +143,7 @@ def _import_optuna() -> Any:
         import optuna
     except ImportError:
         problem = "optuna is not installed"
-        raise MachineError(problem, "tune needs the extra tune", "pip install 'bigmodel[tune]'") from None
+        raise MachineError(problem, "tune needs the extra tune", install_line("tune")) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

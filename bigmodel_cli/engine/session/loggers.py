@@ -10,6 +10,7 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InterruptedRun, MachineError
 from bigmodel_cli.core.event_log import read_events
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import Entry, loggers
 
 Event = Mapping[str, Any]
@@ -71,5 +72,5 @@ def _check_installed(entry: Entry) -> None:
     missing = [package for package in entry.meta.get("needs", ()) if importlib.util.find_spec(package) is None]
     if missing:
         extra = entry.meta.get("extra")
-        hint = f"pip install 'bigmodel[{extra}]'" if extra else f"pip install {' '.join(missing)}"
+        hint = install_line(extra) if extra else f"pip install {' '.join(missing)}"
         raise MachineError(f"--log {entry.name} needs {missing[0]}, which is not installed", hint=hint)

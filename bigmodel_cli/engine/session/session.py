@@ -215,7 +215,7 @@ def _already_finished(run: Run) -> str:
         )
         return f"this run has stopped early at step {done.step} of {run.total_steps}: {hint}"
     more = "a larger --max-steps" if train.max_steps == done.step else f"--epochs over {train.epochs}"
-    return f"this run is finished: all {run.total_steps} steps are done, and nothing is trained; {more} continues it"
+    return f"done already: all {run.total_steps} steps are trained, and nothing is left to do; {more} continues it"
 
 
 def _stopped_early(run: Run) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.models.layers.document_mask import restart_positions
 
 
@@ -28,7 +29,7 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        hint = "pip install 'bigmodel[huggingface]'"
+        hint = install_line("huggingface")
         raise MachineError("transformers is not installed", "hf:... needs the extra huggingface", hint) from None
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import loggers
 from bigmodel_cli.engine.session.loggers import Loggers
 from bigmodel_cli.engine.session.run_folder import RunFolder
@@ -102,7 +103,7 @@ def test_a_name_that_is_none_and_a_package_that_is_missing(monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MachineError, match="--log tensorboard needs tensorboard") as caught:
         Loggers(["tensorboard"])
-    assert caught.value.hint == "pip install 'bigmodel[tensorboard]'"
+    assert caught.value.hint == install_line("tensorboard")
 
 
 def test_tensorboard_reads_the_curves_back(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The course: one lesson a file, each a function that computes what it shows. `bigmodel lesson` runs them."""
