@@ -42,7 +42,7 @@ def env_check(
 
         bigmodel env-check --json --require bf16,onnx
 
-        bigmodel env-check --require 'torch>=2.11,memory>=2GB,disk>=1GB' --junit env-check.xml
+        bigmodel env-check --require 'torch>=2.11,disk>=1GB' --junit out.xml
     """
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.data.presence import present_in
