@@ -105,7 +105,7 @@ def evaluate(
 
         bigmodel eval ckpt.pt --data mnist --json
 
-        bigmodel eval runs/resnet18-digits-1 --split test --calibrate --conformal 0.9
+        bigmodel eval ckpt.pt --split test --calibrate --conformal 0.9
 
         bigmodel eval timm:resnet18 --pretrained --data photos
     """
