@@ -43,8 +43,9 @@ class Bench:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def train(self, name: str, *arguments: Any) -> str:
-        """The run called `name`, trained if it is not there."""
-        if not (self.folder / name / "report.html").exists():
+        """The run called `name`, trained if it is not there or was cut off."""
+        status = self.folder / name / "status.json"
+        if not status.exists() or json.loads(status.read_text())["state"] != "done":
             verb = "finetune" if "--from" in arguments else "train"
             self.run(verb, *arguments, "--out", name, "--overwrite")
         return name
