@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.checkpoint.inspect import Contents
 
 app = typer.Typer(no_args_is_help=True)
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run folder.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pt2 or .safetensors file, or a run folder.")]
 MAX_SHOWN = 40  # tensors in the table; --json lists them all
 app.command()(adapter)
 
@@ -32,7 +32,7 @@ def checkpoint_command() -> None:
 
 @app.command()
 def show(file: File, json: opt.Json = False) -> None:
-    """Show what a .pt or .safetensors file from any source holds, without running code in it.
+    """Show what a .pt, .pt2 or .safetensors file from any source holds, without running code in it.
 
     Examples:
 
@@ -86,7 +86,7 @@ def verify(file: File, json: opt.Json = False) -> None:
         ]
     else:
         checkpoint.read(found.path)
-        sums = found.kind == "torch"
+        sums = found.kind != "safetensors"
         how = "CRC-32 of every entry" if sums else "safetensors has none: a flipped bit in a weight is not detected"
         checks += [
             ("checksums", "good" if sums else "not there", how),
@@ -163,7 +163,8 @@ def _inspect(file: Path) -> Contents:
     from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 
     if file.is_dir() and not is_sharded(file):
-        found = next((file / name for name in ("best.pt", "last.pt") if (file / name).exists()), None)
+        held = ("best.pt", "last.pt", "model.safetensors", "model.pt2")
+        found = next((file / name for name in held if (file / name).exists()), None)
         if found is None:
             raise InputError(f"{file}: no checkpoint in this folder", "expected best.pt or last.pt")
         file = found
@@ -192,7 +193,9 @@ def describe(found: Contents) -> dict[str, Any]:
         part["elements"] += tensor.pop("elements")
         part["bytes"] += tensor["bytes"]
     facts: dict[str, Any] = {"file": str(found.path), "bytes": found.size, "container": found.kind}
-    facts |= _saved_facts(found.values) if _ours(found) else {"format": "foreign: bigmodel did not make it"}
+    exported = "an export: its metadata is not verified" if "arch" in found.metadata else None
+    foreign = {"format": exported or "foreign: bigmodel did not make it"}
+    facts |= _saved_facts(found.values) if _ours(found) else foreign
     facts |= {"metadata": found.metadata or None, "never_run": found.opaque_names() or None}
     return {**facts, "parts": list(parts.values()), "tensors": tensors}
 

@@ -19,6 +19,8 @@ from subjects import GREY, subject
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.checkpoint.inspect import inspect_file
 from bigmodel_cli.export.checksums import SUMS, sums_text
 from bigmodel_cli.export.folder import read_folder
 from bigmodel_cli.export.proof import prove
@@ -92,6 +94,20 @@ def test_a_poisoned_pt2_is_not_opened(command: str, whole: dict[str, Path], tmp_
     Image.new("L", (28, 28)).save(tmp_path / "x.png")
     done = run_cli(command, folder, *(["x.png"] if command == "predict" else []))
     assert done.returncode == 2 and "can hold code" in done.stderr and "--trust" in done.stderr
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_pt2_is_read_as_far_as_that_runs_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
+    """Its weights and what stands beside them; a pickled weight is named and refused. Oracle: torch's own loader."""
+    sound = inspect_file(whole["pt2"] / "model.pt2")
+    theirs = torch.export.load(whole["pt2"] / "model.pt2").state_dict
+    ours = checkpoint.read(whole["pt2"] / "model.pt2")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads(sound.metadata["classes"]) == list("0123456789")
+    sent = poisoned(whole["pt2"], tmp_path / "sent", tmp_path / "canary") / "model.pt2"
+    assert inspect_file(sent).opaque_names() and len(inspect_file(sent).special) == len(ours)
+    with pytest.raises(InputError, match="would run the pickle of"):
+        checkpoint.read(sent)
     assert not (tmp_path / "canary").exists()
 
 

@@ -99,6 +99,34 @@ def tensors(draw: random.Random, folder: Path, canary: Path) -> Path:
     return path
 
 
+WEIGHT = {
+    "path_name": "weight_0", "is_param": True, "use_pickle": False,
+    "tensor_meta": {
+        "dtype": 7, "sizes": [{"as_int": 3}, {"as_int": 4}], "strides": [{"as_int": 4}, {"as_int": 1}],
+        "storage_offset": {"as_int": 0}, "requires_grad": True, "layout": 7,
+    },
+}  # fmt: skip
+
+
+@maker("pt2")
+def exported_program(draw: random.Random, folder: Path, canary: Path) -> Path:
+    """An archive of torch.export with another description of its weight, or other bytes in it."""
+    from bigmodel_cli.engine.checkpoint.pt2_archive import CARRIED, CONFIG, WEIGHTS
+
+    path, call = folder / "x.pt2", pickle.dumps(Calls(Path.touch, canary))
+    config = dump(replaced(draw, {"config": {"fc.weight": WEIGHT}}, canary, 3))
+    carried = dump(replaced(draw, {"arch": "mlp", "arch_args": {"width": 8}, "classes": ["a", "b"]}, canary))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"archive{WEIGHTS}weight_0", call if draw.random() < 0.3 else bytes(48))
+        file.writestr(f"archive{WEIGHTS}model{CONFIG}", config.encode(errors="surrogatepass"))
+        file.writestr("archive/models/model.json", "{}")
+        file.writestr("archive/data/sample_inputs/model.pt", call)
+        file.writestr(f"archive{CARRIED}", carried.encode(errors="surrogatepass"))
+    if draw.random() < 0.2:
+        path.write_bytes(changed(draw, path.read_bytes()))
+    return path
+
+
 @functools.cache
 def index() -> dict[str, Any]:
     """The index of a sharded checkpoint with two tensors; its shard is missing, which is found last."""

@@ -57,6 +57,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
     return {
         "checkpoint": weights,
         "safetensors": weights,
+        "pt2": weights,
         "sharded index": [lambda p: checkpoint.load(p.parent)],
         "token shards": [lambda p: read_index(p.parent, 16)],
         "recipe": [lambda p: resolve([document_layer(read_yaml(p), str(p))])],

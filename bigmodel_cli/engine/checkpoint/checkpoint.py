@@ -22,6 +22,7 @@ from bigmodel_cli.core.recipe import complete
 from bigmodel_cli.core.regular_files import open_regular
 from bigmodel_cli.engine.checkpoint import sharded
 from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, require_plain
+from bigmodel_cli.engine.checkpoint.pt2_archive import load_pt2
 from bigmodel_cli.engine.checkpoint.sharded_reader import read_sharded, sharded_progress
 
 FORMAT = "bigmodel.checkpoint"
@@ -210,22 +211,23 @@ def _encode(value: Any, where: str) -> Iterator[Any]:
 
 
 def read(path: Path) -> Any:
-    """The values in any file written by torch.save or safetensors, checked before they are loaded.
+    """The values in any file written by torch.save, safetensors or torch.export, checked before they are loaded.
 
     Raises:
         InputError: it is damaged, or holds anything but tensors and plain values.
     """
     found = inspect_file(path)
     require_plain(found)
-    kind = found.kind
-    del found  # before torch builds the same values once more
-    if kind == "safetensors":
+    if found.kind == "safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
     with open_regular(path) as file:
         _check_sums(path, file)
         file.seek(0)
+        if found.kind == "pt2":
+            return load_pt2(found)
+        del found  # before torch builds the same values once more
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         # A hostile pickle can raise any error, and torch's message suggests turning the check off.

@@ -1,4 +1,4 @@
-"""The contents of a ``.pt`` or ``.safetensors`` file from any source, described without running or loading it.
+"""What a ``.pt``, ``.safetensors`` or ``.pt2`` file from any source holds, described without running or loading it.
 
 The zip structure is checked first, so that torch's zip reader and ours cannot see different files in the same
 bytes: uncompressed entries in one folder, unique names, and no unaccounted bytes before, between or after them.
@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.regular_files import open_regular
+from bigmodel_cli.engine.checkpoint.pt2_archive import is_pt2, read_pt2
 from bigmodel_cli.engine.checkpoint.safe_pickle import MAX_DEPTH, Plain, Unreadable, read_plain
 from bigmodel_cli.engine.checkpoint.tensor_refs import Opaque, TensorRef
 
@@ -37,13 +38,13 @@ class Contents:
     """One file. `values` are plain values, with a TensorRef for each tensor and an Opaque for any other object."""
 
     path: Path
-    kind: Literal["torch", "safetensors"]
+    kind: Literal["torch", "safetensors", "pt2"]
     size: int
     values: Any
     special: Sequence[tuple[str, TensorRef | Opaque]]
     """Each tensor and each other object in `values`, with its path."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """The metadata of a safetensors file."""
+    """The metadata of a safetensors file, and what ``bigmodel export`` wrote into a ``.pt2``."""
 
     def tensors(self) -> Iterator[tuple[str, TensorRef]]:
         """Each tensor with its path, such as ``model.fc.weight``."""
@@ -64,7 +65,11 @@ def inspect_file(path: Path) -> Contents:
         start, size = file.read(9), os.fstat(file.fileno()).st_size
         file.seek(0)
         if start[:4] == b"PK\x03\x04":
-            plain = _torch(path, file, size)
+            entries = _entries(path, file, size)
+            if is_pt2(entries):
+                weights, metadata = read_pt2(path, file, entries)
+                return Contents(path, "pt2", size, weights, list(weights.items()), metadata)
+            plain = _torch(path, file, entries)
             return Contents(path, "torch", size, plain.value, plain.special)
         if len(start) == 9 and start[8:] == b"{":
             return _safetensors(path, size)
@@ -72,7 +77,7 @@ def inspect_file(path: Path) -> Contents:
         raise InputError(
             f"{path}: an old pickle file, which could run code", "expected a zip made by torch.save", CONVERT
         )
-    raise InputError(f"{path}: not a checkpoint, or truncated", "expected a complete .pt or .safetensors file")
+    raise InputError(f"{path}: not a checkpoint, or truncated", "expected a complete .pt, .pt2 or .safetensors file")
 
 
 def require_plain(contents: Contents) -> None:
@@ -103,14 +108,13 @@ def damaged_entry(file: IO[bytes]) -> str | None:
         return "an entry"
 
 
-def _torch(path: Path, file: IO[bytes], size: int) -> Plain:
-    entries = _entries(path, file, size)
+def _torch(path: Path, file: IO[bytes], entries: dict[str, zipfile.ZipInfo]) -> Plain:
     root = next(iter(entries)).partition("/")[0]
     pickle = entries.get(f"{root}/data.pkl")
     if f"{root}/constants.pkl" in entries or any(name.startswith(f"{root}/code/") for name in entries):
         raise InputError(f"{path}: a TorchScript program, which would run", "expected weights", CONVERT)
     if pickle is None:
-        raise InputError(f"{path}: a zip, but not one of torch.save", "expected a .pt or .safetensors file")
+        raise InputError(f"{path}: a zip, but not one of torch.save", "expected a .pt, .pt2 or .safetensors file")
     if pickle.file_size > MAX_PICKLE:
         raise InputError(f"{path}: refused: {pickle.file_size} bytes of structure", f"expected at most {MAX_PICKLE}")
     try:
