@@ -183,11 +183,12 @@ def recipe(draw: random.Random, folder: Path, canary: Path) -> Path:
 
 @maker("study")
 def study(draw: random.Random, folder: Path, canary: Path) -> Path:
-    tree = {
-        "title": "t", "base": {"model": {"name": "mlp"}, "train": {"epochs": 1}}, "test": False,
-        "runs": {"a": {"optimizer": {"lr": 0.1}}, "b": {"start": {"checkpoint": "@a"}}, "../victim": {}},
-    }  # fmt: skip
-    raw = dump(replaced(draw, tree, canary, 3)).encode(errors="surrogatepass")
+    runs: dict[str, Any] = {"a": {"optimizer": {"lr": 0.1}}, "b": {"start": {"checkpoint": "@a"}}}
+    if draw.random() < 0.3:
+        runs["../victim"] = {}
+    base = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "train": {"epochs": 1}}
+    tree = {"title": "t", "base": base, "test": False, "runs": runs}
+    raw = dump(replaced(draw, tree, canary, draw.choice((1, 3)))).encode(errors="surrogatepass")
     (folder / "x.yaml").write_bytes(changed(draw, raw, YAML) if draw.random() < 0.4 else raw)
     return folder / "x.yaml"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-STEPS = ("perceptron", "mlp", "cnn", "resnet8", "resnet18", "vit", "airbench", "gpt-nano", "mlp:adam")
+STEPS = ("perceptron", "mlp", "cnn", "resnet8", "vit", "airbench", "gpt-nano", "mlp:adam")
 MISTAKES = {
     "copy": "copies to the CPU: _to_copy",
     "make": "makes on the CPU: zeros",
