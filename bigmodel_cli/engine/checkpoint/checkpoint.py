@@ -226,7 +226,7 @@ def read(path: Path) -> Any:
         _check_sums(path, file)
         file.seek(0)
         if found.kind == "pt2":
-            return load_pt2(found)
+            return load_pt2(path, found.tensors())
         del found  # before torch builds the same values once more
         try:
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,8 +21,6 @@ from bigmodel_cli.engine.checkpoint.tensor_refs import SIZES, Opaque, StorageRef
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from bigmodel_cli.engine.checkpoint.inspect import Contents
 
 # torch/_export/serde/schema.py: ScalarType.
 DTYPES = {
@@ -63,13 +61,13 @@ def read_pt2(
     return weights, metadata
 
 
-def load_pt2(contents: Contents) -> dict[str, Tensor]:
-    """The described weights as tensors with memory of their own."""
+def load_pt2(path: Path, weights: Iterable[tuple[str, TensorRef]]) -> dict[str, Tensor]:
+    """The described `weights` as tensors with memory of their own."""
     import torch
 
     loaded: dict[str, Tensor] = {}
-    with open_regular(contents.path) as file, zipfile.ZipFile(file) as archive:
-        for name, ref in contents.tensors():
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        for name, ref in weights:
             dtype = getattr(torch, ref.dtype)
             data = bytearray(archive.read(ref.storage.key))
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
