@@ -24,7 +24,7 @@ SHAPE = {"layers": 1, "heads": 2, "width": 16}
 
 def pairs(path: Path, count: int = 40) -> Path:
     rows = [
-        {"prompt": f"{'red' if i % 2 else 'two'} is", "chosen": " a colour" if i % 2 else " a number",
+        {"prompt": f"{i}: {'red' if i % 2 else 'two'} is", "chosen": " a colour" if i % 2 else " a number",
          "rejected": " a number, I say" if i % 2 else " a colour"} for i in range(count)
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -33,7 +33,7 @@ def pairs(path: Path, count: int = 40) -> Path:
 
 def test_the_loss_is_that_of_the_paper(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    bundle = data.get("preference_file")(tmp_path, path=str(pairs(tmp_path / "p.jsonl", 8)))
+    bundle = data.get("preference_file")(tmp_path, path=str(pairs(tmp_path / "p.jsonl", 12)))
     model, start = (models.get("gpt")(bundle.spec, **SHAPE).eval() for _ in range(2))
     task = Preference(tasks.get("language_modeling")(bundle.spec, losses.get("cross_entropy")(), None), beta=0.3)
     source = bundle.load["train"]()
@@ -92,7 +92,8 @@ def test_the_better_answer_becomes_likelier_and_the_start_is_asked_once(tmp_path
     recipe = resolve([Layer("test", values)]).recipe
     events: list[dict[str, Any]] = []
     run = assemble(recipe, hooks=Hooks(events.append))
-    assert {k: len(v["chosen_started"]) for k, v in run.reference_outputs.items()} == {"train": 36, "val": 4}
+    counts = {k: len(v["chosen_started"]) for k, v in run.reference_outputs.items()}
+    assert counts["val"] == len(run.val) > 1 and sum(counts.values()) == 40
     execute(run)
     ends = [event for event in events if event["event"] == "epoch"]
     assert ends[-1]["val_reward_accuracy"] == 1.0 and ends[-1]["val_reward_margin"] > 0

@@ -17,7 +17,7 @@ CASES = [
     (["train", "mlp", "--set", "trian.epochs=3"], 2, "unknown section 'trian'; did you mean train"),
     (["train", "mlp", "--set", "nonsense"], 2, "expected section.key=value"),
     (["train", "mlp", "--set", "model.activation=swish"], 2, "'sigmoid', 'tanh', 'relu', 'gelu' or 'silu'"),
-    (["train", "cnn", "--data", "digits"], 2, "cnn on 8x8 images; expected at least 16x16"),
+    (["train", "airbench", "--data", "digits"], 2, "airbench on 8x8 images; expected at least 16x16"),
     (["train"], 2, "no model named"),
     (["train", "mlp", "--resume"], 2, "--resume: no run named; expected --out"),
     (["train", "mlp", "--device", "cuda:7"], 3, "--device cuda:7: "),
