@@ -54,21 +54,21 @@ except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error
     sys.exit(f"{sys.argv[1]}: {error}")
 if image.mode[0] in "IF":  # more than 8 bits
     values = np.asarray(image)
-{wide}    image = Image.fromarray(values.astype(np.uint8))
-if image.has_transparency_data:
+{wide}if image.has_transparency_data:
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert(steps["mode"])
 """
 HIGH_BYTE = """\
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
         sys.exit(f"{sys.argv[1]}: pixels of an unknown range")
-    values = values >> 8
+    image = Image.fromarray((values >> 8).astype(np.uint8))
 """
 VALUE_RANGE = """\
     low, high = steps["value_range"]  # black and white
     if np.isnan(values).any():
         sys.exit(f"{sys.argv[1]}: pixels that are no numbers")
     values = np.rint(((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255))
+    image = Image.fromarray(values.astype(np.uint8))
 """
 DRAFT = """\
     if image.format == "JPEG" and image.mode in ("RGB", "L"):  # a large one, at half its size or less
