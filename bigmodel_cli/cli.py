@@ -19,8 +19,7 @@ from typer._click.exceptions import NoArgsIsHelpError
 from typer.core import TyperCommand, TyperGroup
 
 import bigmodel_cli
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands.supervised import supervised
+from bigmodel_cli.commands import console, supervised
 from bigmodel_cli.commands.usage_errors import as_usage_error
 from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
@@ -104,7 +103,9 @@ def _build(name: str, import_option: Any) -> Any:
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
         died = entry.meta.get("died")
-        parent.command(name, cls=Command)(entry.function if died is None else supervised(entry.function, died))
+        parent.command(name, cls=Command)(
+            entry.function if died is None else supervised.supervised(entry.function, died)
+        )
     built = typer.main.get_group(parent).commands[name]
     shown = copy.copy(import_option)
     shown.expose_value, shown.is_eager, shown.callback = False, False, None
@@ -187,6 +188,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     gc.set_threshold(100_000)  # saves 0.2 s of garbage collection while torch is imported; placement resets it
     isolate_children()
+    supervised.OWN_PROCESS = True
     atexit.register(_exit_fast)  # registered first, so it runs last, after all other exit handlers
     try:
         _run()

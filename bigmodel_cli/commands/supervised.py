@@ -22,15 +22,17 @@ from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 Death = Callable[[Mapping[str, Any], int, str], BigmodelError | None]
 """(the command's arguments, the child's process id, its signal) -> the error to report, or None to try again."""
 PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
+OWN_PROCESS = False
+"""Whether this process is the command line's own. In another program, as a notebook, the fork would go on with it too."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def supervised(command: Callable[..., None], died: Death) -> Callable[..., None]:
-    """`command`, run in a child. Outside Linux it runs in this process, where a fork is not safe or not possible."""
+    """`command`, run in a child. Where a fork is not safe or not possible it runs in this process."""
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        if sys.platform != "linux":
+        if sys.platform != "linux" or not OWN_PROCESS:
             command(**given)
             return
         while (child := _fork()) != 0:
