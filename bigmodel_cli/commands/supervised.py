@@ -23,7 +23,7 @@ Death = Callable[[Mapping[str, Any], int, str], BigmodelError | None]
 """(the command's arguments, the child's process id, its signal) -> the error to report, or None to try again."""
 PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 OWN_PROCESS = False
-"""Whether this process is the command line's own. In another program, as a notebook, the fork would go on with it too."""
+"""Whether this process is the command line's own: in a notebook, say, the fork would go on with the notebook too."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
