@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def record(what: str, tried: int, lost: int, note: str = "", control: bool = Fal
         file.write(json.dumps(rows, indent=1) + "\n")
         file.flush()
         (HERE / "RESULTS.md").write_text(page(rows), encoding="utf-8")
+
+
+def share_of_pairs(first: Sequence[str], second: Sequence[str], whole: Sequence[str]) -> list[tuple[str, str]]:
+    """Every pair under SOAK. Else each of `second` at least once, taking turns, and those in `whole` with all."""
+    pairs = [(a, b) for a in first for b in second]
+    if SOAK:
+        return pairs
+    return [(a, b) for a, b in pairs if b in whole or second.index(b) % len(first) == first.index(a)]
 
 
 def page(rows: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from figures import share_of_pairs
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -83,7 +84,9 @@ def recipe_for(model: str, method: str, hub: Path, *more: dict[str, Any]) -> Rec
 
 
 UNTIL = {f"timm:{CNN}": "conv_head", f"timm:{VIT}": "norm", "tv:squeezenet1_1": "features.12", "resnet20": "layer3"}
-PAIRS = [(model, method) for model in UNTIL for method in METHODS if (model, method) != ("tv:squeezenet1_1", "probe")]
+PAIRS = [
+    pair for pair in share_of_pairs(list(UNTIL), METHODS, ("freeze-backbone",)) if pair != ("tv:squeezenet1_1", "probe")
+]
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
