@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bigmodel_cli.adapt.freeze import below_head, freeze
 from bigmodel_cli.adapt.head_solvers import SOLVERS
-from bigmodel_cli.adapt.logistic_regression import STRENGTHS, Strength, linear_head, solver
+from bigmodel_cli.adapt.logistic_regression import STRENGTHS, Strength, feature_scale, linear_head, solver
 from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Start
@@ -33,7 +33,7 @@ def probe(start: Start, *, strengths: tuple[Strength, ...] = STRENGTHS, max_iter
         train: Tensor, labels: Tensor, weights: Tensor, val: Tensor, val_labels: Tensor
     ) -> tuple[Tensor, Tensor, str]:
         # Standardize features so that the penalty treats all alike; the scale is folded into the weights below.
-        mean, scale = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
+        mean, scale = train.double().mean(0), feature_scale(train.double())
         known = own.known(val_labels)
         x, x_val, y_val = (train - mean) / scale, (val[known] - mean) / scale, val_labels[known]
         best: tuple[tuple[float, ...], Tensor, Tensor, float] | None = None
