@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def _epoch(run: Run, after_step: Callable[[], None]) -> float:
     train, progress = run.recipe.train, run.progress
     run.train_mode()
     started, first_count = time.perf_counter(), progress.loss_count
-    for raw in run.timer.waiting("data", run.batches.steps(progress.epoch, progress.batch_in_epoch)):
+    for raw in run.timer.waiting("data", _rest_of_epoch(run)):
         run.pending_steps.append(train_step(run, raw))
         progress.step += 1
         progress.samples_seen += run.batches.size(progress.batch_in_epoch)
@@ -63,6 +63,13 @@ def _epoch(run: Run, after_step: Callable[[], None]) -> float:
             break
     settle(run)
     return (progress.loss_count - first_count) / (time.perf_counter() - started)
+
+
+def _rest_of_epoch(run: Run) -> Iterable[Batch]:
+    """The epoch's steps still to take: none if the run was saved between its last step and the evaluation after it."""
+    if run.progress.step == run.total_steps:
+        return ()
+    return run.batches.steps(run.progress.epoch, run.progress.batch_in_epoch)
 
 
 def train_step(run: Run, raw: Batch) -> StepResult:
@@ -275,8 +282,9 @@ def _is_best(run: Run, metrics: dict[str, float]) -> bool:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether there is nothing left to train."""
-    return run.progress.step >= run.total_steps or _out_of_patience(run)
+    """Whether there is nothing left to train or to evaluate: the epoch of the last step has ended, too."""
+    trained = run.progress.step >= run.total_steps and run.progress.batch_in_epoch == 0
+    return trained or _out_of_patience(run)
 
 
 def _out_of_patience(run: Run) -> bool:

@@ -194,6 +194,24 @@ def test_a_signal_in_an_evaluation_saves_the_epoch_as_not_yet_ended(monkeypatch:
     assert (it.run.progress.epoch, it.run.progress.batch_in_epoch) == (0, 10)
 
 
+@pytest.mark.parametrize("steps", [None, 13])
+def test_a_signal_in_the_last_evaluation_leaves_it_to_the_resumed_run(
+    steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is left, also where `max_steps` ends within an epoch; the epoch is still to be evaluated."""
+    it = Watched(monkeypatch, train={"max_steps": steps})
+    asked = vals(monkeypatch, {"accuracy": 0.5, "loss": 1.0}, None, {"accuracy": 0.7, "loss": 1.0})
+    assert not it.fit() and it.run.progress.step == it.run.total_steps == (steps or 20)
+    weights = [p.clone() for p in it.run.model.parameters()]
+    assert it.fit() and len(asked) == 3
+    assert [e["epoch"] for e in it.told("epoch")] == [1, 2]
+    assert it.told("epoch")[-1]["val_accuracy"] == 0.7 and it.run.progress.best_epoch == 2
+    assert it.run.progress.step == it.run.total_steps
+    for before, now in zip(weights, it.run.model.parameters(), strict=True):
+        assert torch.equal(before, now)
+    assert it.fit() and len(asked) == 3, "finished"
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), None], ids=["CUDA", "CPU"])
 def test_where_memory_runs_out_the_micro_batch_is_halved_for_good(error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps as without: RELIABILITY asks for losses within 1e-5."""
