@@ -223,7 +223,7 @@ def test_ddp_and_fsdp_agree_and_read_each_others_checkpoints(tmp_path: Path) -> 
 
 def test_no_rank_but_the_first_holds_the_whole_model(tmp_path: Path) -> None:
     """Each builds without weights and gets its own parts: from rank 0, or where it resumes from the checkpoint."""
-    wanted, small = gpt(tmp_path, "fsdp", layers=8, width=512), gpt(tmp_path, "fsdp")
+    wanted, small = gpt(tmp_path, "fsdp", layers=16, width=512), gpt(tmp_path, "fsdp")
     alone = assemble(wanted, measure=False).model
     whole = 4 * sum(p.numel() for p in alone.parameters())
 
@@ -234,5 +234,5 @@ def test_no_rank_but_the_first_holds_the_whole_model(tmp_path: Path) -> None:
 
     first, second = spread(2, work, tmp_path)
     assert first["digest"] == second["digest"] == checkpoint.digest(dict(alone.state_dict()))
-    # Two models: the one that trains and its average.
-    assert whole > 80e6 and second["peak"] < 0.75 * 2 * whole, (first["peak"], second["peak"], whole)
+    # Two models: the one that trains and its average. They are large beside what a process needs for itself.
+    assert whole > 160e6 and second["peak"] < 0.75 * 2 * whole, (first["peak"], second["peak"], whole)
