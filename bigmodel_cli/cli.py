@@ -24,6 +24,7 @@ from bigmodel_cli.commands.usage_errors import as_usage_error
 from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.core.stop_signals import SIGPIPE
 
 IMPORT = "Run a Python file that registers your own components first."
 LAST = 1000
@@ -218,7 +219,7 @@ def _run() -> None:
         console.flush()
     except (ClosedPipe, BrokenPipeError):  # the reader of the pipe has exited, as in `| head`
         console.discard_stdout()
-        _exit(128 + signal.SIGPIPE)
+        _exit(128 + SIGPIPE)
     except NoArgsIsHelpError as help_text:
         console.help_page(help_text.format_message())
         _exit(2)

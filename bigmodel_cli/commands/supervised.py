@@ -18,13 +18,14 @@ from typing import Any
 import typer
 
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
+from bigmodel_cli.core.stop_signals import STOP_SIGNALS, signal_name
 
 Death = Callable[[Mapping[str, Any], int, str], BigmodelError | None]
 """(the command's arguments, the child's process id, its signal) -> the error to report, or None to try again."""
 PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 OWN_PROCESS = False
 """Whether this process is the command line's own: in a notebook, say, the fork would go on with the notebook too."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+FORWARDED = STOP_SIGNALS
 
 
 def supervised(command: Callable[..., None], died: Death) -> Callable[..., None]:
@@ -47,14 +48,6 @@ def supervised(command: Callable[..., None], died: Death) -> Callable[..., None]
         command(**given)
 
     return run
-
-
-def signal_name(number: int) -> str:
-    """``SIGSEGV`` for 11."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _fork() -> int:

@@ -9,13 +9,16 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.open_flags import BINARY, NO_FOLLOW, NO_WAIT, NOT_INHERITED
 
 SHARDS_PREFIX = "parts-"
+RENAME_WAITS = (0.01, 0.05, 0.2, 0.5, 1.0)  # seconds between tries
 TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp", re.DOTALL)
 
 
@@ -36,8 +39,7 @@ def link(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
             shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
 
     replace(target, write, lambda: source.stat().st_size)
 
@@ -78,8 +80,8 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
         written = temporary.lstat()
         if stat.S_ISREG(written.st_mode) and written.st_nlink == 1 and stat.S_IMODE(written.st_mode) != mode:
             temporary.chmod(mode)  # safetensors ignores the umask
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        _rename(temporary, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # a full disk raises either, depending on the write that hits it
         _remove(temporary)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
@@ -90,6 +92,17 @@ def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], in
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Rename over `path`. Windows refuses while another process has it open, as a virus scanner does for a moment."""
+    for wait in RENAME_WAITS if os.name == "nt" else ():
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    temporary.replace(path)
 
 
 def temporary_name(path: Path) -> Path:
@@ -135,7 +148,10 @@ def open_own(path: Path, flags: int = os.O_APPEND) -> IO[str]:
         OSError: it cannot be written, or is a link.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666)
+        if not NO_FOLLOW and path.is_symlink():
+            raise OSError(errno.ELOOP, "")
+        flags |= os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_WAIT | NOT_INHERITED | BINARY
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(error.errno, f"{path.name} is a link") from None
@@ -143,16 +159,27 @@ def open_own(path: Path, flags: int = os.O_APPEND) -> IO[str]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
-    return os.fdopen(descriptor, "r+" if flags == 0 else "a+", encoding="utf-8", buffering=1)
+    return os.fdopen(descriptor, "a+", encoding="utf-8", buffering=1, newline="")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable, so that it survives a power cut."""
+def sync_file(path: Path) -> None:
+    """Make the bytes of the file at `path` durable."""
+    with path.open("rb+" if os.name == "nt" else "rb") as file:  # Windows flushes for a writer only
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, so that a rename survives a power cut.
+
+    Some network file systems cannot, and Windows opens no folders: NTFS keeps a journal of its names.
+    """
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)

@@ -66,7 +66,8 @@ def exchange(draft: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-    sync_folder(target.parent)
+    with contextlib.suppress(OSError):  # the exchange is made
+        atomic_files.sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -106,13 +107,3 @@ def remove_own(path: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether `path` is a draft that a killed process may have left."""
     return LEFT.fullmatch(path.name) is not None or atomic_files.TEMPORARY.fullmatch(path.name) is not None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; some network file systems cannot."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigmodel_cli.core.process_start import process_start
+
 TOKEN = r"[0-9a-f]{8}-[0-9a-f]{8}-\d+-\d+-\d+"
 """The pattern of :attr:`Owner.token`."""
 FIRST_SPACE = 0xEFFFFFFC
@@ -50,12 +52,12 @@ class Owner:
             return False
         if self.boot != here.boot:  # a container's host name and machine id may be those of another one elsewhere
             return here.space == self.space == FIRST_SPACE
-        return self.space == here.space and _started(self.pid) != self.started
+        return self.space == here.space and process_start(self.pid) != self.started
 
 
 def current_owner() -> Owner:
     """This process."""
-    return Owner(*_place(), os.getpid(), _started(os.getpid()) or 0)
+    return Owner(*_place(), os.getpid(), process_start(os.getpid()) or 0)
 
 
 @functools.cache
@@ -75,23 +77,3 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def _started(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is none, 0 without /proc."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    except FileNotFoundError:
-        return None if Path("/proc/self").exists() else _started_without_proc(pid)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _started_without_proc(pid: int) -> int | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except (PermissionError, OverflowError):
-        pass
-    return 0

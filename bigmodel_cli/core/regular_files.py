@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.open_flags import BINARY, NO_WAIT, NOT_INHERITED
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -18,7 +19,7 @@ def open_regular(path: Path) -> IO[bytes]:
         InputError: it is not a regular file, or cannot be read.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        file = os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT | NOT_INHERITED | BINARY), "rb")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigmodel_cli.core import drafts
+from bigmodel_cli.core import atomic_files, drafts
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.export.folder import is_export
 
@@ -67,22 +66,13 @@ def publish(folder: Path, out: Path) -> None:
         for path in [*folder.rglob("*"), folder]:
             if path.is_file():  # safetensors writes files that are readable only by their owner
                 shutil.copymode(plain, path)
-                _fsync(path)
+                atomic_files.sync_file(path)
         for path in [*folder.rglob("*"), folder]:
             if path.is_dir():
-                drafts.sync_folder(path)
+                atomic_files.sync_folder(path)
         drafts.exchange(folder, out)
     except OSError as error:
         raise write_error(out, error) from error
-
-
-def _fsync(path: Path) -> None:
-    """Flush `path` to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_leftovers(parent: Path) -> list[str]:

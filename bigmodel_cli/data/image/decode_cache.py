@@ -29,12 +29,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.file_lock import try_lock
+from bigmodel_cli.core.offset_files import open_bytes, read_into, write_at
 from bigmodel_cli.data.thread_map import for_each, report_progress
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 VERSION = 1
 LIMIT_GB = 32.0
@@ -71,7 +68,7 @@ class CachedImages:
     def __init__(self, path: Path, shape: tuple[int, ...], good: Tensor, sums: Tensor, decode: Decode) -> None:
         self.path, self.shape, self.good, self._sums, self._decode = path, shape, good, sums, decode
         self._size = math.prod(shape)
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = open_bytes(path)
         self._checked = torch.zeros(len(good), dtype=torch.bool)
 
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -84,7 +81,7 @@ class CachedImages:
         rows = out.view(-1).numpy().data
         for place, index in enumerate(indices):
             row = rows[place * self._size : (place + 1) * self._size]
-            whole = os.preadv(self._file, [row], index * self._size) == self._size
+            whole = read_into(self._file, row, index * self._size) == self._size
             if not self._checked[index]:
                 if not whole or zlib.crc32(row) != int(self._sums[index]):
                     out[place] = self._repair(index)
@@ -94,9 +91,9 @@ class CachedImages:
     def _repair(self, index: int) -> Tensor:
         pixels = self._decode(index)
         with contextlib.suppress(OSError):  # an unwritable cache is no reason to stop
-            file = os.open(self.path, os.O_WRONLY)
+            file = open_bytes(self.path, os.O_WRONLY)
             try:
-                os.pwrite(file, pixels.contiguous().view(-1).numpy().data, index * self._size)
+                write_at(file, pixels.contiguous().view(-1).numpy().data, index * self._size)
             finally:
                 os.close(file)
         return pixels
@@ -150,15 +147,10 @@ def _exclusive(path: Path, what: str, count: int) -> Iterator[None]:
     On a file system without locks, each fills its own copy, and the last one wins.
     """
     with path.with_name(f".{path.stem}.tmp").open("wb") as lock:
-        while fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+        with contextlib.suppress(OSError):
+            while not try_lock(lock):
                 time.sleep(0.1)
                 report_progress(what, 0, count)
-            except OSError:
-                break
         yield
 
 
@@ -204,14 +196,14 @@ def _fill(path: Path, what: str, count: int, shape: tuple[int, ...], decode: Dec
             pixels = torch.zeros(shape, dtype=torch.uint8)
         raw = pixels.contiguous().view(-1).numpy().data
         sums[index] = zlib.crc32(raw)
-        if os.pwrite(handle, raw, index * size) != size:
+        if write_at(handle, raw, index * size) != size:
             raise OSError("a short write")
 
     try:
         os.truncate(temporary, count * size)
         for_each(what, count, one)
         body = sums.tobytes() + good.tobytes()
-        os.pwrite(handle, body + hashlib.sha256(body).digest(), count * size)
+        write_at(handle, body + hashlib.sha256(body).digest(), count * size)
         # No fsync, which would wait for every byte: after a power loss, the checksums reveal what is missing.
         Path(temporary).replace(path)
     finally:

@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from bigmodel_cli.core import drafts
+from bigmodel_cli.core import atomic_files, drafts
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.special_tokens import END
@@ -128,7 +128,7 @@ class ShardWriter:
         return values
 
     def _publish(self) -> None:
-        drafts.sync_folder(self.draft)
+        atomic_files.sync_folder(self.draft)
         drafts.exchange(self.draft, self.folder)
 
     def _open(self, name: str) -> _File:

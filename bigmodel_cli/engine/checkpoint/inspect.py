@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.host_memory import memory_total
 from bigmodel_cli.core.regular_files import open_regular
 from bigmodel_cli.engine.checkpoint.pt2_archive import is_pt2, read_pt2
 from bigmodel_cli.engine.checkpoint.safe_pickle import MAX_DEPTH, Plain, Unreadable, read_plain
@@ -137,8 +138,8 @@ def _torch(path: Path, file: IO[bytes], entries: dict[str, zipfile.ZipInfo]) -> 
 def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInfo]:
     """The entries of the zip by name, after checks of its structure."""
     expected = "expected a file made by torch.save"
-    if size > _memory_bytes():
-        raise MachineError(f"{path}: {size} bytes", f"this machine has {_memory_bytes()} bytes of memory")
+    if size > memory_total():
+        raise MachineError(f"{path}: {size} bytes", f"this machine has {memory_total()} bytes of memory")
     try:
         file.seek(max(size - 22, 0))
         end = file.read(22)
@@ -203,8 +204,3 @@ def _safetensors(path: Path, size: int) -> Contents:
             f"{path}: damaged or not safetensors: {reason}", "expected a complete .safetensors file"
         ) from None
     return Contents(path, "safetensors", size, values, list(values.items()), metadata)
-
-
-def _memory_bytes() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

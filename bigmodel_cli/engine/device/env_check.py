@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core import child_tree
 from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import shorten
+from bigmodel_cli.core.stop_signals import KILL, signal_name
 from bigmodel_cli.engine.device.check import GB, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_info, memory_bytes
 
@@ -95,9 +97,8 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        for signum in (signal.SIGTERM, signal.SIGKILL):  # TERM first, so that a compiler removes its partial files
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signum)
+        for signum in (signal.SIGTERM, KILL):  # TERM first, so that a compiler removes its partial files
+            child_tree.end(process, signum)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.3)
         for stream in (process.stdout, process.stderr):
@@ -148,7 +149,7 @@ def _collect(
             assert process.stderr is not None
             last = (process.stderr.read().strip().splitlines() or [""])[-1]
             exited = f"exited with code {code}" + (f": {last[:120]}" if last else "")
-            return found, f"crashed ({signal.Signals(-code).name})" if code < 0 else exited
+            return found, f"crashed ({signal_name(-code)})" if code < 0 else exited
         if line.startswith("{"):  # a package may write to stdout when it is imported
             report = json.loads(line)
             found += [Check(**c) for c in report["checks"]]
@@ -197,7 +198,7 @@ def _compile(process: subprocess.Popen[str], started: float, limit: float) -> Ch
         value = f"torch.compile did not finish in {limit:g} s: the first time on a machine is the slowest"
         return Check("compile", "warn", value, "bigmodel env-check --require compile, which waits for it")
     if process.returncode < 0:
-        return Check("compile", "warn", f"torch.compile crashed ({signal.Signals(-process.returncode).name})", fix)
+        return Check("compile", "warn", f"torch.compile crashed ({signal_name(-process.returncode)})", fix)
     if process.returncode or answer.strip() != "24.0":
         # The error is a line "SomethingError: reason"; several lines of advice may follow.
         reasons = [line for line in errors.splitlines() if re.match(r"[\w.]*(Error|Exception|Invalid\w*)\b", line)]
@@ -219,7 +220,7 @@ def _disk(folder: Path) -> Check:
 def _memory() -> Check:
     try:
         free, total = memory_bytes()
-    except (OSError, KeyError, ValueError, IndexError):
+    except OSError:
         return Check("memory", "warn", "cannot be read on this system", "none needed")
     status: Status = "pass" if free > 2 * GB else "warn"
     fix = None if status == "pass" else "close programs, or train with a smaller --batch-size"

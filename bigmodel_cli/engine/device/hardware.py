@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from bigmodel_cli.core.host_memory import memory_available, memory_total
+
 
 def cpu_info() -> tuple[str, set[str]]:
     """The processor's name ("" where unknown) and its instruction sets, as the operating system spells them."""
@@ -20,11 +22,9 @@ def memory_bytes() -> tuple[int, int]:
     """Free and total bytes of this machine's memory.
 
     Raises:
-        OSError, KeyError, ValueError, IndexError: the operating system does not report it.
+        OSError: the operating system does not report it.
     """
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    sizes = {k: int(v.split()[0]) * 1024 for k, v in (line.split(":") for line in lines)}
-    return sizes["MemAvailable"], sizes["MemTotal"]
+    return memory_available(), memory_total()
 
 
 def oom_kills() -> int:

@@ -7,10 +7,8 @@ and ``autotune.py`` times the settings that are left open here.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import nn
 
 from bigmodel_cli.core.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.host_memory import memory_available, memory_peak
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.device.hardware import cpu_info
@@ -69,6 +68,8 @@ class Placement:
         """Wait until the device has finished the work queued on it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.accelerator.synchronize(self.device)
 
     def batch(self, batch: Batch) -> Batch:
         """`batch` on the device; copies from pinned memory are asynchronous."""
@@ -117,23 +118,13 @@ class Placement:
         """Peak memory in bytes, of the device on CUDA and of the process elsewhere."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return memory_peak()
 
     def __str__(self) -> str:
         form = ", channels-last" if self.channels_last else ""
         compiled = ", compiled" if self.compile else ""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"{device_name(self.device)}, {self.precision}{form}{compiled}, {threads} ({self.why})"
-
-
-def memory_available() -> int:
-    """Bytes of host memory that are free or can be reclaimed."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def local_device_count() -> int:
@@ -161,7 +152,7 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if name in ("auto", "cuda") and torch.cuda.is_available():  # torch.cuda.set_device takes no device without index
         name = f"cuda:{local_rank or torch.cuda.current_device()}"
     if name == "auto":
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("mps" if _has_mps() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -169,11 +160,16 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         what = f"--device {name}: {torch.cuda.device_count()} CUDA devices found"
         raise MachineError(what, hint="bigmodel env-check, or --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if device.type == "mps" and not _has_mps():
         raise MachineError("--device mps: not available on this machine", hint="--device cpu")
     if device.type not in ("cuda", "cpu", "mps"):
         raise InputError(f"unknown device {name!r}", "expected auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def _has_mps() -> bool:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and accelerator.type == "mps"
 
 
 def choose_placement(

@@ -99,7 +99,10 @@ def local_address_to(destination: str) -> str:
 
 def interface_with(address: str) -> str | None:
     """The name of the network interface with `address` (Linux)."""
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
 
     get_address = 0x8915  # SIOCGIFADDR, linux/sockios.h
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -24,12 +24,12 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.stop_signals import KILL, SIGPIPE, STOP_SIGNALS, signal_name
 from bigmodel_cli.engine.device.hardware import oom_kills
 from bigmodel_cli.engine.device.ranks import ATTEMPT_VARIABLE, local_address_to
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-SIGNAL_CODES = tuple(128 + number for number in SIGNALS)
-FINAL_CODES = (2, 4, 128 + signal.SIGPIPE, *SIGNAL_CODES)
+SIGNAL_CODES = tuple(128 + number for number in STOP_SIGNALS)
+FINAL_CODES = (2, 4, 128 + SIGPIPE, *SIGNAL_CODES)
 """Exit codes after which a restart would fail the same way: bad input, diverged, stopped from outside."""
 KILL_AFTER_SECONDS = 10  # between SIGTERM and SIGKILL to the other workers when one has failed
 LAST_CALL_SECONDS = 5.0  # how long a rendezvous with enough hosts waits for more
@@ -250,9 +250,9 @@ def exit_code(codes: dict[int, int], out_of_memory: bool = False) -> int:
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if killed:
         rank, number = next(iter(killed.items()))
-        why = "; the kernel was out of memory" if number == signal.SIGKILL and out_of_memory else ""
+        why = "; the kernel was out of memory" if number == KILL and out_of_memory else ""
         raise MachineError(
-            f"rank {rank} was killed by {signal.Signals(number).name}{why}",
+            f"rank {rank} was killed by {signal_name(number)}{why}",
             hint="bigmodel train --resume --out RUN; --max-restarts 3 resumes by itself",
         )
     return 3
@@ -266,7 +266,7 @@ def _forwarding_signals(forward: Callable[[int], None]) -> Iterator[None]:
         forward(number)
 
     # One that is ignored, as SIGHUP under nohup, stays ignored.
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before: dict[Any, Any] = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from bigmodel_cli.core import atomic_files, registry
 from bigmodel_cli.core.addresses import scrub
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.event_log import read_events, read_status
+from bigmodel_cli.core.file_lock import try_lock
+from bigmodel_cli.core.open_flags import NO_FOLLOW, NO_WAIT
 from bigmodel_cli.core.owners import current_owner
 from bigmodel_cli.core.types import finite
 from bigmodel_cli.engine.session.loggers import Loggers
@@ -151,17 +152,15 @@ class RunFolder:
         # Retry: another process may hold the lock for a moment, just to check who owns it.
         # The delay also lets the owner write its name, which the error message shows.
         for last in (False,) * LOCK_TRIES + (True,):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(file):
                 break
-            except BlockingIOError:
-                if last:
-                    file.seek(0)
-                    holder = file.read().strip()
-                    file.close()
-                    problem = f"{self.path}: another run is writing here ({holder})"
-                    raise MachineError(problem, hint="wait for it, or give another --out") from None
-                time.sleep(LOCK_WAIT)
+            if last:
+                file.seek(0)
+                holder = file.read().strip()
+                file.close()
+                problem = f"{self.path}: another run is writing here ({holder})"
+                raise MachineError(problem, hint="wait for it, or give another --out")
+            time.sleep(LOCK_WAIT)
         self._lock = file
         file.truncate(0)
         owner = current_owner()
@@ -230,14 +229,10 @@ def holder_of(folder: Path) -> str | None:
     """The process that holds the lock of the run in `folder`, as the lock says it; None if nobody writes there."""
     try:
         # NFS requires write access for a lock.
-        with os.fdopen(os.open(folder / "run.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip()
+        with os.fdopen(os.open(folder / "run.lock", os.O_RDWR | NO_FOLLOW | NO_WAIT), "r+", encoding="utf-8") as file:
+            return None if try_lock(file) else file.read().strip()
     except FileNotFoundError:
-        pass
-    return None
+        return None
 
 
 class ReadOnlyRunFolder(RunFolder):

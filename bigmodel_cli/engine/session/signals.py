@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import termios
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from bigmodel_cli.core.errors import InterruptedRun
+from bigmodel_cli.core.stop_signals import LOST_TERMINAL, SIGPIPE, STOP_SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 NOTHING = "stopped before the first step: nothing to save"
 
 
 class StopFlag:
-    """While active, the SIGNALS set ``signum``; SIGHUP is a lost terminal. A second SIGINT stops at once.
+    """While active, the STOP_SIGNALS set ``signum``; SIGHUP is a lost terminal. A second SIGINT stops at once.
 
     A signal that the process was started to ignore, as by ``nohup``, stays ignored.
 
@@ -38,7 +37,7 @@ class StopFlag:
     def __enter__(self) -> Self:
         # Python allows signal handlers only in the main thread. In other threads the flag is never set.
         if threading.current_thread() is threading.main_thread():
-            heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            heeded = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
             self._previous_handlers = {s: signal.signal(s, self._handle) for s in heeded}
         return self
 
@@ -69,14 +68,14 @@ class StopFlag:
                     emit(event)
                 except BrokenPipeError:
                     self._reader_is_gone = True
-                    self.signum = self.signum or signal.SIGPIPE
+                    self.signum = self.signum or SIGPIPE
                     if self.at_once:
-                        raise InterruptedRun(signal.SIGPIPE, NOTHING) from None
+                        raise InterruptedRun(SIGPIPE, NOTHING) from None
 
         return guarded
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGHUP:
+        if signum == LOST_TERMINAL:
             self._drop_lost_terminal()
         repeated = self.signum == signal.SIGINT and signum == signal.SIGINT
         self.signum = signum
@@ -88,9 +87,7 @@ class StopFlag:
     def _drop_lost_terminal(self) -> None:
         """Write nowhere from here on if the terminal is gone: a write would fail before the checkpoint is saved."""
         for descriptor in self._terminals:
-            try:
-                termios.tcgetattr(descriptor)
-            except termios.error:
+            if not os.isatty(descriptor):  # it was one
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)

@@ -8,6 +8,7 @@ import subprocess
 from typing import Any
 
 from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.host_memory import memory_total
 from bigmodel_cli.engine.device.hardware import cpu_info
 
 GIT_SECONDS = 5
@@ -24,7 +25,7 @@ def provenance() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "processor": cpu_info()[0],
             "cores": available_cores(),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "memory_gb": round(memory_total() / 1e9, 1),
         },
     }
 

@@ -1,0 +1,50 @@
+"""When a process started, which tells it from a later one of the same number."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+QUERY_LIMITED_INFORMATION, ACCESS_DENIED = 0x1000, 5  # winnt.h, winerror.h
+
+
+def process_start(pid: int) -> int | None:
+    """When the process started, in ticks of the system; None if there is none, 0 where the system does not tell."""
+    if os.name == "nt":
+        return _on_windows(pid)
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except FileNotFoundError:
+        return None if Path("/proc/self").exists() else _without_proc(pid)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _without_proc(pid: int) -> int | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    return 0
+
+
+def _on_windows(pid: int) -> int | None:
+    """By GetProcessTimes, in 100 ns; ``os.kill(pid, 0)`` would send Ctrl-C there."""
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined, unused-ignore]
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(kernel.OpenProcess(QUERY_LIMITED_INFORMATION, False, pid))
+    if not handle:
+        denied = ctypes.get_last_error() == ACCESS_DENIED  # type: ignore[attr-defined, unused-ignore]
+        return 0 if denied else None
+    times = (ctypes.c_uint64 * 4)()  # created, exited, in the kernel, in the program
+    parts = [ctypes.byref(times, 8 * i) for i in range(4)]
+    try:
+        known = kernel.GetProcessTimes(handle, *parts)
+    finally:
+        kernel.CloseHandle(handle)
+    if not known:
+        return 0
+    return None if times[1] else int(times[0])
