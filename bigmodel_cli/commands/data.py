@@ -213,7 +213,10 @@ def index(
     from bigmodel_cli.data.webdataset.index import expand_pattern
     from bigmodel_cli.data.webdataset.stream import make_index
 
-    found = make_index(expand_pattern(shards), out)
+    notes: list[str] = []
+    found = make_index(expand_pattern(shards), out, notes)
+    for line in notes:
+        console.note(line)
     atomic_files.write_text(out, text.dumps(found))
     count = sum(entry["nsamples"] for entry in found["shardlist"])
     console.say(f"{out}: {len(found['shardlist'])} shards, {count:,} samples, {len(found['classes'])} classes")

@@ -92,15 +92,17 @@ def finetune(
         saved = saved_recipe(options.out)
         run_training([*saved, *options.flag_layers(task_in(saved))], options)
         return
+    from bigmodel_cli.engine.build.data import reading_once
+
     layers = expand_hub_model(options.recipe_layers(_task_of(checkpoint, options)), pretrained)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
     start = _start_section({**named, "--lora": lora}, lambda: default_method(layers, checkpoint))
-    if method == "auto":
-        if options.launch().requested:
-            hint = "run it without --nproc, then finetune --method NAME --nproc N"
-            raise InputError("--method auto runs in one process", hint=hint)
-        start = _chosen(checkpoint, pretrained, layers)
-    run_training(_told(start_layers(checkpoint, pretrained, start, layers), options), options)
+    if method == "auto" and options.launch().requested:
+        hint = "run it without --nproc, then finetune --method NAME --nproc N"
+        raise InputError("--method auto runs in one process", hint=hint)
+    with reading_once():  # the data decides defaults, and is then trained on
+        start = _chosen(checkpoint, pretrained, layers) if method == "auto" else start
+        run_training(_told(start_layers(checkpoint, pretrained, start, layers), options), options)
 
 
 def _is_weights(name: str) -> bool:

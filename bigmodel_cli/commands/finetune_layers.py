@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.recipe_layers import task_in, tokenizer_layer
 from bigmodel_cli.core.errors import InputError
@@ -134,10 +131,11 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
         suitable_lr,
         suitable_options,
     )
+    from bigmodel_cli.engine.build.text_defaults import published_text_spec
     from bigmodel_cli.engine.device.ranks import read_ranks
 
     trained = _checkpoint_spec(recipe)
-    samples, _, spec = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", trained), recipe.task)
+    samples, _, spec = _count(recipe, trained or published_text_spec(recipe))
     trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
     trains |= read_ranks().world > 1  # the solver runs in one process
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
@@ -166,7 +164,7 @@ def _suitable_for_tokens(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[d
 
     trained = _checkpoint_spec(recipe)
     like = trained or published_text_spec(recipe)
-    samples, tokens, _ = _count(json.dumps(recipe.to_dict()["data"]), cast("Hashable", like), recipe.task)
+    samples, tokens, _ = _count(recipe, like)
     given = recipe.train.batch_size if ("train", "batch_size") in named else None
     length = suitable_token_length(samples, tokens, given)
     values: dict[str, dict[str, Any]] = {"train": {"batch_size": length.batch_size}, "start": {}}
@@ -193,19 +191,16 @@ def _checkpoint_spec(recipe: Recipe) -> Spec | None:
     return build_spec(load_meta(Path(recipe.start.checkpoint))["input"], recipe.start.checkpoint)
 
 
-@functools.lru_cache(4)
-def _count(data: str, like: Any, task: str | None) -> tuple[int, int, Spec]:
-    """The number of training samples, the tokens of one if it is text, and the spec, of the data section `data`."""
+def _count(recipe: Recipe, like: Spec | None) -> tuple[int, int, Spec]:
+    """The number of training samples, the tokens of one if it is text, and the spec, of the recipe's data."""
     from bigmodel_cli.commands.progress import WaitBars
-    from bigmodel_cli.core.recipe import DataSection
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.specs import TextSpec
     from bigmodel_cli.engine.build.data import load_data, train_and_val
 
-    section = DataSection(**json.loads(data))
-    bundle = load_data(section, like, task, fits=True)
     with WaitBars():
-        train, _ = train_and_val(bundle, section)
+        bundle = load_data(recipe.data, like, recipe.task, fits=True)
+        train, _ = train_and_val(bundle, recipe.data)
     mean = float(train.lengths.double().mean()) if isinstance(train, VariableLengthSource) else 0.0
     window = bundle.spec.context if isinstance(bundle.spec, TextSpec) else 1
     return len(train), math.ceil(mean) or window, bundle.spec

@@ -82,21 +82,9 @@ class BPETokenizer:
         return self.byte_level and values.get("normalizer") is None and not added
 
     def encode_sized(self, text: str) -> tuple[Sequence[int], np.ndarray[Any, Any]]:
-        """The ids of `text`, and the bytes of it that each stands for: those up to its end that no earlier one has.
-
-        They add up to all of its bytes, also where the tokenizer changes or drops some, such as blanks or accents.
-        """
-        import numpy as np
-
+        """The ids of `text`, and the bytes of it that each stands for; see :func:`span_bytes`."""
         found = self.inner.encode(text, add_special_tokens=False)
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        lengths = 1 + (codes >= 1 << 7) + (codes >= 1 << 11) + (codes >= 1 << 16)
-        place = np.concatenate(([0], np.cumsum(lengths)))
-        ends = np.array([end for _, end in found.offsets], np.int64)
-        if len(ends):
-            ends = np.maximum.accumulate(ends)
-            ends[-1] = len(codes)
-        return found.ids, np.diff(place[ends], prepend=0)
+        return found.ids, span_bytes(text, found.offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.inner.decode([i for i in ids if i not in self.hidden], skip_special_tokens=False)  # type: ignore[no-any-return]
@@ -106,7 +94,7 @@ class BPETokenizer:
         count = len if self.byte_level else _text_bytes
         lengths = [0] * self.size  # an id without a token has no text
         for token, i in self.named.items():
-            lengths[i] = 0 if i in self.hidden else count(token)
+            lengths[i] = 0 if i in self.hidden else len(token.encode()) if token in self.added else count(token)
         return lengths
 
     def tokens(self) -> Sequence[str]:
@@ -114,6 +102,24 @@ class BPETokenizer:
         for token, i in self.named.items():
             names[i] = token
         return names
+
+
+def span_bytes(text: str, spans: Sequence[tuple[int, int]]) -> np.ndarray[Any, Any]:
+    """(T,) the bytes of `text` that each token stands for, given its characters (from, to).
+
+    A token has those up to its end that no earlier one has, so they add up to all bytes of the text, also where the
+    tokenizer changes or drops some, such as blanks or accents.
+    """
+    import numpy as np
+
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    lengths = 1 + (codes >= 1 << 7) + (codes >= 1 << 11) + (codes >= 1 << 16)
+    place = np.concatenate(([0], np.cumsum(lengths)))
+    ends = np.array([end for _, end in spans], np.int64)
+    if len(ends):
+        ends = np.maximum.accumulate(ends)
+        ends[-1] = len(codes)
+    return np.diff(place[ends], prepend=0)
 
 
 def _text_bytes(token: str) -> int:

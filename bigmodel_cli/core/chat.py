@@ -8,7 +8,7 @@ tokenized separately, so that a conversation has the same tokens in training and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigmodel_cli.core.json_lines import text_problem
 
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant")
 PREFIXES = ("<|system|>\n", "<|user|>\n", "<|assistant|>\n")
 Message = Mapping[str, str]
-MaskedTokens = tuple[list[int], list[bool]]
-"""Tokens, and for each whether it contributes to the loss."""
+
+
+class MaskedTokens(NamedTuple):
+    """Tokens; for each whether it contributes to the loss, and the bytes of text that it stands for."""
+
+    ids: list[int]
+    learn: list[bool]
+    sizes: list[int]
 
 
 def conversation_problem(value: Any) -> str | None:
@@ -55,13 +61,16 @@ def encode_conversation(
         InputError: the vocabulary lacks one of its characters.
     """
     from bigmodel_cli.core.special_tokens import END
+    from bigmodel_cli.core.tokens import encode_sized
 
     ids: list[int] = []
     loss_mask: list[bool] = []
+    bytes_of: list[int] = []
 
-    def add(tokens: Sequence[int], train: bool) -> None:
+    def add(tokens: Sequence[int], train: bool, sizes: Sequence[int] = ()) -> None:
         ids.extend(tokens)
         loss_mask.extend([train] * len(tokens))
+        bytes_of.extend(sizes or [0] * len(tokens))
 
     newline = tokenizer.encode("\n")
     end = [tokenizer.special[END]] if END in tokenizer.special else newline
@@ -71,8 +80,9 @@ def encode_conversation(
             if prefix.strip() in content:
                 raise ValueError(f"the content of a message contains {prefix.strip()!r}, which begins a turn")
         add(tokenizer.encode(prefixes[ROLES.index(message["role"])]), False)
-        add(tokenizer.encode(content), answers)
+        tokens, sizes = encode_sized(tokenizer, content)
+        add(tokens, answers, sizes)
         add(end if answers else newline, answers)
     if answer:
         add(tokenizer.encode(prefixes[-1]), False)
-    return ids, loss_mask
+    return MaskedTokens(ids, loss_mask, bytes_of)

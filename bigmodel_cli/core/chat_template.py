@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.core.bpe_tokenizer import BPETokenizer, span_bytes
+from bigmodel_cli.core.chat import MaskedTokens
 from bigmodel_cli.core.errors import InputError
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.chat import MaskedTokens, Message
+    from bigmodel_cli.core.chat import Message
     from bigmodel_cli.core.conventions import Conventions
-    from bigmodel_cli.core.tokens import BPETokenizer
 
 MAX_CHARS = 1 << 24  # of a rendered conversation
 MAX_STEPS = 1_000_000  # of loops over ranges in one rendering
@@ -155,13 +156,18 @@ def encode(messages: Sequence[Message], known: Conventions, tokenizer: BPETokeni
         spans = list(_turns(known.template, marked, names, text))
     ids: list[int] = []
     mask: list[bool] = []
+    sizes: list[int] = []
     at = 0
     for i, piece in enumerate(re.split(f"[{MARKS[0]}{MARKS[1]}]", text)):
-        for token, (start, end) in _encode_piece(tokenizer, piece, first=i == 0, as_text=i % 2 == 1):
+        found = list(_encode_piece(tokenizer, piece, first=i == 0, as_text=i % 2 == 1))
+        counts = span_bytes(piece, [span for _, span in found]).tolist()
+        for (token, (start, end)), size in zip(found, counts, strict=True):
             ids.append(token)
             mask.append(any(a <= at + start and at + end <= b and start < end for a, b in spans))
+            own = piece[start:end]  # a control token has the text before it that no token has, without itself
+            sizes.append(size - len(own.encode()) if i % 2 == 0 and own in tokenizer.added else size)
         at += len(piece) + 1  # the mark between two pieces
-    return ids, _until_end(ids, mask, set(known.ends))
+    return MaskedTokens(ids, _until_end(ids, mask, set(known.ends)), sizes)
 
 
 def _encode_piece(tokenizer: BPETokenizer, piece: str, first: bool, as_text: bool) -> Iterator[tuple[int, Span]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bigmodel_cli.core.bpe_tokenizer import span_bytes
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.special_tokens import END, START
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokens import BPETokenizer, target_tokenizer, tokenizer
+from bigmodel_cli.core.tokens import BPETokenizer, encode_sized, target_tokenizer, tokenizer
 
 NONE = Conventions()
 
@@ -22,12 +23,13 @@ def encode_beginning(text: str, spec: TextSpec) -> list[int]:
     return [*conventions(spec).before, *tokenizer(spec).encode(text)]
 
 
-def encode_continuation(text: str, spec: TextSpec) -> list[int]:
-    """The ids of a text that follows another one."""
+def encode_continuation(text: str, spec: TextSpec) -> tuple[list[int], list[int]]:
+    """The ids of a text that follows another one, and the bytes of text that each stands for."""
     known = tokenizer(spec)
     if isinstance(known, BPETokenizer):
-        return [token for token, _ in known.encode_spans(text, begins=False)]
-    return list(known.encode(text))
+        found = known.encode_spans(text, begins=False)
+        return [token for token, _ in found], span_bytes(text, [span for _, span in found]).tolist()
+    return encode_sized(known, text)
 
 
 def encode_source(text: str, spec: TextSpec) -> list[int]:

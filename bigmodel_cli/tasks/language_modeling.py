@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,7 @@ class LanguageModeling:
         if "bytes" in batch:  # the text's own, where the tokens' names do not tell them
             size = batch["bytes"] * is_target
         else:
-            lengths = torch.tensor(tokenizer(self.spec).byte_lengths(), device=losses.device)
+            lengths = device_constant(_byte_lengths(self.spec), torch.int64, losses.device)
             size = lengths[batch["targets"].clamp(min=0)] * is_target
         return {"nats": losses.sum(1), "count": is_target.sum(1), "bytes": size.sum(1), "index": batch["index"]}
 
@@ -199,6 +200,11 @@ class LanguageModeling:
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.spec.context, dtype=torch.int64),)
+
+
+@functools.lru_cache(4)
+def _byte_lengths(spec: TextSpec) -> tuple[int, ...]:
+    return tuple(tokenizer(spec).byte_lengths())
 
 
 def _document(batch: Batch) -> Batch:

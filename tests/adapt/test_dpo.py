@@ -40,7 +40,7 @@ def test_the_loss_is_that_of_the_paper(tmp_path: Path) -> None:
     indices = torch.tensor([1, 4, 2])
 
     def log_probability(model: Any, side: str, index: int) -> torch.Tensor:
-        ids, learn = source.sides[side][index]
+        ids, learn, _ = source.sides[side][index]
         said = F.log_softmax(model(ids[None, :-1].long()), -1)[0].gather(1, ids[1:, None].long())[:, 0]
         return said[learn[1:]].sum()
 

@@ -72,3 +72,26 @@ def test_a_table_by_its_columns_in_every_command(run_cli: Run, tmp_path: Path) -
     assert len(ok(run_cli("predict", "r", "b.csv", "--columns", "text=review", "--json")).stdout.splitlines()) == 2
     wrong = run_cli(*train, "--data", "./a.csv", "--out", "no")
     assert wrong.returncode == 2 and "--columns text=NAME,label=NAME" in wrong.stderr
+
+
+def test_finetune_reads_its_data_once(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "counted.py").write_text(
+        "from pathlib import Path\n"
+        "from bigmodel_cli.core.registry import data\n"
+        "@data.register()\n"
+        "def counted(root, *, flavour: int = 0):\n"
+        '    """Digits, and a mark in the file `reads` for each time that they are read."""\n'
+        "    with Path('reads').open('a') as marks:\n"
+        "        marks.write('x')\n"
+        "    return data.get('digits')(root)\n"
+    )
+    own = ("--import", "counted.py")
+    ok(run_cli("train", "mlp", "--data", "counted", "--epochs", 1, "--out", "r", *own))
+    for method, more in (("full", ()), ("auto", ()), ("full", ("--set", "data.flavour=1"))):
+        (tmp_path / "reads").unlink()
+        ok(
+            run_cli(
+                "finetune", "--from", "r", "--method", method, *more, "--epochs", 1, "--overwrite", "--out", "t", *own
+            )
+        )
+        assert (tmp_path / "reads").read_text() == "x", (method, more)

@@ -78,7 +78,7 @@ def test_packed_rows_are_whole_and_keep_what_is_learned(tmp_path: Path) -> None:
     # Where nothing stands before an answer, its first sign has nothing that it could be learned from.
     wanted = [b"%d" % i if i % 3 else (b"%d" % i)[1:] for i in range(18)]
     assert sorted(said) == sorted(wanted) and task.count(raw) == (batch["targets"] >= 0).sum()
-    lengths = [len(ids) for ids, _ in source.rows]
+    lengths = [len(row.ids) for row in source.rows]
     assert sorted(i for pack in source.packs for i in pack) == list(range(18))
     assert all(sum(lengths[i] for i in pack) <= 9 for pack in source.packs)
     assert len(source) <= -(-sum(lengths) // 9) + 1, "rows fill the packs"

@@ -68,6 +68,30 @@ def test_bits_per_byte_count_the_texts_own_bytes() -> None:
         assert int(out["bytes"].sum()) == len(text.encode()) - first, kind
 
 
+@pytest.mark.parametrize("make", [sentence_piece, word_piece, lambda: train_bpe(TEXTS, 300)])
+@pytest.mark.parametrize("pack", [False, True])
+def test_bits_per_byte_of_answers_count_the_answers_own_bytes(make: Any, pack: bool, tmp_path: Path) -> None:
+    from bigmodel_cli.core.registry import data, losses, tasks
+
+    (tmp_path / "t.json").write_text(make())
+    for name, sides in (("prompt", ["completion"]), ("messages", [])):
+        rows = [{"prompt": f"p{i}", "completion": text} for i, text in enumerate(TEXTS * 3)]
+        if not sides:
+            turns = [[("user", row["prompt"]), ("assistant", row["completion"])] for row in rows]
+            rows = [{"messages": [{"role": role, "content": said} for role, said in turn]} for turn in turns]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options = {"path": str(file), "tokenizer": str(tmp_path / "t.json"), "context": 256, "val_share": 0.5}
+        bundle = data.get("chat_file")(tmp_path, pack=pack, **options)
+        task = tasks.get("language_modeling")(bundle.spec, losses.get("cross_entropy")(), None)
+        source = bundle.load["val"]()
+        out = task.outputs(
+            lambda tokens, targets, loss, document=None: torch.ones(targets.shape),
+            task.prepare(source.gather(torch.arange(len(source)))),
+        )
+        assert int(out["bytes"].sum()) == sum(len(text.encode()) for text in (TEXTS * 3)[6:]), name
+
+
 def test_the_context_is_that_of_the_longest_text(tmp_path: Path) -> None:
     def built(words: int, **options: Any) -> Any:
         splits = {"train": InMemory(["a b " * 8, "b a " * (words // 2)], [0, 1])}

@@ -102,6 +102,19 @@ def test_windows_of_shards_are_those_of_the_same_text_in_memory(tmp_path: Path) 
         assert document == [row[:i].count(256) for i in range(32)]
 
 
+def test_tokens_whose_names_do_not_tell_their_bytes_count_the_texts_own_bytes_on_average(tmp_path: Path) -> None:
+    from test_lengths import sentence_piece
+
+    values = json.loads(sentence_piece())
+    values["model"]["vocab"]["<end>"] = 260
+    spec = TextSpec("bpe", (json.dumps(values),), 16)
+    folder = corpus(tmp_path / "corpus")
+    about = made(folder, tmp_path / "shards", spec, 1, shard_tokens=999)
+    bundle = data.get("token_shards")(tmp_path, path=str(tmp_path / "shards"), context=16, val_share=0.1)
+    sizes = [float(bundle.load[split]().sizes.double().sum()) for split in ("train", "val")]
+    assert sum(sizes) == pytest.approx(about["bytes"], rel=1e-5) and "mean" in bundle.notes[0]
+
+
 def gone_owner() -> Owner:
     """A process of this host that has ended."""
     process = subprocess.Popen(["true"])

@@ -43,6 +43,41 @@ def levels(source: Source) -> torch.Tensor:
     return source.gather(torch.arange(len(source)))["image"]
 
 
+def test_streamed_shards_keep_the_range_that_their_index_found(tmp_path: Path) -> None:
+    import tarfile
+
+    from bigmodel_cli.data.webdataset.stream import make_index
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for n, base in enumerate((BASE, BASE + 1)):  # the second shard validates
+        pictures = sorted(band(tmp_path / str(n), base=base).rglob("*.png"))
+        with tarfile.open(shards / f"{n}.tar", "w") as tar:
+            for i, file in enumerate(pictures):
+                tar.add(file, f"{i}.png")
+                (tmp_path / "label.cls").write_text(file.parent.name)
+                tar.add(tmp_path / "label.cls", f"{i}.cls")
+    notes: list[str] = []
+    (shards / "index.json").write_text(json.dumps(make_index(sorted(shards.glob("*.tar")), shards / "i", notes)))
+    assert "are kept between data.value_range" in notes[0]
+
+    def streamed(like: ImageSpec | None = None, fits: bool = False, **options: Any) -> Any:
+        where = {"path": str(shards / "index.json"), "size": 16, "crop": 1.0, "channels": 1}
+        return load_data(DataSection(name="shard_stream", **where, **options), like, fits=fits)
+
+    bundle = streamed(fits=True)
+    assert bundle.spec.value_range == (BASE + 10 * STEP, BASE + 89 * STEP + 1)
+    pixels = levels(bundle.load["train"]())
+    assert int(pixels.min()) == 0 and len(pixels.unique()) > 40
+    assert pixels.double().mean() / 255 == pytest.approx(bundle.spec.mean[0], abs=0.02)
+    wider = streamed(value_range=(BASE - 300, BASE + 300))
+    pixels = levels(wider.load["train"]())
+    assert pixels.double().mean() / 255 == pytest.approx(wider.spec.mean[0], abs=0.02)
+    assert pixels.double().std() / 255 == pytest.approx(wider.spec.std[0], rel=0.2)
+    assert streamed(like=wider.spec).spec.value_range == (BASE - 300, BASE + 300)
+    assert streamed(like=ImageSpec(1, 16, 16, ("a", "b")), fits=False).spec.value_range is None
+
+
 @pytest.mark.parametrize(
     ("kind", "base", "step", "suffix"),
     [

@@ -77,7 +77,10 @@ def test_a_conversation_has_the_tokens_that_its_template_gives(kind: Any, templa
     (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 400}')
     found = read_published_text(tmp_path, False)
     spec = TextSpec("bpe", (found.tokenizer,), 64, conventions=found.conventions)
-    ids, learned = encode_chat(TALK, spec)
+    ids, learned, sizes = encode_chat(TALK, spec)
+    said = sum(size for learn, size in zip(learned, sizes, strict=True) if learn)
+    blanks = 2 * (template == LLAMA)  # which this template writes before the answers
+    assert said == blanks + sum(len(turn["content"].encode()) for turn in TALK if turn["role"] == "assistant")
     reference = known.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
     assert ids == reference["input_ids"]
     if "{% generation %}" in template:
@@ -176,7 +179,7 @@ def test_the_prefixes_of_our_roles_become_a_template(tmp_path: Path) -> None:
     write_tokenizer(spec, tmp_path)
     known = transformers.AutoTokenizer.from_pretrained(tmp_path)
     talk = [{"role": "system", "content": "Be {{ brief }}."}, *TALK]
-    ids, learned = encode_conversation(talk, PREFIXES, tokenizer(spec))
+    ids, learned, _ = encode_conversation(talk, PREFIXES, tokenizer(spec))
     theirs = known.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
     assert theirs["input_ids"] == ids
     assert [bool(i) for i in theirs["assistant_masks"]] == learned

@@ -73,9 +73,18 @@ def _suitable(pixels: np.ndarray[Any, Any], known: ValueRange | None) -> ValueRa
     low, high = _found(pixels)
     if known is not None:
         outside = ((pixels < known[0]) | (pixels > known[1])).mean()
-        if outside <= OUTSIDE and known[1] - known[0] <= FEWER * (high - low):
+        if outside <= OUTSIDE and _wide_enough((low, high), known):
             return known
     return low, high
+
+
+def suits(known: ValueRange, found: ValueRange) -> bool:
+    """Whether a checkpoint's range shows images well whose values are within `found`."""
+    return known[0] <= found[0] and found[1] <= known[1] and _wide_enough(found, known)
+
+
+def _wide_enough(found: ValueRange, known: ValueRange) -> bool:
+    return known[1] - known[0] <= FEWER * (found[1] - found[0])
 
 
 def _found(pixels: np.ndarray[Any, Any]) -> ValueRange:

@@ -27,7 +27,7 @@ from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.subset import divide
-from bigmodel_cli.data.text.packing import PackedRows
+from bigmodel_cli.data.text.packing import PackedRows, Row
 from bigmodel_cli.data.text.tokenizer_choice import Tokenizer, as_text_spec, choose_tokenizer
 from bigmodel_cli.data.text.windows import Context
 from bigmodel_cli.data.user_path import rows_with
@@ -59,11 +59,11 @@ class Parts:
 class ConversationSource:
     """One split of answers, or of ("chosen", "rejected") pairs: rows of tokens and their loss mask, per side.
 
-    A batch has ``tokens`` and the loss mask ``learn`` (B,T), padded to its longest row; for pairs also
-    ``rejected`` and ``rejected_learn``.
+    A batch has ``tokens``, the loss mask ``learn`` and the ``bytes`` of text that each token stands for (B,T), padded
+    to its longest row; for pairs also ``rejected`` and ``rejected_learn``.
     """
 
-    sides: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+    sides: Mapping[str, Sequence[Row]]
     where: Sequence[str]
     fill: int
 
@@ -74,15 +74,16 @@ class ConversationSource:
     def lengths(self) -> Tensor:
         """(n,) int64: the tokens in each row, or in the longer side of a pair."""
         rows = zip(*self.sides.values(), strict=True)
-        return torch.tensor([max(len(ids) for ids, _ in row) for row in rows])
+        return torch.tensor([max(len(side.ids) for side in row) for row in rows])
 
     def gather(self, indices: Tensor) -> Batch:
         chosen = indices.tolist()
         batch: Batch = {"index": indices}
         for side, rows in self.sides.items():
             tokens, learn = ("tokens", "learn") if side == "chosen" else (side, f"{side}_learn")
-            batch[tokens] = pad_sequence([rows[i][0] for i in chosen], True, self.fill)
-            batch[learn] = pad_sequence([rows[i][1] for i in chosen], True, False)
+            batch[tokens] = pad_sequence([rows[i].ids for i in chosen], True, self.fill)
+            batch[learn] = pad_sequence([rows[i].learn for i in chosen], True, False)
+        batch["bytes"] = pad_sequence([self.sides["chosen"][i].sizes for i in chosen], True, 0)
         return batch
 
     def name(self, index: int) -> str:
@@ -193,11 +194,12 @@ def _encode_completion(where: str, prompt: str, answer: str, spec: TextSpec) -> 
     """Prompt, answer and ``<end>`` without a template; the loss mask excludes the prompt."""
     known = tokenizer(spec)
     try:
-        first, then = encode_beginning(str(prompt), spec), encode_continuation(str(answer), spec)
+        first, (then, sizes) = encode_beginning(str(prompt), spec), encode_continuation(str(answer), spec)
     except InputError as error:
         raise InputError(f"{where}: {error.what}", error.expected, error.hint) from None
-    then += [known.special[END]] if END in known.special else []
-    return [*first, *then], [False] * len(first) + [True] * len(then)
+    end = [known.special[END]] if END in known.special else []
+    learn = [False] * len(first) + [True] * len(then + end)
+    return MaskedTokens([*first, *then, *end], learn, [0] * len(first) + sizes + [0] * len(end))
 
 
 def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec, templated: bool) -> MaskedTokens:
@@ -210,9 +212,9 @@ def _encode_answer(where: str, prompt: Any, answer: Any, spec: TextSpec, templat
         after = after[len(before) :]
     if not after or any(message["role"] != "assistant" for message in after):
         raise InputError(f"{where}: an answer that is not the assistant's", "expected text, or assistant messages")
-    ids, learn = _encode_messages(where, [*before, *after], spec)
-    start = _common(ids, _encode_messages(where, before, spec)[0])
-    return ids, [False] * start + learn[start:]
+    found = _encode_messages(where, [*before, *after], spec)
+    start = _common(found.ids, _encode_messages(where, before, spec).ids)
+    return found._replace(learn=[False] * start + found.learn[start:])
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -250,8 +252,8 @@ def _bundle(
     parts = divide(rows, [group for _, group, _ in rows], how.val_fraction, how.seed, how.end, path, notes)
     total = hashlib.sha256(repr((spec.chat, pack)).encode())
     for _, _, sides in rows:
-        for ids, learn in sides.values():
-            total.update(ids.numpy().tobytes() + learn.numpy().tobytes() + b"/")
+        for side in sides.values():
+            total.update(side.ids.numpy().tobytes() + side.learn.numpy().tobytes() + b"/")
     known = tokenizer(spec)
     fill = known.special.get(PAD, known.special.get(END, 0))
 
@@ -276,7 +278,7 @@ def _rows(
     context: int,
     encoding: str,
     notes: list[str],
-) -> Iterator[tuple[str, str, dict[str, tuple[Tensor, Tensor]]]]:
+) -> Iterator[tuple[str, str, dict[str, Row]]]:
     """Each row with its location and what its side of a split depends on: the prompt, or else the conversation.
 
     It is truncated to the context window; rows without an answer in it are dropped.
@@ -284,15 +286,11 @@ def _rows(
     cut = lost = 0
     for where, record in read_records(path, fields, encoding, notes):
         sides = row(where, record)
-        cut += any(len(ids) > context + 1 for ids, _ in sides.values())
-        short = {side: (ids[: context + 1], learn[: context + 1]) for side, (ids, learn) in sides.items()}
-        if not all(any(learn[1:]) for _, learn in short.values()):
+        cut += any(len(found.ids) > context + 1 for found in sides.values())
+        short = {side: Row.of(found, context + 1) for side, found in sides.items()}
+        if not all(found.learn[1:].any() for found in short.values()):
             lost += 1
             continue
-        yield (
-            where,
-            json.dumps(record.get("prompt", record.get("messages")), sort_keys=True),
-            {side: (torch.tensor(ids, dtype=torch.int32), torch.tensor(learn)) for side, (ids, learn) in short.items()},
-        )
+        yield where, json.dumps(record.get("prompt", record.get("messages")), sort_keys=True), short
     notes += [f"{cut} rows are longer than {context} tokens: truncated"] if cut else []
     notes += [f"{lost} rows skipped: no answer within {context} tokens"] if lost else []

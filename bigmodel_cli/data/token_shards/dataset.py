@@ -15,7 +15,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, window_length
 from bigmodel_cli.data.text.windows import Context, Separate, Windows
@@ -78,12 +78,19 @@ def token_shards(
     if min(b - a for a, b in ranges.values()) < 2:
         raise InputError(f"{path}: {index.tokens} tokens", "expected at least 2 for train and 2 for val")
 
+    mean, notes = None, []
+    if isinstance(known, BPETokenizer) and not known.names_every_byte:
+        mean = index.text_bytes / index.tokens
+        notes = [f"the tokens' names do not tell their bytes: each counts {mean:.3g}, the mean, in bits per byte"]
+
     @functools.cache
     def load(split: str) -> Windows:
-        end = known.special[END] if separate else None
-        return Windows(MemoryMappedTokens(index, known.size, *ranges[split]), index.spec.context, split, end)
+        end, (first, last) = known.special[END] if separate else None, ranges[split]
+        sizes = None if mean is None else torch.tensor(mean).expand(last - first)
+        tokens = MemoryMappedTokens(index, known.size, first, last)
+        return Windows(tokens, index.spec.context, split, end, sizes)
 
-    return DataBundle(index.spec, {split: functools.partial(load, split) for split in ranges}, index.fingerprint)
+    return DataBundle(index.spec, {split: functools.partial(load, split) for split in ranges}, index.fingerprint, notes)
 
 
 def _split_point(index: Index, val_share: float) -> int:

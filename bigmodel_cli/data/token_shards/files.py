@@ -192,6 +192,8 @@ class Index:
     """Each file, its tokens and its SHA-256."""
     ends: tuple[Path, str]
     fingerprint: str
+    text_bytes: int
+    """Bytes of the text, in UTF-8."""
 
     def document_ends(self) -> np.ndarray:
         """(documents,) uint64: the token position after which each document ends."""
@@ -255,7 +257,7 @@ def _index(folder: Path, values: Any, context: int, fingerprint: str) -> Index:
         raise InputError(f"{folder / INDEX}: {tokens} tokens", "expected as many as its shards hold")
     _check_file_size(folder / ENDS, 8 * documents)
     ends = (folder / ENDS, str(values["ends"]["sha256"]))
-    return Index(folder, spec, kind, tokens, documents, tuple(shards), ends, fingerprint)
+    return Index(folder, spec, kind, tokens, documents, tuple(shards), ends, fingerprint, int(values["bytes"]))
 
 
 def _check_file_size(path: Path, expected: int) -> None:

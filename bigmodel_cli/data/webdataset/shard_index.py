@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -12,6 +13,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from bigmodel_cli.core.addresses import full, remember
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.regular_files import read_regular
+from bigmodel_cli.core.specs import ValueRange
 from bigmodel_cli.data.download import read_url
 
 MAX_INDEX_BYTES = 64 * 2**20
@@ -41,6 +43,8 @@ class ShardIndex:
     std: tuple[float, ...]
     splits: dict[str, tuple[Shard, ...]]
     fingerprint: str
+    value_range: ValueRange | None
+    """What was black and white in images of more than 8 bits when their mean and deviation were measured."""
 
 
 def is_address(text: str) -> bool:
@@ -78,11 +82,21 @@ def read_shard_index(where: str, sha256: str | None = None) -> ShardIndex:
             splits[split] = (*splits.get(split, ()), shard)
         classes = tuple(map(str, about["classes"]))
         mean, std = (tuple(map(float, about[k])) for k in ("mean", "std"))
+        value_range = _range(about.get("value_range"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: {error!r}"[:180], "expected what `bigmodel data index` writes") from None
     if "train" not in splits or not classes or set(splits) - {"train", "val", "test"}:
         raise InputError(f"{where}: splits {', '.join(splits)}, {len(classes)} classes", "expected train and classes")
-    return ShardIndex(classes, mean, std, splits, fingerprint)
+    return ShardIndex(classes, mean, std, splits, fingerprint, value_range)
+
+
+def _range(found: object) -> ValueRange | None:
+    if found is None:
+        return None
+    low, high = map(float, found)  # type: ignore[call-overload]
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value_range is {found!r}")
+    return low, high
 
 
 def _resolve_location(index: str, url: str) -> str:

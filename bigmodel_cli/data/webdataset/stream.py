@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -26,15 +27,16 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.recipe import cache_root
 from bigmodel_cli.core.registry import data, natural
-from bigmodel_cli.core.specs import Interpolation
+from bigmodel_cli.core.specs import Interpolation, Spec, ValueRange
 from bigmodel_cli.core.types import Batch, DataBundle, ImageSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.image.decode_cache import by_last_use, limit_bytes
 from bigmodel_cli.data.image.listing import Item
+from bigmodel_cli.data.image.value_range import Given, choose_range, suits
 from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.data.webdataset.images import shard_items, split_of
 from bigmodel_cli.data.webdataset.order import next_shards, shard_order
-from bigmodel_cli.data.webdataset.shard_index import Shard, read_shard_index
+from bigmodel_cli.data.webdataset.shard_index import Shard, ShardIndex, read_shard_index
 
 MAX_OPEN = 64  # shards open at a time, with their lists of samples in memory
 
@@ -46,10 +48,11 @@ class ShardStream:
     shards need the space. The next shard in the epoch's order is downloaded in the background.
     """
 
-    def __init__(self, shards: tuple[Shard, ...], classes: tuple[str, ...], how: tuple[int, int, Interpolation],
+    def __init__(self, shards: tuple[Shard, ...], classes: tuple[str, ...],
+                 how: tuple[int, int, Interpolation, ValueRange | None],
                  split: str, window: int) -> None:  # fmt: skip
         self.shards, self.split, self.window = shards, split, window
-        self._how = how  # channels, side and interpolation of the decoded squares
+        self._how = how  # channels, side and interpolation of the decoded squares, and their values
         self._label = {name: k for k, name in enumerate(classes)}
         self._starts = [0, *itertools.accumulate(s.count for s in shards)]
         self._ahead = ThreadPoolExecutor(1, "shards")
@@ -161,6 +164,8 @@ def evict_shards(folder: Path, needed: int) -> None:
 @data.register(reads=lambda given: 10 * given.text.startswith(("http://", "https://")))
 def shard_stream(
     root: Path,
+    like: Spec | None = None,
+    fits: bool = False,
     *,
     path: Annotated[str, Field(description="of the index, or its http(s) URL")],
     sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$", description="of the index; null: any")] = None,
@@ -168,6 +173,7 @@ def shard_stream(
     crop: Annotated[float, Field(ge=0.5, le=1)] = 0.875,
     interpolation: Interpolation = "bilinear",
     channels: Literal[1, 3] = 3,
+    value_range: Given = None,
     window: Annotated[int, Field(gt=0, description="samples shuffled together, after shuffling the shards")] = 8192,
 ) -> DataBundle:
     """WebDataset image shards streamed from a web server or a folder, fetched as training reaches them."""
@@ -180,30 +186,61 @@ def shard_stream(
             raise InputError(f"{path}: one shard", "expected two or more, since val takes whole shards")
         splits |= {"train": splits["train"][:-cut], "val": splits["train"][-cut:]}
 
+    chosen = range_of_index(index, like, value_range, fits)
+
     def load(split: str) -> ShardStream:
-        how = (channels, side, interpolation)
+        how = (channels, side, interpolation, chosen)
         return ShardStream(splits[split], index.classes, how, split, window if split == "train" else 1)
 
-    mean, std = (_in_channels(values, channels) for values in (index.mean, index.std))
-    spec = ImageSpec(channels, size, size, index.classes, mean, std, side, crop, interpolation)
-    return DataBundle(
-        spec, {split: functools.cache(functools.partial(load, split)) for split in splits}, index.fingerprint
-    )
+    mean, std = (_in_channels(values, channels) for values in _normalisation(index, chosen))
+    spec = ImageSpec(channels, size, size, index.classes, mean, std, side, crop, interpolation, chosen)
+    loads = {split: functools.cache(functools.partial(load, split)) for split in splits}
+    return DataBundle(spec, loads, index.fingerprint, _range_notes(index, chosen))
+
+
+def range_of_index(index: ShardIndex, like: Spec | None, given: ValueRange | None, fits: bool) -> ValueRange | None:
+    """As :func:`bigmodel_cli.data.image.value_range.choose_range`, where only the index has seen the images."""
+    known = like.value_range if isinstance(like, ImageSpec) else None
+    if given is not None or index.value_range is None:
+        return given or known
+    if isinstance(like, ImageSpec) and not fits:
+        return known
+    return known if known is not None and suits(known, index.value_range) else index.value_range
+
+
+def _normalisation(index: ShardIndex, chosen: ValueRange | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the deviation of the pixels, which were measured in the index's range, in the range `chosen`."""
+    if index.value_range is None or chosen in (None, index.value_range):
+        return index.mean, index.std
+    (low, high), (first, last) = index.value_range, chosen
+    scale = (high - low) / (last - first)
+    moved = tuple(mean * scale + (low - first) / (last - first) for mean in index.mean)
+    return moved, tuple(std * scale for std in index.std)
+
+
+def _range_notes(index: ShardIndex, chosen: ValueRange | None) -> list[str]:
+    if index.value_range is None:
+        return []
+    if chosen is None:
+        return [
+            "images have more than 8 bits, and those that the model was trained on had not: their high byte is read"
+        ]
+    return [f"images have more than 8 bits: data.value_range = [{chosen[0]:g}, {chosen[1]:g}] is black and white"]
 
 
 def _in_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def make_index(paths: list[Path], out: Path) -> dict[str, Any]:
-    """Build the index of the shards at `paths`, which must be below the folder of `out`.
+def make_index(paths: list[Path], out: Path, notes: list[str] | None = None) -> dict[str, Any]:
+    """Build the index of the shards at `paths`, which must be below the folder of `out`; `notes` takes what to know.
 
     Raises:
         InputError: a shard is damaged or elsewhere; the message names it.
     """
     entries: list[dict[str, Any]] = []
     classes: set[str] = set()
-    pixels = torch.zeros(3, 3, dtype=torch.float64)  # sums, squares and counts by channel
+    looked: list[Item] = []
     folder = out.absolute().parent
     each = max(1, 2048 // len(paths))
     for path in paths:
@@ -213,15 +250,27 @@ def make_index(paths: list[Path], out: Path) -> dict[str, Any]:
         classes |= {label for _, label in found}
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        for item, _ in found[:: max(1, len(found) // each)]:
-            x = decode(item.read(), item.location, 3, 128).double() / 255
-            pixels += torch.stack([x.sum((1, 2)), x.square().sum((1, 2)), torch.full((3,), float(x[0].numel()))])
+        looked += [item for item, _ in found[:: max(1, len(found) // each)]]
         url = path.relative_to(folder).as_posix()
         entries.append({"url": url, "nsamples": len(found), "bytes": path.stat().st_size, "sha256": digest,
                         "split": split_of(path)})  # fmt: skip
-    mean = pixels[0] / pixels[2]
-    std = (pixels[1] / pixels[2] - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)
+    value_range, said = choose_range([item for item in looked if split_of(Path(item.file)) == "train"] or looked,
+                                     None, None, True)  # fmt: skip
+    mean, std = _measure(looked, value_range)
+    if notes is not None:
+        notes += said
     return {
         "__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": entries,
         "classes": sorted(classes, key=natural), "mean": mean.tolist(), "std": std.tolist(),
+        **({"value_range": value_range} if value_range is not None else {}),
     }  # fmt: skip
+
+
+def _measure(items: Sequence[Item], value_range: ValueRange | None) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation (3,) of the pixels of `items`, by channel."""
+    pixels = torch.zeros(3, 3, dtype=torch.float64)  # sums, squares and counts by channel
+    for item in items:
+        x = decode(item.read(), item.location, 3, 128, value_range=value_range).double() / 255
+        pixels += torch.stack([x.sum((1, 2)), x.square().sum((1, 2)), torch.full((3,), float(x[0].numel()))])
+    mean = pixels[0] / pixels[2]
+    return mean, (pixels[1] / pixels[2] - mean**2).clamp(min=0).sqrt().clamp(min=0.5 / 255)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
@@ -11,6 +13,18 @@ from bigmodel_cli.core.recipe import DataSection, data_root
 from bigmodel_cli.core.registry import data, tasks
 from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.subset import carve
+
+_opened: ContextVar[dict[Any, DataBundle] | None] = ContextVar("opened data", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Within it, data that is loaded again as it was loaded last is not read again: its files must not change."""
+    before = _opened.set({})
+    try:
+        yield
+    finally:
+        _opened.reset(before)
 
 
 def load_data(
@@ -26,6 +40,16 @@ def load_data(
     Raises:
         InputError: ``data.task`` is no task, or this data has one class a sample only.
     """
+    opened, asked = _opened.get(), (section.model_dump_json(), like, task, fits)
+    if opened is None:
+        return _load(section, like, task, fits)
+    if asked not in opened:
+        opened.clear()
+        opened[asked] = _load(section, like, task, fits)
+    return opened[asked]
+
+
+def _load(section: DataSection, like: Spec | None, task: str | None, fits: bool) -> DataBundle:
     entry = data.get(section.name)
     parameters = inspect.signature(entry.function).parameters
     special = section.task is not None and tasks.get(section.task).meta.get("over")
