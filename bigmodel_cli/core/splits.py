@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 WORDS = {
-    "train": "train", "training": "train", "trn": "train",
+    "train": "train", "training": "train", "trn": "train", "trainval": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "develop": "val", "development": "val",
-    "test": "test", "testing": "test", "tst": "test",
+    "test": "test", "testing": "test", "tst": "test", "eval": "test", "evaluation": "test", "holdout": "test",
 }  # fmt: skip
 """A word in the name of a split -> the split."""
 FILLERS = frozenset(("set", "split", "data", "dataset", "images", "image", "imgs", "img", "photos", "files"))
 """Words that say nothing about a split."""
-JOINED = re.compile(r"^(train|training|val|valid|validation|dev|test|testing)(?:set|data|images|imgs)$")
+JOINED = re.compile(r"^(train|training|val|valid|validation|dev|test|testing)(?:(?:set|data|images|imgs)|(\d+))$")
+UNLABELLED = frozenset(("unsup", "unsupervised", "unlabeled", "unlabelled"))
+"""Folders of samples that have no class, beside those of the classes."""
 
 
 def split_of(name: str) -> str | None:
@@ -27,7 +29,7 @@ def splits_among(names: Iterable[str]) -> dict[str, str]:
     """Name -> split, for those of the sibling `names` that are splits.
 
     Besides the usual names, several names that differ only in the word for their split are splits: ``seg_train`` and
-    ``seg_test``, or ``flowers-train`` and ``flowers-valid``.
+    ``seg_test``, or ``flowers-train`` and ``flowers-valid``; also with a number beside another split, as ``test1``.
     """
     found: dict[str, str] = {}
     by_rest: dict[tuple[str, ...], dict[str, str]] = {}
@@ -40,17 +42,26 @@ def splits_among(names: Iterable[str]) -> dict[str, str]:
     for group in by_rest.values():
         if len(set(group.values())) > 1:
             found |= group
+    for rest, group in by_rest.items():
+        if all(word.isdigit() for word in rest):
+            found |= {name: split for name, split in group.items() if set(found.values()) - {split}}
     return found
 
 
 def _parts(name: str) -> tuple[str | None, tuple[str, ...]]:
     """The split that a word of `name` means, if exactly one word does, and the other words."""
-    words = [word for word in re.split(r"[^0-9a-z]+", name.casefold()) if word]
-    words = [match[1] if (match := JOINED.match(word)) else word for word in words]
+    words = list(_words(name))
     splits = [word for word in words if word in WORDS]
     if len(splits) != 1:
         return None, tuple(words)
     return WORDS[splits[0]], tuple(word for word in words if word not in WORDS and word not in FILLERS)
+
+
+def _words(name: str) -> Iterator[str]:
+    """The words of `name`; ``trainset`` is ``train``, and ``test1`` is ``test`` and ``1``."""
+    for word in re.split(r"[^0-9a-z]+", name.casefold()):
+        match = JOINED.match(word)
+        yield from (part for part in (match.groups() if match else (word,)) if part)
 
 
 def check_one_folder_each(where: object, named: Mapping[str, str]) -> tuple[str, str] | None:

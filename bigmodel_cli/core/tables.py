@@ -6,7 +6,9 @@ suffix does not imply is noted. A row that does not fit is an error that names i
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +29,10 @@ JSON = (*JSON_LINES, ".json")
 SUFFIXES = (*SEPARATED, *JSON)
 MISSING = object()
 """The value of a key that a JSON object does not have."""
+AROUND = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]+|[\\s\u200b-\u200f\u2060\ufeff]+$")
+"""What is removed around a label: blanks, and characters without a width."""
+ABSENT_WORDS = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null"))
+"""Words that programs write where a value is missing; they may also be names, as of Namibia."""
 csv.field_size_limit(MAX_LINE_CHARS)
 
 
@@ -247,22 +253,40 @@ class LabelCells:
         """
         if type(value) is str and value in self._known:
             return self._known[value]
+        if isinstance(value, list):
+            hint = "several labels a sample: --task multi_label_classification"
+            raise InputError(f"{where()}: {self.column} is a list", "expected one label", hint)
         text = str(value).lower() if type(value) is bool else as_text(value, where(), self.column)
-        label = unicodedata.normalize("NFC", text.strip())
+        label = unicodedata.normalize("NFC", AROUND.sub("", text))
         if not label:
             raise InputError(
                 f"{where()}: no {self.column}", "expected a label in every row", "remove the row, or label it"
             )
         if label == text:
             self._known[text] = label
-        self.trimmed += text != text.strip()
+        self.trimmed += text != AROUND.sub("", text)
         return label
 
     def notes(self, classes: Iterable[str]) -> list[str]:
         """What a person should know of the labels; `classes` are all of them."""
         found = [f"{self.column}: blanks around {self.trimmed:,} labels removed"] if self.trimmed else []
-        by_case: dict[str, list[str]] = {}
-        for name in classes:
-            by_case.setdefault(name.casefold(), []).append(name)
-        same = [" and ".join(names) for names in by_case.values() if len(names) > 1]
-        return found + ([f"{self.column}: classes that differ only in case: {', '.join(same[:3])}"] if same else [])
+        return found + [f"{self.column}: {note}" for note in doubtful_classes(classes)]
+
+
+def doubtful_classes(classes: Iterable[str]) -> list[str]:
+    """Notes on names that may not be meant as classes of their own."""
+    names, notes = list(classes), list[str]()
+    by_case: dict[str, list[str]] = {}
+    by_value: dict[float, list[str]] = {}
+    for name in names:
+        by_case.setdefault(name.strip().casefold(), []).append(name)
+        with contextlib.suppress(ValueError):
+            by_value.setdefault(float(name), []).append(name)
+    for what, groups in (("differ only in case or blanks", by_case), ("are the same number", by_value)):
+        same = [" and ".join(group) for group in groups.values() if len(group) > 1]
+        notes += [f"classes that {what}: {', '.join(same[:3])}"] if same else []
+    absent = [name for name in names if name.casefold() in ABSENT_WORDS]
+    notes += [f"{', '.join(absent)}: read as a class, though it often stands for a missing label"] if absent else []
+    parts = [name for name in names if "|" in name]
+    hint = "several labels a sample: --task multi_label_classification"
+    return notes + ([f"classes with | in them, such as {parts[0]}; {hint}"] if parts else [])

@@ -108,17 +108,12 @@ class WordTokenizer:
 
 
 def encode_sized(known: Tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """The ids of `text`, and the bytes of text that each stands for; of a word tokenizer, those of its words."""
-    if isinstance(known, BPETokenizer) and not known.names_every_byte:
+    """The ids of `text`, and the bytes of text that each stands for."""
+    if isinstance(known, BPETokenizer):
         found, sizes = known.encode_sized(text)
         return list(found), sizes.tolist()
-    ids, lengths = list(known.encode(text)), _byte_lengths(known)
+    ids, lengths = list(known.encode(text)), known.byte_lengths()
     return ids, [lengths[i] for i in ids]
-
-
-@functools.lru_cache(maxsize=8)
-def _byte_lengths(known: Tokenizer) -> list[int]:
-    return known.byte_lengths()
 
 
 def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -69,6 +70,14 @@ def carve(
         if how == "hash":
             in_val = _on_both_sides(in_val, torch.arange(len(labels)), in_val.float(), labels, classes)
     return Subset(source, (~in_val).nonzero().flatten()), Subset(source, in_val.nonzero().flatten())
+
+
+MOST_ALONE = 10
+"""With more classes of one sample, all numbers, the labels are likely to be numbers to predict."""
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
 
 
 Row = TypeVar("Row")
@@ -162,5 +171,7 @@ def _on_both_sides(in_val: Tensor, groups: Tensor, chance: Tensor, labels: Tenso
             names = [classes[i] if i < len(classes) else str(i) for i in gone]
             what = f"{shorten(names)}: too few samples to have some in train and some in val"
             expected = "expected two or more of each class that are in different groups"
-            raise InputError(what, expected, "add some, leave the class out, or give a val split of your own")
+            hint = "add some, leave the class out, or give a val split of your own"
+            numbers = len(names) > MOST_ALONE and all(map(_is_number, names))
+            raise InputError(what, expected, "--task regression, if they are numbers to predict" if numbers else hint)
     return in_val

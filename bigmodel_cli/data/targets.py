@@ -5,21 +5,27 @@ Shapes: N samples, K labels or numbers.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
+from bigmodel_cli.core.tables import AROUND
 from bigmodel_cli.core.types import Batch, Source
 
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
 SEPARATOR = "|"
+Separator = Annotated[str, Field(min_length=1, description="between the labels of a cell that names several")]
+LONGEST_LIST = 10_000  # characters
 YES = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "y": 1.0}
 NO = {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "n": 0.0, "-1": 0.0}
 
@@ -57,14 +63,15 @@ class Labels:
     """The labels of samples, read cell by cell as `task` needs them: `add` numbers the rows that `targets` holds.
 
     With several `columns`, each is a label (1 or 0) or a number. One column holds a number or the names of the labels
-    that hold, separated by ``|``.
+    that hold, separated by `separator`.
     """
 
-    def __init__(self, task: str, columns: Sequence[str]) -> None:
-        self.task, self.columns = task, tuple(columns)
+    def __init__(self, task: str, columns: Sequence[str], separator: str = SEPARATOR) -> None:
+        self.task, self.columns, self.separator = task, tuple(columns), separator
         self.rows: list[tuple[float, ...]] = []
         self.sets: list[frozenset[str]] = []
         self.named = task == MULTI_LABEL and len(columns) == 1
+        self.written = False  # whether a cell is text that may name several
 
     def add(self, cells: Sequence[Any], where: str) -> int:
         """The number of the row of `cells`, one per column, which stand at `where`.
@@ -73,7 +80,8 @@ class Labels:
             InputError: a cell is empty, or no number or no truth value.
         """
         if self.named:
-            self.sets.append(frozenset(names_in(cells[0])))
+            self.written |= isinstance(cells[0], str)
+            self.sets.append(frozenset(names_in(cells[0], self.separator)))
         else:
             read: Callable[[Any, str, str], float] = _truth if self.task == MULTI_LABEL else _number
             row = [read(c, name, where) for c, name in zip(cells, self.columns, strict=True)]
@@ -90,7 +98,9 @@ class Labels:
             return self.columns
         found = sorted({name for names in self.sets for name in names})
         if not found:
-            raise InputError(f"no labels in the column {self.columns[0]}", f"expected names, several as a{SEPARATOR}b")
+            raise InputError(
+                f"no labels in the column {self.columns[0]}", f"expected names, several as a{self.separator}b"
+            )
         return tuple(found)
 
     def targets(self) -> Tensor:
@@ -112,6 +122,9 @@ class Labels:
         seen = targets[torch.tensor(list(train), dtype=torch.int64)]
         constant = [n for n, mean in zip(names, seen.mean(0).tolist(), strict=True) if mean in (0, 1)]
         notes = [f"{bare:,} samples without any label"] if bare else []
+        if self.written and all(len(row) < 2 for row in self.sets):
+            hint = "--set data.separator=... is what separates several"
+            notes.append(f"no sample has several labels: each cell of {self.columns[0]} is read as one; {hint}")
         shown = ", ".join(constant[:5]) + (", ..." if len(constant) > 5 else "")
         return notes + ([f"labels that all or no training samples have: {shown}"] if constant else [])
 
@@ -127,10 +140,19 @@ def named_task(task: str | None) -> str:
     return task
 
 
-def names_in(cell: Any) -> list[str]:
-    """The labels of one cell: ``a|b``, or a JSON list."""
-    parts = cell if isinstance(cell, (list, tuple)) else str("" if cell is None else cell).split(SEPARATOR)
-    return [name for part in parts if (name := str(part).strip())]
+def names_in(cell: Any, separator: str = SEPARATOR) -> list[str]:
+    """The labels of one cell: ``a|b``, or a list, of JSON or as Python writes it."""
+    parts = cell if isinstance(cell, (list, tuple)) else _listed(str("" if cell is None else cell).strip(), separator)
+    return [name for part in parts if (name := AROUND.sub("", str(part)))]
+
+
+def _listed(text: str, separator: str) -> Sequence[Any]:
+    if text.startswith("[") and text.endswith("]") and len(text) < LONGEST_LIST:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(text)
+            if isinstance(found, list) and all(isinstance(name, (str, int)) for name in found):
+                return found
+    return text.split(separator)
 
 
 def _number(cell: Any, column: str, where: str) -> float:

@@ -111,6 +111,30 @@ FOLDERS = {
     "both val and valid": Case(
         lambda p: tree(p, "train/a", "train/b", "val/a", "valid/a"), refused="both val/ and valid/"
     ),
+    "train1 and test1": Case(
+        lambda p: tree(p, "train1/a", "train1/b", "test1/a"), {"train": {"a": 2, "b": 2}, "test": {"a": 2}}
+    ),
+    "trainval and eval": Case(
+        lambda p: tree(p, "trainval/a", "trainval/b", "eval/a"), {"train": {"a": 2, "b": 2}, "test": {"a": 2}}
+    ),
+    "a flat train and test1": Case(lambda p: tree(p, "train", "test1"), refused="directly in it and no class folders"),
+    "a table in a flat train": Case(
+        lambda p: (tree(p, "train"), (p / "train/metadata.csv").write_text("file_name,label\n0.png,a\n1.png,b\n")),
+        refused="a table train/metadata.csv",
+    ),
+    "folds": Case(
+        lambda p: tree(p, "fold1/a", "fold1/b", "fold2/a", "fold2/b"),
+        {"train": {"fold1": 4, "fold2": 4}},
+        "the classes are the outer folders, fold1/, fold2/, not a/, b/ in each of them",
+    ),
+    "names that differ in case": Case(
+        lambda p: tree(p, "Cat", "cat"), {"train": {"Cat": 2, "cat": 2}}, "differ only in case or blanks: Cat and cat"
+    ),
+    "unlabelled images": Case(
+        lambda p: tree(p, "train/a", "train/b", "train/unlabeled", "test/a", "test/b"),
+        {"train": {"a": 2, "b": 2}, "test": {"a": 2, "b": 2}},
+        "not used, since its samples have no label: unlabeled/ (2)",
+    ),
     "nested folders": Case(lambda p: tree(p, "a/x/y", "a/z", "b"), {"train": {"a": 4, "b": 2}}),
     "other folders": Case(
         lambda p: tree(p, "train/a", "train/b", "sample"), {"train": {"a": 2, "b": 2}}, "not used: sample/ (2 images)"
@@ -207,7 +231,66 @@ def test_labels_are_trimmed_composed_and_counted(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
     assert labelled(tmp_path / "b.jsonl").spec.classes == ("false", "true")
     (tmp_path / "c.csv").write_text("text,label\na,Pos\nb,pos\n")
-    assert "differ only in case: Pos and pos" in "\n".join(labelled(tmp_path / "c.csv").notes)
+    assert "differ only in case or blanks: Pos and pos" in "\n".join(labelled(tmp_path / "c.csv").notes)
+
+
+def test_labels_that_may_not_be_meant_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,1\nb,1.0\nc,nan\nd,x|y\ne,1\u200b\n")
+    bundle = labelled(tmp_path / "a.csv")
+    assert bundle.spec.classes == ("1", "1.0", "nan", "x|y")
+    told = "\n".join(bundle.notes)
+    assert "classes that are the same number: 1 and 1.0" in told and "nan: read as a class" in told
+    assert "classes with | in them, such as x|y; several labels a sample" in told
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "label": ["x", "y"]}\n')
+    with pytest.raises(InputError, match="label is a list"):
+        labelled(tmp_path / "b.jsonl")
+    (tmp_path / "c.csv").write_text("text,label\n" + "".join(f"t {i},{i / 7:.2f}\n" for i in range(40)))
+    bundle = labelled(tmp_path / "c.csv")
+    with pytest.raises(InputError) as caught:
+        train_and_val(bundle, DataSection(name="labelled_file"))
+    assert "--task regression" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "names"),
+    [
+        (["a|b", "b", "", "a"], {}, ("a", "b")),
+        (["\"['a', 'b c']\"", "\"['b c']\"", "[]", "a"], {}, ("a", "b c")),
+        (["a b", "b", "a", "b a"], {"separator": " "}, ("a", "b")),
+        (["a b", "b", "a", ""], {}, ("a", "a b", "b")),
+    ],
+)
+def test_several_labels_in_a_cell(cells: list[str], options: Any, names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t {i},{cell}\n" for i, cell in enumerate(cells)))
+    path = str(tmp_path / "a.csv")
+    bundle = data.get("text_targets")(tmp_path, None, "multi_label_classification", path=path, **options)
+    assert bundle.spec.classes == names
+    one = not options and names == ("a", "a b", "b")
+    assert any("no sample has several labels" in note for note in bundle.notes) == one
+
+
+def test_texts_in_class_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("pos", "neg"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(6):
+                (tmp_path / split / name / f"{i}_9.txt").write_bytes(f"{name} é {i}".encode("latin-1"))
+    (tmp_path / "train/unsup").mkdir()
+    (tmp_path / "train/unsup/0.txt").write_text("x")
+    (tmp_path / "train/urls_pos.txt").write_text("http://x")
+    (tmp_path / "train/pos/empty.txt").write_text("")
+    (tmp_path / "imdb.vocab").write_text("x")
+    assert source_for(tmp_path) == "text_folders"
+    bundle = data.get("text_folders")(tmp_path, path=str(tmp_path))
+    assert bundle.spec.classes == ("neg", "pos")
+    assert {split: load().labels.bincount().tolist() for split, load in bundle.load.items()} == {
+        "train": [6, 6], "test": [6, 6],
+    }  # fmt: skip
+    told = "\n".join(bundle.notes)
+    for said in ("unsup/ (1)", "1 texts not used", "1 empty files", "read as cp1252", "and 21 more", ".vocab 1"):
+        assert said in told, told
+    tree(tmp_path / "images", "a", "b")
+    assert source_for(tmp_path / "images") == "image_folder"
 
 
 def test_a_folder_of_one_table_a_split(tmp_path: Path) -> None:

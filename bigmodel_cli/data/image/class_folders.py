@@ -12,7 +12,8 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image_names import is_hidden
 from bigmodel_cli.core.images import describe_unused, image_suffixes
-from bigmodel_cli.core.splits import FILLERS, check_one_folder_each, split_of, splits_among
+from bigmodel_cli.core.splits import FILLERS, UNLABELLED, check_one_folder_each, split_of, splits_among
+from bigmodel_cli.core.tables import doubtful_classes
 from bigmodel_cli.data.image.listing import MAX_FILE, NO_TRAIN, Item, Listing, build_listing
 
 HIDDEN = "hidden"
@@ -66,17 +67,18 @@ def add_member(root: Folder, name: str, size: int, image: Callable[[], Any]) -> 
         place.images.append(image())
 
 
-def arrange(where: str, root: Folder, item: Callable[[Any], Item]) -> Listing:
+def arrange(where: str, root: Folder, item: Callable[[Any], Item], kind: str = "images") -> Listing:
     """The images below `root` by split and class: ``[split/]<class>/...``, or ``<class>/<split>/...``.
 
-    Folders that hold nothing but one folder, as archives often have, are passed through. `item` makes an image's item.
+    Folders that hold nothing but one folder, as archives often have, are passed through. `item` makes an image's item;
+    `kind` is what messages call them.
 
     Raises:
         InputError: images lie where no class is, or folders can mean several things.
     """
     notes: list[str] = []
     root = _unwrapped(root, notes)
-    splits = _splits(where, root, notes)
+    splits = _splits(where, root, notes, kind)
     found: dict[str, dict[str, list[Item]]] = {}
     used: list[Folder] = []
     for split, folders in splits.items():
@@ -93,6 +95,7 @@ def arrange(where: str, root: Folder, item: Callable[[Any], Item]) -> Listing:
     for classes in found.values():
         for items in classes.values():
             items.sort(key=lambda one: one.name)
+    notes += [f"folders: {note}" for note in doubtful_classes(sorted({n for names in found.values() for n in names}))]
     others: Counter[str] = Counter()
     for folder in root.below():
         others.update(folder.others)
@@ -115,19 +118,20 @@ def _unwrapped(root: Folder, notes: list[str]) -> Folder:
     return root
 
 
-def _splits(where: str, root: Folder, notes: list[str]) -> dict[str, dict[str, Folder]]:
+def _splits(where: str, root: Folder, notes: list[str], kind: str) -> dict[str, dict[str, Folder]]:
     """Split -> class folders by name."""
     named = splits_among(root.full)
     flat = [name for name in named if not root.full[name].full]
     if named and len(flat) == len(named) and (len(root.full) > len(named)):
-        notes.append(f"{', '.join(f'{name}/' for name in flat)}: read as a class, since it holds images and no classes")
+        notes.append(f"{', '.join(f'{name}/' for name in flat)}: read as a class, since it holds {kind} and no classes")
         named = {}
     if not named:
-        classes = _classes(root)
+        classes = _classes(root, notes, kind)
         inner = _splits_within(classes)
         if inner:
             notes.append(f"splits are the folders within the classes: {', '.join(sorted(inner))}")
             return inner
+        notes += _alike(classes)
         return {"train": classes}
     if both := check_one_folder_each(where, {n: s for n, s in named.items() if n not in flat}):
         raise InputError(f"{where}: both {both[0]}/ and {both[1]}/", f"expected one {named[both[0]]} folder")
@@ -135,13 +139,22 @@ def _splits(where: str, root: Folder, notes: list[str]) -> dict[str, dict[str, F
     for name, split in named.items():
         folder = root.full[name]
         if name in flat and split == "test":
-            notes.append(f"{name}/: {len(folder.images):,} images not used: in no class folder, so without labels")
+            notes.append(f"{name}/: {len(folder.images):,} {kind} not used: in no class folder, so without labels")
             continue
-        found[split] = _classes(_same_folder(folder))
-    rest = [f"{n}/ ({root.children[n].count():,} images)" for n in sorted(root.children) if n not in named]
+        found[split] = _classes(_same_folder(folder), notes, kind)
+    rest = [f"{n}/ ({root.children[n].count():,} {kind})" for n in sorted(root.children) if n not in named]
     notes += [f"not used: {', '.join(rest[:5])}{', ...' if len(rest) > 5 else ''} beside the splits"] if rest else []
-    notes += [f"{len(root.images):,} images not used: beside the splits"] if root.images else []
+    notes += [f"{len(root.images):,} {kind} not used: beside the splits"] if root.images else []
     return found
+
+
+def _alike(classes: dict[str, Folder]) -> list[str]:
+    """A note where the folders in each class are the same, so that they may be the classes."""
+    inside = [set(folder.full) for folder in classes.values()]
+    if len(inside) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
+        return []
+    outer, inner = (", ".join(f"{name}/" for name in sorted(names)[:3]) for names in (classes, inside[0]))
+    return [f"the classes are the outer folders, {outer}, not {inner} in each of them; a table can say otherwise"]
 
 
 def _same_folder(folder: Folder) -> Folder:
@@ -155,7 +168,7 @@ def _same_folder(folder: Folder) -> Folder:
     return folder
 
 
-def _classes(folder: Folder) -> dict[str, Folder]:
+def _classes(folder: Folder, notes: list[str], kind: str) -> dict[str, Folder]:
     """The class folders in `folder`.
 
     Raises:
@@ -163,20 +176,27 @@ def _classes(folder: Folder) -> dict[str, Folder]:
     """
     loose = len(folder.images)
     if not folder.children:
-        what = f"{loose} images directly in it and no class folders" if loose else "no class folders in it"
+        what = f"{loose} {kind} directly in it and no class folders" if loose else "no class folders in it"
         raise InputError(f"{folder.path}: {what}", NO_TRAIN)
-    if loose:
-        raise InputError(f"{folder.path}: {loose} images beside the class folders", "move each into its class folder")
-    for child in folder.children.values():
+    if loose and kind == "texts":  # lists and licences are texts too
+        notes.append(f"{loose:,} texts not used: beside the class folders")
+    elif loose:
+        raise InputError(f"{folder.path}: {loose} {kind} beside the class folders", "move each into its class folder")
+    bare = [name for name in folder.children if name.casefold() in UNLABELLED and len(folder.children) > 2]
+    if bare:
+        names = ", ".join(f"{name}/ ({folder.children[name].count():,})" for name in bare)
+        notes.append(f"not used, since its samples have no label: {names}")
+    classes = {name: child for name, child in folder.children.items() if name not in bare}
+    for child in classes.values():
         if not child.count():
             others = Counter[str]()
             for part in child.below():
                 others.update(part.others)
             others.pop(HIDDEN, None)
             there = f" (only {others.total()} other files: {_suffixes(others)})" if others else ""
-            hint = "remove it, or put its images there"
-            raise InputError(f"{child.path}: an empty class: no images in it{there}", hint)
-    return dict(folder.children)
+            hint = f"remove it, or put its {kind} there"
+            raise InputError(f"{child.path}: an empty class: no {kind} in it{there}", hint)
+    return classes
 
 
 def _suffixes(others: Counter[str]) -> str:

@@ -6,7 +6,6 @@ Nothing is decoded here. A wrong layout is reported in one line.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,11 @@ from bigmodel_cli.core.columns import USUAL
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image_names import is_hidden
 from bigmodel_cli.core.images import image_suffixes
-from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import first_columns, table_suffix
-from bigmodel_cli.data.image.class_folders import HIDDEN, Folder, arrange
+from bigmodel_cli.core.splits import split_of, splits_among
+from bigmodel_cli.core.tables import SUFFIXES, first_columns, table_suffix
+from bigmodel_cli.data.image.class_folders import arrange
 from bigmodel_cli.data.image.listing import NO_TRAIN, Listing, file_item
-from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
+from bigmodel_cli.data.user_data.folder_walk import list_files
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME, from_hub, is_saved
 from bigmodel_cli.data.user_data.image_table import from_table
 from bigmodel_cli.data.user_data.image_tar import from_tar
@@ -28,6 +27,7 @@ from bigmodel_cli.data.webdataset.images import from_shards, is_shard
 from bigmodel_cli.data.webdataset.index import expand_pattern, is_pattern
 
 ZIP = ".zip"
+SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
@@ -63,7 +63,8 @@ def list_images(where: str | Path, columns: Mapping[str, str] | None = None, gro
     if name.endswith((*TARS, ZIP)):
         _check_no_columns(path, columns, group_by)
         return from_zip(path) if name.endswith(ZIP) else from_tar(path)
-    raise InputError(f"{path}: neither a folder, a table (.csv, .tsv, .jsonl), a tar nor a zip", NO_TRAIN)
+    hint = "save it as .csv, a sheet a file" if name.endswith(SHEETS) else None
+    raise InputError(f"{path}: neither a folder, a table (.csv, .tsv, .jsonl), a tar nor a zip", NO_TRAIN, hint)
 
 
 def _named(columns: Mapping[str, str] | None, *roles: str) -> dict[str, str | None]:
@@ -106,11 +107,16 @@ def _entries(folder: Path) -> list[Path]:
 
 def _from_folder(root: Path) -> Listing:
     notes: list[str] = []
-    tree = _Walk(str(root), notes).tree
-    for table in (p for p in _entries(root) if table_suffix(p)):
+    tree = list_files(str(root), image_suffixes(), notes)
+    flat = [
+        Path(child.path)
+        for child in tree.children.values()
+        if split_of(child.name) and set(SUFFIXES) & set(child.others)
+    ]
+    for table in (p for folder in (root, *flat) for p in _entries(folder) if table_suffix(p)):
         if not any(child.full for child in tree.children.values()) and "image" in _roles(table):
-            hint = f"--data {table} reads the labels in it"
-            raise InputError(f"{root}: images without class folders, and a table {table.name}", "expected either", hint)
+            hint, name = f"--data {table} reads the labels in it", table.relative_to(root)
+            raise InputError(f"{root}: images without class folders, and a table {name}", "expected either", hint)
     listing = arrange(str(root), tree, lambda image: file_item(image, image[len(str(root)) + 1 :].replace(os.sep, "/")))
     return replace(listing, notes=(*notes, *listing.notes))
 
@@ -118,54 +124,3 @@ def _from_folder(root: Path) -> Listing:
 def _roles(table: Path) -> set[str]:
     columns = first_columns(table)
     return {role for role, names in USUAL.items() if set(names) & set(columns)}
-
-
-class _Walk:
-    """Lists every file below a folder. Links to folders are followed, except back to a folder they are in."""
-
-    def __init__(self, root: str, notes: list[str]) -> None:
-        self.suffixes, self.circles, self.images = image_suffixes(), 0, 0
-        self._reported, self._shown = time.monotonic(), False
-        self.tree = Folder(os.path.basename(root), root)  # noqa: PTH119
-        self._list(self.tree, frozenset([self._identity(root)]))
-        notes += [f"{self.circles:,} links not followed: they lead back to a folder that they are in"] * bool(
-            self.circles
-        )
-
-    def _identity(self, path: str) -> tuple[int, int]:
-        stat = os.stat(path)  # noqa: PTH116
-        return stat.st_dev, stat.st_ino
-
-    def _list(self, folder: Folder, above: frozenset[tuple[int, int]]) -> None:
-        try:
-            with os.scandir(folder.path) as found:
-                entries = list(found)
-        except OSError as error:
-            raise InputError(f"{folder.path}: {error.strerror}", "expected a folder that can be read") from None
-        for entry in entries:
-            if entry.is_dir():
-                if not is_hidden(entry.name):
-                    self._enter(folder, entry, above)
-            elif is_hidden(entry.name):
-                folder.others[HIDDEN] += 1
-            elif (suffix := suffix_of(entry.name)) in self.suffixes:
-                folder.images.append(entry.path)
-            else:
-                folder.others[suffix or "no suffix"] += 1
-        self.images += len(folder.images)
-        if time.monotonic() - self._reported > REPORT_EVERY:
-            self._reported = time.monotonic()
-            self._shown = True
-            report_progress("listing images", self.images, None)
-
-    def _enter(self, folder: Folder, entry: os.DirEntry[str], above: frozenset[tuple[int, int]]) -> None:
-        identity = self._identity(entry.path) if entry.is_symlink() else (entry.stat().st_dev, entry.inode())
-        if identity in above:
-            self.circles += 1
-        else:
-            self._list(folder.child(entry.name), above | {identity})
-
-
-def suffix_of(name: str) -> str:
-    """The suffix of a file name, in lower case; empty if it has none."""
-    return name[name.rfind(".") :].lower() if "." in name else ""

@@ -14,7 +14,7 @@ from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.image.listing import Item
 from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size
 from bigmodel_cli.data.image.value_range import Given
-from bigmodel_cli.data.targets import MULTI_LABEL, Labels, named_task, with_targets
+from bigmodel_cli.data.targets import MULTI_LABEL, SEPARATOR, Labels, Separator, named_task, with_targets
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_table import image_rows
 from bigmodel_cli.data.user_data.text_tables import label_columns
@@ -46,12 +46,16 @@ def image_targets(
     cache: Cache = "auto",
     columns: Columns | None = None,
     group_by: GroupBy = None,
+    separator: Separator = SEPARATOR,
 ) -> DataBundle:
     """Your own images with several labels or with numbers: a table, or folders of links, one a label."""
     where, notes = Path(path).expanduser().absolute(), list[str]()
     is_table = UserPath(str(where), columns or {}).table is not None
-    read = _from_table if is_table else _from_folders
-    splits, labels = read(where, named_task(task), columns, group_by, notes)
+    if is_table:
+        labels = Labels(named_task(task), label_columns(where, ROLES, columns, group_by), separator)
+        splits = _from_table(where, labels, columns, group_by, notes)
+    else:
+        splits, labels = _from_folders(where, named_task(task), columns, group_by, notes)
     notes += labels.notes([item.label for item in splits.get("train", ())])
     reading = Reading(size, crop, interpolation, channels, value_range, skip_bad, cache)
     spec, files = reading.open(splits, labels.names(), like, fits, notes)
@@ -63,14 +67,13 @@ def image_targets(
 
 
 def _from_table(
-    path: Path, task: str, columns: Mapping[str, str] | None, group_by: str | None, notes: list[str]
-) -> tuple[Splits, Labels]:
-    labels = Labels(task, label_columns(path, ROLES, columns, group_by))
+    path: Path, labels: Labels, columns: Mapping[str, str] | None, group_by: str | None, notes: list[str]
+) -> Splits:
     splits: dict[str, list[Item]] = {}
     for row in image_rows(path, ("label",), columns, group_by, notes, apart=("label",)):
         row.item.label = labels.add(row.values[0], row.where)
         splits.setdefault(row.split, []).append(row.item)
-    return splits, labels
+    return splits
 
 
 def _from_folders(

@@ -6,6 +6,7 @@ import functools
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
@@ -37,7 +38,12 @@ def from_zip(path: Path) -> Listing:
         image = Item(member.filename, -1, str(path), member.file_size, stamp, member.header_offset, read)
         add_member(root, member.filename, member.file_size, lambda image=image: image)  # type: ignore[misc]
     if not root.count():
-        raise InputError(f"{path}: no images in it", EXPECTED)
+        kinds = Counter[str]()
+        for folder in root.below():
+            kinds.update(folder.others)
+        there = f", only {', '.join(sorted(kinds)[:5])}" if kinds else ""
+        hint = f"unzip it, then --data what is in it: unzip {path}" if kinds else None
+        raise InputError(f"{path}: no images in it{there}", EXPECTED, hint)
     return arrange(str(path), root, lambda item: item)
 
 

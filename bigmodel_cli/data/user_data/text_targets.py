@@ -13,7 +13,7 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tables import Table, as_text
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.targets import Labels, named_task, with_targets
+from bigmodel_cli.data.targets import SEPARATOR, Labels, Separator, named_task, with_targets
 from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 from bigmodel_cli.data.user_data.text_files import Encoding
@@ -39,10 +39,11 @@ def text_targets(
     encoding: Encoding = AUTO,
     columns: Columns | None = None,
     group_by: GroupBy = None,
+    separator: Separator = SEPARATOR,
 ) -> DataBundle:
     """Your own texts with several labels or with numbers: a table with `text` and one or more columns of labels."""
     file, notes = Path(path).expanduser(), list[str]()
-    labels = Labels(named_task(task), label_columns(file, ROLES, columns, group_by))
+    labels = Labels(named_task(task), label_columns(file, ROLES, columns, group_by), separator)
     numbered: dict[str, array[int]] = {}
 
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
