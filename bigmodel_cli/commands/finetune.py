@@ -85,14 +85,13 @@ def finetune(
     """
     if checkpoint is None and not pretrained and options.model is not None and _is_weights(options.model):
         checkpoint, options = Path(options.model), replace(options, model=None)  # `finetune runs/x`: as --from runs/x
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # the variable that huggingface_hub reads
+    os.environ |= {"HF_HUB_OFFLINE": "1"} if offline else {}  # the variable that huggingface_hub reads
     names_start = checkpoint is not None or pretrained or options.model is not None or options.recipe is not None
     if options.resume and (not names_start or method == "auto"):  # the run knows its start, and what auto chose
         saved = saved_recipe(options.out)
         run_training([*saved, *options.flag_layers(task_in(saved))], options)
         return
-    from bigmodel_cli.engine.build.data import reading_once
+    from bigmodel_cli.engine.build.data import reading_once  # needs torch
 
     layers = expand_hub_model(options.recipe_layers(_task_of(checkpoint, options)), pretrained)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
@@ -101,8 +100,8 @@ def finetune(
         hint = "run it without --nproc, then finetune --method NAME --nproc N"
         raise InputError("--method auto runs in one process", hint=hint)
     with reading_once():  # the data decides defaults, and is then trained on
-        start = _chosen(checkpoint, pretrained, layers) if method == "auto" else start
-        run_training(_told(start_layers(checkpoint, pretrained, start, layers), options), options)
+        chosen = _chosen(checkpoint, pretrained, layers) if method == "auto" else start
+        run_training(_told(start_layers(checkpoint, pretrained, chosen, layers), options), options)
 
 
 def _is_weights(name: str) -> bool:
