@@ -138,6 +138,7 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     samples, _, spec = _count(recipe, trained or published_text_spec(recipe))
     trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
     trains |= read_ranks().world > 1  # the solver runs in one process
+    trains |= recipe.privacy.epsilon is not None  # and adds no noise
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
     new_head = trained is None or set(trained.classes) != set(spec.classes)
     length = suitable_length(samples, recipe.train.batch_size if ("train", "batch_size") in named else None)

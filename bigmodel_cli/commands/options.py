@@ -164,11 +164,7 @@ class RunOptions:
     ] = None
     balance: Annotated[
         str | None,
-        typer.Option(
-            "--balance",
-            metavar="HOW",
-            help="For imbalanced classes: none, loss (class weights) or sampling (equal draws).",
-        ),
+        typer.Option("--balance", metavar="HOW", help="Imbalanced classes: none, loss (weights) or sampling (draws)."),
         Flag("train.balance", default="none"),
     ] = None
     seed: Annotated[
@@ -244,6 +240,11 @@ class RunOptions:
         bool, typer.Option("--dry-run", help="Check the recipe and measure a step; train nothing."), Flag()
     ] = False
     json: Json = False
+    private: Annotated[
+        float | None,
+        typer.Option("--private", metavar="EPSILON", help="Train with differential privacy (DP-SGD) of this epsilon."),
+        Flag("privacy.epsilon", default="without"),
+    ] = None
     nproc: Annotated[
         str | None,
         typer.Option("--nproc", metavar="auto|N", help="Processes on this host; auto: one per GPU, else per core."),
@@ -266,9 +267,7 @@ class RunOptions:
     ] = 0
     timeout: Annotated[
         float | None,
-        typer.Option(
-            "--timeout", metavar="SECONDS", help="Time without an answer after which a process counts as lost."
-        ),
+        typer.Option("--timeout", metavar="SECONDS", help="Time without an answer after which a process is lost."),
         Flag("parallel.timeout", default="600"),
     ] = None
 

@@ -20,7 +20,7 @@ from bigmodel_cli.metrics.reading import format_metric
 
 Event = dict[str, Any]
 REFRESH = 0.1  # seconds between redraws, since a step may take only a millisecond
-COLUMNS = ("epoch", "train loss", "val loss", "val metric", "lr", "rate", "ETA")
+COLUMNS = ("epoch", "train loss", "val loss", "val metric", "lr", "rate", "ETA", "epsilon")
 
 
 def for_output(json: bool) -> Display:
@@ -72,7 +72,16 @@ class PlainLines(Display):
         elif event["event"] == "utilisation":
             console.note(utilisation_line(event, self.clock.unit))
         elif event["event"] == "epoch":
-            names = ("epoch", "train_loss", "val_loss", self.clock.metric, "lr", f"{self.clock.unit}/s", "eta")
+            names = (
+                "epoch",
+                "train_loss",
+                "val_loss",
+                self.clock.metric,
+                "lr",
+                f"{self.clock.unit}/s",
+                "eta",
+                "epsilon",
+            )
             cells = zip(names, epoch_row(event, self.clock), strict=True)
             line = "  ".join(f"{name} {cell}" for name, cell in cells if cell != "-")
             console.note(line + straggler(event))
@@ -118,9 +127,10 @@ class LiveTable(Display):
     def _table(self) -> Table:
         max_rows = max(console.err.height - 8, 4)
         titles = {"val metric": self.clock.metric.replace("_", " "), "rate": f"{self.clock.unit}/s"}
-        head = [titles.get(column, column) for column in COLUMNS]
+        private = any(row[-1] != "-" for row in self.rows)
+        head = [titles.get(column, column) for column in COLUMNS if private or column != "epsilon"]
         # Long runs show their last epochs; metrics.jsonl has all of them.
-        return console.table(None, head, self.rows[-max_rows:], right=True)
+        return console.table(None, head, [row[: len(head)] for row in self.rows[-max_rows:]], right=True)
 
     def _bar(self) -> RenderableType:
         clock = self.clock
@@ -243,6 +253,7 @@ def epoch_row(event: Event, clock: Clock) -> tuple[str, ...]:
         f"{event['lr']:.2e}",
         f"{rate:,.0f}{clock.mfu(rate)}",
         clock.eta(),
+        f"{event['epsilon']:.3g}" if "epsilon" in event else "-",
     )
 
 

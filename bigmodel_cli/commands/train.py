@@ -86,6 +86,8 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
     from bigmodel_cli.insight.range_test import draw
 
     recipe = resolve(layers).recipe
+    if recipe.privacy.epsilon is not None:
+        raise InputError("--lr-find with --private", "a rate that is found on the data is not accounted for")
     found = lr_range_test(recipe)
     folder = out or Path("runs")
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +213,8 @@ def show_outcome(outcome: Outcome) -> None:
         console.show(method_table(outcome))
     metrics = ", ".join(f"{k.replace('_', ' ')} {format_metric(k, v)}" for k, v in outcome.metrics.items())
     console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
+    if spent := run.gradients.spent(run):
+        console.say(f"privacy: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}")
     if run.timer.verdict():
         console.say(run.timer.verdict(), prose=True)
     console.say(f"best checkpoint: {outcome.best}")

@@ -58,6 +58,9 @@ class ModelSection(Component):
     pruned: dict[str, tuple[int | None, int | None]] | None = Field(
         None, description="input and output widths of the layers that compress pruned; null: the model's own widths"
     )
+    batchnorm: Literal["own", "group"] = Field(
+        "own", description="the model's own BatchNorm layers, or GroupNorm in their place, which private training needs"
+    )
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = Field(
         None, description="side of the images that the model takes; null: the starting weights' own, else the data's"
     )
@@ -164,6 +167,22 @@ class ParallelSection(Section):
     scale_lr: bool = Field(False, description="train.batch_size is per rank: multiply it and the rate by the ranks")
 
 
+class PrivacySection(Section):
+    epsilon: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="train with differential privacy (DP-SGD), spending at most this epsilon; null: without"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="its delta; null: the largest power of ten below one over the number of training samples"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="maximum gradient norm of each sample")
+    accountant: Literal["prv", "rdp"] = Field(
+        "prv", description="of the epsilon spent: prv (numerical, tight) or rdp (Renyi, looser, quick)"
+    )
+    noise_seed: Seed | None = Field(
+        None, description="a known seed of noise and sampling: repeatable, and no protection from who knows it"
+    )
+
+
 class Recipe(Section):
     """Every setting of a run. ``bigmodel recipe schema`` prints it with the options of every component."""
 
@@ -177,6 +196,7 @@ class Recipe(Section):
     start: StartSection = StartSection()
     placement: PlacementSection = PlacementSection()
     parallel: ParallelSection = ParallelSection()
+    privacy: PrivacySection = PrivacySection()
 
     @property
     def task(self) -> str:

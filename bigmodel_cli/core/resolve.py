@@ -90,6 +90,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
                 origin[section, key] = layer.locate((section, key))
     _choose_data(merged, origin)
     _choose_loss(merged, origin)
+    _choose_batchnorm(merged, origin)
     if "name" not in merged.get("model", {}):
         raise InputError("no model named", "give a MODEL, or a recipe with a model", "bigmodel models")
     return Resolved(_validate(merged, origin), origin)
@@ -123,6 +124,14 @@ def _choose_loss(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str
     default = tasks.found[task].meta.get("default_loss") if task in tasks.found else None
     if default and ("loss", "name") not in origin:
         merged["loss"] = {"name": default, **{k: v for k, v in merged["loss"].items() if k != "name"}}
+
+
+def _choose_batchnorm(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) -> None:
+    """GroupNorm for a network that is trained privately from random weights: BatchNorm mixes the samples of a batch."""
+    start = merged["start"]
+    from_zero = start.get("checkpoint") is None and not start.get("pretrained")
+    if merged["privacy"].get("epsilon") is not None and from_zero and ("model", "batchnorm") not in origin:
+        merged.get("model", {})["batchnorm"] = "group"
 
 
 def _drop_options(section: str, values: Mapping[str, Any], into: dict[str, Any], origin: dict[KeyPath, str]) -> None:

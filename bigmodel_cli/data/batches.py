@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,7 @@ def shard_batches(samples: int, batch_size: int, shard: int, shards: int) -> lis
     return [part.tensor_split(shards)[shard] for part in torch.arange(samples).split(batch_size * shards)]
 
 
-def gather_ahead(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Batch]:
+def gather_ahead(source: Source, parts: Iterable[Tensor]) -> Iterator[Batch]:
     """Gather `parts` in turn: in this thread while that is quick, else in another thread, one batch ahead.
 
     Decoders release the GIL, so a thread hides their time. For samples in memory, a thread costs more than it saves.
@@ -121,9 +121,14 @@ def gather_ahead(source: Source, parts: tuple[Tensor, ...] | list[Tensor]) -> It
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
-    """Split `batch` into at most `count` nearly equal micro-batches; yields each, and whether it is the last."""
+    """Split `batch` into at most `count` nearly equal micro-batches; yields each, and whether it is the last.
+
+    A batch of no samples has none.
+    """
     size = len(next(iter(batch.values())))
     count = min(count, size)
+    if size == 0:
+        return
     if count == 1:
         yield batch, True
         return

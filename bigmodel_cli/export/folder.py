@@ -186,12 +186,9 @@ class ExportFolder:
         architecture = models.get(self.about["arch"])
         options = architecture.options(dict(self.about["arch_args"]), "model")
         model: nn.Module = architecture(self.spec, **options)
-        pruned = self.about["recipe"].get("model", {}).get("pruned")
-        if pruned:
-            from bigmodel_cli.models.adapters.pruned import narrow
+        from bigmodel_cli.models.adapters.altered import altered
 
-            narrow(model, pruned)
-        return model
+        return altered(model, self.about["recipe"].get("model", {}))
 
 
 def load_model_file(entry: Entry, file: Path, build: Callable[[], nn.Module]) -> Run:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.markdown import code_block, code_span, markdown
+from bigmodel_cli.core.privacy import NOT_ACCOUNTED
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.export.folder import ExportFolder
 from bigmodel_cli.metrics.reading import format_interval, is_share
@@ -21,7 +22,12 @@ HOW = ("method", "final")
 
 def model_card(folder: ExportFolder) -> str:
     """Markdown with the front matter that model hubs read; every number comes from the folder's own files."""
-    return "\n".join([*_front(folder), *_about(folder), *_figures(folder), *_limits(folder), *_recipe(folder)]) + "\n"
+    return (
+        "\n".join(
+            [*_front(folder), *_about(folder), *_privacy(folder), *_figures(folder), *_limits(folder), *_recipe(folder)]
+        )
+        + "\n"
+    )
 
 
 def _front(folder: ExportFolder) -> Iterator[str]:
@@ -48,6 +54,21 @@ def _about(folder: ExportFolder) -> Iterator[str]:
     yield from (
         (f"- {len(folder.labels)} {_answer(folder).noun}: {_first_labels(folder.labels)}",) if folder.labels else ()
     )
+
+
+def _privacy(folder: ExportFolder) -> Iterator[str]:
+    """What was spent, and what it says, if the model was trained privately."""
+    spent = folder.about.get("privacy")
+    if not isinstance(spent, Mapping):
+        return
+    yield from ("", "## Privacy", "", "Trained with differential privacy (DP-SGD, Poisson sampling):", "")
+    yield f"- at most epsilon {spent['epsilon']:g} at delta {spent['delta']:g} over the whole run"
+    yield f"- epsilon {spent['spent']:.3g} by the {spent['steps']:,} steps of this checkpoint ({spent['accountant']})"
+    yield f"- noise multiplier {spent['noise']:.4g}, norm of a sample's gradient at most {spent['clip_norm']:g}"
+    yield "- it protects each sample of the training split, not what several samples have in common"
+    yield f"- {NOT_ACCOUNTED}"
+    if not spent["secret"]:
+        yield "- **noise and sampling came from a seed in the recipe: nothing is hidden from who reads it**"
 
 
 def _answer(folder: ExportFolder) -> Answer:

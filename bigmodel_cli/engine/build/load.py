@@ -44,7 +44,7 @@ class TrainedModel:
     def source_metadata(self) -> dict[str, Any]:
         """What an export records about its source, as plain values."""
         spec, model = self.task.spec, self.recipe.to_dict()["model"]
-        compressed = self.meta.get("compressed")
+        kept = {key: self.meta[key] for key in ("compressed", "privacy") if self.meta.get(key)}
         return {
             "arch": self.recipe.model.name,
             "arch_args": {k: v for k, v in model.items() if k in self.recipe.model.options},
@@ -52,7 +52,7 @@ class TrainedModel:
             "input": {"kind": spec.kind, **spec.to_dict()},
             "recipe": self.recipe.to_dict(),
             "checkpoint": {"file": self.path.name, "SHA-256 of its tensors": digest(self.model)},
-            **({"compressed": list(compressed)} if compressed else {}),
+            **kept,
         }
 
 

@@ -122,12 +122,12 @@ def initialise_from_data(model: nn.Module, task: Task, train: Source) -> None:
 
 
 def build_architecture(recipe: Recipe, spec: Spec) -> nn.Module:
-    """The registered model without initialisation, its layers narrowed as pruning left them.
+    """The registered model without initialisation, its layers altered as the recipe says.
 
     Raises:
-        InputError: ``model.pruned`` does not fit the model.
+        InputError: ``model.pruned`` or ``model.batchnorm`` does not fit the model.
     """
-    from bigmodel_cli.models.adapters.pruned import narrow
+    from bigmodel_cli.models.adapters.altered import altered
 
     model: nn.Module = models.get(recipe.model.name)(spec, **recipe.model.options)
-    return narrow(model, recipe.model.pruned) if recipe.model.pruned else model
+    return altered(model, recipe.model.model_dump())

@@ -64,6 +64,7 @@ class Outcome:
             "verdict": self.run.timer.verdict(),
             "frozen_unchanged": len(self.run.frozen.tensors),
             "memory_peak": self.run.placement.memory_peak(),
+            **self.run.gradients.spent(self.run),
             **{f"{name}_before": value for name, value in self.before.items()},
             **self.metrics,
         }

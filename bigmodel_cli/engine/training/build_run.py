@@ -33,8 +33,15 @@ from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import class_labels, imbalance_notes, with_class_weights
 from bigmodel_cli.engine.training.lone_samples import check_lone_samples
 from bigmodel_cli.engine.training.new_layers import adapt
+from bigmodel_cli.engine.training.private_training import (
+    check_private,
+    gradient_step,
+    is_private,
+    private_batches,
+    private_layers,
+)
 from bigmodel_cli.engine.training.provenance import provenance
-from bigmodel_cli.engine.training.restore import restore
+from bigmodel_cli.engine.training.restore import restore, with_carving_of
 from bigmodel_cli.engine.training.run import Run, environment, rank_seed
 from bigmodel_cli.engine.training.sharded_build import (
     batches_for,
@@ -111,7 +118,7 @@ def build(
     Raises:
         BigmodelError: the data, checkpoint or device is missing or incompatible.
     """
-    recipe = _with_carving_of(recipe, resumed)
+    recipe = with_carving_of(recipe, resumed)
     group = with_tensor_parallel_size(group, recipe)
     placement = choose_placement(recipe.placement, resumed["meta"]["env"] if resumed else recorded, group.ranks)
     configure_process(placement)
@@ -119,6 +126,7 @@ def build(
     solves = components.adapted.solve is not None
     if group.world > 1 and solves:
         raise InputError(f"method {recipe.start.method} runs in one process", hint="without --nproc")
+    measure = measure and not is_private(recipe)  # whose steps are others than those that would be timed
     if measure and resumed is None and recorded is None and not solves and not components.caches_features:
         if group.is_main and not shards_parameters(recipe, group):  # the other ranks wait and use its result
             placement = _autotune(recipe, placement, components)
@@ -139,12 +147,6 @@ def build(
     return Built(run, components.caches_features)
 
 
-def _with_carving_of(recipe: Recipe, resumed: Mapping[str, Any] | None) -> Recipe:
-    """`recipe`, with val split off train as in the run that is resumed."""
-    how = resumed["meta"]["recipe"]["data"].get("carve") if resumed is not None else None
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"carve": how})}) if how else recipe
-
-
 def _build_components(
     recipe: Recipe, resumed: Mapping[str, Any] | None, placement: Placement, group: Group
 ) -> _Components:
@@ -156,9 +158,10 @@ def _build_components(
     labels = class_labels(loaded.train, balance) if balance != "none" and not weighs else None
     imbalance = imbalance_notes(loaded.train, bundle.spec.classes, balance)
     train, val = cache_on_device(loaded.train, placement), cache_on_device(loaded.val, placement)
-    batches = batches_for(recipe, train, labels if balance == "sampling" else None, group)
+    batches = private_batches(recipe, batches_for(recipe, train, labels if balance == "sampling" else None, group))
     task = task.balanced(loaded.train) if weighs and isinstance(task, Balances) else task
     task = _training_task(task, adapted, labels if balance == "loss" else None)
+    check_private(recipe, task, bundle, loaded.trained.meta if loaded.trained else None)
     unused = unused_split_note(bundle, recipe.data)
     caches, reason = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
     return _Components(
@@ -182,6 +185,8 @@ def _build_run(recipe: Recipe, components: _Components, placement: Placement, gr
     ema = build_ema(recipe, model, parallel)  # before the model is wrapped
     forward = placement.compiled(parallel.wrap(model))
     optimizer = build_optimizer(recipe, model, adapted.rates)
+    batches, steps = components.batches, components.steps
+    gradients, lines = gradient_step(recipe, components.task, model, adapted, batches, steps, placement, group)
     return Run(
         recipe=recipe,
         task=components.task,
@@ -190,19 +195,20 @@ def _build_run(recipe: Recipe, components: _Components, placement: Placement, gr
         ema=ema,
         adapted=adapted,
         optimizer=optimizer,
-        lr_factor=schedules.get(recipe.schedule.name)(components.steps, **recipe.schedule.options),
+        lr_factor=schedules.get(recipe.schedule.name)(steps, **recipe.schedule.options),
         base_lrs=[
             g["lr"] * (group.data_parallel_size if recipe.parallel.scale_lr else 1) for g in optimizer.param_groups
         ],
-        batches=components.batches,
+        batches=batches,
         val=components.val,
-        total_steps=0 if adapted.solve or is_solved(model) else components.steps,
+        total_steps=0 if adapted.solve or is_solved(model) else steps,
         placement=placement,
         timer=Timer(placement.synchronize if placement.lag else None),
         meta=_build_meta(recipe, components.task, components.bundle, components.new),
-        notes=notes,
+        notes=[*notes, *lines],
         splits=frozenset(components.bundle.load),
         parallel=parallel,
+        gradients=gradients,
     )
 
 
@@ -225,7 +231,8 @@ def _build_network(
     model = on_device(recipe, model, placement, group)
     start = Start(model, head_name(recipe), _load_path, task, loaded.bundle.spec)
     adapted, lines = adapt(recipe, start, loaded.new)
-    return task, model, adapted, [*notes, *lines]
+    adapted, more = private_layers(recipe, model, adapted)
+    return task, model, adapted, [*notes, *lines, *more]
 
 
 def _changed_data(loaded: _Loaded, recipe: Recipe) -> list[str]:

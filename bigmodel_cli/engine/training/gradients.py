@@ -1,15 +1,49 @@
-"""Gradients as the loop needs them: their norm, and clipping, also where those of a table are sparse."""
+"""Gradients as the loop needs them: how a step gets them, their norm, and clipping, also of sparse ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.types import Batch
 from bigmodel_cli.optim.combined import Combined
 from bigmodel_cli.optim.rowwise import RowwiseAdagrad
+
+
+class MeanGradient:
+    """How a step gets its gradients: the mean over the units of the batch. Other ways are its subclasses."""
+
+    def add(self, run: Any, micro: Batch, count: int) -> Tensor:
+        """Add the gradient of a prepared micro-batch of a step of `count` units; returns the sum of its losses."""
+        with run.timer("forward"), run.placement.autocast():
+            loss: Tensor = run.task.loss(run.forward, micro).total
+        with run.timer("backward"):
+            # The scale gives the gradient of the mean over all units. It is a factor of the loss and not an
+            # argument of backward(), for which torch imports its symbolic shapes: two seconds.
+            (loss * (run.parallel.gradient_divisor / count)).backward()
+        return loss.detach()
+
+    def finish(self, run: Any) -> None:
+        """Turn the sum over the micro-batches of a step into its gradient."""
+
+    def spent(self, run: Any) -> dict[str, Any]:
+        """What the steps so far cost, for the event of an epoch."""
+        return {}
+
+    def record(self, run: Any) -> dict[str, Any]:
+        """What a checkpoint says of how its gradients were made, under its meta data."""
+        return {}
+
+    def resume(self, meta: Mapping[str, Any]) -> None:
+        """Continue as the checkpoint with the meta data `meta` did.
+
+        Raises:
+            InputError: this run cannot.
+        """
 
 
 def gradient_values(optimizer: torch.optim.Optimizer, world: int) -> list[Tensor]:

@@ -84,6 +84,7 @@ def train_step(run: Run, raw: Batch) -> StepResult:
     count = int(run.parallel.global_count(run.task.count(raw)))
     while (total := _gradients(run, raw, count)) is None:
         _halve(run)
+    run.gradients.finish(run)
     with run.timer("optimizer"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         grads = gradient_values(run.optimizer, run.parallel.group.world)
@@ -98,11 +99,11 @@ def train_step(run: Run, raw: Batch) -> StepResult:
 
 
 def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
-    """Compute the mean gradient over the `count` units of all ranks.
+    """Compute the gradient of a step whose samples have `count` units on all ranks.
 
     Returns the sum of their losses, or None if a rank ran out of memory.
     """
-    train, task, placement, timer = run.recipe.train, run.task, run.placement, run.timer
+    train, task, placement = run.recipe.train, run.task, run.placement
     total = torch.zeros((), device=placement.device)
     num_micro_batches = run.parallel.num_micro_batches(
         max(run.recovery.num_micro_batches, train.accumulate), run.batches.size(run.progress.batch_in_epoch)
@@ -110,17 +111,11 @@ def _gradients(run: Run, raw: Batch, count: int) -> Tensor | None:
     out_of_memory = False
     try:
         for micro, last in micro_batches(placement.batch(raw), num_micro_batches):
-            with timer("prepare"):
+            with run.timer("prepare"):
                 key = SampleKey(train.seed, run.progress.epoch, micro["index"])
                 micro = placement.inputs(task.prepare(micro, key))
             with run.parallel.syncing(last):
-                with timer("forward"), placement.autocast():
-                    loss = task.loss(run.forward, micro).total
-                with timer("backward"):
-                    # The scale gives the gradient of the mean over all units. It is a factor of the loss and not an
-                    # argument of backward(), for which torch imports its symbolic shapes: two seconds.
-                    (loss * (run.parallel.gradient_divisor / count)).backward()
-                    total += loss.detach()
+                total += run.gradients.add(run, micro, count)
     except ValueError as error:
         if is_lone_sample(error):
             hint = "a larger --batch-size; if memory ran out, a smaller model"
@@ -177,14 +172,14 @@ def settle(run: Run, leave: int = 0) -> None:
     while len(run.pending_steps) > leave:
         step = run.progress.step - len(run.pending_steps) + 1
         result = run.pending_steps.popleft()
-        loss = result.loss.item()
+        loss, count = result.loss.item(), max(result.count, 1)  # a step of private training may have no sample
         if not result.finite.item():
-            _not_finite(run, f"step {step}: loss {loss / result.count:g}, gradient norm {result.norm.item():g}")
+            _not_finite(run, f"step {step}: loss {loss / count:g}, gradient norm {result.norm.item():g}")
             continue
         run.recovery.bad_steps = 0
         run.progress.loss_sum += loss
         run.progress.loss_count += result.count
-        event = {"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / result.count}
+        event = {"event": "step", "step": step, "epoch": run.progress.epoch + 1, "loss": loss / count}
         run.emit({**event, "count": result.count})
 
 
@@ -234,6 +229,7 @@ def end_epoch(run: Run, throughput: float) -> bool:
         "step": progress.step,
         "train_loss": progress.loss_sum / max(progress.loss_count, 1),
         "lr": run.lr,
+        **run.gradients.spent(run),
         f"{run.task.unit}_per_second": throughput,
     }
     if run.parallel.group.world > 1:

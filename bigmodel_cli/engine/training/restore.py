@@ -32,6 +32,12 @@ MAY_CHANGE = {
 LARGEST = 2**53  # largest integer allowed in the progress, since random seeds are derived from it
 
 
+def with_carving_of(recipe: Recipe, resumed: Mapping[str, Any] | None) -> Recipe:
+    """`recipe`, with val split off train as in the run that is resumed."""
+    how = resumed["meta"]["recipe"]["data"].get("carve") if resumed is not None else None
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"carve": how})}) if how else recipe
+
+
 def restore(run: Run, state: Mapping[str, Any]) -> None:
     """Restore `run` from the checkpoint `state`. In the same environment it continues bit for bit.
 
@@ -42,6 +48,7 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
     if (difference := first_difference(run, state)) is not None:
         hint = "restore it from a copy, or start a new run with --out"
         raise InputError(f"--resume: the checkpoint's state does not fit this run: {difference}", hint=hint)
+    run.gradients.resume(state["meta"])
     for split, outputs in state.get(REFERENCES, {}).items():
         run.reference_outputs[split] = {name: tensor.float() for name, tensor in outputs.items()}
     run.model.load_state_dict(run.parallel.shard_state(state["model"], run.model.state_dict()))

@@ -19,6 +19,7 @@ from bigmodel_cli.core.types import Adapted, Batch, Frozen, Source, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.device.placement import Placement, device_name
 from bigmodel_cli.engine.distributed.base import Parallel
+from bigmodel_cli.engine.training.gradients import MeanGradient
 from bigmodel_cli.engine.training.timer import Timer
 
 Event = dict[str, Any]
@@ -111,6 +112,8 @@ class Run:
     timer: Timer = field(default_factory=Timer)
     parallel: Parallel = field(default_factory=Parallel)
     """How the run is distributed over processes."""
+    gradients: MeanGradient = field(default_factory=MeanGradient)
+    """How a step gets its gradients."""
 
     def emit(self, event: Event) -> None:
         self.hooks.on_event(event)
@@ -173,7 +176,7 @@ class Run:
             "progress": asdict(self.progress),
             "rng": rng,
             **({REFERENCES: self.reference_outputs} if self.reference_outputs else {}),
-            "meta": {**self.meta, "env": self.environment(), "created": time.time()},
+            "meta": {**self.meta, **self.gradients.record(self), "env": self.environment(), "created": time.time()},
         }
         return self.parallel.gather_full(state, self.parallel.group.is_main) if whole else state  # type: ignore[no-any-return]
 
