@@ -18,6 +18,13 @@ class InitialisedFromData(Protocol):
 
 
 @runtime_checkable
+class FixedBackbone(Protocol):
+    """A model whose layers below the head are fixed functions: nothing of them is trained or changes in training."""
+
+    fixed_backbone: bool
+
+
+@runtime_checkable
 class LimitedContext(Protocol):
     """A text model that accepts at most `context` tokens at once."""
 

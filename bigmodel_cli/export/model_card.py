@@ -22,12 +22,8 @@ HOW = ("method", "final")
 
 def model_card(folder: ExportFolder) -> str:
     """Markdown with the front matter that model hubs read; every number comes from the folder's own files."""
-    return (
-        "\n".join(
-            [*_front(folder), *_about(folder), *_privacy(folder), *_figures(folder), *_limits(folder), *_recipe(folder)]
-        )
-        + "\n"
-    )
+    parts = (_front, _about, _privacy, _figures, _limits, _recipe)
+    return "\n".join(line for part in parts for line in part(folder)) + "\n"
 
 
 def _front(folder: ExportFolder) -> Iterator[str]:

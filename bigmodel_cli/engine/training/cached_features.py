@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.networks import FixedBackbone
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments
 from bigmodel_cli.core.sources import SourceWrapper
@@ -55,11 +56,14 @@ def can_cache_features(
 ) -> tuple[bool, str]:
     """Return whether the head can train on cached features of `samples` samples with the same result.
 
-    If the whole backbone is frozen but caching is impossible, the second value is the reason.
+    If the whole backbone is frozen, or fixed by the model, but caching is impossible, the second value is the reason.
     """
     head = head_name(recipe)
     backbone = {key for key in model.state_dict() if not key.startswith(head + ".")}
-    if not backbone or not backbone <= adapted.frozen.tensors or adapted.stages or adapted.objective or adapted.solve:
+    fixed = isinstance(model, FixedBackbone) and model.fixed_backbone
+    if not fixed and not (backbone and backbone <= adapted.frozen.tensors):
+        return False, ""
+    if adapted.stages or adapted.objective or adapted.solve:
         return False, ""
     if not isinstance(task, Answers):
         return False, ""
@@ -100,7 +104,8 @@ def features(run: Run) -> tuple[Features, Features]:
     """
     source, forward_fn = run.batches.source, _feature_fn(run)
     work = elements_per_sample(run.task) * len(source)
-    allow_low_precision = run.recipe.placement.precision == "auto" and work > BIG
+    # What the range of a low precision is set by is other samples, which private training cannot account for.
+    allow_low_precision = run.recipe.placement.precision == "auto" and work > BIG and run.recipe.privacy.epsilon is None
     example = sample_inputs(run.task, source, run.placement, run.recipe.train.eval_batch_size)
     optimized = optimize_by_rule(run.model, forward_fn, run.placement, example, allow_low_precision)
     if optimized.note:

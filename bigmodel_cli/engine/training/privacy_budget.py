@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,13 +34,14 @@ class Budget:
 
     def spent(self, steps: int) -> float:
         """Epsilon after so many steps."""
-        return epsilon([(self.noise, self.rate, steps)], self.delta, self.accountant)
+        return epsilon(((self.noise, self.rate, steps),), self.delta, self.accountant)
 
     def to_dict(self, steps: int) -> dict[str, Any]:
         return {**asdict(self), "steps": steps, "spent": self.spent(steps)}
 
 
-def epsilon(releases: Sequence[Releases], delta: float, accountant: str) -> float:
+@functools.lru_cache(1024)
+def epsilon(releases: tuple[Releases, ...], delta: float, accountant: str) -> float:
     """Epsilon of `releases` one after the other, for datasets that differ by one sample added or removed.
 
     Raises:
@@ -63,6 +64,7 @@ def epsilon(releases: Sequence[Releases], delta: float, accountant: str) -> floa
             return math.inf
 
 
+@functools.lru_cache(64)
 def noise_for(target: float, delta: float, rate: float, steps: int, accountant: str) -> float:
     """The least noise multiplier, within a tolerance, with which `steps` steps spend at most `target`.
 
@@ -82,7 +84,7 @@ def _least_noise(
     target: float, delta: float, rate: float, steps: int, accountant: str, low: float, high: float
 ) -> float:
     def spends(noise: float) -> float:
-        return epsilon([(noise, rate, steps)], delta, accountant)
+        return epsilon(((noise, rate, steps),), delta, accountant)
 
     spent = spends(high)
     if spent > target:

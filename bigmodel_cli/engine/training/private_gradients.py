@@ -5,7 +5,7 @@ Shapes: B samples, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,9 +75,11 @@ class PrivateGradient(MeanGradient):
         a loss that reads the model's parameters past its forward pass."""
         two = {name: values[:2] for name, values in micro.items()}
         training = [m for m in module.modules() if m.training]
+        kept = [p.detach().clone() for p in trained.values()]
         try:
             for m in training:  # without dropout
                 m.training = False
+            _shift(trained.values())  # a pull towards the first weights has no gradient there
             each = [_alone(run.task.loss, module, trained, {k: v[i : i + 1] for k, v in two.items()})[0]
                     for i in range(len(two["index"]))]  # fmt: skip
             found, _ = _at_once(run.task.loss, module, trained, two)
@@ -89,6 +91,9 @@ class PrivateGradient(MeanGradient):
         finally:
             for m in training:
                 m.training = True
+            with torch.no_grad():
+                for p, value in zip(trained.values(), kept, strict=True):
+                    p.copy_(value)
         if reason:
             message = f"gradients of one sample after the other, which is slow: torch.func cannot do them ({reason})"
             run.emit({"event": "note", "message": message})
@@ -125,14 +130,15 @@ class PrivateGradient(MeanGradient):
             p.grad = total if p.grad is None else p.grad + total
         return losses.sum()
 
+    @torch.no_grad()
     def finish(self, run: Any) -> None:
         device = run.placement.device
         numbers = generator(self.key, "noise", run.progress.step, device=device)
         for p in run.model.get_submodule(run.submodule).parameters():
             if p.requires_grad:
-                noise = torch.randn(p.shape, generator=numbers, device=device, dtype=p.dtype)
-                noise *= self.budget.noise * self.budget.clip_norm
-                p.grad = (noise if p.grad is None else p.grad + noise) / self.expected_batch
+                noise = torch.empty_like(p).normal_(0, self.budget.noise * self.budget.clip_norm, generator=numbers)
+                total = noise if p.grad is None else noise.add_(p.grad)
+                p.grad = total.div_(self.expected_batch)  # with the strides of `p`, which fused optimizers rely on
 
     def spent(self, run: Any) -> dict[str, Any]:
         return {"epsilon": self._spent(run.progress.step), "delta": self.budget.delta}
@@ -174,6 +180,8 @@ def _mean(loss: LossSum) -> tuple[Tensor, Tensor]:
 def _at_once(
     loss: Callable[..., Any], module: nn.Module, trained: Mapping[str, nn.Parameter], part: Batch
 ) -> tuple[Gradients, Tensor]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # slow to import
+
     held = {n: t for n, t in (*module.named_parameters(), *module.named_buffers()) if n not in trained}
 
     def of_sample(parameters: Gradients, sample: Batch) -> tuple[Tensor, Tensor]:
@@ -183,7 +191,8 @@ def _at_once(
         return _mean(loss(forward, {name: values[None] for name, values in sample.items()}))
 
     parameters = {name: p.detach() for name, p in trained.items()}
-    gradients, losses = vmap(grad(of_sample, has_aux=True), (None, 0), randomness="different")(parameters, part)
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be vectorised, and would run sample by sample
+        gradients, losses = vmap(grad(of_sample, has_aux=True), (None, 0), randomness="different")(parameters, part)
     return gradients, losses.sum()
 
 
@@ -195,6 +204,14 @@ def _alone(
         mean, total = _mean(loss(module, sample))
         found = torch.autograd.grad(mean, list(trained.values()), allow_unused=True, materialize_grads=True)
     return {name: g[None] for name, g in zip(trained, found, strict=True)}, total
+
+
+def _shift(parameters: Iterable[nn.Parameter]) -> None:
+    """Move parameters a little, without drawing from torch's own random numbers."""
+    numbers = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in parameters:
+            p += 0.01 * torch.randn(p.shape, generator=numbers).to(p)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
