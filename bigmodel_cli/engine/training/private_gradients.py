@@ -211,7 +211,7 @@ def _shift(parameters: Iterable[nn.Parameter]) -> None:
     numbers = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in parameters:
-            p += 0.01 * torch.randn(p.shape, generator=numbers).to(p)
+            p.add_(torch.randn(p.shape, generator=numbers).to(p), alpha=0.01)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
