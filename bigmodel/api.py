@@ -265,7 +265,8 @@ def _layers(
 
 def _run(layers: list[Layer], out: AnyPath | None, resume: bool, overwrite: bool, progress: bool) -> Run:
     from bigmodel_cli.commands.progress import Silence, for_output
-    from bigmodel_cli.commands.train import run_stem, train_recipe
+    from bigmodel_cli.commands.train import run_stem
+    from bigmodel_cli.commands.train_recipe import train_recipe
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.session.run_folder import RunFolder
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bigmodel_cli.commands.measuring import SplitOfData
 
 Split = Annotated[
-    Literal["val", "test", "train"] | None,
-    typer.Option("--split", help="Split to evaluate on.  [default: val, or all of other data without splits]"),
+    Literal["val", "test", "train", "fold"] | None,
+    typer.Option("--split", help="Split; fold: held out by --folds.  [default: val, or all of other data without]"),
 ]
 BatchSize = Annotated[
     int | None,

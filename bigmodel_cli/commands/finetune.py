@@ -181,6 +181,6 @@ def _chosen(checkpoint: Path | None, pretrained: bool, layers: list[Layer]) -> d
     from bigmodel_cli.engine.experiments.auto_method import choose
 
     def recipe_of(start: dict[str, Any]) -> Recipe:
-        return resolve(start_layers(checkpoint, pretrained, start, layers).layers).recipe
+        return resolve(start_layers(checkpoint, pretrained, start, layers).layers).recipe.of_fold(1)
 
     return {"method": choose(recipe_of, console.note)[0]}

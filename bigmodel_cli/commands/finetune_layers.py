@@ -201,7 +201,7 @@ def _count(recipe: Recipe, like: Spec | None) -> tuple[int, int, Spec]:
 
     with WaitBars():
         bundle = load_data(recipe.data, like, recipe.task, fits=True)
-        train, _ = train_and_val(bundle, recipe.data)
+        train, _ = train_and_val(bundle, recipe.data.of_fold(1))
     mean = float(train.lengths.double().mean()) if isinstance(train, VariableLengthSource) else 0.0
     window = bundle.spec.context if isinstance(bundle.spec, TextSpec) else 1
     return len(train), math.ceil(mean) or window, bundle.spec

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigmodel_cli.commands.component_names import complete, listed
 from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path, task_in
 from bigmodel_cli.commands.signatures import Flag, flags_of
@@ -16,25 +17,6 @@ from bigmodel_cli.core.columns import read_columns
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-
-
-def complete(registry: str) -> Any:
-    """Shell completion from the names in a registry, which are read from the source without importing torch."""
-
-    def names(incomplete: str) -> list[str]:
-        from bigmodel_cli.core import registry as registries
-
-        return getattr(registries, registry).matching(incomplete, start=True)  # type: ignore[no-any-return]
-
-    return names
-
-
-def listed(registry: str, most: int = 8) -> str:
-    """The names in a registry for a help text, the first `most` of them: ``gd, sgd, adam, ...``."""
-    from bigmodel_cli.core import registry as registries
-
-    names = getattr(registries, registry).names()
-    return ", ".join([*names[:most], "..."] if len(names) > most else names) + ("" if len(names) > most else ".")
 
 
 TASK_HELP = "What labels are, if not one class: multi_label_classification (several), regression (numbers)."
@@ -111,6 +93,11 @@ class RunOptions:
             help="Keep rows that are equal in COLUMN (patient, author) on one side when val is split off train.",
         ),
         Flag("data.group_by", also=("plan",)),
+    ] = None
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", metavar="K", help="Cross-validation: K runs, each without another part of train."),
+        Flag("data.folds"),
     ] = None
     recipe: Annotated[
         Path | None,

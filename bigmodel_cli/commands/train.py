@@ -19,9 +19,8 @@ from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 
 if TYPE_CHECKING:
-    from bigmodel_cli.commands.progress import Display
     from bigmodel_cli.core.recipe import Recipe
-    from bigmodel_cli.core.resolve import Layer, Resolved
+    from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.engine.device.ranks import Ranks
     from bigmodel_cli.engine.distributed.process_group import Group
     from bigmodel_cli.engine.session.loggers import Loggers
@@ -108,6 +107,7 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
 
 def run_training(layers: list[Layer], options: RunOptions) -> None:
     """Resolve `layers` and train the recipe, in this process or in several; with ``--dry-run`` only measure it."""
+    from bigmodel_cli.commands.dry_run import preflight
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.device.ranks import read_ranks
     from bigmodel_cli.engine.session.loggers import Loggers
@@ -121,13 +121,18 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
     recipe = resolved.recipe
     stem = run_stem(recipe)
     launch = options.launch()
+    if recipe.data.is_cross_validation:
+        from bigmodel_cli.commands.train_folds import train_folds
+
+        train_folds(resolved, options, stem)
+        return
     if launch.requested:
         launch.run(out, stem, resume=resume, overwrite=overwrite, dry_run=options.dry_run)
         return
     here = read_ranks()
     if options.dry_run:
         RunFolder(out, stem, resume=resume, overwrite=overwrite)
-        _dry_run(resolved, out or Path("runs"), json)
+        preflight(resolved, out or Path("runs"), json)
     elif here.world > 1:
         _train_as_rank(here, recipe, stem, options, loggers)
     else:
@@ -165,6 +170,7 @@ def run_stem(recipe: Recipe) -> str:
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
     from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
+    from bigmodel_cli.commands.train_recipe import train_recipe
 
     is_main = group is None or group.is_main
     with WaitBars() if is_main else nullcontext():
@@ -175,32 +181,6 @@ def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = 
         console.print_json(outcome.to_dict())
     else:
         show_outcome(outcome)
-
-
-def train_recipe(recipe: Recipe, folder: RunFolder, display: Display, group: Group | None = None) -> Outcome:
-    """Train `recipe` in `folder`, shown on `display`, and write its page."""
-    from bigmodel_cli.commands.run_page import RunPage, both
-    from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS
-    from bigmodel_cli.engine.session.session import train as run
-
-    group = group or SINGLE_PROCESS
-    if not group.is_main:
-        return run(recipe, folder, display.emit, group=group)
-    page = RunPage()
-    try:
-        with display:
-            outcome = run(recipe, folder, both(display.emit, page.emit), group=group)
-    except BaseException:
-        page.stopped()
-        raise
-    page.finished(outcome)
-    return outcome
-
-
-def _dry_run(resolved: Resolved, folder: Path, json: bool) -> None:
-    from bigmodel_cli.commands.dry_run import preflight
-
-    preflight(resolved, folder, json)
 
 
 def show_outcome(outcome: Outcome) -> None:

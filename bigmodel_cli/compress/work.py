@@ -10,7 +10,6 @@ Shapes: B batch.
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.session.run_folder import RunFolder
 from bigmodel_cli.engine.session.session import train
-from bigmodel_cli.engine.training.provenance import provenance
+from bigmodel_cli.engine.training.weights_only import save_weights
 from bigmodel_cli.export.subject import Subject
 
 Events = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
@@ -161,13 +160,7 @@ def write_checkpoint(
     if recipe is not None:
         meta["recipe"] = recipe.to_dict()
     meta["compressed"] = [*meta.get("compressed", []), dict(how)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {
-        "format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": dict(tensors), "model_ema": None,
-        "optimizer": {}, "scheduler": None, "scaler": None, "progress": dict(trained.progress), "rng": {},
-        "meta": {**meta, "origin": provenance(), "created": time.time()},
-    }  # fmt: skip
-    checkpoint.save(path, state)
+    save_weights(path, tensors, meta, trained.progress)
 
 
 def strip_checkpoint(path: Path, out: Path, how: Mapping[str, Any]) -> None:

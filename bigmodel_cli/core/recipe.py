@@ -79,6 +79,19 @@ class DataSection(Component):
     carve: Literal["hash", "shuffle"] = Field(
         "hash", description="how val is split off: by a hash of each name or group; shuffle: as earlier versions did"
     )
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        None, description="parts of train, each held out from one of as many runs (cross-validation)"
+    )
+    fold: Positive | None = Field(None, description="the part that this run holds out, from 1; null: one run for each")
+
+    @property
+    def is_cross_validation(self) -> bool:
+        """Whether it stands for one run for each fold."""
+        return self.folds is not None and self.fold is None
+
+    def of_fold(self, fold: int) -> DataSection:
+        """The section of one of the runs of cross-validation; of any other run, itself."""
+        return self.model_copy(update={"fold": fold}) if self.is_cross_validation else self
 
 
 class TrainSection(Section):
@@ -202,6 +215,10 @@ class Recipe(Section):
     def task(self) -> str:
         """The name of the task that the model is registered for."""
         return str(models.get(self.model.name).meta["task"])
+
+    def of_fold(self, fold: int) -> Recipe:
+        """The recipe of one of the runs of cross-validation; of any other run, itself."""
+        return self.model_copy(update={"data": self.data.of_fold(fold)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML, JSON and the checkpoint."""

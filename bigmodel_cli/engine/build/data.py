@@ -12,7 +12,11 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, data_root
 from bigmodel_cli.core.registry import data, tasks
 from bigmodel_cli.core.types import DataBundle, Source, Spec
+from bigmodel_cli.data.folds import hold_out
 from bigmodel_cli.data.subset import carve
+
+FOLD = "fold"
+"""The split that a run of cross-validation holds out."""
 
 _opened: ContextVar[dict[Any, DataBundle] | None] = ContextVar("opened data", default=None)
 
@@ -72,11 +76,18 @@ def unused_split_note(bundle: DataBundle, section: DataSection) -> str | None:
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
-    """The train and val splits: the data's own val split, or one carved from train.
+    """The train and val splits: the data's own val split, or one carved from train; train is without ``data.fold``.
 
     Raises:
-        InputError: the data has no train split, or a class is too small to be in both.
+        InputError: the data has no train split, or a class is too small to be in both; or ``data.folds`` names no fold.
     """
+    train, val = pool_and_val(bundle, section)
+    whole = section.folds is None and section.fold is None
+    return (train if whole else _hold_out(train, section)[0]), val
+
+
+def pool_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
+    """The train and val splits as they are without ``data.folds``: its folds are parts of this train split."""
     if bundle.problem is not None:
         raise bundle.problem
     if "train" not in bundle.load:
@@ -87,16 +98,29 @@ def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Sou
     return carve(train, section.val_fraction, section.split_seed, section.carve, bundle.spec.classes)
 
 
+def _hold_out(train: Source, section: DataSection) -> tuple[Source, Source]:
+    if section.folds is None or section.fold is None:
+        missing = "data.fold" if section.folds is not None else "data.folds"
+        raise InputError(f"{missing} is not given", "expected data.folds and data.fold", "bigmodel train --folds K")
+    return hold_out(train, section.folds, section.fold, section.split_seed)
+
+
 def load_split(bundle: DataBundle, section: DataSection, name: str) -> Source:
     """One split by name, for evaluation; "all" is the whole train split, with what would be carved from it.
+
+    "fold" is what a run of ``--folds`` held out.
 
     Raises:
         InputError: the data has no such split.
     """
     if name == "all":
         return bundle.load["train"]()
-    if name in ("train", "val") and "val" not in bundle.load:
-        return train_and_val(bundle, section)[name == "val"]
+    if name == FOLD:
+        return _hold_out(pool_and_val(bundle, section)[0], section)[1]
+    if name == "val" and "val" not in bundle.load:
+        return pool_and_val(bundle, section)[1]
+    if name == "train" and ("val" not in bundle.load or section.folds is not None):
+        return train_and_val(bundle, section)[0]
     if name not in bundle.load:
         raise InputError(f"{section.name} has no {name} split", "it has train, val" + _others(bundle))
     return bundle.load[name]()

@@ -98,13 +98,18 @@ def run_study(
     for name, recipe in recipes(study, out, flags).items():
         folder = out / name
         require_no_link(folder)
-        if not _is_done(folder, recipe):
+        if not is_done(folder, recipe):
             resume = (folder / "last.pt").exists()
             train(recipe, RunFolder(folder, resume=resume, overwrite=not resume), emit)
         yield name, {"run": name, **outcome(folder, recipe, study.test)}
 
 
-def _is_done(folder: Path, recipe: Recipe) -> bool:
+def is_done(folder: Path, recipe: Recipe) -> bool:
+    """Whether `folder` holds the finished run of `recipe`.
+
+    Raises:
+        InputError: it holds a run of another recipe.
+    """
     if not (folder / "recipe.yaml").exists():
         return False
     # Resolve the saved recipe, so that fields newer than it have their defaults.

@@ -164,7 +164,7 @@ class Tracer:
     def __init__(self, recipe: Recipe, cluster: Cluster, calibrate: bool = True) -> None:
         self.recipe, self.cluster = recipe, cluster
         bundle = load_data(recipe.data, task=recipe.task)
-        train, _ = train_and_val(bundle, recipe.data)
+        train, _ = train_and_val(bundle, recipe.data.of_fold(1))
         self.samples = len(train)
         self.task: Task = build_task(recipe, bundle.spec)
         raw = train.gather(torch.arange(1))

@@ -49,7 +49,13 @@ def trained_start(recipe: Recipe) -> TrainedModel | None:
         return load_pretrained(recipe)
     path = Path(recipe.start.checkpoint)
     check_pin(checkpoint_file(path), recipe.start.sha256)
-    return None if is_foreign(path) else load_trained(path)
+    if is_foreign(path):
+        return None
+    trained = load_trained(path)
+    if models.get(trained.recipe.model.name).meta.get("combines"):
+        hint = "fine-tune its members, then bigmodel ensemble"
+        raise InputError(f"{trained.path} is an ensemble", "expected one model to train further", hint)
+    return trained
 
 
 def task_and_model(
