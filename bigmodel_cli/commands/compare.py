@@ -163,7 +163,7 @@ def _show(found: Compared) -> None:
         console.show(console.table("what differs in the recipes", ("", *found.names), rows))
     metrics = dict.fromkeys(name for figures in found.figures for name in figures)
     rows = [(n, *(cell(figures, n) for figures in found.figures)) for n in metrics]
-    title = f"{found.splits[0].recipe.data.name}, {found.splits[0].says}"
+    title = f"{found.splits[0].recipe.data.shown}, {found.splits[0].says}"
     console.show(console.table(title, ("", *found.names), rows, right=True))
     for pair in found.pairs:
         console.say(verdict(found, pair), prose=True)

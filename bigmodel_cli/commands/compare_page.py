@@ -18,7 +18,7 @@ def write_page(path: Path, found: Compared) -> None:
         MachineError: it cannot be written.
     """
     from bigmodel_cli.insight import page
-    from bigmodel_cli.insight.charts import line_chart
+    from bigmodel_cli.insight.charts import line_chart, range_of
     from bigmodel_cli.insight.page import Section
     from bigmodel_cli.metrics.reading import format_metric
 
@@ -34,14 +34,17 @@ def write_page(path: Path, found: Compared) -> None:
     logs = {name: _epochs(s.trained.path) for name, s in zip(found.names, found.splits, strict=True)}
     keys = dict.fromkeys([f"val_{found.metric}", *CURVES, *(k for e in logs.values() for r in e for k in _curves(r))])
     drawn = [
-        line_chart(key.replace("_", " "), [(name, _points(epochs, key)) for name, epochs in logs.items()])
+        line_chart(
+            key.replace("_", " "), [(n, _points(epochs, key)) for n, epochs in logs.items()], within=range_of(key)
+        )
         for key in keys
     ]
     changed = [(key, *(short(v) for v in values)) for key, values in found.differences.items()]
     split = found.splits[0]
     parts: list[str | Section] = [
         page.note(
-            f"{found.metric.replace('_', ' ')} on {split.recipe.data.name}, {split.says}, {len(split.source):,} samples"
+            f"{found.metric.replace('_', ' ')} on {split.recipe.data.shown}, {split.says}, {len(split.source):,}"
+            " samples"
         ),
         page.tiles(tiles),
         Section("Is the better one better?", said + page.note(TEST)),

@@ -282,7 +282,7 @@ def _search(
 
     found = Search(trained, recipe, out, goal, _display(json), report, repair).run()
     values = found.to_dict()
-    draw(found, values, f"{recipe.model.name} on {recipe.data.name}", out / "frontier.png")
+    draw(found, values, f"{recipe.model.name} on {recipe.data.shown}", out / "frontier.png")
     if json:
         console.print_json(values)
     else:

@@ -36,9 +36,9 @@ def ensemble(
 
     Examples:
 
-        bigmodel ensemble runs/cnn-digits-1 runs/mlp-digits-1 --out runs/both.pt
+        bigmodel ensemble runs/cnn-1 runs/mlp-1 --out runs/both.pt
 
-        bigmodel ensemble runs/a runs/b runs/c --average weights --out runs/soup.pt
+        bigmodel ensemble runs/a runs/b --average weights --out runs/soup.pt
     """
     from bigmodel_cli.engine.experiments.ensemble import average_answers, average_weights
 

@@ -65,7 +65,7 @@ def write_page(given: Path | None, measured: SplitOfData, found: Found, publishe
     report = found.report
     evaluated = Evaluated(task, measured.bundle.spec, measured.source, found.outputs, report.values)
     data = {
-        "data": f"{recipe.data.name}, {measured.says}: {len(measured.source):,} samples",
+        "data": f"{recipe.data.shown}, {measured.says}: {len(measured.source):,} samples",
         "fingerprint of the data": measured.bundle.fingerprint or "not known",
         "evaluated": str(measured.trained.path),
         **_environment(measured.trained.meta),
@@ -84,7 +84,7 @@ def write_page(given: Path | None, measured: SplitOfData, found: Found, publishe
         Section("Recipe", f"<pre>{escape(dump_yaml(recipe.to_dict()))}</pre>"),
     ]
     try:
-        page.write(path, f"{recipe.model.name} on {recipe.data.name}, {measured.says}", parts)
+        page.write(path, f"{recipe.model.name} on {recipe.data.shown}, {measured.says}", parts)
     except MachineError as error:
         if given is not None:
             raise

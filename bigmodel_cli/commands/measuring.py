@@ -80,7 +80,7 @@ def open_split(trained: TrainedModel, recipe: Recipe, split: str | None) -> Spli
     with WaitBars():
         source = load_split(bundle, recipe.data, chosen)
     if not len(source):
-        raise InputError(f"{recipe.data.name}: the {chosen} split is empty")
+        raise InputError(f"{recipe.data.shown}: the {chosen} split is empty")
     carved = chosen == "val" and "val" not in bundle.load
     notes = [f"val: the {len(source):,} samples that were split off train"] if carved else []
     notes += filter(None, [reason, changed_data_note(bundle, recipe.data, saved)])

@@ -85,6 +85,12 @@ class DataSection(Component):
     fold: Positive | None = Field(None, description="the part that this run holds out, from 1; null: one run for each")
 
     @property
+    def shown(self) -> str:
+        """What a person calls the data: its name, or the last part of the path of data of one's own."""
+        path = self.options.get("path")
+        return (Path(str(path).rstrip("/")).name if path else "") or self.name
+
+    @property
     def is_cross_validation(self) -> bool:
         """Whether it stands for one run for each fold."""
         return self.folds is not None and self.fold is None

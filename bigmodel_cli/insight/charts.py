@@ -6,21 +6,34 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from bigmodel_cli.metrics.reading import is_share
+
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 520, 240, 64, 14, 28, 18
 COLOURS = ("var(--accent)", "var(--second)", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 
 Point = tuple[float, float]
 Series = tuple[str, Sequence[Point]]
 Range = tuple[float, float]
+EVERYTHING: Range = (-math.inf, math.inf)
+SHARES: Range = (0.0, 1.0)
 
 
-def line_chart(caption: str, series: Sequence[Series], below: str = "") -> str:
-    """Lines by name; a single point is drawn as a dot. Empty without a finite point."""
+def range_of(metric: str) -> Range:
+    """Where the values of a metric can be."""
+    return SHARES if is_share(metric) else EVERYTHING
+
+
+def line_chart(caption: str, series: Sequence[Series], below: str = "", within: Range = EVERYTHING) -> str:
+    """Lines by name; a single point is drawn as a dot. Empty without a finite point.
+
+    The axis upwards ends where values can: `within` is 0 to 1 for shares.
+    """
     kept = [(name, [p for p in line if all(map(math.isfinite, p))]) for name, line in series]
     kept = [(name, line) for name, line in kept if line]
     if not kept:
         return ""
-    axes = Axes(*(padded([p[i] for _, line in kept for p in line]) for i in (0, 1)))
+    across, (low, high) = (padded([p[i] for _, line in kept for p in line]) for i in (0, 1))
+    axes = Axes(across, (max(low, within[0]), min(high, within[1])))
     xs = [p[0] for _, line in kept for p in line]
     marks = [axes.grid(), *(axes.x_label(x, f"{x:.4g}") for x in sorted({min(xs), max(xs)}))]
     for i, (_, line) in enumerate(kept):
@@ -150,4 +163,4 @@ def legend(names: Sequence[str]) -> str:
 def padded(values: Sequence[float]) -> Range:
     low, high = min(values), max(values)
     margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin

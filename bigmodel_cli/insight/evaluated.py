@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.registry import report_figures, views
+from bigmodel_cli.core.sources import FileSource
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.page import Section
 
@@ -33,7 +34,8 @@ class Evaluated:
         index = self.index(place)
         if self.data.kind not in views.found:
             return escape(self.source.name(index))
-        return str(views.get(self.data.kind)(self.source.gather(torch.tensor([index])), self.data))
+        stored = self.source.file(index) if isinstance(self.source, FileSource) else None
+        return str(views.get(self.data.kind)(self.source.gather(torch.tensor([index])), self.data, stored))
 
     def index(self, place: int) -> int:
         """The index in the split of sample `place` of the outputs."""

@@ -19,6 +19,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem aut
 h1 { line-height: 1.2; margin-bottom: .5rem } h2 { margin: 2.2rem 0 .6rem }
 p.note, figcaption small, small { color: var(--muted) }
 .tiles, .charts, .gallery { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
+.gallery:has(img:not(.small)) { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)) }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); align-items: start }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.2 } .tile.first { background: var(--soft) }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.insight import page
-from bigmodel_cli.insight.charts import Series, line_chart
+from bigmodel_cli.insight.charts import Series, line_chart, range_of
 from bigmodel_cli.insight.page import Section
 from bigmodel_cli.metrics.reading import format_metric
 
@@ -95,7 +95,10 @@ def _of(value: Any, whole: Any) -> str:
 def _curves(epochs: Sequence[Event]) -> list[str]:
     names = [k for e in epochs for k in e if k.startswith("val_") and k != "val_loss"]
     drawn = [line_chart("loss", [_series(epochs, "train_loss"), _series(epochs, "val_loss")])]
-    drawn += [line_chart(name.replace("_", " "), [_series(epochs, name)]) for name in dict.fromkeys(names)]
+    drawn += [
+        line_chart(name.replace("_", " "), [_series(epochs, name)], within=range_of(name))
+        for name in dict.fromkeys(names)
+    ]
     rates = [k for e in epochs for k in e if k.endswith("_per_second")]
     drawn.append(line_chart("learning rate", [_series(epochs, "lr")]))
     drawn += [

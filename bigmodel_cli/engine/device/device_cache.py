@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.sources import OrderedSource, SourceWrapper
+from bigmodel_cli.core.sources import FileSource, OrderedSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.engine.device.placement import Placement
 
@@ -21,6 +21,8 @@ class Resident(SourceWrapper):
     def __init__(self, source: Source, held: Batch) -> None:
         super().__init__(source)
         self.held = held
+        if isinstance(source, FileSource):
+            self.file = source.file
 
     def gather(self, indices: Tensor) -> Batch:
         return {k: v[indices.to(v.device, non_blocking=True)] for k, v in self.held.items()}
@@ -28,6 +30,11 @@ class Resident(SourceWrapper):
 
 class Pinned(SourceWrapper):
     """A split whose batches are in pinned memory: copies to the device overlap with its computation."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        if isinstance(source, FileSource):
+            self.file = source.file
 
     def gather(self, indices: Tensor) -> Batch:
         return {k: v.pin_memory() for k, v in self.source.gather(indices).items()}

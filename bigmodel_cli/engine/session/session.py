@@ -242,7 +242,7 @@ def _start_event(run: Run, folder: RunFolder) -> Event:
     return {
         "event": "start",
         "model": run.recipe.model.name,
-        "data": run.recipe.data.name,
+        "data": run.recipe.data.shown,
         "folder": str(folder.path),
         "parameters": count_parameters(run.model),
         "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),

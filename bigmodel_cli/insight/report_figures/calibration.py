@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bigmodel_cli.core.registry import report_figures
-from bigmodel_cli.insight.charts import line_chart, reliability
+from bigmodel_cli.insight.charts import SHARES, line_chart, reliability
 from bigmodel_cli.insight.evaluated import Evaluated
 from bigmodel_cli.insight.page import charts, note
 from bigmodel_cli.metrics.classification import BINS, confidence, predicted
@@ -28,7 +28,7 @@ def calibration(found: Evaluated) -> str:
     places = sorted({max(1, round(len(order) * i / POINTS)) for i in range(5, POINTS + 1)})
     line = [(n / len(order), float(share[n - 1])) for n in places]
     selective = line_chart(
-        "Accuracy on the most confident samples", [("accuracy", line)], "across: share of samples answered"
+        "Accuracy on the most confident samples", [("accuracy", line)], "across: share of samples answered", SHARES
     )
     if not gives_probabilities(found.task):
         return note("The outputs are scores, not probabilities: the loss is not one of probabilities.") + charts(

@@ -9,17 +9,32 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.core.registry import views
 from bigmodel_cli.core.types import Batch
 
-LARGEST, SMALL = 240, 96
-"""The longest side in pixels of an image on a page, and the longest that is enlarged pixel by pixel."""
+LARGEST, SMALL = 448, 96
+"""The longest side in pixels of an image on a page, twice its width there for dense screens, and the longest that is
+enlarged pixel by pixel."""
 
 
 @views.register()
-def image(batch: Batch, spec: Any) -> str:
-    """The image (1,C,H,W) uint8 of a raw batch, inside the page."""
-    return embedded(batch["image"][0])
+def image(batch: Batch, spec: Any, stored: bytes | None = None) -> str:
+    """The image (1,C,H,W) uint8 of a raw batch, inside the page; as it is in its file `stored` where that has more."""
+    pixels: Tensor = batch["image"][0]
+    larger = None if stored is None or max(pixels.shape[1:]) >= LARGEST else _from_file(stored, spec)
+    return embedded(pixels if larger is None or max(larger.shape[1:]) <= max(pixels.shape[1:]) else larger)
+
+
+def _from_file(stored: bytes, spec: Any) -> Tensor | None:
+    """The picture in a file, cropped as the model's are; None where it cannot be read, since a report goes on."""
+    from bigmodel_cli.core.images import decode
+
+    try:
+        side = LARGEST if spec.square is not None else None
+        return decode(stored, "a sample", 3 if spec.channels == 3 else 1, side, "bilinear", spec.value_range)
+    except BigmodelError:
+        return None
 
 
 def embedded(pixels: Tensor, largest: int = LARGEST) -> str:

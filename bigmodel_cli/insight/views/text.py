@@ -14,7 +14,7 @@ LONGEST = 400
 
 
 @views.register()
-def text(batch: Batch, spec: Any) -> str:
+def text(batch: Batch, spec: Any, stored: bytes | None = None) -> str:
     """The text of the tokens (1,T) of a raw batch."""
     tokens = batch["tokens" if "tokens" in batch else "source"][0]
     length = int(batch["length"][0]) + 1 if "length" in batch else len(tokens)
