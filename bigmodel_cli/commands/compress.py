@@ -16,6 +16,7 @@ from bigmodel_cli.commands.compress_tables import draw, show_method, show_search
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.unused_options import refuse_unused
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.drafts import is_temporary, remove_own, require_no_link
@@ -147,6 +148,7 @@ def compress(
     for_recipe = RunOptions(data_dir=options.data_dir, assignments=[a for a in assignments or [] if a not in own])
     recipe = checkpoint_recipe(trained, for_recipe.flag_layers())
     if method is not None:
+        refuse_unused(("epochs", "lr"), f"--method {method}", "its own options: --set compress.NAME=VALUE")
         out = out or trained.path.parent / f"compressed-{method}"
         _compress(trained, recipe, method, own, out, overwrite, json)
         return

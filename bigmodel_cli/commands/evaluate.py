@@ -13,6 +13,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.unused_options import refuse_unused
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
@@ -113,10 +114,13 @@ def evaluate(
     from bigmodel_cli.commands.eval_trust import TrustOptions
     from bigmodel_cli.commands.measuring import open_split
     from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.core.registry import reports
 
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
     measured = open_split(trained, recipe, split)
+    if not reports.get(measured.task.report).meta.get("lists_mistakes", True):
+        refuse_unused(("wrong",), measured.task.name.replace("_", " ") + ", which is not right or wrong of a sample")
     wanted = TrustOptions(calibrate, conformal, corruptions, ood, by)
     size = batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)

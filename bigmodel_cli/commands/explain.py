@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.input_files import expand_inputs
+from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.registry import commands
-
-if TYPE_CHECKING:
-    pass
-
+from bigmodel_cli.core.registry import commands, explanations
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]
 Texts = Annotated[
@@ -100,11 +97,17 @@ def explain(
 
     trained = open_checkpoint(checkpoint, pretrained, data_dir)
     if users or trained.task.spec.kind == "interactions":
+        refuse_unused(("columns", "target", "method", "steps", "checks", "nearest", "out"), "recommendations")
         explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
     elif trained.task.spec.kind == "text":
+        refuse_unused(("top", "checks", "nearest"), "texts")
+        refuse_columns(columns, files or [])
         given = TextOptions(files or [], texts or [], opt.table_columns(columns, trained.recipe), method or (), steps)
         explain_texts(trained, given, target, out, json)
     else:
+        refuse_unused(("top",), "images")
+        if method and not any(explanations.get(name).meta.get("integrates") for name in method):
+            refuse_unused(("steps",), " and ".join(method), "--method integrated-gradients takes them")
         if texts:
             raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
         listed = expand_inputs(files or [], "image", opt.table_columns(columns, trained.recipe))

@@ -14,9 +14,9 @@ from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
-from bigmodel_cli.core.tables import table_suffix
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tasks import Predicts
@@ -83,8 +83,10 @@ def predict(
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if isinstance(trained.task, Recommends) and files and not (users or texts):
+        refuse_unused(("top", "tta", "device", "precision"), "ratings of pairs")
         show_ratings(trained, files, columns, json)
     elif users or isinstance(trained.task, Recommends):
+        refuse_unused(("columns", "tta", "device", "precision"), "recommendations")
         show_recommendations(trained, options, users or [], bool(files or texts), top, json)
     else:
         _predict_samples(trained, options, files or [], texts or [], columns, top, tta, json)
@@ -101,19 +103,23 @@ def _predict_samples(
     json: bool,
 ) -> None:
     """Print the predictions for `texts` and for the samples in `files`."""
+    from bigmodel_cli.core.answering import NamesAnswer
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import with_flip_tta
 
     task = predicting_task(trained, bool(texts))
+    if isinstance(task, NamesAnswer) and task.answers == "numbers":
+        refuse_unused(("top",), "numbers, which have no alternatives")
+    if not isinstance(task, NamesAnswer):
+        refuse_unused(("top",), task.name.replace("_", " "))
     recipe = checkpoint_recipe(trained, options.flag_layers())
     configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
     given = opt.table_columns(columns, recipe)
     listed = expand_inputs(files, task.spec.kind, given)
-    if columns is not None and not any(table_suffix(file) for file in (*files, *listed)):
-        raise InputError(f"--columns {columns}", "expected a table among the files", "leave --columns out")
+    refuse_columns(columns, (*files, *listed))
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)

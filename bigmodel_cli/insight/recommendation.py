@@ -82,7 +82,7 @@ def _rating_segments(
     return found
 
 
-@reports.register(run_samples=2000)  # each takes scores of every item
+@reports.register(run_samples=2000, lists_mistakes=False)  # each takes scores of every item
 def ranking(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
     """Full-ranking metrics over users, baselines and paired differences of the same run, tables by segment."""
     out = outputs()

@@ -94,7 +94,7 @@ def _mistakes_table(mistakes: list[dict[str, Any]], probabilities: bool) -> Tabl
     return "wrong, largest score first", ("sample", "true", "predicted", "score"), rows, False
 
 
-@reports.register()
+@reports.register(lists_mistakes=False)
 def perplexity(task: Any, data: Any, source: Source, outputs: Outputs, wrong: int, names: Names) -> Report:
     """Loss in nats per token, perplexity and bits per byte; intervals over windows of text."""
     out = outputs()

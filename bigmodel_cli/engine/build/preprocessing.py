@@ -33,6 +33,14 @@ def at_image_size(recipe: Recipe, spec: Any) -> Any:
     return spec.with_(height=side, width=side)
 
 
+def unused_layout_note(recipe: Recipe, task: Task) -> str | None:
+    """A note where ``placement.channels_last`` is set for inputs that are not images."""
+    images = any(x.dim() == 4 for x in task.example(1))
+    if images or recipe.placement.channels_last is not True:
+        return None
+    return f"placement.channels_last: no effect on {task.spec.kind}, only on images"
+
+
 def with_preprocessing(recipe: Recipe, spec: Spec, train: Source, published: Spec | None) -> tuple[Task, list[str]]:
     """The task with a mean and deviation, and a line on where they are from, if the weights are another program's.
 

@@ -23,6 +23,7 @@ from bigmodel_cli.engine.build.data import changed_data_note, load_data, train_a
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.build.optimizer import build_optimizer
+from bigmodel_cli.engine.build.preprocessing import unused_layout_note
 from bigmodel_cli.engine.device.autotune import autotune
 from bigmodel_cli.engine.device.device_cache import cache_on_device
 from bigmodel_cli.engine.device.placement import Placement, choose_placement
@@ -174,7 +175,13 @@ def _build_components(
         steps=min(recipe.train.epochs * batches.steps_per_epoch, recipe.train.max_steps or sys.maxsize),
         caches_features=caches and group.world == 1,
         new=loaded.new,
-        notes=[*bundle.notes, *_changed_data(loaded, recipe), *notes, *imbalance, *filter(None, [reason, unused])],
+        notes=[
+            *bundle.notes,
+            *_changed_data(loaded, recipe),
+            *notes,
+            *imbalance,
+            *filter(None, [reason, unused, unused_layout_note(recipe, task)]),
+        ],
     )
 
 

@@ -22,7 +22,7 @@ PATCHES, STRIDES = 7, 2
 """Patches of occlusion along a side, and their places in the width of one."""
 
 
-@explanations.register("integrated-gradients", order=2)
+@explanations.register("integrated-gradients", order=2, integrates=True)
 def integrated_gradients(subject: Subject) -> Tensor:
     """Gradients along the way from a black image, times the image (Sundararajan et al. 2017), summed and smoothed."""
 
