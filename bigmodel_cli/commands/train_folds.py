@@ -30,6 +30,8 @@ def train_folds(resolved: Resolved, options: RunOptions, stem: str) -> None:
         InputError: several processes are asked for, the folder is in use, or the data cannot be folded.
         InterruptedRun: a signal stopped one of them; its state is saved.
     """
+    from bigmodel_cli.engine.build.data import reading_once
+
     recipe = resolved.recipe
     if options.launch().requested:
         hint = "one at a time: --set data.fold=1 --nproc N --out ..."
@@ -42,8 +44,9 @@ def train_folds(resolved: Resolved, options: RunOptions, stem: str) -> None:
         return
     _check_task(recipe)
     with _folder(options, f"{stem}-folds") as folder:
-        for fold in _folds(recipe):
-            _train_one(recipe, fold, folder, options)
+        with reading_once():
+            for fold in _folds(recipe):
+                _train_one(recipe, fold, folder, options)
         summary = _conclude(recipe, folder)
     if options.json:
         console.print_json(summary)

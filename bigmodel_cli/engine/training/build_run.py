@@ -33,6 +33,7 @@ from bigmodel_cli.engine.distributed.strategy import choose_strategy
 from bigmodel_cli.engine.training.cached_features import can_cache_features
 from bigmodel_cli.engine.training.class_weighted_loss import class_labels, imbalance_notes, with_class_weights
 from bigmodel_cli.engine.training.lone_samples import check_lone_samples
+from bigmodel_cli.engine.training.metadata import build_meta
 from bigmodel_cli.engine.training.new_layers import adapt
 from bigmodel_cli.engine.training.private_training import (
     check_private,
@@ -41,7 +42,6 @@ from bigmodel_cli.engine.training.private_training import (
     private_batches,
     private_layers,
 )
-from bigmodel_cli.engine.training.provenance import provenance
 from bigmodel_cli.engine.training.restore import restore, with_carving_of
 from bigmodel_cli.engine.training.run import Run, environment, rank_seed
 from bigmodel_cli.engine.training.sharded_build import (
@@ -211,7 +211,7 @@ def _build_run(recipe: Recipe, components: _Components, placement: Placement, gr
         total_steps=0 if adapted.solve or is_solved(model) else steps,
         placement=placement,
         timer=Timer(placement.synchronize if placement.lag else None),
-        meta=_build_meta(recipe, components.task, components.bundle, components.new),
+        meta=build_meta(recipe, components.task, components.bundle, components.new),
         notes=[*notes, *lines],
         splits=frozenset(components.bundle.load),
         parallel=parallel,
@@ -288,19 +288,3 @@ def _autotune(recipe: Recipe, placement: Placement, components: _Components) -> 
         lambda: batches.indexed_source.gather(first),
         components.steps * recipe.train.accumulate,
     )
-
-
-def _build_meta(recipe: Recipe, task: Task, bundle: DataBundle, new: Sequence[str]) -> dict[str, Any]:
-    values = recipe.to_dict()
-    spec = task.spec
-    return {
-        "arch": recipe.model.name,
-        "arch_args": recipe.model.options,
-        "task": task.name,
-        "classes": list(spec.classes),
-        "input": {"kind": spec.kind, **spec.to_dict()},
-        "data": {**values["data"], "fingerprint": bundle.fingerprint, "spec": bundle.spec.to_dict()},
-        "recipe": values,
-        "origin": provenance(),
-        **({"new": list(new)} if new else {}),
-    }
