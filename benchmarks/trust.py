@@ -72,7 +72,7 @@ def mnist(bench: Bench) -> str:
 
 
 def cifar(bench: Bench) -> str:
-    return bench.train("cifar", "cnn", "--data", "cifar10", "--epochs", 5)
+    return bench.train("cifar", "cnn", "--data", DATA / "cifar10-images.tar.xz", "--epochs", 5)
 
 
 def conformal(bench: Bench, run: str) -> Figures:

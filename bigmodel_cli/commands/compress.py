@@ -149,8 +149,7 @@ def compress(
     recipe = checkpoint_recipe(trained, for_recipe.flag_layers())
     if method is not None:
         refuse_unused(("epochs", "lr"), f"--method {method}", "its own options: --set compress.NAME=VALUE")
-        out = out or trained.path.parent / f"compressed-{method}"
-        _compress(trained, recipe, method, own, out, overwrite, json)
+        _compress(trained, recipe, method, own, out or trained.path.parent / f"compressed-{method}", overwrite, json)
         return
     if own:
         raise InputError(f"--set {own[0]}: a search sets the options of its methods", "expected --epochs or --lr")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -114,17 +114,23 @@ def evaluate(
     from bigmodel_cli.commands.eval_trust import TrustOptions
     from bigmodel_cli.commands.measuring import open_split
     from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.core.registry import reports
 
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
     measured = open_split(trained, recipe, split)
-    if not reports.get(measured.task.report).meta.get("lists_mistakes", True):
-        refuse_unused(("wrong",), measured.task.name.replace("_", " ") + ", which is not right or wrong of a sample")
+    _check_wrong(measured.task)
     wanted = TrustOptions(calibrate, conformal, corruptions, ood, by)
     size = batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
     _show(measured, found, write_page(page, measured, found, pretrained), json)
+
+
+def _check_wrong(task: Any) -> None:
+    """Raises InputError where ``--wrong`` was typed and the task's report lists no samples."""
+    from bigmodel_cli.core.registry import reports
+
+    if not reports.get(task.report).meta.get("lists_mistakes", True):
+        refuse_unused(("wrong",), f"{task.name.replace('_', ' ')}, which is not right or wrong of a sample")
 
 
 def _show(measured: SplitOfData, found: Found, page: str | None, json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands, explanations
+
+if TYPE_CHECKING:
+    from bigmodel_cli.engine.build.load import TrainedModel
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]
 Texts = Annotated[
@@ -105,10 +108,15 @@ def explain(
         given = TextOptions(files or [], texts or [], opt.table_columns(columns, trained.recipe), method or (), steps)
         explain_texts(trained, given, target, out, json)
     else:
-        refuse_unused(("top",), "images")
-        if method and not any(explanations.get(name).meta.get("integrates") for name in method):
-            refuse_unused(("steps",), " and ".join(method), "--method integrated-gradients takes them")
-        if texts:
-            raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
+        _check_for_images(trained, texts, method or [])
         listed = expand_inputs(files or [], "image", opt.table_columns(columns, trained.recipe))
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
+
+
+def _check_for_images(trained: TrainedModel, texts: list[str] | None, methods: list[str]) -> None:
+    """Raises InputError where something was typed that has no effect on images."""
+    refuse_unused(("top",), "images")
+    if methods and not any(explanations.get(name).meta.get("integrates") for name in methods):
+        refuse_unused(("steps",), " and ".join(methods), "--method integrated-gradients takes them")
+    if texts:
+        raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
