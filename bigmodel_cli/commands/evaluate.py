@@ -119,8 +119,7 @@ def evaluate(
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
     measured = open_split(trained, recipe, split)
     _check_wrong(measured.task)
-    wanted = TrustOptions(calibrate, conformal, corruptions, ood, by)
-    size = batch_size or recipe.train.eval_batch_size
+    wanted, size = TrustOptions(calibrate, conformal, corruptions, ood, by), batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
     _show(measured, found, write_page(page, measured, found, pretrained), json)
 
