@@ -27,7 +27,7 @@ def train_folds(resolved: Resolved, options: RunOptions, stem: str) -> None:
     """Train the runs of cross-validation one after another; those that are finished are kept.
 
     Raises:
-        InputError: several processes are asked for, the folder is in use, or the data cannot be folded.
+        InputError: several processes are asked for, or privacy; the folder is in use, or the data cannot be folded.
         InterruptedRun: a signal stopped one of them; its state is saved.
     """
     from bigmodel_cli.engine.build.data import reading_once
@@ -42,6 +42,9 @@ def train_folds(resolved: Resolved, options: RunOptions, stem: str) -> None:
         console.note(f"one of {recipe.data.folds} runs, that without fold 1:")
         preflight(replace(resolved, recipe=recipe.of_fold(1)), options.out or Path("runs"), options.json)
         return
+    if recipe.privacy.epsilon is not None:
+        hint = "one run: without --folds"
+        raise InputError("--folds with --private", "what runs on the same samples spend would add up", hint)
     _check_task(recipe)
     with _folder(options, f"{stem}-folds") as folder:
         with reading_once():

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Spec
-from bigmodel_cli.models.adapters.pruned import narrow
+from bigmodel_cli.models.adapters.altered import altered
 
 Average = Literal["probabilities", "sigmoids", "outputs"]
 OF_KIND = {"image": "image_classification", "text": "text_classification"}
@@ -30,7 +30,7 @@ class Member(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: dict[str, Any]
-    """The model section of its recipe: name, options, widths left by pruning."""
+    """The model section of its recipe: name, options, and how its layers are altered."""
     input_scale: list[float] = []
     input_shift: list[float] = []
     """Per channel: its input is that of the ensemble times the scale plus the shift."""
@@ -153,11 +153,11 @@ def _network(i: int, about: Member, spec: Spec, kind: str) -> nn.Module:
     if entry.meta["task"] != OF_KIND[kind] or entry.meta.get("combines"):
         raise InputError(f"member {i + 1} is {name}", f"expected one model for {OF_KIND[kind].replace('_', ' ')}")
     try:
-        options = entry.options({k: v for k, v in section.items() if k not in ("name", "pruned")}, "model")
+        options = entry.options({k: v for k, v in section.items() if k not in ("name", "pruned", "batchnorm")}, "model")
     except ValidationError as error:
         raise _wrong(i, error) from None
     network: nn.Module = entry(spec, **options)
-    return narrow(network, section["pruned"]) if section.get("pruned") else network
+    return altered(network, {"pruned": None, "batchnorm": "own", **section})
 
 
 def _wrong(i: int, error: ValidationError) -> InputError:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.output_values import TEMPERATURE, output_values, uncalibrated, with_values
-from bigmodel_cli.core.recipe import StartSection
+from bigmodel_cli.core.recipe import PrivacySection, StartSection
 from bigmodel_cli.core.registry import losses, models
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
 from bigmodel_cli.engine.build.compatibility import first_difference
@@ -41,6 +41,7 @@ def average_answers(paths: Sequence[Path], out: Path) -> list[str]:
     for trained in members[1:]:
         _check_alike(first, trained, kind)
     spec, notes = _spec_of_all(members, kind)
+    notes += _privacy_notes(members)
     about = [_member(trained, spec, kind) for trained in members]
     section = {"name": f"ensemble:{spec.kind}", "members": about, "average": AVERAGES[kind]}
     tensors = {f"members.{i}.network.{k}": v for i, m in enumerate(members) for k, v in m.model.state_dict().items()}
@@ -73,7 +74,8 @@ def average_weights(paths: Sequence[Path], out: Path) -> list[str]:
     spec = uncalibrated(first.task.spec)
     save_weights(out, mean, {**_meta(members, None), "input": {"kind": spec.kind, **spec.to_dict()}}, {})
     normalised = any("running_mean" in key for key in mean)
-    return ["running statistics of BatchNorm are averaged too, and not measured again"] if normalised else []
+    notes = ["running statistics of BatchNorm are averaged too, and not measured again"] if normalised else []
+    return notes + _privacy_notes(members)
 
 
 def _opened(paths: Sequence[Path]) -> list[TrainedModel]:
@@ -84,6 +86,12 @@ def _opened(paths: Sequence[Path]) -> list[TrainedModel]:
         if models.get(trained.recipe.model.name).meta.get("combines"):
             raise InputError(f"{trained.path} is an ensemble", "expected its members", "bigmodel ensemble RUN RUN ...")
     return opened
+
+
+def _privacy_notes(members: Sequence[TrainedModel]) -> list[str]:
+    private = sum(bool(m.meta.get("privacy")) for m in members)
+    line = f"{private} of {len(members)} members were trained privately: what they spent adds up, and none is claimed"
+    return [line] if private else []
 
 
 def _kind(trained: TrainedModel) -> str:
@@ -177,8 +185,8 @@ def _rescaled(spec: Any, own: Any, order: Sequence[int]) -> Pair:
 def _section(trained: TrainedModel) -> dict[str, Any]:
     """The part of the recipe that the architecture is built from."""
     section = trained.recipe.to_dict()["model"]
-    kept = ("name", *trained.recipe.model.options, *(["pruned"] if section.get("pruned") else []))
-    return {key: section[key] for key in kept}
+    altering = [key for key, usual in (("pruned", None), ("batchnorm", "own")) if section[key] != usual]
+    return {key: section[key] for key in ("name", *trained.recipe.model.options, *altering)}
 
 
 def _meta(members: Sequence[TrainedModel], section: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -186,7 +194,8 @@ def _meta(members: Sequence[TrainedModel], section: Mapping[str, Any] | None) ->
     first = members[0]
     recipe = first.recipe.to_dict()
     kept = {k: recipe["model"][k] for k in ("init", "image_size")}
-    recipe["model"] = {**kept, "pruned": None, **section} if section is not None else recipe["model"]
+    recipe["model"] = {**kept, "pruned": None, "batchnorm": "own", **section} if section else recipe["model"]
+    recipe["privacy"] = PrivacySection().model_dump(mode="json")  # what several runs spend adds up: none is claimed
     recipe["start"] = StartSection().model_dump(mode="json")
     for about in (data := dict(first.meta["data"]), recipe["data"]):
         about.update(folds=None, fold=None)
@@ -194,7 +203,7 @@ def _meta(members: Sequence[TrainedModel], section: Mapping[str, Any] | None) ->
     changed = {"data": data, "recipe": recipe, "members": made_of}
     if section is not None:
         changed |= {"arch": section["name"], "arch_args": {k: v for k, v in section.items() if k != "name"}}
-    return {**{k: v for k, v in first.meta.items() if k != "new"}, **changed}
+    return {**{k: v for k, v in first.meta.items() if k not in ("new", "privacy")}, **changed}
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
