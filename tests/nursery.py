@@ -160,7 +160,21 @@ def _openvino_crashes() -> None:
     openvino.import_openvino = lambda: os.kill(os.getpid(), signal.SIGSEGV)  # type: ignore[assignment]
 
 
+def _openvino_hangs() -> None:
+    """As a lock in native code does: no signal handler of Python's runs."""
+    from bigmodel_cli.export import openvino
+
+    def wait() -> None:
+        import ctypes
+
+        ctypes.PyDLL(None).pause()  # with Python's own lock held
+        raise AssertionError("a signal that is handled has ended the wait")
+
+    openvino.import_openvino = wait  # type: ignore[assignment]
+
+
 SABOTAGE = {
+    "openvino-hangs": _openvino_hangs,
     "openvino-crashes": _openvino_crashes,
     "bug": _bug,
     "no-onnx": _no_onnx,

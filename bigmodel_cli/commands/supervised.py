@@ -17,6 +17,7 @@ from typing import Any
 
 import typer
 
+from bigmodel_cli.core.call_limit import bound_calls, call_limit
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
 from bigmodel_cli.core.stop_signals import STOP_SIGNALS, signal_name
 
@@ -36,15 +37,18 @@ def supervised(command: Callable[..., None], died: Death) -> Callable[..., None]
         if sys.platform != "linux" or not OWN_PROCESS:
             command(**given)
             return
+        call_limit()  # refuses a wrong one before the work
         while (child := _fork()) != 0:
             code = _wait(child)
             if code >= 0:
                 raise typer.Exit(code)
             if -code in FORWARDED:
                 raise InterruptedRun(-code, "interrupted")
-            error = died(given, child, signal_name(-code))
+            late = f": a call into it took more than {call_limit():g} s" if -code == signal.SIGALRM else ""
+            error = died(given, child, signal_name(-code) + late)
             if error is not None:
                 raise error
+        bound_calls()
         command(**given)
 
     return run

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from bigmodel_cli.core.call_limit import bounded
 from bigmodel_cli.core.tasks import TaskWrapper
 from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.export.folder import ExportFolder, Run
@@ -61,7 +62,9 @@ class ExportedModel(nn.Module):
         return self._run(state.source, state.target)[:, -1]
 
     def _run(self, *inputs: Tensor) -> Tensor:
-        output = self.run(*(x.cpu().contiguous().numpy() for x in inputs))
+        arrays = [x.cpu().contiguous().numpy() for x in inputs]
+        with bounded():
+            output = self.run(*arrays)
         return torch.from_numpy(output).float().to(inputs[0].device)
 
     def _run_per_document(self, tokens: Tensor, document: Tensor) -> Tensor:

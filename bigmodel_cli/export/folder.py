@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core import interactions  # noqa: F401  registers its spec, without the tasks and their torch
+from bigmodel_cli.core.call_limit import bounded
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.output_values import marked
 from bigmodel_cli.core.registry import Entry, exports, losses, models, tasks
@@ -198,7 +199,8 @@ def load_model_file(entry: Entry, file: Path, build: Callable[[], nn.Module]) ->
         BigmodelError: the file does not load.
     """
     try:
-        return entry.meta["run"](file, build)  # type: ignore[no-any-return]
+        with bounded():
+            return entry.meta["run"](file, build)  # type: ignore[no-any-return]
     except BigmodelError:
         raise
     except Exception as error:  # runtimes raise their own types, some derived directly from Exception

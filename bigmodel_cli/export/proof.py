@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bigmodel_cli
+from bigmodel_cli.core.call_limit import bounded
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import Entry, exports
 from bigmodel_cli.core.types import Task, finite
@@ -128,7 +129,7 @@ def _write(entry: Entry, write: Write, subject: Subject, new: Path, out: Path) -
     """Write the model file; returns the seconds it took."""
     clock = time.perf_counter()
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), bounded():
             carry = subject.carry(entry.meta.get("carries", ()))
             write(subject.graph(), subject.example(), new / (layout.MODEL + entry.meta["suffix"]), carry)
     except OSError as error:
@@ -167,7 +168,8 @@ def _proven(
     run = layout.load_model_file(entry, file, layout.read_folder(new).build)
     given = [tuple(x.numpy() for x in inputs) for inputs in subject.given]
     try:
-        found = compare(subject.model, run, subject.task, subject.prepared, given)
+        with bounded():
+            found = compare(subject.model, run, subject.task, subject.prepared, given)
         sizes = compare_other_sizes(subject, run) if subject.pixels and _any_size(entry) else None
         speed = measure_latency({"checkpoint": (subject.model, subject.inputs[0]), "export": (run, given[0])}, seconds)
     except BigmodelError:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward
 from bigmodel_cli.core.types import Batch, ImageSpec, Source
@@ -80,7 +81,7 @@ class MultiLabelClassification(Relabelled):
         wrong, hit = out["decisions"] != (out["targets"] == 1), out["decisions"] & (out["targets"] == 1)
         return {
             "loss": out["loss"].sum(),
-            "count": torch.tensor(len(known), device=known.device),
+            "count": torch.full((), len(known), device=known.device),
             "known": known.sum(),
             "wrong": (wrong & known).sum(),
             "hit": hit.sum(),
@@ -110,7 +111,7 @@ class MultiLabelClassification(Relabelled):
 
 def decide(logits: Tensor, spec: Any) -> Tensor:
     """(B,K) bool: whether each label holds."""
-    return logits.sigmoid() >= torch.tensor(thresholds(spec), device=logits.device, dtype=logits.dtype)
+    return logits.sigmoid() >= device_constant(tuple(thresholds(spec)), logits.dtype, logits.device)
 
 
 def choose_thresholds(logits: Tensor, targets: Tensor) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
@@ -108,7 +109,7 @@ class Recommendation:
 
     def _popularity(self, top: Tensor, history: Tensor, relevant: Tensor) -> Batch:
         """Mean train interactions of the recommended items, of the user's own and of the held-out ones; (B,) each."""
-        counts = torch.tensor(self.spec.item_counts or [1.0], dtype=torch.float32, device=top.device)
+        counts = device_constant(tuple(self.spec.item_counts) or (1.0,), torch.float32, top.device)
 
         def mean(items: Tensor) -> Tensor:
             real = items >= 0
@@ -123,7 +124,7 @@ class Recommendation:
         out = self.outputs(model, batch)
         sums = {"ndcg_10": ndcg(out, k=10), "hit_rate_10": hit_rate(out, k=10), "mrr": mrr(out)}
         totals = {name: value.double().sum() for name, value in sums.items()}
-        users = torch.tensor(len(out["index"]))
+        users = torch.full((), len(out["index"]), device=out["index"].device)
         return {"loss": out["loss"].double().sum(), "count": out["held"].sum(), "users": users, **totals}
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:

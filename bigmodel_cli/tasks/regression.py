@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward
@@ -61,7 +62,7 @@ class Regression(Relabelled):
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = scale(self.spec)
-        return like.new_tensor(mean), like.new_tensor(std)
+        return device_constant(mean, like.dtype, like.device), device_constant(std, like.dtype, like.device)
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
         """logits (B,K), as the model gives them; predictions and values (B,K) in the data's units; loss (B,), index."""
@@ -81,7 +82,7 @@ class Regression(Relabelled):
         return {
             "loss": out["loss"].sum(),
             "absolute": error.abs().mean(1).sum(),
-            "count": torch.tensor(len(error), device=error.device),
+            "count": torch.full((), len(error), device=error.device),
             **{f"squared {k}": column.sum() for k, column in enumerate(error.square().T)},
         }
 

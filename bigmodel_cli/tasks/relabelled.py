@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.sources import ValuedSource
@@ -89,7 +90,7 @@ class Relabelled(TaskWrapper):
         """Labels of the data (N,K') in the order of the model's outputs (N,K)."""
         if self.columns is None:
             return label
-        places = torch.tensor(self.columns, device=label.device)
+        places = device_constant(self.columns, torch.int64, label.device)
         return torch.where(places >= 0, label[:, places.clamp(min=0)], torch.nan)
 
     def encode(self, label: Tensor) -> Tensor:

@@ -34,6 +34,19 @@ def test_an_export_that_crashes(trained: Path, run_cli: Run, tmp_path: Path) -> 
     assert not (tmp_path / "shipped").exists() and left(tmp_path) == []
 
 
+def test_an_export_that_hangs(trained: Path, run_cli: Run, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    given = ("export", trained, "--format", "openvino", "--out", "shipped")
+    done = run_cli(*given, sabotage="openvino-hangs", variables={"BIGMODEL_RUNTIME_LIMIT": "0.5"})
+    assert done.returncode == 3, done.stderr
+    assert "its process was ended by SIGALRM: a call into it took more than 0.5 s" in done.stderr
+    assert not (tmp_path / "shipped").exists() and left(tmp_path) == []
+    done = run_cli(*given, variables={"BIGMODEL_RUNTIME_LIMIT": "soon"})
+    assert done.returncode == 2 and "BIGMODEL_RUNTIME_LIMIT=soon; expected seconds" in done.stderr
+    done = run_cli(*given, variables={"BIGMODEL_RUNTIME_LIMIT": "60"})
+    assert done.returncode == 0 and (tmp_path / "shipped").is_dir(), done.stderr
+
+
 def test_a_method_that_crashes(trained: Path, run_cli: Run, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     out = ("--method", "int8-openvino", "--out", "small")

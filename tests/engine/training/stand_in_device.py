@@ -1,16 +1,22 @@
-"""A training step on a stand-in for a GPU, and what a GPU would have waited for: ``python stand_in_device.py CASE ...``
+"""Steps of training and evaluation on a stand-in for a GPU, and what a GPU would have waited for.
+
+``python stand_in_device.py MODEL[:OPTIMIZER[:MISTAKE]] ...``; ``eval-MISTAKE`` is made in evaluation.
 
 The tensors are torch's fake ones: they know device, shape and type, and nothing else. An operator on tensors of two
 devices fails as on a GPU. The device is torch's Python backend, which stays registered: hence a process of its own.
-Prints a JSON object: for each case the faults of one optimizer step on a batch that is on the device already.
+Prints a JSON object: for each case the faults of an optimizer step, and of an evaluation's step, on a batch that is on
+the device already. A step that could be captured in a CUDA graph runs the same operators on the same shapes each time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from bigmodel_cli.core.answering import FitsToVal
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import train_step
+from bigmodel_cli.engine.training.run import Run, StepResult
 from bigmodel_cli.engine.training.timer import Timer
 from bigmodel_cli.optim import optimizers
 
@@ -34,6 +42,23 @@ WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equ
 """Operators whose result the host must know: it waits until the device has computed it."""
 IMAGES = {"name": "synthetic_images", "size": 32, "count": 64, "classes": 10}
 TEXT = {"name": "synthetic_text", "vocabulary": 64, "context": 16, "tokens": 1024}
+RATINGS = {"name": "synthetic_interactions", "users": 60, "items": 40, "length": 12}
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt-nano": ({}, TEXT),
+    "text-cnn": ({"width": 8, "filters": 4}, {"name": "labelled_file"}),
+    "text-encoder": ({"width": 16, "layers": 1, "heads": 2}, {"name": "labelled_file"}),
+    "several": (
+        {"name": "text-cnn", "width": 8, "filters": 4},
+        {"name": "text_targets", "task": "multi_label_classification"},
+    ),
+    "numbers": ({"name": "text-cnn", "width": 8, "filters": 4}, {"name": "text_targets", "task": "regression"}),
+    "chat": ({"name": "gpt-nano"}, {"name": "chat_file", "pack": True}),
+    **{name: ({}, RATINGS) for name in ("mf", "ncf", "dcn-v2", "sasrec", "two-tower")},
+}
+"""The options and the data of a model; the others take images."""
+DYNAMIC = ("sasrec", "two-tower")
+"""Models whose loss takes the distinct items of a batch: their number is known to the device alone, so it waits."""
+LOSSES = {"several": "binary_cross_entropy", "numbers": "mse"}
 MISTAKES: dict[str, Callable[[torch.Tensor], Any]] = {
     "copy": lambda out: out.cpu(),
     "make": lambda out: torch.zeros(3),
@@ -42,8 +67,10 @@ MISTAKES: dict[str, Callable[[torch.Tensor], Any]] = {
     "nonzero": torch.nonzero,
     "constant": lambda out: torch.tensor([1.0], device=out.device),
     "mix": lambda out: out + torch.ones(out.shape),
+    "branch": lambda out: [out.clone() for _ in range(next(TURNS) % 2)],
 }
 """What a model's forward pass must not do with its output: the check has to notice each."""
+TURNS = itertools.count()
 
 
 class OnGpu(Placement):
@@ -82,12 +109,16 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.faults: list[str] = []
+        self.operators: list[tuple[str, Any]] = []
+        """Each operator, and the shapes of its tensors."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         given = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         if DEVICE in given and name in WAITING:
             self.faults.append(f"waits: {name}")
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        self.operators.append((str(function), [tuple(x.shape) for x in tensors]))
         out = function(*args, **(kwargs or {}))
         made = {x.device.type for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
         if "cpu" in made and DEVICE in given:
@@ -97,12 +128,59 @@ class Recorder(TorchDispatchMode):
         return out
 
 
-def faults(fake: FakeTensorMode, model: str, optimizer: str = "adamw", mistake: str = "") -> list[str]:
-    """The faults of a second optimizer step, since the first may fill caches; the last is the error that ended it."""
-    data = TEXT if model.startswith("gpt") else IMAGES
-    values = {"model": {"name": model}, "data": data, "train": {"batch_size": 8}, "optimizer": {"name": optimizer}}
-    run = assemble(resolve([Layer("test", values)]).recipe, measure=False)
-    raw = next(run.batches.steps(0))
+def written(folder: Path, name: str) -> dict[str, str]:
+    """The path of a file for the data set `name`, which is written to `folder`; nothing for data that is made up."""
+    rows: dict[str, str] = {
+        "labelled_file": "text,label\n" + "".join(f"w{i % 7} w{i % 5} x,{'ab'[i % 2]}\n" for i in range(80)),
+        "text_targets": "text,label\n" + "".join(f"w{i % 7} w{i % 5} x,{i % 2}\n" for i in range(80)),
+        "chat_file": "".join(f'{{"prompt": "p{i}", "completion": "c{i % 9}"}}\n' for i in range(80)),
+    }
+    if name not in rows:
+        return {}
+    path = folder / f"{name}.{'jsonl' if name == 'chat_file' else 'csv'}"
+    path.write_text(rows[name])
+    return {"path": str(path)}
+
+
+def assembled(folder: Path, model: str, optimizer: str) -> Run:
+    options, data = MODELS.get(model, ({}, IMAGES))
+    values = {
+        "model": {"name": model, **options},
+        "data": {**data, **written(folder, data["name"])},
+        "train": {"batch_size": 8},
+        "optimizer": {"name": optimizer},
+        **({"loss": {"name": LOSSES[model]}} if model in LOSSES else {}),
+    }
+    torch.manual_seed(0)
+    return assemble(resolve([Layer("test", values)]).recipe, measure=False)
+
+
+def twice(fake: FakeTensorMode, step: Callable[[], Any]) -> tuple[list[str], Any]:
+    """What is wrong with the second and third call of `step`, since the first may fill caches; and its result.
+
+    The last fault is the error that ended it.
+    """
+    with Recorder() as recorder, Constants(fake, recorder.faults):
+        try:
+            step()
+            runs = []
+            recorder.faults.clear()
+            for _ in range(2):
+                recorder.operators.clear()
+                result = step()
+                runs.append(list(recorder.operators))
+        except RuntimeError as error:
+            return [*recorder.faults, str(error).partition("\n")[0][:200]], None
+    found = list(dict.fromkeys(recorder.faults))
+    return found + ["other operators each time"] * (runs[0] != runs[1]), result
+
+
+def faults(fake: FakeTensorMode, folder: Path, model: str, optimizer: str = "adamw", mistake: str = "") -> list[str]:
+    """The faults of a step of training, and of one of evaluation."""
+    run = assembled(folder, model, optimizer)
+    raw, first = next(run.batches.steps(0)), run.val.gather(torch.arange(min(len(run.val), 8)))
+    count = run.task.count(raw)  # in a run the batch is counted on the CPU, before it is copied
+    object.__setattr__(run.task, "count", lambda raw: count)
     with fake:
 
         def moved(x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +188,13 @@ def faults(fake: FakeTensorMode, model: str, optimizer: str = "adamw", mistake: 
 
         network: nn.Module = run.model._apply(moved)
         if mistake:
-            network.register_forward_hook(lambda module, args, out: (MISTAKES[mistake](out), out)[1])
+
+            def hook(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+                if module.training != mistake.startswith("eval-"):
+                    MISTAKES[mistake.removeprefix("eval-")](out)
+                return out
+
+            network.register_forward_hook(hook)
         run = dataclasses.replace(
             run,
             model=network,
@@ -120,18 +204,27 @@ def faults(fake: FakeTensorMode, model: str, optimizer: str = "adamw", mistake: 
             timer=Timer(),
         )
         run.train_mode()
-        batch = {k: moved(v) for k, v in raw.items()}
-        with Recorder() as recorder, Constants(fake, recorder.faults):
-            try:
-                train_step(run, batch)
-                run.progress.step += 1
-                recorder.faults.clear()
-                result = train_step(run, batch)
-            except RuntimeError as error:
-                return [*recorder.faults, str(error).partition("\n")[0][:200]]
-        if {result.loss.device.type, result.norm.device.type, result.finite.device.type} != {DEVICE}:
-            recorder.faults.append("the result is not on the device")
-    return recorder.faults
+        batch, val = ({k: moved(v) for k, v in part.items()} for part in (raw, first))
+
+        def trained() -> StepResult:
+            result = train_step(run, batch)
+            run.progress.step += 1
+            return result
+
+        def evaluated() -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                prepared = run.task.prepare(val)
+                score = run.task.outputs if isinstance(run.task, FitsToVal) else run.task.evaluate
+                return score(network, prepared)
+
+        found, result = ([], None) if model in DYNAMIC else twice(fake, trained)
+        if result and {x.device.type for x in (result.loss, result.norm, result.finite)} != {DEVICE}:
+            found.append("the result is not on the device")
+        network.eval()
+        more, sums = twice(fake, evaluated)
+        if sums and {x.device.type for x in sums.values()} != {DEVICE}:
+            more.append("a sum is not on the device")
+    return [*found, *(f"evaluation {fault}" for fault in more)]
 
 
 if __name__ == "__main__":
@@ -139,5 +232,6 @@ if __name__ == "__main__":
     _setup_privateuseone_for_python_backend(DEVICE)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    found = {case: faults(mode, *case.split(":")) for case in sys.argv[1:]}
+    with tempfile.TemporaryDirectory() as made:
+        found = {case: faults(mode, Path(made), *case.split(":")) for case in sys.argv[1:]}
     sys.stdout.write(json.dumps(found) + "\n")
