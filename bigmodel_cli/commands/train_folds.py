@@ -34,7 +34,7 @@ def train_folds(resolved: Resolved, options: RunOptions, stem: str) -> None:
 
     recipe = resolved.recipe
     if options.launch().requested:
-        hint = "one at a time: --set data.fold=1 --nproc N --out ..."
+        hint = "one at a time: --set data.hold_out=1 --nproc N --out ..."
         raise InputError("--folds trains in one process", "expected no --nproc, --nnodes, --rdzv", hint)
     if options.dry_run:
         from bigmodel_cli.commands.dry_run import preflight

@@ -82,7 +82,9 @@ class DataSection(Component):
     folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
         None, description="parts of train, each held out from one of as many runs (cross-validation)"
     )
-    fold: Positive | None = Field(None, description="the part that this run holds out, from 1; null: one run for each")
+    hold_out: Positive | None = Field(
+        None, description="the part that this run holds out, from 1; null: a run for each"
+    )
 
     @property
     def shown(self) -> str:
@@ -93,11 +95,11 @@ class DataSection(Component):
     @property
     def is_cross_validation(self) -> bool:
         """Whether it stands for one run for each fold."""
-        return self.folds is not None and self.fold is None
+        return self.folds is not None and self.hold_out is None
 
     def of_fold(self, fold: int) -> DataSection:
         """The section of one of the runs of cross-validation; of any other run, itself."""
-        return self.model_copy(update={"fold": fold}) if self.is_cross_validation else self
+        return self.model_copy(update={"hold_out": fold}) if self.is_cross_validation else self
 
 
 class TrainSection(Section):

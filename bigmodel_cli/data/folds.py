@@ -24,7 +24,7 @@ def hold_out(train: Source, folds: int, fold: int, seed: int) -> tuple[Subset, S
         InputError: there is no such fold, or see :func:`fold_of_each`.
     """
     if fold > folds:
-        raise InputError(f"data.fold = {fold}", f"expected 1 to data.folds = {folds}")
+        raise InputError(f"data.hold_out = {fold}", f"expected 1 to data.folds = {folds}")
     held = fold_of_each(train, folds, seed) == fold - 1
     return _part(train, ~held), _part(train, held)
 

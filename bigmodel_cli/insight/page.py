@@ -20,6 +20,8 @@ h1 { line-height: 1.2; margin-bottom: .5rem } h2 { margin: 2.2rem 0 .6rem }
 p.note, figcaption small, small { color: var(--muted) }
 .tiles, .charts, .gallery { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
 .gallery:has(img:not(.small)) { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)) }
+.gallery:has(blockquote) { grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .4rem 1.4rem }
+.gallery blockquote { margin-bottom: .3rem; white-space: pre-line }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); align-items: start }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.2 } .tile.first { background: var(--soft) }
@@ -39,7 +41,8 @@ pre { border: 1px solid var(--line); padding: 1rem; overflow-x: auto; font-size:
 blockquote { margin: 0 0 .8rem; padding: .1rem 0 .1rem .8rem; border-left: 3px solid var(--line) }
 .warning { border-left: 3px solid var(--second); padding-left: .8rem }
 @media (max-width: 600px) { body { margin: 1rem auto; padding: 0 .8rem } h1 { font-size: 1.5rem } }
-@media print { body { margin: 0; max-width: none; font-size: 10pt } .scroll, pre { overflow: visible }
+@media print { :root { color-scheme: light } .matrix td { print-color-adjust: exact }
+  body { margin: 0; max-width: none; font-size: 10pt } .scroll, pre { overflow: visible }
   pre { white-space: pre-wrap } h2 { break-after: avoid } tr, .tile { break-inside: avoid } }
 """
 

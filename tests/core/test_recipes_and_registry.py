@@ -165,6 +165,15 @@ def test_the_schema_knows_every_component() -> None:
         assert [c["title"] for c in properties[section]["oneOf"]] == registry.names()
 
 
+def test_no_option_of_a_component_is_hidden_by_a_field_of_its_section() -> None:
+    from bigmodel_cli.core.recipe import COMPONENTS, section_type
+
+    for section, registry in COMPONENTS.items():
+        typed = set(section_type(section).model_fields)
+        hidden = {name: typed & set(registry.get(name).schema.model_fields) for name in registry.names()}
+        assert not {name: fields for name, fields in hidden.items() if fields}, section
+
+
 def test_a_former_name_in_a_recipe_means_the_component() -> None:
     sizes = {"data": {"name": "synthetic_images", "size": 32}}
     found = resolve([Layer("m", {"model": {"name": "mlp"}}), Layer("r.yaml", sizes), set_layer(["data.classes=4"])])

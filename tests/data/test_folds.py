@@ -71,7 +71,7 @@ def test_numbers_are_spread_and_what_cannot_be_folded_is_refused() -> None:
     one = Samples(torch.zeros(10, dtype=torch.int64), torch.arange(10) // 5)
     with pytest.raises(InputError, match="at most 2, the groups"):
         fold_of_each(one, 3, 0)
-    with pytest.raises(InputError, match=r"data.fold = 4"):
+    with pytest.raises(InputError, match=r"data.hold_out = 4"):
         hold_out(one, 2, 4, 0)
     few = Samples(torch.tensor([0, 1] + [2] * 20))
     assert rare_classes(few, 3) == [0, 1] and sorted(fold_of_each(few, 3, 0).bincount().tolist()) == [7, 7, 8]

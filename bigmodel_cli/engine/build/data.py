@@ -44,7 +44,7 @@ def load_data(
     Raises:
         InputError: ``data.task`` is no task, or this data has one class a sample only.
     """
-    opened, asked = _opened.get(), (section.model_dump_json(exclude={"folds", "fold"}), like, task, fits)
+    opened, asked = _opened.get(), (section.model_dump_json(exclude={"folds", "hold_out"}), like, task, fits)
     if opened is None:
         return _load(section, like, task, fits)
     if asked not in opened:
@@ -76,13 +76,13 @@ def unused_split_note(bundle: DataBundle, section: DataSection) -> str | None:
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
-    """The train and val splits: the data's own val split, or one carved from train; train is without ``data.fold``.
+    """The train and val splits: the data's own val split, or one carved from train; train is without ``data.hold_out``.
 
     Raises:
         InputError: the data has no train split, or a class is too small to be in both; or ``data.folds`` names no fold.
     """
     train, val = pool_and_val(bundle, section)
-    whole = section.folds is None and section.fold is None
+    whole = section.folds is None and section.hold_out is None
     return (train if whole else _hold_out(train, section)[0]), val
 
 
@@ -99,10 +99,10 @@ def pool_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Sour
 
 
 def _hold_out(train: Source, section: DataSection) -> tuple[Source, Source]:
-    if section.folds is None or section.fold is None:
-        missing = "data.fold" if section.folds is not None else "data.folds"
-        raise InputError(f"{missing} is not given", "expected data.folds and data.fold", "bigmodel train --folds K")
-    return hold_out(train, section.folds, section.fold, section.split_seed)
+    if section.folds is None or section.hold_out is None:
+        missing = "data.hold_out" if section.folds is not None else "data.folds"
+        raise InputError(f"{missing} is not given", "expected data.folds and data.hold_out", "bigmodel train --folds K")
+    return hold_out(train, section.folds, section.hold_out, section.split_seed)
 
 
 def load_split(bundle: DataBundle, section: DataSection, name: str) -> Source:

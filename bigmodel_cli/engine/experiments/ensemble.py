@@ -198,7 +198,7 @@ def _meta(members: Sequence[TrainedModel], section: Mapping[str, Any] | None) ->
     recipe["privacy"] = PrivacySection().model_dump(mode="json")  # what several runs spend adds up: none is claimed
     recipe["start"] = StartSection().model_dump(mode="json")
     for about in (data := dict(first.meta["data"]), recipe["data"]):
-        about.update(folds=None, fold=None)
+        about.update(folds=None, hold_out=None)
     made_of = [{"file": m.path.parent.name + "/" + m.path.name, "model": m.recipe.model.name} for m in members]
     changed = {"data": data, "recipe": recipe, "members": made_of}
     if section is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bigmodel_cli.core.registry import report_figures
-from bigmodel_cli.insight.charts import bars, line_chart
+from bigmodel_cli.insight.charts import SHARES, bars, line_chart
 from bigmodel_cli.insight.evaluated import Evaluated
 from bigmodel_cli.insight.page import charts, table
 
@@ -19,7 +19,7 @@ def ranking_places(found: Evaluated) -> str:
     ranks = found.outputs["rank"]
     first = ranks.masked_fill(ranks <= 0, torch.inf).amin(1)  # 0 is padding
     line = [(float(k), float((first <= k).double().mean())) for k in DEPTHS]
-    drawn = [line_chart("Share of users with a hit among the first k", [("hit rate", line)], "across: k")]
+    drawn = [line_chart("Share of users with a hit among the first k", [("hit rate", line)], "across: k", SHARES)]
     rivals = {name: values["ndcg_10"] for name, values in found.values["baselines"].items()}
     if rivals:
         own = found.values["headline"]["ndcg_10"]["value"]
