@@ -35,7 +35,9 @@ def write_page(path: Path, found: Compared) -> None:
     keys = dict.fromkeys([f"val_{found.metric}", *CURVES, *(k for e in logs.values() for r in e for k in _curves(r))])
     drawn = [
         line_chart(
-            key.replace("_", " "), [(n, _points(epochs, key)) for n, epochs in logs.items()], within=range_of(key)
+            "learning rate" if key == "lr" else key.replace("_", " "),
+            [(n, _points(epochs, key)) for n, epochs in logs.items()],
+            within=range_of(key),
         )
         for key in keys
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,9 @@ from bigmodel_cli.core.registry import report_figures, views
 from bigmodel_cli.core.sources import FileSource
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.page import Section
+
+NUMBERED = re.compile(r"\w+\[\d+\](?= )")
+"""``val[17]`` before the beginning of a text."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Evaluated:
         return int(self.outputs["index"][place]) if "index" in self.outputs else place
 
     def name(self, place: int) -> str:
-        return self.source.name(self.index(place))
+        """The name of sample `place`; of a text, which is shown beside it, without its first words."""
+        name = self.source.name(self.index(place))
+        numbered = NUMBERED.match(name)
+        return numbered[0] if numbered and self.data.kind in views.found else name
 
 
 def sections(report: str, found: Evaluated) -> list[Section]:

@@ -146,6 +146,10 @@ def _facts(start: Event) -> dict[str, str]:
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_shown(k, v)}" for k, v in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "memory_peak" and isinstance(value, int):
+        return f"{value / 1e6:,.0f} MB"
     return format_metric(name, value) if isinstance(value, float) else str(value)
 
 
