@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,9 +14,6 @@ from bigmodel_cli.core.registry import report_figures, views
 from bigmodel_cli.core.sources import FileSource
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.page import Section
-
-NUMBERED = re.compile(r"\w+\[\d+\](?= )")
-"""``val[17]`` before the beginning of a text."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,9 @@ class Evaluated:
         return int(self.outputs["index"][place]) if "index" in self.outputs else place
 
     def name(self, place: int) -> str:
-        """The name of sample `place`; of a text, which is shown beside it, without its first words."""
-        name = self.source.name(self.index(place))
-        numbered = NUMBERED.match(name)
-        return numbered[0] if numbered and self.data.kind in views.found else name
+        """The name of sample `place`. That of a text has its first words as they were read, with those that are unknown
+        to the model."""
+        return self.source.name(self.index(place))
 
 
 def sections(report: str, found: Evaluated) -> list[Section]:
