@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BIGMODEL_SOAK_MINUTES ?= 30
 
-.PHONY: demo test lint docs bench gpu exports mutation attack soak lock install-locked audit sbom clean
+.PHONY: demo test lint docs site bench gpu exports mutation attack soak lock install-locked audit sbom clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed  ## the tables of README and docs/, made from the registries
 	$(BIN)/python docs/tables.py
+
+site: $(VENV)/.installed  ## the documentation as a site, in site/: links checked, nothing fetched
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in the same run
 	$(BIN)/python benchmarks/run.py

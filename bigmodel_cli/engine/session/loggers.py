@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.addresses import scrub
 from bigmodel_cli.core.errors import InterruptedRun, MachineError
 from bigmodel_cli.core.event_log import read_events
 from bigmodel_cli.core.extras import install_line
@@ -48,6 +49,28 @@ class Loggers:
             with self._guarded(name):
                 log(event)
 
+    @property
+    def wants_samples(self) -> bool:
+        """Whether an open logger shows pictures and texts."""
+        return any(entry.meta.get("samples") for entry in self._enabled if entry.name in (self._open or {}))
+
+    def samples(self, make: Callable[[], Event]) -> None:
+        """Pass on the event of what the model makes of some samples, where a logger shows it."""
+        if not self.wants_samples:
+            return
+        try:
+            event = make()
+        except InterruptedRun:
+            raise
+        except Exception as error:  # such as too little memory: the run had enough without it
+            self._warn(f"warning: the loggers get no samples of this epoch: {_reason(error)}")
+            return
+        for entry in list(self._enabled):
+            log = (self._open or {}).get(entry.name)
+            if log is not None and entry.meta.get("samples"):
+                with self._guarded(entry.name):
+                    log(event)
+
     def close(self) -> None:
         """Close all loggers. The next event opens them again."""
         with self._guarded("loggers"):
@@ -65,7 +88,12 @@ class Loggers:
             self._enabled = [entry for entry in self._enabled if entry.name != name]
             if self._open is not None:
                 self._open.pop(name, None)
-            self._warn(f"warning: --log {name} failed and is off from here: {type(error).__name__}: {error}")
+            self._warn(f"warning: --log {name} failed and is off from here: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """One line, without credentials: an address of a server may hold some."""
+    return f"{type(error).__name__}: {scrub(str(error)).strip().partition(chr(10))[0][:300]}"
 
 
 def _check_installed(entry: Entry) -> None:

@@ -239,7 +239,7 @@ class ReadOnlyRunFolder(RunFolder):
     """The run folder as seen by all ranks but rank 0. Only rank 0 writes to it."""
 
     def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path, self.resume = path, resume
+        self.path, self.resume, self.loggers = path, resume, Loggers()
 
     def __enter__(self) -> Self:
         return self

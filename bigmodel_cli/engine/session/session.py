@@ -20,6 +20,7 @@ from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group,
 from bigmodel_cli.engine.plan.mfu import utilisation
 from bigmodel_cli.engine.session.profiler import profiled
 from bigmodel_cli.engine.session.run_folder import RunFolder
+from bigmodel_cli.engine.session.samples import logged_samples
 from bigmodel_cli.engine.session.saving import Checkpoints, newest
 from bigmodel_cli.engine.session.signals import StopFlag
 from bigmodel_cli.engine.training.assemble import execute, prepare
@@ -138,6 +139,8 @@ class _EventLog:
         if event.get("best"):
             self._best = {k: event[k] for k in event if k.startswith("val_")} | {"best_epoch": event["epoch"]}
         self.emit(event)
+        if event["event"] == "epoch" and "best" in event and self.run.parallel.group.world == 1:
+            self.folder.loggers.samples(lambda: logged_samples(self.run))
         if event["event"] == "step" and time.perf_counter() > self._utilisation_at:
             self._utilisation_at = float("inf")
             run = self.run

@@ -9,15 +9,15 @@ from typing import Any
 
 from bigmodel_cli.core.drafts import require_no_link
 from bigmodel_cli.core.registry import loggers
+from bigmodel_cli.insight.loggers.recipe_values import curves
 
 Event = Mapping[str, Any]
-NO_CURVES = {"event", "epoch", "step", "best"}
 
 
-@loggers.register(files=("tensorboard",), needs=("tensorboard",), extra="tensorboard")
+@loggers.register(files=("tensorboard",), needs=("tensorboard",), extra="tensorboard", samples=True)
 @contextmanager
 def tensorboard(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Event], None]]:
-    """TensorBoard files in the run folder's tensorboard/: one curve over epochs per value."""
+    """TensorBoard files in the run folder's tensorboard/: one curve over epochs per value, pictures and texts."""
     from torch.utils.tensorboard import SummaryWriter
 
     done = max((event["epoch"] for event in history if event["event"] == "epoch"), default=0)
@@ -26,11 +26,17 @@ def tensorboard(folder: Path, history: Sequence[Event]) -> Iterator[Callable[[Ev
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def write(event: Event) -> None:
-        if event["event"] != "epoch":
-            return
-        for name, value in event.items():
-            if name not in NO_CURVES and isinstance(value, (int, float)):
-                writer.add_scalar(name.replace("_", "/", 1), value, event["epoch"])
+        if event["event"] == "epoch":
+            for name, value in curves(event).items():
+                writer.add_scalar(name, value, event["epoch"])
+        elif event["event"] == "samples":
+            for name, pixels in event["figures"].items():
+                writer.add_image(name, pixels, event["epoch"], dataformats="HWC")
+            for i, (title, pixels) in enumerate(event["images"], 1):
+                writer.add_image(f"samples/{i}", pixels, event["epoch"], dataformats="HWC")
+                writer.add_text(f"samples/{i}", title, event["epoch"])
+            for i, (title, text) in enumerate(event["texts"], 1):
+                writer.add_text(f"texts/{i}", f"**{title}**\n\n{text}", event["epoch"])
         writer.flush()
 
     try:

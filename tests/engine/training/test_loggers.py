@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,85 @@ def test_tensorboard_reads_the_curves_back(tmp_path: Path) -> None:
     found.Reload()
     curve = [(point.step, round(point.value, 3)) for point in found.Scalars("val/accuracy")]
     assert curve == [(1, 0.1), (2, 0.9)]
+
+
+TRAIN = ("train", "mlp", "--data", "digits", "--precision", "fp32", "--out", "run")
+LOG = ("--log", "mlflow", "--log", "tensorboard")
+
+
+def test_a_resumed_run_continues_its_curve_with_pictures_in_mlflow_and_tensorboard(
+    run_cli: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("mlflow", reason="needs the extra mlflow")
+    from mlflow.tracking import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = run_cli(*TRAIN[:-1], "plain", "--epochs", "2", "--json")
+    first = run_cli(*TRAIN, "--epochs", "2", "--json", *LOG)
+    assert first.returncode == 0 and "warning" not in first.stderr, first.stderr
+    ends = [json.loads(done.stdout.splitlines()[-1]) for done in (plain, first)]
+    assert ends[0]["digest"] == ends[1]["digest"]  # what is logged changes nothing
+    resumed = run_cli("train", "--resume", "--out", "run", "--epochs", "3", *LOG)
+    assert resumed.returncode == 0 and "warning" not in resumed.stderr, resumed.stderr
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("bigmodel")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == (tmp_path / "run/mlflow.id").read_text().strip() and run.info.status == "FINISHED"
+    epochs = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    expected = [(event["epoch"], event["val_accuracy"]) for event in epochs if event["event"] == "epoch"]
+    history = client.get_metric_history(run.info.run_id, "val/accuracy")
+    assert sorted((point.step, point.value) for point in history) == expected and len(expected) == 3
+    assert run.data.params["model.name"] == "mlp" and run.data.params["data.name"] == "digits"
+    stored = {path.name.partition("+")[0] for path in tmp_path.glob("mlruns/*/*/artifacts/images/*.png")}
+    assert {"confusion", "sample-1"} <= stored, stored
+
+    found = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    found.Reload()
+    assert [image.step for image in found.Images("confusion")] == [1, 2, 3]
+    assert {"samples/1"} <= set(found.Tags()["images"])
+
+
+def test_a_server_that_is_gone_costs_no_run_and_its_password_stays_secret(run_cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="needs the extra mlflow")
+    server = {"MLFLOW_TRACKING_URI": "http://me:hunter22@127.0.0.1:9", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
+    done = run_cli(*TRAIN, "--epochs", "1", "--log", "mlflow", "--log", "csv", variables=server)
+    assert done.returncode == 0 and done.stderr.count("--log mlflow failed and is off from here") == 1, done.stderr
+    assert len(rows(tmp_path / "run")) == 1
+    texts = [path.read_text(errors="replace") for path in (tmp_path / "run").iterdir() if path.suffix != ".pt"]
+    assert not any("hunter22" in text for text in (*texts, done.stdout, done.stderr))
+
+
+def test_a_language_model_shows_what_it_writes(run_cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    small = [f"--set=data.{key}={value}" for key, value in (("vocabulary", 32), ("context", 16), ("tokens", 384))]
+    done = run_cli(
+        "train", "gpt-nano", "--data", "synthetic_text", *small, "--max-steps", "1", "--out", "run", *LOG[2:]
+    )
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    found = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    found.Reload()
+    (text,) = found.Tensors("texts/1/text_summary")
+    assert b"after" in text.tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_trackers_of_one_interface(name: str, run_cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip(name, reason=f"needs the extra {name}")
+    place = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HOME": str(tmp_path)}
+    for options in (["--epochs", "1"], ["--resume", "--epochs", "2"]):
+        words = TRAIN if options[0] != "--resume" else ("train", "--out", "run")
+        done = run_cli(*words, *options, "--log", name, variables=place, fresh=True)
+        assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    if name == "wandb":
+        assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 2
+        return
+    import sqlite3
+
+    (file,) = (tmp_path / "trackio").glob("bigmodel*.db")
+    with sqlite3.connect(file) as database:
+        points = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert len({run for run, _, _ in points}) == 1 and {step for _, step, _ in points} == {1, 2}
+    assert sum("val/accuracy" in values for _, _, values in points) == 2
