@@ -29,7 +29,7 @@ docs: $(VENV)/.installed  ## the tables of README and docs/, made from the regis
 	$(BIN)/python docs/tables.py
 
 site: $(VENV)/.installed  ## the documentation as a site, in site/: links checked, nothing fetched
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(VENV)/.installed  ## bigmodel against the script everyone writes, in the same run
 	$(BIN)/python benchmarks/run.py

@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import bigmodel_cli
 from bigmodel_cli.commands import console, supervised
+from bigmodel_cli.commands.remote_paths import reading_addresses
 from bigmodel_cli.commands.usage_errors import as_usage_error
 from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
@@ -101,12 +102,12 @@ def _build(name: str, import_option: Any) -> Any:
     parent = typer.Typer(add_completion=False, rich_markup_mode=None)
     parent.callback()(lambda: None)  # without a callback, Typer would turn a single command into the app itself
     if "app" in entry.meta:
+        for inner in entry.meta["app"].registered_commands:
+            inner.callback = reading_addresses(inner.callback)
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
-        died = entry.meta.get("died")
-        parent.command(name, cls=Command)(
-            entry.function if died is None else supervised.supervised(entry.function, died)
-        )
+        died, function = entry.meta.get("died"), reading_addresses(entry.function)
+        parent.command(name, cls=Command)(function if died is None else supervised.supervised(function, died))
     built = typer.main.get_group(parent).commands[name]
     shown = copy.copy(import_option)
     shown.expose_value, shown.is_eager, shown.callback = False, False, None

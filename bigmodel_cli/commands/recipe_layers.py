@@ -39,6 +39,7 @@ def resolve_data_path(value: str, columns: str | None = None, task: str | None =
     of data that is no table.
     """
     from bigmodel_cli.core.registry import data
+    from bigmodel_cli.core.remote_files import is_remote
     from bigmodel_cli.data.user_path import UserPath, source_for
 
     given = UserPath(value)
@@ -51,7 +52,8 @@ def resolve_data_path(value: str, columns: str | None = None, task: str | None =
     fields = data.get(source).schema.model_fields if given.table is None else {}
     without: dict[str, Any] = {name: None for name in ("columns", "group_by") if name in fields}
     # Absolute, so that the checkpoint finds its data again from any folder.
-    return {"name": source, "path": value if given.is_address else str(given.path.absolute()), **without}
+    stays = given.is_address or is_remote(value)
+    return {"name": source, "path": value if stays else str(given.path.absolute()), **without}
 
 
 def task_in(layers: list[Layer]) -> str | None:

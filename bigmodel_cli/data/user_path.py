@@ -11,6 +11,7 @@ from pathlib import Path
 from bigmodel_cli.core.columns import OPTIONAL, by_number, choose_columns
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.remote_files import is_remote, local_copy
 from bigmodel_cli.core.splits import splits_among
 from bigmodel_cli.core.tables import JSON, JSON_LINES, first_columns, table_suffix
 
@@ -30,7 +31,7 @@ class UserPath:
 
     @functools.cached_property
     def path(self) -> Path:
-        return Path(self.text).expanduser()
+        return local_copy(self.text) if is_remote(self.text) else Path(self.text).expanduser()
 
     @property
     def suffix(self) -> str:
@@ -38,8 +39,8 @@ class UserPath:
 
     @property
     def is_address(self) -> bool:
-        """Whether it begins with a scheme, such as ``https:`` or ``hf:``."""
-        return re.match(r"[a-z]+:", self.text) is not None
+        """Whether it begins with a scheme, such as ``https:`` or ``hf:``, and is read there, not from a copy."""
+        return re.match(r"[a-z]+:", self.text) is not None and not is_remote(self.text)
 
     @property
     def is_pattern(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, data_root
 from bigmodel_cli.core.registry import data, tasks
+from bigmodel_cli.core.remote_files import is_remote, local_copy
 from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.folds import hold_out
 from bigmodel_cli.data.subset import carve
@@ -63,7 +64,10 @@ def _load(section: DataSection, like: Spec | None, task: str | None, fits: bool)
     offered: dict[str, Any] = {"like": like, "task": section.task or task, "fits": fits or None}
     offered |= {"val_fraction": section.val_fraction, "split_seed": section.split_seed}
     known = {key: value for key, value in offered.items() if value is not None and key in parameters}
-    return entry(data_root(section.dir), **known, **section.options)  # type: ignore[no-any-return]
+    options = dict(section.options)
+    if is_remote(str(options.get("path", ""))):
+        options["path"] = str(local_copy(options["path"]))
+    return entry(data_root(section.dir), **known, **options)  # type: ignore[no-any-return]
 
 
 def unused_split_note(bundle: DataBundle, section: DataSection) -> str | None:
