@@ -99,4 +99,4 @@ def test_catalogues_say_options_and_defaults(run_cli: Cli) -> None:
     shown = run_cli("recipe", "fields", "train").stdout
     assert "epochs" in shown and "passes over the train split" in shown
     unknown = run_cli("recipe", "fields", "trian")
-    assert unknown.returncode == 2 and "did you mean train?" in unknown.stderr
+    assert unknown.returncode == 2 and "did you mean train" in unknown.stderr
