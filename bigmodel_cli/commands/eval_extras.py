@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bigmodel_cli.commands.eval_membership import membership
 from bigmodel_cli.commands.eval_slices import slices
 from bigmodel_cli.commands.eval_trust import Evaluation, Extra, TrustOptions, conformal, corrupted, foreign
 
@@ -19,4 +20,6 @@ def measure_trust(options: TrustOptions, found: Evaluation, data_dir: Path | Non
         extras.append(foreign(found, options.ood, data_dir))
     if options.by is not None:
         extras.append(slices(found, options.by))
+    if options.membership is not None:
+        extras.append(membership(found, options.membership))
     return extras

@@ -33,6 +33,8 @@ class TrustOptions:
     corruptions: bool = False
     ood: str | None = None
     by: str | None = None
+    membership: int | None = None
+    """The number of shadow models."""
 
 
 @dataclass(frozen=True)

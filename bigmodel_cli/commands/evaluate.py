@@ -68,6 +68,10 @@ Ood = Annotated[
 By = Annotated[
     str | None, typer.Option("--by", metavar="COLUMN", help="Metrics for each value of a column of your table.")
 ]
+Membership = Annotated[
+    bool, typer.Option("--membership", help="Attack it with LiRA: who was in its training data? Trains shadow models.")
+]
+Shadows = Annotated[int, typer.Option("--shadows", metavar="N", min=4, help="Shadow models of --membership.")]
 
 
 @commands.register("eval", order=60)
@@ -89,22 +93,21 @@ def evaluate(
     corruptions: Corruptions = False,
     ood: Ood = None,
     by: By = None,
+    membership: Membership = False,
+    shadows: Shadows = 16,
     json: opt.Json = False,
 ) -> None:
     """Evaluate a checkpoint on a split; every metric has a 95% confidence interval.
 
     Classification: loss, accuracy, calibration, per-class metrics, confusion matrix, wrong predictions.
     Several labels: mean average precision, F1. Numbers: errors, R2, rank correlation. Language models:
-    perplexity, bits per byte. Translation: BLEU, chrF. A page with figures and the samples to look at is
-    written beside CKPT.
+    perplexity, bits per byte. Translation: BLEU, chrF. A page with figures and samples is written beside CKPT.
 
     Only this command, and compare where it is asked to, read the test split.
 
     Examples:
 
         bigmodel eval runs/resnet18-digits-1/best.pt --split test
-
-        bigmodel eval ckpt.pt --data mnist --json
 
         bigmodel eval ckpt.pt --split test --calibrate --conformal 0.9
 
@@ -119,7 +122,8 @@ def evaluate(
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
     measured = open_split(trained, recipe, split)
     _check_wrong(measured.task)
-    wanted, size = TrustOptions(calibrate, conformal, corruptions, ood, by), batch_size or recipe.train.eval_batch_size
+    wanted = TrustOptions(calibrate, conformal, corruptions, ood, by, shadows if membership else None)
+    size = batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
     _show(measured, found, write_page(page, measured, found, pretrained), json)
 

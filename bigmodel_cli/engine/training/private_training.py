@@ -29,6 +29,7 @@ from bigmodel_cli.engine.distributed.process_group import Group
 from bigmodel_cli.engine.training.gradients import MeanGradient
 from bigmodel_cli.engine.training.privacy_budget import Budget, default_delta, noise_for
 from bigmodel_cli.engine.training.private_gradients import PrivateGradient
+from bigmodel_cli.models.layers.groupnorm import InPlaceOfBatchNorm
 
 
 def is_private(recipe: Recipe) -> bool:
@@ -98,7 +99,7 @@ def private_layers(recipe: Recipe, model: nn.Module, adapted: Adapted) -> tuple[
     if isinstance(model, InitialisedFromData):
         raise InputError(f"private training of {recipe.model.name}", "its first weights are computed from samples")
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    groups = sum(isinstance(m, nn.GroupNorm) for m in model.modules()) if recipe.model.batchnorm == "group" else 0
+    groups = sum(isinstance(m, InPlaceOfBatchNorm) for m in model.modules())
     notes = [f"GroupNorm in place of BatchNorm in {groups} layers, since a batch must not mix its samples"]
     if not norms:
         return adapted, notes if groups else []

@@ -11,6 +11,10 @@ MOST_GROUPS = 16  # as De et al. 2022, "Unlocking High-Accuracy Differentially P
 LEAST_CHANNELS = 4  # of a group: one value alone has no variance
 
 
+class InPlaceOfBatchNorm(nn.GroupNorm):
+    """A GroupNorm that replaced a BatchNorm."""
+
+
 def with_groupnorm(model: nn.Module, name: str) -> nn.Module:
     """`model`, called `name` in messages, with a GroupNorm in place of each BatchNorm; in place.
 
@@ -23,7 +27,7 @@ def with_groupnorm(model: nn.Module, name: str) -> nn.Module:
         if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             what = f"{name}: {path} is a {type(layer).__name__}, which normalises over the batch"
             raise InputError(what, "expected a BatchNorm that GroupNorm can replace", "another model")
-        new = nn.GroupNorm(groups(layer.num_features), layer.num_features, layer.eps, layer.affine)
+        new = InPlaceOfBatchNorm(groups(layer.num_features), layer.num_features, layer.eps, layer.affine)
         model.set_submodule(path, new)
     return model
 
