@@ -8,7 +8,7 @@ from typing import Any
 
 from conftest import Run
 
-NOISE = ["--data", "synthetic_images", "--set", "data.count=2000", "--set", "data.size=12", "--set", "data.channels=1"]
+NOISE = ["--data", "synthetic_images", "--set", "data.count=800", "--set", "data.size=12", "--set", "data.channels=1"]
 
 
 def attack(run_cli: Run, folder: str) -> Any:
@@ -18,7 +18,7 @@ def attack(run_cli: Run, folder: str) -> Any:
 
 
 def test_an_overfitted_model_is_attacked_and_a_private_one_stays_within_its_bound(run_cli: Run, tmp_path: Path) -> None:
-    common = [*NOISE, "--set", "data.classes=4", "--epochs", 25, "--lr", "3e-3"]
+    common = [*NOISE, "--set", "data.classes=4", "--epochs", 25, "--batch-size", 80, "--lr", "3e-3"]
     assert run_cli("train", "mlp", *common, "--out", "over").returncode == 0
     assert run_cli("train", "mlp", *common, "--private", 1, "--set", "privacy.accountant=rdp",
                    "--out", "private").returncode == 0  # fmt: skip
