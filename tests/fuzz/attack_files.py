@@ -127,18 +127,33 @@ def exported_program(draw: random.Random, folder: Path, canary: Path) -> Path:
     return path
 
 
-@functools.cache
-def index() -> dict[str, Any]:
-    """The index of a sharded checkpoint with two tensors; its shard is missing, which is found last."""
+def sharded_state(draw: random.Random, folder: Path) -> dict[str, Any]:
+    """The index of a checkpoint in two shards, which are there and have the checksums that it says."""
+    from safetensors.torch import save
+
     held = {"model": {"a": torch.ones(4, 3), "b": torch.ones(2)}, "meta": {"x": 1}}
     state, _ = sharded.split_state(held, lambda tensor: None, True)
-    file = {"file": "part-00000.safetensors", "bytes": 100, "sha256": "0" * 64, "tensors": {"model.a": [0, 4]}}
-    return {"format": sharded.FORMAT, "version": sharded.VERSION, "state": state, "files": [file]}
+    files = []
+    for rank, tensors in enumerate(({"model.a": [0, 2], "model.b": [0, -1]}, {"model.a": [2, 2]})):
+        file = folder / f"part-{rank:05}.safetensors"
+        raw = save({name: torch.ones(2, 3) if name == "model.a" else torch.ones(2) for name in tensors})
+        file.write_bytes(changed(draw, raw) if draw.random() < 0.1 else raw)
+        about = {"bytes": file.stat().st_size, "sha256": sharded.file_sha256(file), "tensors": tensors}
+        files.append({"file": file.name, **about})
+    return {"format": sharded.FORMAT, "version": sharded.VERSION, "state": state, "files": files}
 
 
 @maker("sharded index")
 def sharded_index(draw: random.Random, folder: Path, canary: Path) -> Path:
-    tree = replaced(draw, index(), canary, 4)
+    """Mostly one part of the index is another one, so that the checks before it pass."""
+    tree: Any = sharded_state(draw, folder)
+    part = draw.choice(("all", "state", "state", "files", "tensors", "tensors"))
+    if part == "all":
+        tree = replaced(draw, tree, canary, 4)
+    elif part == "tensors":
+        tree["files"][0]["tensors"] = replaced(draw, tree["files"][0]["tensors"], canary, 2)
+    else:
+        tree[part] = replaced(draw, tree[part], canary, 3)
     path = folder / sharded.INDEX
     if draw.random() < 0.3 or "@raw" in dump(tree) or not isinstance(tree, dict):
         path.write_bytes(changed(draw, dump(tree).encode(errors="surrogatepass")))

@@ -39,6 +39,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
     from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.engine.checkpoint import checkpoint
     from bigmodel_cli.engine.checkpoint.inspect import inspect_file
+    from bigmodel_cli.engine.checkpoint.sharded_reader import read_sharded
     from bigmodel_cli.engine.experiments.reproduce import last_metrics
     from bigmodel_cli.engine.experiments.study import read_study, recipes
     from bigmodel_cli.export.folder import read_folder
@@ -58,7 +59,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
         "checkpoint": weights,
         "safetensors": weights,
         "pt2": weights,
-        "sharded index": [lambda p: checkpoint.load(p.parent)],
+        "sharded index": [lambda p: checkpoint.load(p.parent), lambda p: read_sharded(p.parent, (1, 2))],
         "token shards": [lambda p: read_index(p.parent, 16)],
         "recipe": [lambda p: resolve([document_layer(read_yaml(p), str(p))])],
         "study": [lambda p: recipes(read_study(p), p.parent / "out", [])],

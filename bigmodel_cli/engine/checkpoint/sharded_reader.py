@@ -71,7 +71,7 @@ def read_sharded(folder: Path, shard: ShardSpec | None = None) -> Any:
                 found = StoredShard(int(begin), int(rows), ranges[name][0], values.get(name))
                 stored.setdefault(name, []).append(found)
         return _assemble(index["state"], stored, {}, shard is not None)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OSError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, OSError) as error:
         what = f"{folder}: not a sharded checkpoint ({type(error).__name__})"
         raise InputError(what, "restore it from a copy") from None
     except SafetensorError:
@@ -180,6 +180,8 @@ def _concatenate(shards: list[StoredShard], shape: list[int], dtype: torch.dtype
         if shard.begin != end or shard.rows < 0:
             raise ValueError("rows")
         end += shard.rows
+    if end != shape[0] or any(s.values is not None and list(s.values.shape[1:]) != shape[1:] for s in shards):
+        raise ValueError("shape")  # before memory is asked for
     values = [shard.values for shard in shards if shard.values is not None]
     if values and not sparse:
         full = torch.cat(values)
@@ -188,7 +190,7 @@ def _concatenate(shards: list[StoredShard], shape: list[int], dtype: torch.dtype
         for shard in shards:
             if shard.values is not None:
                 full[shard.read_begin : shard.read_begin + len(shard.values)] = shard.values
-    if list(full.shape) != shape or end != shape[0]:
+    if list(full.shape) != shape:
         raise ValueError("shape")
     return full
 
