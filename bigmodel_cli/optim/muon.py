@@ -5,16 +5,19 @@ torch's own Muon takes only matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bigmodel_cli.optim.per_parameter import PerParameter
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at zero, so that five steps are enough
 STEPS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(PerParameter):
     """Momentum with orthogonalized updates: w <- w - lr s (U V^T), for the momentum U S V^T (Jordan 2024).
 
     A filter (O,I,H,W) is treated as a matrix (O, I H W), as in Jordan's CIFAR-10 record.
@@ -26,19 +29,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group["lr"], group["momentum"], group["weight_decay"])
-        return loss
-
-    def _update(self, p: nn.Parameter, grad: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+    def update(self, p: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)

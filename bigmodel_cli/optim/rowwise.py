@@ -5,8 +5,8 @@ Shapes: R rows, D width, N rows with a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -16,9 +16,10 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import optimizers
 from bigmodel_cli.optim.combined import Combined
 from bigmodel_cli.optim.optimizers import LearningRate, NamedParameters, WeightDecay, adamw
+from bigmodel_cli.optim.per_parameter import PerParameter
 
 
-class RowwiseAdagrad(torch.optim.Optimizer):
+class RowwiseAdagrad(PerParameter):
     """w_r <- w_r - lr g_r / (sqrt(s_r) + eps), with s_r the sum over steps of the mean square of row r's gradient.
 
     Adagrad with one number a row in place of one a weight (Mudigere et al. 2022). The gradient of a table (R,D) may be
@@ -28,19 +29,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def __init__(self, params: Iterable[nn.Parameter], lr: float, eps: float = 1e-8) -> None:
         super().__init__(params, {"lr": lr, "eps": eps})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group["lr"], group["eps"])
-        return loss
-
-    def _update(self, p: nn.Parameter, grad: Tensor, lr: float, eps: float) -> None:
+    def update(self, p: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        lr, eps = group["lr"], group["eps"]
         state = self.state[p]
         if not state:
             state["sum"] = p.new_zeros(len(p))
