@@ -16,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.registry import tasks
+from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
@@ -23,6 +24,7 @@ from bigmodel_cli.tasks.answers import answer_of, outputs_described
 
 ENOUGH = 1 << 26  # pixels to measure mean and deviation on: all of MNIST or CIFAR, or a thousand photos
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
+MAX_FILE = 256 * 2**20  # bytes of one image file
 
 
 @tasks.register(spec_type=ImageSpec, answers="classes", pipeline_tag="image-classification")
@@ -158,12 +160,7 @@ class ImageClassification:
         Raises:
             InputError: the file is not a supported image, is too large, or is damaged.
         """
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}", "expected an image") from None
+        raw = read_regular(path, MAX_FILE)  # not a pipe, which would be waited for
         spec = self.spec
         how = (spec.channels, spec.square, spec.interpolation, spec.value_range)
         pixels = decode(raw, str(path), *how)
