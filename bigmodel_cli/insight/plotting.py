@@ -30,6 +30,9 @@ def drawing(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, floa
         yield figure.subplots(rows, columns)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(visible=not axes.images, alpha=0.3)  # lines over a picture would be part of it
+        if axes.images:  # lines over a picture would be part of it
+            axes.grid(visible=False)
+        else:
+            axes.grid(visible=True, alpha=0.3)
     kind = path.suffix.removeprefix(".") or "png"
     atomic_files.replace(path, lambda draft: figure.savefig(draft, dpi=120, format=kind), lambda: 1 << 20)
