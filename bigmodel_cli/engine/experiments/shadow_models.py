@@ -67,10 +67,17 @@ def audited_samples(train: Source, other: Source, split: str, epoch: int, seed: 
 
 
 def halves(samples: int, models: int, seed: int) -> Tensor:
-    """(S,P) bool: for each sample, a random half of the models, which train on it."""
+    """(S,P) bool: which models train on which samples. Of two models one gets a random half, the other the rest.
+
+    So each trains on as many samples as the audited model, and each sample has models with and without it.
+    """
     numbers = torch.Generator().manual_seed(seed)
-    ranks = torch.rand(models, samples, generator=numbers).argsort(0).argsort(0)
-    return ranks < models // 2
+    inside = torch.zeros(models, samples, dtype=torch.bool)
+    for first in range(0, models, 2):
+        inside[first, torch.randperm(samples, generator=numbers)[: samples // 2]] = True
+        if first + 1 < models:
+            inside[first + 1] = ~inside[first]
+    return inside
 
 
 def shadow_outputs(
