@@ -13,19 +13,34 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from bigmodel_cli.adapt.logistic_regression import STRENGTHS, linear_head, solver
+from bigmodel_cli.adapt.logistic_regression import MAX_ITER, STRENGTHS, linear_head
+from bigmodel_cli.adapt.logistic_regression import solver as logistic_solver
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import methods
-from bigmodel_cli.core.types import Adapted, Frozen, Start
+from bigmodel_cli.core.types import Adapted, Frozen, Solve, Start
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 
 
 @methods.register("full", lr=5e-4, lr_without_batchnorm=5e-5, builds_on_meta=True, auto=4)
-def full(start: Start, *, head_rate: Rate = 1.0) -> Adapted:
-    """Train all parameters, the head at `head_rate` times the learning rate of the others."""
-    return Adapted(rates=head_rates(start, head_rate))
+def full(start: Start, *, head_rate: Rate = 1.0, solve: bool = False) -> Adapted:
+    """Train all parameters, the head at `head_rate` times the learning rate of the others.
+
+    With `solve`, a linear head of a classifier is first solved for, as by probe, and training starts from there, at
+    one rate (LP-FT, Kumar et al. 2022): finetune's choice for a new head.
+    """
+    solver = head_solver(start) if solve else None
+    return Adapted(rates=head_rates(start, head_rate) if solver is None else {}, first_head=solver)
+
+
+def head_solver(start: Start) -> Solve | None:
+    """Solves for the head of a classifier by logistic regression; None for another task, or another kind of head."""
+    try:
+        head = linear_head(start, "full")
+    except InputError:
+        return None
+    return logistic_solver(head.out_features, STRENGTHS, MAX_ITER)
 
 
 def head_rates(start: Start, rate: float) -> dict[str, float]:
@@ -112,12 +127,7 @@ def freeze_backbone(start: Start, *, solve: bool = False) -> Adapted:
     With `solve`, a linear head of a classifier is solved for, as by probe, instead of trained in steps: finetune's
     choice unless its flags ask for steps.
     """
-    frozen = freeze(start.model, below_head(start))
-    try:
-        head = linear_head(start, "freeze-backbone") if solve else None
-    except InputError:  # another task or another head: it trains
-        head = None
-    return Adapted(frozen) if head is None else Adapted(frozen, solve=solver(head.out_features, STRENGTHS, 1000))
+    return Adapted(freeze(start.model, below_head(start)), solve=head_solver(start) if solve else None)
 
 
 def is_norm(module: nn.Module) -> bool:

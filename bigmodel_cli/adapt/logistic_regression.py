@@ -22,6 +22,7 @@ from bigmodel_cli.core.types import Solve, Start
 Strength = Annotated[float, Field(gt=0)]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse regularization strengths (scikit-learn's C) to choose from."""
+MAX_ITER = 1000
 FOLDS = 5
 CROSS_VALIDATED = (
     10_000  # samples up to which every strength is fitted FOLDS times; a val split of a tenth is enough then

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,22 +98,34 @@ TRAINING_SECTIONS = frozenset({"optimizer", "schedule", "augment", "loss"})
 
 def _fitted(layers: list[Layer], given: list[Layer]) -> StartLayers:
     """`layers`, then the images' size of the weights, and the length, batch and rate for the data, if not `given`."""
-    from bigmodel_cli.core.resolve import Layer, resolve
+    from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.engine.build.finetune_defaults import has_classes
     from bigmodel_cli.engine.build.preprocessing import size_options
     from bigmodel_cli.engine.build.text_defaults import predicts_tokens
 
     named = {(section, key) for layer in given for section, values in layer.values.items() for key in values}
-    recipe = resolve(layers).recipe
+    recipe = _without_augment_options(layers)
     sizes = size_options(recipe, recipe.start.pretrained or _is_foreign(recipe))
     sizes = {key: value for key, value in sizes.items() if ("data", key) not in named}
     layers = [*layers, Layer("the weights' images", {"data": sizes})] if sizes else layers
     if not has_classes(recipe) and not predicts_tokens(recipe):
         return StartLayers(layers)
     suitable = _suitable_for_tokens if predicts_tokens(recipe) else _suitable
-    values, notes = suitable(resolve(layers).recipe, named)
+    values, notes = suitable(_without_augment_options(layers), named)
     values = {s: {k: v for k, v in part.items() if (s, k) not in named} for s, part in values.items()}
     return StartLayers([*layers, Layer("finetune", {s: part for s, part in values.items() if part})], notes)
+
+
+def _without_augment_options(layers: list[Layer]) -> Recipe:
+    """The recipe of `layers`; options of an augmentation that none of them names are left out.
+
+    They may be of the augmentation that will be chosen for the data: ``--set augment.flip=true``.
+    """
+    from bigmodel_cli.core.resolve import resolve
+
+    if not any("name" in layer.values.get("augment", {}) for layer in layers):
+        layers = [replace(at, values={k: v for k, v in at.values.items() if k != "augment"}) for at in layers]
+    return resolve(layers).recipe
 
 
 def _is_foreign(recipe: Recipe) -> bool:
@@ -130,6 +142,7 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
         suitable_length,
         suitable_lr,
         suitable_options,
+        suitable_statistics,
     )
     from bigmodel_cli.engine.build.text_defaults import published_text_spec
     from bigmodel_cli.engine.device.ranks import read_ranks
@@ -148,6 +161,8 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     }
     if ("optimizer", "name") not in named:
         values["optimizer"] = {"lr": suitable_lr(recipe, spec) if trained is None else _method_lr(recipe)}
+    if trained is None:
+        values["start"] |= suitable_statistics(recipe, spec, samples)
     if trained is None and ("augment", "name") not in named and recipe.augment.name == "none":
         values["augment"] = suitable_augment(recipe, spec)
     if ("train", "epochs") not in named:
@@ -216,8 +231,11 @@ def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[
         parts.append(f"{epochs} epochs of {-(-samples // size)} steps, {patience} without improvement end it")
     if "optimizer" in values and ("optimizer", "lr") not in named:
         head = values["start"].get("head_rate", 1.0)
-        faster = f", a new head {head:g} times that" if head != 1 else ""
+        how = ", or is solved for first if it is linear" if values["start"].get("solve") else ""
+        faster = f"; a new head has {head:g} times that{how}" if head != 1 else ""
         parts.append(f"learning rate {values['optimizer']['lr']:g}{faster}")
+    if values["start"].get("statistics") == "keep":
+        parts.append("BatchNorm keeps its statistics")
     if augment := values.get("augment"):
         parts.append(f"augmentation {augment['name']}")
     return "; ".join(parts) + " (--batch-size, --epochs, --lr)"

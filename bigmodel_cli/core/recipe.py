@@ -143,6 +143,9 @@ class StartSection(NamedSection):
         description="mean and deviation of other programs' weights: the architecture's, or those of the train split",
     )
     method: str = Field("full", description="fine-tuning method: what is trained, and how")
+    statistics: Literal["update", "keep"] = Field(
+        "update", description="BatchNorm's mean and deviation: from the batches, or the start's, which suit few samples"
+    )
 
     @property
     def trained(self) -> bool:

@@ -66,6 +66,8 @@ class Adapted:
     """Task -> Task with a changed loss."""
     solve: Solve | None = None
     """Computes the head directly from features of the frozen backbone, instead of training it in steps."""
+    first_head: Solve | None = None
+    """Computes the head that training starts from, on features of the starting weights (LP-FT, Kumar et al. 2022)."""
     once: Callable[[nn.Module, Batch], Batch] | None = None
     """(model with its starting weights, prepared batch) -> tensors (B,...) that are added to each sample."""
 

@@ -16,6 +16,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, models
 from bigmodel_cli.core.types import ImageSpec, Spec
 from bigmodel_cli.engine.build.model import build_architecture
+from bigmodel_cli.engine.device.ranks import read_ranks
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 STEPS = 200
@@ -27,6 +28,8 @@ BATCH_SHARE = 0.7
 """A batch is the square root of this share of the samples, as a power of two: 16 of 270, 32 of 900, 64 of 9,600."""
 NEW_HEAD_RATE = 4.0
 """Learning rate of a new head, relative to trained weights' (as in ULMFiT and BEiT, upper layers learn faster)."""
+KEEP_STATISTICS = 5_000
+"""Samples up to which BatchNorm keeps the statistics of published weights: small batches would spoil them."""
 MOST_SOLVED = 50_000
 """Samples up to which a frozen backbone's head is solved for; beyond, gradient steps on cached features are quicker."""
 
@@ -74,12 +77,18 @@ def suitable_options(recipe: Recipe, samples: int, trains: bool, new_head: bool)
 
     With `trains`, the user's flags ask for gradient steps. `new_head` says that the head starts at zero.
     """
-    fields = methods.get(recipe.start.method).schema.model_fields
-    wanted = {
-        "solve": not trains and samples <= MOST_SOLVED,
-        "head_rate": NEW_HEAD_RATE if new_head else 1.0,
-    }
+    method = methods.get(recipe.start.method)
+    fields, only_head = method.schema.model_fields, bool(method.meta.get("features"))
+    solves = not trains if only_head else new_head and read_ranks().world == 1
+    wanted = {"solve": solves and samples <= MOST_SOLVED, "head_rate": NEW_HEAD_RATE if new_head else 1.0}
     return {key: value for key, value in wanted.items() if key in fields}
+
+
+def suitable_statistics(recipe: Recipe, spec: Spec, samples: int) -> dict[str, Any]:
+    """Whether BatchNorm keeps the statistics of published weights, where a method trains more than the head."""
+    only_head = methods.get(recipe.start.method).meta.get("features", False)
+    few = samples <= KEEP_STATISTICS and not only_head and _has_batchnorm(recipe, spec)
+    return {"statistics": "keep"} if few else {}
 
 
 def suitable_augment(recipe: Recipe, spec: Spec) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,7 +50,9 @@ def _epoch(run: Run, after_step: Callable[[], None]) -> float:
     train, progress = run.recipe.train, run.progress
     run.train_mode()
     started, first_count = time.perf_counter(), progress.loss_count
-    for raw in run.timer.waiting("data", _rest_of_epoch(run)):
+    # A run saved between its last step and the evaluation after it has no step left, though maybe some of the epoch.
+    trained = progress.step == run.total_steps
+    for raw in run.timer.waiting("data", () if trained else run.batches.steps(progress.epoch, progress.batch_in_epoch)):
         run.pending_steps.append(train_step(run, raw))
         progress.step += 1
         progress.samples_seen += run.batches.size(progress.batch_in_epoch)
@@ -63,13 +65,6 @@ def _epoch(run: Run, after_step: Callable[[], None]) -> float:
             break
     settle(run)
     return (progress.loss_count - first_count) / (time.perf_counter() - started)
-
-
-def _rest_of_epoch(run: Run) -> Iterable[Batch]:
-    """The epoch's steps still to take: none if the run was saved between its last step and the evaluation after it."""
-    if run.progress.step == run.total_steps:
-        return ()
-    return run.batches.steps(run.progress.epoch, run.progress.batch_in_epoch)
 
 
 def train_step(run: Run, raw: Batch) -> StepResult:
@@ -250,6 +245,16 @@ def end_epoch(run: Run, throughput: float) -> bool:
     run.emit(event)  # before saving: a resumed run can drop later events but cannot restore missing ones
     _save(run, best)
     return True
+
+
+def evaluate_start(run: Run, throughput: float) -> bool:
+    """Evaluate, log and save the weights that training starts from, as epoch 0. Return False if a signal stopped it."""
+    run.progress.epoch = -1  # the end of an epoch counts it up
+    if end_epoch(run, throughput):
+        return True
+    run.progress.epoch = 0
+    _save(run, False)
+    return False
 
 
 def _validate(run: Run) -> dict[str, float] | None:

@@ -1,0 +1,133 @@
+"""Fine-tuning that starts from a head that is solved for (LP-FT): what it begins with, keeps, and goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine.build.finetune_defaults import KEEP_STATISTICS, suitable_statistics
+from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.device.ranks import Ranks
+from bigmodel_cli.engine.distributed.process_group import Group
+from bigmodel_cli.engine.training import linear_probe
+from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.run import Hooks, Run
+
+DATA = {"name": "synthetic_images", "classes": 3, "count": 60}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A resnet20 of another program, whose BatchNorm layers have seen images."""
+    torch.manual_seed(0)
+    model = models.get("resnet20")(ImageSpec(3, 32, 32, ("a", "b")))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, 32, 32))
+    path = tmp_path_factory.mktemp("published") / "resnet20.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+class Finetuned:
+    """A run of `method` from the weights, the epochs it reported, and the checkpoints it saved: (epoch, best)."""
+
+    def __init__(
+        self,
+        weights: Path,
+        method: str,
+        stop_at: int | None = None,
+        resumed: dict[str, Any] | None = None,
+        **sections: dict[str, Any],
+    ) -> None:
+        train = {"batch_size": 12, "max_steps": 9, **sections.pop("train", {})}
+        given = {"model": {"name": "resnet20", "image_size": 32}, "data": DATA, "train": train}
+        layer = Layer("t", {**given, "placement": {"precision": "fp32"}, "augment": {"name": "none"}, **sections})
+        recipe = resolve(start_layers(weights, False, {"method": method}, [layer]).layers).recipe
+        self.epochs: list[dict[str, Any]] = []
+        self.saves: list[tuple[int, bool]] = []
+
+        def hear(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                self.epochs.append(event)
+
+        hooks = Hooks(
+            hear,
+            lambda run: stop_at is not None and run.progress.step >= stop_at,
+            lambda run, best: self.saves.append((run.progress.epoch, best)),
+        )
+        self.run: Run = assemble(recipe, resumed, measure=False, hooks=hooks)
+        self.finished = execute(self.run)
+
+
+def test_it_starts_where_the_frozen_backbone_ends_and_keeps_the_better(weights: Path) -> None:
+    solve = {"start": {"solve": True}}
+    frozen = Finetuned(weights, "freeze-backbone", **solve)
+    tuned = Finetuned(weights, "full", **solve)
+    begins = tuned.epochs[0]
+    for key in ("val_accuracy", "val_loss", "train_loss"):
+        assert begins[key] == pytest.approx(frozen.epochs[0][key], abs=1e-5)
+    assert [e["epoch"] for e in tuned.epochs] == list(range(len(tuned.epochs))) and begins["step"] == 0
+    assert tuned.saves[0] == (0, True) and tuned.run.progress.step == 9
+    best = max(tuned.epochs, key=lambda e: (e["val_accuracy"], -e["val_loss"]))
+    assert tuned.run.progress.best_epoch == best["epoch"] and tuned.run.progress.best_metric == best["val_accuracy"]
+
+
+def test_finetune_solves_for_a_new_head_only(weights: Path, tmp_path: Path) -> None:
+    assert Finetuned(weights, "full", stop_at=0).run.recipe.start.options["solve"], "a new head"
+    trained = Finetuned(weights, "full", stop_at=0)
+    checkpoint.save(tmp_path / "x.pt", trained.run.state())
+    again = Layer("t", {"data": DATA})
+    layers = start_layers(tmp_path / "x.pt", False, {"method": "full"}, [again]).layers
+    assert not resolve(layers).recipe.start.options["solve"], "the head knows these classes"
+
+
+@pytest.mark.parametrize("stop_at", [0, 4])
+def test_a_resumed_run_ends_in_the_same_bits_and_solves_once(
+    stop_at: int, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the evaluation of the start, it solves again: nothing of the head was saved. Later, it does not."""
+    whole = Finetuned(weights, "full", train={"ema_decay": 0.9})
+    half = Finetuned(weights, "full", stop_at, train={"ema_decay": 0.9})
+    assert not half.finished
+    checkpoint.save(tmp_path / "half.pt", half.run.state())
+    solved, real = [], linear_probe._solve_head
+    monkeypatch.setattr(linear_probe, "_solve_head", lambda *args: (solved.append(1), real(*args)))
+    rest = Finetuned(weights, "full", None, checkpoint.load(tmp_path / "half.pt"), train={"ema_decay": 0.9})
+    assert len(solved) == (1 if stop_at == 0 else 0)
+    assert [e["epoch"] for e in half.epochs + rest.epochs] == [e["epoch"] for e in whole.epochs]
+    for one, other in zip(whole.run.model.parameters(), rest.run.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_kept_statistics_do_not_follow_the_batches(weights: Path) -> None:
+    """Their layers' scale and shift train; without the option they follow, as do those of a larger data set."""
+    kept, followed = (Finetuned(weights, "full", start={"statistics": how}) for how in ("keep", "update"))
+    start = load_file(weights)
+    for run, expected in ((kept.run, True), (followed.run, False)):
+        now = run.model.state_dict()
+        for name in ("bn1.running_mean", "layer3.2.bn2.running_var"):
+            assert torch.equal(now[name], start[name]) is expected
+        assert not torch.equal(now["bn1.weight"], start["bn1.weight"])
+    assert Finetuned(weights, "full", stop_at=0).run.recipe.start.statistics == "keep"
+    assert suitable_statistics(kept.run.recipe, kept.run.task.spec, KEEP_STATISTICS + 1) == {}
+
+
+def test_several_processes_are_told_to_start_from_zero(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Finetuned(weights, "full", stop_at=0).run
+    run.progress.best_metric = None
+    object.__setattr__(run.parallel, "group", Group(Ranks(0, 2, 0, 2)))
+    with pytest.raises(InputError, match="one process") as refused:
+        linear_probe.start_from_solved_head(run)
+    assert "start.solve=false" in refused.value.hint
