@@ -88,27 +88,30 @@ def gradual(start: Start, *, share: Fraction = 0.5) -> Adapted:
 
 
 @methods.register("layer-decay", lr=5e-4)
-def layer_decay(start: Start, *, decay: Fraction = 0.75) -> Adapted:
-    """Everything trains, each layer at `decay` times the learning rate of the one above it (BEiT, 2021)."""
+def layer_decay(start: Start, *, decay: Fraction = 0.75, solve: bool = False) -> Adapted:
+    """Everything trains, each layer at `decay` times the learning rate of the one above it (BEiT, 2021).
+
+    `solve` as in full.
+    """
     layers = units(start.model, start.head)
     depth = {unit: len(layers) - i for i, unit in enumerate(layers)}
     rates = {}
     for name, _ in start.model.named_parameters():
         unit = next((u for u in layers if inside(name, u)), None)
         rates[name] = decay ** depth[unit] if unit is not None else 1.0
-    return Adapted(rates=rates)
+    return Adapted(rates=rates, first_head=head_solver(start) if solve else None)
 
 
 @methods.register("bitfit", lr=1e-3)
-def bitfit(start: Start) -> Adapted:
-    """Only the biases and the head train (Ben Zaken et al. 2021)."""
+def bitfit(start: Start, *, solve: bool = False) -> Adapted:
+    """Only the biases and the head train (Ben Zaken et al. 2021). `solve` as in full."""
     held = [key for key in below_head(start) if not key.endswith("bias")]
-    return Adapted(freeze(start.model, held))
+    return Adapted(freeze(start.model, held), first_head=head_solver(start) if solve else None)
 
 
 @methods.register("norm-only", lr=1e-3, auto=2)
-def norm_only(start: Start) -> Adapted:
-    """Only normalisation layers, with their statistics, and the head train (Frankle et al. 2020).
+def norm_only(start: Start, *, solve: bool = False) -> Adapted:
+    """Only normalisation layers, with their statistics, and the head train (Frankle et al. 2020). `solve` as in full.
 
     Raises:
         InputError: the model has no normalization layer.
@@ -117,7 +120,7 @@ def norm_only(start: Start) -> Adapted:
     if not norms:
         raise InputError("norm-only: the model has no normalization layer", hint="--method bitfit")
     held = [key for key in below_head(start) if not any(inside(key, norm) for norm in norms)]
-    return Adapted(freeze(start.model, held))
+    return Adapted(freeze(start.model, held), first_head=head_solver(start) if solve else None)
 
 
 @methods.register("freeze-backbone", lr=1e-3, features=True)

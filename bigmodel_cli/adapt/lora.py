@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from bigmodel_cli.adapt.freeze import below_head, freeze, inside
+from bigmodel_cli.adapt.freeze import below_head, freeze, head_solver, inside
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Start
@@ -26,12 +26,13 @@ def lora(
     alpha: Annotated[float, Field(gt=0)] = 16.0,
     layers: tuple[str, ...] = (),
     base: Base = "exact",
+    solve: bool = False,
 ) -> Adapted:
     """Low-rank updates W + (alpha / rank) B A of frozen weights train, and the whole head (Hu et al. 2021).
 
     `layers` are names of layers to adapt, or parts of names; by default all. With `base` nf4, the frozen
     weights of every linear layer below the head, adapted or not, are stored in 4 bits (QLoRA, Dettmers et al. 2023).
-    Checkpoints store the adapters separately; loading merges them.
+    Checkpoints store the adapters separately; loading merges them. `solve` as in full.
 
     Raises:
         InputError: no layer is larger than `rank`, or none can be stored in 4 bits.
@@ -60,7 +61,8 @@ def lora(
         adapter = LowRank(layer.weight.detach(), rank, alpha) if name in adapted else None
         start.model.set_submodule(name, NF4Linear(layer, base == "nf4-double", adapter))
     adapters = {name for name, module in start.model.named_modules() if isinstance(module, LowRank)}
-    return Adapted(freeze(start.model, {key for key in below_head(start) if key.rpartition(".")[0] not in adapters}))
+    held = {key for key in below_head(start) if key.rpartition(".")[0] not in adapters}
+    return Adapted(freeze(start.model, held), first_head=head_solver(start) if solve else None)
 
 
 def _quantizable_layers(start: Start) -> dict[str, nn.Linear]:

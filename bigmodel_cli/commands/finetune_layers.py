@@ -41,9 +41,13 @@ def start_layers(path: Path | None, pretrained: bool, start: dict[str, Any], giv
         raise InputError(what, "expected --from CKPT or MODEL --pretrained", "bigmodel finetune --help")
     lr = methods.get(start["method"]).meta["lr"]
     defaults = Layer("finetune", {"train": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": lr}})
+    now, late = _with_late_augment(given)
     if path is None:
-        return _fitted([defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *given], given)
-    return _fitted(_checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], given), given)
+        layers = [defaults, Layer("--pretrained", {"start": {"pretrained": True, **start}}), *now]
+    else:
+        layers = _checkpoint_layers(path, [defaults, Layer("--from", {"start": start})], now)
+    fitted = _fitted(layers, given)
+    return replace(fitted, layers=[*fitted.layers, *late])
 
 
 def _checkpoint_layers(path: Path, defaults: list[Layer], given: list[Layer]) -> list[Layer]:
@@ -98,34 +102,34 @@ TRAINING_SECTIONS = frozenset({"optimizer", "schedule", "augment", "loss"})
 
 def _fitted(layers: list[Layer], given: list[Layer]) -> StartLayers:
     """`layers`, then the images' size of the weights, and the length, batch and rate for the data, if not `given`."""
-    from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.finetune_defaults import has_classes
     from bigmodel_cli.engine.build.preprocessing import size_options
     from bigmodel_cli.engine.build.text_defaults import predicts_tokens
 
     named = {(section, key) for layer in given for section, values in layer.values.items() for key in values}
-    recipe = _without_augment_options(layers)
+    recipe = resolve(layers).recipe
     sizes = size_options(recipe, recipe.start.pretrained or _is_foreign(recipe))
     sizes = {key: value for key, value in sizes.items() if ("data", key) not in named}
     layers = [*layers, Layer("the weights' images", {"data": sizes})] if sizes else layers
     if not has_classes(recipe) and not predicts_tokens(recipe):
         return StartLayers(layers)
     suitable = _suitable_for_tokens if predicts_tokens(recipe) else _suitable
-    values, notes = suitable(_without_augment_options(layers), named)
+    values, notes = suitable(resolve(layers).recipe, named)
     values = {s: {k: v for k, v in part.items() if (s, k) not in named} for s, part in values.items()}
     return StartLayers([*layers, Layer("finetune", {s: part for s, part in values.items() if part})], notes)
 
 
-def _without_augment_options(layers: list[Layer]) -> Recipe:
-    """The recipe of `layers`; options of an augmentation that none of them names are left out.
+def _with_late_augment(given: list[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """`given` without options of an augmentation that none of them names, and layers of those options.
 
-    They may be of the augmentation that will be chosen for the data: ``--set augment.flip=true``.
+    They may be of the augmentation that is yet to be chosen for the data: ``--set augment.flip=true``.
     """
-    from bigmodel_cli.core.resolve import resolve
-
-    if not any("name" in layer.values.get("augment", {}) for layer in layers):
-        layers = [replace(at, values={k: v for k, v in at.values.items() if k != "augment"}) for at in layers]
-    return resolve(layers).recipe
+    if any("name" in layer.values.get("augment", {}) for layer in given):
+        return given, []
+    rest = [replace(at, values={k: v for k, v in at.values.items() if k != "augment"}) for at in given]
+    late = [replace(at, values={"augment": at.values["augment"]}) for at in given if "augment" in at.values]
+    return rest, late
 
 
 def _is_foreign(recipe: Recipe) -> bool:

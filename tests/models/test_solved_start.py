@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bigmodel_cli.commands.finetune_layers import start_layers
@@ -131,3 +133,22 @@ def test_several_processes_are_told_to_start_from_zero(weights: Path, monkeypatc
     with pytest.raises(InputError, match="one process") as refused:
         linear_probe.start_from_solved_head(run)
     assert "start.solve=false" in refused.value.hint
+
+
+def test_one_option_of_the_augmentation_that_the_data_gets(weights: Path, tmp_path: Path) -> None:
+    """It is changed, and the others stay; an option that this augmentation lacks is refused by name."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / f"photos/train/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"photos/train/{'ab'[i % 2]}/{i}.jpg")
+    data = {"data": {"name": "image_folder", "path": str(tmp_path / "photos")}, "model": {"name": "resnet20"}}
+
+    def augment(**options: Any) -> dict[str, Any]:
+        given = [Layer("t", {**data, **({"augment": options} if options else {})})]
+        return resolve(start_layers(weights, False, {"method": "full"}, given).layers).recipe.to_dict()["augment"]
+
+    assert augment()["flip"] is False
+    assert augment(flip=True) == {**augment(), "flip": True}
+    assert augment(name="none") == {"name": "none"}
+    with pytest.raises(InputError, match="padding"):
+        augment(padding=3)
