@@ -140,7 +140,7 @@ def _is_foreign(recipe: Recipe) -> bool:
 
 def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The sections of a recipe that suit its data, and lines on them; `named` are the fields that the user gave."""
-    from bigmodel_cli.core.registry import augments
+    from bigmodel_cli.core.registry import augments, methods
     from bigmodel_cli.engine.build.finetune_defaults import (
         suitable_augment,
         suitable_length,
@@ -171,7 +171,8 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
         values["augment"] = suitable_augment(recipe, spec)
     if ("train", "epochs") not in named:
         values["train"] |= {"epochs": length.epochs, "patience": length.patience}
-    return values, [] if values["start"].get("solve") else [_describe(samples, values, named)]
+    only_solves = values["start"].get("solve") and methods.get(recipe.start.method).meta.get("features")
+    return values, [] if only_solves else [_describe(samples, values, named)]
 
 
 def _suitable_for_tokens(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, dict[str, Any]], list[str]]:

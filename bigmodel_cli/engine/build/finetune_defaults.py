@@ -79,7 +79,8 @@ def suitable_options(recipe: Recipe, samples: int, trains: bool, new_head: bool)
     """
     method = methods.get(recipe.start.method)
     fields, only_head = method.schema.model_fields, bool(method.meta.get("features"))
-    solves = not trains if only_head else new_head and read_ranks().world == 1
+    solvable = read_ranks().world == 1 and recipe.privacy.epsilon is None and recipe.loss.name == "cross_entropy"
+    solves = not trains if only_head else new_head and solvable
     wanted = {"solve": solves and samples <= MOST_SOLVED, "head_rate": NEW_HEAD_RATE if new_head else 1.0}
     return {key: value for key, value in wanted.items() if key in fields}
 

@@ -93,7 +93,7 @@ def private_layers(recipe: Recipe, model: nn.Module, adapted: Adapted) -> tuple[
     """
     if not is_private(recipe):
         return adapted, []
-    if adapted.solve is not None or is_solved(model):
+    if adapted.solve is not None or adapted.first_head is not None or is_solved(model):
         what = f"private training of {recipe.model.name} by {recipe.start.method}: it is solved for, without noise"
         raise InputError(what, "expected gradient steps", "--method full, or --set start.solve=false")
     if isinstance(model, InitialisedFromData):
