@@ -36,4 +36,4 @@ def test_an_overfitted_model_is_attacked_and_a_private_one_stays_within_its_boun
     assert attack(run_cli, "over") == over  # again from what is kept
     assert [file.stat().st_mtime_ns for file in files] == before
     refused = run_cli("eval", "over/last.pt", "--membership", "--split", "train")
-    assert refused.returncode == 2 and "did not see" in refused.stderr
+    assert refused.returncode == 2 and "was not trained on" in refused.stderr
