@@ -23,7 +23,7 @@ SIGMA, FREQUENCY = 0.8, 3 / 4 * math.pi  # of the finest wavelet: Bruna and Mall
 Positive = Annotated[int, Field(gt=0)]
 
 
-@models.register("scatter-linear", task="image_classification", head="head")
+@models.register("scatter-linear", task="image_classification", head="head", backbone_first="scattering")
 def scatter_linear(
     spec: ImageSpec,
     *,
