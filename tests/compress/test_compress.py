@@ -79,7 +79,7 @@ def judged(source: Path, artefact: Path) -> tuple[Point, Point]:
 
 @pytest.mark.parametrize(
     ("method", "smaller", "drop"),
-    [("bf16", 1.8, 1.0), ("fp16", 1.8, 0.8), ("int8-weights", 2.5, 1.5), ("int4-weights", 2.8, 5.0)],
+    [("bf16", 1.75, 1.0), ("fp16", 1.75, 0.8), ("int8-weights", 2.5, 1.5), ("int4-weights", 2.8, 5.0)],
 )
 def test_weights_in_fewer_bits(method: str, smaller: float, drop: float, source: Path, tmp_path: Path) -> None:
     was, now = judged(source, compressed(source, method, tmp_path))

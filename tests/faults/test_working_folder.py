@@ -54,5 +54,6 @@ def test_python_m_does_not_import_it_either(downloads: Path) -> None:
 
 def test_the_canary_is_made_where_it_is_let(downloads: Path) -> None:
     """Negative control: a plain child imports the module."""
-    subprocess.run([sys.executable, "-c", "import typer"], cwd=downloads, check=True)
+    plain = {k: v for k, v in environment().items() if k != "PYTHONSAFEPATH"}  # commands run in this process set it
+    subprocess.run([sys.executable, "-c", "import typer"], cwd=downloads, check=True, env=plain)
     assert canaries(downloads) == ["canary-typer"]

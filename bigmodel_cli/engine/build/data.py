@@ -45,7 +45,7 @@ def load_data(
     Raises:
         InputError: ``data.task`` is no task, or this data has one class a sample only.
     """
-    opened, asked = _opened.get(), (section.model_dump_json(exclude={"folds", "hold_out"}), like, task, fits)
+    opened, asked = _opened.get(), (repr(section.model_dump(exclude={"folds", "hold_out"})), like, task, fits)
     if opened is None:
         return _load(section, like, task, fits)
     if asked not in opened:
