@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,7 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     from bigmodel_cli.core.registry import augments, methods
     from bigmodel_cli.engine.build.finetune_defaults import (
         suitable_augment,
+        suitable_average,
         suitable_length,
         suitable_lr,
         suitable_options,
@@ -167,6 +169,9 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
         values["optimizer"] = {"lr": suitable_lr(recipe, spec) if trained is None else _method_lr(recipe)}
     if trained is None:
         values["start"] |= suitable_statistics(recipe, spec, samples)
+        epochs = recipe.train.epochs if ("train", "epochs") in named else length.epochs
+        steps = min(epochs * math.ceil(samples / length.batch_size), recipe.train.max_steps or sys.maxsize)
+        values["train"] |= suitable_average(recipe, spec, samples, steps)
     if trained is None and ("augment", "name") not in named and recipe.augment.name == "none":
         values["augment"] = suitable_augment(recipe, spec)
     if ("train", "epochs") not in named:
@@ -241,6 +246,8 @@ def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[
         parts.append(f"learning rate {values['optimizer']['lr']:g}{faster}")
     if values["start"].get("statistics") == "keep":
         parts.append("BatchNorm keeps its statistics")
+    if "ema_decay" in values["train"]:
+        parts.append("weights averaged")
     if augment := values.get("augment"):
         parts.append(f"augmentation {augment['name']}")
     return "; ".join(parts) + " (--batch-size, --epochs, --lr)"

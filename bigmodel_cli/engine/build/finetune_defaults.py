@@ -30,6 +30,8 @@ NEW_HEAD_RATE = 4.0
 """Learning rate of a new head, relative to trained weights' (as in ULMFiT and BEiT, upper layers learn faster)."""
 KEEP_STATISTICS = 5_000
 """Samples up to which BatchNorm keeps the statistics of published weights: small batches would spoil them."""
+AVERAGED = 1 / 4
+"""Share of the steps whose weights are averaged: early steps, at the full rate, are otherwise worse than the start."""
 MOST_SOLVED = 50_000
 """Samples up to which a frozen backbone's head is solved for; beyond, gradient steps on cached features are quicker."""
 
@@ -90,6 +92,14 @@ def suitable_statistics(recipe: Recipe, spec: Spec, samples: int) -> dict[str, A
     only_head = methods.get(recipe.start.method).meta.get("features", False)
     few = samples <= KEEP_STATISTICS and not only_head and _has_batchnorm(recipe, spec)
     return {"statistics": "keep"} if few else {}
+
+
+def suitable_average(recipe: Recipe, spec: Spec, samples: int, steps: int) -> dict[str, Any]:
+    """The decay of the average of the weights of few images' runs: it reaches over AVERAGED of the `steps`."""
+    only_head = methods.get(recipe.start.method).meta.get("features", False)
+    if only_head or samples > KEEP_STATISTICS or not isinstance(spec, ImageSpec):
+        return {}
+    return {"ema_decay": round(min(max(1 - 1 / (AVERAGED * steps), 0.9), 0.999), 4)}
 
 
 def suitable_augment(recipe: Recipe, spec: Spec) -> dict[str, Any]:
