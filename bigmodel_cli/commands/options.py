@@ -25,7 +25,8 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Data folder.  [default: $BIGMODEL_DATA or ~/.cache/bigmodel]"),
     Flag(
-        "data.dir", also=("compare", "eval", "predict", "plan", "study", "tune", "export", "compress", "verify-resume")
+        "data.dir",
+        also=("audit", "compare", "eval", "predict", "plan", "study", "tune", "export", "compress", "verify-resume"),
     ),
 ]
 Columns = Annotated[
@@ -35,7 +36,7 @@ Columns = Annotated[
         metavar="ROLE=COLUMN,...",
         help="Columns of a table: image=id,label=breed; text=title+body; or numbers from 1 if it has no header.",
     ),
-    Flag("data.columns", default="found by their names", also=("compare", "eval", "plan", "verify-resume")),
+    Flag("data.columns", default="found by their names", also=("audit", "compare", "eval", "plan", "verify-resume")),
 ]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="CKPT is the name of a model: take its published weights.")
@@ -165,7 +166,7 @@ class RunOptions:
         Flag(
             "placement.device",
             default="auto",
-            also=("compare", "eval", "predict", "generate", "study", "tune", "verify-resume"),
+            also=("audit", "compare", "eval", "predict", "generate", "study", "tune", "verify-resume"),
         ),
     ] = None
     precision: Annotated[

@@ -35,5 +35,7 @@ def test_an_overfitted_model_is_attacked_and_a_private_one_stays_within_its_boun
     assert len(files) == 4
     assert attack(run_cli, "over") == over  # again from what is kept
     assert [file.stat().st_mtime_ns for file in files] == before
+    audited = run_cli("audit", "synthetic_images", "over/last.pt", "--shadows", 4, "--json")
+    assert audited.returncode == 1 and json.loads(audited.stdout)["membership"] == {**over, "found": True}
     refused = run_cli("eval", "over/last.pt", "--membership", "--split", "train")
     assert refused.returncode == 2 and "was not trained on" in refused.stderr
