@@ -74,6 +74,9 @@ def open_split(trained: TrainedModel, recipe: Recipe, split: str | None) -> Spli
     configure_process(choose_placement(recipe.placement))
     with WaitBars():
         bundle = load_data(recipe.data, trained.task.spec, recipe.task)
+    kind = trained.task.spec.kind
+    if bundle.spec.kind != kind:
+        raise InputError(f"{recipe.data.shown}: data of kind {bundle.spec.kind}", f"the model is for {kind}")
     task = trained.task.for_data(bundle.spec)  # before any image is decoded: the classes may not match
     saved = trained.meta.get("data") or {}
     chosen, reason = split_to_measure(bundle, recipe.data, saved) if split is None else (split, None)

@@ -81,6 +81,8 @@ def test_every_tokenizer_is_audited(run_cli: Run, tmp_path: Path, name: str) -> 
     assert not found["completed"]["found"] and not found["repeated"]["found"]  # it has seen the text once
     counts = {c["name"]: c["in_training_text"] for c in found["canaries"]["canaries"]}
     assert max(counts.values()) > 8 and counts.get("Dunmore", 0) == 0
+    refused = run_cli("audit", "digits", "run")
+    assert refused.returncode == 2 and "data of kind image; the model is for text" in refused.stderr
 
 
 def test_what_cannot_be_audited_is_refused(run_cli: Run, tmp_path: Path) -> None:
