@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## train a ResNet on real handwritten digits, then mea
 	$(BIN)/bigmodel eval runs/demo --split test
 
 test: $(VENV)/.installed  ## one thread a process: the tests run side by side
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ attack: $(VENV)/.installed  ## hostile files for every reader: benchmarks/RESULT
 
 soak: $(VENV)/.installed  ## the fault and fuzz figures in full
 	BIGMODEL_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 3600 --ignore tests/faults/test_results.py \
-		tests/faults tests/fuzz tests/equivalence tests/serve tests/commands/test_misuse.py \
+		tests/faults tests/fuzz tests/equivalence tests/serve tests/commands/test_misuse.py tests/commands/test_eval_membership.py \
 		tests/commands/test_lessons.py tests/models/test_published_start.py tests/models/test_published_walk.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/chaos.py --minutes $(BIGMODEL_SOAK_MINUTES)
 	$(BIN)/pytest -q tests/faults/test_results.py
