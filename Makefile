@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## train a ResNet on real handwritten digits, then mea
 	$(BIN)/bigmodel eval runs/demo --split test
 
 test: $(VENV)/.installed  ## one thread a process: the tests run side by side
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
