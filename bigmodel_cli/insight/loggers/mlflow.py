@@ -51,7 +51,8 @@ class _Tracked:
             write_text(file, self.run_id + "\n")
         # A resumed run repeats the epochs after its checkpoint, to the same figures; a point cannot be replaced.
         points = client.get_metric_history(self.run_id, "train/loss")
-        self.done = max((point.step for point in points), default=0)
+        # Epoch 0 is the start of a run that solves for its head first.
+        self.done = max((point.step for point in points), default=-1)
 
     def _start(self, folder: Path) -> str:
         from mlflow.entities import Param

@@ -39,7 +39,8 @@ def _tracked(
     module: str, history: Sequence[Event], folder: Path, project: str, **options: Any
 ) -> Iterator[Callable[[Event], None]]:
     tracker = importlib.import_module(module)
-    done = max((event["epoch"] for event in history if event["event"] == "epoch"), default=0)
+    # Epoch 0 is the start of a run that solves for its head first.
+    done = max((event["epoch"] for event in history if event["event"] == "epoch"), default=-1)
     tracker.init(
         project=os.environ.get(project, "bigmodel"), config=recipe_values(folder), resume="allow", **options
     )  # fmt: skip
