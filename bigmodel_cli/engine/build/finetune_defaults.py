@@ -74,30 +74,33 @@ def _has_batchnorm(recipe: Recipe, spec: Spec) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
+def _trains_only_head(recipe: Recipe) -> bool:
+    """Whether the method leaves all below the head as it is."""
+    return bool(methods.get(recipe.start.method).meta.get("features"))
+
+
 def suitable_options(recipe: Recipe, samples: int, trains: bool, new_head: bool) -> dict[str, Any]:
     """Options of the fine-tuning method, among those it has.
 
     With `trains`, the user's flags ask for gradient steps. `new_head` says that the head starts at zero.
     """
     method = methods.get(recipe.start.method)
-    fields, only_head = method.schema.model_fields, bool(method.meta.get("features"))
+    fields = method.schema.model_fields
     solvable = read_ranks().world == 1 and recipe.privacy.epsilon is None and recipe.loss.name == "cross_entropy"
-    solves = not trains if only_head else new_head and solvable
+    solves = not trains if _trains_only_head(recipe) else new_head and solvable
     wanted = {"solve": solves and samples <= MOST_SOLVED, "head_rate": NEW_HEAD_RATE if new_head else 1.0}
     return {key: value for key, value in wanted.items() if key in fields}
 
 
 def suitable_statistics(recipe: Recipe, spec: Spec, samples: int) -> dict[str, Any]:
     """Whether BatchNorm keeps the statistics of published weights, where a method trains more than the head."""
-    only_head = methods.get(recipe.start.method).meta.get("features", False)
-    few = samples <= KEEP_STATISTICS and not only_head and _has_batchnorm(recipe, spec)
+    few = samples <= KEEP_STATISTICS and not _trains_only_head(recipe) and _has_batchnorm(recipe, spec)
     return {"statistics": "keep"} if few else {}
 
 
 def suitable_average(recipe: Recipe, spec: Spec, samples: int, steps: int) -> dict[str, Any]:
     """The decay of the average of the weights of few images' runs: it reaches over AVERAGED of the `steps`."""
-    only_head = methods.get(recipe.start.method).meta.get("features", False)
-    if only_head or samples > KEEP_STATISTICS or not isinstance(spec, ImageSpec):
+    if _trains_only_head(recipe) or samples > KEEP_STATISTICS or not isinstance(spec, ImageSpec):
         return {}
     return {"ema_decay": round(min(max(1 - 1 / (AVERAGED * steps), 0.9), 0.999), 4)}
 
@@ -107,9 +110,8 @@ def suitable_augment(recipe: Recipe, spec: Spec) -> dict[str, Any]:
 
     Mirroring would not: letters and arrows change their meaning.
     """
-    frozen = methods.get(recipe.start.method).meta.get("features", False)
     photos = isinstance(spec, ImageSpec) and spec.square is not None
-    return {"name": "resized_crop", "area": 0.5, "flip": False} if photos and not frozen else {}
+    return {"name": "resized_crop", "area": 0.5, "flip": False} if photos and not _trains_only_head(recipe) else {}
 
 
 def has_classes(recipe: Recipe) -> bool:
