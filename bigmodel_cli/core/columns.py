@@ -184,9 +184,14 @@ def _find(name: str, header: Sequence[str], plain: Sequence[str]) -> int | None:
     return None
 
 
+class RepeatedColumnError(InputError):
+    """A column that is wanted is there twice under one name."""
+
+
 def _once(where: str, place: int, header: Sequence[str], plain: Sequence[str]) -> int:
     same = [i for i, name in enumerate(plain) if name == plain[place] and header[i].strip() == header[place].strip()]
     if len(same) > 1:
         numbers = " and ".join(str(i + 1) for i in same)
-        raise InputError(f"{where}: columns {numbers} are both called {header[place]!r}", "rename one, or name numbers")
+        what = f"{where}: columns {numbers} are both called {header[place]!r}"
+        raise RepeatedColumnError(what, "rename one, or name the columns by numbers")
     return place

@@ -9,12 +9,16 @@ from pathlib import Path, PurePosixPath
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import image_suffixes
 
-HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")
+HIDDEN = frozenset((
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+    "@eadir", "$recycle.bin", "system volume information", "lost+found",
+))  # fmt: skip
+"""Files and folders that systems add by themselves, in lower case."""
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is a system's own, and no one's data."""
-    return name.startswith(".") or name in HIDDEN
+    return name.startswith(".") or name.lower() in HIDDEN
 
 
 class ImageNames:
@@ -23,6 +27,7 @@ class ImageNames:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_key: dict[str, list[str]] | None = None
+        self._by_folded: dict[str, list[str]] | None = None
         self.elsewhere: dict[str, int] = {}
         """Folder -> how many names were found in it that are no paths from `root`."""
 
@@ -36,7 +41,11 @@ class ImageNames:
         direct = os.path.join(self.root, plain)  # noqa: PTH118 (a Path for each of a million rows costs seconds)
         if os.path.isfile(direct):  # noqa: PTH113
             return direct
-        found = self._listed().get(plain.lstrip("./"), []) or self._listed().get(PurePosixPath(plain).name, [])
+        if "://" in plain:
+            raise InputError(f"{where}: {name} is an address", "expected a file", "download the images first")
+        keys = (plain.lstrip("./"), PurePosixPath(plain).name)
+        found = next((files for key in keys if (files := self._listed().get(key))), [])
+        found = found or next((files for key in keys if (files := self._by_any_case().get(key.casefold()))), [])
         if len(found) > 1:
             shown = ", ".join(found[:3])
             raise InputError(
@@ -47,6 +56,14 @@ class ImageNames:
         folder = str(PurePosixPath(found[0]).parent)
         self.elsewhere[folder] = self.elsewhere.get(folder, 0) + 1
         return os.path.join(self.root, found[0])  # noqa: PTH118
+
+    def _by_any_case(self) -> dict[str, list[str]]:
+        """As :meth:`_listed`, by the keys in lower case."""
+        if self._by_folded is None:
+            self._by_folded = defaultdict(list)
+            for key, files in self._listed().items():
+                self._by_folded[key.casefold()] += [f for f in files if f not in self._by_folded[key.casefold()]]
+        return self._by_folded
 
     def _listed(self) -> dict[str, list[str]]:
         """Path, name, and either without its suffix -> the images that it may mean, as paths from the root."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bigmodel_cli.core.compressed import without_compression
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.text_files import AUTO, ENCODING_HINT, open_text, read_blocks, read_text
 
@@ -56,7 +57,7 @@ def read_objects(
         InputError: see :func:`read_records`; a line is not in the encoding.
     """
     encoding = resolve_encoding(path, encoding)
-    if path.name.lower().removesuffix(".gz").endswith(".json") and not _has_lines(path, encoding):
+    if without_compression(path.name).endswith(".json") and not _has_lines(path, encoding):
         yield from _items(path, encoding, fields)
         return
     with open_text(path, encoding, newline="\n") as file:
@@ -69,6 +70,25 @@ def read_objects(
                     yield number, parse_record(f"{path}:{number}", line.rstrip("\n"), fields)
         except UnicodeError as error:
             raise InputError(f"{path}:{number + 1}: not {encoding}: {error}", "expected JSON") from None
+
+
+def object_keys(row: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of an object; those of an object in it are ``outer.inner``."""
+    for name, value in row.items():
+        if isinstance(value, dict) and value:
+            yield from (f"{name}.{inner}" for inner in object_keys(value))
+        else:
+            yield name
+
+
+def value_inside(row: Mapping[str, Any], name: str, missing: object) -> Any:
+    """The value of a key such as ``outer.inner``; `missing` if it is not there."""
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return missing
+        value = value[part]
+    return value
 
 
 def _wrapped(value: dict[str, Any]) -> list[Any] | None:

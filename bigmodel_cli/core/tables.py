@@ -6,7 +6,6 @@ suffix does not imply is noted. A row that does not fit is an error that names i
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import re
 import unicodedata
@@ -16,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.class_names import doubtful_classes
 from bigmodel_cli.core.columns import ABSENT, Chosen, choose_columns, plain_name
+from bigmodel_cli.core.compressed import without_compression
 from bigmodel_cli.core.delimited import Dialect, find_dialect
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import MAX_LINE_CHARS, kind_of, read_objects, text_problem
+from bigmodel_cli.core.json_lines import MAX_LINE_CHARS, kind_of, object_keys, read_objects, text_problem, value_inside
 from bigmodel_cli.core.text_files import AUTO, BLOCK, find_encoding, read_blocks
 
 SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|", ".inter": "\t"}
@@ -31,14 +32,12 @@ MISSING = object()
 """The value of a key that a JSON object does not have."""
 AROUND = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]+|[\\s\u200b-\u200f\u2060\ufeff]+$")
 """What is removed around a label: blanks, and characters without a width."""
-ABSENT_WORDS = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null"))
-"""Words that programs write where a value is missing; they may also be names, as of Namibia."""
 csv.field_size_limit(MAX_LINE_CHARS)
 
 
 def table_suffix(path: Path | str) -> str:
-    """The suffix that says how the table is written: that before ``.gz``; empty if it is no table's."""
-    name = Path(path).name.lower().removesuffix(".gz")
+    """The suffix that says how the table is written, without that of its compression; empty if it is no table's."""
+    name = without_compression(Path(path).name)
     suffix = name[name.rfind(".") :] if "." in name else ""
     return suffix if suffix in SUFFIXES else ""
 
@@ -60,6 +59,8 @@ class Table:
     """The roles whose value is the list of their cells, also of a single one."""
     blank: int = 0
     """Rows without anything in them, which the last pass skipped."""
+    repeats: int = 0
+    """Rows that are the header again, as of files that were joined, which the last pass skipped."""
     _told: bool = field(default=False, repr=False)
 
     def rows(self, *roles: str) -> Iterator[tuple[int, list[Any]]]:
@@ -86,9 +87,10 @@ class Table:
                 if any(value is MISSING for value in values):
                     values = [self._present(line, role, value) for role, value in zip(roles, values, strict=True)]
                 yield line, values
-        if self.blank and not self._told:
+        if (self.blank or self.repeats) and not self._told:
             self._told = True
-            self.notes.append(f"{self.path.name}: {self.blank:,} empty rows not used")
+            for count, what in ((self.blank, "empty rows not used"), (self.repeats, "rows not used: the header again")):
+                self.notes += [f"{self.path.name}: {count:,} {what}"] if count else []
 
     def whole_rows(self) -> Iterator[tuple[int, list[Any]]]:
         """The line and all values of every row, in the order of the columns; None for a key that is not there.
@@ -114,7 +116,8 @@ class Table:
         return f"{self.path}:{line}"
 
     def _cells(self, dialect: Dialect) -> Iterator[tuple[int, Sequence[str]]]:
-        self.blank, width = 0, len(self.chosen.names)
+        self.blank, self.repeats, width = 0, 0, len(self.chosen.names)
+        header = list(self.chosen.names) if dialect.header else None
         for line, cells in dialect.read(self.path, self.encoding):
             if len(cells) != width:
                 if not any(cell.strip() for cell in cells):
@@ -127,13 +130,20 @@ class Table:
             if (not cells[0] or cells[0].isspace()) and not any(cell.strip() for cell in cells):
                 self.blank += 1
                 continue
+            if cells == header:
+                self.repeats += 1
+                continue
             yield line, cells
 
     def _objects(self) -> Iterator[tuple[int, Sequence[Any]]]:
         self.blank = 0
         names = self.chosen.names
+        nested = any("." in name for name in names)
         for line, row in read_objects(self.path, self.encoding):
-            yield line, [row.get(name, MISSING) for name in names]
+            if nested:
+                yield line, [row[name] if name in row else value_inside(row, name, MISSING) for name in names]
+            else:
+                yield line, [row.get(name, MISSING) for name in names]
 
 
 def _count(n: int) -> str:
@@ -196,7 +206,7 @@ def _open_json(path: Path, roles: Sequence[str], given: Mapping[str, str], encod
     rows = 0
     for _, row in read_objects(path, encoding):
         rows += 1
-        counts.update(row.keys())
+        counts.update(object_keys(row))
     if not rows:
         raise InputError(f"{path}: it is empty", f"expected objects with {' and '.join(roles[:2])}")
     chosen = choose_columns(f"{path}:1", list(counts), roles, given, remaining=False)
@@ -206,17 +216,30 @@ def _open_json(path: Path, roles: Sequence[str], given: Mapping[str, str], encod
 
 def first_columns(path: Path) -> tuple[str, ...]:
     """The plain names of the columns, to recognise what a table holds; empty if it cannot be read."""
-    suffix = table_suffix(path)
     try:
-        if suffix in JSON:
-            _, row = next(read_objects(path), (0, {}))
-            return tuple(plain_name(name) for name in row)
-        block = next(read_blocks(path), b"")
-        whole = block if len(block) < BLOCK else block[: block.rfind(b"\n") + 1]
-        _, header = find_dialect(path, find_encoding(path, [whole])[0], SEPARATED[suffix], (), {}, peek=True)
-        return tuple(plain_name(name) for name in header or ())
+        return read_first_columns(path)
     except (InputError, KeyError):
         return ()
+
+
+def read_first_columns(path: Path) -> tuple[str, ...]:
+    """The plain names of the columns of the table at `path`; empty if there is no row.
+
+    Raises:
+        InputError: its beginning cannot be read.
+    """
+    suffix = table_suffix(path)
+    if suffix in JSON:
+        _, row = next(read_objects(path), (0, {}))
+        return tuple(map(plain_name, object_keys(row)))
+    block = next(read_blocks(path), b"")
+    whole = block if len(block) < BLOCK else block[: block.rfind(b"\n") + 1]
+    try:
+        encoding = find_encoding(path, [whole])[0]
+    except InputError:  # the reader says so, unless it is told the encoding; names of columns are mostly ASCII
+        encoding = "latin-1"
+    _, header = find_dialect(path, encoding, SEPARATED[suffix], (), {}, peek=True)
+    return tuple(plain_name(name) for name in header or ())
 
 
 def as_text(value: Any, where: str, column: str) -> str:
@@ -271,22 +294,3 @@ class LabelCells:
         """What a person should know of the labels; `classes` are all of them."""
         found = [f"{self.column}: blanks around {self.trimmed:,} labels removed"] if self.trimmed else []
         return found + [f"{self.column}: {note}" for note in doubtful_classes(classes)]
-
-
-def doubtful_classes(classes: Iterable[str]) -> list[str]:
-    """Notes on names that may not be meant as classes of their own."""
-    names, notes = list(classes), list[str]()
-    by_case: dict[str, list[str]] = {}
-    by_value: dict[float, list[str]] = {}
-    for name in names:
-        by_case.setdefault(name.strip().casefold(), []).append(name)
-        with contextlib.suppress(ValueError):
-            by_value.setdefault(float(name), []).append(name)
-    for what, groups in (("differ only in case or blanks", by_case), ("are the same number", by_value)):
-        same = [" and ".join(group) for group in groups.values() if len(group) > 1]
-        notes += [f"classes that {what}: {', '.join(same[:3])}"] if same else []
-    absent = [name for name in names if name.casefold() in ABSENT_WORDS]
-    notes += [f"{', '.join(absent)}: read as a class, though it often stands for a missing label"] if absent else []
-    parts = [name for name in names if "|" in name]
-    hint = "several labels a sample: --task multi_label_classification"
-    return notes + ([f"classes with | in them, such as {parts[0]}; {hint}"] if parts else [])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import gzip
 import io
+import lzma
 import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
+from bigmodel_cli.core.compressed import ERRORS, check_text, decompressed, is_compressed
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.regular_files import open_regular
 
@@ -21,6 +22,7 @@ MAX_GROWTH = 20  # times that a compressed file may grow; text grows 3 to 5 time
 MIN_GROWN = 1 << 24  # bytes up to which it may grow more
 AUTO = "auto"
 MAX_NON_ASCII = 0.3  # fraction of bytes above 127 in text of a Latin alphabet
+MIXED = 16  # bytes of UTF-8 before one that is not: text in another encoding is rarely valid UTF-8 for so long
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
@@ -28,7 +30,7 @@ NO_FILE = "--data-dir DIR, the folder of data files"
 
 
 def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> str:
-    """The text of a file, decompressed if its name ends in ``.gz``.
+    """The text of a file, decompressed if its name ends in ``.gz``, ``.bz2`` or ``.xz``.
 
     A byte order mark is dropped, and newlines become ``\\n``. The encoding "auto" is detected (see
     :func:`find_encoding`), and a guess is added to `notes`.
@@ -51,7 +53,7 @@ ENCODING_HINT = "--set data.encoding=latin-1 (or utf-16, ...), or save the file 
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in blocks, decompressed if its name ends in ``.gz``.
+    """The bytes of a file in blocks, decompressed if its name ends in ``.gz``, ``.bz2`` or ``.xz``.
 
     Raises:
         InputError: the file is missing, damaged, or larger than `MAX_BYTES`.
@@ -60,26 +62,28 @@ def read_blocks(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path}: no such file", hint=NO_FILE)
     total, most = 0, MAX_BYTES
     try:
-        with open_regular(path) as raw, gzip.open(raw, "rb") if path.suffix == ".gz" else raw as file:
-            if path.suffix == ".gz":
+        with open_regular(path) as raw, decompressed(path, raw) as file:
+            if is_compressed(path):
                 most = min(most, max(MIN_GROWN, MAX_GROWTH * os.fstat(raw.fileno()).st_size))
             while block := file.read(BLOCK):
+                if not total:
+                    check_text(path, block)
                 total += len(block)
                 if total > most < MAX_BYTES:
                     what = f"{path}: refused: it grows more than {MAX_GROWTH} times when decompressed"
-                    raise InputError(what, "expected text", f"gunzip {path}, where you trust it")
+                    raise InputError(what, "expected text", f"decompress {path}, where you trust it")
                 if total > most:
                     what = f"{path}: more than {MAX_BYTES} bytes"
                     raise InputError(what, "expected a text that fits in memory", "bigmodel data tokenize FILE")
                 yield block
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name with a NUL in it
+    except (*ERRORS, zlib.error) as error:  # ValueError: a name with a NUL in it
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
 
 
 @contextlib.contextmanager
 def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
-    """A text file to read line by line, decompressed if its name ends in ``.gz``; a byte order mark is dropped.
+    """A text file to read line by line, decompressed as by :func:`read_blocks`; a byte order mark is dropped.
 
     Raises:
         InputError: the file is missing or damaged, or the encoding is unknown. A UnicodeError in the block is the
@@ -96,11 +100,11 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
     try:
         with (
             open_regular(path) as plain,
-            gzip.open(plain, "rb") if path.suffix == ".gz" else plain as raw,
+            decompressed(path, plain) as raw,
             io.TextIOWrapper(cast("io.BufferedReader", raw), encoding=encoding, newline=newline) as file,
         ):
             yield file
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
 
@@ -134,7 +138,7 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
     Raises:
         InputError: no encoding can be chosen reliably.
     """
-    head, total, foreign, bad, value = b"", 0, 0, -1, 0
+    head, total, foreign, before, bad, value = b"", 0, 0, 0, -1, 0
     nuls, undefined = [0, 0], False
     decoder = codecs.getincrementaldecoder("utf-8")()
     for block in blocks:
@@ -145,11 +149,12 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
                 bad, value = total - pending + error.start, error.object[error.start]
+                before = foreign + _foreign(block[: max(0, error.start - pending)])
         if 0 in block:
             for parity in (0, 1):
                 nuls[parity] += block[(parity - total) % 2 :: 2].count(0)
         if not block.isascii():
-            foreign += len(block) - len(block.translate(None, bytes(range(128, 256))))
+            foreign += _foreign(block)
             undefined = undefined or len(block.translate(None, NOT_CP1252)) < len(block)
         total += len(block)
     marked = next((name for mark, name in MARKS if head.startswith(mark)), None)
@@ -169,7 +174,15 @@ def find_encoding(path: Path, blocks: Iterable[bytes]) -> tuple[str, str]:
         what = f"{path}: not utf-8: byte {bad} is {value:#04x}, and {foreign / total:.0%} of the bytes are not ASCII"
         raise InputError(what, "expected an explicit encoding", "--set data.encoding=gb18030, koi8-r, ...")
     guess = "latin-1" if undefined else "cp1252"
+    if before >= MIXED:
+        what = f"{path}: UTF-8 up to byte {bad}, which is {value:#04x} and is not"
+        raise InputError(what, "expected one encoding", f"repair it, or --set data.encoding={guess} reads all of it so")
     return guess, f"{path}: not UTF-8 (byte {bad} is {value:#04x}), read as {guess}; data.encoding names another"
+
+
+def _foreign(block: bytes) -> int:
+    """How many bytes are not ASCII."""
+    return len(block) - len(block.translate(None, bytes(range(128, 256))))
 
 
 def split_lines(text: str) -> list[str]:

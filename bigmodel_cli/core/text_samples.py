@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bigmodel_cli.core.fasttext import is_fasttext, split_labels
 from bigmodel_cli.core.tables import as_text, open_table, table_suffix
 from bigmodel_cli.core.text_files import read_lines
 
@@ -12,11 +13,17 @@ from bigmodel_cli.core.text_files import read_lines
 def read_texts(path: Path, role: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
     """The location and the text of each row of a table, in the column for `role`, or else of each line.
 
+    Labels in a file of fastText's format are left out.
+
     `columns` are those of the training data; the table need not have the columns of other roles.
 
     Raises:
         InputError: the file cannot be read, or has no such column.
     """
+    if role == "text" and is_fasttext(path):
+        for number, line in enumerate(read_lines(path), 1):
+            yield f"{path}:{number}", split_labels(line)[1]
+        return
     if not table_suffix(path):
         for number, line in enumerate(read_lines(path), 1):
             yield f"{path}:{number}", line

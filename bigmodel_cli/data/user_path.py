@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bigmodel_cli.core.columns import OPTIONAL, by_number, choose_columns
+from bigmodel_cli.core.columns import OPTIONAL, RepeatedColumnError, by_number, choose_columns
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.remote_files import is_remote, local_copy
 from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import JSON, JSON_LINES, first_columns, table_suffix
+from bigmodel_cli.core.tables import JSON, JSON_LINES, first_columns, read_first_columns, table_suffix
 
 PLAIN_TEXT = (".txt", ".text", ".md")
 TEXT = (*PLAIN_TEXT, *JSON_LINES)
@@ -75,6 +75,8 @@ class UserPath:
         json = table_suffix(self.table) in JSON
         try:
             choose_columns("", self.columns, (*roles, *OPTIONAL), self.given, by_number(self.given), not json)
+        except RepeatedColumnError:
+            return True  # what reads the table says so
         except InputError:
             return False
         return True
@@ -105,11 +107,15 @@ def source_for(path: str | Path, columns: Mapping[str, str] | None = None, task:
     sources = [name for name, tasks in readers.items() if (task in tasks if named else not tasks)]
     scores = {name: data.get(name).meta["reads"](given) for name in sources}
     best = max(scores, key=lambda name: scores[name], default=None)
+    lines = given.table is not None and table_suffix(given.table) in JSON_LINES  # their reader names the line
+    if given.table is not None and not lines and not given.columns and given.path.exists():
+        read_first_columns(given.table)  # raises what is wrong with it, whatever else could read it as plain text
     if best is not None and scores[best]:
         return best
     if given.table is not None and given.path.exists():
         there = ", ".join(name or "(no name)" for name in given.columns[:8])
-        hint = "--columns text=NAME,label=NAME (or image=, source= and target=), or numbers if there is no header"
+        hint = "--columns text=NAME,label=NAME (or image=, source= and target=; label=A+B for one-hot columns), "
+        hint += "or numbers if there is no header"
         raise InputError(
             f"{given.table}: columns {there or 'none'}", "expected text and label, or image and label", hint
         )

@@ -19,6 +19,7 @@ from bigmodel_cli.core.specs import ValueRange
 from bigmodel_cli.data.balance import describe_imbalance
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.image.own_size import own_size
+from bigmodel_cli.data.image.peculiar import frame_notes
 from bigmodel_cli.data.image.value_range import choose_range
 from bigmodel_cli.data.thread_map import for_each
 
@@ -105,7 +106,7 @@ def inspect(listing: Listing) -> Findings:
     good = [look for look in looks if not look.problem]
     same = _exact_duplicates((look.digest, look) for look in good)
     exact = {id(b) for _, b in same}
-    listing = replace(listing, notes=(*listing.notes, *notes))
+    listing = replace(listing, notes=(*listing.notes, *notes, *frame_notes(listing.splits)))
     return Findings(listing, looks, same, _near_duplicates([look for look in good if id(look) not in exact]))
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from bigmodel_cli.core.class_names import doubtful_classes
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image_names import is_hidden
 from bigmodel_cli.core.images import describe_unused, image_suffixes
 from bigmodel_cli.core.splits import FILLERS, UNLABELLED, check_one_folder_each, split_of, splits_among
-from bigmodel_cli.core.tables import doubtful_classes
+from bigmodel_cli.core.tables import AROUND
 from bigmodel_cli.data.image.listing import MAX_FILE, NO_TRAIN, Item, Listing, build_listing
 
 HIDDEN = "hidden"
@@ -52,6 +53,8 @@ class Folder:
 
 def add_member(root: Folder, name: str, size: int, image: Callable[[], Any]) -> None:
     """Add a file of an archive to `root`: `image` makes what an image of `size` bytes is; others are counted."""
+    if "/" not in name:  # written by a program of Windows
+        name = name.replace("\\", "/")
     parts = [part for part in PurePosixPath(name).parts if part != "."]
     if not parts or any(map(is_hidden, parts)):
         root.others[HIDDEN] += 1
@@ -86,9 +89,7 @@ def arrange(where: str, root: Folder, item: Callable[[Any], Item], kind: str = "
         for name, folder in sorted(folders.items()):
             label = class_name(name, notes)
             if label in classes:
-                notes.append(
-                    f"{split}: several folders are called {label} once their characters are composed: one class"
-                )
+                notes.append(f"{split}: several folders are called {label} once their names are made plain: one class")
             items = [item(image) for part in folder.below() for image in part.images]
             classes.setdefault(label, []).extend(items)
             used.append(folder)
@@ -151,6 +152,10 @@ def _splits(where: str, root: Folder, notes: list[str], kind: str) -> dict[str, 
 def _alike(classes: dict[str, Folder]) -> list[str]:
     """A note where the folders in each class are the same, so that they may be the classes."""
     inside = [set(folder.full) for folder in classes.values()]
+    deep = [f"{name}/{child}/" for name, folder in sorted(classes.items()) for child in folder.full]
+    if sum(len(names) > 1 for names in inside) > 1 and any(names != inside[0] for names in inside):
+        shown = ", ".join(deep[:3]) + (", ..." if len(deep) > 3 else "")
+        return [f"folders within the classes are no classes of their own: {shown}"]
     if len(inside) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
         return []
     outer, inner = (", ".join(f"{name}/" for name in sorted(names)[:3]) for names in (classes, inside[0]))
@@ -177,7 +182,8 @@ def _classes(folder: Folder, notes: list[str], kind: str) -> dict[str, Folder]:
     loose = len(folder.images)
     if not folder.children:
         what = f"{loose} {kind} directly in it and no class folders" if loose else "no class folders in it"
-        raise InputError(f"{folder.path}: {what}", NO_TRAIN)
+        hint = f"put each into a folder of its class, or list them in a table: {kind[:-1]},label" if loose else None
+        raise InputError(f"{folder.path}: {what}", NO_TRAIN, hint)
     if loose and kind == "texts":  # lists and licences are texts too
         notes.append(f"{loose:,} texts not used: beside the class folders")
     elif loose:
@@ -218,10 +224,13 @@ def _splits_within(classes: dict[str, Folder]) -> dict[str, dict[str, Folder]]:
 
 
 def class_name(name: str, notes: list[str]) -> str:
-    """The class that a folder's `name` means: composed characters (NFC), and text where its bytes are none."""
+    """The class that a folder's `name` means: characters composed (NFC), no blanks around; any bytes become text."""
     try:
         name.encode()
     except UnicodeEncodeError:
         name = name.encode("utf-8", "surrogateescape").decode("latin-1")
         notes.append(f"the name of the class {name!r} is not UTF-8: read as Latin-1")
-    return unicodedata.normalize("NFC", name)
+    plain = AROUND.sub("", unicodedata.normalize("NFC", name))
+    if plain and plain != unicodedata.normalize("NFC", name):
+        notes.append(f"the folder {name!r} is read as the class {plain!r}: blanks around a name are removed")
+    return plain or name

@@ -14,6 +14,7 @@ from bigmodel_cli.core.types import Source
 from bigmodel_cli.data.image.files import ImageFiles
 from bigmodel_cli.data.image.listing import Item
 from bigmodel_cli.data.image.own_size import choose_size
+from bigmodel_cli.data.image.peculiar import peculiar_notes
 from bigmodel_cli.data.image.value_range import choose_range
 
 Size = Annotated[
@@ -56,7 +57,7 @@ class Reading:
         value_range, ranged = choose_range(first, like, self.value_range, fits)
         how = self.interpolation or (like.interpolation if isinstance(like, ImageSpec) else "bilinear")
         side = round(size / crop)
-        notes += [*chosen, *ranged]
+        notes += [*chosen, *ranged, *peculiar_notes(splits)]
 
         @functools.cache
         def load(split: str) -> Source:

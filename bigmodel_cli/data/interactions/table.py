@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.columns import choose_columns
+from bigmodel_cli.core.columns import Chosen, choose_columns
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.interactions import Column
@@ -195,7 +195,7 @@ def _parquet(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterable
         raise MachineError(f"{path}: pyarrow is not installed", hint=install_line("parquet")) from None
     try:
         with parquet.ParquetFile(path) as file:
-            chosen = choose_columns(str(path), file.schema_arrow.names, ROLES, given)
+            chosen = _parquet_columns(path, file.schema_arrow.names, given)
             notes += [f"{path.name}: {note}" for note in chosen.notes]
             names = {role: chosen.names[places[0]] for role, places in chosen.places.items()}
             number = 0
@@ -206,6 +206,14 @@ def _parquet(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterable
                     yield f"{path}: row {number}", list(row)
     except (lib.ArrowException, OSError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}", "expected a Parquet file") from None
+
+
+def _parquet_columns(path: Path, names: Sequence[str], given: Mapping[str, str]) -> Chosen:
+    try:
+        return choose_columns(str(path), names, ROLES, given)
+    except InputError as error:
+        hint = "other data than interactions in Parquet: save it as .csv or .jsonl"
+        raise InputError(error.what, error.expected, hint) from None
 
 
 def column_of(name: str, ids: Sequence[str], values: Mapping[str, Sequence[str]]) -> Column:

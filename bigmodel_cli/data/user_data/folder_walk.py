@@ -29,9 +29,7 @@ class _Walk:
         self._reported, self._shown = time.monotonic(), False
         self.tree = Folder(os.path.basename(root), root)  # noqa: PTH119
         self._list(self.tree, frozenset([self._identity(root)]))
-        notes += [f"{self.circles:,} links not followed: they lead back to a folder that they are in"] * bool(
-            self.circles
-        )
+        notes += [f"{self.circles:,} links not followed: they lead back to where they are"] * bool(self.circles)
 
     def _identity(self, path: str) -> tuple[int, int]:
         stat = os.stat(path)  # noqa: PTH116
@@ -44,7 +42,12 @@ class _Walk:
         except OSError as error:
             raise InputError(f"{folder.path}: {error.strerror}", "expected a folder that can be read") from None
         for entry in entries:
-            if entry.is_dir():
+            try:
+                is_dir = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                self.circles += 1
+                continue
+            if is_dir:
                 if not is_hidden(entry.name):
                     self._enter(folder, entry, above)
             elif is_hidden(entry.name):

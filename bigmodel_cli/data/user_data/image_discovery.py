@@ -16,7 +16,7 @@ from bigmodel_cli.core.image_names import is_hidden
 from bigmodel_cli.core.images import image_suffixes
 from bigmodel_cli.core.splits import split_of, splits_among
 from bigmodel_cli.core.tables import SUFFIXES, first_columns, table_suffix
-from bigmodel_cli.data.image.class_folders import arrange
+from bigmodel_cli.data.image.class_folders import Folder, arrange
 from bigmodel_cli.data.image.listing import NO_TRAIN, Listing, file_item
 from bigmodel_cli.data.user_data.folder_walk import list_files
 from bigmodel_cli.data.user_data.image_huggingface import SCHEME, from_hub, is_saved
@@ -27,7 +27,15 @@ from bigmodel_cli.data.webdataset.images import from_shards, is_shard
 from bigmodel_cli.data.webdataset.index import expand_pattern, is_pattern
 
 ZIP = ".zip"
-SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+OTHERS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save it as .csv, a sheet a file"),
+    **dict.fromkeys((".7z", ".rar", ".zst", ".lz4", ".lzma", ".z"), "unpack it, then --data what is in it"),
+    **dict.fromkeys((".feather", ".arrow", ".orc", ".dta", ".sav", ".rds", ".h5", ".hdf5"), "save it as .csv"),
+    **dict.fromkeys((".pkl", ".pickle", ".npy", ".npz", ".mat"), "save its images as .png in a folder a class"),
+    **dict.fromkeys((".dat", ".data", ".asc"), "if it is a table, call it .csv or .tsv"),
+    **dict.fromkeys((".sqlite", ".db", ".xml", ".arff", ".libsvm", ".svm"), "save it as .csv"),
+}
+"""Suffixes of files that are not read, and what to do with such a file."""
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
@@ -63,8 +71,8 @@ def list_images(where: str | Path, columns: Mapping[str, str] | None = None, gro
     if name.endswith((*TARS, ZIP)):
         _check_no_columns(path, columns, group_by)
         return from_zip(path) if name.endswith(ZIP) else from_tar(path)
-    hint = "save it as .csv, a sheet a file" if name.endswith(SHEETS) else None
-    raise InputError(f"{path}: neither a folder, a table (.csv, .tsv, .jsonl), a tar nor a zip", NO_TRAIN, hint)
+    what = f"{path}: neither a folder, a table (.csv, .tsv, .jsonl), a tar nor a zip"
+    raise InputError(what, NO_TRAIN, OTHERS.get(path.suffix.lower()))
 
 
 def _named(columns: Mapping[str, str] | None, *roles: str) -> dict[str, str | None]:
@@ -113,14 +121,45 @@ def _from_folder(root: Path) -> Listing:
         for child in tree.children.values()
         if split_of(child.name) and set(SUFFIXES) & set(child.others)
     ]
-    for table in (p for folder in (root, *flat) for p in _entries(folder) if table_suffix(p)):
-        if not any(child.full for child in tree.children.values()) and "image" in _roles(table):
-            hint, name = f"--data {table} reads the labels in it", table.relative_to(root)
-            raise InputError(f"{root}: images without class folders, and a table {name}", "expected either", hint)
+    tables = [p for folder in (root, *flat) for p in _entries(folder) if table_suffix(p)]
+    wanted = sorted((p for p in tables if _names_images(p)), key=lambda p: (_is_submission(p), p.name))
+    if wanted and not any(child.full for child in tree.children.values()):
+        names = " and ".join(str(p.relative_to(root)) for p in wanted[:3])
+        hint = f"--data {wanted[0]} reads the labels in it"
+        raise InputError(f"{root}: images without class folders, and a table {names}", "expected either", hint)
+    _refuse_boxes_and_masks(root, tree)
     listing = arrange(str(root), tree, lambda image: file_item(image, image[len(str(root)) + 1 :].replace(os.sep, "/")))
     return replace(listing, notes=(*notes, *listing.notes))
 
 
-def _roles(table: Path) -> set[str]:
-    columns = first_columns(table)
-    return {role for role, names in USUAL.items() if set(names) & set(columns)}
+def _names_images(table: Path) -> bool:
+    return bool(set(USUAL["image"]) & set(first_columns(table)))
+
+
+def _is_submission(table: Path) -> bool:
+    """Whether it is the example of an answer of a competition, whose labels are no real ones."""
+    return any(word in table.name.casefold() for word in ("submission", "submit", "test"))
+
+
+PAIRED = ("masks", "mask", "labels", "annotations", "segmentations", "gt", "ground_truth")
+"""Folders beside ``images/`` that hold a mask or boxes for each image."""
+
+
+def _refuse_boxes_and_masks(root: Path, tree: Folder) -> None:
+    """Refuse the layouts of object detection and segmentation, whose folders are no classes.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    for folder in tree.below():
+        inside = {name.casefold(): child for name, child in folder.children.items()}
+        pictures = next((inside[name] for name in ("images", "image", "imgs", "jpegimages") if name in inside), None)
+        others = [name for name in PAIRED if name in inside and inside[name] is not pictures]
+        if pictures is None or not pictures.count() or not others or len(inside) - len(others) > 2:
+            continue
+        stems = {Path(image).stem for part in pictures.below() for image in part.images}
+        masks = {Path(image).stem for part in inside[others[0]].below() for image in part.images}
+        if masks and len(stems & masks) * 2 < len(masks):
+            continue  # two classes that happen to be called so
+        what = f"{folder.path}: {pictures.name}/ beside {inside[others[0]].name}/, as for object detection or masks"
+        raise InputError(what, "expected a folder a class", "boxes and masks are not read; list image,label in a table")

@@ -11,6 +11,7 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image_names import ImageNames, is_hidden
 from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.core.one_hot import has_several, one_label
 from bigmodel_cli.core.tables import LabelCells, Table, as_text
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.data.image.listing import Item, Listing, build_listing, file_item
@@ -25,6 +26,7 @@ class ImageRow:
     item: Item
     where: str
     values: Sequence[Any]
+    table: Table
 
 
 def image_rows(
@@ -72,7 +74,7 @@ def image_rows(
                 continue
             item = file_item(file, name)
             item.group = "" if group is None else f"group {group}"
-            yield ImageRow(split, item, where, values)
+            yield ImageRow(split, item, where, values, table)
     notes += [f"{again:,} rows not used: an image that an earlier row names"] if again else []
     notes += [f"images found in {folder}/: {n:,}" for folder, n in sorted(names.elsewhere.items())[:3]]
     unlisted = _unlisted(seen)
@@ -99,8 +101,10 @@ def from_table(path: Path, columns: Mapping[str, str] | None = None, group_by: s
     notes: list[str] = []
     cells = LabelCells("label")
     found: dict[str, dict[str, list[Item]]] = {}
-    for row in image_rows(path, ("label",), columns, group_by, notes):
-        label = cells.read(row.values[0], lambda row=row: row.where)  # type: ignore[misc]
+    several = has_several(columns)
+    for row in image_rows(path, ("label",), columns, group_by, notes, apart=("label",) if several else ()):
+        value = one_label(row.table, row.values[0], row.where) if several else row.values[0]
+        label = cells.read(value, lambda row=row: row.where)  # type: ignore[misc]
         found.setdefault(row.split, {}).setdefault(label, []).append(row.item)
     classes = {label for labels in found.values() for label in labels}
     return build_listing(str(path), found, [*notes, *cells.notes(sorted(classes))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import Field
 from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.splits import splits_among
 from bigmodel_cli.core.tables import JSON_LINES, Table, as_text, open_table, table_suffix
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
@@ -70,6 +72,7 @@ def text_files(
         found = [both for both in found if both[1]]
         empty = count - len(found)
     documents = [document for _, document in found]
+    notes += first_notes(list(filter(None, (table_note(*both) for both in found if not table_suffix(path)))))
     if not any(documents):
         raise InputError(f"{path}: it is empty", "expected text")
     several = len(documents) > 1
@@ -78,8 +81,61 @@ def text_files(
     if not several:  # one text has nothing but its end
         cut = int(len(documents[0]) * (1 - (val_share or val_fraction)))
         return build_windows(spec, {"train": documents[0][:cut], "val": documents[0][cut:]}, notes)
-    parts = divide(documents, [name for name, _ in found], val_fraction, split_seed, val_share, path, notes)
+    parts = _named_splits(found, notes) if val_share is None else None
+    if parts is None:
+        parts = divide(documents, [name for name, _ in found], val_fraction, split_seed, val_share, path, notes)
+    elif "val" not in parts:
+        parts |= _with_val(parts["train"], val_fraction, split_seed, path, notes)
     return build_windows(spec, parts, notes, separate)
+
+
+def _with_val(train: list[str], val_fraction: float, split_seed: int, path: str, notes: list[str]) -> dict[str, Any]:
+    """Train and val of the documents of train: the end of a single one."""
+    if len(train) > 1:
+        return divide(train, train, val_fraction, split_seed, None, path, notes)
+    cut = int(len(train[0]) * (1 - val_fraction))
+    return {"train": [train[0][:cut]], "val": [train[0][cut:]]}
+
+
+TABLE_LINES = 50  # lines that are looked at to see whether a text is a table
+IMAGE_NAME = re.compile(r"\S+\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\s,;]", re.IGNORECASE)
+
+
+def table_note(name: str, text: str) -> str | None:
+    """A note where each of the first lines of a plain text is a row of a table, or names an image."""
+    lines = [line for line in text[: 1 << 16].split("\n")[: TABLE_LINES + 1] if line.strip()][:TABLE_LINES]
+    if len(lines) < 3:
+        return None
+    tabs = {line.count("\t") for line in lines}
+    if len(tabs) == 1 and (cells := tabs.pop() + 1) > 1:
+        return f"{name}: each line has {cells} cells between tabs; read as plain text: as a table it is called .tsv"
+    if all(IMAGE_NAME.match(line) for line in lines):
+        return f"{name}: each line begins with an image's name; read as plain text: a .csv of image,label is a table"
+    return None
+
+
+def _named_splits(found: Sequence[tuple[str, str]], notes: list[str]) -> dict[str, list[str]] | None:
+    """The documents by split, where files (or the folders they are in) are called as splits; None if none is train.
+
+    `found` are paths of files with their texts, as of :func:`_documents`.
+    """
+    first = {name.partition("/")[0]: name for name, _ in found}
+    splits = splits_among(name if "/" in path else name.rpartition(".")[0] for name, path in first.items())
+    parts: dict[str, list[str]] = {}
+    unused = []
+    for name, text in found:
+        top, inside, _ = name.partition("/")
+        split = splits.get(top if inside else top.rpartition(".")[0])
+        if split is None:
+            unused.append(name)
+        else:
+            parts.setdefault(split, []).append(text)
+    if "train" not in parts or len(parts) < 2:
+        return None
+    notes.append("splits by the names of files: " + ", ".join(f"{name} {len(part):,}" for name, part in parts.items()))
+    more = ", ..." if len(unused) > 3 else ""
+    notes += [f"{len(unused):,} files not used: beside the splits: {', '.join(unused[:3])}{more}"] if unused else []
+    return parts
 
 
 def first_notes(notes: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image_names import is_hidden
+from bigmodel_cli.core.images import image_suffixes
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
@@ -50,7 +51,18 @@ def _is_class_folders(given: UserPath) -> float:
     if not given.is_dir or given.table is not None:
         return 0
     below = [f for f in given.path.iterdir() if f.is_dir() and not is_hidden(f.name)]
-    return 0.75 * any(_holds_text(folder, DEPTH) for folder in sorted(below)[:LOOKED_AT])
+    first = sorted(below)[:LOOKED_AT]
+    texts = any(_holds_text(folder, DEPTH) for folder in first)
+    return 0.75 * (texts and not any(_holds_image(folder, DEPTH) for folder in first))
+
+
+def _holds_image(folder: Path, depth: int) -> bool:
+    """Whether there is an image among the first files in `folder`, or in the folders in it."""
+    with os.scandir(folder) as entries:
+        first = [entry for entry in itertools.islice(entries, 4 * LOOKED_AT) if not is_hidden(entry.name)]
+    if any(suffix_of(entry.name) in image_suffixes() for entry in first if entry.is_file()):
+        return True
+    return depth > 1 and any(_holds_image(Path(d.path), depth - 1) for d in first[:LOOKED_AT] if d.is_dir())
 
 
 def _holds_text(folder: Path, depth: int) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.one_hot import has_several, one_label
 from bigmodel_cli.core.splits import check_one_folder_each, split_of, splits_among
 from bigmodel_cli.core.tables import SUFFIXES, LabelCells, Table, as_text, open_table, table_suffix
 
@@ -182,6 +183,7 @@ def labelled_splits(
 
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
         text, label = values
+        label = one_label(table, label, table.located(line)) if several else label
         name = cells.read(label, lambda: table.located(line))
         simple = type(text) is str and text.isascii() and "\0" not in text
         plain = text if simple else as_text(text, table.located(line), "text")
@@ -191,8 +193,9 @@ def labelled_splits(
         labels.setdefault(split, array("i")).append(ids.setdefault(name, len(ids)))
         return None
 
-    digest = ContentDigest()
-    splits = find_splits(path, ("text", "label"), given, group_by, encoding, notes, accept)
+    digest, several = ContentDigest(), has_several(given)
+    apart = ("label",) if several else ()
+    splits = find_splits(path, ("text", "label"), given, group_by, encoding, notes, accept, apart)
     classes = sorted(ids)
     place = {ids[name]: i for i, name in enumerate(classes)}
     for split, rows in splits.items():

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
+
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, data_root
 from bigmodel_cli.core.registry import data, tasks
 from bigmodel_cli.core.remote_files import is_remote, local_copy
+from bigmodel_cli.core.sources import GroupedSource
 from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.folds import hold_out
 from bigmodel_cli.data.subset import carve
@@ -77,6 +80,16 @@ def unused_split_note(bundle: DataBundle, section: DataSection) -> str | None:
     values, fields = section.model_dump(), DataSection.model_fields
     given = [f"data.{key}" for key in ("val_fraction", "split_seed") if values[key] != fields[key].default]
     return f"{' and '.join(given)}: not used, since the data has a val split" if given else None
+
+
+def shared_samples_note(bundle: DataBundle, train: Source, val: Source) -> str | None:
+    """A note where samples of the data's own val split are in train too: the same text, or the same group."""
+    if "val" not in bundle.load or not (isinstance(train, GroupedSource) and isinstance(val, GroupedSource)):
+        return None
+    shared = int(torch.isin(val.groups, train.groups).sum())
+    if not shared:
+        return None
+    return f"val: {shared:,} of {len(val):,} samples are in train too (the same text or group), so its score flatters"
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:

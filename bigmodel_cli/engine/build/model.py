@@ -14,6 +14,7 @@ from bigmodel_cli.core.output_values import marked
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, data, losses, models, tasks
 from bigmodel_cli.core.specs import spec_type
+from bigmodel_cli.core.tables import table_suffix
 from bigmodel_cli.core.types import Source, Spec, Task
 
 MAX_INIT_ELEMENTS = 1 << 23  # of the train split, for a model that initialises from data: some 2,700 CIFAR images
@@ -57,7 +58,10 @@ def task_name(recipe: Recipe) -> str:
     problem = f"{recipe.model.name} is for {_plain(of_model)}"
     what = "--task" if recipe.data.task else f"data {recipe.data.name}"
     expected = f"{what} is for {_plain(name)}" if not recipe.data.task else f"expected a model for {_plain(name)}"
-    raise InputError(problem, expected, "bigmodel models and bigmodel data list the choices")
+    hint = "bigmodel models and bigmodel data list the choices"
+    if table_suffix(str(recipe.data.options.get("path", ""))):
+        hint += "; --columns text=NAME,label=NAME says what the columns of a table hold"
+    raise InputError(problem, expected, hint)
 
 
 def _plain(task: str) -> str:

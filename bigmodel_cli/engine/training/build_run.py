@@ -19,7 +19,13 @@ from bigmodel_cli.core.registry import schedules
 from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
-from bigmodel_cli.engine.build.data import changed_data_note, load_data, train_and_val, unused_split_note
+from bigmodel_cli.engine.build.data import (
+    changed_data_note,
+    load_data,
+    shared_samples_note,
+    train_and_val,
+    unused_split_note,
+)
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.build.optimizer import build_optimizer
@@ -164,6 +170,7 @@ def _build_components(
     task = _training_task(task, adapted, labels if balance == "loss" else None)
     check_private(recipe, task, bundle, loaded.trained.meta if loaded.trained else None)
     unused = unused_split_note(bundle, recipe.data)
+    shared = shared_samples_note(bundle, loaded.train, loaded.val)
     caches, reason = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
     return _Components(
         task=task,
@@ -180,7 +187,7 @@ def _build_components(
             *_changed_data(loaded, recipe),
             *notes,
             *imbalance,
-            *filter(None, [reason, unused, unused_layout_note(recipe, task)]),
+            *filter(None, [reason, unused, shared, unused_layout_note(recipe, task)]),
         ],
     )
 

@@ -1,0 +1,52 @@
+"""Reads fastText's format: a text a line, with its labels in it as words that begin with ``__label__``."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.text_files import AUTO, find_encoding, open_text, read_blocks
+
+PREFIX = "__label__"
+SUFFIXES = (".txt", ".text", ".ft", ".train", ".valid", ".test")
+LABEL = re.compile(rf"(?:^|(?<=\s)){PREFIX}(\S+)\s*")
+LOOKED_AT = 20  # lines that must have a label, for a file to be recognised
+
+
+def is_fasttext(path: Path) -> bool:
+    """Whether the first lines of the file at `path` begin with a label, as fastText writes them."""
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return False
+    head = next(read_blocks(path), b"").splitlines()[: LOOKED_AT + 1]
+    lines = [line for line in head[:LOOKED_AT] if line.strip()]
+    return bool(lines) and all(line.lstrip(b"\xef\xbb\xbf \t").startswith(PREFIX.encode()) for line in lines)
+
+
+def split_labels(line: str) -> tuple[list[str], str]:
+    """The labels in a line, without their prefix, and the text without them."""
+    return LABEL.findall(line), LABEL.sub("", line).strip()
+
+
+def read_fasttext(
+    path: Path, encoding: str = AUTO, notes: list[str] | None = None
+) -> Iterator[tuple[int, list[str], str]]:
+    """The number, the labels and the text of each line that is not blank; a guess of the encoding is added to `notes`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if encoding == AUTO:
+        encoding, note = find_encoding(path, read_blocks(path))
+        if note and notes is not None:
+            notes.append(note)
+    with open_text(path, encoding, newline="\n") as file:
+        lines = itertools.count(1)
+        try:
+            for number, line in zip(lines, file, strict=False):
+                if line.strip():
+                    yield number, *split_labels(line)
+        except UnicodeError as error:
+            raise InputError(f"{path}:{next(lines) - 1}: not {encoding}: {error}", "expected text") from None
