@@ -107,7 +107,9 @@ def _build(name: str, import_option: Any) -> Any:
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
         died, function = entry.meta.get("died"), reading_addresses(entry.function)
-        parent.command(name, cls=Command)(function if died is None else supervised.supervised(function, died))
+        if died is not None:
+            function = supervised.supervised(function, died, entry.meta.get("supervised_when"))
+        parent.command(name, cls=Command)(function)
     built = typer.main.get_group(parent).commands[name]
     shown = copy.copy(import_option)
     shown.expose_value, shown.is_eager, shown.callback = False, False, None

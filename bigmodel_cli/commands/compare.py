@@ -10,6 +10,7 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.compared import Compared, cell, short, verdict
+from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.core.errors import InputError
@@ -33,7 +34,7 @@ Page = Annotated[Path, typer.Option("--page", metavar="FILE", help="HTML page to
 PATHS = ("data.dir", "data.path")
 
 
-@commands.register(order=65)
+@commands.register(order=65, died=runtime_died, supervised_when=runs_export)
 @takes_options("compare", data="the first run's", device="the first run's")
 def compare(
     *,

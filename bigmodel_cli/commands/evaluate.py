@@ -10,6 +10,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
@@ -74,7 +75,7 @@ Membership = Annotated[
 Shadows = Annotated[int, typer.Option("--shadows", metavar="N", min=4, help="Shadow models of --membership.")]
 
 
-@commands.register("eval", order=60)
+@commands.register("eval", order=60, died=runtime_died, supervised_when=runs_export)
 @takes_options("eval", data="the checkpoint's", device="the checkpoint's", precision="the checkpoint's")
 def evaluate(
     *,

@@ -10,6 +10,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
@@ -38,7 +39,7 @@ Users = Annotated[
 ]
 
 
-@commands.register(order=70)
+@commands.register(order=70, died=runtime_died, supervised_when=runs_export)
 @takes_options("predict", device="the checkpoint's", precision="the checkpoint's")
 def predict(
     *,

@@ -11,6 +11,7 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
+from bigmodel_cli.core.call_limit import bound_calls_of_server
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import commands
 
@@ -127,6 +128,7 @@ def serve(
         os.environ["OMP_NUM_THREADS"] = str(threads)  # every runtime reads it
     listening = server.bind(host, port)
     address, bound_port = listening.getsockname()[:2]
+    bound_calls_of_server(console.error)
     served = _open(export, trust)
     options = Options(
         limits=_limits(max_mb, max_pixels, max_batch, timeout),

@@ -29,12 +29,17 @@ OWN_PROCESS = False
 FORWARDED = STOP_SIGNALS
 
 
-def supervised(command: Callable[..., None], died: Death) -> Callable[..., None]:
-    """`command`, run in a child. Where a fork is not safe or not possible it runs in this process."""
+def supervised(
+    command: Callable[..., None], died: Death, when: Callable[[Mapping[str, Any]], bool] | None = None
+) -> Callable[..., None]:
+    """`command`, run in a child if `when` holds of its arguments, or always without it.
+
+    Where a fork is not safe or not possible it runs in this process.
+    """
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        if sys.platform != "linux" or not OWN_PROCESS:
+        if sys.platform != "linux" or not OWN_PROCESS or (when is not None and not when(given)):
             command(**given)
             return
         call_limit()  # refuses a wrong one before the work

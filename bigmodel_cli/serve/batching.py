@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.core.call_limit import bounded
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -91,7 +93,8 @@ class Batcher:
     def _run(self, batch: list[_Waiting]) -> None:
         began = time.monotonic()
         try:
-            rows: Any = self._answer([one.sample for one in batch])
+            with bounded():
+                rows: Any = self._answer([one.sample for one in batch])
         except Exception as error:  # runtimes raise their own types; each request reports the error
             rows = [error] * len(batch)
         else:

@@ -45,6 +45,13 @@ def test_an_export_that_hangs(trained: Path, run_cli: Run, tmp_path: Path) -> No
     assert done.returncode == 2 and "BIGMODEL_RUNTIME_LIMIT=soon; expected seconds" in done.stderr
     done = run_cli(*given, variables={"BIGMODEL_RUNTIME_LIMIT": "60"})
     assert done.returncode == 0 and (tmp_path / "shipped").is_dir(), done.stderr
+    assert run_cli("data", "sample", "digit.png").returncode == 0
+    for command in (("predict", "shipped", "digit.png"), ("eval", "shipped"), ("compare", "shipped", trained)):
+        done = run_cli(*command, sabotage="openvino-hangs", variables={"BIGMODEL_RUNTIME_LIMIT": "0.5"})
+        said = "shipped: its process was ended by SIGALRM: a call into it took more than 0.5 s"
+        assert done.returncode == 3 and said in done.stderr, (command, done.stderr)
+    done = run_cli("predict", "shipped", "digit.png", variables={"BIGMODEL_RUNTIME_LIMIT": "60"})
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_method_that_crashes(trained: Path, run_cli: Run, tmp_path: Path) -> None:

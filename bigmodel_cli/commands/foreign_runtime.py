@@ -1,0 +1,28 @@
+"""Commands that run an export: its runtime is native code, which runs in a child process (``supervised.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigmodel_cli.core.errors import BigmodelError, MachineError
+
+EXPORT = "export.json"
+
+
+def runs_export(given: Mapping[str, Any]) -> bool:
+    """Whether one of the models that a command was `given` is an export folder."""
+    return bool(_exports(given))
+
+
+def runtime_died(given: Mapping[str, Any], child: int, signal_name: str) -> BigmodelError:
+    """The error for a command whose child died."""
+    shown = " or ".join(str(path) for path in _exports(given))
+    cause = "out of memory, or a fault in the runtime" if signal_name == "SIGKILL" else "a fault in the runtime"
+    return MachineError(f"{shown}: its process was ended by {signal_name}", cause, "bigmodel export --format another")
+
+
+def _exports(given: Mapping[str, Any]) -> list[Path]:
+    paths = [given.get("checkpoint"), *(given.get("runs") or ())]
+    return [path for path in paths if isinstance(path, Path) and (path / EXPORT).is_file()]
