@@ -75,12 +75,12 @@ class Table:
         apart = [role in self.apart for role in roles]
         single = [-1 if at is None else at[0] for at in places]
         plain = all(at is None or len(at) == 1 for at in places) and not any(apart)
-        if self.dialect is not None:
+        if self.dialect is not None and plain:
             for line, cells in self._cells(self.dialect):
-                if plain:
-                    yield line, [cells[i] if i >= 0 else None for i in single]
-                else:
-                    yield line, [_value(cells, at, each) for at, each in zip(places, apart, strict=True)]
+                yield line, [cells[i] if i >= 0 else None for i in single]
+        elif self.dialect is not None:
+            for line, cells in self._cells(self.dialect):
+                yield line, [_value(cells, at, each) for at, each in zip(places, apart, strict=True)]
         else:
             for line, row in self._objects():
                 values = [_value(row, at, each) for at, each in zip(places, apart, strict=True)]

@@ -167,7 +167,10 @@ def char_vocabulary(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple
     return (*specials, *sorted(set().union(*texts)))
 
 
-def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = 50_000) -> tuple[str, ...]:
+MOST_WORDS = 50_000
+
+
+def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = MOST_WORDS) -> tuple[str, ...]:
     """The vocabulary of a word tokenizer: special tokens, then up to `most` words that occur `least` times or more."""
     counts = Counter(itertools.chain.from_iterable(map(split_words, texts)))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))

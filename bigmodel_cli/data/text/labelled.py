@@ -20,6 +20,7 @@ from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
 from bigmodel_cli.core.tokens import char_vocabulary, encode_truncated, tokenizer, word_vocabulary
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
+from bigmodel_cli.data.text.counted_words import CountedWords
 from bigmodel_cli.data.text.rows import TextRows, encode_rows
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
 
@@ -98,12 +99,18 @@ def build_labelled(
     `digest` is that of :func:`digest_of`, if it is known.
     """
     notes = list(notes)
-    spec = text_spec(splits, tokens, like, context, root).with_(classes=tuple(classes))
+    words = _new_words(splits, tokens, like, context)
+    known = text_spec(splits, tokens, like, context, root) if words is None else _spec_of(words, context)
+    spec = known.with_(classes=tuple(classes))
+    counted = {} if words is None else {"train": words}
 
     @functools.cache
     def load(split: str) -> LabelledTexts:
         part = splits[split]
-        rows = encode_rows(part.texts(), spec, f"encoding {split}", len(part.labels))
+        if split in counted:
+            rows = counted.pop(split).rows(spec.vocabulary, spec.context)
+        else:
+            rows = encode_rows(part.texts(), spec, f"encoding {split}", len(part.labels))
         if len(rows) != len(part.labels):
             raise InputError(f"{split}: {len(rows)} texts now", f"it had {len(part.labels)} when the run began")
         notes.extend(cut_note(split, rows.cut, len(rows), spec))
@@ -111,6 +118,20 @@ def build_labelled(
 
     loaders = {split: functools.partial(load, split) for split in splits}
     return DataBundle(spec, loaders, digest or digest_of(splits), notes)
+
+
+def _new_words(
+    splits: Mapping[str, LabelledSplit], tokens: str, like: TextSpec | None, context: int | None
+) -> CountedWords | None:
+    """The words of the train split, where a new vocabulary of words is wanted."""
+    if like is not None or tokens not in ("word", "auto") or "train" not in splits:
+        return None
+    train = splits["train"]
+    return CountedWords(train.texts(), context or LONGEST, len(train.labels))
+
+
+def _spec_of(words: CountedWords, context: int | None) -> TextSpec:
+    return TextSpec("word", words.vocabulary(), context or min(LONGEST, max(SHORTEST, words.longest)))
 
 
 def cut_note(split: str, cut: int, total: int, spec: TextSpec, what: str = "texts") -> list[str]:

@@ -50,6 +50,11 @@ class TextRows:
         return text if len(text) < HEAD else text[: HEAD - 1] + "…"
 
 
+def head_of(text: str) -> bytes:
+    """What is kept of `text` to show it."""
+    return text[:HEAD].encode("utf-8", "surrogatepass")
+
+
 def encode_rows(
     texts: Iterable[tuple[str, str | None]], spec: TextSpec, what: str = "encoding texts", total: int = 0
 ) -> TextRows:
@@ -67,7 +72,7 @@ def encode_rows(
         cut += len(ids) == most and is_cut(text, spec, framed)
         tokens.extend(ids or NO_TOKENS)
         ends.append(len(tokens))
-        heads += text[:HEAD].encode("utf-8", "surrogatepass")
+        heads += head_of(text)
         head_ends.append(len(heads))
         groups.append(name_hash(text if group is None else group))
         if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:

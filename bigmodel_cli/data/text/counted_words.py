@@ -1,0 +1,102 @@
+"""The vocabulary of words of a split and its encoded texts, in one pass over them. Shapes: N texts, T tokens, V words.
+
+Each word has a code in the order in which words are met, and a text is kept as codes; once the vocabulary is known,
+a table turns codes into ids. The memory is that of the codes that may be kept, and of the different words.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from bigmodel_cli.core.special_tokens import SPECIALS, UNKNOWN
+from bigmodel_cli.core.splits import name_hash
+from bigmodel_cli.core.tokens import MOST_WORDS, split_words
+from bigmodel_cli.data.text.rows import NO_TOKENS, TextRows, head_of
+from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
+
+LEAST = 2
+"""How often a word must occur to be in the vocabulary."""
+CHUNK = 1 << 20  # codes that are counted at once
+EMPTY = -1  # the code in a text without words
+
+
+class CountedWords:
+    """One pass over (text, group) pairs, which keeps at most `most` words of each. `total` is for the progress bar."""
+
+    def __init__(self, texts: Iterable[tuple[str, str | None]], most: int, total: int = 0) -> None:
+        self._code: dict[str, int] = {}
+        self._kept, self._lengths, self.most = array("i"), array("i"), most
+        self._heads, self._head_ends, self._groups = bytearray(), array("q"), array("q")
+        rest, code, reported = array("i"), self._code.get, time.monotonic()
+        for count, (text, group) in enumerate(texts, 1):
+            words = split_words(text)
+            codes: list[Any] = list(map(code, words))
+            if None in codes:
+                codes = self._with_new(words)
+            if len(codes) > most:
+                rest.extend(codes[most:])
+                codes, length = codes[:most], len(codes)
+            else:
+                length = len(codes)
+            self._kept.extend(codes or (EMPTY,))
+            self._lengths.append(length)
+            self._heads += head_of(text)
+            self._head_ends.append(len(self._heads))
+            self._groups.append(name_hash(text if group is None else group))
+            if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:
+                reported = time.monotonic()
+                report_progress("counting words", min(count, total - 1), total)
+        self._counts = _count(self._kept, len(self._code)) + _count(rest, len(self._code))
+
+    def _with_new(self, words: list[str]) -> list[int]:
+        """The codes of `words`, some of which are new."""
+        known = self._code
+        return [known.setdefault(word, len(known)) for word in words]
+
+    @property
+    def longest(self) -> int:
+        """The most words of a text."""
+        return max(self._lengths, default=0)
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """As :func:`bigmodel_cli.core.tokens.word_vocabulary` gives it for these texts."""
+        often = self._counts >= LEAST
+        counts = self._counts.tolist()
+        words = [(-counts[i], word) for (word, i), kept in zip(self._code.items(), often.tolist(), strict=True) if kept]
+        words.sort()
+        return (*SPECIALS, *[word for _, word in words if word not in SPECIALS][:MOST_WORDS])
+
+    def rows(self, vocabulary: tuple[str, ...], context: int) -> TextRows:
+        """The texts as ids of `vocabulary`, each cut to `context` words. What was counted is used up.
+
+        `context` is at most the number of words that were kept.
+        """
+        ids = {word: i for i, word in enumerate(vocabulary) if word not in SPECIALS}
+        unknown = vocabulary.index(UNKNOWN)
+        table = np.fromiter((ids.get(word, unknown) for word in self._code), np.int32, len(self._code))
+        table = np.append(table, np.int32(NO_TOKENS[0]))  # that of EMPTY
+        kept = np.frombuffer(self._kept, np.int32)
+        for start in range(0, len(kept), CHUNK):  # in place, so that the tokens are in memory once
+            kept[start : start + CHUNK] = table[kept[start : start + CHUNK]]
+        lengths = np.frombuffer(self._lengths, np.int32)
+        held = np.clip(lengths, 1, self.most).astype(np.int64)
+        ends, tokens = array("q"), self._kept
+        ends.frombytes(np.minimum(held, context).cumsum().tobytes())
+        if (held > context).any():
+            within = np.arange(len(kept)) - np.repeat(held.cumsum() - held, held)
+            tokens = array("i", kept[within < context].tobytes())
+        cut = int((lengths > context).sum())
+        return TextRows(tokens, ends, bytes(self._heads), self._head_ends, self._groups, cut)
+
+
+def _count(codes: array[int], different: int) -> np.ndarray[Any, Any]:
+    """(V,) how often each of the `different` codes occurs; EMPTY is not counted."""
+    found = np.zeros(different + 1, np.int64)
+    for start in range(0, len(codes), CHUNK):
+        found += np.bincount(np.frombuffer(codes[start : start + CHUNK], np.int32) + 1, minlength=different + 1)
+    return found[1:]
