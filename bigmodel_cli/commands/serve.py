@@ -128,7 +128,6 @@ def serve(
         os.environ["OMP_NUM_THREADS"] = str(threads)  # every runtime reads it
     listening = server.bind(host, port)
     address, bound_port = listening.getsockname()[:2]
-    bound_calls_of_server(console.error)
     served = _open(export, trust)
     options = Options(
         limits=_limits(max_mb, max_pixels, max_batch, timeout),
@@ -147,6 +146,7 @@ def _open(export: Path, trust: bool) -> ServedModel:
     from bigmodel_cli.core.registry import exports
     from bigmodel_cli.serve.model import open_model
 
+    bound_calls_of_server(console.error)
     served = open_model(export, trust)
     say_if_needless(trust, export, exports.get(served.about["format"]))
     return served
