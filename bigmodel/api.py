@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.commands.remote_paths import taking_addresses
+
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
@@ -88,13 +90,14 @@ class TrainedNetwork:
         """
         from bigmodel_cli.commands.input_files import expand_inputs
         from bigmodel_cli.commands.predict import predicting_task
+        from bigmodel_cli.commands.remote_paths import read_here
         from bigmodel_cli.core.errors import InputError
         from bigmodel_cli.engine.inference.predict import predict_files
 
         texts = list(texts)
         given = [samples] if isinstance(samples, str | PathLike) else list(samples)
         task: Predicts = predicting_task(self._trained, bool(texts))
-        files = expand_inputs([Path(path) for path in given], task.spec.kind)
+        files = expand_inputs([read_here(Path(path)) for path in given], task.spec.kind)
         found = []
         for name, answer in predict_files(self._network, task, self._placement, files, top, texts):
             if isinstance(answer, InputError):
@@ -103,6 +106,7 @@ class TrainedNetwork:
         return found
 
 
+@taking_addresses("out")
 def train(
     model: str | Recipe,
     data: AnyPath | None = None,
@@ -140,6 +144,7 @@ def train(
     return _run(layers, out, resume, overwrite, progress)
 
 
+@taking_addresses("start", "out")
 def finetune(
     start: AnyPath,
     data: AnyPath | None = None,
@@ -168,6 +173,7 @@ def finetune(
     return _run(start_layers(checkpoint, pretrained, section, layers).layers, out, False, overwrite, progress)
 
 
+@taking_addresses("checkpoint")
 def evaluate(
     checkpoint: AnyPath,
     *,
@@ -193,6 +199,7 @@ def evaluate(
     return {"checkpoint": str(trained.path), "split": measured.name, "notes": found.notes, **values}
 
 
+@taking_addresses("path")
 def load(path: AnyPath, *, pretrained: bool = False, trust: bool = False) -> TrainedNetwork:
     """The checkpoint, run folder or export at `path`, or with `pretrained` the model of that name, to predict with.
 
@@ -203,6 +210,7 @@ def load(path: AnyPath, *, pretrained: bool = False, trust: bool = False) -> Tra
     return TrainedNetwork(open_trained(Path(path), trust, pretrained=pretrained))
 
 
+@taking_addresses("checkpoint", "out")
 def export(
     checkpoint: AnyPath, out: AnyPath, *, format: str = "onnx", overwrite: bool = False, samples: int = 256
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import bigmodel_cli
 from bigmodel_cli.commands import console, supervised
-from bigmodel_cli.commands.remote_paths import reading_addresses
+from bigmodel_cli.commands.remote_paths import with_addresses
 from bigmodel_cli.commands.usage_errors import as_usage_error
 from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
@@ -103,10 +103,10 @@ def _build(name: str, import_option: Any) -> Any:
     parent.callback()(lambda: None)  # without a callback, Typer would turn a single command into the app itself
     if "app" in entry.meta:
         for inner in entry.meta["app"].registered_commands:
-            inner.callback = reading_addresses(inner.callback)
+            inner.callback = with_addresses(inner.callback)
         parent.add_typer(entry.meta["app"], name=name, cls=Group)
     else:
-        died, function = entry.meta.get("died"), reading_addresses(entry.function)
+        died, function = entry.meta.get("died"), with_addresses(entry.function)
         if died is not None:
             function = supervised.supervised(function, died, entry.meta.get("supervised_when"))
         parent.command(name, cls=Command)(function)

@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bigmodel_cli.core.addresses import named
 from bigmodel_cli.core.errors import BigmodelError, MachineError, printable
 from bigmodel_cli.core.types import finite
 
@@ -85,7 +86,7 @@ def raw(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Write one JSON object on one line; NaN and infinity become null, since JSON has neither."""
-    line = json.dumps(finite(value), default=str) + "\n"
+    line = named(json.dumps(finite(value), default=str)) + "\n"
     with writing():
         sys.stdout.write(line)
         sys.stdout.flush()

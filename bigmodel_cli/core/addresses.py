@@ -6,12 +6,15 @@ The recipe holds the public form; this process alone remembers the full one, and
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 ADDRESS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{1,15}://[^\s'\"<>`]+")
 _full: dict[str, str] = {}
 """Public address -> the address as the user gave it."""
+_copies: dict[str, str] = {}
+"""The path here of what is written at an address -> that public address."""
 
 
 def public(address: str) -> str:
@@ -38,6 +41,19 @@ def full(address: str) -> str:
     return _full.get(address, address)
 
 
+def name_copy(copy: Path, address: str) -> None:
+    """Have the path `copy`, and those below it, shown and written as the `address` that it is a copy of."""
+    _copies[str(copy)] = address
+
+
+def named(text: str) -> str:
+    """`text` with the addresses that its paths are copies of."""
+    for copy, address in _copies.items():
+        text = text.replace(copy, address)
+    return text
+
+
 def scrub(text: str) -> str:
-    """`text` with every address in it made public."""
+    """`text` with every address in it made public, and in place of the path of a copy the address of its original."""
+    text = named(text)
     return ADDRESS.sub(lambda found: public(found[0]), text) if "://" in text else text

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-from bigmodel_cli.core.addresses import scrub
+from bigmodel_cli.core.addresses import named, scrub
 
 MAX_LINE = 200
 NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|[Cc]annot allocate memory|bad_alloc")
@@ -69,9 +69,10 @@ class InterruptedRun(BigmodelError):
 def printable(text: str) -> str:
     r"""`text` with control characters escaped, since text from files can contain terminal escapes.
 
-    A byte of a file name that is not UTF-8 is shown as in the shell: ``\xff``.
+    A byte of a file name that is not UTF-8 is shown as in the shell: ``\xff``. The copy of what is at an address is
+    called by that address.
     """
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in named(text))
 
 
 def _escaped(character: str) -> str:

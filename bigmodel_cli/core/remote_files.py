@@ -1,16 +1,17 @@
 """Files at ``s3://``, ``gs://``, ``hf://`` and other addresses of fsspec, copied whole into the cache and read there.
 
-Credentials come from where each service keeps them (``~/.aws``, ``gcloud auth``, ``hf auth login``, environment
-variables); those in an address are used and neither written nor shown.
+:mod:`.remote_writes` writes to them. Credentials come from where each service keeps them (``~/.aws``, ``gcloud auth``,
+``hf auth login``, environment variables); those in an address are used and neither written nor shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,16 +39,34 @@ def local_copy(text: str) -> Path:
         InputError: nothing is there, or it is larger than BIGMODEL_REMOTE_GB or too many files.
         MachineError: a package is missing, the service refuses or is not reached, or a file arrived incomplete.
     """
-    address = str(remember(REMOTE.sub(r"\1://", text, count=1)))
-    try:
-        import fsspec
-
-        system, root = fsspec.core.url_to_fs(full(address))
-        found = _files(system, root)
+    address, system, root = opened(text)
+    with as_public(address):
+        found = files_at(system, root)
         target = _place(address, root, found)
         if not target.exists():
             _copy(address, system, found, target)
         return target
+
+
+def opened(text: str) -> tuple[str, Any, str]:
+    """The public form of an address, its file system of fsspec, and the path there.
+
+    Raises:
+        MachineError: a package is missing, or the service refuses.
+    """
+    address = str(remember(REMOTE.sub(r"\1://", text, count=1)))
+    with as_public(address):
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(full(address))
+    return address, system, root
+
+
+@contextlib.contextmanager
+def as_public(address: str) -> Iterator[None]:
+    """Turn the errors of a service into ours, which name the address as it may be shown."""
+    try:
+        yield
     except BigmodelError:
         raise
     except ImportError as error:
@@ -66,7 +85,7 @@ def public_text(text: str) -> str:
     return re.sub(r"\S+://\S+", lambda found: public(found[0]), text)
 
 
-def _files(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
+def files_at(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
     """What is below `root`, by its path there; "" for a file. Names that lead out of the folder are refused."""
     if system.isfile(root):
         return {"": system.info(root)}
@@ -94,7 +113,7 @@ def _limit() -> float:
         raise InputError(f"BIGMODEL_REMOTE_GB={text}", "expected a size in GB") from None
 
 
-def _state(info: Mapping[str, Any]) -> str:
+def state_of(info: Mapping[str, Any]) -> str:
     """What changes when a file does, as far as its service tells."""
     keys = ("size", "ETag", "etag", "md5Hash", "crc32c", "blob_id", "LastModified", "updated", "mtime", "created")
     return repr([str(info[key]) for key in keys if key in info])
@@ -104,9 +123,13 @@ def _place(address: str, root: str, found: Mapping[str, Mapping[str, Any]]) -> P
     """Where this state of it is kept; the folder or file has its own name, by which runs are called."""
     digest = hashlib.sha256(address.encode())
     for name in sorted(found):
-        digest.update(f"\n{name} {_state(found[name])}".encode("utf-8", "backslashreplace"))
-    cache = Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser() / "remote"
-    return cache / digest.hexdigest()[:32] / (PurePosixPath(root.rstrip("/")).name or "root")
+        digest.update(f"\n{name} {state_of(found[name])}".encode("utf-8", "backslashreplace"))
+    return cache_folder("remote") / digest.hexdigest()[:32] / (PurePosixPath(root.rstrip("/")).name or "root")
+
+
+def cache_folder(name: str) -> Path:
+    """``$BIGMODEL_CACHE/<name>``."""
+    return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser() / name
 
 
 def _copy(address: str, system: Any, found: Mapping[str, Mapping[str, Any]], target: Path) -> None:
@@ -122,11 +145,11 @@ def _copy(address: str, system: Any, found: Mapping[str, Mapping[str, Any]], tar
             path = draft / target.name / name if name else draft / target.name
             path.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(info["name"], str(path))
-            _check(address, name, info, path)
+            check_copy(address, name, info, path)
         drafts.exchange(draft, place)
 
 
-def _check(address: str, name: str, info: Mapping[str, Any], path: Path) -> None:
+def check_copy(address: str, name: str, info: Mapping[str, Any], path: Path) -> None:
     """Compare the file with the size and the checksum that its service told, where it tells one of its content."""
     size = path.stat().st_size
     if info.get("size") is not None and size != int(info["size"]):
