@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,10 @@ class Loggers:
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """Disable a logger that raises any exception, so that the run continues."""
+        """Disable a logger that raises any exception, so that the run continues. What it prints goes to stderr."""
         try:
-            yield
+            with redirect_stdout(sys.stderr):
+                yield
         except InterruptedRun:
             raise
         except Exception as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,15 @@ def test_what_replaces_a_run_replaces_its_logs(tmp_path: Path) -> None:
         folder.event(epoch(1))
     with RunFolder(tmp_path / "run", overwrite=True):
         assert not (tmp_path / "run/metrics.csv").exists()
+
+
+def test_what_a_logger_prints_stays_out_of_the_results(
+    tmp_path: Path, failing: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loggers.register("loud")(lambda folder, history: nullcontext(lambda event: sys.stdout.write("epoch saved\n")))
+    with RunFolder(tmp_path / "run", loggers=Loggers(["loud"])) as folder:
+        folder.event(epoch(1))
+    assert tuple(capsys.readouterr()) == ("", "epoch saved\n")
 
 
 def test_one_that_fails_is_named_once_and_the_others_go_on(tmp_path: Path, failing: None) -> None:
@@ -201,6 +212,6 @@ def test_trackers_of_one_interface(name: str, run_cli: Any, tmp_path: Path) -> N
 
     (file,) = (tmp_path / "trackio").glob("bigmodel*.db")
     with sqlite3.connect(file) as database:
-        points = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+        points = database.execute("select run_name, step, cast(metrics as text) from metrics order by step").fetchall()
     assert len({run for run, _, _ in points}) == 1 and {step for _, step, _ in points} == {1, 2}
     assert sum("val/accuracy" in values for _, _, values in points) == 2
