@@ -16,8 +16,8 @@ demo: $(VENV)/.installed  ## train a ResNet on real handwritten digits, then mea
 	$(BIN)/bigmodel train recipes/image/digits-resnet18.yaml --out runs/demo --overwrite
 	$(BIN)/bigmodel eval runs/demo --split test
 
-test: $(VENV)/.installed  ## one thread a process: the tests run side by side
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal tests
+test: $(VENV)/.installed  ## one thread a process: the tests run side by side, each module's fixtures made once
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadgroup tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

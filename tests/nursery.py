@@ -283,6 +283,34 @@ class Nursery:
         return child.wait(), child
 
 
+MANY = 10
+"""Commands after which it pays to have loaded more: six seconds, which one test alone does not wait for."""
+SLOW_TO_IMPORT = (
+    "PIL.Image", "torchvision.transforms.functional", "torchcodec.decoders", "pillow_heif", "scipy.stats",
+    "sklearn.model_selection", "sklearn.linear_model", "matplotlib.figure", "torch.export._trace",
+    "torch.onnx._internal.exporter", "torch._inductor.ir", "sympy.tensor.tensor", "onnxscript.function_libs.torch_lib",
+    "onnxscript._internal.main", "opacus.accountants", "timm",
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("bert", "gpt2", "llama", "qwen2", "t5")),
+)  # fmt: skip
+"""Not those that start threads, which a fork lacks, as onnxruntime does."""
+
+
+def _load_more() -> None:
+    """What commands import later, each of them again: slow libraries, as far as they are there, and this package."""
+    import importlib
+    import logging
+    import pkgutil
+
+    import bigmodel_cli
+
+    logging.disable(logging.WARNING)  # torchao's import has torch warn
+    modules = [module.name for module in pkgutil.walk_packages(bigmodel_cli.__path__, "bigmodel_cli.")]
+    for name in (*SLOW_TO_IMPORT, *(name for name in modules if not name.endswith("__main__"))):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    logging.disable(logging.NOTSET)
+
+
 def _serve() -> None:
     import torch
 
@@ -295,11 +323,15 @@ def _serve() -> None:
     data.get("digits")(Path()).load["train"]()  # sklearn is slow to import too
     weight = torch.zeros(1, requires_grad=True)
     torch.optim.AdamW([weight])  # and so is torch's compiler, which every optimizer imports
+    started = 0
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
         else:
+            started += 1
+            if started == MANY:
+                _load_more()
             answer = os.fork()
             if answer == 0:
                 _child(request)
