@@ -24,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
+def pytest_runtest_setup() -> None:
+    if "torch.onnx._internal.exporter._registration" in sys.modules:  # a test has exported: more will
+        from onnx_operators import read_once
+
+        read_once()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real data sets, or a skip that says where it is looked for."""

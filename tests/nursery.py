@@ -284,7 +284,7 @@ class Nursery:
 
 
 MANY = 10
-"""Commands after which it pays to have loaded more: six seconds, which one test alone does not wait for."""
+"""Commands after which it pays to have loaded more: eight seconds, which one test alone does not wait for."""
 SLOW_TO_IMPORT = (
     "PIL.Image", "torchvision.transforms.functional", "torchcodec.decoders", "pillow_heif", "scipy.stats",
     "sklearn.model_selection", "sklearn.linear_model", "matplotlib.figure", "torch.export._trace",
@@ -308,7 +308,18 @@ def _load_more() -> None:
     for name in (*SLOW_TO_IMPORT, *(name for name in modules if not name.endswith("__main__"))):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        _export_once()
     logging.disable(logging.NOTSET)
+
+
+def _export_once() -> None:
+    """What an export to ONNX makes at its first model is made."""
+    import torch
+    from onnx_operators import read_once
+
+    read_once()
+    torch.onnx.export(torch.nn.Linear(1, 1).eval(), (torch.zeros(1, 1),), dynamo=True, verbose=False)
 
 
 def _serve() -> None:
