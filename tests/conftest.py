@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,13 +17,27 @@ ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``, the tests that share a fixture of their module run in one process: it is made once."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        if any(found[-1].scope == "module" for found in item._fixtureinfo.name2fixturedefs.values()):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadscope``, modules whose tests share a fixture run in one process; others where one is free.
+
+    Then that fixture is made once, and no process is left with a long module at the end.
+    """
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if _shares_a_fixture(config.rootpath / module) else nodeid
+
+    return ByModule(config, log)
+
+
+@functools.cache
+def _shares_a_fixture(module: Path) -> bool:
+    return bool(re.search(r'scope="module"|^from services import', module.read_text(), re.MULTILINE))
 
 
 def pytest_runtest_setup() -> None:
