@@ -283,7 +283,7 @@ class Nursery:
         return child.wait(), child
 
 
-MANY = 10
+MANY = 5
 """Commands after which it pays to have loaded more: eight seconds, which one test alone does not wait for."""
 SLOW_TO_IMPORT = (
     "PIL.Image", "torchvision.transforms.functional", "torchcodec.decoders", "pillow_heif", "scipy.stats",

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
+Gpu = Callable[..., tuple[int | str | None, str]]
 
 
-def gpu(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), "--small", *words], capture_output=True, text=True)
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gpu:
+    """The program in this process, which has torch; its steps are processes. Gives what it exits with, and stdout."""
+
+    def run(*words: str) -> tuple[int | str | None, str]:
+        monkeypatch.setattr(sys, "argv", [str(PROGRAM), "--small", *words])
+        try:
+            runpy.run_path(str(PROGRAM), run_name="__main__")
+        except SystemExit as error:
+            return error.code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return run
 
 
-def test_steps_write_their_figures_and_are_not_run_again(tmp_path: Path) -> None:
+def test_steps_write_their_figures_and_are_not_run_again(gpu: Gpu, tmp_path: Path) -> None:
     out = tmp_path / "r.md"
-    done = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl")
-    assert done.returncode == 0, done.stdout
+    code, shown = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl")
+    assert code == 0, shown
     text = out.read_text()
     assert "small sizes" in text and "| fsdp, gloo | 10 steps, losses" in text
-    again = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl")
-    assert again.returncode == 0 and "nccl" not in again.stdout
+    code, shown = gpu("--data", str(tmp_path), "--out", str(out), "--only", "nccl")
+    assert code == 0 and "nccl" not in shown
 
 
-def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
+def test_a_step_that_fails_is_named(gpu: Gpu, tmp_path: Path) -> None:
     out = tmp_path / "r.md"
-    done = gpu("--data", str(tmp_path / "missing"), "--out", str(out), "--only", "finetune")
-    assert done.returncode == 1 and "did not end well: finetune" in done.stderr
+    code, _ = gpu("--data", str(tmp_path / "missing"), "--out", str(out), "--only", "finetune")
+    assert isinstance(code, str) and "did not end well: finetune" in code  # Python prints it, and exits with 1
     assert "**did not end well**" in out.read_text()
