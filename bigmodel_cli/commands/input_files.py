@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,25 @@ def expand_inputs(paths: list[Path], kind: str, columns: Mapping[str, str] | Non
             files.append(path)
     if unused:
         console.note(describe_unused(unused))
+    if kind == "text":
+        _say_guesses(files, columns)
     return files
+
+
+def _say_guesses(files: list[Path], columns: Mapping[str, str] | None) -> None:
+    """Say what is guessed of the files, the first of each kind of guess with its number of files."""
+    from bigmodel_cli.core.errors import InputError
+    from bigmodel_cli.core.text_samples import guesses
+
+    role = "source" if "source" in (columns or {}) else "text"
+    said: list[str] = []
+    for file in files:
+        with contextlib.suppress(InputError):  # reported where it is predicted
+            said += guesses(file, role, columns)
+    for note in said[:3]:
+        console.note(note)
+    if len(said) > 3:
+        console.note(f"and {len(said) - 3:,} more notes like these")
 
 
 def _fits(file: Path, kind: str) -> bool:

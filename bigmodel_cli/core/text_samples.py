@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.fasttext import is_fasttext, split_labels
 from bigmodel_cli.core.tables import as_text, open_table, table_suffix
-from bigmodel_cli.core.text_files import read_lines
+from bigmodel_cli.core.text_files import AUTO, find_encoding, read_blocks, read_lines
 
 
 def read_texts(path: Path, role: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
@@ -21,13 +21,26 @@ def read_texts(path: Path, role: str, columns: Mapping[str, str] | None = None) 
         InputError: the file cannot be read, or has no such column.
     """
     if role == "text" and is_fasttext(path):
-        for number, line in enumerate(read_lines(path), 1):
+        for number, line in enumerate(read_lines(path, AUTO), 1):
             yield f"{path}:{number}", split_labels(line)[1]
         return
     if not table_suffix(path):
-        for number, line in enumerate(read_lines(path), 1):
+        for number, line in enumerate(read_lines(path, AUTO), 1):
             yield f"{path}:{number}", line
         return
     table = open_table(path, (role,), {k: v for k, v in (columns or {}).items() if k == role})
     for at, (text,) in table.rows(role):
         yield table.located(at), as_text(text, table.located(at), role)
+
+
+def guesses(path: Path, role: str, columns: Mapping[str, str] | None = None) -> list[str]:
+    """What :func:`read_texts` guesses of the file at `path`, to be said: its encoding, and how a table is written.
+
+    Raises:
+        InputError: as :func:`read_texts`.
+    """
+    if not table_suffix(path):
+        return list(filter(None, [find_encoding(path, read_blocks(path))[1]]))
+    notes: list[str] = []
+    open_table(path, (role,), {k: v for k, v in (columns or {}).items() if k == role}, notes=notes)
+    return [note for note in notes if "columns not used" not in note]  # a label is none that predict uses

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.text_samples import read_texts
@@ -314,3 +315,15 @@ def test_a_zip_with_back_slashes_in_its_names(tmp_path: Path) -> None:
             member.filename = f"p\\{file.parent.name}\\{file.name}"
             archive.writestr(member, file.read_bytes())
     assert list_images(tmp_path / "p.zip").counts("train") == [3, 3]
+
+
+def test_predict_reads_other_encodings_as_training_does_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_bytes("un café\nune fête\n".encode("latin-1"))
+    assert [text for _, text in read_texts(tmp_path / "t.txt", "text")] == ["un café", "une fête"]
+    table = write(tmp_path / "t.csv", [["label", "text"], ["x", "a; b"]], delimiter=";")
+    assert [text for _, text in read_texts(table, "text")] == ["a; b"]
+    files = expand_inputs([tmp_path / "t.txt", table], "text")
+    said = " ".join(capsys.readouterr().err.split())
+    assert len(files) == 2 and "read as cp1252" in said and "separated by semicolons" in said
