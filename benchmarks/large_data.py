@@ -112,6 +112,7 @@ def measure_pictures(path: Path) -> dict[str, float]:
             pass
         read = time.perf_counter() - started
         found = {"decoded/s": len(train) / decoded, "read/s": len(train) / read}
+        print(json.dumps({k: round(v, 2) for k, v in found.items()}), flush=True)  # noqa: T201 (training takes longer)
         for model in ("cnn", "resnet8", "resnet20"):
             values = {"model": {"name": model}, "data": section.model_dump(), "train": {"max_steps": STEPS}}
             torch.manual_seed(0)
@@ -119,6 +120,7 @@ def measure_pictures(path: Path) -> dict[str, float]:
             started = time.perf_counter()
             execute(run)  # an evaluation of val is part of it
             found[f"{model}/s"] = (STEPS * 128 + len(run.val)) / (time.perf_counter() - started)
+            print(f"{model}/s {found[f'{model}/s']:.0f}", flush=True)  # noqa: T201
         return {**found, "MB": _peak()}
 
 
