@@ -20,6 +20,7 @@ def show_text(path: Path, source: str, columns: Mapping[str, str] | None, json: 
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokens import tokenizer
     from bigmodel_cli.data.text.windows import Windows
+    from bigmodel_cli.engine.build.data import shared_samples_note
 
     entry = data.get(source)
     bundle = entry(data_root(None), path=str(path), **({"columns": columns} if columns else {}))
@@ -31,16 +32,20 @@ def show_text(path: Path, source: str, columns: Mapping[str, str] | None, json: 
             facts[f"{name} tokens"] = len(split.tokens)
         else:
             facts[f"{name} samples"] = len(split)
-    if isinstance(splits["train"], VariableLengthSource):
-        lengths = splits["train"].lengths
+    first = splits["train" if "train" in splits else min(splits)]
+    if isinstance(first, VariableLengthSource):
+        lengths = first.lengths
         facts |= {"median tokens of a sample": int(lengths.median()), "longest": int(lengths.max())}
     classes = {c: sum(int((split.labels == i).sum()) for split in splits.values()) for i, c in enumerate(spec.classes)}
+    shared = [shared_samples_note(bundle, splits["train"], split, name) for name, split in splits.items()
+              if name != "train" and "train" in splits]  # fmt: skip
+    notes = [*bundle.notes, *filter(None, shared)]
     if json:
-        console.print_json({"path": str(path), **facts, "classes": classes, "notes": list(bundle.notes)})
+        console.print_json({"path": str(path), **facts, "classes": classes, "notes": notes})
         return
     rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in facts.items()]
     rows += [(f"class {name}", f"{count:,}") for name, count in classes.items()]
     console.show(console.table(f"text in {path}", ("", "value"), rows, right=True))
-    for note in bundle.notes:
+    for note in notes:
         console.note(note)
     console.say(f"next: bigmodel {entry.meta.get('next', 'train MODEL')} --data {path}")

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from bigmodel_cli.commands.input_files import expand_inputs
+from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.text_samples import read_texts
@@ -114,9 +115,11 @@ def test_images_of_train_in_val_are_said_whatever_their_names(tmp_path: Path) ->
     assert not any("in train too" in note for note in opened(root, size=8).notes)
 
 
-def test_texts_of_train_in_val_are_said(tmp_path: Path) -> None:
+def test_texts_of_train_in_val_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, rows in (("train", TEXTS), ("val", [*TEXTS[:3], ("another", "pos")])):
         write(tmp_path / f"{split}.csv", [["text", "label"], *map(list, rows)])
+    show_text(tmp_path, "labelled_file", None, json=True)
+    assert json.loads(capsys.readouterr().out)["notes"][-1].startswith("val: 3 of 4 samples are in train too")
     bundle = opened(tmp_path)
     note = shared_samples_note(bundle, *train_and_val(bundle, DataSection(name="labelled_file")))
     assert note is not None and note.startswith("val: 3 of 4 samples are in train too")

@@ -82,14 +82,15 @@ def unused_split_note(bundle: DataBundle, section: DataSection) -> str | None:
     return f"{' and '.join(given)}: not used, since the data has a val split" if given else None
 
 
-def shared_samples_note(bundle: DataBundle, train: Source, val: Source) -> str | None:
-    """A note where samples of the data's own val split are in train too: the same text, or the same group."""
-    if "val" not in bundle.load or not (isinstance(train, GroupedSource) and isinstance(val, GroupedSource)):
+def shared_samples_note(bundle: DataBundle, train: Source, other: Source, name: str = "val") -> str | None:
+    """A note where samples of the data's own split `name` are in train too: the same text, or the same group."""
+    if name not in bundle.load or not (isinstance(train, GroupedSource) and isinstance(other, GroupedSource)):
         return None
-    shared = int(torch.isin(val.groups, train.groups).sum())
+    shared = int(torch.isin(other.groups, train.groups).sum())
     if not shared:
         return None
-    return f"val: {shared:,} of {len(val):,} samples are in train too (the same text or group), so its score flatters"
+    of = f"{shared:,} of {len(other):,} samples"
+    return f"{name}: {of} are in train too (the same text or group), so its score flatters"
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:
