@@ -22,6 +22,8 @@ BEGINNINGS = {
     b"SQLite format 3\0": "SQLite", b"\x93NUMPY": "NumPy", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF",
 }  # fmt: skip
 """The first bytes of files that are no text -> what such a file is."""
+CONTROL = frozenset(range(9))
+"""Bytes that are in those files, and in no text."""
 HINTS = {"gzip": "give it the suffix .gz", "bzip2": "give it the suffix .bz2", "xz": "give it the suffix .xz"}
 
 
@@ -47,5 +49,5 @@ def check_text(path: Path, head: bytes) -> None:
         InputError: it does; the message says which.
     """
     kind = next((kind for begin, kind in BEGINNINGS.items() if head.startswith(begin)), None)
-    if kind:
+    if kind and (kind == "PDF" or CONTROL & set(head[:512])):  # a text may begin with the letters GIF8
         raise InputError(f"{path}: its content is {kind}", "expected text", HINTS.get(kind, "unpack or convert it"))

@@ -157,6 +157,11 @@ def test_what_is_no_text_is_refused_by_what_it_is(head: bytes, tmp_path: Path) -
         opened(tmp_path / "t.csv")
 
 
+def test_a_text_may_begin_as_another_kind_of_file_does(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("GIF89a is a format.\nPAR1 and BZh are others.\n" * 20)
+    assert opened(tmp_path / "t.txt").notes == []
+
+
 def test_nested_json_by_dotted_columns(tmp_path: Path) -> None:
     rows = [{"data": {"text": text}, "meta": {"label": label, "n": [1]}} for text, label in TEXTS]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
