@@ -211,7 +211,8 @@ def _histories(source: Any, spec: Spec) -> dict[str, Any] | None:
     """What every user of the data did, oldest first, as item numbers from 1; None for data of another kind."""
     import torch
 
-    from bigmodel_cli.core.interactions import HistorySource, InteractionSpec
+    from bigmodel_cli.core.interactions import InteractionSpec
+    from bigmodel_cli.core.sources import HistorySource
 
     if not isinstance(source, HistorySource) or not isinstance(spec, InteractionSpec):
         return None

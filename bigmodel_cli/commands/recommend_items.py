@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bigmodel_cli.commands.options import RunOptions
-    from bigmodel_cli.core.interactions import HistorySource, InteractionSpec
+    from bigmodel_cli.core.interactions import InteractionSpec
     from bigmodel_cli.core.resolve import Layer
+    from bigmodel_cli.core.sources import HistorySource
     from bigmodel_cli.engine.build.load import TrainedModel
 
 
@@ -76,7 +77,7 @@ def history_source(trained: TrainedModel, layers: list[Layer]) -> HistorySource:
     Raises:
         InputError: the data has no histories.
     """
-    from bigmodel_cli.core.interactions import HistorySource
+    from bigmodel_cli.core.sources import HistorySource
     from bigmodel_cli.engine.build.data import load_data
 
     recipe = checkpoint_recipe(trained, layers)

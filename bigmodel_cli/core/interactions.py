@@ -148,23 +148,6 @@ def _index(name: str, ids: Sequence[str], count: int, what: str) -> int:
 
 
 @runtime_checkable
-class HistorySource(Source, Protocol):
-    """A split of interactions that knows what every user of the data set did."""
-
-    def histories(self, users: Tensor) -> Tensor:
-        """What `users` (B,) did before this split (or in train), oldest first: (B,S) item numbers from 1, then 0."""
-        ...
-
-    def trained(self, users: Tensor) -> Tensor:
-        """As :meth:`histories`, in the train split alone."""
-        ...
-
-    def known(self, users: Tensor) -> Tensor:
-        """As :meth:`histories`, over the whole data set: what a recommendation made today starts from."""
-        ...
-
-
-@runtime_checkable
 class Recommends(Protocol):
     """A task that ranks the items of the catalogue for a user."""
 

@@ -106,12 +106,29 @@ class FileSource(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class HistorySource(Source, Protocol):
+    """A split of interactions that knows what every user of the data set did."""
+
+    def histories(self, users: Tensor) -> Tensor:
+        """What `users` (B,) did before this split (or in train), oldest first: (B,S) item numbers from 1, then 0."""
+        ...
+
+    def trained(self, users: Tensor) -> Tensor:
+        """As :meth:`histories`, in the train split alone."""
+        ...
+
+    def known(self, users: Tensor) -> Tensor:
+        """As :meth:`histories`, over the whole data set: what a recommendation made today starts from."""
+        ...
+
+
 class SourceWrapper:
     """A source that wraps another one; a subclass overrides what differs.
 
-    It has labels, label values, targets, lengths and an order exactly if `source` has them. They are copied to the
-    instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees too much of
-    it (3.11).
+    It has labels, label values, targets, histories, lengths and an order exactly if `source` has them. They are
+    copied to the instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees
+    too much of it (3.11).
     """
 
     keeps_lengths: ClassVar[bool] = True
@@ -130,6 +147,8 @@ class SourceWrapper:
             self.targets = [texts[i] for i in self.select(torch.arange(len(texts))).tolist()]
         if isinstance(source, ValuedSource):
             self.label_values = self.select(source.label_values)
+        if isinstance(source, HistorySource):  # it is asked by user, not by sample
+            self.histories, self.trained, self.known = source.histories, source.trained, source.known
         if self.keeps_lengths and isinstance(source, VariableLengthSource):
             self.lengths = self.select(source.lengths)
         if self.keeps_order and isinstance(source, OrderedSource):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.interactions import HistorySource
 from bigmodel_cli.core.registry import reports
+from bigmodel_cli.core.sources import HistorySource
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.reports import Names, Outputs, Report, Table, headline, plain
 from bigmodel_cli.metrics.intervals import Figure, mean_of, measure, with_intervals

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.interactions import HistorySource, InteractionSpec, NextItems
+from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.sources import HistorySource
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.models.layers.catalogue_loss import full_softmax
 from bigmodel_cli.models.layers.item_baselines import ease_weights

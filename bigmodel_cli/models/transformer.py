@@ -21,7 +21,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
-from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy
+from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy, losses_where
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -139,9 +139,11 @@ class Transformer(nn.Module):
         x = self.decode(target, *self.encode(source))
         if labels is None or loss is None:
             return self.head(x)  # type: ignore[no-any-return]
-        real = labels != self.pad  # the head is the expensive part, so padding skips it
-        losses = chunked_cross_entropy(self.head, x[real], labels[real], loss)
-        return torch.zeros(labels.shape, dtype=losses.dtype, device=x.device).masked_scatter(real, losses)
+
+        def of(states: Tensor, tokens: Tensor) -> Tensor:  # the head is the expensive part
+            return chunked_cross_entropy(self.head, states, tokens, loss)
+
+        return losses_where(labels != self.pad, of, x, labels)
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's output (B,S,D) and its attention mask (B,1,1,S), False for padding."""

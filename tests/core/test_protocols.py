@@ -16,7 +16,14 @@ from bigmodel_cli.adapt.regularise import Distilled, Penalised
 from bigmodel_cli.core import specs
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import losses, tasks
-from bigmodel_cli.core.sources import LabelledSource, OrderedSource, Source, SourceWrapper, VariableLengthSource
+from bigmodel_cli.core.sources import (
+    HistorySource,
+    LabelledSource,
+    OrderedSource,
+    Source,
+    SourceWrapper,
+    VariableLengthSource,
+)
 from bigmodel_cli.core.tasks import Classifies, EncodesTexts, Generates, Predicts, Task, TaskWrapper
 from bigmodel_cli.data.balance import CyclicSource
 from bigmodel_cli.data.subset import Subset
@@ -110,23 +117,32 @@ class Ordered(Labelled, OfLengths):
         return torch.arange(4)
 
 
-SOURCES = (LabelledSource, VariableLengthSource, OrderedSource)
+class OfUsers(Plain):
+    def histories(self, users: torch.Tensor) -> torch.Tensor:
+        return users[:, None] + 1
+
+    trained = known = histories
 
 
-@pytest.mark.parametrize("source", [Plain(), Labelled(), OfLengths(), Ordered()], ids=lambda s: type(s).__name__)
+SOURCES = (LabelledSource, VariableLengthSource, OrderedSource, HistorySource)
+
+
+@pytest.mark.parametrize(
+    "source", [Plain(), Labelled(), OfLengths(), Ordered(), OfUsers()], ids=lambda s: type(s).__name__
+)
 def test_a_wrapped_source_has_what_the_source_has_and_no_more(source: Any) -> None:
     has = [isinstance(source, p) for p in SOURCES]
     for same in (SourceWrapper(source), Pinned(source), WithReferences(source, {}), Pinned(WithReferences(source, {}))):
         assert isinstance(same, Source) and [isinstance(same, p) for p in SOURCES] == has, type(same)
     part = Subset(source, torch.tensor([3, 1]))
-    assert [isinstance(part, p) for p in SOURCES] == [*has[:2], False], "an order is of all samples"
+    assert [isinstance(part, p) for p in SOURCES] == [*has[:2], False, has[3]], "an order is of all samples"
     if has[0]:
         assert part.labels.tolist() == [1, 1]
     if has[1]:
         assert part.lengths.tolist() == [7, 5]
     assert (len(part), part.name(0), part.gather(torch.tensor([1]))["x"].item()) == (2, "sample 3", 10)
     held = Resident(source, source.gather(torch.arange(4)))
-    assert [isinstance(held, p) for p in SOURCES] == [has[0], False, has[2]], "what is held is padded to one length"
+    assert [isinstance(held, p) for p in SOURCES] == [has[0], False, *has[2:]], "what is held is padded to one length"
     assert not isinstance(CyclicSource(source), OrderedSource) and CyclicSource(source).name(5) == "sample 1"
 
 

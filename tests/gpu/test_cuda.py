@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_recipes
 import torch
+from small_recipes import small_recipe
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tasks import TaskWrapper
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import train_step
@@ -24,43 +22,37 @@ from bigmodel_cli.engine.training.run import Hooks, Run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
-IMAGES = {"name": "synthetic_images", "size": 32, "count": 64, "classes": 10}
-TEXT = {"name": "synthetic_text", "vocabulary": 256, "context": 32, "tokens": 4096}
-MODELS = ("perceptron", "mlp", "cnn", "resnet8", "resnet18", "vit", "airbench", "gpt-nano")
+MODELS = ("perceptron", "mlp", "cnn", "resnet8", "resnet18", "vit", "airbench")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "adadelta", "adagrad", "adamax", "nadam", "radam", "rmsprop", "muon")
 
 
-def recipe(model: str, device: str, precision: str = "fp32", **sections: Any) -> Recipe:
-    data = TEXT if model.startswith("gpt") else IMAGES
+def recipe(model: str, device: str, folder: Path | None = None, precision: str = "fp32", /, **sections: Any) -> Recipe:
     placement = {"device": device, "precision": precision} | sections.pop("placement", {})
-    train = {"batch_size": 16} | sections.pop("train", {})
-    values = {"model": {"name": model}, "data": data, "placement": placement, "train": train, **sections}
-    return resolve([Layer("test", values)]).recipe
+    return small_recipe(folder or Path(), model, placement=placement, **sections)
 
 
-def losses(run: Run, steps: int = 3) -> list[float]:
+def losses(run: Run, steps: int = 3, batches_of: Run | None = None) -> list[float]:
+    """The loss per sample or token of the first `steps`, on the batches of another run if it is given."""
     run.train_mode()
     found = []
-    for raw in islice(run.batches.steps(0), steps):
+    for raw in islice((batches_of or run).batches.steps(0), steps):
+        raw = {name: value.to(run.placement.device) for name, value in raw.items()} if batches_of else raw
         result = train_step(run, raw)
         run.progress.step += 1
         found.append(result.loss.item() / result.count)
     return found
 
 
-@pytest.fixture(autouse=True)
-def exact_products() -> None:
-    """fp32 products in fp32: the CPU has no TF32 to be compared with."""
-    torch.cuda.empty_cache()
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_first_losses_are_those_of_the_cpu(model: str) -> None:
-    there = assemble(recipe(model, "cuda"), measure=False)
+@pytest.mark.parametrize("model", (*MODELS, *small_recipes.MODELS))
+def test_the_first_losses_are_those_of_the_cpu(model: str, tmp_path: Path) -> None:
+    name = small_recipes.MODELS.get(model, ({}, {}))[0].get("name", model)
+    without_chance = {"dropout": 0.0} if "dropout" in models.get(name).schema.model_fields else {}
+    there = assemble(recipe(model, "cuda", tmp_path, model=without_chance), measure=False)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
-        assert losses(there) == pytest.approx(losses(assemble(recipe(model, "cpu"), measure=False)), rel=2e-3)
+        here = assemble(recipe(model, "cpu", tmp_path, model=without_chance), measure=False)
+        assert losses(there, batches_of=here) == pytest.approx(losses(here), rel=2e-3)
     finally:
         torch.backends.cudnn.allow_tf32 = True
 
@@ -77,7 +69,7 @@ def test_every_optimizer_takes_the_same_steps_as_on_the_cpu(optimizer: str) -> N
 @pytest.mark.parametrize("optimizer", ("momentum", "adamw"))
 def test_a_step_never_waits_for_the_device(model: str, optimizer: str) -> None:
     """torch raises where the host waits for the GPU; the data is on the device, as small splits are."""
-    run = assemble(recipe(model, "cuda", "bf16", optimizer={"name": optimizer}), measure=False)
+    run = assemble(recipe(model, "cuda", None, "bf16", optimizer={"name": optimizer}), measure=False)
     run.train_mode()
     batches = run.batches.steps(0)
     for raw in islice(batches, 2):  # the first steps allocate and choose kernels
@@ -122,7 +114,8 @@ class Hungry(TaskWrapper):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step() -> None:
-    setting = recipe("gpt-nano", "cuda", train={"batch_size": 64})
+    data = {"name": "synthetic_text", "vocabulary": 64, "context": 16, "tokens": 4096}
+    setting = recipe("gpt-nano", "cuda", train={"batch_size": 64}, data=data)
     whole = losses(assemble(setting, measure=False), 2)
     events: list[dict[str, Any]] = []
     run = assemble(setting, measure=False, hooks=Hooks(on_event=events.append))
@@ -137,29 +130,3 @@ def test_out_of_memory_at_one_sample_ends_with_the_machine_to_blame() -> None:
     run = assemble(recipe("mlp", "cuda"), measure=False)
     with pytest.raises(MachineError, match="out of memory"):
         losses(dataclasses.replace(run, task=Hungry(run.task, 0)), 1)
-
-
-def command(*words: Any) -> list[dict[str, Any]]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    arguments = [sys.executable, "-m", "bigmodel_cli", *map(str, words), "--json"]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-def test_the_commands_from_training_to_an_answer(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command("train", "mlp", "--data", "digits", "--epochs", 3, "--out", run)
-    on_gpu = command("eval", run)[-1]["headline"]["accuracy"]["value"]
-    on_cpu = command("eval", run, "--device", "cpu")[-1]["headline"]["accuracy"]["value"]
-    assert abs(on_gpu - on_cpu) < 0.02
-    command("finetune", "--from", run, "--freeze-backbone", "--data", "digits", "--epochs", 2, "--out", tmp_path / "b")
-
-
-@pytest.mark.parametrize("method", ("full", "freeze-backbone", "probe", "lora", "bitfit", "norm-only", "gradual",
-                                    "layer-decay", "l2-sp", "qat"))  # fmt: skip
-def test_every_method_trains_on_the_gpu(method: str, tmp_path: Path) -> None:
-    if not (tmp_path.parent / "start").exists():
-        command("train", "resnet8", "--data", "digits", "--max-steps", 5, "--out", tmp_path.parent / "start")
-    command("finetune", "--from", tmp_path.parent / "start", "--method", method, "--data", "digits", "--max-steps", 5,
-            "--out", tmp_path / "run")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.sources import FileSource, OrderedSource, SourceWrapper
+from bigmodel_cli.core.sources import FileSource, OrderedSource, SourceWrapper, VariableLengthSource
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.engine.device.placement import Placement
 
@@ -40,6 +40,11 @@ class Pinned(SourceWrapper):
         return {k: v.pin_memory() for k, v in self.source.gather(indices).items()}
 
 
+def on_host(source: Source) -> Source:
+    """`source` as it was before :func:`cache_on_device`."""
+    return source.source if isinstance(source, (Resident, Pinned)) else source
+
+
 def cache_on_device(source: Source, placement: Placement) -> Source:
     """`source` in the form that the device of `placement` reads fastest; unchanged on a CPU."""
     free = placement.memory_free()
@@ -49,7 +54,8 @@ def cache_on_device(source: Source, placement: Placement) -> Source:
     first = source.gather(torch.arange(min(len(source), 2)))
     last = source.gather(torch.tensor([len(source) - 1]))
     needed = len(source) * sum(v[:1].numel() * v.element_size() for v in first.values())
-    same_shapes = all(v.shape[1:] == first[k].shape[1:] for k, v in last.items())
+    one_length = not isinstance(source, VariableLengthSource)  # else short batches would be padded to the longest
+    same_shapes = one_length and all(v.shape[1:] == first[k].shape[1:] for k, v in last.items())
     fits = same_shapes and needed < MAX_MEMORY_FRACTION * free
     cached = load_resident(source, placement.device) if fits else None
     return cached or Pinned(source)

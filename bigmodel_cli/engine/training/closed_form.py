@@ -6,6 +6,7 @@ import time
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import SolvedFromData
+from bigmodel_cli.engine.device.device_cache import on_host
 from bigmodel_cli.engine.training.loop import end_epoch
 from bigmodel_cli.engine.training.run import Run
 
@@ -21,9 +22,11 @@ def solve_model(run: Run) -> bool:
     if run.parallel.group.world > 1:
         raise InputError(f"{run.recipe.model.name} is solved in one process", hint="without --nproc")
     assert isinstance(run.model, SolvedFromData)
-    started, source = time.perf_counter(), run.batches.source
+    started, source = time.perf_counter(), on_host(run.batches.source)
     with run.timer("start"):
+        run.model.cpu()
         note = run.model.solve(source)
+        run.model.to(run.placement.device)
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
     run.emit({"event": "warning", "message": note})

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from bigmodel_cli.models.layers.chunked_loss import losses_where
+
 MAX_CHUNK_LOGITS = 1 << 24  # 64 MB in fp32
 NEVER = -1e9  # the logit of a known positive among the negatives
 
@@ -21,13 +23,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def full_softmax(x: Tensor, targets: Tensor, vectors: Tensor, loss: Loss) -> Tensor:
     """Losses (B,L) of states `x` (B,L,D) against `targets` (B,L) over all `vectors` (I,D); 0 where a target is < 0."""
-    real = targets >= 0
 
     def part(states: Tensor, labels: Tensor) -> Tensor:
-        return loss((states @ vectors.t()).float(), labels)
+        return loss((states @ vectors.t()).float(), labels.clamp(min=0))
 
-    found = _in_chunks(part, max(1, MAX_CHUNK_LOGITS // len(vectors)), x[real], targets[real])
-    return torch.zeros(targets.shape, dtype=found.dtype, device=x.device).masked_scatter(real, found)
+    def of(states: Tensor, labels: Tensor) -> Tensor:
+        return _in_chunks(part, max(1, MAX_CHUNK_LOGITS // len(vectors)), states, labels)
+
+    return losses_where(targets >= 0, of, x, targets)
 
 
 def candidate_softmax(

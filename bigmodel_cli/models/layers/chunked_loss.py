@@ -55,3 +55,15 @@ def chunked_cross_entropy(
         return chunk_loss(x, targets)
     chunks = zip(x.split(rows), targets.split(rows), strict=True)
     return torch.cat([checkpoint(chunk_loss, a, b, use_reentrant=False) for a, b in chunks])
+
+
+def losses_where(real: Tensor, of: Callable[[Tensor, Tensor], Tensor], x: Tensor, targets: Tensor) -> Tensor:
+    """The losses `of` states (N,D) and targets (N,), where `real` (B,T) is True, and 0 elsewhere: (B,T).
+
+    `x` is (B,T,D), `targets` (B,T). The CPU skips what is not real. On other devices the host would have to wait for
+    their number, so all are computed: `of` must take any target.
+    """
+    if x.device.type == "cpu":
+        losses = of(x[real], targets[real])
+        return torch.zeros(real.shape, dtype=losses.dtype).masked_scatter(real, losses)
+    return of(x.flatten(0, 1), targets.flatten()).view(real.shape).masked_fill(~real, 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_recipes import small_recipe
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
@@ -28,7 +29,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from bigmodel_cli.core.answering import FitsToVal
-from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.optimizer import build_optimizer
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.training.assemble import assemble
@@ -40,25 +40,8 @@ from bigmodel_cli.optim import optimizers
 DEVICE = "standin"
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "_unique2", "unique_dim")
 """Operators whose result the host must know: it waits until the device has computed it."""
-IMAGES = {"name": "synthetic_images", "size": 32, "count": 64, "classes": 10}
-TEXT = {"name": "synthetic_text", "vocabulary": 64, "context": 16, "tokens": 1024}
-RATINGS = {"name": "synthetic_interactions", "users": 60, "items": 40, "length": 12}
-MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "gpt-nano": ({}, TEXT),
-    "text-cnn": ({"width": 8, "filters": 4}, {"name": "labelled_file"}),
-    "text-encoder": ({"width": 16, "layers": 1, "heads": 2}, {"name": "labelled_file"}),
-    "several": (
-        {"name": "text-cnn", "width": 8, "filters": 4},
-        {"name": "text_targets", "task": "multi_label_classification"},
-    ),
-    "numbers": ({"name": "text-cnn", "width": 8, "filters": 4}, {"name": "text_targets", "task": "regression"}),
-    "chat": ({"name": "gpt-nano"}, {"name": "chat_file", "pack": True}),
-    **{name: ({}, RATINGS) for name in ("mf", "ncf", "dcn-v2", "sasrec", "two-tower")},
-}
-"""The options and the data of a model; the others take images."""
-DYNAMIC = ("sasrec", "two-tower")
+DYNAMIC = ("two-tower",)
 """Models whose loss takes the distinct items of a batch: their number is known to the device alone, so it waits."""
-LOSSES = {"several": "binary_cross_entropy", "numbers": "mse"}
 MISTAKES: dict[str, Callable[[torch.Tensor], Any]] = {
     "copy": lambda out: out.cpu(),
     "make": lambda out: torch.zeros(3),
@@ -128,31 +111,9 @@ class Recorder(TorchDispatchMode):
         return out
 
 
-def written(folder: Path, name: str) -> dict[str, str]:
-    """The path of a file for the data set `name`, which is written to `folder`; nothing for data that is made up."""
-    rows: dict[str, str] = {
-        "labelled_file": "text,label\n" + "".join(f"w{i % 7} w{i % 5} x,{'ab'[i % 2]}\n" for i in range(80)),
-        "text_targets": "text,label\n" + "".join(f"w{i % 7} w{i % 5} x,{i % 2}\n" for i in range(80)),
-        "chat_file": "".join(f'{{"prompt": "p{i}", "completion": "c{i % 9}"}}\n' for i in range(80)),
-    }
-    if name not in rows:
-        return {}
-    path = folder / f"{name}.{'jsonl' if name == 'chat_file' else 'csv'}"
-    path.write_text(rows[name])
-    return {"path": str(path)}
-
-
 def assembled(folder: Path, model: str, optimizer: str) -> Run:
-    options, data = MODELS.get(model, ({}, IMAGES))
-    values = {
-        "model": {"name": model, **options},
-        "data": {**data, **written(folder, data["name"])},
-        "train": {"batch_size": 8},
-        "optimizer": {"name": optimizer},
-        **({"loss": {"name": LOSSES[model]}} if model in LOSSES else {}),
-    }
     torch.manual_seed(0)
-    return assemble(resolve([Layer("test", values)]).recipe, measure=False)
+    return assemble(small_recipe(folder, model, optimizer={"name": optimizer}), measure=False)
 
 
 def twice(fake: FakeTensorMode, step: Callable[[], Any]) -> tuple[list[str], Any]:

@@ -12,7 +12,7 @@ import pytest
 from torch.utils import backend_registration
 
 IMAGES = ("perceptron", "mlp", "cnn", "resnet8", "vit", "airbench", "mlp:adam")
-TEXTS = ("gpt-nano", "text-cnn", "text-encoder", "several", "numbers", "chat")
+TEXTS = ("gpt-nano", "text-cnn", "text-encoder", "several", "numbers", "chat", "transformer")
 ITEMS = ("mf", "ncf", "dcn-v2", "sasrec", "two-tower")
 STEPS = (*IMAGES, *TEXTS, *ITEMS)
 MISTAKES = {
