@@ -55,7 +55,7 @@ STEPS = (
     Step("machine", "The machine", 40),
     Step("gpt2", "GPT-2 124M, context 1,024, on generated tokens", 80),
     Step("resnet50", "ResNet-50 at 224 x 224 on generated images", 80),
-    Step("finetune", "EfficientNet-Lite0 on photos of cats and dogs", 80),
+    Step("finetune", "EfficientNet-Lite0 on photos of cats and dogs", 110),
     Step("airbench", "CIFAR-10 (as JPEGs) with the airbench network", 90),
     Step("plan", "`plan` for this GPU against measured steps", 50),
     Step("mnist", "`train cnn` and `train resnet18` on MNIST", 40),

@@ -247,9 +247,10 @@ def finetune(data: Path, small: bool) -> None:
         with tempfile.TemporaryDirectory() as out:
             words = ("finetune", "timm:tf_efficientnet_lite0", "--from", weights, "--data", data / "cats-dogs")
             few = ("--max-steps", 2) if small else ()
-            _, seconds = timed(*words, *method, "--out", Path(out) / "run", *few)
+            events, seconds = timed(*words, *method, "--out", Path(out) / "run", *few)
             result = bigmodel("eval", Path(out) / "run", "--split", "test")[-1]["headline"]["accuracy"]["value"]
-            row(" ".join(("finetune", *method)), f"{result:.1%} of test, {seconds:.1f} s in all")
+            spent = f"{last(events, 'seconds'):.1f} s after its start, {last(events, 'verdict')}"
+            row(" ".join(("finetune", *method)), f"{result:.1%} of test, {seconds:.1f} s in all; {spent}")
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

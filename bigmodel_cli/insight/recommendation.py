@@ -149,7 +149,7 @@ def _baseline_ranks(score: Score, source: HistorySource) -> Tensor:
     """(N,R) the ranks of the held-out items of every sample of `source`."""
     found = []
     for indices in torch.arange(len(source)).split(USERS_AT_ONCE):
-        batch = source.gather(indices)
+        batch = {name: value.cpu() for name, value in source.gather(indices).items()}  # a GPU may hold the split
         scores = score(_indicators(batch["history"], score.items))
         found.append(ranks(hide(scores, batch["history"]), batch["relevant"]))
     return torch.cat(found)

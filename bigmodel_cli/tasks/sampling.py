@@ -72,7 +72,7 @@ def penalize(logits: Tensor, occurred: Sequence[set[int]], penalty: float) -> Te
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw a token (B,) from the logits (B,V), each with its own CPU generator: the same on every device."""
+    """Draw a token (B,) from the logits (B,V), each by a number of its own CPU generator: the same on every device."""
     if sampling.temperature == 0:
         return logits.argmax(1)
     logits = logits / sampling.temperature
@@ -85,5 +85,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         # Keep the token that crosses the threshold, so that at least one remains.
         ranked = ranked.masked_fill(ranked.cumsum(1) - ranked >= sampling.top_p, 0)
         probability = torch.zeros_like(probability).scatter(1, order, ranked)
-    rows = zip(probability.cpu(), generators, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in rows]).to(logits.device)
+    edges = probability.double().cumsum(1)
+    drawn = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]  # below 1
+    at = torch.stack(drawn).to(logits.device) * edges[:, -1:].nextafter(torch.zeros_like(edges[:, -1:]))
+    return torch.searchsorted(edges, at, right=True)[:, 0]
