@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-    from bigmodel_cli.core.types import Spec
+    from bigmodel_cli.core.types import Source, Spec
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     """The sections of a recipe that suit its data, and lines on them; `named` are the fields that the user gave."""
     from bigmodel_cli.core.registry import augments, methods
     from bigmodel_cli.engine.build.finetune_defaults import (
+        AUGMENTED_STEPS,
+        STEPS,
         suitable_augment,
         suitable_average,
         suitable_length,
@@ -154,13 +156,17 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     from bigmodel_cli.engine.device.ranks import read_ranks
 
     trained = _checkpoint_spec(recipe)
-    samples, _, spec = _count(recipe, trained or published_text_spec(recipe))
+    train, _, spec = _read(recipe, trained or published_text_spec(recipe))
+    samples = len(train)
     trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
     trains |= read_ranks().world > 1  # the solver runs in one process
     trains |= recipe.privacy.epsilon is not None  # and adds no noise
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
     new_head = trained is None or set(trained.classes) != set(spec.classes)
-    length = suitable_length(samples, recipe.train.batch_size if ("train", "batch_size") in named else None)
+    free = trained is None and ("augment", "name") not in named and recipe.augment.name == "none"
+    augment = suitable_augment(recipe, train, spec) if free else {}
+    given = recipe.train.batch_size if ("train", "batch_size") in named else None
+    length = suitable_length(samples, given, AUGMENTED_STEPS if augment else STEPS)
     values: dict[str, dict[str, Any]] = {
         "train": {"batch_size": length.batch_size},
         "start": suitable_options(recipe, samples, trains, new_head),
@@ -172,8 +178,8 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
         epochs = recipe.train.epochs if ("train", "epochs") in named else length.epochs
         steps = min(epochs * math.ceil(samples / length.batch_size), recipe.train.max_steps or sys.maxsize)
         values["train"] |= suitable_average(recipe, spec, samples, steps)
-    if trained is None and ("augment", "name") not in named and recipe.augment.name == "none":
-        values["augment"] = suitable_augment(recipe, spec)
+    if augment:
+        values["augment"] = augment
     if ("train", "epochs") not in named:
         values["train"] |= {"epochs": length.epochs, "patience": length.patience}
     only_solves = values["start"].get("solve") and methods.get(recipe.start.method).meta.get("features")
@@ -190,7 +196,8 @@ def _suitable_for_tokens(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[d
 
     trained = _checkpoint_spec(recipe)
     like = trained or published_text_spec(recipe)
-    samples, tokens, _ = _count(recipe, like)
+    train, tokens, _ = _read(recipe, like)
+    samples = len(train)
     given = recipe.train.batch_size if ("train", "batch_size") in named else None
     length = suitable_token_length(samples, tokens, given)
     values: dict[str, dict[str, Any]] = {"train": {"batch_size": length.batch_size}, "start": {}}
@@ -217,8 +224,8 @@ def _checkpoint_spec(recipe: Recipe) -> Spec | None:
     return build_spec(load_meta(Path(recipe.start.checkpoint))["input"], recipe.start.checkpoint)
 
 
-def _count(recipe: Recipe, like: Spec | None) -> tuple[int, int, Spec]:
-    """The number of training samples, the tokens of one if it is text, and the spec, of the recipe's data."""
+def _read(recipe: Recipe, like: Spec | None) -> tuple[Source, int, Spec]:
+    """The train split, the tokens of a sample if it is text, and the spec, of the recipe's data."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.specs import TextSpec
@@ -229,7 +236,7 @@ def _count(recipe: Recipe, like: Spec | None) -> tuple[int, int, Spec]:
         train, _ = train_and_val(bundle, recipe.data.of_fold(1))
     mean = float(train.lengths.double().mean()) if isinstance(train, VariableLengthSource) else 0.0
     window = bundle.spec.context if isinstance(bundle.spec, TextSpec) else 1
-    return len(train), math.ceil(mean) or window, bundle.spec
+    return train, math.ceil(mean) or window, bundle.spec
 
 
 def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[str, str]]) -> str:
@@ -249,5 +256,6 @@ def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[
     if "ema_decay" in values["train"]:
         parts.append("weights averaged")
     if augment := values.get("augment"):
-        parts.append(f"augmentation {augment['name']}")
+        mirrored = " with mirror images (augment.flip=false where left and right differ)" if augment["flip"] else ""
+        parts.append(f"augmentation {augment['name']}{mirrored}")
     return "; ".join(parts) + " (--batch-size, --epochs, --lr)"

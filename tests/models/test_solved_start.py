@@ -147,8 +147,21 @@ def test_one_option_of_the_augmentation_that_the_data_gets(weights: Path, tmp_pa
         given = [Layer("t", {**data, **({"augment": options} if options else {})})]
         return resolve(start_layers(weights, False, {"method": "full"}, given).layers).recipe.to_dict()["augment"]
 
-    assert augment()["flip"] is False
-    assert augment(flip=True) == {**augment(), "flip": True}
+    assert augment()["flip"] is True
+    assert augment(flip=False) == {**augment(), "flip": False}
     assert augment(name="none") == {"name": "none"}
     with pytest.raises(InputError, match="padding"):
         augment(padding=3)
+
+
+@pytest.mark.parametrize("grey", (False, True))
+def test_colour_photos_are_mirrored_and_grey_ones_are_not(grey: bool, weights: Path, tmp_path: Path) -> None:
+    for at in range(20):
+        pixels = np.random.default_rng(at).integers(0, 255, (40, 40, 1 if grey else 3)).repeat(3 if grey else 1, 2)
+        folder = tmp_path / "photos" / "ab"[at % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype("uint8")).save(folder / f"{at}.jpg", subsampling=0)
+    given = {"model": {"name": "resnet20"}, "data": {"name": "image_folder", "path": str(tmp_path / "photos")}}
+    found = start_layers(weights, False, {"method": "full"}, [Layer("t", given)])
+    assert resolve(found.layers).recipe.augment.options["flip"] is not grey
+    assert any(("with mirror images" in note) is not grey for note in found.notes if "augmentation" in note)

@@ -9,18 +9,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, models
-from bigmodel_cli.core.types import ImageSpec, Spec
+from bigmodel_cli.core.sources import OrderedSource
+from bigmodel_cli.core.types import ImageSpec, Source, Spec
 from bigmodel_cli.engine.build.model import build_architecture
 from bigmodel_cli.engine.device.ranks import read_ranks
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 STEPS = 200
 """Optimizer steps worth doing on a small data set."""
+AUGMENTED_STEPS = 300
+"""The same for images that are augmented, so that no pass repeats another."""
 EPOCHS = (3, 20)
 """Fewest and most passes: many samples are still seen a few times, and few ones not a hundred times."""
 BATCH = (4, 128)
@@ -32,6 +36,10 @@ KEEP_STATISTICS = 5_000
 """Samples up to which BatchNorm keeps the statistics of published weights: small batches would spoil them."""
 AVERAGED = 1 / 4
 """Share of the steps whose weights are averaged: early steps, at the full rate, are otherwise worse than the start."""
+LOOKED_AT = 16
+"""Images by which it is decided whether a data set is in colour."""
+SHADE = 16
+"""Difference of a pixel's channels, of 255, from which an image is in colour: compression adds some to grey ones."""
 MOST_SOLVED = 50_000
 """Samples up to which a frozen backbone's head is solved for; beyond, gradient steps on cached features are quicker."""
 
@@ -45,13 +53,13 @@ class Length:
     patience: int
 
 
-def suitable_length(samples: int, batch_size: int | None = None) -> Length:
-    """The length for `samples` training samples: about STEPS steps, in batches of the square root of their number.
+def suitable_length(samples: int, batch_size: int | None = None, steps: int = STEPS) -> Length:
+    """The length for `samples` training samples: about `steps`, in batches of the square root of their number.
 
     `batch_size` is the batch to use, if it is given.
     """
     size = batch_size or min(max(2 ** round(math.log2(math.sqrt(BATCH_SHARE * samples))), BATCH[0]), BATCH[1])
-    epochs = min(max(math.ceil(STEPS / math.ceil(samples / size)), EPOCHS[0]), EPOCHS[1])
+    epochs = min(max(math.ceil(steps / math.ceil(samples / size)), EPOCHS[0]), EPOCHS[1])
     return Length(size, epochs, max(2, math.ceil(epochs / 3)))
 
 
@@ -105,13 +113,24 @@ def suitable_average(recipe: Recipe, spec: Spec, samples: int, steps: int) -> di
     return {"ema_decay": round(min(max(1 - 1 / (AVERAGED * steps), 0.9), 0.999), 4)}
 
 
-def suitable_augment(recipe: Recipe, spec: Spec) -> dict[str, Any]:
-    """The augmentation of image files for published weights that change: crops, which suit any subject.
+def suitable_augment(recipe: Recipe, train: Source, spec: Spec) -> dict[str, Any]:
+    """The augmentation of image files for published weights that change: crops, and mirror images of colour photos.
 
-    Mirroring would not: letters and arrows change their meaning.
+    Grey images are not mirrored: writing, scans and X-rays change their meaning.
     """
-    photos = isinstance(spec, ImageSpec) and spec.square is not None
-    return {"name": "resized_crop", "area": 0.5, "flip": False} if photos and not _trains_only_head(recipe) else {}
+    if not isinstance(spec, ImageSpec) or spec.square is None or _trains_only_head(recipe):
+        return {}
+    return {"name": "resized_crop", "area": 0.5, "flip": _in_colour(train)}
+
+
+def _in_colour(train: Source) -> bool:
+    """Whether most images are, of some that are spread over `train`."""
+    count = min(LOOKED_AT, len(train))
+    streamed = isinstance(train, OrderedSource)  # far apart means far to fetch
+    some = torch.arange(count) if streamed else torch.linspace(0, len(train) - 1, count).long()
+    images = train.gather(some)["image"].int()  # (B,C,H,W) 0..255
+    apart = (images.amax(1) - images.amin(1)).flatten(1).amax(1)
+    return bool((apart > SHADE).double().mean() > 0.5)
 
 
 def has_classes(recipe: Recipe) -> bool:
