@@ -40,7 +40,7 @@ def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
     def kept(found: re.Match[str]) -> str:
         target = (ROOT / "docs" / found[2]).resolve()
         inside = target.is_relative_to(ROOT / "docs") or not target.is_relative_to(ROOT)
-        return found[0] if inside else f"{found[1]} (`{target.relative_to(ROOT)}`)"
+        return found[0] if inside else _named(found[1], str(target.relative_to(ROOT)))
 
     return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", kept, markdown)
 
@@ -49,15 +49,26 @@ def _index() -> str:
     """README, whose links start at the root of the repository."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = text.replace("](docs/", "](")
-    return re.sub(r"\[([^\]]+)\]\(((?:benchmarks/)?[A-Z][\w.-]*)\)", r"\1 (`\2`)", text)
+    return re.sub(r"\[([^\]]+)\]\(((?:benchmarks/)?[A-Z][\w.-]*)\)", lambda found: _named(found[1], found[2]), text)
+
+
+def _named(shown: str, path: str) -> str:
+    """The text of a link, and the path in the repository that it leads to, unless the text says that."""
+    return f"`{path}`" if shown.strip("`") == path else f"{shown} (`{path}`)"
 
 
 def _cell(text: Any) -> str:
-    return re.sub(r"([|<])", r"\\\1", " ".join(str(text).split()))
+    """One line; what Markdown and HTML would read as theirs is escaped, but in code, where they read nothing."""
+    parts = " ".join(str(text).split()).split("`")
+    parts[::2] = [part.replace("|", r"\|").replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _table(heads: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *([_cell(cell) for cell in row] for row in rows)]
+    """A table without the columns that are empty in every row."""
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    told = [i for i in range(len(heads)) if any(row[i] for row in cells)]
+    lines = [[row[i] for i in told] for row in (heads, ("---",) * len(heads), *cells)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -51,6 +51,18 @@ def test_the_pages_of_docs_are_on_it_and_it_fetches_nothing(site: Path) -> None:
         assert loaded == [], page
 
 
+def test_tables_of_the_reference_show_what_is_meant(site: Path) -> None:
+    """No column is empty, no escape is shown, and no path is told twice."""
+    for page in (site / "reference").glob("*.html"):
+        text = page.read_text("utf-8")
+        for table in re.findall(r"<table>.*?</table>", text, re.DOTALL):
+            rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in table.split("<tr>")[2:]]
+            assert all(any(column) for column in zip(*rows, strict=True)), (page.name, table)
+            assert not re.search(r"\\\s*(&lt;|\|)", table), (page.name, table)
+    start = (site / "index.html").read_text("utf-8")
+    assert "Dockerfile" in start and "Dockerfile (" not in start
+
+
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs mkdocs, which the extra dev has")
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
