@@ -5,7 +5,8 @@
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
-# A CUDA base has no Python of its own.
+# A CUDA base has no Python of its own. The base decides its version.
+# hadolint ignore=DL3008
 RUN if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then \
       apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*; \
     fi
@@ -23,8 +24,8 @@ RUN python3 -m venv /opt/bigmodel \
     && /opt/bigmodel/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[${EXTRAS}]"
 
 ENV PATH=/opt/bigmodel/bin:$PATH
-RUN useradd --create-home bigmodel
-USER bigmodel
+RUN useradd --create-home --uid 10001 bigmodel
+USER 10001
 WORKDIR /work
 ENTRYPOINT ["bigmodel"]
 CMD ["--help"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -99,6 +101,7 @@ def test_the_action_and_the_templates_are_whole() -> None:
     for template in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
         form = yaml.safe_load(template.read_text())
         assert {"name", "description", "body"} <= set(form) and all("type" in field for field in form["body"])
+    assert "GITHUB_ACTION_PATH" in steps[0]["run"]  # where "." is the job's own repository
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     from bigmodel_cli import __version__
 
@@ -107,6 +110,9 @@ def test_the_action_and_the_templates_are_whole() -> None:
 
 
 def test_the_dockerfile_follows_the_rules_of_its_linters() -> None:
+    if hadolint := shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
+        done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
     text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [line.split()[0] for line in lines]
