@@ -154,8 +154,12 @@ class _EventLog:
 
 
 def _initial_metrics(run: Run) -> dict[str, Any]:
-    """Return the validation metrics before fine-tuning; empty for training from scratch and for a resumed run."""
-    if not run.recipe.start.trained or run.progress.step:
+    """Return the validation metrics before fine-tuning; empty for training from scratch and for a resumed run.
+
+    Also where the head is solved for: one at zero has nothing to tell, and a pass over a large split takes its time.
+    """
+    solved = run.adapted.solve is not None or run.adapted.first_head is not None
+    if solved or not run.recipe.start.trained or run.progress.step:
         return {}
     size = run.recipe.train.eval_batch_size
     group = run.parallel.group
