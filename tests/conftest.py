@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import re
 import subprocess
@@ -39,10 +38,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @functools.cache
 def _shares_a_fixture(module: Path) -> bool:
     return bool(re.search(r'scope="module"|^from services import', module.read_text(), re.MULTILINE))
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()  # what is imported by now stays: collections need not look at two million objects again
 
 
 def pytest_runtest_setup() -> None:

@@ -25,12 +25,11 @@ def trained(kind, **options):
     return weight.detach()
 
 kinds = "SGD Adam AdamW RMSprop Adagrad Adadelta Adamax NAdam RAdam Muon".split()
-late = sys.argv[2] == "late"
 if late:
     postpone_dynamo()
     postpone_dynamo()
 found = [trained(getattr(torch.optim, kind)) for kind in kinds] + [trained(torch.optim.AdamW, fused=True)]
-torch.save(found, sys.argv[1])
+torch.save(found, f"{sys.argv[1]}/{late}.pt")
 assert ("torch._dynamo" in sys.modules) != late, "the compiler was imported"
 """
 COMPILED = """
@@ -69,13 +68,28 @@ assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modul
 """
 
 
-def test_optimizers_do_without_the_compiler_until_something_is_compiled(tmp_path: Path) -> None:
-    late, plain = tmp_path / "late.pt", tmp_path / "plain.pt"
-    subprocess.run([sys.executable, "-c", OPTIMIZERS + COMPILED, str(late), "late"], check=True)
-    subprocess.run([sys.executable, "-c", OPTIMIZERS, str(plain), "plain"], check=True)
-    for ours, torchs in zip(torch.load(late), torch.load(plain), strict=True):
+FORKS = """
+import os, sys, torch
+kept, *programs = sys.argv[1:]
+for program in programs:
+    pid = os.fork()
+    if pid == 0:
+        sys.argv[1:] = [kept]
+        exec(program, {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0, program
+"""
+"""Runs each program in a process of its own that has imported torch and nothing more."""
+
+
+def run_each(*programs: str, kept: Path) -> None:
+    subprocess.run([sys.executable, "-c", FORKS, str(kept), *programs], check=True)
+
+
+def test_what_waits_for_the_compiler_and_what_never_needs_it(tmp_path: Path) -> None:
+    """Optimizers do without it until something is compiled; a model init on meta draws no noise and is counted."""
+    late, plain = (f"late = {late}\n{OPTIMIZERS}" for late in (True, False))
+    run_each(late + COMPILED, plain, SHAPES, kept=tmp_path)
+    for ours, torchs in zip(torch.load(tmp_path / "True.pt"), torch.load(tmp_path / "False.pt"), strict=True):
         assert torch.equal(ours, torchs)
-
-
-def test_a_model_init_on_meta_draws_no_noise_and_is_counted_without_the_compiler() -> None:
-    subprocess.run([sys.executable, "-c", SHAPES], check=True)
