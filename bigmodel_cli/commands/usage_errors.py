@@ -118,7 +118,8 @@ def _purpose(parameter: Any) -> str | None:
 
 def _no_such_option(error: NoSuchOption, helped: str) -> InputError:
     typed, context = error.option_name, error.ctx
-    own = [opt for parameter in context.command.params for opt in parameter.opts] if context else []
+    named = [opt for parameter in context.command.params for opt in parameter.opts] if context else []
+    own = [opt for opt in named if opt.startswith("-")]  # an argument has no flag
     word = _plain(typed)
     what = f"no such option {typed}"
     for words, why in NOT_NEEDED.items():
@@ -131,7 +132,7 @@ def _no_such_option(error: NoSuchOption, helped: str) -> InputError:
         return InputError(what, hint="bigmodel --version")
     if same == "--from" and "--set" in own:
         return InputError(what, "to start from weights, use finetune", "bigmodel finetune --from CKPT")
-    if word in ("model", "arch", "architecture") and context is not None:
+    if context is not None and difflib.get_close_matches(word, ("model", "arch", "architecture"), cutoff=0.8):
         return InputError(what, "the model is named without a flag", f"{context.command_path} resnet18")
     if "--set" in own and (field := _field(word)) is not None:
         return InputError(what, f"here it is a recipe field: --set {field}=...", helped)

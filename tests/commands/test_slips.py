@@ -27,6 +27,7 @@ SLIPS = [
     (["train", "mlp", "--save-steps", "1"], "--set train.save_steps=..."),
     (["train", "mlp", "--weights", "a.pt"], "use finetune"),
     (["train", "--model", "mlp"], "the model is named without a flag"),
+    (["train", "--modle", "mlp"], "the model is named without a flag"),
     (["train", "mlp", "--frobnicate"], "no such option --frobnicate"),
     (["train", "mlp", "digits"], "data has a flag"),
     (["train", "mlp", "--device", "tpu"], "expected auto, cpu, cuda, cuda:N or mps"),
