@@ -39,7 +39,7 @@ def recipes(folder: Path) -> list[str]:
         started = time.perf_counter()
         run = bigmodel("train", f"recipes/privacy/{name}.yaml", "--out", str(folder / name))
         seconds = time.perf_counter() - started
-        found = bigmodel("eval", str(folder / name / "best.pt"), "--split", "test")["accuracy"]
+        found = bigmodel("eval", str(folder / name / "best.pt"), "--split", "test")["headline"]["accuracy"]
         accuracy = f"{found['value']:.2%} ({found['low']:.2%} .. {found['high']:.2%})"
         lines.append(f"| {what} | {accuracy} | {PUBLISHED[name]} | {run['epsilon']:.3g} | {seconds:,.0f} s |")
         sys.stderr.write(lines[-1] + "\n")
