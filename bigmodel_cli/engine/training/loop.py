@@ -214,13 +214,17 @@ def _save(run: Run, best: bool) -> None:
         run.hooks.save(run, best)
 
 
-def end_epoch(run: Run, throughput: float) -> bool:
-    """Evaluate, log and save. Return False if a signal stopped the evaluation."""
+def end_epoch(run: Run, throughput: float, epoch: int | None = None) -> bool:
+    """Evaluate, log and save. Return False if a signal stopped the evaluation.
+
+    `epoch` is the number of the epoch that ends, from 1; None: the one after the last.
+    """
     train, progress = run.recipe.train, run.progress
+    epoch = progress.epoch + 1 if epoch is None else epoch
     last = progress.step == run.total_steps
     event = {
         "event": "epoch",
-        "epoch": progress.epoch + 1,
+        "epoch": epoch,
         "step": progress.step,
         "train_loss": progress.loss_sum / max(progress.loss_count, 1),
         "lr": run.lr,
@@ -230,16 +234,16 @@ def end_epoch(run: Run, throughput: float) -> bool:
     if run.parallel.group.world > 1:
         event["straggler"] = run.parallel.straggler(run.timer.own())
     best = False
-    if last or every(train.eval_epochs, progress.epoch + 1):
+    if last or every(train.eval_epochs, epoch):
         run.emit({"event": "evaluating"})
         with run.timer("evaluation"):
             run.parallel.average_buffers(run)
             metrics = _validate(run)
         if metrics is None:
             return False
-        best = _is_best(run, metrics)
+        best = _is_best(run, metrics, epoch)
         event |= {f"val_{k}": v for k, v in metrics.items()} | {"best": best}
-    progress.epoch += 1
+    progress.epoch = epoch
     progress.batch_in_epoch = progress.loss_count = 0
     progress.loss_sum = 0.0
     run.emit(event)  # before saving: a resumed run can drop later events but cannot restore missing ones
@@ -249,10 +253,8 @@ def end_epoch(run: Run, throughput: float) -> bool:
 
 def evaluate_start(run: Run, throughput: float) -> bool:
     """Evaluate, log and save the weights that training starts from, as epoch 0. Return False if a signal stopped it."""
-    run.progress.epoch = -1  # the end of an epoch counts it up
-    if end_epoch(run, throughput):
+    if end_epoch(run, throughput, epoch=0):
         return True
-    run.progress.epoch = 0
     _save(run, False)
     return False
 
@@ -270,15 +272,15 @@ def _validate(run: Run) -> dict[str, float] | None:
     return fitted.score(outputs)
 
 
-def _is_best(run: Run, metrics: dict[str, float]) -> bool:
-    """Whether this epoch is the best so far by the task's metric. Ties are broken by the lower loss."""
+def _is_best(run: Run, metrics: dict[str, float], epoch: int) -> bool:
+    """Whether this `epoch` is the best so far by the task's metric. Ties are broken by the lower loss."""
     name, mode = run.task.best
     progress, value = run.progress, metrics[name]
     sign = 1 if mode == "max" else -1
     previous = (-float("inf") if progress.best_metric is None else sign * progress.best_metric, -progress.best_loss)
     if (sign * value, -metrics["loss"]) <= previous:
         return False
-    progress.best_metric, progress.best_loss, progress.best_epoch = value, metrics["loss"], progress.epoch + 1
+    progress.best_metric, progress.best_loss, progress.best_epoch = value, metrics["loss"], epoch
     return True
 
 
