@@ -6,6 +6,7 @@ Shapes: B batch, S items of a user, L window, I items, R held-out items. Item nu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,10 @@ class Recommendation:
         return {"loss": sums["loss"] / max(sums["count"], 1), **ranking}
 
     def scores(self, model: Forward, users: Tensor, histories: Tensor) -> Tensor:
-        with torch.autocast(users.device.type, enabled=False):  # bf16 has too few digits to tell many items apart
+        kind = users.device.type
+        # bf16 has too few digits to tell many items apart.
+        exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with exact:
             return model(users, histories).float()  # type: ignore[no-any-return]
 
     def preprocessing(self) -> dict[str, Any]:
