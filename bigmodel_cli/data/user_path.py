@@ -15,6 +15,8 @@ from bigmodel_cli.core.remote_files import is_remote, local_copy
 from bigmodel_cli.core.splits import splits_among
 from bigmodel_cli.core.tables import JSON, JSON_LINES, first_columns, read_first_columns, table_suffix
 
+CERTAIN = 10
+"""The score of a data set whose own mark is there, such as the index of token shards."""
 PLAIN_TEXT = (".txt", ".text", ".md")
 TEXT = (*PLAIN_TEXT, *JSON_LINES)
 
@@ -107,6 +109,8 @@ def source_for(path: str | Path, columns: Mapping[str, str] | None = None, task:
     sources = [name for name, tasks in readers.items() if (task in tasks if named else not tasks)]
     scores = {name: data.get(name).meta["reads"](given) for name in sources}
     best = max(scores, key=lambda name: scores[name], default=None)
+    if best is not None and scores[best] >= CERTAIN:  # its table is not a table of samples
+        return best
     lines = given.table is not None and table_suffix(given.table) in JSON_LINES  # their reader names the line
     if given.table is not None and not lines and not given.columns and given.path.exists():
         read_first_columns(given.table)  # raises what is wrong with it, whatever else could read it as plain text

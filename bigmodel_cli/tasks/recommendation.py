@@ -137,8 +137,7 @@ class Recommendation:
     def scores(self, model: Forward, users: Tensor, histories: Tensor) -> Tensor:
         kind = users.device.type
         # bf16 has too few digits to tell many items apart.
-        exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-        with exact:
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             return model(users, histories).float()  # type: ignore[no-any-return]
 
     def preprocessing(self) -> dict[str, Any]:
