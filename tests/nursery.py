@@ -355,6 +355,12 @@ def _serve() -> None:
     os._exit(0)  # without triton's list of what it leaks
 
 
+def _forget_the_hub() -> None:
+    """Its address and its cache are read from the environment once, as it is imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("huggingface_hub", "transformers", "timm")]:
+        del sys.modules[name]
+
+
 def _child(request: dict[str, Any]) -> None:
     os.setsid()
     if request["host"]:
@@ -363,6 +369,10 @@ def _child(request: dict[str, Any]) -> None:
         with Path("/var/run/netns", request["host"]).open() as space:
             assert ctypes.CDLL(None).setns(space.fileno(), 0x40000000) == 0  # CLONE_NEWNET, linux/sched.h
     os.chdir(request["cwd"])
+    if {k: v for k, v in os.environ.items() if k.startswith("HF_")} != {
+        k: v for k, v in request["env"].items() if k.startswith("HF_")
+    }:
+        _forget_the_hub()
     os.environ.clear()
     os.environ.update(request["env"])
     for name, descriptor in (("out", 1), ("err", 2)):

@@ -118,7 +118,8 @@ class Registry:
                 raise ValueError(f"{self.kind} name {key!r} must match {NAME.pattern}")
             old = self._entries.get(key)
             if old is not None and old.function.__qualname__ != function.__qualname__:
-                raise ValueError(f"{self.kind} {key!r} is registered twice")
+                by = plugins.source_of(old.function.__module__)
+                raise ValueError(f"{self.kind} {key!r} is already registered by {by}")
             module = function.__module__
             if not module.startswith(self.package + ".") and (
                 key not in self.found or self.found[key].module != module
