@@ -179,7 +179,7 @@ def test_a_new_kind_of_spec_needs_no_list(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(specs, "_KINDS", dict(specs._KINDS))
     specs.register(RatingSpec)
     assert build_spec(values, "file") == RatingSpec(7)
-    with pytest.raises(ValueError, match="registered twice|already registered"):
+    with pytest.raises(ValueError, match="registered twice"):
         specs.register(type("Other", (), {"kind": "ratings"}))  # type: ignore[type-var]
 
 
