@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,9 +16,11 @@ import pytest
 
 from bigmodel_cli.commands.env_requirements import read_requirements, required
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.extras import extras
 from bigmodel_cli.data.presence import present_in
 from bigmodel_cli.engine.device.check import Check
 from bigmodel_cli.engine.device.env_check import _data
+from bigmodel_cli.engine.device.probes import module_of
 
 BROKEN = {
     "missing library": ('raise ImportError("libcudnn.so.9: cannot open shared object file")', "libcudnn.so.9"),
@@ -176,3 +181,13 @@ def test_the_mirrors_are_those_of_the_data_sources() -> None:
 
     assert {urlsplit(a).hostname for addresses in MIRRORS.values() for a in addresses} < set(download_hosts())
     assert "www.cs.toronto.edu" in download_hosts()
+
+
+def test_every_optional_package_is_looked_for_under_the_name_that_it_is_imported_as() -> None:
+    """protobuf was told as broken: it is imported as google.protobuf."""
+    there = []
+    for package in {name for packages in extras().values() for name in packages}:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            there += [package] if metadata.version(package) else []
+    assert "protobuf" in there
+    assert [name for name in there if importlib.util.find_spec(module_of(name)) is None] == []

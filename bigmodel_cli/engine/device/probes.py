@@ -22,8 +22,6 @@ from bigmodel_cli.engine.device.hardware import cpu_info
 FIX_TORCH_FIRST = "fix torch first"
 SLOW = ("litert_torch", "coremltools", "torchao")
 """Packages that are too slow to import here: only their version is reported."""
-IMPORTED_AS = {"faiss_cpu": "faiss"}
-"""Packages whose module has another name."""
 BINARIES = (".so", ".pyd", ".dylib")
 
 
@@ -130,10 +128,17 @@ def _has_binaries(package: str) -> bool:
     return any(file.suffix in BINARIES for file in metadata.files(package) or ())
 
 
+def module_of(package: str) -> str:
+    """What an installed package is imported as: ``faiss`` of faiss_cpu, ``google.protobuf`` of protobuf."""
+    folders = {file.parent.as_posix() for file in metadata.files(package) or () if file.name == "__init__.py"}
+    modules = [folder.replace("/", ".") for folder in folders]
+    return min(modules, key=lambda name: (name != package, name.count("."), name), default=package)
+
+
 def check_extra(package: str) -> Check:
     """Import an optional package and report its version."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report each import over the network
-    importlib.import_module(IMPORTED_AS.get(package, package))
+    importlib.import_module(module_of(package))
     return Check(package, "pass", metadata.version(package))
 
 
