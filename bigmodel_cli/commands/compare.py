@@ -70,6 +70,8 @@ def compare(
         console.note(note)
     _show(found)
     console.say(f"page: {page}")
+    better = [pair.better for pair in found.pairs if pair.better is not None]
+    console.note_next(found.splits[max(better, key=better.count, default=0)].trained.path, "export", "--out", "shipped")
 
 
 def _compare(runs: list[Path], options: RunOptions, split: str | None, metric: str | None, trust: bool) -> Compared:

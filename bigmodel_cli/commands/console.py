@@ -6,8 +6,10 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -82,6 +84,12 @@ def raw(text: str) -> None:
     """Write text to stdout unchanged."""
     with writing():
         sys.stdout.write(text)
+
+
+def note_next(checkpoint: Path, command: str, *words: str) -> None:
+    """Name the next command for a checkpoint, as a note; none for an export or published weights."""
+    if checkpoint.suffix == ".pt" and checkpoint.exists():
+        note(f"next: bigmodel {shlex.join([command, str(checkpoint), *words])}")
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -153,8 +152,7 @@ def _show(measured: SplitOfData, found: Found, page: str | None, json: bool) -> 
         console.show(console.table(shown, columns, rows, right=right))
     if page:
         console.note(f"page: {page}")
-    if trained.path.suffix == ".pt" and trained.path.exists():  # a checkpoint, not an export or published weights
-        console.note(f"next: bigmodel export {shlex.quote(str(trained.path))} --out shipped")
+    console.note_next(trained.path, "export", "--out", "shipped")
 
 
 def evaluate_split(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
@@ -111,6 +112,8 @@ def explain(
         _check_for_images(trained, texts, method or [])
         listed = expand_inputs(files or [], "image", opt.table_columns(columns, trained.recipe))
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
+    if not json:
+        console.note_next(trained.path, "eval")
 
 
 def _check_for_images(trained: TrainedModel, texts: list[str] | None, methods: list[str]) -> None:

@@ -105,6 +105,7 @@ def _predict_samples(
 ) -> None:
     """Print the predictions for `texts` and for the samples in `files`."""
     from bigmodel_cli.core.answering import NamesAnswer
+    from bigmodel_cli.core.tasks import Classifies
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
@@ -126,6 +127,8 @@ def _predict_samples(
         console.note(quick.note)
     notes: list[str] = []
     _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given, notes), task, notes, json)
+    if not json and isinstance(task, Classifies):
+        console.note_next(trained.path, "explain", *(["--text", texts[0]] if texts else [str(listed[0])]))
 
 
 def predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:

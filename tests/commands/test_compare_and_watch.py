@@ -31,6 +31,7 @@ def test_runs_are_compared_and_watched(run_cli: Any, tmp_path: Path) -> None:
     shown = run_cli("compare", "long", "other", "long/best-onnx", "--page", "three.html")
     assert shown.returncode == 0 and (tmp_path / "three.html").exists(), shown.stderr
     assert shown.stdout.count("no difference is shown") >= 2 and "(Holm)" in shown.stdout
+    assert "next: bigmodel export long/best.pt --out shipped" in shown.stderr
     (seeds,) = lines(run_cli("compare", "long", "other", "--json"))
     assert any("seed only" in note for note in seeds["notes"])
     for arguments, said in {("long",): "two or more", ("long", "nothing"): "nothing"}.items():

@@ -48,6 +48,7 @@ def test_from_zero_to_a_proven_export(run_cli: Any, tmp_path: Path) -> None:
     answer = lines(ok(run_cli("predict", "run", "digit.png", "--json")).stdout)[0]
     assert answer["class"] == str(int(image["label"]))
     assert sum(t["probability"] for t in answer["top"]) <= 1 + 1e-6
+    assert "next: bigmodel explain run/best.pt digit.png" in ok(run_cli("predict", "run", "digit.png")).stderr
 
     proof = lines(ok(run_cli("export", "run", "--format", "onnx", "--json", "--seconds", 0)).stdout)[0]
     assert proof["passed"] and proof["largest_difference"] <= 1e-4 and proof["equal_answers"] == 1
