@@ -109,17 +109,22 @@ def explain(
         given = TextOptions(files or [], texts or [], opt.table_columns(columns, trained.recipe), method or (), steps)
         explain_texts(trained, given, target, out, json)
     else:
-        _check_for_images(trained, texts, method or [])
-        listed = expand_inputs(files or [], "image", opt.table_columns(columns, trained.recipe))
+        listed = _images(trained, files or [], texts, columns, method or [])
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
-    if not json:
-        console.note_next(trained.path, "eval")
+    console.note_next(trained.path, "eval", unless=json)
 
 
-def _check_for_images(trained: TrainedModel, texts: list[str] | None, methods: list[str]) -> None:
-    """Raises InputError where something was typed that has no effect on images."""
+def _images(
+    trained: TrainedModel, files: list[Path], texts: list[str] | None, columns: opt.Columns, methods: list[str]
+) -> list[Path]:
+    """The images in `files`.
+
+    Raises:
+        InputError: something was typed that has no effect on images.
+    """
     refuse_unused(("top",), "images")
     if methods and not any(explanations.get(name).meta.get("integrates") for name in methods):
         refuse_unused(("steps",), " and ".join(methods), "--method integrated-gradients takes them")
     if texts:
         raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
+    return expand_inputs(files, "image", opt.table_columns(columns, trained.recipe))
