@@ -42,7 +42,9 @@ def test_choosing_changes_nothing_in_the_process() -> None:
     before = process_state()
     placement = choose_placement(PlacementSection(device="cpu", threads=3, deterministic=True))
     assert placement.threads == 3 and placement.deterministic
-    assert process_state() == before
+    after = process_state()
+    assert after.pop("frozen") <= before.pop("frozen"), "what the tests have frozen may be freed meanwhile"
+    assert after == before
 
 
 def test_configuring_applies_threads_determinism_and_collection(restored: None) -> None:
