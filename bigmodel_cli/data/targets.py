@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
 from bigmodel_cli.core.tables import AROUND
-from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.core.types import Batch, DataBundle, Source
 
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
 SEPARATOR = "|"
@@ -57,6 +59,13 @@ def with_targets(
         return Targets(load[split](), table)
 
     return {split: functools.partial(loaded, split) for split in load}, table
+
+
+def labelled_with(bundle: DataBundle, labels: Labels) -> DataBundle:
+    """`bundle` with the rows of `labels` as the labels of its splits; its fingerprint covers them."""
+    load, table = with_targets(bundle.load, labels)
+    digest = hashlib.sha256(bundle.fingerprint.encode() + table.numpy().tobytes()).hexdigest()
+    return replace(bundle, load=load, fingerprint=digest)
 
 
 class Labels:

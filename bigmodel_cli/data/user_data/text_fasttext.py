@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from bigmodel_cli.core.splits import splits_among
 from bigmodel_cli.core.tables import LabelCells
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.targets import MULTI_LABEL, Labels, with_targets
+from bigmodel_cli.data.targets import MULTI_LABEL, Labels, labelled_with
 from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 from bigmodel_cli.data.user_data.text_files import Encoding
@@ -116,6 +115,4 @@ def fasttext_targets(
     splits = _read(Path(path).expanduser(), encoding, notes, lambda names, where: labels.add([names], where))
     notes += labels.notes(splits["train"].labels if "train" in splits else ())
     found = build_labelled(splits, labels.names(), tokenizer, as_text_spec(like), context, root, notes)
-    load, targets = with_targets(found.load, labels)
-    digest = hashlib.sha256(found.fingerprint.encode() + targets.numpy().tobytes()).hexdigest()
-    return replace(found, load=load, fingerprint=digest)
+    return labelled_with(found, labels)

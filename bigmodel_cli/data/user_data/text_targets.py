@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tables import Table, as_text
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, TextSpec
-from bigmodel_cli.data.targets import SEPARATOR, Labels, Separator, named_task, with_targets
+from bigmodel_cli.data.targets import SEPARATOR, Labels, Separator, labelled_with, named_task
 from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 from bigmodel_cli.data.user_data.text_files import Encoding
@@ -58,6 +56,4 @@ def text_targets(
         rows.labels = numbered[split]
     notes += labels.notes(numbered.get("train", ()))
     found = build_labelled(splits, labels.names(), tokenizer, as_text_spec(like), context, root, notes)
-    load, targets = with_targets(found.load, labels)
-    digest = hashlib.sha256(found.fingerprint.encode() + targets.numpy().tobytes()).hexdigest()
-    return replace(found, load=load, fingerprint=digest)
+    return labelled_with(found, labels)
