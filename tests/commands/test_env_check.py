@@ -18,9 +18,8 @@ from bigmodel_cli.commands.env_requirements import read_requirements, required
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.extras import extras
 from bigmodel_cli.data.presence import present_in
+from bigmodel_cli.engine.device import env_check, probes
 from bigmodel_cli.engine.device.check import Check
-from bigmodel_cli.engine.device.env_check import _data
-from bigmodel_cli.engine.device.probes import module_of
 
 BROKEN = {
     "missing library": ('raise ImportError("libcudnn.so.9: cannot open shared object file")', "libcudnn.so.9"),
@@ -49,9 +48,7 @@ def required_of(done: Any, require: str) -> dict[str, str]:
 
 
 def test_this_machine(run_cli: Any) -> None:
-    started = time.monotonic()
-    done = run_cli("env-check", "--json")
-    seconds = time.monotonic() - started
+    done = run_cli("env-check", "--json", "--require", "torch")  # so that it waits for each on a busy machine
     assert done.returncode == 0, done.stdout + done.stderr
     found = report(done)
     for name in ("python", "cpu", "torch", "torchvision", "bf16", "disk", "memory", "uvicorn", "torch_pruning"):
@@ -64,7 +61,6 @@ def test_this_machine(run_cli: Any) -> None:
     for check in found.values():
         assert check["status"] == "pass" or check["fix"], f"{check['name']}: nothing to do is named"
     assert "download hosts reached" in found["network"]["value"]
-    assert seconds < 20, "ten seconds on an idle machine"
     installed = ".".join(torch.__version__.split(".")[:2])
     for require, met in (
         (f"torch>={installed}", True), (f"torch=={installed}", True), ("torch>=99.1", False), ("torch<2", False),
@@ -93,17 +89,27 @@ def test_a_broken_torch_is_a_line(name: str, run_cli: Any, tmp_path: Path) -> No
         assert table.returncode == 3 and "torch, torchvision" in table.stdout.splitlines()[-1]
 
 
-def test_a_broken_extra_is_a_warning_and_a_silent_one_is_ended(run_cli: Any, tmp_path: Path) -> None:
-    """One run: each costs the import of torch in three processes. What hangs is probed after what crashes."""
+def test_a_broken_extra_is_a_warning_unless_it_is_required(run_cli: Any, tmp_path: Path) -> None:
+    """What is required is waited for, so the answer does not depend on how busy the machine is."""
+    environment = shadow(tmp_path, "onnxruntime", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    done = run_cli("env-check", "--json", "--require", "torch", env={**environment, **NO_COMPILING})
+    assert done.returncode == 0
+    assert report(done)["onnxruntime"]["status"] == "warn" and "SIGSEGV" in report(done)["onnxruntime"]["value"]
+    assert report(done)["tokenizers"]["status"] == "pass", "what comes after a crash is still probed"
+    assert required_of(done, "onnx")["onnxruntime"] == "fail"
+
+
+def test_an_extra_that_hangs_is_ended_and_the_next_is_still_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = f"import os, time, pathlib; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     shadow(tmp_path, "tokenizers", source + "; time.sleep(600)")
-    environment = shadow(tmp_path, "onnxruntime", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    started = time.monotonic()
-    done = run_cli("env-check", "--json", env={**environment, **NO_COMPILING})
-    assert done.returncode == 0 and time.monotonic() - started < 60
-    assert report(done)["onnxruntime"]["status"] == "warn" and "SIGSEGV" in report(done)["onnxruntime"]["value"]
-    assert required_of(done, "onnx")["onnxruntime"] == "fail"
-    assert "no answer after" in report(done)["tokenizers"]["value"]
+    monkeypatch.syspath_prepend(str(tmp_path / "shadow"))
+    monkeypatch.setattr(probes, "PROBES", dict.fromkeys(("tokenizers", "onnxruntime"), ("warn", "reinstall it")))
+    monkeypatch.setattr(env_check, "LEAST_LIMIT", 10.0)
+    hanging, next_one = env_check._probed(time.monotonic(), limit=0.0)
+    assert hanging.status == "warn" and "no answer after" in hanging.value
+    assert next_one.status == "pass", next_one.value
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -169,7 +175,7 @@ def test_the_data_folder(run_cli: Any, tmp_path: Path) -> None:
     (raw / files[-1]).touch()
     value = report(run_cli("env-check", "--json", env=environment))["data"]["value"]
     assert value.startswith("digits, mnist, synthetic_")
-    gone = _data(tmp_path / "none", [])
+    gone = env_check._data(tmp_path / "none", [])
     assert gone.status == "warn" and "no folder" in gone.value
 
 
@@ -190,4 +196,4 @@ def test_every_optional_package_is_looked_for_under_the_name_that_it_is_imported
         with contextlib.suppress(metadata.PackageNotFoundError):
             there += [package] if metadata.version(package) else []
     assert "protobuf" in there
-    assert [name for name in there if importlib.util.find_spec(module_of(name)) is None] == []
+    assert [name for name in there if importlib.util.find_spec(probes.module_of(name)) is None] == []

@@ -32,13 +32,12 @@ from bigmodel_cli.engine.device.check import GB, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_info, memory_bytes
 
 COMPILE_LIMIT = 8.5  # seconds from the start; the command as a whole takes ten
-COMPILE_REQUIRED_LIMIT = (
-    120.0  # seconds where a working compiler is required: the first compile on a machine takes 15 to 40
-)
+COMPILE_REQUIRED_LIMIT = 120.0  # where a working compiler is required: the first compile on a machine takes 15 to 40
 PROBE_LIMIT = 9.0  # seconds from the start, for all probes of torch and the extras
 PROBE_REQUIRED_LIMIT = 90.0  # where something is required, an answer is worth waiting for
 BUSY = "run it again on a quieter machine, or --require it, which waits longer"
 IMPORT_LIMIT = 40.0  # seconds for torch and torchvision, whose first import can be slow
+LEAST_LIMIT = 3.0  # seconds that the probes have at least, after a slow import of torch or another's hang
 NETWORK_LIMIT = 2.0
 COMPILE_PROGRAM = """
 import torch
@@ -138,10 +137,13 @@ def _collect(
 ) -> tuple[list[Check], str | None]:
     """The checks that the process reports, and why it stopped early, or None. Finished probes leave `remaining`."""
     found: list[Check] = []
+    torch_answered = time.monotonic()
     while remaining:
-        limit = max(IMPORT_LIMIT, rest) if remaining[0] in ("torch", "torchvision") else rest
+        importing = remaining[0] in ("torch", "torchvision")
+        limit = max(IMPORT_LIMIT, rest) if importing else rest
         try:
-            line = lines.get(timeout=max(0.2, started + limit - time.monotonic()))
+            until = max(started + limit, torch_answered + LEAST_LIMIT)
+            line = lines.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             return found, f"no answer after {time.monotonic() - started:.0f} s"
         if not line:
@@ -154,6 +156,7 @@ def _collect(
             report = json.loads(line)
             found += [Check(**c) for c in report["checks"]]
             remaining.remove(report["probe"])
+            torch_answered = time.monotonic() if importing else torch_answered
     return found, None
 
 
