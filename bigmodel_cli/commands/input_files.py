@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from bigmodel_cli.commands import console
+
+STANDARD_INPUT = Path("-")
+
+
+def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path], list[str]]:
+    """`files` without ``-``, and `texts` with the lines of standard input if it was there, empty ones too.
+
+    Raises:
+        InputError: the input is not UTF-8, or nothing is piped into it.
+    """
+    from bigmodel_cli.core.errors import InputError
+    from bigmodel_cli.core.text_files import decode
+
+    if STANDARD_INPUT not in files:
+        return files, texts
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("-: nothing comes from standard input", "expected a pipe", 'or a text by --text "..."')
+    text = decode(sys.stdin.buffer.read(), "utf-8", Path("standard input"))
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return [file for file in files if file != STANDARD_INPUT], [*texts, *lines]
 
 
 def expand_inputs(paths: list[Path], kind: str, columns: Mapping[str, str] | None = None) -> list[Path]:

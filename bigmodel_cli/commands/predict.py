@@ -11,7 +11,7 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
-from bigmodel_cli.commands.input_files import expand_inputs
+from bigmodel_cli.commands.input_files import expand_inputs, with_standard_input
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 Files = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="FILE", help="Images, text files with one sample per line, or folders of them."),
+    typer.Argument(
+        metavar="FILE",
+        help="Images, text files with one sample per line, or folders of them; - reads lines from standard input.",
+    ),
 ]
 Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; repeatable.")]
 
@@ -61,15 +64,15 @@ def predict(
 
     Examples:
 
-        bigmodel predict runs/resnet18-digits-1/best.pt three.png
-
-        bigmodel predict ckpt.pt photos/ --top 1 --json
+        bigmodel predict runs/resnet18-digits-1 three.png photos/ --top 1 --json
 
         bigmodel predict timm:resnet18 --pretrained photo.jpg
 
         bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
+
+        head -100 reviews.txt | bigmodel predict runs/text-cnn-rt-polarity-1 - --json
 
         bigmodel predict runs/sasrec-movielens-100k-1 --user 42 --top 10
 
@@ -80,17 +83,17 @@ def predict(
     from bigmodel_cli.commands.recommend_items import show_recommendations
     from bigmodel_cli.core.interactions import Recommends
 
-    if not files and not texts and not users:
+    files, texts = with_standard_input(files or [], texts or [])
+    if not (files or texts or users):
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if isinstance(trained.task, Recommends) and files and not (users or texts):
-        refuse_unused(("top", "tta", "device", "precision"), "ratings of pairs")
         show_ratings(trained, files, columns, json)
     elif users or isinstance(trained.task, Recommends):
         refuse_unused(("columns", "tta", "device", "precision"), "recommendations")
         show_recommendations(trained, options, users or [], bool(files or texts), top, json)
     else:
-        _predict_samples(trained, options, files or [], texts or [], columns, top, tta, json)
+        _predict_samples(trained, options, files, texts, columns, top, tta, json)
 
 
 def _predict_samples(
@@ -105,7 +108,7 @@ def _predict_samples(
 ) -> None:
     """Print the predictions for `texts` and for the samples in `files`."""
     from bigmodel_cli.core.answering import NamesAnswer
-    from bigmodel_cli.core.tasks import Classifies
+    from bigmodel_cli.core.tasks import Classifies, EncodesTexts
     from bigmodel_cli.engine.device.placement import choose_placement
     from bigmodel_cli.engine.device.process import configure_process
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
@@ -120,6 +123,8 @@ def _predict_samples(
     configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
     given = opt.table_columns(columns, recipe)
+    if isinstance(task, EncodesTexts) and (missing := next((f for f in files if not f.exists()), None)):
+        console.note(f'no file is called {missing}; a text itself is given by --text "{missing}"')
     listed = expand_inputs(files, task.spec.kind, given)
     refuse_columns(columns, (*files, *listed))
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.recommend_items import interaction_spec
+from bigmodel_cli.commands.unused_options import refuse_unused
 from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.errors import InputError
 
@@ -28,6 +29,7 @@ def show_ratings(trained: TrainedModel, files: Sequence[Path], columns: str | No
     Raises:
         InputError: the model rates no pairs, a table cannot be read, or a pair is not known.
     """
+    refuse_unused(("top", "tta", "device", "precision"), "ratings of pairs")
     spec = interaction_spec(trained)
     if "item" not in trained.task.inputs:
         raise InputError(f"{trained.path} ranks items for users", "expected --user ID", "bigmodel predict --help")

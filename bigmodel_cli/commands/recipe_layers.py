@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.core.columns import read_columns
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:
@@ -35,24 +36,31 @@ def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
 def resolve_data_path(value: str, columns: str | None = None, task: str | None = None) -> dict[str, Any] | None:
     """The data section for ``--data PATH``, ``--columns`` and ``--task``; None where `value` names a data set.
 
-    A path has a separator in it, or exists and is no data set's name. The columns of a checkpoint's table are not those
-    of data that is no table.
+    A path has a separator or a suffix in it, or exists and is no data set's name. The columns of a checkpoint's table
+    are not those of data that is no table.
+
+    Raises:
+        InputError: there is nothing at the path.
     """
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.core.remote_files import is_remote
     from bigmodel_cli.data.user_path import UserPath, source_for
 
     given = UserPath(value)
-    is_path = "/" in value or os.sep in value or given.is_address or given.is_pattern
-    if not is_path and (value in data.found or not given.path.exists()):
+    elsewhere = given.is_address or given.is_pattern or is_remote(value)
+    is_path = "/" in value or os.sep in value or elsewhere
+    if not is_path and (value in data.found or not (given.path.exists() or given.suffix)):
         return None
+    if not elsewhere and not given.path.exists():
+        raise InputError(f"--data {value}: no such file or folder", "expected your own data, or the name of a data set",
+                         "bigmodel data lists the names")  # fmt: skip
     source = source_for(value, read_columns(columns) if columns else None, task)
     if source is None:
         return None
     fields = data.get(source).schema.model_fields if given.table is None else {}
     without: dict[str, Any] = {name: None for name in ("columns", "group_by") if name in fields}
     # Absolute, so that the checkpoint finds its data again from any folder.
-    stays = given.is_address or is_remote(value)
+    stays = elsewhere and not given.is_pattern
     return {"name": source, "path": value if stays else str(given.path.absolute()), **without}
 
 

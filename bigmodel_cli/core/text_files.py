@@ -26,7 +26,6 @@ MIXED = 16  # bytes of UTF-8 before one that is not: text in another encoding is
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
-NO_FILE = "--data-dir DIR, the folder of data files"
 
 
 def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> str:
@@ -59,7 +58,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
         InputError: the file is missing, damaged, or larger than `MAX_BYTES`.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file", hint=NO_FILE)
+        raise InputError(f"{path}: no such file")
     total, most = 0, MAX_BYTES
     try:
         with open_regular(path) as raw, decompressed(path, raw) as file:
@@ -96,7 +95,7 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
     except (LookupError, ValueError):  # ValueError: a NUL in the name
         raise InputError(f"unknown encoding {encoding!r}", "one of utf-8, latin-1, cp1252, utf-16, ...") from None
     if not path.exists():
-        raise InputError(f"{path}: no such file", hint=NO_FILE)
+        raise InputError(f"{path}: no such file")
     try:
         with (
             open_regular(path) as plain,

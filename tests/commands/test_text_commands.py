@@ -56,7 +56,14 @@ def test_a_text_classifier_answers_lines_of_a_file(run_cli: Run, tmp_path: Path)
     assert [t["class"] for t in top] == [t["class"] for t in answers[0]["top"]], given.stderr
     expected = [t["probability"] for t in answers[0]["top"]]  # of a padded batch
     assert [t["probability"] for t in top] == pytest.approx(expected, abs=1e-5)
-    assert run_cli("predict", "run").returncode == 2
+    piped = run_cli("predict", "run", "-", "--json", input=Path(tmp_path / "lines.txt").read_text())
+    assert [json.loads(line)["class"] for line in piped.stdout.splitlines()] == [a["class"] for a in answers]
+    assert run_cli("predict", "run").returncode == run_cli("predict", "run", "-", input="").returncode == 2
+    missing = run_cli("predict", "run", "a good film")
+    assert missing.returncode == 2 and 'by --text "a good film"' in missing.stderr
+    for data in ("nowhere.csv", "./nowhere"):
+        gone = run_cli("train", "text-cnn", "--data", data)
+        assert gone.returncode == 2 and f"--data {data}: no such file or folder" in gone.stderr
     turned = run_cli("eval", "run", "--tta")
     assert turned.returncode == 2 and "expected a model of images" in turned.stderr
     refused = run_cli("generate", "run")
