@@ -10,6 +10,7 @@ from bigmodel_cli.core.errors import DivergedError, InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.run import Run
 
 TRIAL_FRACTION = 5  # a trial has 1/5 of the epochs, at least one
 
@@ -35,16 +36,24 @@ class Trial:
 def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str], None]) -> tuple[str, list[Trial]]:
     """Try all candidates and return the best method on the validation split, and all trials.
 
-    `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines.
-
+    `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines. Methods that need more
+    images of each class than there are (``auto_from``, measured in benchmarks/RESULTS-published.md) are not tried.
 
     Raises:
         InputError: no method fits the model.
     """
-    trials = []
-    for method in candidates():
-        trials.append(_run_trial(method, recipe_of({"method": method})))
-        report(f"tried {trials[-1]}")
+    trials, left, few = [], candidates(), None
+    while left:
+        method = left.pop(0)
+        trial, run = _run_trial(method, recipe_of({"method": method}))
+        trials.append(trial)
+        report(f"tried {trial}")
+        if run is not None and few is None:
+            few = images_per_class(run)
+            unfit = [m for m in left if int(methods.get(m).meta.get("auto_from", 0)) > few]
+            left = [m for m in left if m not in unfit]
+            if unfit:
+                report(f"not tried with {few:.3g} images of each class on average: {', '.join(unfit)}, which need more")
     valid = [t for t in trials if t.value is not None]
     if not valid:
         raise InputError("--method auto: no method fits this model", trials[0].reason)
@@ -61,15 +70,23 @@ def candidates() -> list[str]:
     return sorted((name for name, rank in ranks.items() if rank), key=ranks.__getitem__)
 
 
-def _run_trial(method: str, recipe: Recipe) -> Trial:
+def images_per_class(run: Run) -> float:
+    """The mean number of training images of each class; infinite where samples are no images, or have no class."""
+    spec = run.task.spec
+    if spec.kind != "image" or not spec.classes:
+        return float("inf")
+    return len(run.batches.source) / len(spec.classes)
+
+
+def _run_trial(method: str, recipe: Recipe) -> tuple[Trial, Run | None]:
     train = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // TRIAL_FRACTION, 1)})
     try:
         run = assemble(recipe.model_copy(update={"train": train}))
         execute(run)
     except (InputError, DivergedError) as error:
-        return Trial(method, "", None, float("inf"), 0, error.line)
+        return Trial(method, "", None, float("inf"), 0, error.line), None
     metric, mode = run.task.best
     value = run.progress.best_metric
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     sign = 1 if mode == "max" or value is None else -1
-    return Trial(method, metric, None if value is None else sign * value, run.progress.best_loss, trained)
+    return Trial(method, metric, None if value is None else sign * value, run.progress.best_loss, trained), run
