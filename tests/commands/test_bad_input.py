@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ CASES = [
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "recipe.yaml").write_text("model:\n  name: mlp\noptimizer:\n  momentm: 0.9\n  name: momentum\n")
     (tmp_path / "twice.yaml").write_text("model:\n  name: mlp\n  name: cnn\n")
-    (tmp_path / "foreign.pt").write_bytes(os.urandom(2000))
+    (tmp_path / "foreign.pt").write_bytes(random.Random(0).randbytes(2000))
     (tmp_path / "used").mkdir()
     (tmp_path / "used/notes.txt").write_text("mine")
     return tmp_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_1_a_bug_leaves_its_traceback_in_the_run(run_cli: Any, tmp_path: Path) -
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "used").mkdir()
     (tmp_path / "used/notes.txt").write_text("mine")
-    (tmp_path / "noise.pt").write_bytes(os.urandom(3000))
+    (tmp_path / "noise.pt").write_bytes(random.Random(0).randbytes(3000))
     (tmp_path / "tab.yaml").write_text("model:\n\tname: mlp\n")
     (tmp_path / "digit.png").write_bytes(b"\x89PNG\r\n")
     return tmp_path

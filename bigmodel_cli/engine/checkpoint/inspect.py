@@ -23,6 +23,7 @@ from bigmodel_cli.engine.checkpoint.tensor_refs import Opaque, TensorRef
 
 MAX_PICKLE = 256 * 2**20  # bytes of the pickle, without tensors; the largest models have a few MB
 MAX_ENTRIES = 1_000_000
+MAX_HEADER = 100_000_000  # bytes of the header of a safetensors file, as its library has it
 CONVERT = (
     "where you trust it: python -c 'import torch; from safetensors.torch import save_file; "
     'save_file(torch.load("FILE"), "FILE.safetensors")\''
@@ -72,7 +73,7 @@ def inspect_file(path: Path) -> Contents:
                 return Contents(path, "pt2", size, weights, list(weights.items()), metadata)
             plain = _torch(path, file, entries)
             return Contents(path, "torch", size, plain.value, plain.special)
-        if len(start) == 9 and start[8:] == b"{":
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
             return _safetensors(path, size)
     if start[:1] == b"\x80" or start[:2] in (b"(d", b"ct", b"cc", b"cp"):
         raise InputError(
