@@ -15,7 +15,7 @@ from bigmodel_cli.core.registry import reports
 from bigmodel_cli.core.sources import HistorySource
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.reports import Names, Outputs, Report, Table, headline, plain
-from bigmodel_cli.metrics.intervals import Figure, mean_of, measure, with_intervals
+from bigmodel_cli.metrics.intervals import Figure, MeanOf, measure, with_intervals
 from bigmodel_cli.metrics.reading import format_metric
 from bigmodel_cli.metrics.recommendation import hit_rate, ndcg
 from bigmodel_cli.models.layers.item_baselines import BASELINES, Score
@@ -133,7 +133,7 @@ def _against_baselines(
 
 def paired(ours: Tensor, theirs: Tensor) -> Figure:
     """The mean of ours minus theirs (N,) with its paired bootstrap interval: both are resampled by the same users."""
-    return with_intervals({"difference": mean_of(ours.double() - theirs.double())}, len(ours), 1, 0)["difference"]
+    return with_intervals({"difference": MeanOf(ours.double() - theirs.double())}, len(ours), 1, 0)["difference"]
 
 
 def co_occurrence(histories: Callable[[Tensor], Tensor], users: int, items: int) -> Tensor:

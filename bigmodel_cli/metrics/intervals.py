@@ -1,7 +1,8 @@
-"""Computes metrics with bootstrap confidence intervals. Shapes: N samples, R resamples."""
+"""Computes metrics with 95% confidence intervals: Wilson's of shares, else bootstrapped. N samples, R resamples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import metrics
 
 RESAMPLES = 1000
+Z = 1.959963984540054  # the 97.5 percentile of the normal distribution
 CHUNK = 4_000_000  # elements of a bootstrap chunk: 32 MB
 
 Outputs = Mapping[str, Any]
@@ -40,7 +42,7 @@ def measure(names: Iterable[str], outputs: Outputs, seed: int = 0, resamples: in
 
     A registered metric takes the outputs and returns
 
-    * a tensor (N,), one value per sample, if the metric is their mean;
+    * a tensor (N,), one value per sample, if the metric is their mean; of bools, if it is the share of the true ones;
     * a function of weights (R,N) that returns (R,), for any other statistic of the samples;
     * a number, which gets no interval;
     * None, if it is undefined (top-5 accuracy of three classes).
@@ -69,7 +71,7 @@ def statistics_of(names: Iterable[str], outputs: Outputs) -> dict[str, Statistic
             raise InputError(what, f"the task outputs {', '.join(sorted(outputs))}", "another --metric")
         value = entry(outputs)
         if isinstance(value, Tensor) and value.dim():
-            value = mean_of(value)
+            value = MeanOf(value)
         if value is not None:
             found[name] = value if callable(value) else float(value)
     return found
@@ -85,9 +87,29 @@ def count(outputs: Outputs) -> int:
     return len(next(iter(outputs.values())))
 
 
-def mean_of(values: Tensor) -> Statistic:
-    """The weighted mean of (N,) values."""
-    return lambda weights: weights @ values.double() / weights.sum(1)
+@dataclass(frozen=True, eq=False)
+class MeanOf:
+    """The weighted mean of `values` (N,)."""
+
+    values: Tensor
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        return weights @ self.values.double() / weights.sum(1)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is the share of samples that have a property: each value is true or false."""
+        return self.values.dtype == torch.bool
+
+
+def share(value: float, n: int) -> Figure:
+    """A share of n samples with Wilson's interval (1927), which is right for few samples, and for all or none of them.
+
+    Resampling 7 right answers gives 7 right answers, always: 100% to 100%. This gives 65% to 100%.
+    """
+    middle, radius = value + Z**2 / (2 * n), Z * math.sqrt(value * (1 - value) / n + Z**2 / (4 * n**2))
+    low, high = ((middle + sign * radius) / (1 + Z**2 / n) for sign in (-1, 1))
+    return Figure(value, max(0.0, min(value, low)), min(1.0, max(value, high)))
 
 
 def ratio_of(a: Tensor, b: Tensor) -> Statistic:
@@ -98,7 +120,7 @@ def ratio_of(a: Tensor, b: Tensor) -> Statistic:
 def with_intervals(
     statistics: Mapping[str, Statistic], n: int, width: int, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Figure]:
-    """Each statistic on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979).
+    """Each statistic on the whole sample, and the 2.5 and 97.5 percentiles over resamples (Efron 1979); shares apart.
 
     A chunk of R resamples takes (R,N) and (R,width) doubles; R keeps both near or below `CHUNK` elements.
     """
@@ -106,10 +128,15 @@ def with_intervals(
     values = {name: float(statistic(whole)) for name, statistic in statistics.items()}
     if not resamples:
         return {name: Figure(value) for name, value in values.items()}
-    resampled = resample(statistics, n, width, seed, resamples)
+    shares = {name for name, statistic in statistics.items() if isinstance(statistic, MeanOf) and statistic.is_share}
+    others = {name: statistic for name, statistic in statistics.items() if name not in shares}
+    resampled = resample(others, n, width, seed, resamples)
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     result = {}
     for name, value in values.items():
+        if name in shares:
+            result[name] = share(value, n)
+            continue
         low, high = resampled[name].quantile(bounds).tolist()
         result[name] = Figure(value, low, high)
     return result

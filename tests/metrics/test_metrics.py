@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from bigmodel_cli.core.errors import InputError
@@ -56,6 +57,14 @@ def test_a_mean_and_a_statistic_get_intervals_a_number_none_and_none_is_left_out
     assert list(found) == ["a_number", "a_mean", "a_statistic"]
     assert found["a_number"] == Figure(3.0, None, None) and found["a_statistic"] == Figure(1.0, 1.0, 1.0)
     assert found["a_mean"].low < found["a_mean"].value < found["a_mean"].high  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (7, 7), (3, 8), (0, 40), (985, 1000), (1, 10_000)])
+def test_a_share_has_the_interval_that_scipy_gives_it(right: int, n: int) -> None:
+    logits = torch.tensor([[0.0, 1.0]] * right + [[1.0, 0.0]] * (n - right))
+    found = measure(["accuracy"], {"logits": logits, "label": torch.ones(n, dtype=torch.int64)})["accuracy"]
+    theirs = binomtest(right, n).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_what_the_outputs_lack_is_said() -> None:
