@@ -1,6 +1,6 @@
 """A catalogue of ten million items: train, evaluate, save and recommend, and the most memory that each process took.
 
-python benchmarks/large_catalogue.py [--items N] [--out DIR]
+python benchmarks/large_catalogue.py [--items N] [--width D] [--out DIR]
 
 The gradients of the table are sparse, and its optimizer keeps one number a row. Prints one line of JSON a command.
 """
@@ -37,26 +37,18 @@ def measured(*arguments: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         run = str((arguments.out or Path(place)) / "run")
         settings = (
             f"data.items={arguments.items}", "data.users=20000", "data.length=20", "data.held_out=16",
-            "model.negatives=1024", "model.sparse=true", "model.width=32", "train.eval_batch_size=16",
+            "model.negatives=1024", "model.sparse=true", f"model.width={arguments.width}", "train.eval_batch_size=16",
             "placement.precision=fp32",
         )  # fmt: skip
         given = [part for setting in settings for part in ("--set", setting)]
-        train = (
-            "train",
-            "sasrec",
-            "--data",
-            "synthetic_interactions",
-            "--optimizer",
-            "rowwise-adagrad",
-            "--epochs",
-            "1",
-        )
+        train = ("train", "sasrec", "--data", "synthetic_interactions", "--optimizer", "rowwise-adagrad")
         for command in (
             (*train, *given, "--epochs", "1", "--out", run),
             ("predict", run, "--user", "7", "--top", "10"),

@@ -1,19 +1,22 @@
 """Epochs of recommenders by bigmodel and by a plain loop over a DataLoader, with the same models, in one run.
 
-python benchmarks/recommendation_speed.py --data-dir DIR
+python benchmarks/recommendation_speed.py --data-dir DIR [MODEL ...]
 
-The plain loop is what tutorials write: a Dataset that returns one sample, collated into batches; the same network,
-optimizer, batch size, loss and number of threads. Prints samples (ratings, or items of users) per second, the median
-epoch of three after one to warm up.
+The plain loop is what tutorials write: a Dataset whose ``__getitem__`` indexes tensors (ratings) or pads a user's items
+to the window (rankings), ``DataLoader(shuffle=True)`` with as many workers as are faster, none or one a core, and
+AdamW; the network, loss, batch size and number of threads are those of bigmodel's defaults. "tuples" is the same with
+a Dataset over a list of Python tuples, which collates faster. Prints samples (ratings, or items of users) per second:
+the median of three epochs after one to warm up.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +29,60 @@ from bigmodel_cli.core.interactions import InteractionSpec, NextItems
 from bigmodel_cli.core.registry import data, losses, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.training.assemble import assemble
-from bigmodel_cli.engine.training.loop import train_step
+from bigmodel_cli.engine.training.loop import settle, train_step
 
 EPOCHS = 4
+RATERS, RANKERS = ("mf", "ncf", "dcn-v2"), ("sasrec", "two-tower")
+Loss = Callable[[Any], tuple[Tensor, int]]
 
 
-class Samples(Dataset[Any]):
-    """One sample at a time, as a Dataset gives them."""
+class Ratings(Dataset[Any]):
+    """A user, an item and a rating at a time."""
 
-    def __init__(self, rows: list[Any]) -> None:
+    def __init__(self, user: Tensor, item: Tensor, rating: Tensor) -> None:
+        self.user, self.item, self.rating = user, item, rating
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.user[index], self.item[index], self.rating[index]
+
+
+class Tuples(Dataset[Any]):
+    """The same from a list of Python tuples."""
+
+    def __init__(self, rows: list[tuple[int, int, float]]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> tuple[int, int, float]:
         return self.rows[index]
 
 
-def plain(loader: DataLoader[Any], model: nn.Module, loss_of: Callable[[Any], tuple[Tensor, int]], lr: float) -> float:
+class Histories(Dataset[Any]):
+    """A user's window of items at a time: what the model sees and what follows, padded to the window."""
+
+    def __init__(self, windows: list[tuple[int, list[int]]], length: int) -> None:
+        self.windows, self.length = windows, length
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
+        user, items = self.windows[index]
+        rest = self.length - len(items)
+        history = torch.tensor([0, *items[:-1]] + [0] * rest)
+        return user, history, torch.tensor([i - 1 for i in items] + [-100] * rest)
+
+
+def plain(rows: Dataset[Any], model: nn.Module, loss_of: Loss, recipe: Any, workers: int) -> float:
     """Samples per second of the median epoch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+    loader = DataLoader(rows, batch_size=recipe.train.batch_size, shuffle=True, num_workers=workers)
+    options = recipe.optimizer.options
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
     speeds = []
     for _ in range(EPOCHS):
         started, seen = time.perf_counter(), 0
@@ -54,7 +90,8 @@ def plain(loader: DataLoader[Any], model: nn.Module, loss_of: Callable[[Any], tu
             loss, count = loss_of(batch)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if recipe.train.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
             optimizer.step()
             loss.item()
             seen += count
@@ -62,85 +99,97 @@ def plain(loader: DataLoader[Any], model: nn.Module, loss_of: Callable[[Any], tu
     return statistics.median(speeds[1:])
 
 
-def ours(root: Path, name: str, batch_size: int) -> float:
-    """Samples per second of the median epoch of the loop that ``bigmodel train`` runs."""
+def recipe_of(root: Path, name: str) -> Any:
     values = {
-        "model": {"name": name}, "data": {"name": "movielens-100k", "dir": str(root)},
-        "train": {"batch_size": batch_size, "epochs": EPOCHS, "clip_norm": 1.0},
+        "model": {"name": name}, "data": {"name": "movielens-100k", "dir": str(root)}, "train": {"epochs": EPOCHS},
         "placement": {"precision": "fp32", "device": "cpu"},
     }  # fmt: skip
-    run = assemble(resolve([Layer("benchmark", values)]).recipe, measure=False)
+    return resolve([Layer("benchmark", values)]).recipe
+
+
+def ours(recipe: Any) -> float:
+    """Samples per second of the median epoch of the loop that ``bigmodel train`` runs."""
+    run = assemble(recipe, measure=False)
+    run.train_mode()
     speeds = []
     for epoch in range(EPOCHS):
-        started, seen = time.perf_counter(), 0
-        run.progress.epoch = epoch
+        started = time.perf_counter()
+        run.progress.epoch, run.progress.loss_count = epoch, 0
         for at, batch in enumerate(run.batches.steps(epoch, 0)):
             run.progress.batch_in_epoch = at
-            result = train_step(run, batch)
-            result.loss.item()
-            seen += int(result.count)
+            run.pending_steps.append(train_step(run, batch))
             run.progress.step += 1
-        speeds.append(seen / (time.perf_counter() - started))
+            settle(run)
+        speeds.append(run.progress.loss_count / (time.perf_counter() - started))
     return statistics.median(speeds[1:])
 
 
-def rating_rows(root: Path) -> tuple[InteractionSpec, list[tuple[int, int, float]]]:
+def rating_sets(root: Path) -> tuple[InteractionSpec, dict[str, Dataset[Any]]]:
     bundle = data.get("movielens-100k")(root, "rating_prediction")
     source = bundle.load["train"]()
     batch = source.gather(torch.arange(len(source)))
-    return bundle.spec, list(zip(*(batch[k].tolist() for k in ("user", "item", "rating")), strict=True))
+    columns = [batch[k] for k in ("user", "item", "rating")]
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    return bundle.spec, {"tensors": Ratings(*columns), "tuples": Tuples(rows)}
 
 
-def ratings(root: Path) -> Iterator[tuple[str, float, float]]:
-    spec, rows = rating_rows(root)
-    loader = DataLoader(Samples(rows), batch_size=512, shuffle=True)
-    for name in ("mf", "ncf", "dcn-v2"):
-        model = models.get(name)(spec)
-
-        def loss_of(batch: Any, model: nn.Module = model) -> tuple[Tensor, int]:
-            user, item, rating = batch
-            return F.mse_loss(model(user, item), rating.float()), len(user)
-
-        yield name, plain(loader, model, loss_of, 3e-3), ours(root, name, 512)
-
-
-def rankings(root: Path) -> Iterator[tuple[str, float, float]]:
+def ranking_sets(root: Path) -> tuple[InteractionSpec, dict[str, Dataset[Any]]]:
     bundle = data.get("movielens-100k")(root, "recommendation")
     source, spec = bundle.load["train"](), bundle.spec
     users = [[i for i in row if i] for row in source.trained(torch.arange(spec.users)).tolist()]
-    width = spec.context
-    rows = [(u, *padded(row[max(0, end - width) : end], width)) for u, row in enumerate(users)
-            for end in range(len(row), 0, -width)]  # fmt: skip
-    loader = DataLoader(Samples(rows), batch_size=64, shuffle=True)
-    for name in ("sasrec", "two-tower"):
-        options = {"negatives": "all"} if name == "two-tower" else {}
-        model = models.get(name)(spec, **options)
-
-        def loss_of(batch: Any, model: nn.Module = model) -> tuple[Tensor, int]:
-            user, history, targets = batch
-            nothing = torch.zeros(len(user), 0, dtype=torch.int64)
-            wanted = NextItems(targets, nothing, torch.zeros(len(user)), losses.get("cross_entropy")())
-            count = int((targets >= 0).sum())
-            return model(user, history, wanted).sum() / count, count
-
-        yield name, plain(loader, model, loss_of, 2e-3), ours(root, name, 64)
+    windows = [(u, row[max(0, end - spec.context) : end]) for u, row in enumerate(users)
+               for end in range(len(row), 0, -spec.context)]  # fmt: skip
+    return spec, {"tensors": Histories(windows, spec.context)}
 
 
-def padded(row: list[int], width: int) -> tuple[Tensor, Tensor]:
-    """What the model sees and what follows it, both padded to the window."""
-    history = torch.tensor([0, *row[:-1]] + [0] * (width - len(row)))
-    return history, torch.tensor([i - 1 for i in row] + [-100] * (width - len(row)))
+def rating_loss(model: nn.Module) -> Loss:
+    def loss_of(batch: Any) -> tuple[Tensor, int]:
+        user, item, rating = batch
+        return F.mse_loss(model(user, item), rating.float()), len(user)
+
+    return loss_of
+
+
+def ranking_loss(model: nn.Module) -> Loss:
+    """What the user's window holds is no negative, as a plain script knows it."""
+
+    def loss_of(batch: Any) -> tuple[Tensor, int]:
+        user, history, targets = batch
+        seen = torch.cat([history, targets.clamp(min=-1) + 1], 1)
+        wanted = NextItems(targets, seen, torch.zeros(len(user)), losses.get("cross_entropy")())
+        count = int((targets >= 0).sum())
+        return model(user, history, wanted).sum() / count, count
+
+    return loss_of
+
+
+def measure(root: Path, name: str) -> None:
+    rates = name in RATERS
+    spec, sets = (rating_sets if rates else ranking_sets)(root)
+    recipe, found = recipe_of(root, name), dict[str, float]()
+    for kind, rows in sets.items():
+        speeds = []
+        for workers in (0, os.cpu_count() or 1):
+            torch.manual_seed(0)
+            model = models.get(name)(spec)
+            speeds.append(plain(rows, model, (rating_loss if rates else ranking_loss)(model), recipe, workers))
+        found[kind] = max(speeds)
+    own = ours(recipe)
+    tuples = f"{found['tuples']:,.0f} | {own / found['tuples']:.1f}" if "tuples" in found else " | "
+    sys.stdout.write(f"| {name} | {found['tensors']:,.0f} | {own:,.0f} | {own / found['tensors']:.1f} | {tuples} |\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, required=True)
-    root = parser.parse_args().data_dir
-    sys.stdout.write("| model | plain DataLoader loop | bigmodel | times |\n|---|---|---|---|\n")
-    for measured in (ratings(root), rankings(root)):
-        for name, theirs, own in measured:
-            sys.stdout.write(f"| {name} | {theirs:,.0f} | {own:,.0f} | {own / theirs:.1f} |\n")
-            sys.stdout.flush()
+    parser.add_argument("model", nargs="*", choices=[*RATERS, *RANKERS, []])
+    arguments = parser.parse_args()
+    sys.stdout.write(
+        "| model | plain DataLoader loop | bigmodel | times | with tuples | times |\n|---|---|---|---|---|---|\n"
+    )
+    for name in arguments.model or (*RATERS, *RANKERS):
+        measure(arguments.data_dir, name)
 
 
 if __name__ == "__main__":

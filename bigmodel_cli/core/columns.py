@@ -25,11 +25,14 @@ USUAL: dict[str, tuple[str, ...]] = {
     "source": ("source", "src"),
     "target": ("target", "tgt"),
     "split": ("split", "subset", "partition"),
-    "user": ("user", "user_id", "userid", "uid", "customer", "customer_id", "user_id_token"),
+    "user": ("user", "user_id", "userid", "uid", "customer", "customer_id", "user_id_token", "username", "user_name",
+             "reviewer_id", "reviewerid", "visitor_id", "visitorid", "member_id", "viewer_id"),
     "item": ("item", "item_id", "itemid", "iid", "movie", "movie_id", "movieid", "product", "product_id", "article_id",
-             "item_id_token"),
-    "rating": ("rating", "click", "clicks", "score", "value", "stars", "rating_float"),
-    "time": ("time", "timestamp", "date", "datetime", "ts", "timestamp_float"),
+             "item_id_token", "film", "film_id", "book", "book_id", "isbn", "song", "song_id", "track", "track_id",
+             "asin", "sku"),
+    "rating": ("rating", "click", "clicks", "score", "value", "stars", "rating_float", "ratings", "overall"),
+    "time": ("time", "timestamp", "date", "datetime", "ts", "timestamp_float", "when", "created_at", "rated_at",
+             "event_time", "unixreviewtime"),
 }  # fmt: skip
 """The usual names of the columns of each role, the surest first; compared by :func:`plain_name`."""
 OPTIONAL = ("split", "group")

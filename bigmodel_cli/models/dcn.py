@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.models.layers.attributes import Attributes
+from bigmodel_cli.models.layers.sharded_tables import table_plan
 
 PositiveInt = Annotated[int, Field(gt=0)]
 DEFAULTS: dict[str, Any] = {
@@ -50,7 +51,8 @@ class DCN(nn.Module):
 
 
 @models.register("dcn-v2", task="rating_prediction", head="head", backbone_first="user",
-                 grows=("user.weight", "item.weight"), defaults=DEFAULTS)  # fmt: skip
+                 grows=("user.weight", "item.weight"),
+                 tensor_plan=table_plan("user", "item"), defaults=DEFAULTS)  # fmt: skip
 def dcn_v2(
     spec: InteractionSpec,
     *,

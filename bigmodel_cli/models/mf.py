@@ -17,6 +17,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.models.layers.attributes import indicator_matrix
 from bigmodel_cli.models.layers.bayesian_factors import Group, group, sample_factors
+from bigmodel_cli.models.layers.sharded_tables import table_plan
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Solver = Literal["sgd", "als", "gibbs"]
@@ -53,12 +54,17 @@ class MatrixFactorisation(nn.Module):
         return rows.unflatten(-1, (self.samples, self.factors + 1))
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        return self.samples_of(user, item).mean(1)
+        rating = self.samples_of(user, item)
+        return rating.mean(1) if self.samples > 1 else rating.squeeze(1)
 
     def samples_of(self, user: Tensor, item: Tensor) -> Tensor:
         """(B,S) the rating by each sample."""
-        x, z = self._parts(self.user(user)), self._parts(self.item(item))
-        rating = self.spec.mean + (x[..., :-1] * z[..., :-1]).sum(-1) + x[..., -1] + z[..., -1]  # (B,S)
+        # Split, not sliced: the backward pass then writes each row once.
+        (x, b_user), (z, b_item) = (
+            self._parts(table(index)).split((self.factors, 1), -1)
+            for table, index in ((self.user, user), (self.item, item))
+        )
+        rating = (x * z).sum(-1) + (b_user + b_item).squeeze(-1) + self.spec.mean  # (B,S)
         if self.samples > 1:
             rating = rating.clamp(self.spec.low, self.spec.high)
         return rating
@@ -125,7 +131,7 @@ class MatrixFactorisation(nn.Module):
 
 
 @models.register(task="rating_prediction", head="item", backbone_first="user", grows=("user.weight", "item.weight"),
-                 defaults=DEFAULTS)  # fmt: skip
+                 tensor_plan=table_plan("user", "item"), defaults=DEFAULTS)  # fmt: skip
 def mf(
     spec: InteractionSpec,
     *,

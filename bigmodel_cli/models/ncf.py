@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import models
+from bigmodel_cli.models.layers.sharded_tables import table_plan
 
 PositiveInt = Annotated[int, Field(gt=0)]
 DEFAULTS: dict[str, Any] = {
@@ -48,7 +49,7 @@ class NeuMF(nn.Module):
 
 
 @models.register(task="rating_prediction", head="head", backbone_first="user", grows=("user.weight", "item.weight"),
-                 defaults=DEFAULTS)  # fmt: skip
+                 tensor_plan=table_plan("user", "item"), defaults=DEFAULTS)  # fmt: skip
 def ncf(
     spec: InteractionSpec,
     *,

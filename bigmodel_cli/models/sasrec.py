@@ -22,6 +22,7 @@ from bigmodel_cli.models.layers.catalogue_loss import (
 )
 from bigmodel_cli.models.layers.history_window import latest_items
 from bigmodel_cli.models.layers.rope import rope_tables
+from bigmodel_cli.models.layers.sharded_tables import table_plan, whole_table
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -83,7 +84,7 @@ class SASRec(nn.Module):
 
     def item_vectors(self) -> Tensor:
         """(I,D)."""
-        return self.token.weight[1:]
+        return whole_table(self.token)[1:]
 
     def _states(self, history: Tensor) -> Tensor:
         """(B,L,D): the state after each item of `history` (B,L). Padding comes last, so no item attends to it."""
@@ -100,7 +101,8 @@ class SASRec(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-@models.register(task="recommendation", head="norm", backbone_first="token", grows=("token.weight",), defaults=DEFAULTS)
+@models.register(task="recommendation", head="norm", backbone_first="token", grows=("token.weight",),
+                 tensor_plan=table_plan("token"), defaults=DEFAULTS)  # fmt: skip
 def sasrec(
     spec: InteractionSpec,
     *,

@@ -23,6 +23,7 @@ from bigmodel_cli.models.layers.catalogue_loss import (
     uniform_candidates,
 )
 from bigmodel_cli.models.layers.history_window import latest_items
+from bigmodel_cli.models.layers.sharded_tables import table_plan
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -123,7 +124,8 @@ class TwoTower(nn.Module):
 
 
 @models.register("two-tower", task="recommendation", head="user_tower.3", backbone_first="token",
-                 grows=("token.weight", "bias.weight"), defaults=DEFAULTS)  # fmt: skip
+                 grows=("token.weight", "bias.weight"),
+                 tensor_plan=table_plan("token", "bias"), defaults=DEFAULTS)  # fmt: skip
 def two_tower(
     spec: InteractionSpec,
     *,

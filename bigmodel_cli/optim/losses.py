@@ -87,4 +87,6 @@ def _mean_known(values: Tensor, targets: Tensor) -> Tensor:
     if not targets.is_floating_point():
         return values.mean(1)
     known = ~targets.isnan()
+    if targets.shape[1] == 1:
+        return values.where(known, 0).squeeze(1)
     return values.where(known, 0).sum(1) / known.sum(1).clamp(min=1)

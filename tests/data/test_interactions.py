@@ -122,6 +122,7 @@ def test_attributes_titles_and_their_gaps(tmp_path: Path) -> None:
         ("a.csv", "User ID;Item;Rating;Timestamp", "{};{};{};{}", None),
         ("a.tsv", "user_id\tMOVIE_ID\tscore\tdate", "{}\t{}\t{}\t{}", None),
         ("a.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float", "{}\t{}\t{}\t{}", None),
+        ("a.csv", "user_id,movie,stars,when", "{},{},{},{}", None),
         ("a.csv", "who,what,stars,at", "{},{},{},{}", {"user": "who", "item": "what", "time": "at"}),
         ("a.csv", None, "{},{},{},{}", {"user": "1", "item": "2", "rating": "3", "time": "4"}),
         ("a.jsonl", None, '{{"user": "{}", "item": "{}", "rating": {}, "time": {}}}', None),
@@ -137,6 +138,14 @@ def test_a_table_is_read_however_it_is_written(
     found = read(tmp_path, path=str(tmp_path / name), columns=columns)
     assert found.fingerprint == read(tmp_path, path=str(write(tmp_path / "plain.csv", given))).fingerprint
     assert source_for(tmp_path / name, columns) == "interaction_file"
+
+
+def test_milliseconds_are_no_dates(tmp_path: Path) -> None:
+    """Python would read one of them as a day in the year 1512, and the others not."""
+    times = {"x": "1433221332117", "y": "1512011512345", "z": "1700000000000"}
+    (tmp_path / "a.csv").write_text("user,item,time\n" + "".join(f"u,{i},{t}\n" for i, t in reversed(times.items())))
+    bundle = data.get("interaction_file")(tmp_path, path=str(tmp_path / "a.csv"))
+    assert (held_out(bundle, "val"), held_out(bundle, "test")) == ({"u": {"y"}}, {"u": {"z"}})
 
 
 def test_parquet_is_read_as_the_table_it_was_made_of(tmp_path: Path) -> None:

@@ -163,3 +163,42 @@ def test_the_command(tmp_path: Path) -> None:
     _, val = train_and_val(load_data(trained_there.recipe.data), trained_there.recipe.data)
     found = evaluate(trained_there.model, trained_there.task, val, choose_placement(trained_there.recipe.placement), 8)
     assert found is not None and found["loss"] == pytest.approx(end["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("mf", {"user.weight", "item.weight"}),
+        ("two-tower", {"token.weight", "bias.weight"}),
+        ("sasrec", {"token.weight"}),
+    ],
+)
+def test_ranks_share_the_rows_of_tables_and_are_one_run(name: str, tables: set[str], tmp_path: Path) -> None:
+    """Each holds half of the rows of a table and of its optimizer's state; the rest is on both, dropout as on one."""
+    rows = [f"u{u},i{(3 * u + t) % 31},{1 + (u + t) % 5},{t}" for u in range(40) for t in range(8)]
+    (tmp_path / "a.csv").write_text("\n".join(["user,item,rating,time", *rows]) + "\n")
+
+    def wanted(strategy: str) -> Any:
+        return resolve([Layer("test", {
+            "model": {"name": name}, "data": {"name": "interaction_file", "path": str(tmp_path / "a.csv")},
+            "train": {"max_steps": 8, "batch_size": 16, "clip_norm": 0.5, "ema_decay": 0.9},
+            "placement": {"precision": "fp32"}, "parallel": {"strategy": strategy},
+        })]).recipe  # fmt: skip
+
+    def work(group: Group) -> Any:
+        found = trained(wanted("tp"), group)
+        run = assemble(wanted("tp"), measure=False, group=group)
+        return {**found, "rows": {n: len(p.to_local()) for n, p in run.model.named_parameters()}}  # type: ignore[attr-defined]
+
+    one = trained(wanted("auto"))
+    first, second = spread(2, work, tmp_path)
+    whole = {n: len(p) for n, p in assemble(wanted("auto"), measure=False).model.named_parameters()}
+    for n, size in whole.items():
+        held = (first["rows"][n], second["rows"][n])
+        assert sum(held) == size and max(held) <= size // 2 + 1 if n in tables else held == (size, size), n
+    for rank in (first, second):
+        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4) and len(rank["losses"]) == 8
+        assert rank["metrics"] == first["metrics"]
+    assert first["metrics"][-1] == pytest.approx(one["metrics"][-1], rel=1e-3)
+    for part in ("model", "model_ema"):
+        assert_equal(first["state"][part], one["state"][part])

@@ -60,6 +60,8 @@ def build_bundle(
         [f"{table.duplicates:,} repeated pairs of user and item: the latest counts"] if table.duplicates else []
     )
     make = _ratings if task == RATINGS else _users
+    if task != RATINGS and spec.low < spec.high:
+        duplicates.append("ranking: every interaction counts the same, whatever its rating")
     names = {"train": TRAIN, "val": VAL, "test": TEST}
     load = {
         name: functools.partial(make, table, parts, spec, name) for name, part in names.items() if len(parts.rows(part))

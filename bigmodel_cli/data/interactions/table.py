@@ -21,6 +21,7 @@ from bigmodel_cli.core.tables import as_text, open_table
 Ties = Literal["hashed", "item", "file"]
 ROLES = ("user", "item", "rating", "time")
 PARQUET = ".parquet"
+DATE_DIGITS = 8  # of 20240131
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,10 @@ def _number(where: str, column: str, given: Any) -> float:
 
 def _seconds(where: str, given: Any) -> int:
     """Unix seconds of a number or of a date as ISO 8601 writes it; a date without a zone is UTC."""
+    if isinstance(given, str) and given.strip().isdigit() and len(given.strip()) != DATE_DIGITS:
+        return int(
+            _number(where, "time", given)
+        )  # Python reads some milliseconds as dates: 1512011512345 as 1512-01-15 23:45
     try:
         when = given if isinstance(given, datetime) else datetime.fromisoformat(given)
     except (TypeError, ValueError):

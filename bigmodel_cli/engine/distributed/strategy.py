@@ -11,6 +11,7 @@ from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.base import Parallel
 from bigmodel_cli.engine.distributed.ddp import DataParallel
 from bigmodel_cli.engine.distributed.process_group import Group
+from bigmodel_cli.models.layers.sharded_tables import ROOT
 
 MODEL_MEMORY_FRACTION = 0.6  # for weights, gradients and optimizer state; the rest is for activations
 
@@ -44,6 +45,9 @@ def choose_strategy(group: Group, recipe: Recipe, placement: Placement, model: n
     plan = tensor_plan(recipe, model, group.tensor_parallel_size)
     if group.data_parallel_size == 1:
         return TensorParallel(group, placement, plan)
+    if ROOT in plan:  # its forward pass needs all but the tables whole
+        what = f"parallel.tensor {group.tensor_parallel_size} of {group.world} processes for {recipe.model.name}"
+        raise InputError(what, "expected all processes to share its tables", "--set parallel.strategy=tp")
     return FullyShardTensorParallel(group, placement, plan, offload=section.offload)
 
 

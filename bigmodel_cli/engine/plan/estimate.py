@@ -36,6 +36,7 @@ from bigmodel_cli.engine.plan.strategies import (
 )
 from bigmodel_cli.engine.plan.trace import Memory, Trace
 from bigmodel_cli.models.layers.chunked_loss import chunks_of_gpu
+from bigmodel_cli.models.layers.sharded_tables import ROOT
 
 MAX_TRACED_SAMPLES = 8
 """The most samples in a trace; larger micro-batches are extrapolated linearly. On a CPU the micro-batch itself is
@@ -149,10 +150,10 @@ def supports_tensor_parallel(recipe: Recipe, task: Task, width: int) -> bool:
 
     try:
         with torch.device("meta"):
-            tensor_plan(recipe, build_architecture(recipe, task.spec), width)
+            plan = tensor_plan(recipe, build_architecture(recipe, task.spec), width)
     except InputError:
         return False
-    return True
+    return ROOT not in plan  # with one for the model, only tables are sharded, and no product is
 
 
 class Tracer:
