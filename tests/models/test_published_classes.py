@@ -140,7 +140,7 @@ def test_roberta_takes_as_many_tokens_as_it_has_positions_for(tmp_path: Path) ->
         load_pretrained("RobertaForSequenceClassification", tmp_path, 64, options)
 
 
-def test_t5_is_fine_tuned_evaluated_answers_ships_and_goes_on(run_cli: Run, tmp_path: Path) -> None:
+def test_t5_is_fine_tuned_evaluated_answers_and_ships(run_cli: Run, tmp_path: Path) -> None:
     config = transformers.T5Config(**T5, decoder_start_token_id=0)
     save(tmp_path / "t5", "T5ForConditionalGeneration", config, framed())
     rows = "".join(f"a fine film {i}\tein film {i}\na dull film {i}\tfad {i}\n" for i in range(40))
@@ -167,5 +167,3 @@ def test_t5_is_fine_tuned_evaluated_answers_ships_and_goes_on(run_cli: Run, tmp_
     with torch.inference_mode():
         logits = theirs(input_ids=pair[0], decoder_input_ids=pair[1]).logits
         assert (ours(*pair) - logits).abs().max() < 1e-5
-    more = run_cli("finetune", "--from", "run", *quick, "--max-steps", "1", "--out", "more")
-    assert more.returncode == 0, more.stderr
