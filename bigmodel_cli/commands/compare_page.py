@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ def write_page(path: Path, found: Compared) -> None:
         MachineError: it cannot be written.
     """
     from bigmodel_cli.insight import page
-    from bigmodel_cli.insight.charts import line_chart, range_of
     from bigmodel_cli.insight.page import Section
     from bigmodel_cli.metrics.reading import format_metric
 
@@ -31,16 +31,8 @@ def write_page(path: Path, found: Compared) -> None:
     said = page.table(("",), [(verdict(found, pair),) for pair in found.pairs])
     shown = dict.fromkeys(name for figures in best for name in figures)
     rows = [(n.replace("_", " "), *(cell(figures, n) for figures in best)) for n in shown]
-    logs = {name: _epochs(s.trained.path) for name, s in zip(found.names, found.splits, strict=True)}
-    keys = dict.fromkeys([f"val_{found.metric}", *CURVES, *(k for e in logs.values() for r in e for k in _curves(r))])
-    drawn = [
-        line_chart(
-            "learning rate" if key == "lr" else key.replace("_", " "),
-            [(n, _points(epochs, key)) for n, epochs in logs.items()],
-            within=range_of(key),
-        )
-        for key in keys
-    ]
+    logs = {name: epochs_of(s.trained.path.parent) for name, s in zip(found.names, found.splits, strict=True)}
+    drawn = curves(logs, f"val_{found.metric}")
     changed = [(key, *(short(v) for v in values)) for key, values in found.differences.items()]
     split = found.splits[0]
     parts: list[str | Section] = [
@@ -52,8 +44,8 @@ def write_page(path: Path, found: Compared) -> None:
         Section("Is the better one better?", said + page.note(TEST)),
         Section("Figures", page.table(("", *found.names), rows, numeric=True)),
     ]
-    if any(drawn):
-        parts.append(Section("Curves, by epoch", page.charts(drawn)))
+    if drawn:
+        parts.append(Section("Curves, by epoch", drawn))
     empty = page.note("The recipes are the same.")
     parts.append(Section("What differs in the recipes", page.table(("", *found.names), changed) if changed else empty))
     parts += [page.note(line) for line in found.notes]
@@ -66,13 +58,29 @@ TEST = (
 )
 
 
-def _epochs(checkpoint: Path) -> list[dict[str, Any]]:
-    log = checkpoint.parent / "metrics.jsonl"
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    """The events of the epochs in the log of the run folder; none if it has no log."""
+    log = run / "metrics.jsonl"
     return [e for e in read_events(log) if e["event"] == "epoch"] if log.is_file() else []
 
 
-def _curves(event: dict[str, Any]) -> list[str]:
-    return [k for k in event if k.startswith("val_")] + ["lr"]
+def curves(logs: Mapping[str, list[dict[str, Any]]], first: str) -> str:
+    """Charts of what several runs logged by epoch, over each other, that of the key `first` first; "" without any."""
+    from bigmodel_cli.insight import page
+    from bigmodel_cli.insight.charts import line_chart
+    from bigmodel_cli.metrics.reading import bounds_of
+
+    logged = [key for epochs in logs.values() for event in epochs for key in event if key.startswith("val_")]
+    keys = dict.fromkeys([first, *CURVES, *logged, "lr"])
+    drawn = [
+        line_chart(
+            "learning rate" if key == "lr" else key.replace("_", " "),
+            [(name, _points(epochs, key)) for name, epochs in logs.items()],
+            within=bounds_of(key),
+        )
+        for key in keys
+    ]
+    return page.charts(drawn) if any(drawn) else ""
 
 
 def _points(epochs: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.commands.folds_page import PAGE, write_page
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.metrics.reading import format_interval, format_metric
@@ -82,7 +83,7 @@ def _folder(options: RunOptions, stem: str) -> Iterator[Path]:
         folder = RunFolder(None, stem).make()
     elif not options.resume:
         RunFolder(folder, overwrite=options.overwrite)  # only to check it
-        for name in (TABLE, SUMMARY, "best.pt", "recipe.yaml"):  # of the runs that are replaced
+        for name in (TABLE, SUMMARY, PAGE, "best.pt", "recipe.yaml"):  # of the runs that are replaced
             (folder / name).unlink(missing_ok=True)
     elif not any(folder.glob("fold-*")):
         raise InputError(f"{folder}: no folds to resume", hint="start again without --resume")
@@ -157,6 +158,7 @@ def _conclude(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "checkpoint": str(folder / "best.pt"),
         "out_of_fold": str(folder / TABLE),
+        "page": str(folder / PAGE),
         "samples": sum(len(part.places) for part in parts),
         "metrics": {name: corrected(name, [figures[name] for figures in found]).to_dict() for name in shared},
         "interval": HOW,
@@ -165,6 +167,7 @@ def _conclude(recipe: Recipe, folder: Path) -> dict[str, Any]:
         ],
         "notes": [*_notes(measured, recipe, len(mean.places) if carved else 0), *notes],
     }
+    write_page(recipe, summary, measured, parts)
     atomic_files.write_text(folder / SUMMARY, json.dumps(summary, indent=1))
     return summary
 
@@ -218,5 +221,6 @@ def _show(recipe: Recipe, summary: dict[str, Any]) -> None:
     for note in summary["notes"]:
         console.note(note)
     console.say(f"out-of-fold predictions: {summary['out_of_fold']}")
+    console.say(f"report: {summary['page']}")
     console.say(f"the ensemble of all folds: {summary['checkpoint']}")
     console.say(f"next: bigmodel eval {summary['folder']} --split test")

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from bigmodel_cli.metrics.reading import is_share
-
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 520, 240, 64, 14, 28, 18
 COLOURS = ("var(--accent)", "var(--second)", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 
@@ -18,15 +16,10 @@ EVERYTHING: Range = (-math.inf, math.inf)
 SHARES: Range = (0.0, 1.0)
 
 
-def range_of(metric: str) -> Range:
-    """Where the values of a metric can be."""
-    return SHARES if is_share(metric) else EVERYTHING
-
-
 def line_chart(caption: str, series: Sequence[Series], below: str = "", within: Range = EVERYTHING) -> str:
     """Lines by name; a single point is drawn as a dot. Empty without a finite point.
 
-    The axis upwards ends where values can: `within` is 0 to 1 for shares.
+    The axis upwards ends where values can: within `within`.
     """
     kept = [(name, [p for p in line if all(map(math.isfinite, p))]) for name, line in series]
     kept = [(name, line) for name, line in kept if line]

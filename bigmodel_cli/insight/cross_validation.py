@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.metrics.intervals import Figure
-from bigmodel_cli.metrics.reading import is_share
+from bigmodel_cli.metrics.reading import bounds_of
 from bigmodel_cli.tasks.answers import answer_of, thresholds
 
 HOW = (
@@ -39,8 +39,8 @@ def corrected(name: str, values: Sequence[float]) -> Figure:
     mean = sum(values) / count
     variance = sum((v - mean) ** 2 for v in values) / (count - 1)
     half = float(t.ppf(0.975, count - 1)) * math.sqrt(variance * (1 / count + 1 / (count - 1)))
-    low, high = mean - half, mean + half
-    return Figure(mean, max(0.0, low), min(1.0, high)) if is_share(name) else Figure(mean, low, high)
+    least, most = bounds_of(name)
+    return Figure(mean, max(least, mean - half), min(most, mean + half))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.insight import page
-from bigmodel_cli.insight.charts import Series, line_chart, range_of
+from bigmodel_cli.insight.charts import Series, line_chart
 from bigmodel_cli.insight.page import Section
-from bigmodel_cli.metrics.reading import format_metric
+from bigmodel_cli.metrics.reading import bounds_of, format_metric
 
 Event = Mapping[str, Any]
 PHASES = {
@@ -96,7 +96,7 @@ def _curves(epochs: Sequence[Event]) -> list[str]:
     names = [k for e in epochs for k in e if k.startswith("val_") and k != "val_loss"]
     drawn = [line_chart("loss", [_series(epochs, "train_loss"), _series(epochs, "val_loss")])]
     drawn += [
-        line_chart(name.replace("_", " "), [_series(epochs, name)], within=range_of(name))
+        line_chart(name.replace("_", " "), [_series(epochs, name)], within=bounds_of(name))
         for name in dict.fromkeys(names)
     ]
     rates = [k for e in epochs for k in e if k.endswith("_per_second")]

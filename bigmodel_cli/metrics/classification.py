@@ -25,7 +25,7 @@ def top5_accuracy(out: Outputs) -> Tensor | None:
     return (logits.topk(5, 1).indices == out["label"][:, None]).any(1) if logits.shape[1] > 5 else None
 
 
-@metrics.register(better="max", needs=NEEDS)
+@metrics.register(better="max", needs=NEEDS, least=0, most=1)
 def macro_f1(out: Outputs) -> Statistic:
     """The unweighted mean F1 over the classes that occur (as true or predicted class)."""
     labels, predictions, k = out["label"], predicted(out), out["logits"].shape[1]
@@ -39,7 +39,7 @@ def macro_f1(out: Outputs) -> Statistic:
     return statistic
 
 
-@metrics.register(better="min", needs=NEEDS)
+@metrics.register(better="min", needs=NEEDS, least=0, most=1)
 def ece(out: Outputs) -> Statistic:
     """Expected calibration error, 15 equal bins (Guo et al. 2017): sum_b |sum of (confidence - correct)| / n."""
     confidences = confidence(out)

@@ -63,7 +63,7 @@ def subset_accuracy(out: Outputs) -> Tensor:
     return (right | (out["targets"] < 0)).all(1)
 
 
-@metrics.register(better="min", needs=SCORED)
+@metrics.register(better="min", needs=SCORED, least=0, most=1)
 def label_ece(out: Outputs) -> Statistic:
     """Expected calibration error of the labels' probabilities, 15 equal bins over all pairs of sample and label."""
     known = out["targets"] >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -36,3 +37,11 @@ def is_share(name: str) -> bool:
     """Whether the metric is a fraction: shown in percent, its differences in percentage points."""
     found = metrics.found.get(AFFIXES.sub("", name))
     return found is not None and bool(found.meta.get("share"))
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """The least and the greatest value that the metric can have, as it is registered: 0 and 1 for shares."""
+    found = metrics.found.get(AFFIXES.sub("", name))
+    meta = found.meta if found is not None else {}
+    least, most = (0, 1) if meta.get("share") else (meta.get("least", -math.inf), meta.get("most", math.inf))
+    return float(least), float(most)

@@ -14,26 +14,26 @@ from bigmodel_cli.metrics.intervals import Outputs, Statistic
 NEEDS = ("predictions", "values")
 
 
-@metrics.register(better="min", needs=NEEDS)
+@metrics.register(better="min", needs=NEEDS, least=0)
 def mean_absolute_error(out: Outputs) -> Tensor:
     """The mean distance of predictions from values."""
     return (out["predictions"] - out["values"]).abs().mean(1)  # type: ignore[no-any-return]
 
 
-@metrics.register(better="min", needs=NEEDS)
+@metrics.register(better="min", needs=NEEDS, least=0)
 def mean_squared_error(out: Outputs) -> Tensor:
     """The mean squared distance of predictions from values."""
     return (out["predictions"] - out["values"]).square().mean(1)  # type: ignore[no-any-return]
 
 
-@metrics.register(better="min", needs=NEEDS)
+@metrics.register(better="min", needs=NEEDS, least=0)
 def root_mean_squared_error(out: Outputs) -> Statistic:
     """The root of the mean squared distance, of each number by itself."""
     squares = (out["predictions"] - out["values"]).double().square()
     return lambda weights: (weights @ squares / weights.sum(1, keepdim=True)).sqrt().mean(1)
 
 
-@metrics.register(better="max", needs=NEEDS)
+@metrics.register(better="max", needs=NEEDS, most=1)
 def r2(out: Outputs) -> Statistic | None:
     """The coefficient of determination: 1 - sum of squared errors / sum of squared deviations from the mean."""
     values, predictions = out["values"].double(), out["predictions"].double()
@@ -50,7 +50,7 @@ def r2(out: Outputs) -> Statistic | None:
     return statistic
 
 
-@metrics.register(better="max", needs=NEEDS)
+@metrics.register(better="max", needs=NEEDS, least=-1, most=1)
 def spearman(out: Outputs) -> Statistic | None:
     """Spearman's rank correlation; equal values share their mean rank. Intervals resample the ranks of the whole."""
     values, predictions = out["values"].double(), out["predictions"].double()

@@ -81,6 +81,10 @@ def test_what_it_says(folder: Path) -> None:
         [shares.mean(), max(0, shares.mean() - half), min(1, shares.mean() + half)]
     )
     assert summary["samples"] == sum(map(len, right.values())) < len(rows)  # val is in no fold
+    shown = (folder / "whole/report.html").read_text()
+    assert f"{shares.mean():.2%}" in shown and "<h2>Confusion matrix</h2>" in shown and "fold 2" in shown
+    mistakes = {row["name"] for row in rows if row["fold"] in right and row["label"] != row["prediction"]}
+    assert any(name in shown for name in mistakes)
 
 
 def test_the_ensemble_of_folds_is_a_checkpoint_like_any_other(run_cli: Any, folder: Path, tmp_path: Path) -> None:
