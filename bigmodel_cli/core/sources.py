@@ -89,6 +89,16 @@ class TranslatedSource(Source, Protocol):
 
 
 @runtime_checkable
+class RowSource(Source, Protocol):
+    """A split whose samples are rows of a few numbers in memory: many are gathered in about the time of one batch."""
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample in a batch."""
+        ...
+
+
+@runtime_checkable
 class OrderedSource(Source, Protocol):
     """A split that is read fast only in its own order, such as shards that are fetched one after another."""
 
@@ -126,7 +136,7 @@ class HistorySource(Source, Protocol):
 class SourceWrapper:
     """A source that wraps another one; a subclass overrides what differs.
 
-    It has labels, label values, targets, histories, lengths and an order exactly if `source` has them. They are
+    It has labels, label values, targets, histories, sizes, lengths and an order exactly if `source` has them. They are
     copied to the instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees
     too much of it (3.11).
     """
@@ -149,6 +159,8 @@ class SourceWrapper:
             self.label_values = self.select(source.label_values)
         if isinstance(source, HistorySource):  # it is asked by user, not by sample
             self.histories, self.trained, self.known = source.histories, source.trained, source.known
+        if isinstance(source, RowSource):
+            self.sample_bytes = source.sample_bytes
         if self.keeps_lengths and isinstance(source, VariableLengthSource):
             self.lengths = self.select(source.lengths)
         if self.keeps_order and isinstance(source, OrderedSource):

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.sources import OrderedSource, VariableLengthSource
+from bigmodel_cli.core.sources import OrderedSource, RowSource, VariableLengthSource
 from bigmodel_cli.core.types import Batch, Source
 from bigmodel_cli.data.balance import CyclicSource, balanced_order
 from bigmodel_cli.data.thread_map import single_core_pool
 
 QUICK = 1e-3  # seconds: handing a batch to a thread costs more than gathering one faster than this
 SLACK = 1e-2  # seconds: total excess over QUICK before a prefetching thread is started
+ROWS_AT_ONCE = 1 << 20  # bytes: they stay in the cache until they are used
 POOL = 50  # steps: enough to group similar lengths, few enough to keep an epoch shuffled
 
 
@@ -97,7 +98,11 @@ def gather_ahead(source: Source, parts: Iterable[Tensor]) -> Iterator[Batch]:
     """Gather `parts` in turn: in this thread while that is quick, else in another thread, one batch ahead.
 
     Decoders release the GIL, so a thread hides their time. For samples in memory, a thread costs more than it saves.
+    Rows of numbers are gathered for many batches at once, which are views of them.
     """
+    if isinstance(source, RowSource):
+        yield from _gather_rows(source, list(parts))
+        return
     remaining = iter(parts)
     left = SLACK
     for part in remaining:
@@ -118,6 +123,17 @@ def gather_ahead(source: Source, parts: Iterable[Tensor]) -> Iterator[Batch]:
             pending = coming
         if pending is not None:
             yield pending.result()
+
+
+def _gather_rows(source: RowSource, parts: list[Tensor]) -> Iterator[Batch]:
+    longest = max((len(part) for part in parts), default=1)
+    together = max(1, ROWS_AT_ONCE // (source.sample_bytes * max(longest, 1)))
+    for at in range(0, len(parts), together):
+        group = parts[at : at + together]
+        sizes = [len(part) for part in group]
+        columns = {name: values.split(sizes) for name, values in source.gather(torch.cat(group)).items()}
+        for i in range(len(group)):
+            yield {name: split[i] for name, split in columns.items()}
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:

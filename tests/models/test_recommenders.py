@@ -11,7 +11,6 @@ from bigmodel_cli.core.interactions import Column, HasVectors, InteractionSpec, 
 from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.interactions.sources import Ragged, Windows
-from bigmodel_cli.models.layers import row_losses
 from bigmodel_cli.models.layers.bayesian_factors import sample_factors
 from bigmodel_cli.models.layers.catalogue_loss import candidate_gbce, candidate_softmax, full_softmax
 
@@ -163,27 +162,3 @@ def test_attributes_tell_of_users_without_ratings() -> None:
     bias = torch.stack([x[:6, -1] for x, _ in drawn]).mean(0)
     for cold, of_group in enumerate((-3, 0, 3, -3, 0, 3)):
         assert math.isclose(float(bias[cold]), of_group, abs_tol=1.5)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_losses_of_a_few_rows_at_a_time_are_those_of_all(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses and all gradients, where the rows count the same and where they do not."""
-    monkeypatch.setattr(row_losses, "CACHED_LOGITS", 3 * 30)
-    torch.manual_seed(0)
-    given = [torch.randn(10, 4), torch.randn(10, 4), torch.randn(30, 4)]
-    labels = torch.randint(0, 30, (10,))
-    weights = torch.rand(10) if weighted else torch.full((10,), 0.3)
-
-    def part(x: torch.Tensor, own: torch.Tensor, labels: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(x @ vectors.t(), labels, reduction="none") + (x * own).sum(1)
-
-    found = []
-    for chunked in (True, False):
-        x, own, vectors = (t.clone().requires_grad_() for t in given)
-        values = (
-            row_losses.row_losses(part, 30, (x, own, labels), (vectors,)) if chunked else part(x, own, labels, vectors)
-        )
-        (values * weights).sum().backward()
-        found.append([values.detach(), x.grad, own.grad, vectors.grad])
-    for ours, plain in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain)

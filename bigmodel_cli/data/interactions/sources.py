@@ -73,16 +73,14 @@ class Ratings(Interactions):
 
     table: Table
     split: str
+    sample_bytes = 28
 
     def __len__(self) -> int:
         return len(self.table)
 
     def gather(self, indices: Tensor) -> Batch:
-        table = self.table
-        return {
-            "user": table.user[indices], "item": table.item[indices], "rating": table.rating[indices],
-            "index": indices,
-        }  # fmt: skip
+        user, item, rating = (x.index_select(0, indices) for x in (self.table.user, self.table.item, self.table.rating))
+        return {"user": user, "item": item, "rating": rating, "index": indices}
 
     def name(self, index: int) -> str:
         return f"{self.split}[{index}]"

@@ -5,7 +5,7 @@ Shapes: B batch, L window, D width, I items, C candidates, S items of a user, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bigmodel_cli.models.layers.chunked_loss import losses_where
-from bigmodel_cli.models.layers.row_losses import can_chunk, row_losses
 
 MAX_CHUNK_LOGITS = 1 << 24  # 64 MB in fp32
 NEVER = -1e9  # the logit of a known positive among the negatives
@@ -25,11 +24,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def full_softmax(x: Tensor, targets: Tensor, vectors: Tensor, loss: Loss) -> Tensor:
     """Losses (B,L) of states `x` (B,L,D) against `targets` (B,L) over all `vectors` (I,D); 0 where a target is < 0."""
 
-    def part(states: Tensor, labels: Tensor, vectors: Tensor) -> Tensor:
+    def part(states: Tensor, labels: Tensor) -> Tensor:
         return loss((states @ vectors.t()).float(), labels.clamp(min=0))
 
     def of(states: Tensor, labels: Tensor) -> Tensor:
-        return _by_rows(part, len(vectors), (states, labels), (vectors,))
+        return _in_chunks(part, max(1, MAX_CHUNK_LOGITS // len(vectors)), states, labels)
 
     return losses_where(targets >= 0, of, x, targets)
 
@@ -76,12 +75,12 @@ def _against_candidates(
     real = targets >= 0
     known, row = _is_known(ids, seen), real.nonzero()[:, 0]  # (B,C), (N,)
 
-    def part(states: Tensor, positives: Tensor, labels: Tensor, row: Tensor, vectors: Tensor) -> Tensor:
+    def part(states: Tensor, positives: Tensor, labels: Tensor, row: Tensor) -> Tensor:
         hidden = known[row] | (ids == labels[:, None])
-        negatives = (states @ vectors.t()).float().masked_fill_(hidden, NEVER)  # (n,C)
+        negatives = (states @ vectors.t()).float().masked_fill(hidden, NEVER)  # (n,C)
         return of((states * positives).sum(1, keepdim=True).float(), negatives)
 
-    found = _by_rows(part, len(ids), (x[real], own[real], targets[real], row), (vectors,))
+    found = _in_chunks(part, max(1, MAX_CHUNK_LOGITS // len(ids)), x[real], own[real], targets[real], row)
     return torch.zeros(targets.shape, dtype=found.dtype, device=x.device).masked_scatter(real, found)
 
 
@@ -120,15 +119,9 @@ def _is_known(ids: Tensor, seen: Tensor) -> Tensor:
     return rows.gather(1, place) == wanted
 
 
-def _by_rows(part: Callable[..., Tensor], columns: int, by_row: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
-    """``part(*by_row, *shared)``, as many rows at a time as fit the cache of a CPU, or the memory of another device.
-
-    What does not fit the memory is recomputed in the backward pass.
-    """
-    if can_chunk(by_row[0]):
-        return row_losses(part, columns, by_row, shared)
-    rows = max(1, MAX_CHUNK_LOGITS // columns)
-    if len(by_row[0]) <= rows:
-        return part(*by_row, *shared)
-    chunks = zip(*(tensor.split(rows) for tensor in by_row), strict=True)
-    return torch.cat([checkpoint(part, *chunk, *shared, use_reentrant=False) for chunk in chunks])  # type: ignore[misc]
+def _in_chunks(part: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
+    """`part` of `tensors`, `rows` of them at a time; what does not fit one chunk is recomputed in the backward pass."""
+    if len(tensors[0]) <= rows:
+        return part(*tensors)
+    chunks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks])  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def test_a_copy_keeps_form_and_sharing() -> None:
     arrived()
     assert torch.equal(copy["a"], base) and copy["a"].stride() == base.stride()
     assert copy["a"].data_ptr() == copy["b"][0].data_ptr() != base.data_ptr()
+    held = weakref.ref(copy["a"])
+    del copy
+    assert held() is None, "a copy of a large table must not wait for the garbage collector"
 
 
 def test_the_best_is_never_behind(tmp_path: Path) -> None:
