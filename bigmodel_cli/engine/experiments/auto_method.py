@@ -8,16 +8,20 @@ from typing import Any
 
 from bigmodel_cli.core.errors import DivergedError, InputError
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import methods
+from bigmodel_cli.core.registry import methods, metrics
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.run import Run
+from bigmodel_cli.metrics.reading import bounds_of
 
 TRIAL_FRACTION = 5  # a trial has 1/5 of the epochs, at least one
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of a trial of one method. `value` is None if the method does not fit the model."""
+    """The result of a trial of one method.
+
+    `value` is the metric's, or minus an error's: the greater, the better; None if the method does not fit the model.
+    """
 
     method: str
     metric: str
@@ -37,7 +41,8 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
     """Try all candidates and return the best method on the validation split, and all trials.
 
     `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines. Methods that need more
-    images of each class than there are (``auto_from``, measured in benchmarks/RESULTS-published.md) are not tried.
+    images of each class than there are (``auto_from``, measured in benchmarks/RESULTS-published.md) are not tried; nor
+    are the rest once one is perfect on validation.
 
     Raises:
         InputError: no method fits the model.
@@ -48,6 +53,9 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
         trial, run = _run_trial(method, recipe_of({"method": method}))
         trials.append(trial)
         report(f"tried {trial}")
+        if left and trial.value is not None and trial.value == perfect(trial.metric):
+            report(f"not tried: {', '.join(left)}: no {trial.metric} is better")
+            break
         if run is not None and few is None:
             few = images_per_class(run)
             unfit = [m for m in left if int(methods.get(m).meta.get("auto_from", 0)) > few]
@@ -59,8 +67,8 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
         raise InputError("--method auto: no method fits this model", trials[0].reason)
     best = max(valid, key=lambda t: (t.value, -t.loss))  # on a tie the first, which is the cheapest
     others = ", ".join(f"{t.method} {t.value:.4f}" for t in valid if t is not best)
-    result = f"chosen {best.method}: val {best.metric} {best.value:.4f}"
-    report(f"{result} after 1/{TRIAL_FRACTION} of the epochs, compared with {others}")
+    result = f"chosen {best.method}: val {best.metric} {best.value:.4f} after 1/{TRIAL_FRACTION} of the epochs"
+    report(result + (f", compared with {others}" if others else ""))
     return best.method, trials
 
 
@@ -68,6 +76,15 @@ def candidates() -> list[str]:
     """Return the methods registered with ``auto``, cheapest first. On a tie the cheaper one is chosen."""
     ranks = {name: int(methods.get(name).meta.get("auto", 0)) for name in methods.names()}
     return sorted((name for name, rank in ranks.items() if rank), key=ranks.__getitem__)
+
+
+def perfect(metric: str) -> float | None:
+    """The value of a :class:`Trial` that nothing exceeds: the greatest of `metric`, or minus the least of an error."""
+    found = metrics.found.get(metric)
+    if found is None:
+        return None
+    least, most = bounds_of(metric)
+    return most if found.meta["better"] == "max" else -least
 
 
 def images_per_class(run: Run) -> float:

@@ -15,6 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import read_yaml
 from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.engine.experiments import auto_method
 from bigmodel_cli.engine.experiments.auto_method import choose
 from bigmodel_cli.engine.experiments.lr_range_test import lr_range_test, steepest
 from bigmodel_cli.engine.experiments.tune import Range, read_search
@@ -103,3 +104,14 @@ def test_the_method_that_val_likes_best_is_chosen_and_the_reason_said(tmp_path: 
     few, trials = choose(lambda start: recipe_of(start, samples_per_class=5), lines.append)
     assert [t.method for t in trials] == ["probe", "lora"] and few in ("probe", "lora")
     assert any(line.startswith("not tried with 5 images of each class on average: norm-only, full") for line in lines)
+
+
+def test_what_no_method_can_exceed_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"probe": 0.5, "norm-only": 1.0}
+    monkeypatch.setattr(
+        auto_method, "_run_trial", lambda name, _: (auto_method.Trial(name, "accuracy", values[name], 0.1, 1), None)
+    )
+    lines: list[str] = []
+    assert choose(lambda start: None, lines.append)[0] == "norm-only"  # type: ignore[arg-type, return-value]
+    assert "not tried: lora, full: no accuracy is better" in lines
+    assert auto_method.perfect("mean_absolute_error") == 0 and auto_method.perfect("perplexity") == float("inf")
