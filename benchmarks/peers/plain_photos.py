@@ -2,6 +2,7 @@
 
 python plain_photos.py train FOLDER EPOCHS    train from zero, validate after each epoch
 python plain_photos.py freeze FOLDER EPOCHS CKPT   train a new head on a frozen backbone, no augmentation
+python plain_photos.py tune FOLDER EPOCHS WEIGHTS   train all of timm's EfficientNet-Lite0, from ImageNet weights
 python plain_photos.py eval FOLDER CKPT       top-1 on the train photos
 """
 
@@ -67,6 +68,14 @@ def main(job: str, folder: Path, *rest: str) -> None:
     classes = len(list((folder / "train").iterdir()))
     if job == "train":
         found = fit(models.resnet18(num_classes=classes), folder, int(rest[0]), TRAIN, EVAL)
+    elif job == "tune":
+        import timm
+
+        overlay = {"file": rest[1], "num_classes": 1000}
+        model = timm.create_model(
+            "tf_efficientnet_lite0", pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay
+        )
+        found = fit(model, folder, int(rest[0]), TRAIN, EVAL)
     elif job == "freeze":
         model, transform = load(rest[1], classes)
         model.requires_grad_(False)

@@ -84,9 +84,14 @@ class Batches:
         return gather_ahead(self.indexed_source, [part.tensor_split(self.shards)[self.shard] for part in parts])
 
 
-def in_order(source: Source, batch_size: int) -> Iterator[Batch]:
-    """The whole split once, in its own order: for evaluation."""
-    return gather_ahead(source, torch.arange(len(source)).split(batch_size))
+def in_order(source: Source, batch_size: int, order: Tensor | None = None) -> Iterator[Batch]:
+    """The whole split once, in its own order, or in `order` (n,): for evaluation."""
+    return gather_ahead(source, (torch.arange(len(source)) if order is None else order).split(batch_size))
+
+
+def longest_first(source: Source) -> Tensor | None:
+    """(n,) int64: an order in which a batch holds samples of similar length; None where all have one length."""
+    return source.lengths.argsort(descending=True, stable=True) if isinstance(source, VariableLengthSource) else None
 
 
 def shard_batches(samples: int, batch_size: int, shard: int, shards: int) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """Decoder-only transformers (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
-Shapes: B batch, T tokens, D width, H heads, G key-value heads, E head dimension, V vocabulary, S tokens in the cache.
+Shapes: B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.layers.attention import Attention
 from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy
 from bigmodel_cli.models.layers.document_mask import restart_positions, same_document
 from bigmodel_cli.models.layers.kv_cache import KVCache
-from bigmodel_cli.models.layers.rope import apply_rope, rope_tables
+from bigmodel_cli.models.layers.rope import rope_tables
 from bigmodel_cli.models.layers.tensor_parallel_plan import tensor_plan
 from bigmodel_cli.models.pretrained.layouts import convert_published
 
@@ -45,40 +46,6 @@ MLPKind = Literal["gelu", "gelu-tanh", "swiglu"]
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
-
-
-class Attention(nn.Module):
-    """Causal self-attention with grouped queries (Ainslie et al. 2023): (B,T,D) -> (B,T,D).
-
-    The rows of `qkv` are ordered by group (its query heads, its key, its value), as in Megatron. Any slice of whole
-    groups is a complete attention, so tensor parallelism can place it on one device.
-    """
-
-    def __init__(self, width: int, heads: int, groups: int, bias: bool, dropout: float, layer: int) -> None:
-        super().__init__()
-        self.heads, self.groups, self.dropout, self.layer = heads, groups, dropout, layer
-        self.qkv = nn.Linear(width, width + 2 * groups * (width // heads), bias)
-        self.proj = nn.Linear(width, width, bias)
-
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
-        b, t, d = x.shape
-        queries = self.heads // self.groups  # per group
-        qkv = self.qkv(x).view(b, t, -1, queries + 2, d // self.heads)  # (B,T,G,queries+2,E)
-        q, k, v = qkv.split((queries, 1, 1), 3)
-        if rope is not None:
-            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        # Transposed last: the attention's gradients arrive as (B,T,H,E) and need no copy in the backward pass.
-        q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))  # (B,H,T,E)
-        cache_is_empty = cache is None or cache.length == 0
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, self.dropout if self.training else 0.0,
-            is_causal=mask is None and cache_is_empty, enable_gqa=self.groups != self.heads,
-        )  # fmt: skip
-        return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):

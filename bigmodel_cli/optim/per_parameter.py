@@ -1,4 +1,4 @@
-"""The step of optimizers that update one parameter after the other."""
+"""The step of optimizers that update one parameter after the other, or those of a group together."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ class PerParameter(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.update(p, p.grad, group)
+            given = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if given:
+                self.update_all(given, group)
         return loss
+
+    def update_all(self, given: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
+        """Change the parameters in place by their gradients; `group` has the options."""
+        for p, grad in given:
+            self.update(p, grad, group)
 
     def update(self, p: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         """Change `p` in place by its gradient; `group` has the options."""
+        raise NotImplementedError

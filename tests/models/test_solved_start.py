@@ -20,7 +20,8 @@ from bigmodel_cli.engine.build.finetune_defaults import KEEP_STATISTICS, suitabl
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.ranks import Ranks
 from bigmodel_cli.engine.distributed.process_group import Group
-from bigmodel_cli.engine.training import linear_probe
+from bigmodel_cli.engine.training import assemble as assemble_module
+from bigmodel_cli.engine.training import folded_batchnorm, linear_probe
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.run import Hooks, Run
 
@@ -124,6 +125,47 @@ def test_kept_statistics_do_not_follow_the_batches(weights: Path) -> None:
         assert not torch.equal(now["bn1.weight"], start["bn1.weight"])
     assert Finetuned(weights, "full", stop_at=0).run.recipe.start.statistics == "keep"
     assert suitable_statistics(kept.run.recipe, kept.run.task.spec, KEEP_STATISTICS + 1) == {}
+
+
+def test_batchnorm_that_is_folded_trains_as_it_does_beside_its_convolution(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 21 BatchNorm layers all are; weights, statistics and outputs agree, and the checkpoint is the same."""
+    plainly = {"start": {"statistics": "keep"}, "optimizer": {"name": "momentum", "lr": 0.01}}
+    found: list[int] = []
+    fold = assemble_module.fold_kept_statistics
+    monkeypatch.setattr(assemble_module, "fold_kept_statistics", lambda run: found.append(fold(run)))
+    folded = Finetuned(weights, "full", **plainly)
+    monkeypatch.setattr(assemble_module, "fold_kept_statistics", lambda run: None)
+    beside = Finetuned(weights, "full", **plainly)
+    norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in beside.run.model.modules())
+    assert found == [norms]
+    ours, expected = folded.run.model.state_dict(), beside.run.model.state_dict()
+    assert list(ours) == list(expected)
+    start = load_file(weights)
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(expected["layer2.0.bn1.bias"], start["layer2.0.bn1.bias"])
+    folded.run.model.train()  # statistics that are not kept work as always
+    beside.run.model.train()
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(folded.run.model(images), beside.run.model(images), atol=1e-3, rtol=1e-3)
+
+
+def test_a_convolution_that_something_else_reads_is_not_folded() -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)
+            self.last, self.alone = torch.nn.Conv2d(2, 2, 1), torch.nn.BatchNorm2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.alone(self.last(y + self.norm(y)))  # type: ignore[no-any-return]
+
+    model = Both().eval()
+    pairs = folded_batchnorm._pairs(model, [model.norm, model.alone], lambda: model(torch.ones(1, 1, 4, 4)).sum())
+    assert list(pairs) == [(model.last, model.alone)]
 
 
 def test_several_processes_are_told_to_start_from_zero(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,11 +121,25 @@ def test_muon_is_torchs_on_matrices_and_treats_a_filter_as_one() -> None:
     filters = nn.Parameter(start.view(6, 4, 3, 3).to(memory_format=torch.channels_last))
     pairs = [(theirs, torch.optim.Muon([theirs], **options)), (matrix, Muon([matrix], **options))]
     pairs.append((filters, Muon([filters], **options)))
+    alike = [
+        nn.Parameter(start.clone()),
+        nn.Parameter(torch.randn(36, 6)),
+        nn.Parameter(2 * start),
+        nn.Parameter(start.T),
+    ]
+    alone = [nn.Parameter(p.detach().clone()) for p in alike]
+    together, one_by_one = Muon(alike, **options), [Muon([p], **options) for p in alone]
     for _ in range(3):
         grad = torch.randn(6, 36)
         for parameter, optimizer in pairs:
             parameter.grad = grad.view(parameter.shape)
             optimizer.step()
+        for p, own, by_itself in zip(alike, alone, one_by_one, strict=True):
+            p.grad = own.grad = torch.randn(p.shape)
+            by_itself.step()
+        together.step()
+    for p, own in zip(alike, alone, strict=True):  # those of one shape are orthogonalized in one product
+        torch.testing.assert_close(p, own)
     torch.testing.assert_close(matrix, theirs, atol=0.01, rtol=0)  # torch's is made orthogonal in bf16
     torch.testing.assert_close(filters.flatten(1), matrix)
 

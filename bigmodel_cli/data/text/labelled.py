@@ -43,11 +43,11 @@ FOLDS = 10
 
 
 class LabelledTexts:
-    """One split: encoded texts and `labels` (n,) int64. A batch is padded to its longest text."""
+    """One split: encoded texts, their `lengths` in tokens, `labels` (n,) int64. A batch is padded to its longest."""
 
     def __init__(self, rows: TextRows, labels: Tensor, spec: TextSpec, split: str) -> None:
         self.rows, self.labels, self.split = rows, labels, split
-        self.groups = rows.groups
+        self.groups, self.lengths = rows.groups, rows.lengths
         self.fill = tokenizer(spec).special.get(PAD, 0)
 
     def __len__(self) -> int:

@@ -40,6 +40,11 @@ class TextRows:
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) int64: the tokens of each text."""
+        return torch.tensor(self._ends, dtype=torch.int64).diff(prepend=torch.zeros(1, dtype=torch.int64))
+
     def __getitem__(self, index: int) -> Tensor:
         return self._tokens[self._ends[index - 1] if index else 0 : self._ends[index]]
 

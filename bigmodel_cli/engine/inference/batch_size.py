@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigmodel_cli.core.types import Batch, Source, Task
 from bigmodel_cli.data.batches import in_order
@@ -13,11 +13,11 @@ from bigmodel_cli.engine.device.placement import Placement
 
 
 def forward_pass(
-    model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int
+    model: nn.Module, task: Task, source: Source, placement: Placement, batch_size: int, order: Tensor | None = None
 ) -> Iterator[Batch]:
-    """Put `model` in eval mode, and yield the prepared batches of `source` in order."""
+    """Put `model` in eval mode, and yield the prepared batches of `source` in its order, or in `order` (N,)."""
     model.eval()
-    for raw in in_order(source, min(batch_size, max_batch_size(task, placement))):
+    for raw in in_order(source, min(batch_size, max_batch_size(task, placement)), order):
         yield placement.inputs(task.prepare(placement.batch(raw)))
 
 

@@ -12,6 +12,7 @@ from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.training.build_run import Built, build
 from bigmodel_cli.engine.training.cached_features import with_cached_features
 from bigmodel_cli.engine.training.closed_form import solve_model
+from bigmodel_cli.engine.training.folded_batchnorm import fold_kept_statistics
 from bigmodel_cli.engine.training.linear_probe import solve, start_from_solved_head
 from bigmodel_cli.engine.training.loop import fit
 from bigmodel_cli.engine.training.reference_outputs import with_reference_outputs
@@ -57,4 +58,7 @@ def execute(run: Run, after_step: Callable[[], None] = lambda: None) -> bool:
         return solve_model(run)
     if run.adapted.solve:
         return solve(run)
-    return start_from_solved_head(run) and fit(run, after_step)
+    if not start_from_solved_head(run):
+        return False
+    fold_kept_statistics(run)
+    return fit(run, after_step)

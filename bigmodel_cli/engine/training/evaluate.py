@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.answering import FitsToVal
 from bigmodel_cli.core.types import Batch, Source, Task
-from bigmodel_cli.data.batches import gather_ahead, shard_batches
+from bigmodel_cli.data.batches import gather_ahead, longest_first, shard_batches
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.inference.batch_size import forward_pass, max_batch_size, sample_inputs
@@ -25,12 +25,9 @@ def _rank_batches(
     gets the first sample as a placeholder, which does not count.
     """
     model.eval()
-    parts = shard_batches(
-        len(source),
-        min(batch_size, max_batch_size(task, placement)),
-        group.data_parallel_rank,
-        group.data_parallel_size,
-    )
+    size, order = min(batch_size, max_batch_size(task, placement)), longest_first(source)
+    parts = shard_batches(len(source), size, group.data_parallel_rank, group.data_parallel_size)
+    parts = parts if order is None else [order[part] for part in parts]
     placeholder = torch.zeros(1, dtype=torch.int64)
     for part, raw in zip(parts, gather_ahead(source, [p if len(p) else placeholder for p in parts]), strict=True):
         yield placement.inputs(task.prepare(placement.batch(raw))), bool(len(part))
@@ -113,8 +110,9 @@ def collect(
     """
     example = sample_inputs(task, source, placement, batch_size)
     optimized = optimize_for_inference(model, task.outputs, placement, example, len(source), allow_low_precision)
-    parts: list[Batch] = []
+    order, parts = longest_first(source), list[Batch]()
     with torch.inference_mode(), optimized.placement.autocast():
-        for batch in forward_pass(optimized.model, task, source, optimized.placement, batch_size):
+        for batch in forward_pass(optimized.model, task, source, optimized.placement, batch_size, order):
             parts.append({k: v.cpu() for k, v in task.outputs(optimized.model, batch).items()})
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}, optimized.note
+    outputs = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    return outputs if order is None else {k: v[order.argsort()] for k, v in outputs.items()}, optimized.note
