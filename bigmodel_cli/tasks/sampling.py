@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bigmodel_cli.tasks.vector_products import vector_products
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,6 +39,13 @@ def next_tokens(
     When a text fills the context, its second half is encoded again and the rest is dropped. This costs about
     two tokens per token; shifting by one would encode the whole context each time. The texts beside it keep theirs.
     """
+    with vector_products(model):
+        yield from _next_tokens(model, prompts, sampling, use_cache)
+
+
+def _next_tokens(
+    model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, use_cache: bool
+) -> Iterator[Tensor]:
     device = next(model.parameters()).device
     context = int(model.context)  # type: ignore[arg-type]
     rows = [list(p)[-max(context - 1, 1) :] for p in prompts]
