@@ -38,7 +38,7 @@ def fold_kept_statistics(run: Run) -> int:
         raw = run.batches.indexed_source.gather(run.batches.order(0)[:PROBED])
         batch = run.placement.batch(raw)
         batch = run.placement.inputs(run.task.prepare(batch, SampleKey(0, 0, batch["index"])))
-        return run.task.loss(run.model, batch).total
+        return run.task.loss(run.forward, batch).total  # features that were kept go to the head alone
 
     run.model.eval()  # nothing of its state changes
     for conv, norm in list(_pairs(run.model, norms, loss)):
