@@ -22,7 +22,7 @@ from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.engine.device.placement import Placement, is_out_of_memory
 
-MIN_RUN_SECONDS = 10.0  # shorter runs are not tuned: tuning would not pay, and they stay the same on every machine
+MIN_RUN_SECONDS = 5.0  # shorter runs are not tuned: tuning would not pay, and they stay the same on every machine
 MAX_SEARCH_SECONDS, SEARCH_FRACTION = 5.0, 0.05  # the search may take so long, or this part of a long run
 SHORT_RUN_FRACTION = 0.1  # in a short run it may take this part of it at most
 PROBE_SAMPLES, TARGET_STEP_SECONDS = 4, 0.25  # on a CPU a slow batch is timed on a subset of its samples
