@@ -166,7 +166,7 @@ class PlacementSection(Section):
     device: Annotated[str, BeforeValidator(_device)] = Field("auto", description="auto: CUDA, else MPS, else CPU")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: measured in runs over 10 s, else bf16 on CUDA, fp32 elsewhere; a value skips all measuring",
+        description="auto: measured in runs over 5 s, else bf16 on CUDA, fp32 elsewhere; a value skips all measuring",
     )
     channels_last: bool | Literal["auto"] = Field("auto", description="memory format; auto: measured, else true")
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile; auto: measured in long runs, else off")
