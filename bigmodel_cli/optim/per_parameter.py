@@ -31,4 +31,3 @@ class PerParameter(torch.optim.Optimizer):
 
     def update(self, p: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         """Change `p` in place by its gradient; `group` has the options."""
-        raise NotImplementedError
