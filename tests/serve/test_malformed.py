@@ -69,7 +69,7 @@ RAW = {
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
 def test_what_is_hardly_a_request(service: Running, raw: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", service.port), timeout=15) as client:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
         try:
             client.sendall(raw)
             client.shutdown(socket.SHUT_WR)
@@ -88,7 +88,7 @@ def test_clients_that_leave_in_the_middle(service: Running) -> None:
     length, chunked = b"Content-Length: 1000\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"
     for sent in (b"", b"POST /pre", head + length, head + chunked):
         for _ in range(5):
-            with socket.create_connection(("127.0.0.1", service.port), timeout=15) as client:
+            with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
                 client.sendall(sent)
     alive(service)
     assert service.figures()["bigmodel_requests_in_work"] == 0
