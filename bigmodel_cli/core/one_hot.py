@@ -7,8 +7,7 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tables import Table, as_text
-
-TRUTH = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+from bigmodel_cli.core.truth import truth_of
 
 
 def has_several(given: Mapping[str, str] | None) -> bool:
@@ -24,7 +23,7 @@ def one_label(table: Table, cells: Sequence[Any], where: str) -> str:
     """
     texts = [str(cell).lower() if type(cell) is bool else as_text(cell, where, "label").strip() for cell in cells]
     names = [table.chosen.names[i].strip() for i in table.chosen.places["label"]]
-    held = [TRUTH.get(text.lower()) for text in texts]
+    held = [truth_of(text) for text in texts]
     if len(names) == 1 or None in held:
         return " ".join(text for text in texts if text)
     if held.count(True) != 1:

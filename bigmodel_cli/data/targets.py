@@ -22,14 +22,13 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
 from bigmodel_cli.core.tables import AROUND
+from bigmodel_cli.core.truth import truth_of
 from bigmodel_cli.core.types import Batch, DataBundle, Source
 
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
 SEPARATOR = "|"
 Separator = Annotated[str, Field(min_length=1, description="between the labels of a cell that names several")]
 LONGEST_LIST = 10_000  # characters
-YES = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "y": 1.0}
-NO = {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "n": 0.0, "-1": 0.0}
 
 
 class Targets(SourceWrapper):
@@ -177,8 +176,8 @@ def _number(cell: Any, column: str, where: str) -> float:
 
 
 def _truth(cell: Any, column: str, where: str) -> float:
-    text = str(cell if cell is not None else "").strip().lower()
-    value = YES.get(text, NO.get(text))
+    text = str(cell if cell is not None else "").strip()
+    value = truth_of(text)
     if value is None:
         raise InputError(f"{where}: {column} is {text[:40]!r}", "expected 1 or 0")
-    return value
+    return float(value)
