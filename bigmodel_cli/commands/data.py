@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +14,11 @@ from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.option_tables import show_component
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.text_samples import Reading
     from bigmodel_cli.insight.image_dataset import Findings
 
 MAX_CLASSES = 30  # rows of classes in the table; --json lists them all
@@ -112,6 +111,7 @@ def inspect(
         Path | None, typer.Option("--sheet", metavar="FILE.png", help="Write a contact sheet of images.")
     ] = None,
     columns: opt.Columns = None,
+    encoding: opt.Encoding = None,
     data_dir: opt.DataDir = None,
     json: opt.Json = False,
 ) -> None:
@@ -130,55 +130,59 @@ def inspect(
 
         bigmodel data inspect movielens-100k
     """
-    _inspect(path, sheet, columns, data_dir, json)
+    _inspect(path, sheet, columns, encoding, data_dir, json)
 
 
-def _inspect(path: str, sheet: Path | None, columns: str | None, data_dir: Path | None, json: bool) -> None:
+def _inspect(
+    path: str, sheet: Path | None, columns: str | None, encoding: str | None, data_dir: Path | None, json: bool
+) -> None:
     from bigmodel_cli.data.token_shards.files import is_shards
 
     if is_shards(Path(path)):
-        _check_for_images(path, sheet, columns)
+        _check_for_images(path, sheet, columns, encoding)
         show_shards(Path(path), json)
         return
     from bigmodel_cli.core.registry import data, tasks
     from bigmodel_cli.data.user_path import source_for
 
     if path in data.found and data.found[path].meta.get("kind") == "interactions":
-        _check_for_images(path, sheet, columns)
+        _check_for_images(path, sheet, columns, encoding)
         show_interactions(path, path, data_dir, None, json)
         return
-    given = read_columns(columns) if columns is not None else None
-    source = source_for(path, given)
+    how = opt.reading(columns, encoding)
+    source = source_for(path, how.columns)
     task = data.get(source).meta.get("task") if source else None
     if source and task and tasks.get(task).meta["spec_type"].kind == "text":
         _check_for_images(path, sheet)
-        show_text(Path(path), source, given, json)
+        show_text(Path(path), source, how, json)
         return
     if source and data.get(source).meta.get("kind") == "interactions":
         _check_for_images(path, sheet)
-        show_interactions(path, source, data_dir, given, json)
+        show_interactions(path, source, data_dir, how, json)
         return
-    _inspect_images(path, given, sheet, json)
+    _inspect_images(path, how, sheet, json)
 
 
-def _check_for_images(path: str, sheet: Path | None, columns: str | None = None) -> None:
+def _check_for_images(path: str, sheet: Path | None, columns: str | None = None, encoding: str | None = None) -> None:
     """Refuse flags that are not for what `path` holds.
 
     Raises:
         InputError: they are given.
     """
-    for flag, given, of in (("--sheet", sheet, "images"), ("--columns", columns, "a table")):
+    for flag, given, of in (
+        ("--sheet", sheet, "images"), ("--columns", columns, "a table"), ("--encoding", encoding, "texts or a table")
+    ):  # fmt: skip
         if given is not None:
             raise InputError(f"{path}: {flag}", f"expected {of}", f"leave {flag} out")
 
 
-def _inspect_images(path: str, columns: Mapping[str, str] | None, sheet: Path | None, json: bool) -> None:
+def _inspect_images(path: str, how: Reading, sheet: Path | None, json: bool) -> None:
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.insight import image_dataset
 
     with WaitBars():
-        listing = list_images(path, columns)
+        listing = list_images(path, how.columns, encoding=how.encoding)
         findings = image_dataset.inspect(listing)
     if sheet is not None:
         image_dataset.contact_sheet(listing, sheet)

@@ -15,6 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands, explanations
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.text_samples import Reading
     from bigmodel_cli.engine.build.load import TrainedModel
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]
@@ -67,6 +68,7 @@ def explain(
     files: Files = None,
     texts: Texts = None,
     columns: opt.Columns = None,
+    encoding: opt.Encoding = None,
     users: Users = None,
     top: Top = 10,
     data_dir: opt.DataDir = None,
@@ -101,21 +103,24 @@ def explain(
 
     trained = open_checkpoint(checkpoint, pretrained, data_dir)
     if users or trained.task.spec.kind == "interactions":
-        refuse_unused(("columns", "target", "method", "steps", "checks", "nearest", "out"), "recommendations")
+        refuse_unused(
+            ("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out"), "recommendations"
+        )
         explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
     elif trained.task.spec.kind == "text":
         refuse_unused(("top", "checks", "nearest"), "texts")
         refuse_columns(columns, files or [])
-        given = TextOptions(files or [], texts or [], opt.table_columns(columns, trained.recipe), method or (), steps)
+        how = opt.reading(columns, encoding, trained.recipe)
+        given = TextOptions(files or [], texts or [], how, method or (), steps)
         explain_texts(trained, given, target, out, json)
     else:
-        listed = _images(trained, files or [], texts, columns, method or [])
+        listed = _images(trained, files or [], texts, opt.reading(columns, encoding, trained.recipe), method or [])
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
     console.note_next(trained.path, "eval", unless=json)
 
 
 def _images(
-    trained: TrainedModel, files: list[Path], texts: list[str] | None, columns: opt.Columns, methods: list[str]
+    trained: TrainedModel, files: list[Path], texts: list[str] | None, how: Reading, methods: list[str]
 ) -> list[Path]:
     """The images in `files`.
 
@@ -127,4 +132,4 @@ def _images(
         refuse_unused(("steps",), " and ".join(methods), "--method integrated-gradients takes them")
     if texts:
         raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
-    return expand_inputs(files, "image", opt.table_columns(columns, trained.recipe))
+    return expand_inputs(files, "image", how)

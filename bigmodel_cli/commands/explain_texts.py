@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from rich.text import Text
 from bigmodel_cli.commands import console
 from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError, nearest, printable
+from bigmodel_cli.core.text_samples import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ class TextOptions:
 
     files: list[Path]
     texts: list[str]
-    columns: Mapping[str, str] | None
+    how: Reading
     methods: Sequence[str]
     steps: int
 
@@ -39,13 +40,13 @@ def explain_texts(
     others = sorted(set(options.methods) - {METHOD})
     if others:
         raise InputError(f"--method {', '.join(others)} is for images", hint=f"use --method {METHOD} for texts")
-    samples = _read_texts(trained, options.files, options.texts, options.columns)
+    samples = _read_texts(trained, options.files, options.texts, options.how)
     found = [_explain_text(trained, *sample, target, options.steps) for sample in samples]
     _show_texts(trained, found, out, json)
 
 
 def _read_texts(
-    trained: TrainedModel, files: list[Path], texts: list[str], columns: Mapping[str, str] | None
+    trained: TrainedModel, files: list[Path], texts: list[str], how: Reading
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tokens (T,) of each text."""
     import torch
@@ -57,7 +58,7 @@ def _read_texts(
 
     task = trained.task
     if isinstance(task, (Answers, Generates)):
-        lines = [(name, text) for f in files for name, text in read_texts(f, "text", columns) if text.strip()]
+        lines = [(name, text) for f in files for name, text in read_texts(f, "text", how) if text.strip()]
         given = [*((f"text {i}", text) for i, text in enumerate(texts, 1)), *lines]
         if not given:
             raise InputError("nothing to explain", "expected --text or FILE", "bigmodel explain --help")
@@ -125,12 +126,14 @@ def _target_index(target: str, names: list[str], known: Any, classes: bool) -> i
 
 
 def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | None, json: bool) -> None:
+    from bigmodel_cli.core.tokens import tokenizer
     from bigmodel_cli.insight.explanations import colour, page
 
     if out is not None:
         atomic_files.write_text(
             out, page(f"Predictions of {trained.path.parent.name or trained.path.name}, explained", found)
         )
+    separator = tokenizer(trained.task.spec).separator
     for text in found:
         if json:
             console.print_json(text)
@@ -140,8 +143,7 @@ def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | 
         for token, weight in zip(text["tokens"], text["weights"], strict=True):
             r, g, b = colour(weight, largest)
             line.append(printable(token), style=f"black on rgb({r},{g},{b})")
-            if trained.task.spec.tokenizer == "word":
-                line.append(" ")
+            line.append(separator)
         console.say(f"{text['name']}: {text['answer']!r} {text['shown']}")
         console.show(line)
         rows = [(repr(t), f"{w:+.3f}") for t, w in zip(text["tokens"], text["weights"], strict=True)]

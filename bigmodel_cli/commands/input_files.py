@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from bigmodel_cli.commands import console
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 
 STANDARD_INPUT = Path("-")
 
@@ -31,7 +31,7 @@ def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path]
     return [file for file in files if file != STANDARD_INPUT], [*texts, *lines]
 
 
-def expand_inputs(paths: list[Path], kind: str, columns: Mapping[str, str] | None = None) -> list[Path]:
+def expand_inputs(paths: list[Path], kind: str, how: Reading = AS_FOUND) -> list[Path]:
     """`paths`, with each folder replaced by the files in it, sorted, and a table of images by the images in it.
 
     `kind` is that of the model's inputs, "image" or "text". Files in a folder that are neither are counted in a note.
@@ -47,7 +47,7 @@ def expand_inputs(paths: list[Path], kind: str, columns: Mapping[str, str] | Non
     unused: Counter[str] = Counter()
     for path in paths:
         if kind == "image" and table_suffix(path) and path.is_file():
-            files += _named_images(path, columns)
+            files += _named_images(path, how)
         elif path.is_dir():
             inside = [f for f in path.rglob("*") if f.is_file() and not any(map(is_hidden, f.relative_to(path).parts))]
             wanted = [f for f in inside if _fits(f, kind)]
@@ -58,20 +58,20 @@ def expand_inputs(paths: list[Path], kind: str, columns: Mapping[str, str] | Non
     if unused:
         console.note(describe_unused(unused))
     if kind == "text":
-        _say_guesses(files, columns)
+        _say_guesses(files, how)
     return files
 
 
-def _say_guesses(files: list[Path], columns: Mapping[str, str] | None) -> None:
+def _say_guesses(files: list[Path], how: Reading) -> None:
     """Say what is guessed of the files, the first of each kind of guess with its number of files."""
     from bigmodel_cli.core.errors import InputError
     from bigmodel_cli.core.text_samples import guesses
 
-    role = "source" if "source" in (columns or {}) else "text"
+    role = "source" if "source" in (how.columns or {}) else "text"
     said: list[str] = []
     for file in files:
         with contextlib.suppress(InputError):  # reported where it is predicted
-            said += guesses(file, role, columns)
+            said += guesses(file, role, how)
     for note in said[:3]:
         console.note(note)
     if len(said) > 3:
@@ -87,12 +87,11 @@ def _fits(file: Path, kind: str) -> bool:
     return suffix in image_suffixes() if kind == "image" else suffix in PLAIN_TEXT or bool(table_suffix(file))
 
 
-def _named_images(path: Path, columns: Mapping[str, str] | None) -> list[Path]:
+def _named_images(path: Path, how: Reading) -> list[Path]:
     from bigmodel_cli.core.image_names import ImageNames
     from bigmodel_cli.core.tables import as_text, open_table
 
-    given = {role: column for role, column in (columns or {}).items() if role == "image"}
-    table, names = open_table(path, ("image",), given), ImageNames(path.parent)
+    table, names = open_table(path, ("image",), how.of("image"), how.encoding), ImageNames(path.parent)
     return [
         Path(names.find(as_text(name, table.located(line), "image").strip(), table.located(line)))
         for line, (name,) in table.rows("image")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands import console
 
 if TYPE_CHECKING:
+    from bigmodel_cli.core.text_samples import Reading
     from bigmodel_cli.core.types import DataBundle
 
 
-def show_interactions(
-    name: str, source: str, data_dir: Path | None, columns: Mapping[str, str] | None, json: bool
-) -> None:
+def show_interactions(name: str, source: str, data_dir: Path | None, how: Reading | None, json: bool) -> None:
     """Print what is in the interactions `name`: density, long tail, repeats, ties, and leaks in time.
 
     Raises:
@@ -28,7 +26,7 @@ def show_interactions(
     entry = data.get(source)
     options: dict[str, Any] = {}
     if source != name:
-        options = {"path": str(Path(name).expanduser().absolute()), "split": "random", "columns": columns}
+        options = {"path": str(Path(name).expanduser().absolute()), "split": "random", **(how.options() if how else {})}
     bundle: DataBundle = entry(data_root(data_dir), RATINGS, **options)
     facts = figures(bundle)
     notes = [note for note in bundle.notes if not note.startswith("random by user")]

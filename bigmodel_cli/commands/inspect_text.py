@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands import console
 
+if TYPE_CHECKING:
+    from bigmodel_cli.core.text_samples import Reading
 
-def show_text(path: Path, source: str, columns: Mapping[str, str] | None, json: bool) -> None:
+
+def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
     """Print how the data source named `source` reads `path`: splits, tokens, classes.
 
     Raises:
@@ -20,10 +22,10 @@ def show_text(path: Path, source: str, columns: Mapping[str, str] | None, json: 
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokens import tokenizer
     from bigmodel_cli.data.text.windows import Windows
-    from bigmodel_cli.engine.build.data import shared_samples_note
+    from bigmodel_cli.engine.build.data import conflicting_labels_note, shared_samples_note
 
     entry = data.get(source)
-    bundle = entry(data_root(None), path=str(path), **({"columns": columns} if columns else {}))
+    bundle = entry(data_root(None), path=str(path), **how.options())
     splits = {name: load() for name, load in bundle.load.items()}
     spec = bundle.spec
     facts: dict[str, Any] = {"read as": source, "tokenizer": spec.tokenizer, "vocabulary": tokenizer(spec).size}
@@ -39,7 +41,8 @@ def show_text(path: Path, source: str, columns: Mapping[str, str] | None, json: 
     classes = {c: sum(int((split.labels == i).sum()) for split in splits.values()) for i, c in enumerate(spec.classes)}
     shared = [shared_samples_note(bundle, splits["train"], split, name) for name, split in splits.items()
               if name != "train" and "train" in splits]  # fmt: skip
-    notes = [*bundle.notes, *filter(None, shared)]
+    conflicts = [conflicting_labels_note(split, name, spec.classes) for name, split in splits.items()]
+    notes = [*bundle.notes, *filter(None, [*shared, *conflicts])]
     if json:
         console.print_json({"path": str(path), **facts, "classes": classes, "notes": notes})
         return

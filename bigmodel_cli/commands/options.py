@@ -13,6 +13,8 @@ from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path, task_in
 from bigmodel_cli.commands.signatures import Flag, flags_of
 from bigmodel_cli.core.columns import read_columns
+from bigmodel_cli.core.text_files import AUTO
+from bigmodel_cli.core.text_samples import Reading
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
@@ -38,6 +40,11 @@ Columns = Annotated[
     ),
     Flag("data.columns", default="found by their names", also=("audit", "compare", "eval", "plan", "verify-resume")),
 ]
+Encoding = Annotated[
+    str | None,
+    typer.Option("--encoding", metavar="NAME", help="Encoding of texts and tables: utf-8, latin-1, koi8-r, ..."),
+    Flag("data.encoding", default="found by the content", also=("audit", "compare", "eval", "plan", "verify-resume")),
+]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="CKPT is the name of a model: take its published weights.")
 ]
@@ -52,9 +59,11 @@ Trust = Annotated[
 ]
 
 
-def table_columns(given: str | None, recipe: Recipe) -> dict[str, str] | None:
-    """The columns that ``--columns`` names, else those that `recipe` was trained with."""
-    return read_columns(given) if given is not None else recipe.data.options.get("columns")
+def reading(columns: str | None, encoding: str | None, recipe: Recipe | None = None) -> Reading:
+    """How files are read: as ``--columns`` and ``--encoding`` say, else as the training data of `recipe` was."""
+    trained = recipe.data.options if recipe is not None else {}
+    given = read_columns(columns) if columns is not None else trained.get("columns")
+    return Reading(given, encoding or trained.get("encoding") or AUTO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +90,7 @@ class RunOptions:
         Flag("data.name", default="digits; texts: tales", also=("compare", "eval", "export", "plan", "verify-resume")),
     ] = None
     columns: Columns = None
+    encoding: Encoding = None
     task: Annotated[
         str | None,
         typer.Option("--task", metavar="NAME", help=TASK_HELP, autocompletion=complete("tasks")),

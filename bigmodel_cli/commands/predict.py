@@ -54,6 +54,7 @@ def predict(
     pretrained: opt.Pretrained = False,
     options: RunOptions,
     columns: opt.Columns = None,
+    encoding: opt.Encoding = None,
     tta: opt.Tta = False,
     trust: opt.Trust = False,
     json: opt.Json = False,
@@ -88,12 +89,12 @@ def predict(
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if isinstance(trained.task, Recommends) and files and not (users or texts):
-        show_ratings(trained, files, columns, json)
+        show_ratings(trained, files, opt.reading(columns, encoding), json)
     elif users or isinstance(trained.task, Recommends):
-        refuse_unused(("columns", "tta", "device", "precision"), "recommendations")
+        refuse_unused(("columns", "encoding", "tta", "device", "precision"), "recommendations")
         show_recommendations(trained, options, users or [], bool(files or texts), top, json)
     else:
-        _predict_samples(trained, options, files, texts, columns, top, tta, json)
+        _predict_samples(trained, options, files, texts, columns, encoding, top, tta, json)
 
 
 def _predict_samples(
@@ -102,6 +103,7 @@ def _predict_samples(
     files: list[Path],
     texts: list[str],
     columns: opt.Columns,
+    encoding: opt.Encoding,
     top: int,
     tta: bool,
     json: bool,
@@ -122,16 +124,16 @@ def _predict_samples(
     recipe = checkpoint_recipe(trained, options.flag_layers())
     configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
-    given = opt.table_columns(columns, recipe)
+    how = opt.reading(columns, encoding, recipe)
     if isinstance(task, EncodesTexts) and (missing := next((f for f in files if not f.exists()), None)):
         console.note(f'no file is called {missing}; a text itself is given by --text "{missing}"')
-    listed = expand_inputs(files, task.spec.kind, given)
+    listed = expand_inputs(files, task.spec.kind, how)
     refuse_columns(columns, (*files, *listed))
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
     notes: list[str] = []
-    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, given, notes), task, notes, json)
+    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, how, notes), task, notes, json)
     if not json and isinstance(task, Classifies):
         console.note_next(trained.path, "explain", *(["--text", texts[0]] if texts else [str(listed[0])]))
 

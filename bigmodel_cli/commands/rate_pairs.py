@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.recommend_items import interaction_spec
 from bigmodel_cli.commands.unused_options import refuse_unused
-from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.text_samples import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PAIRS_AT_ONCE = 65536
 
 
-def show_ratings(trained: TrainedModel, files: Sequence[Path], columns: str | None, json: bool) -> None:
+def show_ratings(trained: TrainedModel, files: Sequence[Path], how: Reading, json: bool) -> None:
     """Print the predicted rating of each pair in the tables `files`; a pair of an unknown user or item is an error.
 
     The known pairs are still rated.
@@ -35,7 +35,7 @@ def show_ratings(trained: TrainedModel, files: Sequence[Path], columns: str | No
         raise InputError(f"{trained.path} ranks items for users", "expected --user ID", "bigmodel predict --help")
     errors, rows = list[InputError](), list[tuple[str, ...]]()
     for file in files:
-        pairs = _known_pairs(file, spec, columns, errors)
+        pairs = _known_pairs(file, spec, how, errors)
         ratings = _ratings(trained, pairs).tolist()
         for (line, user, item), rating in zip(pairs, ratings, strict=True):
             who, what = spec.user_id(user), spec.item_id(item)
@@ -52,12 +52,12 @@ def show_ratings(trained: TrainedModel, files: Sequence[Path], columns: str | No
 
 
 def _known_pairs(
-    file: Path, spec: InteractionSpec, columns: str | None, errors: list[InputError]
+    file: Path, spec: InteractionSpec, how: Reading, errors: list[InputError]
 ) -> list[tuple[int, int, int]]:
     """The line, the user and the item of each pair that the model knows; an error for each that it does not."""
     from bigmodel_cli.core.tables import as_text, open_table
 
-    opened = open_table(file, ("user", "item"), read_columns(columns) if columns else None)
+    opened = open_table(file, ("user", "item"), how.columns, how.encoding)
     users = {name: i for i, name in enumerate(spec.user_ids)}
     items = {name: i for i, name in enumerate(spec.item_ids)}
     pairs = []

@@ -75,6 +75,7 @@ Columns = Annotated[
 GroupBy = Annotated[
     str | None, Field(description="column whose equal values stay on one side when val is carved, as a patient's id")
 ]
+TableEncoding = Annotated[str, Field(description="of a table: auto, utf-8, latin-1, utf-16, ...")]
 
 
 def plain_name(name: str) -> str:

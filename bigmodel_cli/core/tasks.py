@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from bigmodel_cli.core.sources import Batch, Source
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,10 +162,10 @@ class Classifies(Task, Protocol):
 class Predicts(Task, Protocol):
     """A task that can predict the samples of a file."""
 
-    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path, how: Reading = AS_FOUND) -> Iterator[tuple[str, Batch]]:
         """The samples in a file: the name of each, and a raw batch of one.
 
-        `columns` are the columns of a table by role, as in ``data.columns``.
+        `how` says which columns of a table are read, and in which encoding.
 
         Raises:
             InputError: the file cannot be read.

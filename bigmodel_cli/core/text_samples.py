@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from bigmodel_cli.core.fasttext import is_fasttext, split_labels
@@ -10,37 +11,58 @@ from bigmodel_cli.core.tables import as_text, open_table, table_suffix
 from bigmodel_cli.core.text_files import AUTO, find_encoding, read_blocks, read_lines
 
 
-def read_texts(path: Path, role: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the columns of tables by role, as in ``data.columns``, and the encoding of all of them."""
+
+    columns: Mapping[str, str] | None = None
+    encoding: str = AUTO
+
+    def of(self, role: str) -> dict[str, str]:
+        """The column of `role`, if one is named."""
+        return {k: v for k, v in (self.columns or {}).items() if k == role}
+
+    def options(self) -> dict[str, object]:
+        """The options of a data set that say so, those that are not as found."""
+        known = {"columns": self.columns, "encoding": None if self.encoding == AUTO else self.encoding}
+        return {name: value for name, value in known.items() if value}
+
+
+AS_FOUND = Reading()
+"""Columns by their usual names, and the encoding that the content tells."""
+
+
+def read_texts(path: Path, role: str, how: Reading = AS_FOUND) -> Iterator[tuple[str, str]]:
     """The location and the text of each row of a table, in the column for `role`, or else of each line.
 
     Labels in a file of fastText's format are left out.
 
-    `columns` are those of the training data; the table need not have the columns of other roles.
+    `how` is as for the training data; the table need not have the columns of other roles.
 
     Raises:
         InputError: the file cannot be read, or has no such column.
     """
     if role == "text" and is_fasttext(path):
-        for number, line in enumerate(read_lines(path, AUTO), 1):
+        for number, line in enumerate(read_lines(path, how.encoding), 1):
             yield f"{path}:{number}", split_labels(line)[1]
         return
     if not table_suffix(path):
-        for number, line in enumerate(read_lines(path, AUTO), 1):
+        for number, line in enumerate(read_lines(path, how.encoding), 1):
             yield f"{path}:{number}", line
         return
-    table = open_table(path, (role,), {k: v for k, v in (columns or {}).items() if k == role})
+    table = open_table(path, (role,), how.of(role), how.encoding)
     for at, (text,) in table.rows(role):
         yield table.located(at), as_text(text, table.located(at), role)
 
 
-def guesses(path: Path, role: str, columns: Mapping[str, str] | None = None) -> list[str]:
+def guesses(path: Path, role: str, how: Reading = AS_FOUND) -> list[str]:
     """What :func:`read_texts` guesses of the file at `path`, to be said: its encoding, and how a table is written.
 
     Raises:
         InputError: as :func:`read_texts`.
     """
     if not table_suffix(path):
-        return list(filter(None, [find_encoding(path, read_blocks(path))[1]]))
+        return list(filter(None, [find_encoding(path, read_blocks(path))[1]])) if how.encoding == AUTO else []
     notes: list[str] = []
-    open_table(path, (role,), {k: v for k, v in (columns or {}).items() if k == role}, notes=notes)
+    open_table(path, (role,), how.of(role), how.encoding, notes)
     return [note for note in notes if "columns not used" not in note]  # a label is none that predict uses

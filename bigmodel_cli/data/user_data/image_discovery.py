@@ -16,6 +16,7 @@ from bigmodel_cli.core.image_names import is_hidden
 from bigmodel_cli.core.images import image_suffixes
 from bigmodel_cli.core.splits import split_of, splits_among
 from bigmodel_cli.core.tables import SUFFIXES, first_columns, table_suffix
+from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.data.image.class_folders import Folder, arrange
 from bigmodel_cli.data.image.listing import NO_TRAIN, Listing, file_item
 from bigmodel_cli.data.user_data.folder_walk import list_files
@@ -39,11 +40,17 @@ OTHERS = {
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
-def list_images(where: str | Path, columns: Mapping[str, str] | None = None, group_by: str | None = None) -> Listing:
+def list_images(
+    where: str | Path,
+    columns: Mapping[str, str] | None = None,
+    group_by: str | None = None,
+    encoding: str = AUTO,
+) -> Listing:
     """List the images at `where`: class folders, a table, a tar, shards, or a Hugging Face data set.
 
     `columns` are those of the image and the label in a table or a data set; the label is also the field in a shard's
-    JSON. `group_by` is the column, or the field, whose equal values stay on one side of a split.
+    JSON. `group_by` is the column, or the field, whose equal values stay on one side of a split. `encoding` is that
+    of a table.
 
     Raises:
         InputError: nothing is there, or the layout is wrong; the message says how.
@@ -65,7 +72,7 @@ def list_images(where: str | Path, columns: Mapping[str, str] | None = None, gro
         _check_no_columns(path, columns, group_by)
         return _from_folder(path)
     if table_suffix(path):
-        return from_table(path, columns, group_by)
+        return from_table(path, columns, group_by, encoding)
     if name.endswith(".tar") and is_shard(path):
         return from_shards(str(path), [path], **_named(columns, "label"), group_by=group_by)
     if name.endswith((*TARS, ZIP)):

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bigmodel_cli.core.columns import Columns, GroupBy
+from bigmodel_cli.core.columns import Columns, GroupBy, TableEncoding
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.specs import Interpolation
+from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size
 from bigmodel_cli.data.image.value_range import Given
@@ -43,12 +44,13 @@ def image_folder(
     cache: Cache = "auto",
     columns: Columns | None = None,
     group_by: GroupBy = None,
+    encoding: TableEncoding = AUTO,
     image_column: Annotated[str | None, Field(description="older spelling of columns.image")] = None,
     label_column: Annotated[str | None, Field(description="older spelling of columns.label")] = None,
 ) -> DataBundle:
     """Your own images: class folders, a table, a tar, WebDataset shards or a Hugging Face data set."""
     older = {k: v for k, v in (("image", image_column), ("label", label_column)) if v is not None}
-    listing = list_images(path, {**older, **(columns or {})} or None, group_by)
+    listing = list_images(path, {**older, **(columns or {})} or None, group_by, encoding)
     reading, notes = Reading(size, crop, interpolation, channels, value_range, skip_bad, cache), [*listing.notes]
     spec, load = reading.open(listing.splits, listing.classes, like, fits, notes)
     return DataBundle(spec, load, listing.fingerprint(), notes, listing.problem)

@@ -92,7 +92,9 @@ def _unlisted(used: Mapping[str, Any]) -> int:
     return total
 
 
-def from_table(path: Path, columns: Mapping[str, str] | None = None, group_by: str | None = None) -> Listing:
+def from_table(
+    path: Path, columns: Mapping[str, str] | None = None, group_by: str | None = None, encoding: str = AUTO
+) -> Listing:
     """The images of the table at `path`, with one label each.
 
     Raises:
@@ -102,7 +104,8 @@ def from_table(path: Path, columns: Mapping[str, str] | None = None, group_by: s
     cells = LabelCells("label")
     found: dict[str, dict[str, list[Item]]] = {}
     several = has_several(columns)
-    for row in image_rows(path, ("label",), columns, group_by, notes, apart=("label",) if several else ()):
+    apart = ("label",) if several else ()
+    for row in image_rows(path, ("label",), columns, group_by, notes, encoding, apart):
         value = one_label(row.table, row.values[0], row.where) if several else row.values[0]
         label = cells.read(value, lambda row=row: row.where)  # type: ignore[misc]
         found.setdefault(row.split, {}).setdefault(label, []).append(row.item)

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from bigmodel_cli.core.columns import Columns, GroupBy
+from bigmodel_cli.core.columns import Columns, GroupBy, TableEncoding
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.specs import Interpolation
+from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.image.listing import Item
 from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size
@@ -46,14 +47,15 @@ def image_targets(
     cache: Cache = "auto",
     columns: Columns | None = None,
     group_by: GroupBy = None,
+    encoding: TableEncoding = AUTO,
     separator: Separator = SEPARATOR,
 ) -> DataBundle:
     """Your own images with several labels or with numbers: a table, or folders of links, one a label."""
     where, notes = Path(path).expanduser().absolute(), list[str]()
     is_table = UserPath(str(where), columns or {}).table is not None
     if is_table:
-        labels = Labels(named_task(task), label_columns(where, ROLES, columns, group_by), separator)
-        splits = _from_table(where, labels, columns, group_by, notes)
+        labels = Labels(named_task(task), label_columns(where, ROLES, columns, group_by, encoding), separator)
+        splits = _from_table(where, labels, columns, group_by, encoding, notes)
     else:
         splits, labels = _from_folders(where, named_task(task), columns, group_by, notes)
     notes += labels.notes([item.label for item in splits.get("train", ())])
@@ -67,10 +69,15 @@ def image_targets(
 
 
 def _from_table(
-    path: Path, labels: Labels, columns: Mapping[str, str] | None, group_by: str | None, notes: list[str]
+    path: Path,
+    labels: Labels,
+    columns: Mapping[str, str] | None,
+    group_by: str | None,
+    encoding: str,
+    notes: list[str],
 ) -> Splits:
     splits: dict[str, list[Item]] = {}
-    for row in image_rows(path, ("label",), columns, group_by, notes, apart=("label",)):
+    for row in image_rows(path, ("label",), columns, group_by, notes, encoding, apart=("label",)):
         row.item.label = labels.add(row.values[0], row.where)
         splits.setdefault(row.split, []).append(row.item)
     return splits

@@ -16,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.one_hot import has_several, one_label
 from bigmodel_cli.core.splits import check_one_folder_each, split_of, splits_among
 from bigmodel_cli.core.tables import SUFFIXES, LabelCells, Table, as_text, open_table, table_suffix
+from bigmodel_cli.core.text_files import AUTO
 
 TRAIN = "train"
 
@@ -124,7 +125,7 @@ def find_splits(
 
 
 def label_columns(
-    path: Path, roles: Sequence[str], given: Mapping[str, str] | None, group_by: str | None
+    path: Path, roles: Sequence[str], given: Mapping[str, str] | None, group_by: str | None, encoding: str = AUTO
 ) -> tuple[str, ...]:
     """The names of the columns of the role ``label``, in the table or the first of the folder of tables at `path`.
 
@@ -133,7 +134,7 @@ def label_columns(
     """
     given = {**(given or {}), **({"group": group_by} if group_by else {})}
     file = next(iter(split_files(path, []).values()))
-    chosen = open_table(file, (*roles, "split", "group"), given, notes=[]).chosen
+    chosen = open_table(file, (*roles, "split", "group"), given, encoding, []).chosen
     names = tuple(chosen.names[i].strip() or f"column {i + 1}" for i in chosen.places["label"])
     if len(set(names)) < len(names):
         raise InputError(f"{file}: columns {', '.join(names)} for label", "expected each once")

@@ -41,7 +41,7 @@ def text_targets(
 ) -> DataBundle:
     """Your own texts with several labels or with numbers: a table with `text` and one or more columns of labels."""
     file, notes = Path(path).expanduser(), list[str]()
-    labels = Labels(named_task(task), label_columns(file, ROLES, columns, group_by), separator)
+    labels = Labels(named_task(task), label_columns(file, ROLES, columns, group_by, encoding), separator)
     numbered: dict[str, array[int]] = {}
 
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tasks import CUT, EncodesTexts, Predictions, Predicts
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.engine.device.placement import Placement
@@ -34,19 +35,19 @@ def predict_files(
     files: Sequence[Path],
     top: int,
     texts: Sequence[str] = (),
-    columns: Mapping[str, str] | None = None,
+    how: Reading = AS_FOUND,
     notes: list[str] | None = None,
 ) -> Iterator[tuple[str, Predictions | InputError]]:
     """The name and the `top` predictions of each of `texts`, then of each sample in `files`; or its error.
 
-    `texts` are for a task that :class:`EncodesTexts`; `columns` are those of tables among `files`. What a person should
+    `texts` are for a task that :class:`EncodesTexts`; `how` says how `files` are read. What a person should
     know is added to `notes` at the end.
     """
     size = min(MAX_BATCH, max_batch_size(task, placement))
     ready: dict[int, tuple[str, Predictions | InputError]] = {}  # waiting for the samples before them
     next_index = cut = 0
     for indices, names, batch in _batches(
-        itertools.chain(_encoded(task, texts), _samples(task, files, columns, ahead=2 * size)), size
+        itertools.chain(_encoded(task, texts), _samples(task, files, how, ahead=2 * size)), size
     ):
         if isinstance(batch, InputError):
             ready[indices[0]] = names[0], batch
@@ -93,13 +94,13 @@ def optimize_for_files(
     return optimize_for_inference(model, task.outputs, placement, sample_batch, len(files), allow_low_precision)
 
 
-def _samples(task: Predicts, files: Sequence[Path], columns: Mapping[str, str] | None, ahead: int) -> Iterator[Sample]:
+def _samples(task: Predicts, files: Sequence[Path], how: Reading, ahead: int) -> Iterator[Sample]:
     """The samples of `files`, or the error of a file, with at most `ahead` files being read or waiting."""
 
     def read(file: Path) -> list[Sample]:
         found: list[Sample] = []
         try:
-            found.extend(task.read_file(file, columns))
+            found.extend(task.read_file(file, how))
         except InputError as error:
             found.append((str(file), error))
         return found
