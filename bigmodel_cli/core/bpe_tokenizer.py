@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 class BPETokenizer:
     """A tokenizer from the JSON of Hugging Face's tokenizers; `special` overrules the names it is guessed from."""
 
+    separator = ""
+
     def __init__(self, json: str, special: Mapping[str, int] = MappingProxyType({})) -> None:
         library = require_package("tokenizers")
-        values = checked_tokenizer(json)
+        self.json, values = json, checked_tokenizer(json)
         try:
             self.inner = library.Tokenizer.from_str(dumps(values))
             self.inner.encode_special_tokens = True  # "<end>" in a text is ordinary text
@@ -96,6 +98,9 @@ class BPETokenizer:
         for token, i in self.named.items():
             lengths[i] = 0 if i in self.hidden else len(token.encode()) if token in self.added else count(token)
         return lengths
+
+    def to_json(self) -> str:
+        return self.json
 
     def tokens(self) -> Sequence[str]:
         names = [f"<no token {i}>" for i in range(self.size)]

@@ -252,6 +252,7 @@ def _plain(name: str) -> str:
 
 models = Registry("model", "models", "bigmodel_cli.models", "models")
 data = Registry("data set", "data", "bigmodel_cli.data", "data")
+tokenizers = Registry("tokenizer", "tokenizers", "bigmodel_cli.core.tokenizers")
 augments = Registry("augmentation", "augments", "bigmodel_cli.data", "augmentations")
 tasks = Registry("task", "tasks", "bigmodel_cli.tasks", "tasks")
 answers = Registry("kind of answer", "answers", "bigmodel_cli.tasks")

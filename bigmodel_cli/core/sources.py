@@ -56,6 +56,16 @@ class GroupedSource(Source, Protocol):
 
 
 @runtime_checkable
+class ContentSource(Source, Protocol):
+    """A split that knows which of its samples are the same without reading them."""
+
+    @property
+    def contents(self) -> Tensor:
+        """(N,) int64: a hash of each sample's content."""
+        ...
+
+
+@runtime_checkable
 class ValuedSource(Source, Protocol):
     """A split with several labels or numbers per sample, known without reading its samples; ``label`` in its batches.
 
@@ -136,9 +146,9 @@ class HistorySource(Source, Protocol):
 class SourceWrapper:
     """A source that wraps another one; a subclass overrides what differs.
 
-    It has labels, label values, targets, histories, sizes, lengths and an order exactly if `source` has them. They are
-    copied to the instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12) or sees
-    too much of it (3.11).
+    It has labels, label values, contents, targets, histories, sizes, lengths and an order exactly if `source` has them.
+    They are copied to the instance, because ``isinstance`` does not see what ``__getattr__`` would find (Python 3.12)
+    or sees too much of it (3.11).
     """
 
     keeps_lengths: ClassVar[bool] = True
@@ -150,6 +160,8 @@ class SourceWrapper:
         self.source = source
         if isinstance(source, LabelledSource):
             self.labels = self.select(source.labels)
+        if isinstance(source, ContentSource):
+            self.contents = self.select(source.contents)
         if isinstance(source, TranslatedSource):
             import torch
 

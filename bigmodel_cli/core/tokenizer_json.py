@@ -9,8 +9,8 @@ from typing import Any
 
 from bigmodel_cli.core.chat import ROLES
 from bigmodel_cli.core.framing import conventions
-from bigmodel_cli.core.special_tokens import END, PAD, SPECIALS, START, UNKNOWN
-from bigmodel_cli.core.tokens import require_package, tokenizer
+from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
+from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 CONFIG_IDS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
@@ -27,42 +27,13 @@ TEMPLATE = """\
 """The prefixes of our roles as a chat template; the words between @ are filled in."""
 
 
-def byte_names() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in byte-level BPE (Radford et al. 2019)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(b if b in plain else next(others)) for b in range(256)]
-
-
 def tokenizer_json(spec: TextSpec) -> str:
     """The tokenizer in `spec` as JSON for Hugging Face's tokenizers.
 
     Raises:
         MachineError: the extra ``text`` is not installed.
     """
-    if spec.tokenizer == "bpe":
-        return spec.vocabulary[0]
-    library = require_package("tokenizers")
-    known = tokenizer(spec)
-    if spec.tokenizer == "byte":
-        ids = {name: i for i, name in enumerate(byte_names())} | known.special
-        found = library.Tokenizer(library.models.BPE(ids, []))
-        found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        found.decoder = library.decoders.ByteLevel()
-    else:
-        ids = {name: i for i, name in enumerate(spec.vocabulary)}
-        unknown = {"unk_token": UNKNOWN} if UNKNOWN in ids else {}
-        found = library.Tokenizer(library.models.WordLevel(ids, **unknown))
-        if spec.tokenizer == "word":
-            found.normalizer = library.normalizers.Lowercase()
-            found.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
-        else:
-            any_character = library.Regex(r"[\s\S]")
-            found.pre_tokenizer = library.pre_tokenizers.Split(any_character, "isolated")
-            found.decoder = library.decoders.Fuse()
-    added = [library.AddedToken(s, special=True, normalized=False) for s in known.special if s in SPECIALS]
-    found.add_special_tokens(added)
-    return found.to_str()  # type: ignore[no-any-return]
+    return tokenizer(spec).to_json()
 
 
 def tokenizer_config(spec: TextSpec) -> dict[str, Any]:

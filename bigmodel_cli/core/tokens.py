@@ -1,110 +1,24 @@
 """Tokenizers: text to ids and back, built from the plain values in a TextSpec.
 
-- byte: the 256 byte values and ``<end>``; it encodes any text
-- char: the characters of the training text
-- word: the lower-case words of the training text, split at white space; other words are ``<unk>``
-- bpe: byte pair encoding (Sennrich et al. 2016), trained and run by Hugging Face's tokenizers
+Their kinds are registered in :mod:`bigmodel_cli.core.tokenizers`.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.bpe_tokenizer import BPETokenizer as BPETokenizer
 from bigmodel_cli.core.bpe_tokenizer import require_package as require_package
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.special_tokens import END, PAD, SPECIALS, UNKNOWN
+from bigmodel_cli.core.registry import tokenizers
+from bigmodel_cli.core.special_tokens import PAD, SPECIALS, UNKNOWN
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokenizer_files import MAX_TOKENS
+from bigmodel_cli.core.tokenizers.kind import Tokenizer as Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Tokenizer(Protocol):
-    """`size` is the number of ids; `special` maps the special tokens that exist to their ids."""
-
-    size: int
-    special: dict[str, int]
-
-    def encode(self, text: str) -> Sequence[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def byte_lengths(self) -> list[int]:
-        """The number of UTF-8 bytes of each id; 0 for special tokens."""
-        ...
-
-    def tokens(self) -> Sequence[str]:
-        """The name of each id. Tokens of two vocabularies are the same if their names are equal."""
-        ...
-
-
-class ByteTokenizer:
-    size = 257
-    special: dict[str, int] = {END: 256}  # noqa: RUF012
-
-    def encode(self, text: str) -> Sequence[int]:
-        return text.encode("utf-8", "surrogatepass")
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
-
-    def byte_lengths(self) -> list[int]:
-        return [1] * 256 + [0]
-
-    def tokens(self) -> Sequence[str]:
-        return [f"{i:#04x}" for i in range(256)] + [END]
-
-
-class CharTokenizer:
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        self.vocabulary, self.size = vocabulary, len(vocabulary)
-        self.ids = {token: i for i, token in enumerate(vocabulary)}
-        self.special = {s: self.ids[s] for s in SPECIALS if s in self.ids}
-
-    def encode(self, text: str) -> Sequence[int]:
-        try:
-            return [self.ids[c] for c in text]
-        except KeyError as error:
-            if UNKNOWN in self.ids:
-                return [self.ids.get(c, self.ids[UNKNOWN]) for c in text]
-            what = f"the character {error.args[0]!r} is not in the vocabulary"
-            raise InputError(what, f"expected some of the {self.size} characters the model was trained on") from None
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join("" if self.vocabulary[i] in self.special else self.vocabulary[i] for i in ids)
-
-    def byte_lengths(self) -> list[int]:
-        return [0 if t in self.special else len(t.encode("utf-8", "surrogatepass")) for t in self.vocabulary]
-
-    def tokens(self) -> Sequence[str]:
-        return self.vocabulary
-
-
-class WordTokenizer:
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        self.vocabulary, self.size = vocabulary, len(vocabulary)
-        self.ids = {token: i for i, token in enumerate(vocabulary)}
-        self.special = {s: self.ids[s] for s in SPECIALS if s in self.ids}
-        self.known = {token: i for token, i in self.ids.items() if token not in self.special}
-
-    def encode(self, text: str) -> Sequence[int]:
-        return list(map(self.known.get, split_words(text), itertools.repeat(self.special[UNKNOWN])))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        hidden = {i for token, i in self.special.items() if token != UNKNOWN}
-        return " ".join(self.vocabulary[i] for i in ids if i not in hidden)
-
-    def byte_lengths(self) -> list[int]:
-        return [0 if t in self.special else len(t.encode()) + 1 for t in self.vocabulary]
-
-    def tokens(self) -> Sequence[str]:
-        return self.vocabulary
 
 
 def encode_sized(known: Tokenizer, text: str) -> tuple[list[int], list[int]]:
@@ -125,21 +39,7 @@ def encode_many(known: Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
 
 @functools.lru_cache(maxsize=8)
 def _build(kind: str, vocabulary: tuple[str, ...], special: tuple[tuple[str, int], ...]) -> Tokenizer:
-    if kind == "byte":
-        return ByteTokenizer()
-    if not vocabulary or not all(isinstance(token, str) for token in vocabulary):
-        raise InputError(f"a {kind} tokenizer without its vocabulary", "expected a list of tokens")
-    if kind == "bpe":
-        return BPETokenizer(vocabulary[0], dict(special))
-    if len(set(vocabulary)) != len(vocabulary) or len(vocabulary) > MAX_TOKENS:
-        raise InputError("a duplicate token in the vocabulary", f"expected up to {MAX_TOKENS} different ones")
-    if kind == "char":
-        return CharTokenizer(vocabulary)
-    if kind == "word":
-        if not {PAD, UNKNOWN} <= set(vocabulary):
-            raise InputError("a word tokenizer without <pad> and <unk>", "expected both")
-        return WordTokenizer(vocabulary)
-    raise InputError(f"unknown tokenizer {kind!r}", "one of byte, char, word, bpe")
+    return tokenizers.get(kind)(vocabulary, special)  # type: ignore[no-any-return]
 
 
 def tokenizer(spec: TextSpec) -> Tokenizer:
@@ -158,23 +58,10 @@ def target_tokenizer(spec: TextSpec) -> Tokenizer:
     return _build(spec.tokenizer, own, spec.conventions.special if spec.conventions else ())
 
 
-def split_words(text: str) -> list[str]:
-    return text.lower().split()
-
-
-def char_vocabulary(texts: Iterable[str], specials: Sequence[str] = ()) -> tuple[str, ...]:
-    """The vocabulary of a char tokenizer: `specials`, then the characters in code point order."""
-    return (*specials, *sorted(set().union(*texts)))
-
-
-MOST_WORDS = 50_000
-
-
-def word_vocabulary(texts: Iterable[str], least: int = 1, most: int = MOST_WORDS) -> tuple[str, ...]:
-    """The vocabulary of a word tokenizer: special tokens, then up to `most` words that occur `least` times or more."""
-    counts = Counter(itertools.chain.from_iterable(map(split_words, texts)))
-    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return (*SPECIALS, *[word for word, n in ranked if n >= least and word not in SPECIALS][:most])
+def describe_tokenizer(spec: TextSpec) -> dict[str, Any]:
+    """The tokenizer in the ``preprocess.json`` of an export: how other programs encode a text."""
+    steps = tokenizers.get(spec.tokenizer).meta.get("steps", {})
+    return {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context, **steps}
 
 
 def token_id_map(model: TextSpec, data: TextSpec) -> tuple[int, ...] | None:

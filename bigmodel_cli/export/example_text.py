@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from bigmodel_cli.core.framing import encode_beginning
-from bigmodel_cli.core.registry import Entry, examples
+from bigmodel_cli.core.registry import Entry, examples, tokenizers
+from bigmodel_cli.core.tokenizers.kind import Program
 from bigmodel_cli.core.tokens import encode_truncated, tokenizer
 from bigmodel_cli.export.example import STANDARD, START, Example, answer_script
 from bigmodel_cli.export.folder import Run
@@ -36,35 +37,7 @@ if len(sys.argv) != 2:
 {start}
 steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
 '''
-IDS = 'ids = {token: i for i, token in enumerate(steps["vocabulary"])}\n'
-TOKENS = {
-    "byte": "tokens = list(sys.argv[1].encode())\n",
-    "char": IDS + 'tokens = [ids[c] if c in ids else ids["<unk>"] for c in sys.argv[1]]\n',
-    "word": IDS
-    + """\
-special, unknown = ("<pad>", "<unk>", "<start>", "<end>"), ids["<unk>"]
-tokens = [unknown if word in special else ids.get(word, unknown) for word in sys.argv[1].lower().split()]
-""",
-    "bpe": """\
-known = Tokenizer.from_str(steps["vocabulary"][0])
-known.no_padding()
-known.no_truncation()
-known.encode_special_tokens = True  # "<end>" in a text is ordinary text
-found = known.encode(sys.argv[1], add_special_tokens=False)
-""",
-}
-FRAMED = """\
-found.truncate(max(steps["context"] - known.num_special_tokens_to_add(False), 0))
-tokens = known.post_process(found, add_special_tokens=True).ids
-"""
-BEGUN = 'tokens = [*steps["conventions"]["before"], *found.ids]\n'
 LABELS = 'labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))\n'
-NAMES = {
-    "byte": '[f"{i:#04x}" for i in range(256)] + ["<end>"]',
-    "char": 'steps["vocabulary"]',
-    "word": 'steps["vocabulary"]',
-    "bpe": "sorted(known.get_vocab(), key=known.get_vocab().get)",
-}
 FIRST = 'x = np.array([tokens[: steps["context"]] or [0]], np.int64)\n'
 LAST = 'x = np.array([tokens[-steps["context"] :] or [0]], np.int64)\n'
 NEXT = "\nlogits = logits[:, -1]  # of the token after the last\n"
@@ -80,15 +53,13 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
     """The program for a format; None for a task with several input texts."""
     if len(task.inputs) > 1:
         return None
-    kind, classes = preprocess["tokenizer"], bool(task.spec.classes)
-    bpe = ["tokenizers>=0.21"] if kind == "bpe" else []
-    packages = ["Python 3.11", *(n for n in own.needs if "numpy" not in n), *bpe, "numpy"]
-    imports = own.imports + ("\nfrom tokenizers import Tokenizer" if kind == "bpe" else "")
+    known: Program = tokenizers.get(preprocess["tokenizer"]).meta["program"]
+    classes = bool(task.spec.classes)
+    packages = ["Python 3.11", *(n for n in own.needs if "numpy" not in n), *known.needs, "numpy"]
+    imports = own.imports + known.imports
     head = HEAD.format(needs=", ".join(packages), standard="\n".join(STANDARD), imports=imports, start=START)
-    parts = [head, LABELS if classes else "", "\n", TOKENS[kind]]
-    if kind == "bpe":
-        parts.append(FRAMED if classes else BEGUN if "conventions" in preprocess else "tokens = found.ids\n")
-    names = "" if classes else f"labels = [json.dumps(name) for name in {NAMES[kind]}]\n"
+    parts = [head, LABELS if classes else "", "\n", known.tokens, known.framed if classes else known.begun]
+    names = "" if classes else f"labels = [json.dumps(name) for name in {known.names}]\n"
     return "".join(
         [*parts, FIRST if classes else LAST, names, "\n", own.run, "" if classes else NEXT, "\n", answer_script(task)]
     )

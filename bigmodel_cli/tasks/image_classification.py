@@ -18,6 +18,7 @@ from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
 from bigmodel_cli.tasks.answers import answer_of, outputs_described
@@ -166,7 +167,7 @@ class ImageClassification:
         pixels = decode(raw, str(path), *how)
         return {"image": pixels[None], "label": torch.zeros(1, dtype=torch.int64), "index": torch.zeros(1)}
 
-    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path, how: Reading = AS_FOUND) -> Iterator[tuple[str, Batch]]:
         """Yield the only image in the file."""
         yield str(path), self._read(path)
 

@@ -21,7 +21,7 @@ from bigmodel_cli.core.keyed_random import uniform
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward
-from bigmodel_cli.core.tokens import token_id_map, tokenizer
+from bigmodel_cli.core.tokens import describe_tokenizer, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 from bigmodel_cli.tasks.text_stream import TextStream
@@ -191,9 +191,7 @@ class LanguageModeling:
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""
         return {
-            "tokenizer": self.spec.tokenizer,
-            "vocabulary": list(self.spec.vocabulary),
-            "context": self.spec.context,
+            **describe_tokenizer(self.spec),
             **({"chat": list(self.spec.chat)} if self.spec.chat else {}),
             **({"conventions": self.spec.conventions.to_dict()} if self.spec.conventions else {}),
         }

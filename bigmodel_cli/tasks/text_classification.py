@@ -15,8 +15,8 @@ from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import CUT, Forward, Predictions
-from bigmodel_cli.core.text_samples import read_texts
-from bigmodel_cli.core.tokens import encode_padded, is_cut, token_id_map, tokenizer
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading, read_texts
+from bigmodel_cli.core.tokens import describe_tokenizer, encode_padded, is_cut, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 from bigmodel_cli.tasks.answers import answer_of, outputs_described
@@ -94,9 +94,9 @@ class TextClassification:
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         return labelled.summarise(sums)
 
-    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path, how: Reading = AS_FOUND) -> Iterator[tuple[str, Batch]]:
         """Yield each line of a text file, or each row of a table, as a raw batch of one."""
-        for name, text in read_texts(path, "text", columns):
+        for name, text in read_texts(path, "text", how):
             yield name, self.encode_texts([text])
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
@@ -113,9 +113,8 @@ class TextClassification:
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""
         spec = self.spec
-        steps = {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
         known = {"conventions": spec.conventions.to_dict()} if spec.conventions else {}
-        return {**steps, **known, **outputs_described(spec)}
+        return {**describe_tokenizer(spec), **known, **outputs_described(spec)}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         tokens = torch.ones(batch_size, self.spec.context, dtype=torch.int64)

@@ -18,8 +18,8 @@ from bigmodel_cli.core.framing import conventions, encode_source, source_is_cut
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END, PAD
 from bigmodel_cli.core.tasks import CUT, Forward, Predictions
-from bigmodel_cli.core.text_samples import read_texts
-from bigmodel_cli.core.tokens import token_id_map, tokenizer
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading, read_texts
+from bigmodel_cli.core.tokens import describe_tokenizer, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 
@@ -116,9 +116,9 @@ class Translation:
         loss = sums["loss"] / max(sums["count"], 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
 
-    def read_file(self, path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Batch]]:
+    def read_file(self, path: Path, how: Reading = AS_FOUND) -> Iterator[tuple[str, Batch]]:
         """Yield each line of a text file, or each row of a table, as a raw batch of one without a target."""
-        for name, text in read_texts(path, "source", columns):
+        for name, text in read_texts(path, "source", how):
             yield name, self.encode_texts([text])
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
@@ -147,8 +147,7 @@ class Translation:
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing for other programs."""
         spec = self.spec
-        steps = {"tokenizer": spec.tokenizer, "vocabulary": list(spec.vocabulary), "context": spec.context}
-        return {**steps, **({"conventions": spec.conventions.to_dict()} if spec.conventions else {})}
+        return {**describe_tokenizer(spec), **({"conventions": spec.conventions.to_dict()} if spec.conventions else {})}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         shape = (batch_size, min(self.spec.context, 32))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tokens import char_vocabulary, encode_padded, token_id_map, tokenizer, word_vocabulary
+from bigmodel_cli.core.tokenizers.char import char_vocabulary
+from bigmodel_cli.core.tokenizers.word import word_vocabulary
+from bigmodel_cli.core.tokenizers.wordpunct import split_marks
+from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]))
@@ -41,6 +47,19 @@ def test_words_are_lower_case_and_a_special_token_cannot_be_written() -> None:
     assert known.decode([2, 5, 4, 3, 0]) == "the film"
 
 
+@given(st.text(st.characters(max_codepoint=0x24F) | st.sampled_from("東京、。“”…—👍€\u3000")))
+def test_marks_are_divided_as_bert_divides_them(text: str) -> None:
+    library = pytest.importorskip("tokenizers")
+    bert = library.normalizers.BertNormalizer(False, True, False, True)
+    pieces = library.pre_tokenizers.BertPreTokenizer().pre_tokenize_str(bert.normalize_str(text.lower()))
+    symbol = re.compile("[" + "".join(re.escape(c) for c in set(text) if unicodedata.category(c)[0] == "S") + "€]")
+    expected = [part for piece, _ in pieces for part in re.split(f"({symbol.pattern})", piece) if part]
+    known = tokenizer(spec("wordpunct", ("<pad>", "<unk>", "a")))
+    found = split_marks(text)
+    assert found == [part for piece in expected for part in piece.split()]
+    assert list(known.encode(text)) == [2 if word == "a" else 1 for word in found]
+
+
 def test_padding_is_at_the_end_and_the_context_cuts() -> None:
     known = spec("word", ("<pad>", "<unk>", "a", "b"))
     assert encode_padded(["a b", "", "a b a b a b a b a b"], known).tolist() == [
@@ -68,7 +87,14 @@ def test_tokens_of_other_data_are_matched_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "vocabulary"),
-    [("char", ()), ("char", ("a", "a")), ("word", ("a",)), ("nonsense", ("a",)), ("char", (1, 2))],
+    [
+        ("char", ()),
+        ("char", ("a", "a")),
+        ("word", ("a",)),
+        ("wordpunct", ("<unk>", "a")),
+        ("nonsense", ("a",)),
+        ("char", (1, 2)),
+    ],
 )
 def test_a_checkpoint_with_a_broken_tokenizer_is_refused(kind: str, vocabulary: tuple[str, ...]) -> None:
     with pytest.raises(InputError):

@@ -20,10 +20,12 @@ from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection
-from bigmodel_cli.core.text_samples import read_texts
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.text_samples import AS_FOUND, read_texts
+from bigmodel_cli.data.targets import MULTI_LABEL
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_path import source_for
-from bigmodel_cli.engine.build.data import load_data, shared_samples_note, train_and_val
+from bigmodel_cli.engine.build.data import conflicting_labels_note, load_data, shared_samples_note, train_and_val
 
 TEXTS = [(f"a {'fine' if i % 2 else 'dull'} film number {i}", "pos" if i % 2 else "neg") for i in range(12)]
 
@@ -118,7 +120,7 @@ def test_images_of_train_in_val_are_said_whatever_their_names(tmp_path: Path) ->
 def test_texts_of_train_in_val_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, rows in (("train", TEXTS), ("val", [*TEXTS[:3], ("another", "pos")])):
         write(tmp_path / f"{split}.csv", [["text", "label"], *map(list, rows)])
-    show_text(tmp_path, "labelled_file", None, json=True)
+    show_text(tmp_path, "labelled_file", AS_FOUND, json=True)
     assert json.loads(capsys.readouterr().out)["notes"][-1].startswith("val: 3 of 4 samples are in train too")
     bundle = opened(tmp_path)
     note = shared_samples_note(bundle, *train_and_val(bundle, DataSection(name="labelled_file")))
@@ -126,6 +128,35 @@ def test_texts_of_train_in_val_are_said(tmp_path: Path, capsys: pytest.CaptureFi
     write(tmp_path / "val.csv", [["text", "label"], ["another", "pos"], ["one more", "neg"]])
     bundle = opened(tmp_path)
     assert shared_samples_note(bundle, *train_and_val(bundle, DataSection(name="labelled_file"))) is None
+
+
+def test_the_same_text_under_two_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["text", "label"], *map(list, TEXTS * 2), ["odd one", "pos"], ["odd one", "pos"], ["odd one", "neg"]]
+    write(tmp_path / "train.csv", rows)
+    write(tmp_path / "val.csv", rows[:5])
+    show_text(tmp_path, "labelled_file", AS_FOUND, json=True)
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    n = len(rows) - 1
+    example = f"train[{n - 3}] odd one (pos) and train[{n - 1}] odd one (neg)"
+    assert [note for note in notes if "several labels" in note] == [
+        f"train: 3 of {n} samples occur under several labels, as {example}"
+    ]
+
+
+def test_the_same_picture_under_two_labels_is_said_also_where_labels_are_several(tmp_path: Path) -> None:
+    root = classes(tmp_path / "p")
+    file = next((root / "a").glob("*.png"))
+    shutil.copy(file, root / "b" / "copy.png")
+    section, train = DataSection(name="image_folder"), opened(root, size=8).load["train"]()
+    note = conflicting_labels_note(train, "train", ("a", "b"))
+    assert note is not None and note.startswith(f"train: 2 of {len(train)} samples occur under several labels, as")
+    assert f"a/{file.name} (a) and b/copy.png (b)" in note
+    part = conflicting_labels_note(train_and_val(opened(root, size=8), section)[0], "train", ("a", "b"))
+    assert part is None or part.startswith("train: 2 of")
+    texts = write(tmp_path / "t.csv", [["text", "a", "b"], *(["same", i % 2, 0] for i in range(4)), ["other", 1, 1]])
+    bundle = data.get("text_targets")(tmp_path, task=MULTI_LABEL, path=str(texts), columns={"label": "a+b"})
+    note = conflicting_labels_note(bundle.load["train"](), "train", bundle.spec.classes)
+    assert note == "train: 4 of 5 samples occur under several labels, as train[0] same and train[1] same"
 
 
 # ---- tables

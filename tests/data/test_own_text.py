@@ -142,7 +142,7 @@ def test_what_goes_on_keeps_the_tokenizer_of_its_start(tmp_path: Path) -> None:
     for name, first in (("parallel_file", "source\ttarget\n"), ("labelled_file", "text\tlabel\n")):
         old, new = (write(tmp_path / f"{i}.tsv", first + f"{w} {w}\tB {w}\n" * 9) for i, w in enumerate(("aaa", "cc")))
         start = data.get(name)(tmp_path, path=str(old)).spec
-        assert start.tokenizer == ("bpe" if name == "parallel_file" else "word")
+        assert start.tokenizer == ("bpe" if name == "parallel_file" else "wordpunct")
         on = data.get(name)(tmp_path, start.with_(context=32), path=str(new)).spec
         assert (on.tokenizer, on.vocabulary, on.context) == (start.tokenizer, start.vocabulary, 32)
         assert on.classes == (("B cc",) if name == "labelled_file" else ())

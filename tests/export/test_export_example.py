@@ -54,10 +54,11 @@ def text_spec(kind: str, classes: tuple[str, ...], context: int) -> TextSpec:
         pytest.importorskip("tokenizers")
         return TextSpec(kind, (train_bpe([SAID] * 3, 300),), context, classes)
     vocabulary = {"byte": (), "char": (*SPECIALS, *sorted(set(SAID))), "word": (*SPECIALS, "fine", "one", "the")}
+    vocabulary["wordpunct"] = (*vocabulary["word"], ",", "京", ":")
     return TextSpec(kind, vocabulary[kind], context, classes)
 
 
-@pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe"])
+@pytest.mark.parametrize("kind", ["byte", "char", "word", "wordpunct", "bpe"])
 @pytest.mark.parametrize(("classes", "context"), [(("bad", "good", "fine"), 16), ((), 16), (("bad", "good"), 200)])
 def test_it_makes_tokens_as_training_did(
     kind: str, classes: tuple[str, ...], context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,11 +13,15 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports, models
 from bigmodel_cli.core.special_tokens import SPECIALS
 from bigmodel_cli.core.tokenizer_json import tokenizer_json
-from bigmodel_cli.core.tokens import char_vocabulary, tokenizer, train_bpe, word_vocabulary
+from bigmodel_cli.core.tokenizers.char import char_vocabulary
+from bigmodel_cli.core.tokenizers.word import word_vocabulary
+from bigmodel_cli.core.tokenizers.wordpunct import split_marks
+from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.engine.build.load import load_trained
 
 transformers = pytest.importorskip("transformers")
+MARKS = "Trek: don't “stop” a_b x\u00a0y\x1cz हिन्दी 東京 ❤\ufe0f 👩\u200d🚀 3.5$ ([ok])"
 TEXT = "to be or not to be,\nthat is the Question: été, naïve\t<end> 12 \U0001f600\n"
 
 
@@ -27,6 +31,7 @@ TEXT = "to be or not to be,\nthat is the Question: été, naïve\t<end> 12 \U000
         TextSpec("byte", (), 8),
         TextSpec("char", char_vocabulary([TEXT], SPECIALS), 8),
         TextSpec("word", word_vocabulary([TEXT]), 8),
+        TextSpec("wordpunct", word_vocabulary([TEXT, MARKS], split=split_marks), 8),
         TextSpec("bpe", (train_bpe([TEXT], 300),), 8),
     ],
     ids=lambda spec: spec.tokenizer,
@@ -35,7 +40,7 @@ def test_the_tokenizer_gives_the_same_ids_and_text(spec: TextSpec) -> None:
     from tokenizers import Tokenizer
 
     ours, theirs = tokenizer(spec), Tokenizer.from_str(tokenizer_json(spec))
-    for text in ("To be, or nöt", "a\n\nb  c", TEXT.replace("<end>", ""), ""):
+    for text in ("To be, or nöt", "a\n\nb  c", TEXT.replace("<end>", ""), "", MARKS):
         ids = theirs.encode(text, add_special_tokens=False).ids
         assert ids == list(ours.encode(text))
     ids = list(ours.encode("to be or not"))

@@ -63,10 +63,10 @@ def limit_bytes() -> int:
 
 
 class CachedImages:
-    """N images of one shape in a file; see :func:`open_or_fill`."""
+    """N images of one shape in a file; see :func:`open_or_fill`. `sums` (N,) int64 are CRC-32s of their pixels."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], good: Tensor, sums: Tensor, decode: Decode) -> None:
-        self.path, self.shape, self.good, self._sums, self._decode = path, shape, good, sums, decode
+        self.path, self.shape, self.good, self.sums, self._decode = path, shape, good, sums, decode
         self._size = math.prod(shape)
         self._file = open_bytes(path)
         self._checked = torch.zeros(len(good), dtype=torch.bool)
@@ -83,7 +83,7 @@ class CachedImages:
             row = rows[place * self._size : (place + 1) * self._size]
             whole = read_into(self._file, row, index * self._size) == self._size
             if not self._checked[index]:
-                if not whole or zlib.crc32(row) != int(self._sums[index]):
+                if not whole or zlib.crc32(row) != int(self.sums[index]):
                     out[place] = self._repair(index)
                 self._checked[index] = True
         return out

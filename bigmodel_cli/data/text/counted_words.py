@@ -9,35 +9,53 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from bigmodel_cli.core.special_tokens import SPECIALS, UNKNOWN
-from bigmodel_cli.core.splits import name_hash
-from bigmodel_cli.core.tokens import MOST_WORDS, split_words
-from bigmodel_cli.data.text.rows import NO_TOKENS, TextRows, head_of
+from bigmodel_cli.core.tokenizers.word import LEAST, MOST_WORDS, Split
+from bigmodel_cli.data.text.rows import NO_TOKENS, Names, TextRows, head_of
 from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
 
-LEAST = 2
-"""How often a word must occur to be in the vocabulary."""
+MOST_CHUNKS = 1 << 20  # that are held
 CHUNK = 1 << 20  # codes that are counted at once
 EMPTY = -1  # the code in a text without words
 
 
-class CountedWords:
-    """One pass over (text, group) pairs, which keeps at most `most` words of each. `total` is for the progress bar."""
+class _Chunks(dict[str, tuple[int, ...]]):
+    """The codes of the words in a chunk, which white space surrounds; most chunks of a text have occurred before."""
 
-    def __init__(self, texts: Iterable[tuple[str, str | None]], most: int, total: int = 0) -> None:
-        self._code: dict[str, int] = {}
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.words: dict[str, int] = {}
+
+    def __missing__(self, chunk: str) -> tuple[int, ...]:
+        if len(self) >= MOST_CHUNKS:
+            self.clear()
+        words = self.words
+        codes = self[chunk] = tuple([words.setdefault(word, len(words)) for word in self.split(chunk)])
+        return codes
+
+
+class CountedWords:
+    """One pass over (text, group) pairs, which keeps at most `most` words of each, divided by `split`.
+
+    `kind` is the tokenizer that `split` belongs to. `total` is for the progress bar.
+    """
+
+    def __init__(
+        self, texts: Iterable[tuple[str, str | None]], most: int, kind: str, split: Split, total: int = 0
+    ) -> None:
+        self.kind = kind
+        chunks = _Chunks(split)
+        self._code = chunks.words
         self._kept, self._lengths, self.most = array("i"), array("i"), most
-        self._heads, self._head_ends, self._groups = bytearray(), array("q"), array("q")
-        rest, code, reported = array("i"), self._code.get, time.monotonic()
+        self._heads, self._head_ends, self._names = bytearray(), array("q"), Names()
+        rest, codes_of, reported = array("i"), chunks.__getitem__, time.monotonic()
         for count, (text, group) in enumerate(texts, 1):
-            words = split_words(text)
-            codes: list[Any] = list(map(code, words))
-            if None in codes:
-                codes = self._with_new(words)
+            codes = list(chain.from_iterable(map(codes_of, text.lower().split())))
             if len(codes) > most:
                 rest.extend(codes[most:])
                 codes, length = codes[:most], len(codes)
@@ -47,16 +65,11 @@ class CountedWords:
             self._lengths.append(length)
             self._heads += head_of(text)
             self._head_ends.append(len(self._heads))
-            self._groups.append(name_hash(text if group is None else group))
+            self._names.add(text, group)
             if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:
                 reported = time.monotonic()
                 report_progress("counting words", min(count, total - 1), total)
         self._counts = _count(self._kept, len(self._code)) + _count(rest, len(self._code))
-
-    def _with_new(self, words: list[str]) -> list[int]:
-        """The codes of `words`, some of which are new."""
-        known = self._code
-        return [known.setdefault(word, len(known)) for word in words]
 
     @property
     def longest(self) -> int:
@@ -64,7 +77,7 @@ class CountedWords:
         return max(self._lengths, default=0)
 
     def vocabulary(self) -> tuple[str, ...]:
-        """As :func:`bigmodel_cli.core.tokens.word_vocabulary` gives it for these texts."""
+        """As :func:`bigmodel_cli.core.tokenizers.word.word_vocabulary` gives it for these texts."""
         often = self._counts >= LEAST
         counts = self._counts.tolist()
         words = [(-counts[i], word) for (word, i), kept in zip(self._code.items(), often.tolist(), strict=True) if kept]
@@ -91,7 +104,8 @@ class CountedWords:
             within = np.arange(len(kept)) - np.repeat(held.cumsum() - held, held)
             tokens = array("i", kept[within < context].tobytes())
         cut = int((lengths > context).sum())
-        return TextRows(tokens, ends, bytes(self._heads), self._head_ends, self._groups, cut)
+        names = self._names
+        return TextRows(tokens, ends, bytes(self._heads), self._head_ends, names.groups, names.contents, cut)
 
 
 def _count(codes: array[int], different: int) -> np.ndarray[Any, Any]:

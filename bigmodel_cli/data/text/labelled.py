@@ -15,14 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.registry import data, tokenizers
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import char_vocabulary, encode_truncated, tokenizer, word_vocabulary
+from bigmodel_cli.core.tokens import encode_truncated, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.counted_words import CountedWords
 from bigmodel_cli.data.text.rows import TextRows, encode_rows
-from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer, new_tokenizer
 
 Context = Annotated[
     int | None,
@@ -37,8 +37,13 @@ SHORTEST, LONGEST = 64, 512
 LOOKED_AT = 256  # texts, the longest by their characters
 Vocabulary = Annotated[
     str,
-    Field(description="word, char, byte, gpt2, or a tokenizer.json; auto: the checkpoint's, or word", min_length=1),
+    Field(
+        description="wordpunct, word, char, byte, gpt2, or a tokenizer.json; auto: the checkpoint's, or wordpunct",
+        min_length=1,
+    ),
 ]
+WORDS = "wordpunct"
+"""The tokenizer where none is asked for: on val it is as good as ``word`` or better (benchmarks/RESULTS-labels.md)."""
 FOLDS = 10
 
 
@@ -47,7 +52,7 @@ class LabelledTexts:
 
     def __init__(self, rows: TextRows, labels: Tensor, spec: TextSpec, split: str) -> None:
         self.rows, self.labels, self.split = rows, labels, split
-        self.groups, self.lengths = rows.groups, rows.lengths
+        self.groups, self.contents, self.lengths = rows.groups, rows.contents, rows.lengths
         self.fill = tokenizer(spec).special.get(PAD, 0)
 
     def __len__(self) -> int:
@@ -124,14 +129,16 @@ def _new_words(
     splits: Mapping[str, LabelledSplit], tokens: str, like: TextSpec | None, context: int | None
 ) -> CountedWords | None:
     """The words of the train split, where a new vocabulary of words is wanted."""
-    if like is not None or tokens not in ("word", "auto") or "train" not in splits:
+    kind = WORDS if tokens == "auto" else tokens
+    split = tokenizers.get(kind).meta.get("split") if kind in tokenizers.found else None
+    if like is not None or split is None or "train" not in splits:
         return None
     train = splits["train"]
-    return CountedWords(train.texts(), context or LONGEST, len(train.labels))
+    return CountedWords(train.texts(), context or LONGEST, kind, split, len(train.labels))
 
 
 def _spec_of(words: CountedWords, context: int | None) -> TextSpec:
-    return TextSpec("word", words.vocabulary(), context or min(LONGEST, max(SHORTEST, words.longest)))
+    return TextSpec(words.kind, words.vocabulary(), context or min(LONGEST, max(SHORTEST, words.longest)))
 
 
 def cut_note(split: str, cut: int, total: int, spec: TextSpec, what: str = "texts") -> list[str]:
@@ -164,15 +171,14 @@ def text_spec(
 def _with_vocabulary(
     splits: Mapping[str, LabelledSplit], tokens: str, like: TextSpec | None, context: int, root: Path
 ) -> TextSpec:
-    tokens = "word" if (tokens, like) == ("auto", None) else tokens
-    if tokens not in ("word", "char"):
+    tokens = WORDS if (tokens, like) == ("auto", None) else tokens
+    if tokens not in tokenizers.found or "new_vocabulary" not in tokenizers.found[tokens].meta:
         return choose_tokenizer(tokens, like, context, root)
     if "train" not in splits:
         what = f"no train split, only {', '.join(sorted(splits))}"
         raise InputError(what, "a new vocabulary comes from train", "evaluate it: bigmodel eval CKPT --data ...")
     train = (text for text, _ in splits["train"].texts())
-    vocabulary = word_vocabulary(train, least=2) if tokens == "word" else char_vocabulary(train, SPECIALS)
-    return TextSpec(tokens, vocabulary, context)
+    return new_tokenizer(tokens, train, SPECIALS, context)
 
 
 def digest_of(splits: Mapping[str, LabelledSplit]) -> str:

@@ -17,14 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.framing import encode_source, encode_target, source_is_cut, target_is_cut
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.special_tokens import PAD
+from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import tokenizer, train_bpe, word_vocabulary
+from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.labelled import cut_note
-from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
+from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, new_tokenizer
 
 Context = Annotated[
     int | None,
@@ -104,9 +104,12 @@ def build_parallel(
         raise InputError(f"no train split, only {', '.join(splits)}", "a vocabulary comes from train", "bigmodel eval")
     else:
         train = [*splits["train"][0], *splits["train"][1]]
-        words = kind == "word"
-        vocabulary = word_vocabulary(train, least=2) if words else (train_bpe(train, size),)
-        spec = TextSpec("word" if words else "bpe", vocabulary, context)
+        bpe = kind in ("auto", "bpe")
+        spec = (
+            TextSpec("bpe", (train_bpe(train, size),), context)
+            if bpe
+            else new_tokenizer(kind, train, SPECIALS, context)
+        )
 
     @functools.cache
     def load(split: str) -> ParallelTexts:

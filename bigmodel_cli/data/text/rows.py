@@ -28,13 +28,16 @@ class TextRows:
         heads: bytes,
         head_ends: array[int],
         groups: array[int],
+        contents: array[int],
         cut: int = 0,
     ) -> None:
         self._tokens = torch.frombuffer(tokens, dtype=torch.int32) if tokens else torch.zeros(0, dtype=torch.int32)
         self._ends, self._heads, self._head_ends = ends, heads, head_ends
         self.cut = cut
         """How many texts are longer than what is kept of them."""
-        self.groups = torch.tensor(groups)
+        self.contents = _int64(contents)
+        """(n,) int64: a hash of each text."""
+        self.groups = _int64(groups) if groups else self.contents
         """(n,) int64: equal for texts that must stay on one side of a split."""
 
     def __len__(self) -> int:
@@ -55,9 +58,30 @@ class TextRows:
         return text if len(text) < HEAD else text[: HEAD - 1] + "…"
 
 
+def _int64(values: array[int]) -> Tensor:
+    return torch.frombuffer(values, dtype=torch.int64) if values else torch.zeros(0, dtype=torch.int64)
+
+
 def head_of(text: str) -> bytes:
     """What is kept of `text` to show it."""
     return text[:HEAD].encode("utf-8", "surrogatepass")
+
+
+class Names:
+    """A hash of each text, and of its group if any text has one; else `groups` is empty."""
+
+    def __init__(self) -> None:
+        self.contents, self.groups = array("q"), array("q")
+
+    def add(self, text: str, group: str | None) -> None:
+        content = name_hash(text)
+        if group is not None and not self.groups:
+            self.groups.extend(self.contents)
+        self.contents.append(content)
+        if group is not None:
+            self.groups.append(name_hash(group))
+        elif self.groups:
+            self.groups.append(content)
 
 
 def encode_rows(
@@ -69,8 +93,8 @@ def encode_rows(
     """
     known, most = tokenizer(spec), spec.context
     framed = isinstance(known, BPETokenizer)
-    tokens, ends, head_ends, groups = array("i"), array("q"), array("q"), array("q")
-    heads = bytearray()
+    tokens, ends, head_ends = array("i"), array("q"), array("q")
+    names, heads = Names(), bytearray()
     reported, cut = time.monotonic(), 0
     for count, (text, group) in enumerate(texts, 1):
         ids = known.framed(text, most) if isinstance(known, BPETokenizer) and framed else known.encode(text)[:most]
@@ -79,8 +103,8 @@ def encode_rows(
         ends.append(len(tokens))
         heads += head_of(text)
         head_ends.append(len(heads))
-        groups.append(name_hash(text if group is None else group))
+        names.add(text, group)
         if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:
             reported = time.monotonic()
             report_progress(what, min(count, total - 1), total)
-    return TextRows(tokens, ends, bytes(heads), head_ends, groups, cut)
+    return TextRows(tokens, ends, bytes(heads), head_ends, names.groups, names.contents, cut)

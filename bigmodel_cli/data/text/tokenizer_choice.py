@@ -6,16 +6,16 @@ Does not import torch, because the worker processes of ``data tokenize`` import 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.registry import tokenizers
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import char_vocabulary
 from bigmodel_cli.core.tokens import tokenizer as build
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.download import download
@@ -55,22 +55,29 @@ def choose_tokenizer(
         InputError: there is no such tokenizer, or its file is damaged or malicious.
         MachineError: GPT-2's files are not in `root` and cannot be downloaded.
     """
+    lossless = [kind for kind, found in tokenizers.found.items() if found.meta.get("lossless")]
     if name == "auto":
         spec = TextSpec("byte", (), context) if like is None else like.with_(context=context, classes=())
-    elif name == "byte":
-        spec = TextSpec("byte", (), context)
-    elif name == "char":
-        spec = TextSpec("char", char_vocabulary(texts, (END,) if end else ()), context)
+    elif name in lossless:
+        spec = new_tokenizer(name, texts, (END,) if end else (), context)
     elif name == "gpt2":
         spec = TextSpec("bpe", (gpt2_tokenizer(root),), context)
     elif "/" in name or Path(name).suffix == ".json":
         spec = TextSpec("bpe", (read_text(Path(name).expanduser()),), context)
     else:
-        raise InputError(f"data.tokenizer = {name!r}", "expected auto, byte, char, gpt2, or a path of a tokenizer.json")
+        raise InputError(
+            f"data.tokenizer = {name!r}", f"expected auto, {', '.join(lossless)}, gpt2, or a path of a tokenizer.json"
+        )
     known = build(spec)  # a malicious file is refused here, before any training
     if end and END not in known.special:
         raise InputError("a tokenizer without <end> for several documents", "expected one with <end> or <|endoftext|>")
     return spec
+
+
+def new_tokenizer(kind: str, texts: Iterable[str], specials: Sequence[str], context: int) -> TextSpec:
+    """The spec of a tokenizer of that kind, whose vocabulary comes from `texts` and begins with `specials`."""
+    make = tokenizers.get(kind).meta.get("new_vocabulary")
+    return TextSpec(kind, make(texts, specials) if make else (), context)
 
 
 def gpt2_tokenizer(root: Path) -> str:

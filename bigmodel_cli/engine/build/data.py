@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import DataSection, data_root
 from bigmodel_cli.core.registry import data, tasks
 from bigmodel_cli.core.remote_files import is_remote, local_copy
-from bigmodel_cli.core.sources import GroupedSource
+from bigmodel_cli.core.sources import ContentSource, GroupedSource, LabelledSource, ValuedSource
 from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.folds import hold_out
 from bigmodel_cli.data.subset import carve
@@ -91,6 +92,33 @@ def shared_samples_note(bundle: DataBundle, train: Source, other: Source, name: 
         return None
     of = f"{shared:,} of {len(other):,} samples"
     return f"{name}: {of} are in train too (the same text or group), so its score flatters"
+
+
+def conflicting_labels_note(source: Source, name: str, classes: Sequence[str]) -> str | None:
+    """A note where samples of the split `name` are the same, as the same text or image, and have other labels."""
+    if not isinstance(source, ContentSource) or not isinstance(source, (LabelledSource, ValuedSource)):
+        return None
+    contents, one_each = source.contents, isinstance(source, LabelledSource)
+    labels = source.labels if isinstance(source, LabelledSource) else _numbered(source.label_values)
+    found, place = torch.unique(contents, return_inverse=True)
+    if len(found) == len(contents):
+        return None
+    ends = labels.new_full((2, len(found)), torch.iinfo(torch.int64).max)
+    for end, values in zip(ends, (labels, -labels), strict=True):
+        end.scatter_reduce_(0, place, values, "amin")  # the lowest label of each content, and minus the highest
+    differs = (ends[0] != -ends[1])[place]
+    count = int(differs.sum())
+    if not count:
+        return None
+    first = int(differs.nonzero()[0])
+    second = int(((place == place[first]) & (labels != labels[first])).nonzero()[0])
+    shown = [f"{source.name(i)} ({classes[int(labels[i])]})" if one_each else source.name(i) for i in (first, second)]
+    return f"{name}: {count:,} of {len(contents):,} samples occur under several labels, as {' and '.join(shown)}"
+
+
+def _numbered(values: Tensor) -> Tensor:
+    """(N,) int64: a number for each of the different rows of `values` (N,K)."""
+    return torch.unique(values, dim=0, return_inverse=True)[1]
 
 
 def train_and_val(bundle: DataBundle, section: DataSection) -> tuple[Source, Source]:

@@ -21,6 +21,7 @@ from bigmodel_cli.core.types import Adapted, DataBundle, Source, Start, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.engine.build.data import (
     changed_data_note,
+    conflicting_labels_note,
     load_data,
     shared_samples_note,
     train_and_val,
@@ -171,6 +172,8 @@ def _build_components(
     check_private(recipe, task, bundle, loaded.trained.meta if loaded.trained else None)
     unused = unused_split_note(bundle, recipe.data)
     shared = shared_samples_note(bundle, loaded.train, loaded.val)
+    splits = {"train": loaded.train, "val": loaded.val}
+    conflicts = [conflicting_labels_note(source, name, bundle.spec.classes) for name, source in splits.items()]
     caches, reason = can_cache_features(recipe, task, model, adapted, len(train) + len(val))
     return _Components(
         task=task,
@@ -187,7 +190,7 @@ def _build_components(
             *_changed_data(loaded, recipe),
             *notes,
             *imbalance,
-            *filter(None, [reason, unused, shared, unused_layout_note(recipe, task)]),
+            *filter(None, [reason, unused, shared, *conflicts, unused_layout_note(recipe, task)]),
         ],
     )
 
