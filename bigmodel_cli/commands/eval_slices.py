@@ -65,6 +65,7 @@ def slices(found: Evaluation, column: str) -> Extra:
 def _groups(measured: SplitOfData, column: str) -> tuple[Tensor, dict[int, str]]:
     """The hash of each sample's value (N,), and the values by hash."""
     from bigmodel_cli.core.sources import GroupedSource
+    from bigmodel_cli.core.text_files import AUTO
     from bigmodel_cli.data.subset import Subset
     from bigmodel_cli.data.user_data.column_values import group_names
     from bigmodel_cli.engine.build.data import load_data
@@ -73,7 +74,7 @@ def _groups(measured: SplitOfData, column: str) -> tuple[Tensor, dict[int, str]]
     path = section.options.get("path")
     if path is None or "group_by" not in section.options:
         raise InputError(f"--by {column}: data {section.name}", "expected your own table: --data TABLE")
-    names = group_names(Path(path), column, section.options.get("columns"))
+    names = group_names(Path(path), column, section.options.get("columns"), section.options.get("encoding", AUTO))
     by_column = section.model_copy(update={"group_by": column})
     bundle = load_data(by_column, measured.trained.task.spec, measured.recipe.task)
     chosen = measured.source if isinstance(measured.source, Subset) else None

@@ -7,6 +7,23 @@ from collections.abc import Iterable
 
 ABSENT_WORDS = frozenset(("nan", "na", "n/a", "<na>", "#n/a", "null"))
 """Words that programs write where a value is missing; they may also be names, as of Namibia."""
+LONGEST_ABSENT = 6  # characters, with blanks around
+
+
+class AbsentTexts:
+    """Counts the texts that are nothing but a word for a missing value."""
+
+    def __init__(self) -> None:
+        self.count, self.example = 0, ""
+
+    def add(self, text: str) -> None:
+        if len(text) <= LONGEST_ABSENT and text.strip().casefold() in ABSENT_WORDS:
+            self.count, self.example = self.count + 1, self.example or text.strip()
+
+    def notes(self) -> list[str]:
+        if not self.count:
+            return []
+        return [f"text: {self.count:,} texts are {self.example} or alike, which often stands for a missing text"]
 
 
 def doubtful_classes(classes: Iterable[str]) -> list[str]:

@@ -32,6 +32,8 @@ class Dialect:
     first_line: int
     """The line of the header, or of the first row; those before it are blank."""
     notes: tuple[str, ...] = ()
+    blanks: bool = False
+    """Whether blanks after a separator are no part of the cell, as before a quoted one."""
 
     @property
     def shown(self) -> str:
@@ -43,19 +45,19 @@ class Dialect:
         Raises:
             InputError: a row cannot be read; the message names its line.
         """
-        rows = _records(path, encoding, self.separator, self.quoted, self.first_line)
+        rows = _records(path, encoding, self.separator, self.quoted, self.first_line, self.blanks)
         return itertools.islice(rows, 1, None) if self.header else rows
 
 
 def _records(
-    path: Path, encoding: str, separator: str, quoted: bool, first_line: int = 1
+    path: Path, encoding: str, separator: str, quoted: bool, first_line: int = 1, blanks: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """The first line and the cells of each record from `first_line` on; a blank line has no cells."""
     with open_text(path, encoding) as file:
         for _ in range(first_line - 1):
             file.readline()
         if quoted:
-            reader = csv.reader(file, delimiter=separator, strict=True)
+            reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=blanks)
         else:
             reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE, strict=True)
         line = first_line
@@ -105,7 +107,11 @@ def find_dialect(
     if not quoted and not peek and _has_quotes(path, encoding):
         quoted = _is_quoted(path, encoding, best, first_line)
         notes += [] if quoted else ["quotation marks are read as text"]
-    dialect = Dialect(best, quoted, not numbered, first_line, tuple(notes))
+    blanks = quoted and _is_spaced(path, encoding, best, first_line, readings[best])
+    if blanks:
+        notes.append("blanks before quoted cells are left out")
+        first = _peek(path, encoding, best, first_line, blanks)[0]
+    dialect = Dialect(best, quoted, not numbered, first_line, tuple(notes), blanks)
     if not quoted and best == "\t":
         first = next(iter(_records(path, encoding, best, False, first_line)))[1]
     return dialect, first
@@ -127,11 +133,19 @@ def _skip_blank(path: Path, encoding: str) -> tuple[int | None, str | None]:
     return None, declared
 
 
-def _peek(path: Path, encoding: str, separator: str, first_line: int) -> list[list[str]]:
+def _is_spaced(path: Path, encoding: str, separator: str, first_line: int, rows: list[list[str]]) -> bool:
+    """Whether blanks stand between separators and quoted cells, as in ``"a", "b"``: all of the first rows say so."""
+    if not any(cell[:1] == " " and cell.lstrip()[:1] == QUOTE for row in rows for cell in row):
+        return False
+    without = _peek(path, encoding, separator, first_line, True)
+    return len(without) >= len(rows) and all(len(row) == len(without[0]) for row in without if row)
+
+
+def _peek(path: Path, encoding: str, separator: str, first_line: int, blanks: bool = False) -> list[list[str]]:
     """The first rows as `separator` gives them, as far as they can be read."""
     rows: list[list[str]] = []
     try:
-        for _, cells in itertools.islice(_records(path, encoding, separator, True, first_line), PEEK):
+        for _, cells in itertools.islice(_records(path, encoding, separator, True, first_line, blanks), PEEK):
             rows.append(cells)
     except InputError:
         pass  # reported when the file is read in earnest

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.class_names import doubtful_classes
 from bigmodel_cli.core.columns import ABSENT, Chosen, choose_columns, plain_name
 from bigmodel_cli.core.compressed import without_compression
 from bigmodel_cli.core.delimited import Dialect, find_dialect
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.json_lines import MAX_LINE_CHARS, kind_of, object_keys, read_objects, text_problem, value_inside
+from bigmodel_cli.core.parquet import PARQUET, parquet_columns, read_parquet
 from bigmodel_cli.core.text_files import AUTO, BLOCK, find_encoding, read_blocks
 
 SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|", ".inter": "\t"}
 """Suffix -> the separator that it implies."""
 JSON_LINES = (".jsonl", ".ndjson")
 JSON = (*JSON_LINES, ".json")
-SUFFIXES = (*SEPARATED, *JSON)
+SUFFIXES = (*SEPARATED, *JSON, PARQUET)
+SHARD = re.compile(r"[-_]\d+[-_]of[-_]\d+$")
 MISSING = object()
 """The value of a key that a JSON object does not have."""
 AROUND = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]+|[\\s\u200b-\u200f\u2060\ufeff]+$")
@@ -42,6 +42,20 @@ def table_suffix(path: Path | str) -> str:
     return suffix if suffix in SUFFIXES else ""
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """The tables in a folder, sorted; or those in its folder ``data``, as data sets are published at Hugging Face."""
+    for place in (folder, folder / "data"):
+        found = sorted(f for f in place.iterdir() if table_suffix(f) and f.is_file()) if place.is_dir() else []
+        if shown := [f for f in found if not f.name.startswith(".")]:
+            return shown
+    return []
+
+
+def without_shard(table: Path) -> str:
+    """The name of a table without its suffixes and number: ``train`` of ``train-00000-of-00002.parquet``."""
+    return SHARD.sub("", table.name.partition(".")[0])
+
+
 @dataclass
 class Table:
     """A table whose columns are chosen; see :func:`open_table`.
@@ -53,7 +67,7 @@ class Table:
     chosen: Chosen
     encoding: str
     dialect: Dialect | None
-    """None for JSON."""
+    """None for JSON and Parquet."""
     notes: list[str]
     apart: frozenset[str] = frozenset()
     """The roles whose value is the list of their cells, also of a single one."""
@@ -101,7 +115,7 @@ class Table:
         if self.dialect is not None:
             yield from ((line, list(cells)) for line, cells in self._cells(self.dialect))
             return
-        for line, row in self._objects():
+        for line, row in self._objects(every=True):
             yield line, [None if value is MISSING else value for value in row]
 
     def _present(self, line: int, role: str, value: Any) -> Any:
@@ -113,7 +127,7 @@ class Table:
 
     def located(self, line: int) -> str:
         """The location to show to the user."""
-        return f"{self.path}:{line}"
+        return f"{self.path}: row {line}" if table_suffix(self.path) == PARQUET else f"{self.path}:{line}"
 
     def _cells(self, dialect: Dialect) -> Iterator[tuple[int, Sequence[str]]]:
         self.blank, self.repeats, width = 0, 0, len(self.chosen.names)
@@ -135,9 +149,17 @@ class Table:
                 continue
             yield line, cells
 
-    def _objects(self) -> Iterator[tuple[int, Sequence[Any]]]:
+    def _objects(self, every: bool = False) -> Iterator[tuple[int, Sequence[Any]]]:
+        """The values of each object; of Parquet those of the chosen columns alone, unless `every` one is wanted."""
         self.blank = 0
         names = self.chosen.names
+        if table_suffix(self.path) == PARQUET:
+            used = {i for places in self.chosen.places.values() for i in places}
+            wanted = [i for i in range(len(names)) if every or i in used]
+            place = {i: k for k, i in enumerate(wanted)}
+            for number, values in read_parquet(self.path, [names[i] for i in wanted]):
+                yield number, [values[place[i]] if i in place else None for i in range(len(names))]
+            return
         nested = any("." in name for name in names)
         for line, row in read_objects(self.path, self.encoding):
             if nested:
@@ -187,6 +209,10 @@ def open_table(
         raise InputError(f"{path}: {path.suffix or 'no suffix'}", f"expected {', '.join(SUFFIXES)}")
     if suffix in JSON:
         return _open_json(path, roles, given, encoding, notes)
+    if suffix == PARQUET:
+        chosen = choose_columns(str(path), parquet_columns(path), roles, given)
+        notes += [f"{path.name}: {note}" for note in chosen.notes]
+        return Table(path, chosen, encoding, None, notes)
     if encoding == AUTO:
         encoding, note = find_encoding(path, read_blocks(path))
         notes += [note] if note else []
@@ -229,6 +255,8 @@ def read_first_columns(path: Path) -> tuple[str, ...]:
         InputError: its beginning cannot be read.
     """
     suffix = table_suffix(path)
+    if suffix == PARQUET:
+        return tuple(map(plain_name, parquet_columns(path)))
     if suffix in JSON:
         _, row = next(read_objects(path), (0, {}))
         return tuple(map(plain_name, object_keys(row)))
@@ -259,38 +287,3 @@ def as_text(value: Any, where: str, column: str) -> str:
     if type(value) is float:
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
     raise InputError(f"{where}: {column} is {kind_of(value)}", "expected text")
-
-
-class LabelCells:
-    """Reads the cells of a label column: blanks around a label are removed, and its characters composed (NFC)."""
-
-    def __init__(self, column: str) -> None:
-        self.column, self.trimmed = column, 0
-        self._known: dict[Any, str] = {}
-
-    def read(self, value: Any, where: Callable[[], str]) -> str:
-        """The label in a cell; `where` gives its location.
-
-        Raises:
-            InputError: it is empty, or no text, number or truth value.
-        """
-        if type(value) is str and value in self._known:
-            return self._known[value]
-        if isinstance(value, list):
-            hint = "several labels a sample: --task multi_label_classification"
-            raise InputError(f"{where()}: {self.column} is a list", "expected one label", hint)
-        text = str(value).lower() if type(value) is bool else as_text(value, where(), self.column)
-        label = unicodedata.normalize("NFC", AROUND.sub("", text))
-        if not label:
-            raise InputError(
-                f"{where()}: no {self.column}", "expected a label in every row", "remove the row, or label it"
-            )
-        if label == text:
-            self._known[text] = label
-        self.trimmed += text != AROUND.sub("", text)
-        return label
-
-    def notes(self, classes: Iterable[str]) -> list[str]:
-        """What a person should know of the labels; `classes` are all of them."""
-        found = [f"{self.column}: blanks around {self.trimmed:,} labels removed"] if self.trimmed else []
-        return found + [f"{self.column}: {note}" for note in doubtful_classes(classes)]

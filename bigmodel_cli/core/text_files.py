@@ -22,7 +22,7 @@ MAX_GROWTH = 20  # times that a compressed file may grow; text grows 3 to 5 time
 MIN_GROWN = 1 << 24  # bytes up to which it may grow more
 AUTO = "auto"
 MAX_NON_ASCII = 0.3  # fraction of bytes above 127 in text of a Latin alphabet
-MIXED = 16  # bytes of UTF-8 before one that is not: text in another encoding is rarely valid UTF-8 for so long
+MIXED = 6  # bytes of UTF-8 before one that is not: text in another encoding is rarely valid UTF-8 for so long
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))

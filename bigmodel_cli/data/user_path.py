@@ -13,7 +13,15 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.remote_files import is_remote, local_copy
 from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import JSON, JSON_LINES, first_columns, read_first_columns, table_suffix
+from bigmodel_cli.core.tables import (
+    JSON,
+    JSON_LINES,
+    first_columns,
+    read_first_columns,
+    table_suffix,
+    tables_in,
+    without_shard,
+)
 
 CERTAIN = 10
 """The score of a data set whose own mark is there, such as the index of token shards."""
@@ -58,7 +66,7 @@ class UserPath:
         """The table there, whose columns say what it is: the file itself, or that of a split in a folder."""
         if not self.is_dir:
             return self.path if table_suffix(self.path) else None
-        tables = {f.name.partition(".")[0]: f for f in self.path.iterdir() if table_suffix(f) and f.is_file()}
+        tables = {without_shard(f): f for f in reversed(tables_in(self.path))}
         splits = splits_among(tables)
         first = next((name for name, split in splits.items() if split == "train"), next(iter(splits), None))
         if first is None and len(tables) == 1 and not any(f.is_dir() for f in self.path.iterdir()):

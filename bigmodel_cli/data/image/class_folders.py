@@ -16,6 +16,7 @@ from bigmodel_cli.core.images import describe_unused, image_suffixes
 from bigmodel_cli.core.splits import FILLERS, UNLABELLED, check_one_folder_each, split_of, splits_among
 from bigmodel_cli.core.tables import AROUND
 from bigmodel_cli.data.image.listing import MAX_FILE, NO_TRAIN, Item, Listing, build_listing
+from bigmodel_cli.data.image.masks import without_masks
 
 HIDDEN = "hidden"
 
@@ -84,19 +85,22 @@ def arrange(where: str, root: Folder, item: Callable[[Any], Item], kind: str = "
     splits = _splits(where, root, notes, kind)
     found: dict[str, dict[str, list[Item]]] = {}
     used: list[Folder] = []
+    masks: list[tuple[str, str]] = []
     for split, folders in splits.items():
         classes = found.setdefault(split, {})
         for name, folder in sorted(folders.items()):
             label = class_name(name, notes)
             if label in classes:
                 notes.append(f"{split}: several folders are called {label} once their names are made plain: one class")
-            items = [item(image) for part in folder.below() for image in part.images]
+            items, pairs = without_masks([item(image) for part in folder.below() for image in part.images])
+            masks += pairs
             classes.setdefault(label, []).extend(items)
             used.append(folder)
     for classes in found.values():
         for items in classes.values():
             items.sort(key=lambda one: one.name)
     notes += [f"folders: {note}" for note in doubtful_classes(sorted({n for names in found.values() for n in names}))]
+    notes += [f"{len(masks):,} images not used: masks, as {masks[0][0]} of {masks[0][1]}"] if masks else []
     others: Counter[str] = Counter()
     for folder in root.below():
         others.update(folder.others)

@@ -11,16 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.columns import Chosen, choose_columns
-from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import Column
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.tables import as_text, open_table
 
 Ties = Literal["hashed", "item", "file"]
 ROLES = ("user", "item", "rating", "time")
-PARQUET = ".parquet"
 DATE_DIGITS = 8  # of 20240131
 
 
@@ -139,10 +136,8 @@ def read_table(
     Raises:
         InputError: a column is missing or a value is not a number; the message names the line.
     """
-    rows = _parquet(path, columns or {}, notes) if path.suffix.lower() == PARQUET else None
-    if rows is None:
-        opened = open_table(path, ROLES, columns, encoding, notes)
-        rows = ((opened.located(line), values) for line, values in opened.rows(*ROLES))
+    opened = open_table(path, ROLES, columns, encoding, notes)
+    rows = ((opened.located(line), values) for line, values in opened.rows(*ROLES))
     users, items, ratings, times = list[str](), list[str](), list[float](), list[int]()
     for where, (user, item, rating, time) in rows:
         users.append(_id(where, "user", user))
@@ -190,35 +185,6 @@ def _seconds(where: str, given: Any) -> int:
     except (TypeError, ValueError):
         return int(_number(where, "time", given))
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
-
-
-def _parquet(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterable[tuple[str, list[Any]]]:
-    """The place and the values of each row of a Parquet file."""
-    try:
-        from pyarrow import lib, parquet
-    except ImportError:
-        raise MachineError(f"{path}: pyarrow is not installed", hint=install_line("parquet")) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            chosen = _parquet_columns(path, file.schema_arrow.names, given)
-            notes += [f"{path.name}: {note}" for note in chosen.notes]
-            names = {role: chosen.names[places[0]] for role, places in chosen.places.items()}
-            number = 0
-            for batch in file.iter_batches(columns=sorted(set(names.values()))):
-                values = [batch.column(names[r]).to_pylist() if r in names else [None] * len(batch) for r in ROLES]
-                for row in zip(*values, strict=True):
-                    number += 1
-                    yield f"{path}: row {number}", list(row)
-    except (lib.ArrowException, OSError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}", "expected a Parquet file") from None
-
-
-def _parquet_columns(path: Path, names: Sequence[str], given: Mapping[str, str]) -> Chosen:
-    try:
-        return choose_columns(str(path), names, ROLES, given)
-    except InputError as error:
-        hint = "other data than interactions in Parquet: save it as .csv or .jsonl"
-        raise InputError(error.what, error.expected, hint) from None
 
 
 def column_of(name: str, ids: Sequence[str], values: Mapping[str, Sequence[str]]) -> Column:

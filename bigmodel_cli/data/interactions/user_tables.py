@@ -19,7 +19,7 @@ from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.interactions.bundle import RANKING, RATINGS, Context, build_bundle, in_ids_of
 from bigmodel_cli.data.interactions.splits import Split, choose_split
-from bigmodel_cli.data.interactions.table import PARQUET, ROLES, Ties, column_of, read_table
+from bigmodel_cli.data.interactions.table import ROLES, Ties, column_of, read_table
 from bigmodel_cli.data.user_path import UserPath
 
 Encoding = Annotated[str, Field(description="of the files: auto, utf-8, latin-1, utf-16, ...")]
@@ -33,7 +33,7 @@ def _reads(given: UserPath) -> float:
     """A table with a user and an item, by any of their names. A Parquet file's columns are not looked at."""
     if given.is_dir or given.is_address:
         return 0
-    return 1 if given.suffix == PARQUET else 4 * given.has_columns(ROLES)
+    return 4 * given.has_columns(ROLES)
 
 
 @data.register(kind="interactions", reads=_reads, next="train two-tower")

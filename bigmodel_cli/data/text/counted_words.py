@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,24 @@ from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
 
 MOST_CHUNKS = 1 << 20  # that are held
 CHUNK = 1 << 20  # codes that are counted at once
-EMPTY = -1  # the code in a text without words
+EMPTY, END = -1, -2  # the code in a text without words, and that between two texts
+BETWEEN = "A"
+"""Stands between texts that are divided as one; no text in lower case has it."""
+BATCH = 256  # texts
 
 
 class _Chunks(dict[str, tuple[int, ...]]):
     """The codes of the words in a chunk, which white space surrounds; most chunks of a text have occurred before."""
 
     def __init__(self, split: Split) -> None:
+        super().__init__({BETWEEN: (END,)})
         self.split = split
         self.words: dict[str, int] = {}
 
     def __missing__(self, chunk: str) -> tuple[int, ...]:
         if len(self) >= MOST_CHUNKS:
             self.clear()
+            self[BETWEEN] = (END,)
         words = self.words
         codes = self[chunk] = tuple([words.setdefault(word, len(words)) for word in self.split(chunk)])
         return codes
@@ -48,28 +53,40 @@ class CountedWords:
     def __init__(
         self, texts: Iterable[tuple[str, str | None]], most: int, kind: str, split: Split, total: int = 0
     ) -> None:
-        self.kind = kind
-        chunks = _Chunks(split)
+        self.kind, self.most, chunks = kind, most, _Chunks(split)
         self._code = chunks.words
-        self._kept, self._lengths, self.most = array("i"), array("i"), most
+        self._kept, self._lengths, self._rest = array("i"), array("i"), array("i")
         self._heads, self._head_ends, self._names = bytearray(), array("q"), Names()
-        rest, codes_of, reported = array("i"), chunks.__getitem__, time.monotonic()
-        for count, (text, group) in enumerate(texts, 1):
-            codes = list(chain.from_iterable(map(codes_of, text.lower().split())))
-            if len(codes) > most:
-                rest.extend(codes[most:])
-                codes, length = codes[:most], len(codes)
-            else:
-                length = len(codes)
-            self._kept.extend(codes or (EMPTY,))
-            self._lengths.append(length)
-            self._heads += head_of(text)
-            self._head_ends.append(len(self._heads))
-            self._names.add(text, group)
-            if not count % 4096 and time.monotonic() - reported > REPORT_EVERY:
+        count, reported, left = 0, time.monotonic(), iter(texts)
+        while batch := list(islice(left, BATCH)):
+            self._add([text for text, _ in batch], chunks)
+            for text, group in batch:
+                self._names.add(text, group)
+            count += len(batch)
+            if time.monotonic() - reported > REPORT_EVERY:
                 reported = time.monotonic()
                 report_progress("counting words", min(count, total - 1), total)
-        self._counts = _count(self._kept, len(self._code)) + _count(rest, len(self._code))
+        self._counts = _count(self._kept, len(self._code)) + _count(self._rest, len(self._code))
+
+    def _add(self, texts: list[str], chunks: _Chunks) -> None:
+        """Keep the words of `texts`, which are divided as one."""
+        joined = f" {BETWEEN} ".join([text.lower() for text in texts]).split()
+        codes = np.fromiter(chain.from_iterable(map(chunks.__getitem__, joined)), np.int32)
+        ends = np.flatnonzero(codes == END)
+        lengths = np.diff(ends, prepend=-1, append=len(codes)) - 1
+        codes = codes[codes != END]
+        if lengths.max() > self.most:
+            beyond = np.arange(len(codes)) - np.repeat(lengths.cumsum() - lengths, lengths) >= self.most
+            self._rest.frombytes(codes[beyond].tobytes())
+            codes = codes[~beyond]
+        if not lengths.all():
+            held = np.minimum(lengths, self.most)
+            codes = np.insert(codes, held.cumsum()[lengths == 0], EMPTY)
+        self._kept.frombytes(codes.tobytes())
+        self._lengths.frombytes(lengths.astype(np.int32).tobytes())
+        heads = [head_of(text) for text in texts]
+        self._head_ends.frombytes((len(self._heads) + np.cumsum(list(map(len, heads)))).astype(np.int64).tobytes())
+        self._heads += b"".join(heads)
 
     @property
     def longest(self) -> int:

@@ -11,15 +11,17 @@ from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.data.user_data.text_tables import split_files
 
 
-def group_names(path: Path, column: str, columns: Mapping[str, str] | None = None) -> dict[int, str]:
+def group_names(
+    path: Path, column: str, columns: Mapping[str, str] | None = None, encoding: str = AUTO
+) -> dict[int, str]:
     """Each value of `column` in the table, or folder of tables, at `path`, by the hash that ``groups`` has for it.
 
     Raises:
         InputError: it is no table, or has no such column.
     """
     found: dict[int, str] = {}
-    for file in split_files(path, []).values():
-        table = open_table(file, ("group",), {**(columns or {}), "group": column}, AUTO, [])
+    for _, file in split_files(path, []):
+        table = open_table(file, ("group",), {**(columns or {}), "group": column}, encoding, [])
         for _, (value,) in table.rows("group"):
             found.setdefault(name_hash(f"group {value}"), str(value))
     return found

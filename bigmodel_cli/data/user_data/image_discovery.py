@@ -129,7 +129,7 @@ def _from_folder(root: Path) -> Listing:
         if split_of(child.name) and set(SUFFIXES) & set(child.others)
     ]
     tables = [p for folder in (root, *flat) for p in _entries(folder) if table_suffix(p)]
-    wanted = sorted((p for p in tables if _names_images(p)), key=lambda p: (_is_submission(p), p.name))
+    wanted = sorted(filter(_names_images, tables), key=lambda p: (not _is_for_training(p), p.name))
     if wanted and not any(child.full for child in tree.children.values()):
         names = " and ".join(str(p.relative_to(root)) for p in wanted[:3])
         hint = f"--data {wanted[0]} reads the labels in it"
@@ -143,9 +143,10 @@ def _names_images(table: Path) -> bool:
     return bool(set(USUAL["image"]) & set(first_columns(table)))
 
 
-def _is_submission(table: Path) -> bool:
-    """Whether it is the example of an answer of a competition, whose labels are no real ones."""
-    return any(word in table.name.casefold() for word in ("submission", "submit", "test"))
+def _is_for_training(table: Path) -> bool:
+    """Whether it is of no test split, and no example of a competition's answer, whose labels are no real ones."""
+    words = ("submission", "submit", "test")
+    return split_of(table.parent.name) in (None, "train") and not any(w in table.name.casefold() for w in words)
 
 
 PAIRED = ("masks", "mask", "labels", "annotations", "segmentations", "gt", "ground_truth")

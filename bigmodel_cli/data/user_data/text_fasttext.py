@@ -10,9 +10,9 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.fasttext import is_fasttext, read_fasttext
+from bigmodel_cli.core.label_cells import LabelCells
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import LabelCells
 from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.targets import MULTI_LABEL, Labels, labelled_with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.images import describe_unused, image_suffixes
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.splits import splits_among
 from bigmodel_cli.core.tables import JSON_LINES, Table, as_text, open_table, table_suffix
@@ -45,8 +47,9 @@ def _is_text(given: UserPath) -> float:
             return given.suffix in PLAIN_TEXT or given.table is not None
         return 1 if given.has_columns(("text",)) else 0.25 * (not given.columns)
     inside = [f for f in given.path.iterdir() if not f.name.startswith(".")]
-    flat = not any(f.is_dir() for f in inside)
-    return flat and any(f.suffix.lower() in (*PLAIN_TEXT, *JSON_LINES) for f in inside)
+    texts = [f for f in inside if f.suffix.lower() in (*PLAIN_TEXT, *JSON_LINES)]
+    images = sum(f.suffix.lower() in image_suffixes() for f in inside)  # with a text for each, as of boxes or captions
+    return bool(texts) and not any(f.is_dir() for f in inside) and len(texts) > 2 * images
 
 
 @data.register(task="language_modeling", reads=_is_text, next="train gpt-nano")
@@ -138,6 +141,13 @@ def _named_splits(found: Sequence[tuple[str, str]], notes: list[str]) -> dict[st
     return parts
 
 
+def unused_files(folder: Path, used: Sequence[Path]) -> list[str]:
+    """A note of the files below `folder` that are not `used`, by suffix."""
+    known = set(used)
+    others = [f for f in folder.rglob("*") if f not in known and f.is_file() and not f.name.startswith(".")]
+    return [describe_unused(Counter(f.suffix.lower() or "no suffix" for f in others))] if others else []
+
+
 def first_notes(notes: Sequence[str]) -> list[str]:
     """The first notes, and the number of the others."""
     more = len(notes) - MAX_NOTES
@@ -224,6 +234,8 @@ def _documents(
 ) -> Iterator[tuple[str, str]]:
     """Each text with what its side of a split depends on: its file's name, or in a table the text."""
     files = [path] if table_suffix(path) else list_text_files(path)
+    if path.is_dir():
+        notes += unused_files(path, files)
     if columns and not any(map(table_suffix, files)):
         raise InputError(f"{path}: --columns for plain text", "expected a table, which has columns", "leave it out")
     for file in files:

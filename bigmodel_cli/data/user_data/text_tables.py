@@ -12,35 +12,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.class_names import LONGEST_ABSENT, AbsentTexts
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.label_cells import LabelCells
 from bigmodel_cli.core.one_hot import has_several, one_label
 from bigmodel_cli.core.splits import check_one_folder_each, split_of, splits_among
-from bigmodel_cli.core.tables import SUFFIXES, LabelCells, Table, as_text, open_table, table_suffix
+from bigmodel_cli.core.tables import SUFFIXES, Table, as_text, open_table, tables_in, without_shard
 from bigmodel_cli.core.text_files import AUTO
 
 TRAIN = "train"
+HELD = 1024  # texts that are digested at once
 
 
-def split_files(path: Path, notes: list[str]) -> dict[str | None, Path]:
-    """Split -> table; the key is None for one table that may have a column ``split``.
+def split_files(path: Path, notes: list[str]) -> list[tuple[str | None, Path]]:
+    """Each table with its split; None for one table that may have a column ``split``.
+
+    Several files may hold one split, as ``train-00000-of-00002.parquet`` and its sisters.
 
     Raises:
         InputError: it is a folder without tables, or with several that are no splits.
     """
     if not path.is_dir():
-        return {None: path}
-    tables = sorted(f for f in path.iterdir() if table_suffix(f) and f.is_file() and not f.name.startswith("."))
-    by_name = {f.name.partition(".")[0]: f for f in tables}
+        return [(None, path)]
+    tables = tables_in(path)
+    by_name: dict[str, list[Path]] = {}
+    for table in tables:
+        by_name.setdefault(without_shard(table), []).append(table)
     named = splits_among(by_name)
-    if not named and len(tables) == 1:
-        return {None: tables[0]}
+    if not named and len(by_name) == 1:
+        return [(None, table) for table in tables]
     if not named:
         there = ", ".join(f.name for f in tables[:5]) or "none"
         raise InputError(f"{path}: tables {there}", f"expected train{SUFFIXES[0]} and others, or --data TABLE")
     if both := check_one_folder_each(path, named):
-        raise InputError(f"{path}: both {by_name[both[0]].name} and {by_name[both[1]].name}", "expected one a split")
-    used: dict[str | None, Path] = {split: by_name[name] for name, split in named.items()}
-    others = sorted(f.name for f in path.iterdir() if f not in used.values() and not f.name.startswith("."))
+        names = [by_name[name][0].name for name in both]
+        raise InputError(f"{path}: both {names[0]} and {names[1]}", "expected one a split")
+    used: list[tuple[str | None, Path]] = [(split, table) for name, split in named.items() for table in by_name[name]]
+    taken = {table for _, table in used} | {table.parent for _, table in used}
+    others = sorted(f.name for f in path.iterdir() if f not in taken and not f.name.startswith("."))
     notes += [f"{path.name}/: not used: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"] if others else []
     return used
 
@@ -96,7 +105,7 @@ def find_splits(
     found: dict[str, SplitRows] = {}
     unused: dict[str, int] = {}
     unnamed = 0
-    for split, file in split_files(path, notes).items():
+    for split, file in split_files(path, notes):
         try:
             table = open_table(file, (*roles, "split", "group"), given, encoding, notes)
         except InputError as error:
@@ -108,7 +117,7 @@ def find_splits(
         lines: dict[str, array[int]] = {}
         has_column = "split" in table.chosen.places
         for line, (*values, named) in table.rows(*roles, "split"):
-            here = split or _row_split(table, line, named)
+            here = split or (_row_split(table, line, named) if has_column else TRAIN)
             unnamed += split is None and has_column and (named is None or not str(named).strip())
             reason = accept(table, line, here, values)
             if reason is None:
@@ -133,7 +142,7 @@ def label_columns(
         InputError: it is no table, or two of the columns have one name.
     """
     given = {**(given or {}), **({"group": group_by} if group_by else {})}
-    file = next(iter(split_files(path, []).values()))
+    file = split_files(path, [])[0][1]
     chosen = open_table(file, (*roles, "split", "group"), given, encoding, []).chosen
     names = tuple(chosen.names[i].strip() or f"column {i + 1}" for i in chosen.places["label"])
     if len(set(names)) < len(names):
@@ -153,19 +162,28 @@ class ContentDigest:
     """Digests the texts of the first pass, as :func:`digest_of` would, if they are of one split."""
 
     def __init__(self) -> None:
-        self._total, self._splits, self._count = hashlib.sha256(b"[(["), set[str](), 0
+        self._total, self._splits = hashlib.sha256(b"[(["), set[str]()
+        self._held, self._digested = list[str](), False
 
     def add(self, split: str, text: str) -> None:
         if split not in self._splits:
             self._splits.add(split)
         if len(self._splits) == 1:
-            self._total.update(((", " if self._count else "") + repr(text)).encode("utf-8", "surrogatepass"))
-            self._count += 1
+            self._held.append(text)
+            if len(self._held) == HELD:
+                self._digest()
+
+    def _digest(self) -> None:
+        if self._held:
+            text = (", " if self._digested else "") + ", ".join(map(repr, self._held))
+            self._total.update(text.encode("utf-8", "surrogatepass"))
+            self._held, self._digested = [], True
 
     def finish(self, splits: Mapping[str, SplitRows]) -> str | None:
         """The digest; None if there is more than one split."""
         if len(self._splits) != 1:
             return None
+        self._digest()
         self._total.update(f"], {list(splits[next(iter(self._splits))].labels)!r})]".encode())
         return self._total.hexdigest()
 
@@ -185,21 +203,26 @@ def labelled_splits(
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
         text, label = values
         label = one_label(table, label, table.located(line)) if several else label
-        name = cells.read(label, lambda: table.located(line))
+        name = seen.get(label) if type(label) is str else None
+        if name is None:
+            name = cells.read(label, lambda: table.located(line))
         simple = type(text) is str and text.isascii() and "\0" not in text
         plain = text if simple else as_text(text, table.located(line), "text")
         if not plain or plain.isspace():
             return "an empty text"
         digest.add(split, plain)
+        if len(plain) <= LONGEST_ABSENT:
+            absent.add(plain)
         labels.setdefault(split, array("i")).append(ids.setdefault(name, len(ids)))
         return None
 
-    digest, several = ContentDigest(), has_several(given)
+    seen = cells.seen
+    digest, absent, several = ContentDigest(), AbsentTexts(), has_several(given)
     apart = ("label",) if several else ()
     splits = find_splits(path, ("text", "label"), given, group_by, encoding, notes, accept, apart)
     classes = sorted(ids)
     place = {ids[name]: i for i, name in enumerate(classes)}
     for split, rows in splits.items():
         rows.labels = array("i", [place[i] for i in labels[split]])
-    notes += cells.notes(classes)
+    notes += [*cells.notes(classes), *absent.notes()]
     return splits, classes, digest.finish(splits)

@@ -6,6 +6,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.class_names import AbsentTexts
 from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.tables import Table, as_text
@@ -43,17 +44,20 @@ def text_targets(
     file, notes = Path(path).expanduser(), list[str]()
     labels = Labels(named_task(task), label_columns(file, ROLES, columns, group_by, encoding), separator)
     numbered: dict[str, array[int]] = {}
+    absent = AbsentTexts()
 
     def accept(table: Table, line: int, split: str, values: list[Any]) -> str | None:
         text, cells = values
-        if not (text if type(text) is str else as_text(text, table.located(line), "text")).strip():
+        plain = text if type(text) is str else as_text(text, table.located(line), "text")
+        if not plain.strip():
             return "an empty text"
+        absent.add(plain)
         numbered.setdefault(split, array("i")).append(labels.add(cells, table.located(line)))
         return None
 
     splits = find_splits(file, ROLES, columns, group_by, encoding, notes, accept, apart=("label",))
     for split, rows in splits.items():
         rows.labels = numbered[split]
-    notes += labels.notes(numbered.get("train", ()))
+    notes += [*labels.notes(numbered.get("train", ())), *absent.notes()]
     found = build_labelled(splits, labels.names(), tokenizer, as_text_spec(like), context, root, notes)
     return labelled_with(found, labels)
