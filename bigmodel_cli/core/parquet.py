@@ -71,7 +71,7 @@ def _named(values: list[Any], names: Sequence[str] | None) -> list[Any]:
 def _class_names(raw: bytes) -> dict[str, list[str]]:
     """Column -> the names of its classes, from the metadata `raw` of Hugging Face's datasets."""
     found: dict[str, list[str]] = {}
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError, AttributeError):
         for column, feature in json.loads(raw)["info"]["features"].items():
             names = feature.get("names") if isinstance(feature, dict) else None
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
