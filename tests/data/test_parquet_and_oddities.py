@@ -102,7 +102,7 @@ def test_masks_beside_their_images_are_no_images_of_a_class(tmp_path: Path) -> N
     picture(tmp_path / "benign" / "benign (0)_mask_1.png", 255)
     listing = list_images(tmp_path)
     assert listing.counts("train") == [4, 4]
-    assert any(note.startswith("9 images not used: masks, as benign/benign (0)_mask") for note in listing.notes)
+    assert "9 images not used: masks, as benign/benign (0)_mask.png of benign/benign (0).png" in listing.notes
     for i in range(5):
         picture(tmp_path / "normal" / f"more{i}.png", i)
     assert list_images(tmp_path).counts("train") == [4, 13]  # too few have one: they may be pictures of masks

@@ -100,7 +100,7 @@ def arrange(where: str, root: Folder, item: Callable[[Any], Item], kind: str = "
         for items in classes.values():
             items.sort(key=lambda one: one.name)
     notes += [f"folders: {note}" for note in doubtful_classes(sorted({n for names in found.values() for n in names}))]
-    notes += [f"{len(masks):,} images not used: masks, as {masks[0][0]} of {masks[0][1]}"] if masks else []
+    notes += [f"{len(masks):,} images not used: masks, as {min(masks)[0]} of {min(masks)[1]}"] if masks else []
     others: Counter[str] = Counter()
     for folder in root.below():
         others.update(folder.others)
