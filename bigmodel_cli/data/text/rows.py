@@ -46,7 +46,7 @@ class TextRows:
     @property
     def lengths(self) -> Tensor:
         """(n,) int64: the tokens of each text."""
-        return torch.tensor(self._ends, dtype=torch.int64).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        return _int64(self._ends).diff(prepend=torch.zeros(1, dtype=torch.int64))
 
     def __getitem__(self, index: int) -> Tensor:
         return self._tokens[self._ends[index - 1] if index else 0 : self._ends[index]]
