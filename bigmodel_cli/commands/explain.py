@@ -23,6 +23,8 @@ Texts = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; repeatable."),
 ]
+NOT_FOR_USERS = ("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out")
+"""Options without an effect on a recommendation."""
 Users = Annotated[
     list[str] | None,
     typer.Option("--user", metavar="ID", help="A user whose recommendation to explain; repeatable."),
@@ -102,19 +104,17 @@ def explain(
     from bigmodel_cli.commands.recommend_items import explain_recommendations
 
     trained = open_checkpoint(checkpoint, pretrained, data_dir)
+    how = opt.reading(columns, encoding, trained.recipe)
     if users or trained.task.spec.kind == "interactions":
-        refuse_unused(
-            ("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out"), "recommendations"
-        )
+        refuse_unused(NOT_FOR_USERS, "recommendations")
         explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
     elif trained.task.spec.kind == "text":
         refuse_unused(("top", "checks", "nearest"), "texts")
         refuse_columns(columns, files or [])
-        how = opt.reading(columns, encoding, trained.recipe)
         given = TextOptions(files or [], texts or [], how, method or (), steps)
         explain_texts(trained, given, target, out, json)
     else:
-        listed = _images(trained, files or [], texts, opt.reading(columns, encoding, trained.recipe), method or [])
+        listed = _images(trained, files or [], texts, how, method or [])
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
     console.note_next(trained.path, "eval", unless=json)
 

@@ -18,6 +18,7 @@ from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
+from bigmodel_cli.core.tables import table_suffix
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tasks import Predicts
@@ -80,8 +81,6 @@ def predict(
         bigmodel predict runs/mf-1 pairs.csv --columns user=who,item=film
     """
     from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.commands.rate_pairs import show_ratings
-    from bigmodel_cli.commands.recommend_items import show_recommendations
     from bigmodel_cli.core.interactions import Recommends
 
     files, texts = with_standard_input(files or [], texts or [])
@@ -89,12 +88,22 @@ def predict(
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if isinstance(trained.task, Recommends) and files and not (users or texts):
+        from bigmodel_cli.commands.rate_pairs import show_ratings
+
         show_ratings(trained, files, opt.reading(columns, encoding), json)
     elif users or isinstance(trained.task, Recommends):
-        refuse_unused(("columns", "encoding", "tta", "device", "precision"), "recommendations")
-        show_recommendations(trained, options, users or [], bool(files or texts), top, json)
+        _recommend(trained, options, users or [], bool(files or texts), top, json)
     else:
         _predict_samples(trained, options, files, texts, columns, encoding, top, tta, json)
+
+
+def _recommend(
+    trained: TrainedModel, options: RunOptions, users: list[str], has_samples: bool, top: int, json: bool
+) -> None:
+    from bigmodel_cli.commands.recommend_items import show_recommendations
+
+    refuse_unused(("columns", "encoding", "tta", "device", "precision"), "recommendations")
+    show_recommendations(trained, options, users, has_samples, top, json)
 
 
 def _predict_samples(
@@ -129,6 +138,8 @@ def _predict_samples(
         console.note(f'no file is called {missing}; a text itself is given by --text "{missing}"')
     listed = expand_inputs(files, task.spec.kind, how)
     refuse_columns(columns, (*files, *listed))
+    if not files or (task.spec.kind == "image" and not any(map(table_suffix, files))):
+        refuse_unused(("encoding",), "images" if files else "texts that are typed")
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
