@@ -23,8 +23,6 @@ Texts = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; repeatable."),
 ]
-NOT_FOR_USERS = ("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out")
-"""Options without an effect on a recommendation."""
 Users = Annotated[
     list[str] | None,
     typer.Option("--user", metavar="ID", help="A user whose recommendation to explain; repeatable."),
@@ -101,22 +99,28 @@ def explain(
     from bigmodel_cli.commands.explain_images import ImageOptions, explain_images
     from bigmodel_cli.commands.explain_texts import TextOptions, explain_texts
     from bigmodel_cli.commands.open_model import open_checkpoint
-    from bigmodel_cli.commands.recommend_items import explain_recommendations
 
     trained = open_checkpoint(checkpoint, pretrained, data_dir)
     how = opt.reading(columns, encoding, trained.recipe)
     if users or trained.task.spec.kind == "interactions":
-        refuse_unused(NOT_FOR_USERS, "recommendations")
-        explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
+        _explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
     elif trained.task.spec.kind == "text":
         refuse_unused(("top", "checks", "nearest"), "texts")
         refuse_columns(columns, files or [])
-        given = TextOptions(files or [], texts or [], how, method or (), steps)
-        explain_texts(trained, given, target, out, json)
+        explain_texts(trained, TextOptions(files or [], texts or [], how, method or (), steps), target, out, json)
     else:
         listed = _images(trained, files or [], texts, how, method or [])
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
     console.note_next(trained.path, "eval", unless=json)
+
+
+def _explain_recommendations(
+    trained: TrainedModel, users: list[str], has_samples: bool, top: int, json: bool, data_dir: Path | None
+) -> None:
+    from bigmodel_cli.commands.recommend_items import explain_recommendations
+
+    refuse_unused(("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out"), "recommendations")
+    explain_recommendations(trained, users, has_samples, top, json, data_dir)
 
 
 def _images(
