@@ -5,16 +5,40 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from bigmodel_cli.core.errors import InputError
 
-OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+def _only_member(raw: IO[bytes]) -> Any:
+    """The only file in a zip, as programs write a single compressed table.
+
+    Raises:
+        ValueError: it holds several, or a password protects it.
+    """
+    archive = zipfile.ZipFile(raw)
+    files = [m for m in archive.infolist() if not m.is_dir() and not is_litter(m.filename)]
+    if len(files) != 1 or files[0].flag_bits & 1:
+        raise ValueError("a password protects it" if len(files) == 1 else f"a zip of {len(files)} files: unpack it")
+    return archive.open(files[0])
+
+
+def is_litter(name: str) -> bool:
+    """Whether a member of an archive is one of those that macOS and others add."""
+    return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith(".")
+
+
+OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": _only_member,
+}  # fmt: skip
 """Suffix -> what decompresses such a file as it is read."""
-ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError)
+ERRORS = (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile)
 """What reading a damaged one raises, apart from ``zlib.error``."""
+DAMAGED = (OSError, EOFError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile)
+"""The same without ValueError, which a UnicodeError is too."""
 BEGINNINGS = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "Zstandard", b"7z\xbc\xaf'\x1c": "7-Zip",
     b"PK\3\4": "a zip, or a spreadsheet of Excel or LibreOffice", b"Rar!": "RAR", b"PAR1": "Parquet",

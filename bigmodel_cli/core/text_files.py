@@ -5,14 +5,13 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import lzma
 import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
-from bigmodel_cli.core.compressed import ERRORS, check_text, decompressed, is_compressed
+from bigmodel_cli.core.compressed import DAMAGED, ERRORS, check_text, decompressed, is_compressed
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.regular_files import open_regular
 
@@ -103,7 +102,7 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
             io.TextIOWrapper(cast("io.BufferedReader", raw), encoding=encoding, newline=newline) as file,
         ):
             yield file
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (*DAMAGED, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot read: {reason}", "expected a text file") from None
 

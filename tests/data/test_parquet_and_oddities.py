@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,22 @@ def test_shards_of_a_published_data_set_are_one_split_with_the_names_of_its_clas
         "train": [0] * 6 + [1] + [1] * 6 + [0], "test": [1, 0],
     }  # fmt: skip
     assert any("not used: README.md" in note for note in bundle.notes)
+
+
+def test_a_table_in_a_zip_of_its_own_is_read(tmp_path: Path) -> None:
+    rows = "text,label\n" + "".join(f'"{text}",{label}\n' for text, label in TEXTS)
+    with zipfile.ZipFile(tmp_path / "t.csv.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("t.csv", rows)
+        archive.writestr("__MACOSX/._t.csv", b"\0")
+    (tmp_path / "t.csv").write_text(rows)
+    assert opened(tmp_path / "t.csv.zip").fingerprint == opened(tmp_path / "t.csv").fingerprint
+    with zipfile.ZipFile(tmp_path / "t.csv.zip", "a") as archive:
+        archive.writestr("more.csv", rows)
+    with pytest.raises(InputError, match="a zip of 2 files: unpack it"):
+        opened(tmp_path / "t.csv.zip")
+    (tmp_path / "t.csv.zip").write_bytes(b"PK no zip")
+    with pytest.raises(InputError, match=r"t\.csv\.zip: cannot read"):
+        opened(tmp_path / "t.csv.zip")
 
 
 def test_blanks_before_quoted_cells_are_no_part_of_them(tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ def _columns(where: str, rows: Any, image: str | None, label: str | None) -> tup
             raise InputError(f"data.{what}_column = {named}", f"expected one of {there}")
         if named is None and len(able) != 1:
             what = f"{where}: {len(able)} columns may be the {what}, of {there}"
-            raise InputError(what, hint="--set data.image_column=... --set data.label_column=...")
+            texts = "texts are read from files that Dataset.to_parquet('train.parquet') writes"
+            columns = "--set data.image_column=... --set data.label_column=..."
+            raise InputError(what, hint=columns if images else texts)
     column = image or images[0]
     if column not in images:
         raise InputError(f"data.image_column = {column}", f"expected a column of images: {', '.join(images)}")
