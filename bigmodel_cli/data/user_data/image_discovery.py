@@ -31,9 +31,8 @@ ZIP = ".zip"
 OTHERS = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save it as .csv, a sheet a file"),
     **dict.fromkeys((".7z", ".rar", ".zst", ".lz4", ".lzma", ".z"), "unpack it, then --data what is in it"),
-    **dict.fromkeys(
-        (".feather", ".arrow", ".orc", ".dta", ".sav", ".rds", ".h5", ".hdf5"), "save it as .csv or .parquet"
-    ),
+    **dict.fromkeys((".feather", ".arrow", ".orc"), "save it as .parquet"),
+    **dict.fromkeys((".dta", ".sav", ".rds", ".h5", ".hdf5"), "save it as .csv"),
     **dict.fromkeys((".pkl", ".pickle", ".npy", ".npz", ".mat"), "save its images as .png in a folder a class"),
     **dict.fromkeys((".dat", ".data", ".asc"), "if it is a table, call it .csv or .tsv"),
     **dict.fromkeys((".sqlite", ".db", ".xml", ".arff", ".libsvm", ".svm"), "save it as .csv"),
