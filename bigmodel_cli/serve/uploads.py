@@ -15,6 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.json_lines import text_problem
 from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
@@ -164,12 +165,14 @@ def texts(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, str
         raise HttpRefusal(400, "the body is not JSON", 'expected {"text": "..."}') from None
     text = given.get("text") if isinstance(given, dict) and set(given) == {"text"} else None
     found = [text] if isinstance(text, str) else text
-    if not isinstance(found, list) or not found or not all(isinstance(t, str) and t.strip() for t in found):
+    if not isinstance(found, list) or not found or not all(isinstance(t, str) for t in found):
         raise HttpRefusal(
             400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}'
         )
-    if any("\ud800" <= character <= "\udfff" for character in "".join(found)):
-        raise HttpRefusal(400, "a text with an unpaired surrogate", "expected valid Unicode")
+    for number, one in enumerate(found, 1):
+        wrong = "is empty" if not one.strip() else "has a NUL in it" if "\0" in one else text_problem(one)
+        if wrong:
+            raise HttpRefusal(400, f"text {number} {wrong}", "expected text")
     _check_count(len(found), limits)
     return [(f"text {i}", t) for i, t in enumerate(found, 1)]
 

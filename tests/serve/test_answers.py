@@ -135,6 +135,13 @@ def test_texts(start: Start) -> None:
                 b"[" * 100_000, b'{"text": "' + b"x" * 50, b"\xff\xfe"):  # fmt: skip
         reply = service.ask("POST", "/predict", bad)
         assert reply.status == 400 and reply.json["error"], bad
+    for text, what in (("", "empty"), ("a\0b", "NUL"), ("a\ud800", "surrogate")):
+        reply = service.ask("POST", "/predict", json.dumps({"text": ["good", text]}))
+        assert reply.status == 400 and "text 2" in str(reply.json) and what in str(reply.json)
+    for encoding in ("utf-8-sig", "utf-16"):  # as predict reads a file
+        table = 'text,label\n"so dull, indeed",\n"good, fine",\n'.encode(encoding)
+        said = service.ask("POST", "/predict", table, {"content-type": "text/csv"}).json["predictions"]
+        assert [one["class"] for one in said] == ["sad", "glad"]
     many = json.dumps({"text": ["good"] * 33})
     assert service.ask("POST", "/predict", many).status == 413
     assert service.ask("POST", "/predict", '{"text": "' + "good " * 5000 + '"}').status == 200  # cut to the context
