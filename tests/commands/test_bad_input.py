@@ -114,5 +114,5 @@ def test_the_same_flags_as_ever(run_cli: Any) -> None:
     expected = """--data --recipe --epochs --batch-size --lr --optimizer --schedule --loss --seed --device --precision
     --balance --max-steps --data-dir --set --out --resume --overwrite --log --import --dry-run --lr-find --json --help
     --compile --channels-last --profile --nproc --nnodes --rdzv --max-restarts --timeout --columns --group-by
-    --size --task --folds --private"""
+    --size --task --folds --private --encoding"""
     assert shown == set(expected.split())
