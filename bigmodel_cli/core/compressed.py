@@ -35,9 +35,9 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": _only_member,
 }  # fmt: skip
 """Suffix -> what decompresses such a file as it is read."""
-ERRORS = (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile)
-"""What reading a damaged one raises, apart from ``zlib.error``."""
-DAMAGED = (OSError, EOFError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile)
+ERRORS = (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile)
+"""What reading a damaged one raises, apart from ``zlib.error``; RuntimeError: an unknown method of a zip."""
+DAMAGED = (OSError, EOFError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile)
 """The same without ValueError, which a UnicodeError is too."""
 BEGINNINGS = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "Zstandard", b"7z\xbc\xaf'\x1c": "7-Zip",
