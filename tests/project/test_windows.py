@@ -1,4 +1,4 @@
-"""On a system without fcntl, termios, resource, fork and SIGHUP the same commands do the same work (issue 22)."""
+"""On a system without fcntl, termios, resource, fork and SIGHUP the same commands do the same work."""
 
 from __future__ import annotations
 
