@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from bigmodel_cli.core.bpe_tokenizer import BPETokenizer
-from bigmodel_cli.core.recipe import DataSection
+from bigmodel_cli.core.recipe import DataSection, PlacementSection
+from bigmodel_cli.core.registry import losses, models, tasks
+from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.specs import TextSpec
 from bigmodel_cli.core.tokens import require_package, train_bpe
+from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.text.labelled import InMemory, build_labelled
 from bigmodel_cli.data.text.parallel import build_parallel, read_pair
 from bigmodel_cli.data.text.windows import build_windows
 from bigmodel_cli.engine.build.data import load_data
+from bigmodel_cli.engine.device.placement import choose_placement
+from bigmodel_cli.engine.training.evaluate import collect, evaluate
 from bigmodel_cli.tasks.beam import length_limits
 
 TEXTS = ["Two  words,\tand Ümläute – ok.\n", "a" * 40 + " 日本語 🙂", " lead and trail  ", "naïve café"]
@@ -55,8 +60,6 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(make: Any, text: str) -> 
 
 
 def test_bits_per_byte_count_the_texts_own_bytes() -> None:
-    from bigmodel_cli.core.registry import losses, tasks
-
     text = " ".join(TEXTS) * 3
     for kind, vocabulary in (("bpe", (sentence_piece(),)), ("bpe", (word_piece(),)), ("byte", ())):
         bundle = build_windows(TextSpec(kind, vocabulary, 8), {"val": text})
@@ -162,3 +165,30 @@ def test_inspect_says_what_is_cut(classes: Path) -> None:
     for load in bundle.load.values():
         load()
     assert any("longer than data.context = 4" in note for note in bundle.notes)
+
+
+def test_batches_hold_texts_of_similar_length_and_outputs_come_in_the_order_of_the_texts(tmp_path: Path) -> None:
+    """Training sees each text once; padding is all but gone; an evaluation answers text by text as one at a time."""
+    texts = [" ".join(["word"] * (1 + 7 * i % 60)) for i in range(120)]
+    bundle = build_labelled(
+        {"train": InMemory(texts, [i % 2 for i in range(120)])}, ("a", "b"), "word", None, None, tmp_path
+    )
+    source = bundle.load["train"]()
+    assert isinstance(source, VariableLengthSource)
+    assert source.lengths.tolist() == [len(text.split()) for text in texts]
+    seen = list(Batches(source, 10, seed=0).steps(0))
+    assert torch.cat([raw["index"] for raw in seen]).sort().values.tolist() == list(range(120))
+    assert sum(raw["tokens"].numel() for raw in seen) < 1.1 * source.lengths.sum()
+
+    spec = bundle.spec
+    assert isinstance(spec, TextSpec)
+    model = models.get("text-encoder")(spec, layers=1).eval()
+    task = tasks.get("text_classification")(spec, losses.get("cross_entropy")(), lambda tokens, key: tokens)
+    placement = choose_placement(PlacementSection())
+    outputs, _ = collect(model, task, source, placement, 16)
+    assert outputs["index"].tolist() == list(range(120))
+    with torch.inference_mode():
+        alone = torch.cat([model(source.gather(torch.tensor([i]))["tokens"].long()) for i in range(120)])
+    torch.testing.assert_close(outputs["logits"], alone, atol=1e-5, rtol=1e-5)
+    sums = evaluate(model, task, source, placement, 16)
+    assert sums is not None and sums["loss"] == pytest.approx(outputs["loss"].mean().item(), rel=1e-5)

@@ -10,6 +10,7 @@ import torch
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, choose, next_tokens
+from bigmodel_cli.tasks.vector_products import VectorLinear
 
 
 def build(**options: object) -> torch.nn.Module:
@@ -35,6 +36,18 @@ def test_the_cache_changes_no_token_and_neither_does_the_batch(position: str) ->
     assert together == text(model, prompts, greedy, use_cache=False)
     # Alone, the context fills at another time: equal until then.
     assert [t[:5] for t in together] == [text(model, [p], greedy, 5)[0] for p in prompts]
+
+
+def test_linear_layers_take_vectors_only_while_a_text_is_written() -> None:
+    model, prompt = build(bias=True), [[1, 2, 3]]
+    before = {type(m) for m in model.modules()}
+    with torch.inference_mode():
+        tokens = next_tokens(model, prompt, Sampling(temperature=0))
+        first = [next(tokens).item() for _ in range(4)]
+        assert VectorLinear in {type(m) for m in model.modules()}
+        tokens.close()  # type: ignore[attr-defined]
+    assert {type(m) for m in model.modules()} == before
+    assert first == text(model, prompt, Sampling(temperature=0), 4, use_cache=False)[0]
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another() -> None:
