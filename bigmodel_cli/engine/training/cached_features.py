@@ -20,6 +20,7 @@ from bigmodel_cli.core.tasks import TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source, Task
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
+from bigmodel_cli.engine.inference.kept_outputs import KeptOutputs
 from bigmodel_cli.engine.inference.optimize import ForwardFn, Optimized, optimize_by_rule
 from bigmodel_cli.engine.training.run import Run
 
@@ -114,14 +115,13 @@ def features(run: Run) -> tuple[Features, Features]:
 
 
 def _compute(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source) -> Features:
-    vectors: list[Tensor] = []
-    labels: list[Tensor] = []
+    kept = KeptOutputs(len(source))
     model, placement = optimized.model, optimized.placement
     with torch.inference_mode(), placement.autocast():
         for batch in forward_pass(model, run.task, source, placement, run.recipe.train.eval_batch_size):
-            vectors.append(forward_fn(model, batch)["features"].cpu())
-            labels.append(batch["label"].cpu())
-    return Features(source, torch.cat(vectors).clone(), torch.cat(labels).clone())
+            kept.add({**forward_fn(model, batch), "label": batch["label"]})
+    found = kept.outputs()
+    return Features(source, found["features"], found["label"])
 
 
 def _feature_fn(run: Run) -> ForwardFn:

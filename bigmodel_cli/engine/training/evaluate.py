@@ -13,6 +13,7 @@ from bigmodel_cli.data.batches import gather_ahead, longest_first, shard_batches
 from bigmodel_cli.engine.device.placement import Placement
 from bigmodel_cli.engine.distributed.process_group import SINGLE_PROCESS, Group
 from bigmodel_cli.engine.inference.batch_size import forward_pass, max_batch_size, sample_inputs
+from bigmodel_cli.engine.inference.kept_outputs import KeptOutputs
 from bigmodel_cli.engine.inference.optimize import optimize_for_inference
 
 
@@ -75,7 +76,7 @@ def split_outputs(
 
     All ranks of `group` get the outputs of all.
     """
-    kept = _Kept(len(source))
+    kept = KeptOutputs(len(source))
     with torch.inference_mode() if group.world == 1 else torch.no_grad(), placement.autocast():
         for batch, counts in _rank_batches(model, task, source, placement, batch_size, group):
             if stop():
@@ -87,31 +88,6 @@ def split_outputs(
     seen = torch.cat([part["index"] for part in of_ranks])
     _, first = _first_of_each(seen)  # tensor-parallel ranks evaluate the same samples
     return {k: torch.cat([part[k] for part in of_ranks])[first] for k in of_ranks[0]}
-
-
-class _Kept:
-    """The outputs of up to `most` samples on the CPU, written batch by batch into tensors that are made once.
-
-    The small results of each batch, kept one by one, would lie between the large blocks that the next batches need: with
-    a language model the heap grew by 34 MB a batch.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.count = most, 0
-        self.held: Batch = {}
-
-    def add(self, out: Batch, rows: Tensor | None = None) -> None:
-        """Keep the outputs of a batch, at `rows` (B,) or after those before."""
-        end = self.count + len(out["index"])
-        for key, value in out.items():
-            if key not in self.held:
-                self.held[key] = torch.empty((self.most, *value.shape[1:]), dtype=value.dtype)
-            self.held[key][slice(self.count, end) if rows is None else rows] = value.cpu()
-        self.count = end
-
-    def outputs(self) -> Batch:
-        whole = self.count == self.most  # a part is copied: another rank would be sent all of the memory behind it
-        return {key: value if whole else value[: self.count].clone() for key, value in self.held.items()}
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +112,7 @@ def collect(
     """
     example = sample_inputs(task, source, placement, batch_size)
     optimized = optimize_for_inference(model, task.outputs, placement, example, len(source), allow_low_precision)
-    order, kept = longest_first(source), _Kept(len(source))
+    order, kept = longest_first(source), KeptOutputs(len(source))
     with torch.inference_mode(), optimized.placement.autocast():
         for batch in forward_pass(optimized.model, task, source, optimized.placement, batch_size, order):
             size = len(batch["index"])
