@@ -13,6 +13,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.commands.input_files import expand_inputs, with_standard_input
 from bigmodel_cli.commands.options import RunOptions
+from bigmodel_cli.commands.prediction_file import check_name, write_rows
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
@@ -34,6 +35,12 @@ Files = Annotated[
 Texts = Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A text to predict; repeatable.")]
 
 
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write a table with the value of every class, .csv or .jsonl, and print none."
+    ),
+]
 Top = Annotated[
     int, typer.Option("--top", metavar="N", min=1, help="Show the N most likely classes, or the N best items.")
 ]
@@ -58,6 +65,7 @@ def predict(
     encoding: opt.Encoding = None,
     tta: opt.Tta = False,
     trust: opt.Trust = False,
+    out: Out = None,
     json: opt.Json = False,
 ) -> None:
     """Predict images, texts or rows of a table; translate lines; recommend items to a user; rate pairs.
@@ -70,7 +78,7 @@ def predict(
 
         bigmodel predict timm:resnet18 --pretrained photo.jpg
 
-        bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review
+        bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review --out answers.csv
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
 
@@ -81,6 +89,7 @@ def predict(
         bigmodel predict runs/mf-1 pairs.csv --columns user=who,item=film
     """
     from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.commands.rate_pairs import show_ratings
     from bigmodel_cli.core.interactions import Recommends
 
     files, texts = with_standard_input(files or [], texts or [])
@@ -88,13 +97,11 @@ def predict(
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if isinstance(trained.task, Recommends) and files and not (users or texts):
-        from bigmodel_cli.commands.rate_pairs import show_ratings
-
         show_ratings(trained, files, opt.reading(columns, encoding), json)
     elif users or isinstance(trained.task, Recommends):
         _recommend(trained, options, users or [], bool(files or texts), top, json)
     else:
-        _predict_samples(trained, options, files, texts, columns, encoding, top, tta, json)
+        _predict_samples(trained, options, files, texts, columns, encoding, top, tta, out, json)
 
 
 def _recommend(
@@ -102,7 +109,7 @@ def _recommend(
 ) -> None:
     from bigmodel_cli.commands.recommend_items import show_recommendations
 
-    refuse_unused(("columns", "encoding", "tta", "device", "precision"), "recommendations")
+    refuse_unused(("columns", "encoding", "tta", "device", "precision", "out"), "recommendations")
     show_recommendations(trained, options, users, has_samples, top, json)
 
 
@@ -115,9 +122,10 @@ def _predict_samples(
     encoding: opt.Encoding,
     top: int,
     tta: bool,
+    out: Path | None,
     json: bool,
 ) -> None:
-    """Print the predictions for `texts` and for the samples in `files`."""
+    """Print the predictions for `texts` and for the samples in `files`, or write them into `out`."""
     from bigmodel_cli.core.answering import NamesAnswer
     from bigmodel_cli.core.tasks import Classifies, EncodesTexts
     from bigmodel_cli.engine.device.placement import choose_placement
@@ -130,6 +138,10 @@ def _predict_samples(
         refuse_unused(("top",), "numbers, which have no alternatives")
     if not isinstance(task, NamesAnswer):
         refuse_unused(("top",), task.name.replace("_", " "))
+    if out is not None:
+        check_name(out)
+        refuse_unused(("top",), "a file, which has the value of every class")
+        top = len(task.spec.classes) or top
     recipe = checkpoint_recipe(trained, options.flag_layers())
     configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
@@ -144,8 +156,9 @@ def _predict_samples(
     if quick.note:
         console.note(quick.note)
     notes: list[str] = []
-    _show(predict_files(quick.model, task, quick.placement, listed, top, texts, how, notes), task, notes, json)
-    if not json and isinstance(task, Classifies):
+    found = predict_files(quick.model, task, quick.placement, listed, top, texts, how, notes)
+    _show(found, task, notes, out, json)
+    if not json and out is None and isinstance(task, Classifies):
         console.note_next(trained.path, "explain", *(["--text", texts[0]] if texts else [str(listed[0])]))
 
 
@@ -169,25 +182,32 @@ def _show(
     predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]],
     task: Predicts,
     notes: list[str],
+    out: Path | None,
     json: bool,
 ) -> None:
     """Print the predictions as they come with `json`, else as a table, then `notes`; then raise the last error, if any.
 
-    `notes` are complete once the predictions are.
+    With `out` they are written there, and a line says so. `notes` are complete once the predictions are.
     """
     from bigmodel_cli.tasks.answers import answer_of
 
     kind = answer_of(task)
-    rows, errors = [], []
+    rows, written, errors = [], [], []
     for name, answer in predictions:
         if isinstance(answer, InputError):
             errors.append(answer)
+        elif out is not None:
+            written.append({"name": name, **kind.to_cells(answer, task.spec)})
         elif json:
             console.print_json({"file": name, **kind.to_json(answer, task.spec)})
         else:
             rows.append((name, *kind.to_row(answer, task.spec)))
     if rows:
         console.show(console.table(None, ("sample", *kind.columns), rows))
+    if out is not None:
+        write_rows(out, written)
+        said = {"event": "predictions", "file": str(out), "rows": len(written), "failed": len(errors)}
+        console.print_json(said) if json else console.say(f"{len(written):,} predictions: {out}")
     for note in notes:
         console.note(note)
     if errors:

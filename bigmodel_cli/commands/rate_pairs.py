@@ -29,7 +29,7 @@ def show_ratings(trained: TrainedModel, files: Sequence[Path], how: Reading, jso
     Raises:
         InputError: the model rates no pairs, a table cannot be read, or a pair is not known.
     """
-    refuse_unused(("top", "tta", "device", "precision"), "ratings of pairs")
+    refuse_unused(("top", "tta", "device", "precision", "out"), "ratings of pairs")
     spec = interaction_spec(trained)
     if "item" not in trained.task.inputs:
         raise InputError(f"{trained.path} ranks items for users", "expected --user ID", "bigmodel predict --help")

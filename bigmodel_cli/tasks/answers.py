@@ -60,6 +60,10 @@ class Answer(ABC):
     def to_row(self, chosen: Predictions, spec: Spec) -> tuple[str, ...]:
         """The answer in a table with `columns`."""
 
+    def to_cells(self, chosen: Predictions, spec: Spec) -> dict[str, str | float]:
+        """The answer in a row of ``predict --out``, by column: what was chosen, then the values in `chosen`."""
+        return {key: value for key, value in self.to_json(chosen, spec).items() if isinstance(value, (str, float))}
+
     @abstractmethod
     def equal(self, ours: Tensor, theirs: Tensor, spec: Spec) -> Tensor:
         """Whether two outputs (B,...,K) of the same inputs are the same answer, (B,...) bool."""
@@ -93,11 +97,6 @@ held = [k for k in range(len(labels)) if probability[k] >= thresholds[k]]  # the
 for k in held or [int(probability.argmax())]:  # if there is none, the most likely one
     show(f"{probability[k]:8.4%}", labels[k])
 """
-NUMBERS_SCRIPT = """
-values = logits[0] * np.array(steps["outputs"]["std"]) + np.array(steps["outputs"]["mean"])
-for value, label in zip(values, labels):
-    show(f"{value:.7g}", label)
-"""
 
 
 class ClassAnswer(Answer):
@@ -106,6 +105,8 @@ class ClassAnswer(Answer):
     noun = "classes"
     limit = "It knows only its classes: any other input also gets one of them, possibly with high confidence."
     columns = ("prediction", "probability", "runners-up")
+    value: ClassVar[str] = "probability"
+    """What the value of a class is called."""
     script = CLASSES_SCRIPT
 
     def values(self, logits: np.ndarray, spec: Spec) -> np.ndarray:
@@ -125,6 +126,9 @@ class ClassAnswer(Answer):
     def to_row(self, chosen: Predictions, spec: Spec) -> tuple[str, ...]:
         others = ", ".join(f"{name} {p:.2%}" for name, p in chosen[1:])
         return chosen[0][0], f"{chosen[0][1]:.2%}", others
+
+    def to_cells(self, chosen: Predictions, spec: Spec) -> dict[str, str | float]:
+        return {"prediction": chosen[0][0], **_by_class(self.value, chosen, spec)}
 
     def equal(self, ours: Tensor, theirs: Tensor, spec: Spec) -> Tensor:
         return ours.argmax(-1) == theirs.argmax(-1)
@@ -165,6 +169,9 @@ class LabelAnswer(Answer):
         mine = ", ".join(f"{name} {p:.2%}" for name, p in chosen if name in held)
         return mine or "-", ", ".join(f"{name} {p:.2%}" for name, p in chosen if name not in held)
 
+    def to_cells(self, chosen: Predictions, spec: Spec) -> dict[str, str | float]:
+        return {"prediction": "|".join(self._held(chosen, spec)), **_by_class("probability", chosen, spec)}
+
     def _held(self, chosen: Predictions, spec: Spec) -> list[str]:
         limits = dict(zip(spec.classes, thresholds(spec), strict=True))
         return [name for name, p in chosen if p >= limits[name]]
@@ -180,43 +187,6 @@ class LabelAnswer(Answer):
 
     def shown(self, score: float) -> tuple[str, float, str]:
         return _probability(score)
-
-
-class NumberAnswer(Answer):
-    """Numbers: the outputs, which are standardised, in the units of the data."""
-
-    noun = "numbers"
-    limit = "It gives numbers for any input, also for one unlike its training data, where they mean nothing."
-    columns = ("values",)
-    script = NUMBERS_SCRIPT
-
-    def tolerance(self, spec: Spec) -> Sequence[float]:
-        return tuple(SCALE_TOLERANCE * s for s in scale(spec)[1])
-
-    def values(self, logits: np.ndarray, spec: Spec) -> np.ndarray:
-        import numpy as np
-
-        mean, std = scale(spec)
-        return np.asarray(logits * np.array(std) + np.array(mean))
-
-    def choose(self, values: np.ndarray, spec: Spec, top: int) -> Predictions:
-        return list(zip(spec.classes, values.tolist(), strict=True))
-
-    def to_json(self, chosen: Predictions, spec: Spec) -> dict[str, Any]:
-        return {"values": dict(chosen)}
-
-    def to_row(self, chosen: Predictions, spec: Spec) -> tuple[str, ...]:
-        return (", ".join(f"{name} {value:.5g}" for name, value in chosen),)
-
-    def equal(self, ours: Tensor, theirs: Tensor, spec: Spec) -> Tensor:
-        return ((ours - theirs).abs() <= SCALE_TOLERANCE).all(-1)
-
-    def explained(self, logits: Tensor, spec: Spec) -> Tensor:
-        mean, std = (logits.new_tensor(values, dtype=logits.float().dtype) for values in scale(spec))
-        return logits.float() * std + mean
-
-    def shown(self, score: float) -> tuple[str, float, str]:
-        return "value", score, f"{score:.5g}"
 
 
 def answer_of(task: Any) -> Answer:
@@ -251,12 +221,6 @@ def label_answer() -> Answer:
     return LabelAnswer()
 
 
-@answers.register("numbers")
-def number_answer() -> Answer:
-    """One or several numbers."""
-    return NumberAnswer()
-
-
 def outputs_described(spec: Any) -> dict[str, Any]:
     """The output values as a step of an export's preprocessing; empty where there are none."""
     found = {name: list(values) for name, values in output_values(spec).items()}
@@ -282,6 +246,12 @@ def scale(spec: Spec) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _ranked(values: np.ndarray, spec: Spec, top: int) -> Predictions:
     best = (-values).argsort(kind="stable")[:top]
     return [(spec.classes[i], float(values[i])) for i in best]
+
+
+def _by_class(word: str, chosen: Predictions, spec: Spec) -> dict[str, str | float]:
+    """The value of each class of the model that is in `chosen`, under a column ``WORD CLASS``, in the model's order."""
+    values = dict(chosen)
+    return {f"{word} {name}": values[name] for name in spec.classes if name in values}
 
 
 def _probability(score: float) -> tuple[str, float, str]:

@@ -26,6 +26,7 @@ class ScoreAnswer(ClassAnswer):
 
     limit = "It knows only its classes: any other input also gets one of them. Its scores are not probabilities."
     columns = ("prediction", "score", "runners-up")
+    value = "score"
     script = SCORES_SCRIPT
 
     def tolerance(self, spec: Spec) -> Sequence[float]:

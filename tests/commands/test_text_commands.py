@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import time
@@ -59,6 +60,14 @@ def test_a_text_classifier_answers_lines_of_a_file(run_cli: Run, tmp_path: Path)
     piped = run_cli("predict", "run", "-", "--json", input=Path(tmp_path / "lines.txt").read_text())
     assert [json.loads(line)["class"] for line in piped.stdout.splitlines()] == [a["class"] for a in answers]
     assert run_cli("predict", "run").returncode == run_cli("predict", "run", "-", input="").returncode == 2
+    kept = run_cli("predict", "run", "lines.txt", "--out", "answers.csv")
+    assert kept.returncode == 0 and kept.stdout.strip() == "3 predictions: answers.csv", kept.stderr
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert [(r["name"], r["prediction"]) for r in rows] == [(a["file"], a["class"]) for a in answers]
+    for row, answer in zip(rows, answers, strict=True):
+        shares = {t["class"]: t["probability"] for t in answer["top"]}
+        assert [float(row[f"probability {c}"]) for c in ("no", "yes")] == pytest.approx([shares["no"], shares["yes"]])
+    assert run_cli("predict", "run", "lines.txt", "--out", "answers.txt").returncode == 2
     missing = run_cli("predict", "run", "a good film")
     assert missing.returncode == 2 and 'by --text "a good film"' in missing.stderr
     for data in ("nowhere.csv", "./nowhere"):

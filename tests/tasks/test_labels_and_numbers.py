@@ -70,7 +70,10 @@ def test_labels_from_the_table_to_the_served_export(reviews: Path, run_cli: Any,
     assert [row["threshold"] for row in found["per_label"]] == list(thresholds(trained.task.spec))
     text = "good slow good dark bad slow"
     said = last_line(run_cli("predict", "r", "--json", "--text", text))
-    assert set(said["labels"]) == {"good", "dark"}
+    assert run_cli("predict", "r", "--text", text, "--out", "r.jsonl").returncode == 0
+    kept = json.loads((tmp_path / "r.jsonl").read_text())
+    assert set(said["labels"]) == {"good", "dark"} == set(kept["prediction"].split("|"))
+    assert kept["probability funny"] < 0.5 < kept["probability good"]
     explained = last_line(run_cli("explain", "r", "--json", "--text", text, "--class", "dark"))
     assert max(zip(explained["weights"], explained["tokens"], strict=True))[1] == "dark"
     exported = run_cli("export", "r", "--format", "onnx", "--out", "x", "--json")
