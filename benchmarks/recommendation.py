@@ -135,7 +135,7 @@ def rankings(arguments: argparse.Namespace) -> None:
     if arguments.peers:
         np.savez(arguments.out / "split.npz", **held)
         ranks = arguments.out / "ranks.json"
-        if not ranks.is_file():
+        if not ranks.is_file() or not set(PEERS) <= set(json.loads(ranks.read_text())):
             program = str(ROOT / "benchmarks/peers/recommenders.py")
             subprocess.run([arguments.peers, program, str(arguments.out / "split.npz"), str(ranks)], check=True)
         for name, peer in json.loads(ranks.read_text()).items():

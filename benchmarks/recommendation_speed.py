@@ -183,7 +183,7 @@ def measure(root: Path, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("model", nargs="*", choices=[*RATERS, *RANKERS, []])
+    parser.add_argument("model", nargs="*", help=", ".join((*RATERS, *RANKERS)))
     arguments = parser.parse_args()
     sys.stdout.write(
         "| model | plain DataLoader loop | bigmodel | times | with tuples | times |\n|---|---|---|---|---|---|\n"

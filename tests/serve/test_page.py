@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
+from conftest import Run
 from figures import SOAK
-from serving import Running, Start, image
+from serving import Running, Start, image, started
 
 from bigmodel_cli.serve.page import PAGE, POLICY
 
@@ -90,6 +91,37 @@ def test_a_text_is_typed(start: Start, tmp_path: Path) -> None:
         browser.key("Enter", 13, "\r", modifiers=2)
         browser.until("document.querySelector('dl')")
         assert browser.run(ANSWER) == ["glad"] and browser.complaints == []
+
+
+@in_a_browser
+def test_a_user_is_recommended_items(run_cli: Run, tmp_path: Path) -> None:
+    """By name or by what they saw, as many as asked for; who is unknown is told so."""
+    rows = [f"u{u},i{(3 * u + t) % 20},{t}" for u in range(40) for t in range(8)]
+    (tmp_path / "a.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    assert run_cli("train", "two-tower", "--data", "./a.csv", "--epochs", "1", "--out", "run").returncode == 0
+    assert run_cli("export", "run", "--format", "retrieval", "--seconds", "0", "--out", "films").returncode == 0
+    service = started(tmp_path / "films", tmp_path / "log")
+    fill = "document.getElementById('{}').value = '{}'"
+    try:
+        with Browser(tmp_path / "profile", width=390, height=844) as browser:
+            browser("Page.navigate", url=service.url + "/")
+            browser.until("!document.getElementById('users').hidden")
+            browser.run("document.getElementById('user').focus()")
+            browser("Input.insertText", text="u7")
+            browser.key("Enter", 13, "\r")
+            browser.until("document.querySelector('dl')")
+            assert browser.run("document.querySelectorAll('dl dt').length") == 10
+            browser.run("; ".join(fill.format(*pair) for pair in (("user", ""), ("history", "i3\\ni4"), ("many", "3"))))
+            browser.run("document.getElementById('users').requestSubmit()")
+            browser.until("document.querySelectorAll('dl').length == 2")
+            assert browser.run("document.querySelectorAll('li:first-child dl dt').length") == 3
+            browser.run(f"{fill.format('user', 'nobody')}; document.getElementById('users').requestSubmit()")
+            browser.until("document.querySelector('.failed')")
+            assert browser.run(ANSWER)[0].startswith("no user 'nobody'")
+            assert browser.run("document.documentElement.scrollWidth") <= 390
+            assert [c for c in browser.complaints if "404" not in c] == []
+    finally:
+        assert service.stop() == 0
 
 
 @in_a_browser

@@ -67,6 +67,7 @@ def interaction_file(
     new = (table.users - read.users, table.items - read.items)
     if any(new):
         notes.append(f"{new[0]:,} users and {new[1]:,} items of the checkpoint do not occur in {file.name}")
+        notes.append(f"a user's history is what {file.name} says: what else they saw may be recommended again")
     parts = choose_split(table, split, task != RATINGS, ties, seed)
     about_users, _ = _attributes(users, table.user_ids, encoding, notes)
     about_items, titles = _attributes(items, table.item_ids, encoding, notes)
