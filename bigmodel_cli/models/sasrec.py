@@ -28,7 +28,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 DEFAULTS: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.98], "weight_decay": 0.01},
-    "train": {"epochs": 40, "batch_size": 64, "clip_norm": 1.0, "eval_batch_size": 1024},
+    "train": {"epochs": 40, "batch_size": 32, "clip_norm": 1.0, "eval_batch_size": 1024},
 }
 
 
