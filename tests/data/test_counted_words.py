@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigmodel_cli.core.registry import tokenizers
-from bigmodel_cli.core.tokenizers.word import LEAST, word_vocabulary
+from bigmodel_cli.core.tokenizers.word import word_vocabulary
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.text.counted_words import CountedWords
 from bigmodel_cli.data.text.rows import encode_rows
@@ -25,7 +25,7 @@ def test_one_pass_gives_what_two_functions_give(texts: list[str], most: int, les
     counted, context = CountedWords(pairs, most, kind, split), max(2, most - less)
     assert counted.longest == max(len(split(text)) for text in texts)
     vocabulary = counted.vocabulary()
-    assert vocabulary == word_vocabulary(texts, least=LEAST, split=split)
+    assert vocabulary == word_vocabulary(texts, split=split)
     expected = encode_rows(pairs, TextSpec(kind, vocabulary, context))
     found = counted.rows(vocabulary, context)
     assert [found[i].tolist() for i in range(len(texts))] == [expected[i].tolist() for i in range(len(texts))]

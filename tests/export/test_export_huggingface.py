@@ -30,8 +30,8 @@ TEXT = "to be or not to be,\nthat is the Question: été, naïve\t<end> 12 \U000
     [
         TextSpec("byte", (), 8),
         TextSpec("char", char_vocabulary([TEXT], SPECIALS), 8),
-        TextSpec("word", word_vocabulary([TEXT]), 8),
-        TextSpec("wordpunct", word_vocabulary([TEXT, MARKS], split=split_marks), 8),
+        TextSpec("word", word_vocabulary([TEXT], 1), 8),
+        TextSpec("wordpunct", word_vocabulary([TEXT, MARKS], 1, split=split_marks), 8),
         TextSpec("bpe", (train_bpe([TEXT], 300),), 8),
     ],
     ids=lambda spec: spec.tokenizer,

@@ -75,7 +75,7 @@ class Listed:
     """A tokenizer whose vocabulary lists its tokens by id.
 
     Raises:
-        InputError: a token occurs twice, is no text, or missing; or a special token in `needed` is missing.
+        InputError: the vocabulary is empty, a token occurs twice or is no text, or one of `needed` is missing.
     """
 
     separator = ""

@@ -71,7 +71,7 @@ class WordTokenizer(Listed):
 
 
 def word_vocabulary(
-    texts: Iterable[str], least: int = 1, most: int = MOST_WORDS, split: Split = split_words
+    texts: Iterable[str], least: int = LEAST, most: int = MOST_WORDS, split: Split = split_words
 ) -> tuple[str, ...]:
     """The vocabulary of a word tokenizer: special tokens, then up to `most` words that occur `least` times or more."""
     counts = Counter(itertools.chain.from_iterable(map(split, texts)))
@@ -80,7 +80,7 @@ def word_vocabulary(
 
 
 def _new(texts: Iterable[str], specials: Sequence[str]) -> tuple[str, ...]:
-    return word_vocabulary(texts, LEAST)
+    return word_vocabulary(texts)
 
 
 @tokenizers.register(new_vocabulary=_new, split=split_words, program=PROGRAM)

@@ -1,7 +1,8 @@
 """Lower-case words and, each as a token of its own, punctuation marks, symbols and ideographs.
 
 ``Trek:`` is ``trek`` and ``:``, and ``great!`` is ``great`` and ``!``, as BERT's tokenizer divides texts before it
-divides words (Devlin et al. 2019). Symbols such as emoji are divided too, with what chooses how they look.
+divides words (Devlin et al. 2019). An apostrophe within a word is a part of it: ``don't``. Symbols such as emoji are
+divided too, with what chooses how they look.
 
 The characters are listed here, and not asked of ``unicodedata``, so that a text has the same ids under each version of
 Python, in an export's ``example.py`` and in Hugging Face's tokenizers.
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from bigmodel_cli.core.registry import tokenizers
 from bigmodel_cli.core.tokenizers.kind import IDS, NAMES, Program
-from bigmodel_cli.core.tokenizers.word import LEAST, SPACES, WORDS, WordTokenizer, characters, word_vocabulary
+from bigmodel_cli.core.tokenizers.word import SPACES, WORDS, WordTokenizer, characters, word_vocabulary
 
 MARKS = """
 21-2f 3a-40 5b-60 7b-7e a1-a9 ab-ac ae-b1 b4 b6-b8 bb bf d7 f7 2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-2ff 375 37e 384-385
@@ -33,13 +34,16 @@ fdfc-fdff fe10-fe19 fe30-fe6b ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 ffe0-ffee 
 """
 """Code points of Unicode's punctuation (P) and symbols (S), without those of scripts beyond the first plane."""
 IDEOGRAPHS = "3400-4dbf 4e00-9fff f900-faff 20000-323af"
+APOSTROPHES = "['\u2019]"
+"""One of them may stand within a word: ``don't``, ``film's``."""
 LOOKS = "200d fe0e fe0f"
 """They follow a symbol and choose or join its picture."""
 
 
 def _pattern() -> str:
     marks, ideographs, spaces = map(characters, (MARKS, IDEOGRAPHS, SPACES))
-    return f"[{marks}][{characters(LOOKS)}]*|[{ideographs}]|[^{marks}{ideographs}{spaces}]+"
+    word = f"[^{marks}{ideographs}{spaces}]+"
+    return f"[{marks}][{characters(LOOKS)}]*|[{ideographs}]|{word}(?:{APOSTROPHES}{word})?"
 
 
 PATTERN = _pattern()
@@ -54,7 +58,7 @@ def split_marks(text: str) -> list[str]:
 
 
 def _new(texts: Iterable[str], specials: Sequence[str]) -> tuple[str, ...]:
-    return word_vocabulary(texts, LEAST, split=split_marks)
+    return word_vocabulary(texts, split=split_marks)
 
 
 @tokenizers.register(new_vocabulary=_new, split=split_marks, steps=STEPS, program=PROGRAM)

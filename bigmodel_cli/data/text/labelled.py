@@ -43,7 +43,7 @@ Vocabulary = Annotated[
     ),
 ]
 WORDS = "wordpunct"
-"""The tokenizer where none is asked for: on val it is as good as ``word`` or better (benchmarks/RESULTS-labels.md)."""
+"""The tokenizer where none is asked for: on titles of films it is better than ``word`` (benchmarks/RESULTS-labels.md)."""
 FOLDS = 10
 
 
@@ -216,4 +216,6 @@ def rt_polarity(
             texts.append(line)
             labels.append(label)
     held = {split: InMemory(*both) for split, both in splits.items()}
+    if (tokenizer, like) == ("auto", None):
+        tokenizer = "word"  # blanks stand around the punctuation marks already, and val is better without more of them
     return build_labelled(held, ("negative", "positive"), tokenizer, as_text_spec(like), context, root)
