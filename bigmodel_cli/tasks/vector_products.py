@@ -1,7 +1,7 @@
 """Linear layers for one token at a time: a product of a matrix and a vector, where torch would take one of matrices.
 
-A token of a decoder on a CPU reads every weight once. ``F.linear`` read 38 MB of them in 2.0 ms on 2 cores, the
-product with a vector in 0.9 ms, and the memory itself allows 0.7 ms.
+On 2 cores of an AMD EPYC, 30 layers whose weights (6 MB) are in the cache took 1.95 ms with ``F.linear`` and
+0.90 ms with the product of a matrix and a vector. Weights that come from memory (38 MB) take 4.2 ms in either.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ def vector_products(model: nn.Module) -> Iterator[None]:
 
     The class of the module is swapped: parameters, names and hooks stay.
     """
+    plain = nn.Linear
     layers = [m for m in model.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
     for layer in layers:
         layer.__class__ = VectorLinear
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__class__ = nn.Linear
+        for layer in layers:  # past torch's __setattr__, which fails where a text is left at the end of the interpreter
+            object.__setattr__(layer, "__class__", plain)
 
 
 def _is_plain(weight: Tensor) -> bool:
