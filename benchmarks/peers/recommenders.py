@@ -65,7 +65,7 @@ def sasrec(train: np.ndarray, users: int, items: int) -> Iterator[tuple[str, Cal
         return Dataset.construct(pd.DataFrame(frame))
 
     for dropout in (0.2,):
-        for epochs in (20, 40):
+        for epochs in (50, 100):
             torch.manual_seed(0)
             model = SASRecModel(
                 n_blocks=2, n_heads=2, n_factors=64, session_max_len=100, dropout_rate=dropout, loss="softmax",
