@@ -121,7 +121,7 @@ def _by_shuffle(labels: Tensor, val_fraction: float, seed: int) -> Tensor:
     """(N,) bool: `val_fraction` of each class."""
     generator = torch.Generator().manual_seed(seed)
     in_val = torch.zeros(len(labels), dtype=torch.bool)
-    for members in _members(labels)[1]:
+    for members in _members(labels):
         count = round(len(members) * val_fraction)
         in_val[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     if not in_val.any():  # even a tiny data set needs a sample to select the best epoch
@@ -129,13 +129,13 @@ def _by_shuffle(labels: Tensor, val_fraction: float, seed: int) -> Tensor:
     return in_val
 
 
-def _members(values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The number (N,) of each of `values` among the distinct ones in order, and the places of each of these.
+def _members(values: Tensor) -> tuple[Tensor, ...]:
+    """The places of each of the distinct `values` (N,), in their order.
 
     One sort for all: to look for each would take a pass over the samples for every class.
     """
     _, number, counts = values.unique(return_inverse=True, return_counts=True)
-    return number, number.argsort(stable=True).split(counts.tolist())
+    return number.argsort(stable=True).split(counts.tolist())
 
 
 def _by_hash(groups: Tensor, labels: Tensor, val_fraction: float, seed: int, classes: Sequence[str]) -> Tensor:
@@ -167,14 +167,17 @@ def _on_both_sides(in_val: Tensor, groups: Tensor, chance: Tensor, labels: Tenso
     in_val = in_val.clone()
     count = int(labels.max()) + 1 if len(labels) else 0
     total = torch.bincount(labels, minlength=count)
-    of_label = dict(zip(labels.unique().tolist(), _members(labels)[1], strict=True))
-    group, of_group = _members(groups)
+    of_label = dict(zip(labels.unique().tolist(), _members(labels), strict=True))
+    by_group = groups.argsort(stable=True)  # a tensor for each of a million groups would take more than their texts
+    sorted_groups = groups[by_group]
     for to_val in (True, False):
         there = torch.bincount(labels[in_val if to_val else ~in_val], minlength=count)
         for label in ((there == 0) & (total > 0)).nonzero().flatten().tolist():
             members = of_label[label]
             order = chance[members].argsort(stable=True, descending=not to_val)
-            in_val[of_group[group[members[order[0]]]]] = to_val
+            group = groups[members[order[0]]]
+            first, end = (torch.searchsorted(sorted_groups, group, right=right) for right in (False, True))
+            in_val[by_group[int(first) : int(end)]] = to_val
     for side in (in_val, ~in_val):
         gone = ((torch.bincount(labels[side], minlength=count) == 0) & (total > 0)).nonzero().flatten().tolist()
         if gone:
