@@ -105,7 +105,7 @@ def test_a_user_is_recommended_items(run_cli: Run, tmp_path: Path) -> None:
     try:
         with Browser(tmp_path / "profile", width=390, height=844) as browser:
             browser("Page.navigate", url=service.url + "/")
-            browser.until("!document.getElementById('users').hidden")
+            browser.until("document.title == 'two-tower'")
             browser.run("document.getElementById('user').focus()")
             browser("Input.insertText", text="u7")
             browser.key("Enter", 13, "\r")
