@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## train a ResNet on real handwritten digits, then mea
 	$(BIN)/bigmodel eval runs/demo --split test
 
 test: $(VENV)/.installed  ## one thread a process: the tests run side by side, each module's fixtures made once
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadscope tests
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist loadscope tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -78,7 +78,7 @@ def predict(
 
         bigmodel predict timm:resnet18 --pretrained photo.jpg
 
-        bigmodel predict runs/text-cnn-1 reviews.csv --columns text=review --out answers.csv
+        bigmodel predict ckpt.pt reviews.csv --columns text=review --out out.csv
 
         bigmodel predict runs/text-cnn-rt-polarity-1 --text "a fine film"
 
