@@ -113,7 +113,7 @@ def measure_pictures(path: Path) -> dict[str, float]:
         read = time.perf_counter() - started
         found = {"decoded/s": len(train) / decoded, "read/s": len(train) / read}
         print(json.dumps({k: round(v, 2) for k, v in found.items()}), flush=True)  # noqa: T201 (training takes longer)
-        for model in ("cnn", "resnet8", "resnet20"):
+        for model in ("cnn", "resnet8", "resnet20", "resnet18"):
             values = {"model": {"name": model}, "data": section.model_dump(), "train": {"max_steps": STEPS}}
             torch.manual_seed(0)
             run = assemble(resolve([Layer("benchmark", values)]).recipe)
