@@ -16,6 +16,7 @@ from bigmodel_cli.core.images import image_header
 from bigmodel_cli.core.preprocessing import prepare, raw_pixels
 from bigmodel_cli.core.registry import answers, readers, tasks
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.tokens import encode_truncated
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
@@ -135,11 +136,14 @@ class TextReader:
     """(T,) int64 samples: token ids, truncated to the model's context window."""
 
     spec: TextSpec
+    how: Reading = AS_FOUND
+    """How tables are read."""
     kind = "text"
     content = TEXTS
 
     def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
-        return [Part(name, 0, partial(self._one, text)) for name, text in texts(content_type, body, limits)]
+        found = texts(content_type, body, limits, self.how)
+        return [Part(name, 0, partial(self._one, text)) for name, text in found]
 
     def _one(self, text: str) -> np.ndarray:
         import numpy as np
@@ -180,7 +184,18 @@ def image_reader(export: ExportFolder) -> Reader:
 @readers.register("text")
 def text_reader(export: ExportFolder) -> Reader:
     """Texts, as token ids."""
-    return TextReader(export.spec)
+    return TextReader(export.spec, reading_of(export.about))
+
+
+def reading_of(about: Mapping[str, Any]) -> Reading:
+    """The column of texts that the recipe in an export.json names, which anyone may have written.
+
+    The encoding is found for each table: clients differ.
+    """
+    found: Any = about
+    for key in ("recipe", "data", "columns", "text"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return Reading({"text": found}) if isinstance(found, str) else AS_FOUND
 
 
 @dataclass(frozen=True)

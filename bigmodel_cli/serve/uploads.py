@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from starlette.requests import Request
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.json_lines import text_problem
-from bigmodel_cli.core.text_samples import read_texts
+from bigmodel_cli.core.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
 MAX_DRAIN = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
@@ -150,15 +151,17 @@ def _files(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, by
     return [(name, bytes(content)) for name, content in found.files]
 
 
-def texts(content_type: str, body: bytes, limits: Limits) -> list[tuple[str, str]]:
+def texts(content_type: str, body: bytes, limits: Limits, how: Reading = AS_FOUND) -> list[tuple[str, str]]:
     """(name, text) of each text in ``{"text": "..."}`` or ``{"text": ["...", ...]}``, or in the rows of a table.
+
+    A table is read as the training data was, which `how` says, or by the usual names of columns.
 
     Raises:
         HttpRefusal: 400, the body is anything else; 413, too many texts.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind in TABLES:
-        return _rows(kind, body, limits)
+        return _rows(kind, body, limits, how)
     try:
         given: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -182,14 +185,18 @@ def _check_count(count: int, limits: Limits) -> None:
         raise HttpRefusal(413, f"{count} texts in a request", f"expected at most {limits.samples}")
 
 
-def _rows(kind: str, body: bytes, limits: Limits) -> list[tuple[str, str]]:
-    """The texts of a table, read as ``predict`` reads one: by its column ``text``, or another usual name."""
+def _rows(kind: str, body: bytes, limits: Limits, how: Reading) -> list[tuple[str, str]]:
+    """The texts of a table, by the columns of the training data if it has them, else by the usual names."""
     found: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory(prefix="bigmodel-") as folder:
         file = Path(folder, f"table{TABLES[kind]}")
         file.write_bytes(body)
+        fitting = AS_FOUND
         try:
-            for name, text in read_texts(file, "text"):
+            with contextlib.suppress(InputError):  # another table than that of training
+                next(read_texts(file, "text", how), None)
+                fitting = how
+            for name, text in read_texts(file, "text", fitting):
                 found.append((f"row {name.rpartition(':')[2]}", text))
                 _check_count(len(found), limits)
         except InputError as error:

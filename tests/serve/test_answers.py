@@ -11,6 +11,10 @@ import pytest
 from exported import SHADES
 from serving import Running, Start, form, image
 
+from bigmodel_cli.core.text_samples import AS_FOUND
+from bigmodel_cli.serve.model import reading_of
+from bigmodel_cli.serve.uploads import Limits, texts
+
 pytest_plugins = ("services",)
 
 
@@ -122,6 +126,17 @@ def test_a_model_that_prepares_its_images_itself(start: Start) -> None:
     said = service.ask("POST", "/predict", *form(*files)).json["predictions"]
     assert [one["class"] for one in said] == list(SHADES)
     assert service.ask("GET", "/healthz").status == 200
+
+
+def test_a_table_is_read_by_the_columns_of_training_or_by_the_usual_ones() -> None:
+    limits = Limits(size=1000, pixels=1, samples=9, seconds=1)
+    how = reading_of({"recipe": {"data": {"columns": {"text": "utterance", "label": "mood"}}}})
+    trained, usual = b"text;utterance\n1;good\n2;bad\n", b"text,n\ngood,1\nbad,2\n"
+    for table in (trained, usual):
+        assert texts("text/csv", table, limits, how) == [("row 2", "good"), ("row 3", "bad")]
+    assert texts("text/csv", trained, limits) == [("row 2", "1"), ("row 3", "2")], "what the column is needed for"
+    for strange in ({}, {"recipe": 3}, {"recipe": {"data": {"columns": ["text"]}}}):
+        assert reading_of(strange) == AS_FOUND
 
 
 def test_texts(start: Start) -> None:
