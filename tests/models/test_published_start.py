@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Run
 from figures import share_of_pairs
+from finetuned import METHODS, learns_ships_and_goes_on
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,27 +21,17 @@ from bigmodel_cli.commands.finetune_layers import start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.images import decode
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.registry import methods, models
+from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.finetune_defaults import suitable_length
-from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.build.transfer import adapt_positions
-from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.engine.training.assemble import assemble, execute
-from bigmodel_cli.engine.training.cached_features import OnFeatures
-from bigmodel_cli.engine.training.evaluate import evaluate
-from bigmodel_cli.engine.training.loop import train_step
-from bigmodel_cli.export.proof import prove
-from bigmodel_cli.export.subject import Subject
+from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.models.layers.position_embedding import resample_positions
 
 timm = pytest.importorskip("timm")
 CNN, VIT = "test_efficientnet", "test_vit"
-METHODS = [
-    name for name in methods.names() if name not in ("distill", "qat") and "task" not in methods.get(name).meta
-]  # distill needs a teacher; qat is for what is trained already
 IMAGES = {"data": {"name": "synthetic_images", "classes": 3, "count": 12}}
 SHORT = {"train": {"max_steps": 6, "batch_size": 12, "eval_batch_size": 12}, "placement": {"precision": "fp32"}}
 
@@ -100,34 +91,8 @@ def test_every_method_starts_from_ln_k_learns_ships_and_goes_on(
     except InputError as error:  # SqueezeNet has no norms
         assert (model, method) == ("tv:squeezenet1_1", "norm-only") and "no normalization layer" in error.line
         return
-    held = {name: tensor.clone() for name, tensor in run.model.state_dict().items() if name in run.frozen.tensors}
     train, _ = train_and_val(load_data(recipe.data), recipe.data)
-    task = run.task.task if isinstance(run.task, OnFeatures) else run.task
-
-    def loss(model: torch.nn.Module, task: Any) -> float:
-        found = evaluate(model, task, train, run.placement, 12, lambda: False)
-        assert found is not None
-        return found["loss"]
-
-    assert loss(run.model, task) == pytest.approx(math.log(3), abs=1e-5)
-    assert execute(run)
-    after = run.model.state_dict()
-    assert not [name for name, tensor in held.items() if not torch.equal(tensor, after[name])]
-    learned = loss(run.model if run.ema is None else run.ema.module, task)
-    assert learned < math.log(3) - 1e-3
-    checkpoint.save(tmp_path / "x.pt", run.state())
-    loaded = load_trained(tmp_path / "x.pt")
-    assert loss(loaded.model, loaded.task) == pytest.approx(learned, abs=1e-3)
-    about = {**loaded.source_metadata(), "data": {}}
-    shipped = Subject(loaded.model, loaded.task, [train.gather(torch.arange(2))], about)
-    assert prove(shipped, "safetensors", tmp_path / "shipped", seconds=0).passed
-    again = [Layer("t", {"data": recipe.to_dict()["data"], **SHORT})]
-    more = assemble(
-        resolve(start_layers(tmp_path / "x.pt", False, {"method": "full"}, again).layers).recipe, measure=False
-    )
-    assert loss(more.eval_model, more.task) == pytest.approx(learned, abs=1e-3), "it goes on from where it stood"
-    more.train_mode()
-    assert train_step(more, next(more.batches.steps(0))).loss.isfinite()
+    learns_ships_and_goes_on(run, train, SHORT, tmp_path, math.log(3))
 
 
 def test_a_frozen_backbone_is_solved_unless_steps_are_asked_for(hub: Path) -> None:

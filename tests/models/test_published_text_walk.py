@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from figures import share_of_pairs
+from finetuned import METHODS, learns_ships_and_goes_on, task_of
 
 transformers = pytest.importorskip("transformers")
 from published import framed, save  # noqa: E402
@@ -17,21 +18,11 @@ from published import framed, save  # noqa: E402
 from bigmodel_cli.commands.finetune_layers import start_layers  # noqa: E402
 from bigmodel_cli.commands.recipe_layers import expand_hub_model  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
-from bigmodel_cli.core.registry import methods  # noqa: E402
 from bigmodel_cli.core.resolve import Layer, resolve  # noqa: E402
 from bigmodel_cli.engine.build.data import load_data, train_and_val  # noqa: E402
-from bigmodel_cli.engine.build.load import load_trained  # noqa: E402
 from bigmodel_cli.engine.checkpoint import checkpoint  # noqa: E402
 from bigmodel_cli.engine.training.assemble import assemble, execute  # noqa: E402
-from bigmodel_cli.engine.training.cached_features import OnFeatures  # noqa: E402
-from bigmodel_cli.engine.training.evaluate import evaluate  # noqa: E402
-from bigmodel_cli.engine.training.loop import train_step  # noqa: E402
-from bigmodel_cli.export.proof import prove  # noqa: E402
-from bigmodel_cli.export.subject import Subject  # noqa: E402
 
-METHODS = [
-    name for name in methods.names() if name not in ("distill", "qat") and "task" not in methods.get(name).meta
-]  # distill needs a teacher; qat is for what is trained already
 TEXTS = [f"{'fine good' if i % 2 else 'dull bad'} film {i % 7}" for i in range(24)]
 DATA: dict[str, tuple[str, list[dict[str, str]]]] = {
     "classes": ("labelled_file", [{"text": text, "label": "ny"[i % 2]} for i, text in enumerate(TEXTS)]),
@@ -89,34 +80,8 @@ def test_every_method_starts_from_what_is_known_learns_ships_and_goes_on(
     except InputError as error:
         assert method in error.line or "head" in error.line, error.line
         return
-    task = run.task.task if isinstance(run.task, OnFeatures) else run.task
     data = run.recipe.data
-    train, _ = train_and_val(load_data(data, task.spec, run.recipe.task), data)  # in the tokens of the weights
-
-    def loss(model: torch.nn.Module, task: Any) -> float:
-        found = evaluate(model, task, train, run.placement, 12, lambda: False)
-        assert found is not None
-        return found["loss"]
-
-    held = {name: tensor.clone() for name, tensor in run.model.state_dict().items() if name in run.frozen.tensors}
-    before = loss(run.model, task)
-    if kind == "BertModel":
-        assert before == pytest.approx(math.log(2), abs=1e-5), "a new head knows nothing"
-    assert execute(run)
-    after = run.model.state_dict()
-    assert not [name for name, tensor in held.items() if not torch.equal(tensor, after[name])]
-    learned = loss(run.model if run.ema is None else run.ema.module, task)
-    assert learned < before - 1e-3
-    checkpoint.save(tmp_path / "x.pt", run.state())
-    loaded = load_trained(tmp_path / "x.pt")
-    assert loss(loaded.model, loaded.task) == pytest.approx(learned, abs=1e-3)
-    about = {**loaded.source_metadata(), "data": {}}
-    shipped = Subject(loaded.model, loaded.task, [train.gather(torch.arange(2))], about)
-    assert prove(shipped, "safetensors", tmp_path / "shipped", seconds=0).passed
-    again = [Layer("t", {"data": run.recipe.to_dict()["data"], **SHORT})]
-    more = assemble(
-        resolve(start_layers(tmp_path / "x.pt", False, {"method": "full"}, again).layers).recipe, measure=False
-    )
-    assert loss(more.eval_model, more.task) == pytest.approx(learned, abs=1e-3), "it goes on from where it stood"
-    more.train_mode()
-    assert train_step(more, next(more.batches.steps(0))).loss.isfinite()
+    like = task_of(run).spec
+    train, _ = train_and_val(load_data(data, like, run.recipe.task), data)  # in the tokens of the weights
+    at_start = math.log(2) if kind == "BertModel" else None
+    learns_ships_and_goes_on(run, train, SHORT, tmp_path, at_start)
