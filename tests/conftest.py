@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import subprocess
@@ -38,6 +39,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @functools.cache
 def _shares_a_fixture(module: Path) -> bool:
     return bool(re.search(r'scope="module"|^from services import', module.read_text(), re.MULTILINE))
+
+
+def pytest_configure() -> None:
+    gc.disable()  # while modules are imported, which leaves little to collect and much to walk through
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # torch and the tests themselves stay: a collection need not walk through them
 
 
 def pytest_runtest_setup() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import resource
@@ -79,6 +80,40 @@ class Forked:
             time.sleep(0.01)
         assert self.returncode is not None
         return self.returncode
+
+
+def _forked_examples() -> None:
+    """``example.py`` of an export that needs torch runs in a fork too; tests/export runs it in a Python of its own."""
+    from bigmodel_cli.export import example
+
+    fresh = example._run_isolated
+
+    def run_isolated(script: Path, arguments: list[str], place: Path, allow_torch: bool) -> Any:
+        if not allow_torch:
+            return fresh(script, arguments, place, allow_torch)
+        files = [place / "stdout", place / "stderr"]
+        given = ["-c", str(script.resolve()), *arguments]
+        sys.stdout.flush()  # else both processes write what is buffered
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            for number, file in enumerate(files, 1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.chdir(place)
+            sys.argv = given
+            _leave_after(lambda: exec(example.program(allow_torch), {}))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        out, err = (file.read_text(encoding="utf-8") for file in files)
+        return subprocess.CompletedProcess([str(script), *arguments], code, out, err)
+
+    example._run_isolated = run_isolated
+
+
+def _brief_timing() -> None:
+    """Of what is compressed: no test asks how fast it is."""
+    from bigmodel_cli.compress import trial
+
+    trial.SECONDS = 0.01
 
 
 def _forked_ranks() -> None:
@@ -334,11 +369,15 @@ def _serve() -> None:
     import bigmodel_cli.engine.distributed.launcher
     import bigmodel_cli.engine.session.session
     import bigmodel_cli.insight.report  # noqa: F401
-    from bigmodel_cli.core.registry import data
+    from bigmodel_cli.core import registry
 
-    data.get("digits")(Path()).load["train"]()  # sklearn is slow to import too
+    registry.data.get("digits")(Path()).load["train"]()  # sklearn is slow to import too
     weight = torch.zeros(1, requires_grad=True)
     torch.optim.AdamW([weight])  # and so is torch's compiler, which every optimizer imports
+    for components in vars(registry).values():
+        if isinstance(components, registry.Registry):
+            components.found  # noqa: B018  # reads the source of a whole package
+    gc.freeze()  # else each child walks, and so copies, the million objects that were there before it
     started = 0
     for line in sys.stdin:
         request = json.loads(line)
@@ -348,6 +387,7 @@ def _serve() -> None:
             started += 1
             if started == MANY:
                 _load_more()
+                gc.freeze()
             answer = os.fork()
             if answer == 0:
                 _child(request)
@@ -380,6 +420,10 @@ def _child(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if "--nproc" in request["argv"]:
         _forked_ranks()
+    if "export" in request["argv"]:
+        _forked_examples()
+    if "compress" in request["argv"]:
+        _brief_timing()
     if request["sabotage"]:
         SABOTAGE[request["sabotage"]]()
     if request["largest_file"] is not None:
@@ -389,14 +433,23 @@ def _child(request: dict[str, Any]) -> None:
 
 
 def _run_and_leave() -> None:
-    """The command, and the end that Python would give it."""
-    code = 0
-    try:
+    def command() -> None:
         from bigmodel_cli.cli import main
 
         main()
+
+    _leave_after(command)
+
+
+def _leave_after(program: Callable[[], object]) -> None:
+    """`program`, and the end that Python would give it."""
+    code = 0
+    try:
+        program()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
     except BaseException:
         import traceback
 

@@ -86,9 +86,9 @@ def raw(text: str) -> None:
         sys.stdout.write(text)
 
 
-def note_next(checkpoint: Path, command: str, *words: str, unless: bool = False) -> None:
-    """Name the next command for a checkpoint, as a note; none for an export or published weights, or `unless`."""
-    if not unless and checkpoint.suffix == ".pt" and checkpoint.exists():
+def note_next(checkpoint: Path, command: str, *words: str) -> None:
+    """Name the next command for a checkpoint, as a note; none for an export or published weights."""
+    if checkpoint.suffix == ".pt" and checkpoint.exists():
         note(f"next: bigmodel {shlex.join([command, str(checkpoint), *words])}")
 
 

@@ -111,7 +111,8 @@ def explain(
     else:
         listed = _images(trained, files or [], texts, how, method or [])
         explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
-    console.note_next(trained.path, "eval", unless=json)
+    if not json:
+        console.note_next(trained.path, "eval")
 
 
 def _explain_recommendations(

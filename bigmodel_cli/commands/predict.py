@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,6 +91,7 @@ def predict(
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.commands.rate_pairs import show_ratings
+    from bigmodel_cli.commands.recommend_items import show_recommendations
     from bigmodel_cli.core.interactions import Recommends
 
     files, texts = with_standard_input(files or [], texts or [])
@@ -99,33 +101,27 @@ def predict(
     if isinstance(trained.task, Recommends) and files and not (users or texts):
         show_ratings(trained, files, opt.reading(columns, encoding), json)
     elif users or isinstance(trained.task, Recommends):
-        _recommend(trained, options, users or [], bool(files or texts), top, json)
+        refuse_unused(("columns", "encoding", "tta", "device", "precision", "out"), "recommendations")
+        show_recommendations(trained, options, users or [], bool(files or texts), top, json)
     else:
-        _predict_samples(trained, options, files, texts, columns, encoding, top, tta, out, json)
+        _predict_samples(trained, options, Samples(files, texts, columns, encoding, top, tta, out), json)
 
 
-def _recommend(
-    trained: TrainedModel, options: RunOptions, users: list[str], has_samples: bool, top: int, json: bool
-) -> None:
-    from bigmodel_cli.commands.recommend_items import show_recommendations
+@dataclass(frozen=True)
+class Samples:
+    """The files and texts to predict, and how; each field is the option of that name."""
 
-    refuse_unused(("columns", "encoding", "tta", "device", "precision", "out"), "recommendations")
-    show_recommendations(trained, options, users, has_samples, top, json)
+    files: list[Path]
+    texts: list[str]
+    columns: opt.Columns
+    encoding: opt.Encoding
+    top: int
+    tta: bool
+    out: Path | None
 
 
-def _predict_samples(
-    trained: TrainedModel,
-    options: RunOptions,
-    files: list[Path],
-    texts: list[str],
-    columns: opt.Columns,
-    encoding: opt.Encoding,
-    top: int,
-    tta: bool,
-    out: Path | None,
-    json: bool,
-) -> None:
-    """Print the predictions for `texts` and for the samples in `files`, or write them into `out`."""
+def _predict_samples(trained: TrainedModel, options: RunOptions, given: Samples, json: bool) -> None:
+    """Print the predictions for the texts and for the samples in the files of `given`, or write them into a file."""
     from bigmodel_cli.core.answering import NamesAnswer
     from bigmodel_cli.core.tasks import Classifies, EncodesTexts
     from bigmodel_cli.engine.device.placement import choose_placement
@@ -133,7 +129,8 @@ def _predict_samples(
     from bigmodel_cli.engine.inference.predict import optimize_for_files, predict_files
     from bigmodel_cli.engine.inference.tta import with_flip_tta
 
-    task = predicting_task(trained, bool(texts))
+    files, top, out = given.files, given.top, given.out
+    task = predicting_task(trained, bool(given.texts))
     if isinstance(task, NamesAnswer) and task.answers == "numbers":
         refuse_unused(("top",), "numbers, which have no alternatives")
     if not isinstance(task, NamesAnswer):
@@ -144,22 +141,22 @@ def _predict_samples(
         top = len(task.spec.classes) or top
     recipe = checkpoint_recipe(trained, options.flag_layers())
     configure_process(placement := choose_placement(recipe.placement))
-    model = placement.model(with_flip_tta(trained.model, task) if tta else trained.model)
-    how = opt.reading(columns, encoding, recipe)
+    model = placement.model(with_flip_tta(trained.model, task) if given.tta else trained.model)
+    how = opt.reading(given.columns, given.encoding, recipe)
     if isinstance(task, EncodesTexts) and (missing := next((f for f in files if not f.exists()), None)):
         console.note(f'no file is called {missing}; a text itself is given by --text "{missing}"')
     listed = expand_inputs(files, task.spec.kind, how)
-    refuse_columns(columns, (*files, *listed))
+    refuse_columns(given.columns, (*files, *listed))
     if not files or (task.spec.kind == "image" and not any(map(table_suffix, files))):
         refuse_unused(("encoding",), "images" if files else "texts that are typed")
     quick = optimize_for_files(model, task, placement, listed, recipe.placement.precision == "auto")
     if quick.note:
         console.note(quick.note)
     notes: list[str] = []
-    found = predict_files(quick.model, task, quick.placement, listed, top, texts, how, notes)
+    found = predict_files(quick.model, task, quick.placement, listed, top, given.texts, how, notes)
     _show(found, task, notes, out, json)
     if not json and out is None and isinstance(task, Classifies):
-        console.note_next(trained.path, "explain", *(["--text", texts[0]] if texts else [str(listed[0])]))
+        console.note_next(trained.path, "explain", *(["--text", given.texts[0]] if given.texts else [str(listed[0])]))
 
 
 def predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:

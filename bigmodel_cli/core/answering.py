@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from bigmodel_cli.core.sources import Batch, Source
-from bigmodel_cli.core.tasks import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from bigmodel_cli.core.tasks import Labelled, Task
 
 
 @runtime_checkable
@@ -23,30 +19,8 @@ class NamesAnswer(Protocol):
 
 
 @runtime_checkable
-class Answers(Task, Protocol):
-    """A task whose model gives K numbers per sample, and what they mean.
-
-    Prepared batches have the labels under ``label``, (B,) or (B,K).
-    """
-
-    @property
-    def answers(self) -> str:
-        """The registered kind of answer: "classes", "labels", "numbers"."""
-        ...
-
-    @property
-    def loss_per_sample(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """(logits (B,K), labels as prepared) -> losses (B,)."""
-        ...
-
-    @property
-    def augment(self) -> Callable[..., Tensor]:
-        """The augmentation that ``prepare`` applies in training."""
-        ...
-
-    def with_(self, **changes: Any) -> Self:
-        """The task with another ``loss_per_sample`` or ``augment``."""
-        ...
+class Answers(NamesAnswer, Labelled, Protocol):
+    """A task whose model gives K numbers per sample, and what they mean: "classes", "labels" or "numbers"."""
 
 
 @runtime_checkable

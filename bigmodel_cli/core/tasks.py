@@ -134,18 +134,12 @@ class Task(Protocol):
         ...
 
 
-@runtime_checkable
-class Classifies(Task, Protocol):
-    """A task with one class per sample: prepared batches have ``label`` (B,), outputs have ``logits`` (B,K)."""
-
-    @property
-    def label_map(self) -> tuple[int, ...] | None:
-        """The model's label for each label of the data, -1 for a class unknown to the model; None: they agree."""
-        ...
+class Labelled(Task, Protocol):
+    """A task with a label, or K of them, for each sample: prepared batches have ``label``, (B,) or (B,K)."""
 
     @property
     def loss_per_sample(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """(logits (B,K), labels (B,)) -> losses (B,)."""
+        """(logits (B,K), labels as prepared) -> losses (B,)."""
         ...
 
     @property
@@ -155,6 +149,16 @@ class Classifies(Task, Protocol):
 
     def with_(self, **changes: Any) -> Self:
         """The task with another ``loss_per_sample`` or ``augment``."""
+        ...
+
+
+@runtime_checkable
+class Classifies(Labelled, Protocol):
+    """A task with one class per sample: prepared batches have ``label`` (B,), outputs have ``logits`` (B,K)."""
+
+    @property
+    def label_map(self) -> tuple[int, ...] | None:
+        """The model's label for each label of the data, -1 for a class unknown to the model; None: they agree."""
         ...
 
 

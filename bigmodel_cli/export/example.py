@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 LIMIT = 300  # seconds
+END = "\x1e"
+"""Stands between the answers for two samples: ASCII's record separator, which no name that is shown contains."""
 CONTENTS = '''\
 """Show the contents of this folder: python example.py. Needs {needs}."""
 
@@ -104,13 +107,13 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
         found: dict[str, Any] = {}
         spec, kind = subject.task.spec, answer_of(subject.task)
         arguments = example.arguments(subject, Path(place))
-        for argument in arguments:
-            done = _run_isolated(folder / layout.EXAMPLE, [argument], Path(place), "torch" in own.packages)
-            if done.returncode:
-                return {**_shown(done), "samples": len(arguments)}
+        done = _run_isolated(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.packages)
+        if done.returncode:
+            return {**_shown(done), "samples": len(arguments)}
+        for argument, answer in zip_longest(arguments, done.stdout.split(END)[: len(arguments)], fillvalue=""):
             logits, names = example.expected(entry, subject, run, argument)
             expected = kind.values(logits.double().numpy(), spec)[0].tolist()
-            compared = _compare(done.stdout, expected, names, kind.tolerance(spec) if spec.classes else None)
+            compared = _compare(answer, expected, names, kind.tolerance(spec) if spec.classes else None)
             found = found or {**compared, "samples": len(arguments)}
             if compared["failed"]:
                 return {**found, "failed": [f"{compared['failed'][0]} ({Path(argument).name[:60]})"]}
@@ -152,16 +155,27 @@ def _compare(
     return {"answer": rows[0][2], "probability" if first.endswith("%") else "value": first, "failed": failed[:1]}
 
 
+def program(allow_torch: bool) -> str:
+    """The Python program that runs the script ``sys.argv[1]`` on each argument after it, or once without one."""
+    hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if allow_torch else ["torch"])
+    return f"""\
+import runpy, sys
+sys.modules.update(dict.fromkeys({json.dumps(hidden)}))
+script, *arguments = sys.argv[1:]
+for given in [[x] for x in arguments] or [[]]:
+    sys.argv = [script, *given]
+    runpy.run_path(script, run_name="__main__")
+    sys.stdout.write({json.dumps(END)})
+"""
+
+
 def _run_isolated(
     script: Path, arguments: list[str], place: Path, allow_torch: bool
 ) -> subprocess.CompletedProcess[str]:
-    """Run `script` in a Python that cannot import bigmodel, telemetry, or (unless `allow_torch`) torch."""
-    hidden = ["bigmodel_cli", "openvino_telemetry"] + ([] if allow_torch else ["torch"])
-    program = (
-        f"import runpy, sys\nsys.modules.update(dict.fromkeys({json.dumps(hidden)}))\n"
-        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-P", "-c", program, str(script.resolve()), *arguments]
+    """Run `script` on each of `arguments` in a Python that cannot import bigmodel, telemetry, or (unless `allow_torch`)
+    torch: one after another in one process, since its imports take longer than its work. Each answer ends with END.
+    """
+    command = [sys.executable, "-P", "-c", program(allow_torch), str(script.resolve()), *arguments]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     try:
         return subprocess.run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.metrics.intervals import Figure
 from bigmodel_cli.metrics.reading import bounds_of
-from bigmodel_cli.tasks.answers import answer_of, thresholds
+from bigmodel_cli.tasks.answers import answer_of
 
 HOW = (
     "mean over the folds, with the 95% interval of Student's t for the variance that Nadeau and Bengio (2003) corrected"
@@ -65,27 +65,27 @@ def values_of(task: Any, outputs: Mapping[str, Tensor]) -> numpy.ndarray:
 def out_of_fold_csv(task: Any, parts: Sequence[Part]) -> str:
     """A table with a row for each sample, in the order of the data: fold, label, prediction, and all C values."""
     held = io.StringIO()
-    writer = csv.writer(held, lineterminator="\n")
-    kind, classes = task.answers, task.spec.classes
-    word = {"classes": "probability", "labels": "probability", "numbers": "predicted"}[kind]
-    answers = [f"true {name}" for name in classes] if kind == "numbers" else ["label", "prediction"]
-    writer.writerow(["row", "name", "fold", *answers, *(f"{word} {name}" for name in classes)])
-    rows = [(part.fold == VAL, place, i, part) for part in parts for i, place in enumerate(part.places)]
-    for _, place, i, part in sorted(rows, key=lambda row: row[:3]):
-        values = [f"{v:.6g}" for v in part.values[i].tolist()]
-        writer.writerow([place, part.names[i], part.fold, *_answers(kind, task.spec, part, i), *values])
+    places = [(part.fold == VAL, place, i, part) for part in parts for i, place in enumerate(part.places)]
+    rows = [
+        {"row": place, "name": part.names[i], "fold": part.fold, **_cells(task, part, i)}
+        for _, place, i, part in sorted(places, key=lambda row: row[:3])
+    ]
+    writer = csv.DictWriter(held, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return held.getvalue()
 
 
-def _answers(kind: str, spec: Any, part: Part, i: int) -> Iterator[str]:
-    """The cells of one sample before its values."""
-    classes, out, values = spec.classes, part.outputs, part.values[i]
-    if kind == "classes":
+def _cells(task: Any, part: Part, i: int) -> dict[str, str]:
+    """What is true of one sample, by column, and its answer in the columns of ``predict --out``."""
+    answer, classes, out = answer_of(task), task.spec.classes, part.outputs
+    cells = answer.to_cells(answer.choose(part.values[i], task.spec, len(classes)), task.spec)
+    told = {column: value if isinstance(value, str) else f"{value:.6g}" for column, value in cells.items()}
+    if task.answers == "classes":
         label = int(out["label"][i])
-        yield classes[label] if label >= 0 else ""
-        yield classes[int(values.argmax())]
-    elif kind == "labels":
-        yield "|".join(c for c, held in zip(classes, out["targets"][i].tolist(), strict=True) if held == 1)
-        yield "|".join(c for c, v, t in zip(classes, values, thresholds(spec), strict=True) if v >= t)
-    else:
-        yield from (f"{v:.6g}" for v in out["values"][i].tolist())
+        return {"label": classes[label] if label >= 0 else "", **told}
+    if task.answers == "labels":
+        held = [c for c, target in zip(classes, out["targets"][i].tolist(), strict=True) if target == 1]
+        return {"label": "|".join(held), **told}
+    true = {f"true {c}": f"{v:.6g}" for c, v in zip(classes, out["values"][i].tolist(), strict=True)}
+    return true | {f"predicted {column}": value for column, value in told.items()}

@@ -170,7 +170,9 @@ class LabelAnswer(Answer):
         return mine or "-", ", ".join(f"{name} {p:.2%}" for name, p in chosen if name not in held)
 
     def to_cells(self, chosen: Predictions, spec: Spec) -> dict[str, str | float]:
-        return {"prediction": "|".join(self._held(chosen, spec)), **_by_class("probability", chosen, spec)}
+        held = self._held(chosen, spec)
+        ordered = "|".join(name for name in spec.classes if name in held)
+        return {"prediction": ordered, **_by_class("probability", chosen, spec)}
 
     def _held(self, chosen: Predictions, spec: Spec) -> list[str]:
         limits = dict(zip(spec.classes, thresholds(spec), strict=True))

@@ -90,9 +90,10 @@ def test_mnist_by_the_book(run_cli: Any, tmp_path: Path, data_dir: Path) -> None
     """Real MNIST through every command, each exit code checked."""
     ok(
         run_cli(
-            "train", "cnn", "--data", "mnist", "--data-dir", data_dir, "--max-steps", 150, "--lr", 3e-3, "--out", "run"
+            "train", "cnn", "--data", "mnist", "--data-dir", data_dir, "--max-steps", 150, "--lr", 3e-3, "--out", "run",
+            "--set", "data.val_fraction=0.02",
         )
-    )
+    )  # fmt: skip
     report = lines(ok(run_cli("eval", "run", "--split", "test", "--json")).stdout)[0]
     assert report["samples"] == 10_000 and report["headline"]["accuracy"]["value"] > 0.95
     ok(run_cli("finetune", "--from", "run", "--freeze-backbone", "--max-steps", 20, "--out", "tuned"))
@@ -103,13 +104,13 @@ def test_mnist_by_the_book(run_cli: Any, tmp_path: Path, data_dir: Path) -> None
     digit = mnist(data_dir).load["test"]().gather(torch.tensor([0]))  # a clear seven
     Image.fromarray(digit["image"][0, 0].numpy()).save(tmp_path / "seven.png")
     assert lines(ok(run_cli("predict", "run", "seven.png", "--json")).stdout)[0]["class"] == str(int(digit["label"]))
-    ok(run_cli("export", "run", "--format", "onnx"))
+    ok(run_cli("export", "run", "--format", "onnx", "--seconds", 0))
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "mnist-cnn", "digits-resnet18", "mnist-resnet18"])
 def test_every_recipe_trains_two_steps(name: str, run_cli: Any, data_dir: Path) -> None:
     recipe = f"recipes/image/{name}.yaml"
-    ok(run_cli("train", recipe, "--data-dir", data_dir, "--max-steps", 2, "--set", "data.val_fraction=0.02"))
+    ok(run_cli("train", recipe, "--data-dir", data_dir, "--max-steps", 2, "--set", "data.val_fraction=0.005"))
     ok(run_cli("recipe", "show", recipe))
 
 

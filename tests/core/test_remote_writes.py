@@ -130,7 +130,9 @@ def test_a_run_at_s3_is_trained_resumed_elsewhere_read_and_exported(run_cli: Any
         events = [json.loads(line) for line in service.objects["bucket/runs/a/metrics.jsonl"].splitlines()]
         assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2]
         run(0, "eval", "s3://bucket/runs/a", "--json")
-        exported = run(0, "export", "s3://bucket/runs/a", "--format", "safetensors", "--out", "s3://bucket/shipped")
+        exported = run(
+            0, "export", "s3://bucket/runs/a", "--format", "safetensors", "--seconds", 0, "--out", "s3://bucket/shipped"
+        )
         assert "bucket/shipped/model.safetensors" in service.objects and "s3://bucket/shipped" in exported.stdout
         service.fails = True
         unsent = run_cli(*train, "--epochs", "1", "--out", "s3://bucket/b", variables=place | cache[0])

@@ -172,7 +172,8 @@ def test_from_the_files_to_example_py(run_cli: Any, tmp_path: Path) -> None:
     answers = [json.loads(line)["top"][0]["class"] for line in said.stdout.splitlines()]
     assert answers == [file.parent.name for file in files]
     for extra in ((), ("--with-preprocessing",)):
-        exported = run_cli("export", "r", "--format", "onnx", "--out", f"x{len(extra)}", "--json", *extra)
+        given = ("--seconds", 0, "--out", f"x{len(extra)}", "--json", *extra)
+        exported = run_cli("export", "r", "--format", "onnx", *given)
         assert exported.returncode == 0, exported.stderr
         proof = json.loads(exported.stdout.strip().splitlines()[-1])
         assert proof["passed"] and proof["example"]["samples"] == 2, proof

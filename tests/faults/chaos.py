@@ -86,13 +86,13 @@ COMMANDS = (
         r"tuned/(trials\.log(\.lock[\w-]*)?|best\.yaml)|search\.yaml",
     ),
     Command(
-        "export", (START,), ("export", "start", "--format", "safetensors", "--out", "out"),
-        ("export", "start", "--format", "safetensors", "--overwrite", "--out", "out"),
+        "export", (START,), ("export", "start", "--format", "safetensors", "--seconds", "0", "--out", "out"),
+        ("export", "start", "--format", "safetensors", "--seconds", "0", "--overwrite", "--out", "out"),
         rf"out/{EXPORT_FILES}|start/{RUN_FILES}",
     ),
     Command(
-        "export onnx", (START,), ("export", "start", "--format", "onnx", "--out", "out"),
-        ("export", "start", "--format", "onnx", "--overwrite", "--out", "out"),
+        "export onnx", (START,), ("export", "start", "--format", "onnx", "--seconds", "0", "--out", "out"),
+        ("export", "start", "--format", "onnx", "--seconds", "0", "--overwrite", "--out", "out"),
         rf"out/{EXPORT_FILES}|start/{RUN_FILES}",
     ),
     Command(
@@ -106,7 +106,7 @@ COMMANDS = (
         r"shards/(\d{5}\.bin|documents\.bin|index\.json|tokenizer\.json)|text\.txt",
     ),
     Command(
-        "serve", (START, ("export", "start", "--format", "onnx", "--out", "out")),
+        "serve", (START, ("export", "start", "--format", "onnx", "--seconds", "0", "--out", "out")),
         ("serve", "out", "--port", "0"), ("eval", "out"),
         rf"out/{EXPORT_FILES}|start/{RUN_FILES}|out-eval-val\.html",
     ),

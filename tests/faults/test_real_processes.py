@@ -19,7 +19,7 @@ from typing import Any
 from conftest import environment
 from figures import SOAK, record
 
-KILLS = 20 if SOAK else 2
+KILLS = 20 if SOAK else 1
 TRAIN = (
     "train",
     "mlp",

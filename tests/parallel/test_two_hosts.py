@@ -65,7 +65,7 @@ def ended(child: Child, seconds: float) -> int:
 
 def test_two_hosts_lose_a_rank_and_end_as_if_not(hosts: tuple[str, str], tmp_path: Path) -> None:
     """kill -9 a rank of the second host: both start again, and the digest is that of an undisturbed run."""
-    steps = ["--epochs", "60", "--set", "train.eval_epochs=30", "--set", "train.save_steps=5"]
+    steps = ["--epochs", "24", "--set", "train.eval_epochs=12", "--set", "train.save_steps=5"]
     with Nursery(tmp_path) as nursery:
         whole = nursery.start(*MODEL[:-1], "whole", *steps, "--nproc", "2")
         assert whole.wait() == 0, whole.error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import SOAK
 
 SOURCE = Path(__file__).with_name("outside") / "acme_bits.py"
 GROUPS = (
@@ -46,15 +47,32 @@ def install(folder: Path, source: str, name: str = "acme_bits", groups: tuple[st
     return {"PYTHONPATH": str(folder)}
 
 
-@pytest.fixture(params=["installed", "--import"])
+@pytest.fixture(
+    params=[
+        pytest.param("installed", marks=pytest.mark.skipif(not SOAK, reason="a fresh Python each: BIGMODEL_SOAK=1")),
+        "--import",
+    ]
+)
 def bigmodel(request: Any, run_cli: Any, tmp_path: Path) -> Callable[..., Any]:
     """The command line that has Acme's package, or is given its file after the command's name."""
     if request.param == "installed":
-        variables = install(tmp_path / "site", SOURCE.read_text())
-        return lambda *arguments: run_cli(
-            *arguments, fresh=True, env={**os.environ, **variables, "OMP_NUM_THREADS": "1"}
-        )
+        return installed(run_cli, tmp_path)
     return lambda *arguments: run_cli(*arguments, "--import", SOURCE)
+
+
+def installed(run_cli: Any, folder: Path) -> Callable[..., Any]:
+    variables = install(folder / "site", SOURCE.read_text())
+    return lambda *arguments: run_cli(*arguments, fresh=True, env={**os.environ, **variables, "OMP_NUM_THREADS": "1"})
+
+
+def test_an_installed_package_trains_and_is_evaluated(run_cli: Any, tmp_path: Path) -> None:
+    bigmodel = installed(run_cli, tmp_path)
+    assert "hello Ada" in bigmodel("acme-hello", "--name", "Ada").stdout
+    done = bigmodel("train", *CHOSEN, "--out", "first")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "first/acme.log").read_text().split()[::3] == ["start", "end"]
+    said = json.loads(bigmodel("eval", "first", "--metric", "acme_sure", "--json").stdout)
+    assert said["by"] == "acme" and list(said["headline"]) == ["accuracy", "acme_margin", "acme_sure"]
 
 
 def test_one_of_each_kind_from_zero_to_shipped(bigmodel: Callable[..., Any], tmp_path: Path) -> None:
@@ -85,7 +103,8 @@ def test_one_of_each_kind_from_zero_to_shipped(bigmodel: Callable[..., Any], tmp
 def test_listings_show_plug_ins_and_load_no_torch(tmp_path: Path) -> None:
     environment = {**os.environ, **install(tmp_path / "site", SOURCE.read_text())}
     program = (
-        "import sys; from bigmodel_cli.core import registry as r; print('acme_net' in r.models.names(), "
+        "import sys; from bigmodel_cli.core import registry as r; print(all(any(f.module == 'acme_bits' for f in "
+        f"getattr(r, group).found.values()) for group in {GROUPS}), "
         "'acme-hello' in r.commands.found, r.metrics.found['acme_sure'].meta['share'], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)

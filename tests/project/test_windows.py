@@ -25,7 +25,7 @@ COMMANDS = (
     ["train", "--resume", "--out", "digits", "--epochs", "2"],
     ["predict", "run", "pictures/a/0.png"],
     ["eval", "run"],
-    ["export", "run", "--format", "pt2", "--out", "exported"],
+    ["export", "run", "--format", "safetensors", "--seconds", "0", "--out", "exported"],
     ["env-check"],
     ["train", "--resume", "--out", "run", "--epochs", "2"],
 )

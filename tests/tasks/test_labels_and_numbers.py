@@ -76,7 +76,7 @@ def test_labels_from_the_table_to_the_served_export(reviews: Path, run_cli: Any,
     assert kept["probability funny"] < 0.5 < kept["probability good"]
     explained = last_line(run_cli("explain", "r", "--json", "--text", text, "--class", "dark"))
     assert max(zip(explained["weights"], explained["tokens"], strict=True))[1] == "dark"
-    exported = run_cli("export", "r", "--format", "onnx", "--out", "x", "--json")
+    exported = run_cli("export", "r", "--format", "onnx", "--seconds", 0, "--out", "x", "--json")
     proof = last_line(exported)
     assert proof["passed"] and proof["example"]["answer"] in trained.task.spec.classes
 
@@ -111,7 +111,7 @@ def test_numbers_from_the_table_to_the_served_export(shades: Path, run_cli: Any,
     again = run_cli("finetune", "--from", "r", "--method", "probe", "--out", "p")
     assert again.returncode == 0, again.stderr
     assert output_values(load_trained(tmp_path / "p").task.spec) == values
-    proof = last_line(run_cli("export", "r", "--format", "torchscript", "--out", "x", "--json"))
+    proof = last_line(run_cli("export", "r", "--format", "torchscript", "--seconds", 0, "--out", "x", "--json"))
     assert proof["passed"] and proof["example"]["answer"] == "brightness"
     assert float(proof["example"]["value"]) > 0
     metrics = proof["metrics"]["export"]
