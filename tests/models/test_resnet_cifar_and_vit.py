@@ -9,6 +9,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.models.layers.meta_init import init_on_meta
 from bigmodel_cli.models.resnet import DropPath
 
 CIFAR = ImageSpec(3, 32, 32, tuple("0123456789"))
@@ -17,7 +18,7 @@ DEPTHS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}  # He et al. 2015, T
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_depth_and_parameters_are_the_papers(depth: int) -> None:
-    with torch.device("meta"):
+    with init_on_meta():
         residual, plain = models.get(f"resnet{depth}")(CIFAR), models.get(f"plain{depth}")(CIFAR)
     weighted = [m for m in residual.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(weighted) == depth

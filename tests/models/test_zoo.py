@@ -30,6 +30,7 @@ from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 timm = pytest.importorskip("timm")
 SPEC = ImageSpec(1, 64, 64, ("cat", "dog", "cow"))
@@ -79,7 +80,7 @@ def test_head_and_first_layer_are_what_they_say(name: str) -> None:
     entry = models.get(name)
     side = 224 if "224" in name else 64
     spec = SPEC.with_(height=side, width=side)
-    with torch.device("meta"):
+    with init_on_meta():
         model = entry(spec).eval()
         assert model(torch.zeros(2, 1, side, side)).shape == (2, 3)
     head = model.get_submodule(entry.meta["head"])
