@@ -91,7 +91,6 @@ def predict(
     """
     from bigmodel_cli.commands.open_model import open_trained
     from bigmodel_cli.commands.rate_pairs import show_ratings
-    from bigmodel_cli.commands.recommend_items import show_recommendations
     from bigmodel_cli.core.interactions import Recommends
 
     files, texts = with_standard_input(files or [], texts or [])
@@ -101,10 +100,18 @@ def predict(
     if isinstance(trained.task, Recommends) and files and not (users or texts):
         show_ratings(trained, files, opt.reading(columns, encoding), json)
     elif users or isinstance(trained.task, Recommends):
-        refuse_unused(("columns", "encoding", "tta", "device", "precision", "out"), "recommendations")
-        show_recommendations(trained, options, users or [], bool(files or texts), top, json)
+        _recommend(trained, options, users or [], bool(files or texts), top, json)
     else:
         _predict_samples(trained, options, Samples(files, texts, columns, encoding, top, tta, out), json)
+
+
+def _recommend(
+    trained: TrainedModel, options: RunOptions, users: list[str], has_samples: bool, top: int, json: bool
+) -> None:
+    from bigmodel_cli.commands.recommend_items import show_recommendations
+
+    refuse_unused(("columns", "encoding", "tta", "device", "precision", "out"), "recommendations")
+    show_recommendations(trained, options, users, has_samples, top, json)
 
 
 @dataclass(frozen=True)
