@@ -52,8 +52,14 @@ def show_recommendations(
             values = [{"item": i, "title": title, "score": float(score)} for _, i, title, score in rows]
             console.print_json({"user": spec.user_id(found.user), "seen": len(found.history), "top": values})
             continue
-        title = f"user {spec.user_id(found.user)}; {len(found.history):,} items seen are left out"
-        console.show(console.table(title, ("", "item", "title", "score"), rows, right=False))
+        console.say(f"user {spec.user_id(found.user)}: {_left_out(len(found.history))}")
+        console.show(console.table(None, ("", "item", "title", "score"), rows, right=False))
+
+
+def _left_out(seen: int) -> str:
+    if not seen:
+        return "nothing seen in this data, so these are for anybody"
+    return f"{seen:,} items seen are left out" if seen > 1 else "the one item seen is left out"
 
 
 def interaction_spec(trained: TrainedModel) -> InteractionSpec:
@@ -103,7 +109,7 @@ def recommend(trained: TrainedModel, layers: list[Layer], users: Sequence[str], 
         order = scores.sort(descending=True, stable=True)
         count = min(top, int(scores.isfinite().sum()))
         items, values = order.indices[:count].tolist(), order.values[:count].tolist()
-        found.append(Recommended(user, history[0], items, values))
+        found.append(Recommended(user, history[history > 0], items, values))
     return found
 
 

@@ -186,12 +186,19 @@ def _segment_table(title: str, rows: list[dict[str, Any]], names: Names, unit: s
     cells = [
         (
             f"{r['segment']}: {r['from']:.4g} to {r['to']:.4g}", f"{r['n']:,}",
-            *(f"{format_metric(n, r[n]['value'])} ({format_metric(n, r[n]['low'])} .. "
-              f"{format_metric(n, r[n]['high'])})" for n in shown),
+            *(_short(n, r[n]) for n in shown),
         )
         for r in rows
     ]  # fmt: skip
     return title, ("", unit, *(n.replace("_", " ") for n in shown)), cells, True
+
+
+def _short(name: str, figure: Mapping[str, float | None]) -> str:
+    """A metric and its interval in as few digits as a segment's users bear: two of them fit into 80 columns."""
+    percent = format_metric(name, 0.5).endswith("%")
+    found = (figure[key] for key in ("value", "low", "high"))
+    value, low, high = ("-" if x is None else f"{x * 100:.1f}" if percent else f"{x:.3f}" for x in found)
+    return f"{value}{'%' if percent else ''} ({low} .. {high})"
 
 
 def _lookup(counts: Any, index: Tensor) -> Tensor:

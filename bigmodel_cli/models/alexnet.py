@@ -13,6 +13,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.layers.activations import Activation
 from bigmodel_cli.models.layers.activations import activation as act
+from bigmodel_cli.models.layers.dropout import Dropout
 
 MIN_SIDE = {"small": 4, "imagenet": 63}  # pixels; with fewer, a pooling layer would have an empty input
 
@@ -45,10 +46,10 @@ class AlexNet(nn.Module):
         grid = 2 if small else 6
         self.avgpool = nn.AdaptiveAvgPool2d((grid, grid))
         self.classifier = nn.Sequential(
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(256 * grid * grid, 4096 if not small else 1024),
             act(activation),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4096 if not small else 1024, 4096 if not small else 1024),
             act(activation),
             nn.Linear(4096 if not small else 1024, num_classes),

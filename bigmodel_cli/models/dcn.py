@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.models.layers.attributes import Attributes
+from bigmodel_cli.models.layers.dropout import Dropout
 from bigmodel_cli.models.layers.sharded_tables import table_plan
 
 PositiveInt = Annotated[int, Field(gt=0)]
 DEFAULTS: dict[str, Any] = {
     "loss": {"name": "mse"},
-    "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
-    "train": {"epochs": 10, "batch_size": 512, "eval_batch_size": 65536},
+    "optimizer": {"name": "adamw", "lr": 4e-3, "weight_decay": 0.2},
+    "train": {"epochs": 10, "batch_size": 2048, "eval_batch_size": 65536},
 }
 
 
@@ -33,8 +34,8 @@ class DCN(nn.Module):
         size = 2 * width + self.user_attributes.width + self.item_attributes.width
         self.cross = nn.ModuleList(nn.Linear(size, size) for _ in range(cross))
         self.deep = nn.Sequential(
-            nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Dropout(dropout),
+            nn.Linear(size, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU(),
+            Dropout(dropout),
         )  # fmt: skip
         self.head = nn.Linear(size + hidden, 1)
         for table in (self.user, self.item):

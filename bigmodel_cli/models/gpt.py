@@ -22,6 +22,7 @@ from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.attention import Attention
 from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy
 from bigmodel_cli.models.layers.document_mask import restart_positions, same_document
+from bigmodel_cli.models.layers.dropout import Dropout
 from bigmodel_cli.models.layers.kv_cache import KVCache
 from bigmodel_cli.models.layers.rope import rope_tables
 from bigmodel_cli.models.layers.tensor_parallel_plan import tensor_plan
@@ -70,10 +71,11 @@ class Block(nn.Module):
     def __init__(self, layer: int, shape: Shape) -> None:
         super().__init__()
         self.norm1 = shape.make_norm()
-        self.attention = Attention(shape.width, shape.heads, shape.groups, shape.bias, shape.dropout, layer)
+        dropped = shape.dropout if shape.attention_dropout is None else shape.attention_dropout
+        self.attention = Attention(shape.width, shape.heads, shape.groups, shape.bias, dropped, layer)
         self.norm2 = shape.make_norm()
         self.mixer = MLP(shape.width, shape.ffn_dim, shape.mlp, shape.bias)  # the name is part of checkpoints
-        self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+        self.drop = Dropout(shape.dropout) if shape.dropout else nn.Identity()
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
@@ -95,6 +97,8 @@ class Shape:
     mlp: MLPKind
     bias: bool
     dropout: float
+    attention_dropout: float | None = None
+    """Of the attention's weights; None: as elsewhere."""
 
     def make_norm(self) -> nn.Module:
         kind = RMSNorm if self.norm == "rms" else functools.partial(nn.LayerNorm, bias=self.bias)
@@ -111,7 +115,7 @@ class GPT(nn.Module):
         self.context, self.shape, self.rope_base, self.checkpointing = context, shape, rope_base, False
         self.token = nn.Embedding(vocabulary, shape.width)
         self.position = nn.Embedding(context, shape.width) if position == "learned" else None
-        self.drop = nn.Dropout(shape.dropout) if shape.dropout else nn.Identity()
+        self.drop = Dropout(shape.dropout) if shape.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(i, shape) for i in range(layers))
         self.norm = shape.make_norm()
         self.head = nn.Linear(shape.width, vocabulary, bias=False)

@@ -23,8 +23,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Solver = Literal["sgd", "als", "gibbs"]
 DEFAULTS: dict[str, Any] = {
     "loss": {"name": "mse"},
-    "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.3},
-    "train": {"epochs": 15, "batch_size": 512, "eval_batch_size": 65536},
+    "optimizer": {"name": "adamw", "lr": 4e-2, "weight_decay": 0.9},
+    "train": {"epochs": 15, "batch_size": 2048, "eval_batch_size": 65536},
 }
 IMPLICIT_MOST = 20_000  # users or items: the Gibbs sampler decomposes a matrix of as many rows
 

@@ -12,6 +12,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.layers.activations import Activation
 from bigmodel_cli.models.layers.activations import activation as act
+from bigmodel_cli.models.layers.dropout import Dropout
 
 
 @models.register(task="image_classification", head="head", backbone_first="head")
@@ -38,7 +39,7 @@ def mlp(
         layers[f"linear{i}"] = nn.Linear(width, size)
         layers[f"activation{i}"] = act(activation)
         if dropout:
-            layers[f"dropout{i}"] = nn.Dropout(dropout)
+            layers[f"dropout{i}"] = Dropout(dropout)
         width = size
     layers["head"] = nn.Linear(width, spec.num_classes)
     return nn.Sequential(layers)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import models
+from bigmodel_cli.models.layers.dropout import Dropout
 from bigmodel_cli.models.layers.sharded_tables import table_plan
 
 PositiveInt = Annotated[int, Field(gt=0)]
 DEFAULTS: dict[str, Any] = {
     "loss": {"name": "mse"},
-    "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
-    "train": {"epochs": 10, "batch_size": 512, "eval_batch_size": 65536},
+    "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.6},
+    "train": {"epochs": 10, "batch_size": 2048, "eval_batch_size": 65536},
 }
 
 
@@ -30,7 +31,7 @@ class NeuMF(nn.Module):
         self.item = nn.Embedding(spec.items, 2 * width + 1)
         sizes = [2 * width // 2**i for i in range(layers + 1)]
         hidden = [
-            nn.Sequential(nn.Linear(a, max(b, 1)), nn.ReLU(), nn.Dropout(dropout))
+            nn.Sequential(nn.Linear(a, max(b, 1)), nn.ReLU(), Dropout(dropout))
             for a, b in zip([2 * width, *(max(s, 1) for s in sizes[1:-1])], sizes[1:], strict=True)
         ]
         self.mlp = nn.Sequential(*hidden)

@@ -20,6 +20,7 @@ from bigmodel_cli.models.layers.catalogue_loss import (
     full_softmax,
     uniform_candidates,
 )
+from bigmodel_cli.models.layers.dropout import Dropout
 from bigmodel_cli.models.layers.history_window import latest_items
 from bigmodel_cli.models.layers.rope import rope_tables
 from bigmodel_cli.models.layers.sharded_tables import table_plan, whole_table
@@ -52,7 +53,7 @@ class SASRec(nn.Module):
         self.window, self.negatives, self.calibration = spec.context, negatives, calibration
         self.token = nn.Embedding(spec.items + 1, shape.width, sparse=sparse)
         self.position = nn.Embedding(spec.context, shape.width) if position == "learned" else None
-        self.drop = nn.Dropout(shape.dropout)
+        self.drop = Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(i, shape) for i in range(layers))
         self.norm = shape.make_norm()
         if position == "rope":
@@ -114,6 +115,7 @@ def sasrec(
     norm: Norm = "layer",
     mlp: MLPKind = "gelu",
     dropout: Fraction = 0.3,
+    attention_dropout: Annotated[Fraction | None, Field(description="null: as dropout")] = None,
     negatives: Annotated[int, Field(gt=0, description="random negatives; null: softmax over all")] | None = None,
     objective: Annotated[
         Literal["softmax", "gbce"], Field(description="gbce: gSASRec's binary cross-entropy, with negatives")
@@ -134,7 +136,7 @@ def sasrec(
     """
     if width % heads or (position == "rope" and (width // heads) % 2):
         raise InputError(f"width {width}, heads {heads}", "expected heads that divide the width (evenly for rope)")
-    shape = Shape(width, heads, heads, inside or 4 * width, norm, 1e-5, mlp, True, dropout)
+    shape = Shape(width, heads, heads, inside or 4 * width, norm, 1e-5, mlp, True, dropout, attention_dropout)
     if sparse and negatives is None:
         raise InputError("model.sparse with a softmax over all items", "expected negatives", "model.negatives=1024")
     if objective == "gbce" and negatives is None:

@@ -16,6 +16,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.layers.dropout import Dropout
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -28,9 +29,9 @@ class TextCnn(nn.Module):
         super().__init__()
         self.pad, self.widths = pad, widths
         self.token = nn.Embedding(size, width)
-        self.drop_words = nn.Dropout(dropout / 2)
+        self.drop_words = Dropout(dropout / 2)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, filters, w) for w in widths)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), k)
         nn.init.uniform_(self.token.weight, -0.25, 0.25)  # as in the paper: the variance of pretrained vectors
 

@@ -13,6 +13,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.layers.dropout import Dropout
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -27,7 +28,7 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         b, t, d = x.shape
@@ -45,7 +46,7 @@ class TextEncoder(nn.Module):
         self.pad, self.context = pad, context
         self.token, self.position = nn.Embedding(size, width), nn.Embedding(context, width)
         self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
-        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm, self.drop = nn.LayerNorm(width), Dropout(dropout)
         self.head = nn.Linear(width, k)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -22,6 +22,7 @@ from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy, losses_where
+from bigmodel_cli.models.layers.dropout import Dropout
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -79,7 +80,7 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(width) if cross else None
         self.cross = Attention(width, heads) if cross else None
         self.norm3, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, ffn_dim), nn.Linear(ffn_dim, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, self_mask: Tensor | None, memory: Tensor | None, mask: Tensor | None) -> Tensor:
         y = self.norm1(x)
@@ -120,7 +121,7 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(Layer(width, heads, ffn_dim, dropout, True) for _ in range(layers))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.head = nn.Linear(width, size, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.register_buffer("position", sinusoids(context + 1, width), persistent=False)
         for p in self.parameters():
             if p.dim() > 1:

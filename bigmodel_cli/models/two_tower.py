@@ -22,6 +22,7 @@ from bigmodel_cli.models.layers.catalogue_loss import (
     full_softmax,
     uniform_candidates,
 )
+from bigmodel_cli.models.layers.dropout import Dropout
 from bigmodel_cli.models.layers.history_window import latest_items
 from bigmodel_cli.models.layers.sharded_tables import table_plan
 
@@ -61,12 +62,12 @@ class TwoTower(nn.Module):
         self.item_attributes = Attributes(spec.item_columns, width // 4)
         self.lag = nn.Parameter(-torch.arange(spec.context)[:, None] / torch.tensor([2.0, 10.0, 1e6]))
         self.user_tower = nn.Sequential(
-            nn.Linear(3 * width + self.user_attributes.width, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(3 * width + self.user_attributes.width, hidden), nn.GELU(), Dropout(dropout),
             nn.Linear(hidden, width),
         )  # fmt: skip
         self.item_tower = nn.Linear(self.item_attributes.width, width) if self.item_attributes.width else None
         self.bias = nn.Embedding(spec.items, 1)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         counts = torch.tensor(spec.item_counts, dtype=torch.float32) if spec.item_counts else torch.ones(spec.items)
         self.register_buffer("counts", counts + 1, persistent=False)

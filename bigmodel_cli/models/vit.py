@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.models.layers.dropout import Dropout
 from bigmodel_cli.models.resnet import DropPath, drop_rates
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -90,7 +91,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(spec.channels, width, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        self.pos_drop = nn.Dropout(dropout)
+        self.pos_drop = Dropout(dropout)
         self.blocks = nn.Sequential(*(Block(width, heads, rate) for rate in drop_rates(drop_path, depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, spec.num_classes)

@@ -33,11 +33,12 @@ def adopt(trained: InteractionSpec, data: InteractionSpec) -> tuple[InteractionS
     if data.user_ids[: trained.users] != trained.user_ids or data.item_ids[: trained.items] != trained.item_ids:
         expected = "expected the checkpoint's ids first, as --data TABLE gives them"
         raise InputError("the data numbers users or items in another way than the checkpoint", expected)
-    notes = [
-        f"{more:,} new {what}: their vectors start at random"
-        for what, more in (("users", data.users - trained.users), ("items", data.items - trained.items))
+    new = [
+        f"{more:,} new {what}{'s' if more > 1 else ''}"
+        for what, more in (("user", data.users - trained.users), ("item", data.items - trained.items))
         if more
     ]
+    notes = [f"{' and '.join(new)}: what the model's tables gain for them starts at random"] if new else []
     counts = torch.zeros(data.items, dtype=torch.int64)
     for old in (trained.item_counts, data.item_counts):
         counts[: len(old)] += torch.tensor(old, dtype=torch.int64)

@@ -64,9 +64,10 @@ def interaction_file(
     file = Path(path).expanduser()
     read = read_table(file, encoding, ties, notes, columns)
     table = in_ids_of(like, read)
-    new = (table.users - read.users, table.items - read.items)
-    if any(new):
-        notes.append(f"{new[0]:,} users and {new[1]:,} items of the checkpoint do not occur in {file.name}")
+    more = {"users": table.users - read.users, "items": table.items - read.items}
+    absent = " and ".join(f"{count:,} {what}" for what, count in more.items() if count)
+    if absent:
+        notes.append(f"{absent} of the checkpoint do not occur in {file.name}")
         notes.append(f"a user's history is what {file.name} says: what else they saw may be recommended again")
     parts = choose_split(table, split, task != RATINGS, ties, seed)
     about_users, _ = _attributes(users, table.user_ids, encoding, notes)

@@ -44,7 +44,7 @@ def candidate_softmax(
     """
 
     def of(positive: Tensor, negatives: Tensor) -> Tensor:
-        logits = torch.cat([positive, negatives - log_q], 1)
+        logits = torch.cat([positive, negatives.sub_(log_q)], 1)
         return loss(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
     return _against_candidates(x, targets, own, ids, vectors, seen, of)
@@ -76,8 +76,8 @@ def _against_candidates(
     known, row = _is_known(ids, seen), real.nonzero()[:, 0]  # (B,C), (N,)
 
     def part(states: Tensor, positives: Tensor, labels: Tensor, row: Tensor) -> Tensor:
-        hidden = known[row] | (ids == labels[:, None])
-        negatives = (states @ vectors.t()).float().masked_fill(hidden, NEVER)  # (n,C)
+        hidden = known[row].logical_or_(ids == labels[:, None])
+        negatives = (states @ vectors.t()).float().masked_fill_(hidden, NEVER)  # (n,C), changed in place: it is large
         return of((states * positives).sum(1, keepdim=True).float(), negatives)
 
     found = _in_chunks(part, max(1, MAX_CHUNK_LOGITS // len(ids)), x[real], own[real], targets[real], row)
