@@ -115,7 +115,9 @@ def sasrec(
     norm: Norm = "layer",
     mlp: MLPKind = "gelu",
     dropout: Fraction = 0.3,
-    attention_dropout: Annotated[Fraction | None, Field(description="null: as dropout")] = None,
+    attention_dropout: Annotated[
+        Fraction, Field(description="of the attention's weights; 0 keeps its fast kernel")
+    ] = 0.0,
     negatives: Annotated[int, Field(gt=0, description="random negatives; null: softmax over all")] | None = None,
     objective: Annotated[
         Literal["softmax", "gbce"], Field(description="gbce: gSASRec's binary cross-entropy, with negatives")

@@ -131,7 +131,7 @@ def two_tower(
     spec: InteractionSpec,
     *,
     width: PositiveInt = 64,
-    hidden: PositiveInt = 256,
+    hidden: PositiveInt = 128,
     dropout: Fraction = 0.3,
     negatives: Negatives = "batch",
     candidates: Annotated[int, Field(gt=0, description="most items of a batch that serve as negatives")] = 4096,

@@ -165,40 +165,49 @@ def test_the_command(tmp_path: Path) -> None:
     assert found is not None and found["loss"] == pytest.approx(end["val_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "tables"),
-    [
-        ("mf", {"user.weight", "item.weight"}),
-        ("two-tower", {"token.weight", "bias.weight"}),
-        ("sasrec", {"token.weight"}),
-    ],
-)
-def test_ranks_share_the_rows_of_tables_and_are_one_run(name: str, tables: set[str], tmp_path: Path) -> None:
+TABLES = {
+    "mf": {"user.weight", "item.weight"},
+    "ncf": {"user.weight", "item.weight"},
+    "dcn-v2": {"user.weight", "item.weight"},
+    "two-tower": {"token.weight", "bias.weight"},
+    "sasrec": {"token.weight"},
+}
+
+
+def recommender(name: str, folder: Path, **parallel: Any) -> Any:
+    return resolve([Layer("test", {
+        "model": {"name": name}, "data": {"name": "interaction_file", "path": str(folder / "a.csv")},
+        "train": {"max_steps": 8, "batch_size": 16, "clip_norm": 0.5, "ema_decay": 0.9},
+        "placement": {"precision": "fp32"}, "parallel": parallel,
+    })]).recipe  # fmt: skip
+
+
+def test_ranks_share_the_rows_of_tables_and_are_one_run(tmp_path: Path) -> None:
     """Each holds half of the rows of a table and of its optimizer's state; the rest is on both, dropout as on one."""
     rows = [f"u{u},i{(3 * u + t) % 31},{1 + (u + t) % 5},{t}" for u in range(40) for t in range(8)]
     (tmp_path / "a.csv").write_text("\n".join(["user,item,rating,time", *rows]) + "\n")
 
-    def wanted(strategy: str) -> Any:
-        return resolve([Layer("test", {
-            "model": {"name": name}, "data": {"name": "interaction_file", "path": str(tmp_path / "a.csv")},
-            "train": {"max_steps": 8, "batch_size": 16, "clip_norm": 0.5, "ema_decay": 0.9},
-            "placement": {"precision": "fp32"}, "parallel": {"strategy": strategy},
-        })]).recipe  # fmt: skip
-
     def work(group: Group) -> Any:
-        found = trained(wanted("tp"), group)
-        run = assemble(wanted("tp"), measure=False, group=group)
-        return {**found, "rows": {n: len(p.to_local()) for n, p in run.model.named_parameters()}}  # type: ignore[attr-defined]
+        ranks = {}
+        for name in TABLES:
+            found = trained(recommender(name, tmp_path, strategy="tp"), group)
+            run = assemble(recommender(name, tmp_path, strategy="tp"), measure=False, group=group)
+            rows = {n: len(p.to_local()) for n, p in run.model.named_parameters()}  # type: ignore[attr-defined]
+            ranks[name] = {**found, "rows": rows}
+        return ranks
 
-    one = trained(wanted("auto"))
     first, second = spread(2, work, tmp_path)
-    whole = {n: len(p) for n, p in assemble(wanted("auto"), measure=False).model.named_parameters()}
-    for n, size in whole.items():
-        held = (first["rows"][n], second["rows"][n])
-        assert sum(held) == size and max(held) <= size // 2 + 1 if n in tables else held == (size, size), n
-    for rank in (first, second):
-        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4) and len(rank["losses"]) == 8
-        assert rank["metrics"] == first["metrics"]
-    assert first["metrics"][-1] == pytest.approx(one["metrics"][-1], rel=1e-3)
-    for part in ("model", "model_ema"):
-        assert_equal(first["state"][part], one["state"][part])
+    for name, tables in TABLES.items():
+        one = trained(recommender(name, tmp_path))
+        whole = assemble(recommender(name, tmp_path), measure=False).model.named_parameters()
+        for n, size in {n: len(p) for n, p in whole}.items():
+            held = (first[name]["rows"][n], second[name]["rows"][n])
+            assert sum(held) == size and max(held) <= size // 2 + 1 if n in tables else held == (size, size), (name, n)
+        for rank in (first[name], second[name]):
+            assert rank["losses"] == pytest.approx(one["losses"], abs=1e-4) and len(rank["losses"]) == 8, name
+            assert rank["metrics"] == first[name]["metrics"], name
+        assert first[name]["metrics"][-1] == pytest.approx(one["metrics"][-1], rel=1e-3), name
+        for part in ("model", "model_ema"):
+            assert_equal(first[name]["state"][part], one["state"][part])
+    with pytest.raises(InputError, match=r"parallel\.tensor 2 of 4 processes for ncf"):
+        assemble(recommender("ncf", tmp_path, strategy="fsdp", tensor=2), group=Group(Ranks(0, 4, 0, 4)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +26,13 @@ class Dropout(nn.Dropout):
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether `x` is in the CPU's memory and computed at once: neither compiled, nor traced, nor in a vmap."""
+    """Whether `x` is in the CPU's memory and computed at once: neither compiled, nor traced, nor in a vmap.
+
+    What a table shared by ranks looks up is whole on each of them, but of a class of its own until it has arrived.
+    """
+    collectives = sys.modules.get("torch.distributed._functional_collectives")  # whose import takes seconds
     return (
-        type(x) is Tensor
+        (type(x) is Tensor or (collectives is not None and type(x) is collectives.AsyncCollectiveTensor))
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
