@@ -104,10 +104,9 @@ def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec
         raise InputError(f"{source}: {error.what}", error.expected, hint) from None
     options = {k: recipe.to_dict()["model"].get(k) for k in recipe.model.options}
     claims = {"architecture": (models.current(meta["arch"]), recipe.model.name)}
-    claims |= {
-        k: (tuples_to_lists(meta["arch_args"].get(k)), options.get(k))
-        for k in sorted(options.keys() | meta["arch_args"])
-    }
+    # An option that is newer than the file is in neither, and has its default.
+    stated = (options.keys() & meta["recipe"].get("model", {}).keys()) | meta["arch_args"].keys()
+    claims |= {k: (tuples_to_lists(meta["arch_args"].get(k)), options.get(k)) for k in sorted(stated)}
     for what, (claimed, actual) in claims.items():
         if claimed != actual:
             raise InputError(f"{source}: {what} {shorten(claimed)} in meta", f"{shorten(actual)} in its recipe")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.recipe import Recipe
+from bigmodel_cli.core.recipe import Recipe, Section
+from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.optimizer import optimizer_over
 from bigmodel_cli.engine.training.run import REFERENCES, Progress, Run, rank_seed
 
@@ -72,14 +73,21 @@ def check_recipe(ours: Recipe, saved: Mapping[str, Any]) -> None:
     for section, values in ours.to_dict().items():
         if section in ("placement", "parallel"):
             continue
-        typed = Recipe.model_fields[section].get_default()
+        stated = saved.get(section, {})
         # Compare names first: if the model differs, so do its options, and the name is the clearer message.
-        for key in sorted(values.keys() | saved.get(section, {}).keys(), key=lambda k: (k != "name", k)):
-            # A field that is newer than the checkpoint had its default value.
-            before, now = saved.get(section, {}).get(key, getattr(typed, key, None)), values.get(key)
+        for key in sorted(values.keys() | stated.keys(), key=lambda k: (k != "name", k)):
+            before, now = stated[key] if key in stated else _default(saved, section, key), values.get(key)
             if before != now and (section, key) not in MAY_CHANGE:
                 problem = f"--resume: {section}.{key} is {now!r}, but the checkpoint was made with {before!r}"
                 raise InputError(problem, hint=f"use {before!r}, or start a new run with --out")
+
+
+def _default(saved: Mapping[str, Any], section: str, key: str) -> Any:
+    """The value of a field or a component's option that is newer than the recipe `saved`: its default."""
+    typed = Recipe.model_fields[section].get_default()
+    if isinstance(typed, Section) and key in type(typed).model_fields:
+        return getattr(typed, key)
+    return resolve([Layer("the checkpoint", saved)]).recipe.to_dict()[section].get(key)
 
 
 def first_difference(run: Run, state: Mapping[str, Any]) -> str | None:

@@ -129,6 +129,16 @@ def test_what_agrees_loads(saved: Path, tmp_path: Path) -> None:
     assert assemble(resolve([MLP]).recipe, checkpoint.load(path)).progress.step == 0
 
 
+def test_a_checkpoint_from_before_an_option_loads(saved: Path, tmp_path: Path) -> None:
+    def change(state: State) -> None:
+        for options in (state["meta"]["recipe"]["model"], state["meta"]["arch_args"]):
+            del options["dropout"]
+
+    path = changed(saved, change, tmp_path / "x.pt")
+    assert load_trained(path).recipe.model.options["dropout"] == 0
+    assert assemble(resolve([MLP]).recipe, checkpoint.load(path)).progress.step == 0
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
