@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 DEPTH = 10
-SASRECS = ((64, 2, 100, 64), (256, 4, 100, 128), (64, 2, 200, 64))
-"""Factors, heads, latest items of a user and batch size; the second are RecTools' defaults."""
-EPOCHS = (25, 50, 75, 100)
+SASRECS = ((64, 2, 100, 64, (25, 50, 75, 100)), (256, 4, 100, 128, (25, 50)))
+"""Factors, heads, latest items of a user, batch size and the epochs to look at; the second are RecTools' defaults."""
 Top = np.ndarray
 """(U,DEPTH) item indices, best first, without what was seen."""
 Tried = Iterator[tuple[str, Callable[[np.ndarray], Top]]]
@@ -74,8 +73,8 @@ def sasrec(train: np.ndarray, users: int, items: int, done: set[str]) -> Tried:
         frame = {Columns.User: rows[:, 0], Columns.Item: rows[:, 1], Columns.Weight: 1.0, Columns.Datetime: when}
         return Dataset.construct(pd.DataFrame(frame))
 
-    for factors, heads, length, batch in SASRECS:
-        names = {n: f"{factors} factors, {heads} heads, {length} items, batch {batch}, {n} epochs" for n in EPOCHS}
+    for factors, heads, length, batch, ends in SASRECS:
+        names = {n: f"{factors} factors, {heads} heads, {length} items, batch {batch}, {n} epochs" for n in ends}
         if set(names.values()) <= done:
             continue
         torch.manual_seed(0)
