@@ -140,7 +140,8 @@ def explain_recommendations(
     layers = [Layer("--data-dir", {"data": {"dir": str(data_dir)}})] if data_dir else []
     for found in recommend(trained, layers, users, 1 if not json else top):
         if not found.items or not len(found.history):
-            raise InputError(f"user {spec.user_id(found.user)}", "expected some items seen, and some not")
+            seen = "every item" if len(found.history) else "no item"
+            raise InputError(f"user {spec.user_id(found.user)} has seen {seen} of this data", "expected some of them")
         for item, score in zip(found.items, found.scores, strict=True):
             weights = _weights(trained, found, item, score)
             if not weights.any():

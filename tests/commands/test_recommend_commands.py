@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import Run
 
+from bigmodel_cli.commands.recommend_items import explain_recommendations, recommend
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.engine.build.load import load_trained
 
 SMALL = ("--set", "placement.precision=fp32", "--set", "placement.device=cpu")
@@ -30,7 +32,7 @@ def last_line(done: object) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path) -> None:
+def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table(tmp_path / "a.csv", range(60), 20)
     train = ("train", "sasrec", "--data", "./a.csv", "--epochs", "25", "--set", "model.width=16", "--lr", "1e-2")
     whole = last_line(run_cli(*train, "--set", "model.dropout=0", *SMALL, "--out", "run", "--json"))
@@ -51,6 +53,12 @@ def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path) -> Non
     assert "20 new users" in tuned.stderr + tuned.stdout and "5 new items" in tuned.stderr + tuned.stdout
     known = [load_trained(tmp_path / name).task.spec for name in ("run", "tuned")]
     assert known[1].user_ids[:60] == known[0].user_ids and known[1].item_ids[:20] == known[0].item_ids
+    monkeypatch.chdir(tmp_path)
+    tuned_model = load_trained(tmp_path / "tuned")
+    (absent,) = recommend(tuned_model, [], ["u7"], 3)
+    assert not len(absent.history) and len(absent.items) == 3, "b.csv says nothing of u7"
+    with pytest.raises(InputError, match="u7 has seen no item"):
+        explain_recommendations(tuned_model, ["u7"], False, 3, False, None)
     other = run_cli("eval", "run", "--data", "./b.csv")
     assert other.returncode == 2 and "unknown to the model" in other.stderr and "finetune" in other.stderr
 
