@@ -21,6 +21,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import END, PAD, START
 from bigmodel_cli.core.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
+from bigmodel_cli.models.adapters.peft_format import has_tokenizer, rows_of
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 from bigmodel_cli.models.pretrained.auto_classes import head_attribute, task_of_class
 from bigmodel_cli.models.pretrained.published_text import read_published_text
@@ -165,29 +166,55 @@ def _build(member: str, values: dict[str, Any], spec: TextSpec) -> Any:
         raise InputError(f"hf:{member}: {str(error).splitlines()[0]}", "expected a valid config.json") from None
 
 
+def for_adapter(member: str, values: dict[str, Any], adapter: Path) -> dict[str, Any]:
+    """The configuration `values` of a base model with as many tokens as `adapter` has embeddings, if it has its own.
+
+    Raises:
+        InputError: they are invalid, or the adapter is damaged.
+    """
+    kind = getattr(import_transformers(), member)
+    known = _parse_config(member, json.dumps(values))
+    try:
+        with init_on_meta():
+            inner = kind(kind.config_class.from_dict(known))
+    except Exception as error:  # each class validates in its own way
+        raise InputError(f"model.config: {str(error).splitlines()[0]}", "expected a config.json") from None
+    table = inner.get_input_embeddings()
+    name = next(name for name, module in inner.named_modules() if module is table)
+    rows = rows_of(adapter, f"{name}.weight")
+    return values if rows is None else {**values, "vocab_size": rows}
+
+
 class Loaded(NamedTuple):
-    """A model with published weights, lines for the user, and the names of the parameters that the weights lack."""
+    """A model with published weights, lines for the user, and the names of the parameters that the weights lack.
+
+    `resized` are the names, within transformers' model, of those that the weights have with another shape.
+    """
 
     spec: TextSpec
     model: nn.Module
     notes: list[str]
     new: list[str]
+    resized: list[str]
 
 
-def load_pretrained(member: str, folder: Path, context: int | None, options: Mapping[str, Any]) -> Loaded:
+def load_pretrained(
+    member: str, folder: Path, context: int | None, options: Mapping[str, Any], adapter: Path | None = None
+) -> Loaded:
     """The model with the safetensors weights in `folder`; transformers itself loads them.
 
+    `adapter` is the folder of an adapter that is to be merged into it. Its tokenizer is read, if it has one.
     `context` is the data's; None: the model's own, up to :data:`CONTEXT`.
 
     Raises:
         InputError: the weights are missing, or do not fit.
     """
     kind = getattr(import_transformers(), member)
-    spec, config = _published(member, folder, context, options)
+    spec, config = _published(member, folder, context, options, adapter)
     try:
         inner, report = kind.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True,
+            output_loading_info=True, ignore_mismatched_sizes=adapter is not None,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:120]
@@ -195,12 +222,18 @@ def load_pretrained(member: str, folder: Path, context: int | None, options: Map
     if context is None:
         spec = spec.with_(context=_own_context(inner))
     new = sorted(f"inner.{name}" for name in report["missing_keys"])
-    return Loaded(spec, _wrap(inner, spec, options["checkpointing"]), _loading_notes(report), new)
+    resized = sorted({str(name) for name, *_ in report["mismatched_keys"]})
+    notes = _loading_notes(report)
+    if adapter is not None and has_tokenizer(adapter):
+        notes.append(f"tokenizer of the adapter, {tokenizer(spec).size:,} tokens, not of the base model")
+    return Loaded(spec, _wrap(inner, spec, options["checkpointing"]), notes, new, resized)
 
 
-def load_spec(member: str, folder: Path, context: int | None, options: Mapping[str, Any]) -> TextSpec:
+def load_spec(
+    member: str, folder: Path, context: int | None, options: Mapping[str, Any], adapter: Path | None = None
+) -> TextSpec:
     """The spec of :func:`load_pretrained`, without the weights."""
-    spec, config = _published(member, folder, context, options)
+    spec, config = _published(member, folder, context, options, adapter)
     if context is not None:
         return spec
     with init_on_meta():
@@ -211,11 +244,14 @@ def _own_context(inner: Any) -> int:
     return min(context_window(inner) or CONTEXT, CONTEXT)
 
 
-def _published(member: str, folder: Path, context: int | None, options: Mapping[str, Any]) -> tuple[TextSpec, Any]:
+def _published(
+    member: str, folder: Path, context: int | None, options: Mapping[str, Any], adapter: Path | None
+) -> tuple[TextSpec, Any]:
     """The spec and the configuration of the model in `folder`; without `context`, that of the spec is yet to be set."""
     kind, values = getattr(import_transformers(), member), _parse_config(member, options["config"])
     task = task_of_class()[member]
-    text = read_published_text(folder, task == "translation", options["languages"], options["prefix"])
+    own = adapter if adapter is not None and has_tokenizer(adapter) else None
+    text = read_published_text(folder, task == "translation", options["languages"], options["prefix"], own)
     classes: tuple[str, ...] = ()
     if task == "text_classification" and member in (json.loads(options["config"]).get("architectures") or ()):
         labels = kind.config_class.from_dict(values).id2label

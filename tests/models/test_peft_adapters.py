@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
+from safetensors.torch import load_file, save_file
 
 peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
 from published import causal  # noqa: E402
@@ -68,6 +69,34 @@ def test_an_adapter_is_trained_written_and_read_by_peft(run_cli: Run, tmp_path: 
     assert again.returncode == 0 and "adapter merged into 14 layers" in again.stderr, again.stderr
     refused = run_cli("checkpoint", "adapter", "more", "--out", "none")
     assert refused.returncode == 2 and "no adapters that PEFT could use" in refused.stderr
+
+
+def test_added_tokens_of_an_adapter_are_read_with_their_embeddings(run_cli: Run, tmp_path: Path) -> None:
+    base = causal(tmp_path / "base", "Llama")
+    known = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    known.add_special_tokens({"additional_special_tokens": ["<|tool|>", "<|end|>"]})
+    base.resize_token_embeddings(base.config.vocab_size + 8)
+    theirs = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)).eval()
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    known.save_pretrained(tmp_path / "adapter")
+    about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    about["base_model_name_or_path"] = "../base"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(about))
+    (tmp_path / "a.txt").write_text("who are you<|tool|>I am a model<|end|>\n" * 40)
+    done = run_cli(
+        "finetune", "hf:adapter", "--pretrained", "--data", "./a.txt", "--set", "data.context=16", "--max-steps", "1",
+        "--set", "placement.precision=fp32", "--lr", "1e-12", "--out", "run",
+    )  # fmt: skip
+    assert done.returncode == 0 and f"tokenizer of the adapter, {len(known)} tokens" in done.stderr, done.stderr
+    ours = load_trained(tmp_path / "run")
+    tokens = torch.tensor([known.encode("who are you<|tool|>I am<|end|>")])
+    assert set(known.convert_tokens_to_ids(["<|tool|>", "<|end|>"])) <= set(tokens[0].tolist())
+    with torch.inference_mode():
+        assert (ours.model(tokens) - theirs(tokens).logits).abs().max() < 1e-5
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    save_file({k: v for k, v in weights.items() if "lm_head" not in k}, tmp_path / "adapter/adapter_model.safetensors")
+    lacking = run_cli("generate", "hf:adapter", "--pretrained", "--prompt", "who")
+    assert lacking.returncode == 2 and "and the adapter no lm_head.weight" in lacking.stderr, lacking.stderr
 
 
 def test_an_adapter_of_another_kind_or_model_is_one_line(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ TRANSLATORS: list[tuple[str, str, dict[str, Any]]] = [
 def loaded(folder: Path, task: str) -> tuple[Any, Any, list[str], str]:
     section, _ = huggingface_model(f"hf:{folder}", True, task)
     options = {"checkpointing": False, "languages": None, "prefix": "", **section}
-    spec, model, notes, _ = load_pretrained(section["name"].removeprefix("hf:"), folder, 16, options)
+    spec, model, notes, *_ = load_pretrained(section["name"].removeprefix("hf:"), folder, 16, options)
     return spec, model.eval(), notes, section["name"]
 
 

@@ -46,11 +46,12 @@ def huggingface_model(name: str, weights: bool, task: str = "") -> tuple[dict[st
     """
     from bigmodel_cli.models.pretrained.auto_classes import task_of_class
     from bigmodel_cli.models.pretrained.wrapped import import_transformers
+    from bigmodel_cli.models.transformers_models import for_adapter
 
     if not task_of_class():
         import_transformers()  # raises the "not installed" error; a working import takes seconds, so it waits till here
     source = name.removeprefix("hf:")
-    folder, _ = base_and_adapter(source, weights)
+    folder, adapter = base_and_adapter(source, weights)
     text = read_text(folder / "config.json")
     try:
         values = json.loads(text)
@@ -62,6 +63,7 @@ def huggingface_model(name: str, weights: bool, task: str = "") -> tuple[dict[st
         ) from None
     kind = _class_for(f"hf:{source}", saved, architecture, task)
     _check_causal(f"hf:{source}", values, kind)
+    values = values if adapter is None else for_adapter(kind, values, adapter)
     path = Path(source).expanduser()
     where = str(path.absolute()) if path.is_dir() else source
     return {"name": f"hf:{kind}", "config": json.dumps(values, sort_keys=True), "source": where}, folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, data_root
@@ -20,6 +20,7 @@ from bigmodel_cli.engine.build.load import TrainedModel
 from bigmodel_cli.engine.build.locate import check_pin
 from bigmodel_cli.engine.build.model import build_model, build_task
 from bigmodel_cli.engine.checkpoint import checkpoint
+from bigmodel_cli.models.adapters.peft_format import WEIGHTS, Merged, merge_adapter
 
 if TYPE_CHECKING:
     from bigmodel_cli.models.zoo import Weights
@@ -54,21 +55,36 @@ def _load_with_library(recipe: Recipe) -> TrainedModel:
     """A model that its own library loads: ``load`` in its registration returns its spec and the model."""
     entry, options = models.get(recipe.model.name), recipe.model.options
     from bigmodel_cli.engine.build.huggingface_hub import base_and_adapter
-    from bigmodel_cli.models.adapters.peft_format import merge_adapter
 
     folder, adapter = base_and_adapter(options["source"], weights=True)
     context = recipe.data.options.get("context")
     torch.manual_seed(recipe.train.seed)  # of the layers that the weights lack
-    loaded = entry.meta["load"](entry.meta["member"], folder, context, options)
+    loaded = entry.meta["load"](entry.meta["member"], folder, context, options, adapter)
     notes, head = list(loaded.notes), entry.meta["head"] + "."
     new = [name for name in loaded.new if not name.startswith(head)]
     if adapter is not None:
-        merged = merge_adapter(loaded.model.get_submodule("inner"), adapter)
+        inner = loaded.model.get_submodule("inner")
+        merged = merge_adapter(inner, adapter)
+        _check_resized(inner, loaded.resized, merged, adapter)
         new = [name for name in new if name.removeprefix("inner.") not in merged.whole]
         notes.append(merged.note)
     task = build_task(recipe, loaded.spec)
     meta = {"recipe": recipe.to_dict()}
     return TrainedModel(folder, loaded.model.eval(), task, recipe, meta, {}, tuple(notes), tuple(new))
+
+
+def _check_resized(inner: nn.Module, resized: list[str], merged: Merged, adapter: Path) -> None:
+    """Check that the adapter replaced every tensor of its base model that has another shape there.
+
+    Raises:
+        InputError: it did not.
+    """
+    state = inner.state_dict()
+    replaced = {state[name].data_ptr() for name in merged.whole}  # a head that is tied to the embedding counts as it
+    for name in resized:
+        if name in state and state[name].data_ptr() not in replaced:
+            what = f"{adapter}: the base model has another number of tokens, and the adapter no {name}"
+            raise InputError(what, f"expected {tuple(state[name].shape)} of it in {WEIGHTS}")
 
 
 def weights_file(source: Weights, root: Path) -> Path:

@@ -47,5 +47,5 @@ def published_text_spec(recipe: Recipe) -> Spec | None:
     meta, options = models.get(recipe.model.name).meta, recipe.model.options
     if not recipe.start.pretrained or "load_spec" not in meta:
         return None
-    folder, _ = base_and_adapter(options["source"], weights=True)
-    return meta["load_spec"](meta["member"], folder, recipe.data.options.get("context"), options)  # type: ignore[no-any-return]
+    folder, adapter = base_and_adapter(options["source"], weights=True)
+    return meta["load_spec"](meta["member"], folder, recipe.data.options.get("context"), options, adapter)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ from bigmodel_cli.models.adapters.lora import ORIGINAL
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.spm")
+"""One of these files is in a folder that has a tokenizer of its own."""
 TASKS = {
     "language_modeling": "CAUSAL_LM", "text_classification": "SEQ_CLS", "translation": "SEQ_2_SEQ_LM",
 }  # fmt: skip
@@ -63,6 +65,33 @@ def adapters_in(state: Mapping[str, Tensor]) -> dict[str, Adapter]:
 def is_adapter(folder: Path) -> bool:
     """Whether `folder` holds an adapter, and not a whole model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the adapter in `folder` comes with its own tokenizer: tokens were added for it, or a chat template."""
+    return any(True for pattern in VOCABULARIES for _ in folder.glob(pattern))
+
+
+def rows_of(folder: Path, name: str) -> int | None:
+    """The rows of the table `name` that the adapter in `folder` replaces as a whole; None if it replaces none.
+
+    Raises:
+        InputError: its weights are damaged.
+    """
+    file = folder / WEIGHTS
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as tensors:
+            found = [key for key in tensors.keys() if _plain(key) == name]  # noqa: SIM118  (no mapping)
+            return int(tensors.get_slice(found[0]).get_shape()[0]) if found else None
+    except (OSError, SafetensorError, IndexError) as error:
+        raise InputError(f"{file}: {str(error)[:120]}", "expected the adapter's weights") from None
+
+
+def _plain(key: str) -> str:
+    """The name in the base model of the tensor `key` of an adapter."""
+    return key.removeprefix(PREFIX).replace(".modules_to_save.default", "").replace(".default.weight", ".weight")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -121,7 +150,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> Merged:
         raise InputError(f"{folder / WEIGHTS}: {str(error)[:120]}", "expected the adapter's weights") from None
     merged, whole = set[str](), set[str]()
     for key, value in tensors.items():
-        name = key.removeprefix(PREFIX).replace(".modules_to_save.default", "").replace(".default.weight", ".weight")
+        name = _plain(key)
         match = KEY.fullmatch(name)
         if match is None:
             _check(state, name, value.shape, folder)

@@ -43,9 +43,13 @@ class PublishedText:
 
 
 def read_published_text(
-    folder: Path, translates: bool, languages: tuple[str, str] | None = None, prefix: str = ""
+    folder: Path,
+    translates: bool,
+    languages: tuple[str, str] | None = None,
+    prefix: str = "",
+    tokenizer: Path | None = None,
 ) -> PublishedText:
-    """The tokenizer and the conventions in `folder`.
+    """The tokenizer and the conventions in `folder`; the tokenizer is in the folder `tokenizer`, if that is given.
 
     `translates`: decoding begins with ``decoder_start_token_id`` and targets are framed. `languages` are the codes of
     the source and the target, for a tokenizer that has several. `prefix` is text before every source.
@@ -53,19 +57,20 @@ def read_published_text(
     Raises:
         InputError: there is no tokenizer in it, or it is damaged or malicious.
     """
-    file = folder / "tokenizer.json"
+    place = folder if tokenizer is None else tokenizer
+    file = place / "tokenizer.json"
     text, targets = read_text(file) if file.is_file() else "", ""
     if text:
         checked_tokenizer(text)
     config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
     special = {name: config.get(f"{role}_id") for name, role in ROLES.items()}
-    if text and not (folder / "tokenizer_config.json").is_file():
+    if text and not (place / "tokenizer_config.json").is_file():
         library = require_package("tokenizers").Tokenizer.from_str(text)
         known = Conventions(**_frame(lambda t, bare: library.encode(t, add_special_tokens=not bare).ids))
-        template = read_text(folder / "chat_template.jinja") if (folder / "chat_template.jinja").is_file() else ""
+        template = read_text(place / "chat_template.jinja") if (place / "chat_template.jinja").is_file() else ""
     else:
-        theirs = _auto_tokenizer(folder, languages)
-        text, targets = (theirs.backend_tokenizer.to_str(), "") if theirs.is_fast else tokenizers_of(theirs, folder)
+        theirs = _auto_tokenizer(place, folder, languages)
+        text, targets = (theirs.backend_tokenizer.to_str(), "") if theirs.is_fast else tokenizers_of(theirs, place)
         special |= {n: theirs.convert_tokens_to_ids(v) for n, role in ROLES.items() if (v := getattr(theirs, role))}
         names = tuple((role, str(v)) for role in NAMES if (v := getattr(theirs, role)) is not None)
         frame = _frame(lambda t, bare: theirs(t, add_special_tokens=not bare).input_ids)
@@ -107,8 +112,8 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _auto_tokenizer(folder: Path, languages: tuple[str, str] | None) -> Any:
-    """transformers' tokenizer for `folder`, from local files and without any code of it.
+def _auto_tokenizer(folder: Path, model: Path, languages: tuple[str, str] | None) -> Any:
+    """transformers' tokenizer in `folder` for the model in `model`, from local files and without any code of them.
 
     Raises:
         InputError: it cannot be built.
@@ -116,8 +121,12 @@ def _auto_tokenizer(folder: Path, languages: tuple[str, str] | None) -> Any:
     """
     transformers = import_transformers()
     require_sentencepiece(folder)
-    codes = {} if languages is None else {"src_lang": languages[0], "tgt_lang": languages[1]}
+    codes: dict[str, Any] = {} if languages is None else {"src_lang": languages[0], "tgt_lang": languages[1]}
     try:
+        if folder != model:  # an adapter's, without a config.json of its own
+            codes["config"] = transformers.AutoConfig.from_pretrained(
+                model, local_files_only=True, trust_remote_code=False
+            )
         theirs = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **codes
         )
