@@ -41,6 +41,9 @@ class Metrics:
         self.model = Histogram(
             "bigmodel_model_seconds", "Seconds per run of the model.", buckets=SECONDS, registry=self.registry
         )
+        self.cut = Counter(
+            "bigmodel_texts_cut", "Texts longer than the model's context, cut there.", registry=self.registry
+        )
         for name, what, ask in (
             ("bigmodel_requests_in_work", "Requests in flight.", in_flight),
             ("bigmodel_queue_samples", "Samples waiting for the model.", waiting),
@@ -51,6 +54,10 @@ class Metrics:
         """Record a run of the model."""
         self.batches.observe(size)
         self.model.observe(seconds)
+
+    def texts_cut(self, count: int) -> None:
+        """Record texts whose end was not read."""
+        self.cut.inc(count)
 
     def served(self, path: str, code: int, seconds: float) -> None:
         """Record a finished request. `path` must be one of the service's own, so that the label set stays bounded."""

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H height, W width, T tokens, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from bigmodel_cli.core.preprocessing import prepare, raw_pixels
 from bigmodel_cli.core.registry import answers, readers, tasks
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
 from bigmodel_cli.core.text_samples import AS_FOUND, Reading
-from bigmodel_cli.core.tokens import encode_truncated
+from bigmodel_cli.core.tokens import encode_truncated, is_cut
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
 from bigmodel_cli.tasks.answers import answer_kind, answer_name
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One sample of a request: `prepare` gives its input, without the batch dimension; `pixels` are held meanwhile."""
+    """One sample of a request: `prepare` gives its input, without the batch dimension; `pixels` are held meanwhile.
+
+    `said` is what the reply says of the sample beside the answer; `prepare` may add to it.
+    """
 
     name: str
     pixels: int
     prepare: Callable[[], Any]
+    said: dict[str, Any] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -133,7 +137,7 @@ def _status(raw: bytes, most: int) -> int:
 
 @dataclass(frozen=True)
 class TextReader:
-    """(T,) int64 samples: token ids, truncated to the model's context window."""
+    """(T,) int64 samples: token ids, truncated to the model's context window, which the reply says as ``cut``."""
 
     spec: TextSpec
     how: Reading = AS_FOUND
@@ -143,13 +147,18 @@ class TextReader:
 
     def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
         found = texts(content_type, body, limits, self.how)
-        return [Part(name, 0, partial(self._one, text)) for name, text in found]
+        parts = []
+        for name, text in found:
+            said: dict[str, Any] = {}
+            parts.append(Part(name, 0, partial(self._one, text, said), said))
+        return parts
 
-    def _one(self, text: str) -> np.ndarray:
+    def _one(self, text: str, said: dict[str, Any]) -> np.ndarray:
         import numpy as np
 
         try:
             ids = encode_truncated(text, self.spec, framed=True)
+            said["cut"] = len(ids) == self.spec.context and is_cut(text, self.spec, framed=True)
         except InputError as error:  # a character outside the vocabulary
             raise HttpRefusal(400, error.what, error.expected, error.hint) from None
         return np.array(ids or [self._pad()], np.int64)
@@ -249,7 +258,7 @@ def open_model(folder: Path, trust: bool = False) -> ServedModel:
         raise InputError(f"{folder}: an export for {export.about['task']}", expected)
     entry = readers.get(export.spec.kind)
     reader: Reader = entry(export)
-    about = {
+    about: dict[str, Any] = {
         "name": export.about["arch"],
         "format": export.about["format"],
         "takes": reader.kind,
@@ -257,6 +266,8 @@ def open_model(folder: Path, trust: bool = False) -> ServedModel:
         "classes": list(export.labels),
         "digest": export.digest,
     }
+    if isinstance(export.spec, TextSpec):
+        about["context"] = export.spec.context
     its_answer = answer_kind(kind, export.spec)
     served = ServedModel(export.open(trust), reader, export.labels, about, export.spec, its_answer)
     of_its_own = entry.meta.get("served")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from bigmodel_cli.serve.batching import Batcher
 from bigmodel_cli.serve.decoders import Decoders
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.metrics import Metrics
-from bigmodel_cli.serve.model import ReadsQueries, ServedModel
+from bigmodel_cli.serve.model import Part, ReadsQueries, ServedModel
 from bigmodel_cli.serve.uploads import Limits, read_body
 
 BODIES = 8
@@ -66,16 +66,17 @@ class Service:
             raise HttpRefusal(503, f"{self.in_flight} requests are in work", hint="try again")
         self.in_flight += 1
         try:
-            names, rows = await self._rows(request)
+            parts, rows = await self._rows(request)
         finally:
             self.in_flight -= 1
         found = []
-        for name, row in zip(names, rows, strict=True):
-            found.append({"name": name, **self.served.to_json(row, top)})
+        for part, row in zip(parts, rows, strict=True):
+            found.append({"name": part.name, **self.served.to_json(row, top), **part.said})
+        self.metrics.texts_cut(sum(bool(part.said.get("cut")) for part in parts))
         return {"predictions": found}
 
-    async def _rows(self, request: Request) -> tuple[list[str], list[Any]]:
-        """The name and the values (K,) of each sample in the body. Decoding counts in the time limit."""
+    async def _rows(self, request: Request) -> tuple[Sequence[Part], list[Any]]:
+        """Each sample in the body and its values (K,). Decoding counts in the time limit."""
         limits = self.options.limits
         async with self._body(request) as body:
             kind = request.headers.get("content-type", "")
@@ -86,7 +87,7 @@ class Service:
             except TimeoutError:
                 what = f"the samples were not decoded within {self.options.timeout:g} s"
                 raise HttpRefusal(504, what, hint="smaller images, or try again") from None
-        return [part.name for part in parts], await self._infer(samples)
+        return parts, await self._infer(samples)
 
     @contextlib.asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:

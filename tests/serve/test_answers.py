@@ -141,7 +141,8 @@ def test_a_table_is_read_by_the_columns_of_training_or_by_the_usual_ones() -> No
 
 def test_texts(start: Start) -> None:
     service = start(folder="words")
-    assert service.ask("GET", "/model").json["takes"] == "text"
+    about = service.ask("GET", "/model").json
+    assert about["takes"] == "text" and about["context"] == 16
     said = service.ask("POST", "/predict", '{"text": ["Good fine", "so dull", "good bad"]}').json["predictions"]
     assert [one["class"] for one in said][:2] == ["glad", "sad"]
     alone = service.ask("POST", "/predict", '{"text": "so dull"}').json["predictions"]
@@ -159,5 +160,8 @@ def test_texts(start: Start) -> None:
         assert [one["class"] for one in said] == ["sad", "glad"]
     many = json.dumps({"text": ["good"] * 33})
     assert service.ask("POST", "/predict", many).status == 413
-    assert service.ask("POST", "/predict", '{"text": "' + "good " * 5000 + '"}').status == 200  # cut to the context
+    long = json.dumps({"text": ["good " * 16, "good " * 16 + "bad", "good " * 5000]})  # the context holds 16
+    found = service.ask("POST", "/predict", long).json["predictions"]
+    assert [one["cut"] for one in found] == [False, True, True] and {one["class"] for one in found} == {"glad"}
+    assert service.figures()["bigmodel_texts_cut_total"] == 2
     assert service.stop() == 0 and "Traceback" not in service.error
