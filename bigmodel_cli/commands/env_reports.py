@@ -26,13 +26,16 @@ def write_junit(path: Path, checks: Sequence[Check]) -> None:
 
 
 def github_lines(checks: Sequence[Check]) -> list[str]:
-    """A workflow command of GitHub Actions for each check that did not pass: an error or a warning."""
+    """A workflow command of GitHub Actions for each check that found a fault: an error, or a warning.
+
+    Nobody is warned of what is merely absent, such as an optional package, unless it was required: then it is an error.
+    """
     level = {"fail": "error", "warn": "warning"}
     return [
         f"::{level[check.status]} title={_property(f'env-check {check.name}')}::"
         f"{_data(check.value)} ({_data(check.fix or '')})"
         for check in checks
-        if check.status in level
+        if check.status == "fail" or (check.status == "warn" and not check.absent)
     ]
 
 

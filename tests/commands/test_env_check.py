@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bigmodel_cli.commands.env_reports import github_lines
 from bigmodel_cli.commands.env_requirements import read_requirements, required
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.extras import extras
@@ -161,6 +162,20 @@ def test_a_ci_reads_junit_and_annotations(run_cli: Any, tmp_path: Path) -> None:
     assert checks["data"]["value"].startswith("digits, mnist, synthetic_")
     errors = [line for line in done.stderr.splitlines() if line.startswith("::error ")]
     assert len(errors) == len(failed) and any("title=env-check torch::" in e and "100%25, gone" in e for e in errors)
+
+
+def test_annotations_are_of_faults_and_not_of_what_nobody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(probes.metadata, "version", gone)
+    optional = probes.check_without_import("onnxruntime")
+    assert optional is not None and optional.status == "warn" and github_lines([optional]) == []
+    (asked,) = required([optional], read_requirements("onnxruntime"))
+    (line,) = github_lines([asked])
+    assert line.startswith("::error ") and "not installed" in line
+    (line,) = github_lines([Check("compile", "warn", "torch.compile crashed (SIGILL)", "g++"), optional])
+    assert line.startswith("::warning title=env-check compile")
 
 
 def test_the_data_folder(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def _driver() -> Check:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=4)
     except FileNotFoundError:
-        return Check("driver", "warn", "no NVIDIA driver", fix)
+        return Check("driver", "warn", "no NVIDIA driver", fix, absent=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check("driver", "warn", f"nvidia-smi failed: {error}", "restart the machine or reinstall the driver")
     answer = ((done.stdout or done.stderr).strip().splitlines() or ["no answer"])[0]
@@ -232,9 +232,11 @@ def _memory() -> Check:
 
 def _data(root: Path, names: Sequence[str]) -> Check:
     if not root.is_dir():
-        return Check("data", "warn", f"no folder {root}", "set BIGMODEL_DATA, or let train download into it")
+        what, fix = f"no folder {root}", "set BIGMODEL_DATA, or let train download into it"
+        return Check("data", "warn", what, fix, absent=True)
     if not names:
-        return Check("data", "warn", f"no known data set in {root}", "--data-dir, or let train download into it")
+        what, fix = f"no known data set in {root}", "--data-dir, or let train download into it"
+        return Check("data", "warn", what, fix, absent=True)
     return Check("data", "pass", f"{', '.join(names)} in {root}")
 
 

@@ -117,9 +117,10 @@ def check_without_import(package: str) -> Check | None:
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return Check(package, "warn", "not installed (optional)", install_line(name))
+        return Check(package, "warn", "not installed (optional)", install_line(name), absent=True)
     if package == "coremltools" and sys.platform != "darwin":
-        return Check(package, "warn", f"{version}, but Core ML runs on macOS only", "export coreml on a Mac")
+        what = f"{version}, but Core ML runs on macOS only"
+        return Check(package, "warn", what, "export coreml on a Mac", absent=True)
     return None if package not in SLOW and _has_binaries(package) else Check(package, "pass", version)
 
 
