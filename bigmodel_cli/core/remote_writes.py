@@ -90,7 +90,7 @@ class _Mirror:
         content = {name: self._content(name) for name in there}
         before = {name: state for name, (_, state) in self.sent.items()}
         if before != content and (before or there):
-            drafts.remove_own(self.copy)
+            self._make_room()
             self.sent = {}
         for name, info in there.items():
             path = self._here(name)
@@ -105,6 +105,18 @@ class _Mirror:
                 parts = path.rename(path.with_name(atomic_files.SHARDS_PREFIX + uuid.uuid4().hex[:12]))
                 atomic_files.symlink(path, parts)
         self._remember()
+
+    def _make_room(self) -> None:
+        """Remove the copy, since somebody else has written there; if some of it was never sent, keep it beside."""
+        unsent = [name for name, path in self._files().items() if self.sent.get(name, [None])[0] != _stamp(path)]
+        if not unsent:
+            drafts.remove_own(self.copy)
+            return
+        kept = self.copy.with_name(f"unsent-{uuid.uuid4().hex[:12]}")
+        self.copy.rename(kept)
+        names = ", ".join(sorted(unsent)[:3])
+        what = f"{self.address}: another process has written there since {names} could not be sent"
+        self.say(f"warning: {what}; all that was here is kept in {kept}")
 
     def watch(self) -> None:
         """Send what changes until the command ends. What fails is said once and tried again."""
@@ -137,7 +149,8 @@ class _Mirror:
                 self._send()
         except BigmodelError as problem:
             what = f"not all was sent: {problem.what}"
-            hint = f"it is whole in {os.fspath(self.copy.parent)}{os.sep}; the same command with --resume sends it"
+            place = f"{os.fspath(self.copy.parent)}{os.sep}"
+            hint = f"it is whole in {place}; --resume sends it, unless somebody else wrote there"
             raise MachineError(what, problem.expected, hint) from None
 
     def _send(self) -> None:

@@ -63,6 +63,7 @@ def test_what_is_written_is_sent_and_another_machine_goes_on_with_it(
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "here"))
     with written_copy(RUN, print) as copy:  # what was changed elsewhere counts, not the copy
         assert (copy / "last.pt").read_text() == "333" and not (copy / "parts/a").exists()
+    assert not list(copy.parent.glob("unsent-*")), "nothing was lost"
 
 
 def test_what_could_not_be_sent_is_kept_and_sent_the_next_time(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +96,12 @@ def test_two_writers(store: Any) -> None:
         store.pipe("/bucket/run/last.pt", b"theirs")
         write(copy, last_pt="ours")
     assert there(store) == {"last.pt": b"theirs"}
+    said: list[str] = []
+    with written_copy(RUN, said.append) as copy:
+        assert (copy / "last.pt").read_text() == "theirs"
+    (kept,) = copy.parent.glob("unsent-*")
+    assert (kept / "last.pt").read_text() == "ours"
+    assert len(said) == 1 and "since last.pt could not be sent" in said[0] and str(kept) in said[0]
 
 
 def test_the_error_of_the_command_is_the_one_that_is_told(store: Any) -> None:
