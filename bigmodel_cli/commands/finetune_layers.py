@@ -14,7 +14,7 @@ from bigmodel_cli.core.errors import InputError
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
-    from bigmodel_cli.core.types import Source, Spec
+    from bigmodel_cli.core.types import DataBundle, Source, Spec
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,15 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     from bigmodel_cli.engine.device.ranks import read_ranks
 
     trained = _checkpoint_spec(recipe)
-    train, _, spec = _read(recipe, trained or published_text_spec(recipe))
-    samples = len(train)
+    bundle, train, _ = _read(recipe, trained or published_text_spec(recipe))
+    samples, spec = len(train), bundle.spec
     trains = bool(named & TRAINING) or any(section in TRAINING_SECTIONS for section, _ in named)
     trains |= read_ranks().world > 1  # the solver runs in one process
     trains |= recipe.privacy.epsilon is not None  # and adds no noise
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
     new_head = trained is None or set(trained.classes) != set(spec.classes)
     free = trained is None and ("augment", "name") not in named and recipe.augment.name == "none"
-    augment = suitable_augment(recipe, train, spec) if free else {}
+    augment, notes = _without_mirroring(recipe, bundle, train, suitable_augment(recipe, train, spec) if free else {})
     given = recipe.train.batch_size if ("train", "batch_size") in named else None
     length = suitable_length(samples, given, AUGMENTED_STEPS if augment else STEPS)
     values: dict[str, dict[str, Any]] = {
@@ -183,7 +183,21 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     if ("train", "epochs") not in named:
         values["train"] |= {"epochs": length.epochs, "patience": length.patience}
     only_solves = values["start"].get("solve") and methods.get(recipe.start.method).meta.get("features")
-    return values, [] if only_solves else [_describe(samples, values, named)]
+    return values, notes if only_solves else [_describe(samples, values, named), *notes]
+
+
+def _without_mirroring(
+    recipe: Recipe, bundle: DataBundle, train: Source, augment: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """`augment` without mirror images where left and right tell the classes apart, and a line on it."""
+    from bigmodel_cli.engine.training.orientation import orientation
+
+    looks = augment.get("flip") and recipe.privacy.epsilon is None  # which would not be private
+    found = orientation(recipe, bundle, train) if looks else None
+    if found is None or not found.matters:
+        return augment, []
+    what = f"{found.share:.0%} of {found.count} images fit their class better than their mirror images do"
+    return {**augment, "flip": False}, [f"no mirror images: {what} (augment.flip=true mirrors them all the same)"]
 
 
 def _suitable_for_tokens(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -196,7 +210,7 @@ def _suitable_for_tokens(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[d
 
     trained = _checkpoint_spec(recipe)
     like = trained or published_text_spec(recipe)
-    train, tokens, _ = _read(recipe, like)
+    _, train, tokens = _read(recipe, like)
     samples = len(train)
     given = recipe.train.batch_size if ("train", "batch_size") in named else None
     length = suitable_token_length(samples, tokens, given)
@@ -224,8 +238,8 @@ def _checkpoint_spec(recipe: Recipe) -> Spec | None:
     return build_spec(load_meta(Path(recipe.start.checkpoint))["input"], recipe.start.checkpoint)
 
 
-def _read(recipe: Recipe, like: Spec | None) -> tuple[Source, int, Spec]:
-    """The train split, the tokens of a sample if it is text, and the spec, of the recipe's data."""
+def _read(recipe: Recipe, like: Spec | None) -> tuple[DataBundle, Source, int]:
+    """The recipe's data, its train split, and the tokens of a sample if it is text."""
     from bigmodel_cli.commands.progress import WaitBars
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.specs import TextSpec
@@ -236,7 +250,7 @@ def _read(recipe: Recipe, like: Spec | None) -> tuple[Source, int, Spec]:
         train, _ = train_and_val(bundle, recipe.data.of_fold(1))
     mean = float(train.lengths.double().mean()) if isinstance(train, VariableLengthSource) else 0.0
     window = bundle.spec.context if isinstance(bundle.spec, TextSpec) else 1
-    return train, math.ceil(mean) or window, bundle.spec
+    return bundle, train, math.ceil(mean) or window
 
 
 def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[str, str]]) -> str:

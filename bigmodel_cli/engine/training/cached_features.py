@@ -103,7 +103,7 @@ def features(run: Run) -> tuple[Features, Features]:
     Raises:
         InputError: the head's input is not one vector per sample.
     """
-    source, forward_fn = run.batches.source, _feature_fn(run)
+    source, forward_fn = run.batches.source, feature_fn(run.task, head_name(run.recipe))
     work = elements_per_sample(run.task) * len(source)
     # What the range of a low precision is set by is other samples, which private training cannot account for.
     allow_low_precision = run.recipe.placement.precision == "auto" and work > BIG and run.recipe.privacy.epsilon is None
@@ -124,15 +124,14 @@ def _compute(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Sour
     return Features(source, found["features"], found["label"])
 
 
-def _feature_fn(run: Run) -> ForwardFn:
-    """Return a forward function that gives the head's input as ``features`` (B,D)."""
-    head = head_name(run.recipe)
+def feature_fn(task: Task, head: str) -> ForwardFn:
+    """Return a forward function that gives the input of the layer `head` as ``features`` (B,D)."""
 
     def forward(model: nn.Module, batch: Batch) -> Batch:
         captured: list[Tensor] = []
         handle = model.get_submodule(head).register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
         try:
-            run.task.outputs(model, batch)
+            task.outputs(model, batch)
         finally:
             handle.remove()
         if captured[0].dim() != 2:
