@@ -104,7 +104,11 @@ class ImageFiles:
 
     def _decode(self, place: int) -> Tensor:
         item = self.items[place]
-        return decode(item.read(), item.location, self.channels, self.side, self.interpolation, self.value_range)
+        try:
+            return decode(item.read(), item.location, self.channels, self.side, self.interpolation, self.value_range)
+        except InputError as error:
+            hint = error.hint or f"--set data.skip_bad=true leaves such files out, up to {MAX_BAD:.0%} of a split"
+            raise InputError(error.what, error.expected, hint) from None
 
     def _check(self, place: int, good: Tensor) -> None:
         try:
@@ -119,5 +123,6 @@ class ImageFiles:
         names = ", ".join(self.items[i].name for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
         what = f"{self.split}: {len(bad)} of {len(self.items)} images cannot be decoded: {names}"
         if len(bad) > MAX_BAD * len(self.items):
-            raise InputError(what, f"data.skip_bad skips at most {MAX_BAD:.0%}")
+            hint = "bigmodel data inspect names all of them; repair or remove them"
+            raise InputError(what, f"data.skip_bad skips at most {MAX_BAD:.0%}", hint)
         self.notes.append(f"{what}; skipped")
