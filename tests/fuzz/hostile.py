@@ -403,6 +403,10 @@ HEADERS: dict[str, tuple[bytes, int | None]] = {
     "offsets_backwards": (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}', None),
     "shape_unlike_its_bytes": (b'{"a":{"dtype":"F32","shape":[99999999],"data_offsets":[0,64]}}', None),
     "shape_over_64_bits": (b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,64]}}', None),
+    "tensor_of_65_dimensions": (
+        b'{"a":{"dtype":"F32","shape":[' + b"1," * 63 + b'16,1],"data_offsets":[0,64]}}',
+        None,
+    ),
     "negative_side": (b'{"a":{"dtype":"F32","shape":[-16],"data_offsets":[0,64]}}', None),
     "a_type_of_its_own": (b'{"a":{"dtype":"OBJECT","shape":[16],"data_offsets":[0,64]}}', None),
     "nested_json": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),

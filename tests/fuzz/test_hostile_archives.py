@@ -97,3 +97,14 @@ def test_nothing_is_written_outside(name: str, kind: str, tmp_path: Path, monkey
     assert after == before
     written = [p for p in home.rglob("*") if p.is_symlink() or not (p.is_file() or p.is_dir())]
     assert written == [], "no link, pipe or device comes to be inside either"
+
+
+@pytest.mark.parametrize(("name", "leaves"), [("dots", "outside.png"), ("pipe", "deep/home/train/cat/pipe.png")])
+def test_the_archives_do_harm_where_they_are_let(name: str, leaves: str, tmp_path: Path) -> None:
+    home = tmp_path / "deep" / "home"
+    home.mkdir(parents=True)
+    packed(home / "x.tar", HOSTILE[name])
+    with tarfile.open(home / "x.tar") as tar:
+        tar.extractall(home, filter="fully_trusted")
+    made = tmp_path / leaves
+    assert made.is_fifo() if name == "pipe" else made.read_bytes() == IMAGE

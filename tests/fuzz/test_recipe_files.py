@@ -59,6 +59,7 @@ REFUSED = [
     ("\ta: 1\n", "x.yaml:1"),
     ("a: " + "9" * 400 + "\n", "is too large"),
     ("a: '" + "x" * 300_000 + "'", "larger than"),
+    ("a: [" + "1," * 20_000 + "1]\n", "more than 20000 names, values and brackets"),
     ("%YAML 9.9\n---\na: 1\n", "x.yaml:1"),
 ]
 

@@ -139,6 +139,7 @@ TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     ("merge of one", model(merges=["ab"]), "merge 'ab'"),
     ("merge of numbers", model(merges=[[1, 2]]), "merge '[1, 2]'"),
     ("merge of unknown", model(merges=["qq zz"]), "not a tokenizer"),
+    ("a token of a page", model(vocab={"a" * 4_097: 0}, merges=[]), "a token that is too long"),
     ("unknown model", model(type="Pickle"), "model 'Pickle'"),
     ("unknown part", with_(normalizer={"type": "Exec"}), "normalizer 'Exec'"),
     ("part of text", with_(decoder="ByteLevel"), "decoder 'ByteLevel'"),
