@@ -46,3 +46,9 @@ def test_shown_as_it_is_written(evil: str, monkeypatch: pytest.MonkeyPatch) -> N
         # A title is folded to the width of its table: blanks do not count.
         assert "".join(printable(evil).split()) in "".join(text.split()), name
         assert all(c.isprintable() or c == "\n" for c in text), name
+
+
+def test_what_nothing_guards_is_interpreted() -> None:
+    buffer = io.StringIO()
+    Console(file=buffer, width=200, force_terminal=True, color_system="standard").print("[bold]x[/bold]")
+    assert "[bold]" not in buffer.getvalue() and "\x1b" in buffer.getvalue()
