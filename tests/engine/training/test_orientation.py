@@ -55,7 +55,10 @@ def test_finetune_mirrors_unless_it_would_change_the_class(by: str, mirrored: bo
     with torch.no_grad():
         model.train()(torch.randn(16, 3, 32, 32))
     save_file(model.state_dict(), tmp_path / "resnet20.safetensors")
-    given: dict[str, Any] = {"model": {"name": "resnet20"}, "data": {"name": str(arrows(tmp_path / by, by))}}
+    given: dict[str, Any] = {
+        "model": {"name": "resnet20"},
+        "data": {"name": "image_folder", "path": str(arrows(tmp_path / by, by))},
+    }
     start = start_layers(tmp_path / "resnet20.safetensors", False, {"method": "full"}, [Layer("t", given)])
     assert resolve(start.layers).recipe.augment.options["flip"] is mirrored
     assert any("no mirror images" in line and "augment.flip=true" in line for line in start.notes) is not mirrored
