@@ -82,7 +82,8 @@ def _differences(recipe: Recipe, bundle: DataBundle, train: Source) -> tuple[Ten
     task, model, _ = task_and_model(recipe, bundle, train, None, trained_start(recipe))
     placement, forward = choose_placement(recipe.placement, ranks=read_ranks()), feature_fn(task, head_name(recipe))
     model.to(placement.device)
-    pair, labels = [], torch.empty(0)
+    pair: list[Tensor] = []
+    labels = torch.empty(0)
     with torch.inference_mode(), placement.autocast():
         for source in (train, MirrorImages(train)):
             batches = list(forward_pass(model, task, source, placement, recipe.train.eval_batch_size, some))
