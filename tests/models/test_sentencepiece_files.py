@@ -14,14 +14,12 @@ transformers = pytest.importorskip("transformers")
 spm = pytest.importorskip("sentencepiece")
 from published import TEXT  # noqa: E402
 
-from bigmodel_cli.cli import app  # noqa: E402
 from bigmodel_cli.core.errors import InputError, MachineError  # noqa: E402
 from bigmodel_cli.core.framing import encode_source, encode_target  # noqa: E402
 from bigmodel_cli.core.registry import exports, losses, tasks  # noqa: E402
 from bigmodel_cli.core.tokens import tokenizer  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
-from bigmodel_cli.engine.build.load import load_trained  # noqa: E402
 from bigmodel_cli.models.pretrained.published_text import read_published_text  # noqa: E402
 from bigmodel_cli.models.transformers_models import load_pretrained  # noqa: E402
 
@@ -89,29 +87,6 @@ def test_marian_has_a_tokenizer_for_each_side_and_ships_with_the_first(marian: P
     assert [shipped(text).input_ids for text in LINES["source"]] == [known(text).input_ids for text in LINES["source"]]
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "shipped").eval()
     assert theirs.generation_config.decoder_start_token_id == known.pad_token_id
-
-
-def test_marian_is_tuned_and_scored_as_sacrebleu_scores_its_own_text(
-    marian: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    sacrebleu = pytest.importorskip("sacrebleu")
-    monkeypatch.chdir(marian)
-    english = ["who are you? I am a model, and we answer.", "the quick brown fox", "a fine film"]
-    pairs = [(f"{english[i % 3]} {i}", GERMAN[i % 3]) for i in range(36)]
-    for name, some in (("a.tsv", pairs), ("b.tsv", pairs[1:])):
-        Path(name).write_text("source\ttarget\n" + "".join(f"{a}\t{b}\n" for a, b in some))
-    start = ("finetune", f"hf:{marian}", "--pretrained", "--data", "./a.tsv", "--lr", "1e-2", "--epochs", "16")
-    sizes = ("--batch-size", "8", "--set", "placement.precision=fp32", "--set", "data.context=32")
-    assert not app([*start, *sizes, "--out", "run"], standalone_mode=False)
-    known, ours = transformers.AutoTokenizer.from_pretrained(marian), load_trained(Path("run")).model
-    given = known([source for source, _ in pairs[1:]], padding=True, return_tensors="pt")
-    greedy = {"num_beams": 1, "do_sample": False, "max_new_tokens": 32, "bad_words_ids": [[known.pad_token_id]]}
-    said = known.batch_decode(ours.inner.generate(**given, **greedy), skip_special_tokens=True)
-    capfd.readouterr()
-    assert not app(["eval", "run", "--data", "./b.tsv", "--json"], standalone_mode=False)
-    score = json.loads(capfd.readouterr().out)["headline"]["bleu"]["value"]
-    assert score == pytest.approx(sacrebleu.corpus_bleu(said, [[target for _, target in pairs[1:]]]).score, abs=0.01)
-    assert score > 1
 
 
 def test_m2m100_has_one_model_and_its_languages(tmp_path: Path) -> None:
