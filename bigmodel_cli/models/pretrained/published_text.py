@@ -43,13 +43,9 @@ class PublishedText:
 
 
 def read_published_text(
-    folder: Path,
-    translates: bool,
-    languages: tuple[str, str] | None = None,
-    prefix: str = "",
-    tokenizer: Path | None = None,
+    folder: Path, translates: bool, languages: tuple[str, str] | None = None, prefix: str = "", own: Path | None = None
 ) -> PublishedText:
-    """The tokenizer and the conventions in `folder`; the tokenizer is in the folder `tokenizer`, if that is given.
+    """The tokenizer and the conventions in `folder`; an adapter's tokenizer is in its `own` folder.
 
     `translates`: decoding begins with ``decoder_start_token_id`` and targets are framed. `languages` are the codes of
     the source and the target, for a tokenizer that has several. `prefix` is text before every source.
@@ -57,7 +53,7 @@ def read_published_text(
     Raises:
         InputError: there is no tokenizer in it, or it is damaged or malicious.
     """
-    place = folder if tokenizer is None else tokenizer
+    place = folder if own is None else own
     file = place / "tokenizer.json"
     text, targets = read_text(file) if file.is_file() else "", ""
     if text:
