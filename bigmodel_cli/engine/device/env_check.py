@@ -63,7 +63,8 @@ def run_checks(
         probe_limit: the same of all probes of torch and the extras.
     """
     started = time.monotonic()
-    with _child(["-c", COMPILE_PROGRAM]) as compiling:  # the slowest starts first
+    off = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+    with contextlib.nullcontext() if off else _child(["-c", COMPILE_PROGRAM]) as compiling:  # the slowest starts first
         network = {host: _in_background(_reach, host) for host in download_hosts()}
         driver = _in_background(_driver)
         found = [_python(), _cpu(), *_probed(started, probe_limit), _compile(compiling, started, compile_limit)]
@@ -192,8 +193,10 @@ def _driver() -> Check:
     return Check("driver", "pass", f"NVIDIA {answer}")
 
 
-def _compile(process: subprocess.Popen[str], started: float, limit: float) -> Check:
-    """torch.compile of a small function: a hang or a crash of the compiler is a warning."""
+def _compile(process: subprocess.Popen[str] | None, started: float, limit: float) -> Check:
+    """torch.compile of a small function: a hang or a crash of the compiler is a warning. None: it is switched off."""
+    if process is None:
+        return Check("compile", "warn", "TORCHDYNAMO_DISABLE=1: nothing is compiled", "unset TORCHDYNAMO_DISABLE")
     fix = "only placement.compile=true needs it; install g++ or clang (Debian: apt install g++)"
     try:
         answer, errors = process.communicate(timeout=max(0.2, started + limit - time.monotonic()))
