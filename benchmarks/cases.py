@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.tables import table_suffix
+from bigmodel_cli.core.readers.text_samples import read_texts
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tables import table_suffix
-from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.data.user_path import source_for
 from bigmodel_cli.engine.build.data import train_and_val
 

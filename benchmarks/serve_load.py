@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.processes.cpu_count import available_cores
 
 HERE = Path(__file__).resolve().parent
 BIGMODEL = (sys.executable, "-m", "bigmodel_cli")

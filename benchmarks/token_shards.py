@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.processes.cpu_count import available_cores
 
 MEASURE = """
 import sys, torch

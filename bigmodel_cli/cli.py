@@ -22,10 +22,10 @@ import bigmodel_cli
 from bigmodel_cli.commands import console, supervised
 from bigmodel_cli.commands.remote_paths import with_addresses
 from bigmodel_cli.commands.usage_errors import as_usage_error
-from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
+from bigmodel_cli.core.processes.children import isolate_children
+from bigmodel_cli.core.processes.stop_signals import SIGPIPE
 from bigmodel_cli.core.registry import commands
-from bigmodel_cli.core.stop_signals import SIGPIPE
 
 IMPORT = "Run a Python file that registers your own components first."
 LAST = 1000

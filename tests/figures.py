@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.processes.cpu_count import available_cores
 
 SOAK = bool(os.environ.get("BIGMODEL_SOAK"))
 HERE = Path(__file__).parent / "faults"

@@ -45,8 +45,8 @@ def plant(source: Path, count: int, out: Path) -> Path:
     Raises:
         InputError: `source` is no text file, or it is `out`.
     """
-    from bigmodel_cli.core import atomic_files
-    from bigmodel_cli.core.text_files import AUTO, read_text
+    from bigmodel_cli.core.files import atomic_files
+    from bigmodel_cli.core.readers.text_files import AUTO, read_text
 
     if out.resolve() == source.resolve():
         raise InputError(f"--out {out}: it is DATA", "expected another file")
@@ -121,7 +121,7 @@ def _can_encode(audited: AuditedModel, text: str) -> bool:
 
 def _occurrences(audited: AuditedModel, canaries: list[Canary]) -> list[int]:
     """How often each canary is in the training text as the model reads it: some may have come into val."""
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
 
     words = tokenizer(audited.measured.task.spec)
     whole = "".join(words.decode([i for i in block.tolist() if i >= 0]) for block in audited.blocks())

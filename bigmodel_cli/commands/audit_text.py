@@ -50,7 +50,7 @@ class AuditedModel:
         """The next `count` tokens after each of `prompts` (B,T): (B,count)."""
         import torch
 
-        from bigmodel_cli.core.framing import conventions
+        from bigmodel_cli.core.tokenizers.framing import conventions
         from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 
         begins = list(conventions(self.measured.task.spec).before)
@@ -136,7 +136,7 @@ def repeated(audited: AuditedModel) -> Extra:
     """The longest pieces that the model's own text shares with the training text, and those that val shares with it."""
     import numpy
 
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.insight.trust.memorisation import longer, longest_matches
 
     window = _window_length(audited.measured)

@@ -33,7 +33,7 @@ def adapter(checkpoint: Run, out: Out, json: opt.Json = False) -> None:
     """
     import torch
 
-    from bigmodel_cli.core.tokenizer_json import write_tokenizer
+    from bigmodel_cli.core.tokenizers.huggingface_json import write_tokenizer
     from bigmodel_cli.export.publish import check_target, draft, publish
     from bigmodel_cli.models.adapters.peft_format import merge_adapter, write_adapter
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.commands.compared import Compared, cell, short, verdict
-from bigmodel_cli.core.event_log import read_events
+from bigmodel_cli.core.files.event_log import read_events
 
 CURVES = ("train_loss", "val_loss")
 

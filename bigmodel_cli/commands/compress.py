@@ -17,10 +17,10 @@ from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.unused_options import refuse_unused
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
-from bigmodel_cli.core.drafts import is_temporary, remove_own, require_no_link
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.drafts import is_temporary, remove_own, require_no_link
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from bigmodel_cli.commands.inspect_interactions import show_interactions
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.commands.option_tables import show_component
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.text_samples import Reading
+    from bigmodel_cli.core.readers.text_samples import Reading
     from bigmodel_cli.insight.image_dataset import Findings
 
 MAX_CLASSES = 30  # rows of classes in the table; --json lists them all

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import printable
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.engine.device.check import Check
 
 

@@ -25,7 +25,7 @@ def membership(found: Evaluation, shadows: int) -> Extra:
     Raises:
         InputError: the answers are not classes, or the shadow models could not be trained as the model was.
     """
-    from bigmodel_cli.core.cpu_count import available_cores
+    from bigmodel_cli.core.processes.cpu_count import available_cores
     from bigmodel_cli.engine.checkpoint import checkpoint
     from bigmodel_cli.engine.experiments.shadow_models import audited_samples, shadow_outputs
     from bigmodel_cli.insight.trust.membership import confidence, likelihood_ratio, measure_attack

@@ -64,8 +64,8 @@ def slices(found: Evaluation, column: str) -> Extra:
 
 def _groups(measured: SplitOfData, column: str) -> tuple[Tensor, dict[int, str]]:
     """The hash of each sample's value (N,), and the values by hash."""
+    from bigmodel_cli.core.readers.text_files import AUTO
     from bigmodel_cli.core.sources import GroupedSource
-    from bigmodel_cli.core.text_files import AUTO
     from bigmodel_cli.data.subset import Subset
     from bigmodel_cli.data.user_data.column_values import group_names
     from bigmodel_cli.engine.build.data import load_data

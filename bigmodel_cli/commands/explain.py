@@ -15,7 +15,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands, explanations
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.text_samples import Reading
+    from bigmodel_cli.core.readers.text_samples import Reading
     from bigmodel_cli.engine.build.load import TrainedModel
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from bigmodel_cli.commands import console
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError, nearest, printable
-from bigmodel_cli.core.text_samples import Reading
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.readers.text_samples import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +52,9 @@ def _read_texts(
     import torch
 
     from bigmodel_cli.core.answering import Answers
+    from bigmodel_cli.core.readers.text_samples import read_texts
     from bigmodel_cli.core.tasks import Generates
-    from bigmodel_cli.core.text_samples import read_texts
-    from bigmodel_cli.core.tokens import encode_padded
+    from bigmodel_cli.core.tokenizers.tokens import encode_padded
 
     task = trained.task
     if isinstance(task, (Answers, Generates)):
@@ -76,7 +76,7 @@ def _explain_text(trained: TrainedModel, name: str, tokens: Tensor, target: str 
 
     from bigmodel_cli.core.networks import HasInputEmbeddings
     from bigmodel_cli.core.registry import models
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.insight.attribution import token_attributions
     from bigmodel_cli.tasks.answers import answer_of
 
@@ -126,7 +126,7 @@ def _target_index(target: str, names: list[str], known: Any, classes: bool) -> i
 
 
 def _show_texts(trained: TrainedModel, found: list[dict[str, Any]], out: Path | None, json: bool) -> None:
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.insight.explanations import colour, page
 
     if out is not None:

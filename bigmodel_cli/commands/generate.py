@@ -141,7 +141,7 @@ def _open_language_model(path: Path, pretrained: bool) -> tuple[TrainedModel, Ge
 
 def _sampling(spec: TextSpec, given: dict[str, float | None]) -> dict[str, Any]:
     """How to sample: what was given, else as the owners of published weights set it, else our own defaults."""
-    from bigmodel_cli.core.framing import conventions
+    from bigmodel_cli.core.tokenizers.framing import conventions
 
     owners = dict(conventions(spec).generation)
     if owners and not owners.pop("do_sample", True):

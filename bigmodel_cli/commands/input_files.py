@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from bigmodel_cli.commands import console
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 
 STANDARD_INPUT = Path("-")
 
@@ -20,7 +20,7 @@ def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path]
         InputError: the input is not UTF-8, or nothing is piped into it.
     """
     from bigmodel_cli.core.errors import InputError
-    from bigmodel_cli.core.text_files import decode
+    from bigmodel_cli.core.readers.text_files import decode
 
     if STANDARD_INPUT not in files:
         return files, texts
@@ -39,9 +39,9 @@ def expand_inputs(paths: list[Path], kind: str, how: Reading = AS_FOUND) -> list
     Raises:
         InputError: a table of images cannot be read, or names an image that is not there.
     """
-    from bigmodel_cli.core.image_names import is_hidden
-    from bigmodel_cli.core.images import describe_unused
-    from bigmodel_cli.core.tables import table_suffix
+    from bigmodel_cli.core.image.image_names import is_hidden
+    from bigmodel_cli.core.image.images import describe_unused
+    from bigmodel_cli.core.readers.tables import table_suffix
 
     files: list[Path] = []
     unused: Counter[str] = Counter()
@@ -65,7 +65,7 @@ def expand_inputs(paths: list[Path], kind: str, how: Reading = AS_FOUND) -> list
 def _say_guesses(files: list[Path], how: Reading) -> None:
     """Say what is guessed of the files, the first of each kind of guess with its number of files."""
     from bigmodel_cli.core.errors import InputError
-    from bigmodel_cli.core.text_samples import guesses
+    from bigmodel_cli.core.readers.text_samples import guesses
 
     role = "source" if "source" in (how.columns or {}) else "text"
     said: list[str] = []
@@ -79,8 +79,8 @@ def _say_guesses(files: list[Path], how: Reading) -> None:
 
 
 def _fits(file: Path, kind: str) -> bool:
-    from bigmodel_cli.core.images import image_suffixes
-    from bigmodel_cli.core.tables import table_suffix
+    from bigmodel_cli.core.image.images import image_suffixes
+    from bigmodel_cli.core.readers.tables import table_suffix
     from bigmodel_cli.data.user_path import PLAIN_TEXT
 
     suffix = file.suffix.lower()
@@ -88,8 +88,8 @@ def _fits(file: Path, kind: str) -> bool:
 
 
 def _named_images(path: Path, how: Reading) -> list[Path]:
-    from bigmodel_cli.core.image_names import ImageNames
-    from bigmodel_cli.core.tables import as_text, open_table
+    from bigmodel_cli.core.image.image_names import ImageNames
+    from bigmodel_cli.core.readers.tables import as_text, open_table
 
     table, names = open_table(path, ("image",), how.of("image"), how.encoding), ImageNames(path.parent)
     return [

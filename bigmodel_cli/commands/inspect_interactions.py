@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.commands import console
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.text_samples import Reading
+    from bigmodel_cli.core.readers.text_samples import Reading
     from bigmodel_cli.core.types import DataBundle
 
 

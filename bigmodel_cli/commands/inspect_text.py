@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.commands import console
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.text_samples import Reading
+    from bigmodel_cli.core.readers.text_samples import Reading
 
 
 def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
@@ -20,7 +20,7 @@ def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
     from bigmodel_cli.core.recipe import data_root
     from bigmodel_cli.core.registry import data
     from bigmodel_cli.core.sources import VariableLengthSource
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.data.text.windows import Windows
     from bigmodel_cli.engine.build.data import conflicting_labels_note, shared_samples_note
 

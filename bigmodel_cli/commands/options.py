@@ -12,9 +12,9 @@ from bigmodel_cli.commands.component_names import complete, listed
 from bigmodel_cli.commands.launch import Launch
 from bigmodel_cli.commands.recipe_layers import named_layers, resolve_data_path, task_in
 from bigmodel_cli.commands.signatures import Flag, flags_of
-from bigmodel_cli.core.columns import read_columns
-from bigmodel_cli.core.text_files import AUTO
-from bigmodel_cli.core.text_samples import Reading
+from bigmodel_cli.core.readers.columns import read_columns
+from bigmodel_cli.core.readers.text_files import AUTO
+from bigmodel_cli.core.readers.text_samples import Reading
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe

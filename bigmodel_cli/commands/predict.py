@@ -19,8 +19,8 @@ from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.signatures import takes_options
 from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.tables import table_suffix
 from bigmodel_cli.core.registry import commands
-from bigmodel_cli.core.tables import table_suffix
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.tasks import Predicts

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files import atomic_files
 
 SUFFIXES = (".csv", ".jsonl")
 

@@ -10,7 +10,7 @@ from bigmodel_cli.commands import console
 from bigmodel_cli.commands.recommend_items import interaction_spec
 from bigmodel_cli.commands.unused_options import refuse_unused
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.text_samples import Reading
+from bigmodel_cli.core.readers.text_samples import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def _known_pairs(
     file: Path, spec: InteractionSpec, how: Reading, errors: list[InputError]
 ) -> list[tuple[int, int, int]]:
     """The line, the user and the item of each pair that the model knows; an error for each that it does not."""
-    from bigmodel_cli.core.tables import as_text, open_table
+    from bigmodel_cli.core.readers.tables import as_text, open_table
 
     opened = open_table(file, ("user", "item"), how.columns, how.encoding)
     users = {name: i for i, name in enumerate(spec.user_ids)}

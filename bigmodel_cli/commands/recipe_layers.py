@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.recipe_files import find_recipe
-from bigmodel_cli.core.columns import read_columns
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.columns import read_columns
 from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def resolve_data_path(value: str, columns: str | None = None, task: str | None =
     Raises:
         InputError: there is nothing at the path.
     """
+    from bigmodel_cli.core.files.remote_files import is_remote
     from bigmodel_cli.core.registry import data
-    from bigmodel_cli.core.remote_files import is_remote
     from bigmodel_cli.data.user_path import UserPath, source_for
 
     given = UserPath(value)

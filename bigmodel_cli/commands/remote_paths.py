@@ -64,7 +64,7 @@ def read_here(value: Any) -> Any:
         return [read_here(one) for one in value]
     if not _is_remote(value):
         return value
-    from bigmodel_cli.core.remote_files import local_copy
+    from bigmodel_cli.core.files.remote_files import local_copy
 
     return local_copy(str(value))
 
@@ -78,7 +78,7 @@ def _written(value: Any, given: Mapping[str, Any], written: contextlib.ExitStack
     if not _is_remote(value):
         return value
     from bigmodel_cli.commands import console
-    from bigmodel_cli.core.remote_writes import written_copy
+    from bigmodel_cli.core.files.remote_writes import written_copy
 
     if given.get("nnodes") not in (None, "1"):
         raise InputError("--nnodes with --out at an address", "expected a folder that all hosts share")
@@ -90,6 +90,6 @@ def _written(value: Any, given: Mapping[str, Any], written: contextlib.ExitStack
 def _is_remote(value: Any) -> bool:
     if not isinstance(value, Path) or ":/" not in str(value):
         return False
-    from bigmodel_cli.core.remote_files import is_remote
+    from bigmodel_cli.core.files.remote_files import is_remote
 
     return is_remote(str(value))

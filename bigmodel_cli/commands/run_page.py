@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.core.errors import BigmodelError
-from bigmodel_cli.core.event_log import read_events, read_state
+from bigmodel_cli.core.files.event_log import read_events, read_state
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.types import Source
@@ -53,7 +53,7 @@ class RunPage:
 
     def write(self, state: str, final: Event | None = None, sections: list[Section] | None = None) -> None:
         """Write the page as far as the run is known."""
-        from bigmodel_cli.core.regular_files import read_regular
+        from bigmodel_cli.core.files.regular_files import read_regular
         from bigmodel_cli.core.strict_yaml import MAX_BYTES
         from bigmodel_cli.insight.report import write_report
 

@@ -11,8 +11,8 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.core.call_limit import bound_calls_of_server
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.processes.call_limit import bound_calls_of_server
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from bigmodel_cli.commands import options as opt
 from bigmodel_cli.commands.options import RunOptions
 from bigmodel_cli.commands.recipe_files import find_recipe
 from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.core import atomic_files
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import typer
 
-from bigmodel_cli.core.call_limit import bound_calls, call_limit
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun
-from bigmodel_cli.core.stop_signals import STOP_SIGNALS, signal_name
+from bigmodel_cli.core.processes.call_limit import bound_calls, call_limit
+from bigmodel_cli.core.processes.stop_signals import STOP_SIGNALS, signal_name
 
 Death = Callable[[Mapping[str, Any], int, str], BigmodelError | None]
 """(the command's arguments, the child's process id, its signal) -> the error to report, or None to try again."""

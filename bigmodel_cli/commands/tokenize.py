@@ -13,8 +13,8 @@ import typer
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
-from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.processes.cpu_count import available_cores
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.types import TextSpec
@@ -162,7 +162,7 @@ def show_shards(folder: Path, json: bool) -> None:
     Raises:
         InputError: the index is damaged, or a file differs from its checksum.
     """
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.data.token_shards.files import read_index
 
     index = read_index(folder, context=2)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands.folds_page import PAGE, write_page
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.metrics.reading import format_interval, format_metric
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typer._click.core import ParameterSource
 from typer._click.globals import get_current_context
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tables import table_suffix
+from bigmodel_cli.core.readers.tables import table_suffix
 
 
 def typed(names: Iterable[str]) -> list[str]:

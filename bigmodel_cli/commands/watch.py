@@ -12,7 +12,7 @@ import typer
 from bigmodel_cli.commands import console
 from bigmodel_cli.commands import options as opt
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.event_log import read_events, read_status
+from bigmodel_cli.core.files.event_log import read_events, read_status
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 

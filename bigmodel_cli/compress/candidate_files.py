@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.regular_files import read_regular
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.core.types import finite
 
 DIED = "died.json"

@@ -21,14 +21,14 @@ from bigmodel_cli.compress.candidate_files import MAX_STATE, died_of, write_json
 from bigmodel_cli.compress.prune import write_pruned
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.current_step import current_step
-from bigmodel_cli.core.drafts import draft, exchange, remove_own, require_no_link
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.drafts import draft, exchange, remove_own, require_no_link
+from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
-from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.export.folder import first_line, is_export

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
-from bigmodel_cli.core.event_log import read_state
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files.event_log import read_state
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Entry, compressions
 from bigmodel_cli.core.resolve import Layer, resolve

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tables import Table, as_text
-from bigmodel_cli.core.truth import truth_of
+from bigmodel_cli.core.readers.tables import Table, as_text
+from bigmodel_cli.core.readers.truth import truth_of
 
 
 def has_several(given: Mapping[str, str] | None) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.images import MAX_PIXELS, STRIP_PIXELS, bicubic_square, decode_plain
+from bigmodel_cli.core.image.images import MAX_PIXELS, STRIP_PIXELS, bicubic_square, decode_plain
 from bigmodel_cli.core.specs import ImageSpec
 
 if TYPE_CHECKING:

@@ -176,10 +176,11 @@ class ImageSpec:
 class TextSpec:
     """Text as token ids, with the tokenizer as plain values, so that a checkpoint contains it.
 
-    `tokenizer` is one of :mod:`bigmodel_cli.core.tokens`; `vocabulary` lists its tokens by id (for ``bpe``, it
-    holds the JSON of Hugging Face's tokenizers, and then that for targets, if they have another one with the same ids).
-    `context` is the maximum number of tokens per input. `classes` are the class names for text classification. `chat`
-    holds the prefix of each role of :mod:`bigmodel_cli.core.chat`, for a model trained on conversations. `conventions`
+    `tokenizer` is a kind of :mod:`bigmodel_cli.core.tokenizers.tokens`; `vocabulary` lists its tokens by id (for
+    ``bpe``, it holds the JSON of Hugging Face's tokenizers, and then that for targets, if they have another one with
+    the same ids). `context` is the maximum number of tokens per input. `classes` are the class names for text
+    classification. `chat` holds the prefix of each role of a conversation
+    (:mod:`bigmodel_cli.core.chat.conversation`), for a model trained on conversations. `conventions`
     come with published weights.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import open_regular
+from bigmodel_cli.core.files.regular_files import open_regular
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.sources import Batch, Source
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from bigmodel_cli.core.chat import Message
+    from bigmodel_cli.core.messages import Message
 
 Forward = Callable[..., Any]
 """A model, or a function with the same inputs and outputs."""

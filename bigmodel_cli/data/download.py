@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.addresses import full
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.files import atomic_files
 
 ATTEMPTS = 3
 TIMEOUT = 8.0  # seconds to wait for a first byte, over all mirrors and attempts

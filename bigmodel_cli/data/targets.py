@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.tables import AROUND
+from bigmodel_cli.core.readers.truth import truth_of
 from bigmodel_cli.core.sources import GroupedSource, LabelledSource, SourceWrapper
-from bigmodel_cli.core.tables import AROUND
-from bigmodel_cli.core.truth import truth_of
 from bigmodel_cli.core.types import Batch, DataBundle, Source
 
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"

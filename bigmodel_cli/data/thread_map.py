@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.processes.cpu_count import available_cores
 
 CHUNK = 16  # images per task
 MAX_PENDING = 128  # tasks that may wait for a thread

@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bigmodel_cli.core.columns import OPTIONAL, RepeatedColumnError, by_number, choose_columns
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.remote_files import is_remote, local_copy
-from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import (
+from bigmodel_cli.core.files.remote_files import is_remote, local_copy
+from bigmodel_cli.core.readers.columns import OPTIONAL, RepeatedColumnError, by_number, choose_columns
+from bigmodel_cli.core.readers.tables import (
     JSON,
     JSON_LINES,
     first_columns,
@@ -22,6 +20,8 @@ from bigmodel_cli.core.tables import (
     tables_in,
     without_shard,
 )
+from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.splits import splits_among
 
 CERTAIN = 10
 """The score of a data set whose own mark is there, such as the index of token shards."""

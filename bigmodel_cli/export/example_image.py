@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bigmodel_cli.core.images import decode_plain
+from bigmodel_cli.core.image.images import decode_plain
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export.example import STANDARD, START, Example, answer_script

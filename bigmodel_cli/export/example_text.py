@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bigmodel_cli.core.framing import encode_beginning
 from bigmodel_cli.core.registry import Entry, examples, tokenizers
+from bigmodel_cli.core.tokenizers.framing import encode_beginning
 from bigmodel_cli.core.tokenizers.kind import Program
-from bigmodel_cli.core.tokens import encode_truncated, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import encode_truncated, tokenizer
 from bigmodel_cli.export.example import STANDARD, START, Example, answer_script
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from bigmodel_cli.core.call_limit import bounded
+from bigmodel_cli.core.processes.call_limit import bounded
 from bigmodel_cli.core.tasks import TaskWrapper
 from bigmodel_cli.core.types import Batch, SampleKey, Task
 from bigmodel_cli.export.folder import ExportFolder, Run

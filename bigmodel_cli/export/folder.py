@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core import interactions  # noqa: F401  registers its spec, without the tasks and their torch
-from bigmodel_cli.core.call_limit import bounded
 from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.files.regular_files import read_regular, require_few_containers
 from bigmodel_cli.core.output_values import marked
+from bigmodel_cli.core.processes.call_limit import bounded
 from bigmodel_cli.core.registry import Entry, exports, losses, models, tasks
-from bigmodel_cli.core.regular_files import read_regular, require_few_containers
 from bigmodel_cli.core.specs import spec_type
 from bigmodel_cli.export import checksums
 from bigmodel_cli.export.checksums import SUMS, digests, read_sums

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
-from bigmodel_cli.core.tokenizer_json import generation_settings
+from bigmodel_cli.core.tokenizers.huggingface_json import generation_settings
 from bigmodel_cli.export.contents import check_huggingface
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
@@ -145,7 +145,7 @@ def _with_weights(kind: Any, config: Any, state: dict[str, torch.Tensor]) -> Any
 
 
 def _special(spec: Any, name: str) -> int | None:
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
 
     return tokenizer(spec).special.get(name)
 
@@ -156,9 +156,9 @@ def _write_tokenizer(spec: Any, folder: Path, tokens: Tensor) -> None:
     Raises:
         BigmodelError: it tokenizes this text differently.
     """
-    from bigmodel_cli.core.tokenizer_json import write_tokenizer
-    from bigmodel_cli.core.tokens import require_package as text_extra
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.huggingface_json import write_tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import require_package as text_extra
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
 
     text = write_tokenizer(spec, folder)
     known, theirs = tokenizer(spec), text_extra("tokenizers").Tokenizer.from_str(text)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bigmodel_cli.core.call_limit import bounded
+from bigmodel_cli.core.processes.call_limit import bounded
 
 BATCHES = (1, 32)
 WARM_UP, MIN_CALLS, MAX_CALLS, CALLS_PER_TURN = 2, 5, 500, 5

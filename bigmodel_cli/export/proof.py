@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import bigmodel_cli
-from bigmodel_cli.core.call_limit import bounded
 from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.processes.call_limit import bounded
 from bigmodel_cli.core.registry import Entry, exports
 from bigmodel_cli.core.types import Task, finite
 from bigmodel_cli.export import folder as layout

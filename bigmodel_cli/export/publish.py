@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigmodel_cli.core import atomic_files, drafts
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.files import atomic_files, drafts
 from bigmodel_cli.export.folder import is_export
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bigmodel_cli.core.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.processes.cpu_count import asked_threads, available_cores
 from bigmodel_cli.export.folder import Run, first_line
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigmodel_cli.core.images import image_header
+from bigmodel_cli.core.image.images import image_header
 from bigmodel_cli.core.sources import FileSource, Source
 
 LOOK_AT, PER_SUFFIX, MOST = 256, 4, 16

@@ -14,7 +14,7 @@ import numpy
 import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.images import decode, image_header
+from bigmodel_cli.core.image.images import decode, image_header
 from bigmodel_cli.core.specs import ValueRange
 from bigmodel_cli.data.balance import describe_imbalance
 from bigmodel_cli.data.image.listing import Item, Listing

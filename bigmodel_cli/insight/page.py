@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.addresses import scrub
+from bigmodel_cli.core.files import atomic_files
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #2563eb; --second: #dc2626;

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files import atomic_files
 
 
 @contextmanager

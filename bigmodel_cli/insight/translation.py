@@ -6,7 +6,7 @@ from typing import Any
 
 from bigmodel_cli.core.registry import reports
 from bigmodel_cli.core.sources import TranslatedSource
-from bigmodel_cli.core.tokens import require_package, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import require_package, tokenizer
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.reports import Names, Outputs, Report, Table, headline, plain
 from bigmodel_cli.metrics.intervals import measure

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.registry import data, lessons, models, optimizers
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.lessons.lesson import Result
 
 STAGES, BATCH, PROMPT = (0, 50, 160), 12, "One morning a "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.registry import metrics
-from bigmodel_cli.core.tokens import require_package
+from bigmodel_cli.core.tokenizers.tokens import require_package
 from bigmodel_cli.metrics.intervals import Outputs, Statistic, ratio_of
 
 

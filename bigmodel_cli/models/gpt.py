@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.attention import Attention
 from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy

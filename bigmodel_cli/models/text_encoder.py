@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import PAD
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.dropout import Dropout
 

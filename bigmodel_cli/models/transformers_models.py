@@ -19,7 +19,7 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.special_tokens import END, PAD, START
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.adapters.peft_format import has_tokenizer, rows_of
 from bigmodel_cli.models.layers.meta_init import init_on_meta

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.call_limit import bounded
+from bigmodel_cli.core.processes.call_limit import bounded
 
 if TYPE_CHECKING:
     import numpy as np

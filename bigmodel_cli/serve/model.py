@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
-from bigmodel_cli.core.images import image_header
+from bigmodel_cli.core.image.images import image_header
 from bigmodel_cli.core.preprocessing import prepare, raw_pixels
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.registry import answers, readers, tasks
 from bigmodel_cli.core.specs import ImageSpec, TextSpec
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading
-from bigmodel_cli.core.tokens import encode_truncated, is_cut
+from bigmodel_cli.core.tokenizers.tokens import encode_truncated, is_cut
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.uploads import IMAGES, TEXTS, Limits, images, texts
 from bigmodel_cli.tasks.answers import answer_kind, answer_name
@@ -165,7 +165,7 @@ class TextReader:
 
     def _pad(self) -> int:
         from bigmodel_cli.core.special_tokens import PAD
-        from bigmodel_cli.core.tokens import tokenizer
+        from bigmodel_cli.core.tokenizers.tokens import tokenizer
 
         return tokenizer(self.spec).special.get(PAD, 0)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import BigmodelError
+from bigmodel_cli.core.processes.cpu_count import available_cores
 from bigmodel_cli.serve.batching import Batcher
 from bigmodel_cli.serve.decoders import Decoders
 from bigmodel_cli.serve.http_errors import HttpRefusal

@@ -16,8 +16,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import text_problem
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading, read_texts
+from bigmodel_cli.core.readers.json_lines import text_problem
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
 MAX_DRAIN = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.framing import conventions
 from bigmodel_cli.core.special_tokens import END, PAD, START
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.framing import conventions
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 BEYOND_SOURCE = 50

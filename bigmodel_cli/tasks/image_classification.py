@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.files.regular_files import read_regular
+from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.output_values import uncalibrated
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
 from bigmodel_cli.tasks.answers import answer_of, outputs_described

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmodel_cli.core.chat import Message
-from bigmodel_cli.core.chat_encoding import encode_chat, has_template
+from bigmodel_cli.core.chat.encoding import encode_chat, has_template
 from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.framing import conventions, encode_beginning
 from bigmodel_cli.core.keyed_random import uniform
+from bigmodel_cli.core.messages import Message
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import Forward
-from bigmodel_cli.core.tokens import describe_tokenizer, token_id_map, tokenizer
+from bigmodel_cli.core.tokenizers.framing import conventions, encode_beginning
+from bigmodel_cli.core.tokenizers.tokens import describe_tokenizer, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, next_tokens
 from bigmodel_cli.tasks.text_stream import TextStream

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.output_values import uncalibrated
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
 from bigmodel_cli.core.tasks import CUT, Forward, Predictions
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading, read_texts
-from bigmodel_cli.core.tokens import describe_tokenizer, encode_padded, is_cut, token_id_map, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import describe_tokenizer, encode_padded, is_cut, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
 from bigmodel_cli.tasks.answers import answer_of, outputs_described

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bigmodel_cli.core.tokens import Tokenizer
+from bigmodel_cli.core.tokenizers.tokens import Tokenizer
 
 TAIL = 8  # tokens of the prompt that are decoded with the first new ones
 

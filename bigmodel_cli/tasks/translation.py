@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.device_constant import device_constant
-from bigmodel_cli.core.framing import conventions, encode_source, source_is_cut
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END, PAD
 from bigmodel_cli.core.tasks import CUT, Forward, Predictions
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading, read_texts
-from bigmodel_cli.core.tokens import describe_tokenizer, token_id_map, tokenizer
+from bigmodel_cli.core.tokenizers.framing import conventions, encode_source, source_is_cut
+from bigmodel_cli.core.tokenizers.tokens import describe_tokenizer, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 

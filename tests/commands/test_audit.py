@@ -11,7 +11,7 @@ import pytest
 from conftest import Run
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bigmodel_cli.core.tokens import train_bpe
+from bigmodel_cli.core.tokenizers.tokens import train_bpe
 
 WORDS = ["any", "of", "these", "words", "may", "follow", "another", "one", "so", "that", "nobody", "can", "guess"]
 SETTINGS = ["data.context=32", "data.val_share=0.2", "model.layers=1", "model.width=96", "model.heads=4"]

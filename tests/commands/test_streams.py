@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import environment
 
-from bigmodel_cli.core.cpu_count import asked_threads
+from bigmodel_cli.core.processes.cpu_count import asked_threads
 from bigmodel_cli.engine.checkpoint import checkpoint
 
 COMMAND = [sys.executable, "-m", "bigmodel_cli"]

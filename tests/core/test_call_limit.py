@@ -10,7 +10,7 @@ import pytest
 
 BODY = """
 import ctypes, os, sys, time
-from bigmodel_cli.core.call_limit import bound_calls_of_server, bounded
+from bigmodel_cli.core.processes.call_limit import bound_calls_of_server, bounded
 bound_calls_of_server(lambda error: os.write(2, f"{error.what}; {error.hint}".encode()))
 with bounded():
     with bounded():

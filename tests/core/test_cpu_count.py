@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.processes.cpu_count import available_cores
 
 
 def test_only_the_cores_this_process_may_run_on_are_counted() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.text_files import find_encoding, read_lines, read_text
+from bigmodel_cli.core.readers.text_files import find_encoding, read_lines, read_text
 
 WESTERN = "The café's “naïve” façade cost 5 € in all.\n" * 3
 

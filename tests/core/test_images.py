@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bigmodel_cli.core import images
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.image import images
+from bigmodel_cli.core.image.images import decode
 
 
 def scene(width: int = 40, height: int = 24) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.preprocessing import prepare
 from bigmodel_cli.core.specs import ImageSpec
 from bigmodel_cli.tasks.image_classification import ImageClassification

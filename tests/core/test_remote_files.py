@@ -11,9 +11,9 @@ import fsspec
 import pytest
 from PIL import Image
 
-from bigmodel_cli.core import remote_files
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.remote_files import is_remote, local_copy
+from bigmodel_cli.core.files import remote_files
+from bigmodel_cli.core.files.remote_files import is_remote, local_copy
 
 
 @pytest.fixture

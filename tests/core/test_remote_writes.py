@@ -11,9 +11,9 @@ import fsspec
 import pytest
 from fake_s3 import Objects
 
-from bigmodel_cli.core import remote_writes
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.remote_writes import written_copy
+from bigmodel_cli.core.files import remote_writes
+from bigmodel_cli.core.files.remote_writes import written_copy
 
 RUN = "memory://bucket/run"
 

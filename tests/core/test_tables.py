@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigmodel_cli.core.columns import choose_columns, read_columns
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tables import as_text, open_table
+from bigmodel_cli.core.readers.columns import choose_columns, read_columns
+from bigmodel_cli.core.readers.tables import as_text, open_table
 
 CELL = st.text(st.characters(exclude_characters="\0\x1a", exclude_categories=("Cs",)), max_size=12).filter(
     lambda text: text.strip() and text == text.strip()

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tokenizers.char import char_vocabulary
+from bigmodel_cli.core.tokenizers.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.tokenizers.word import word_vocabulary
 from bigmodel_cli.core.tokenizers.wordpunct import split_marks
-from bigmodel_cli.core.tokens import encode_padded, token_id_map, tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]))

@@ -14,10 +14,10 @@ from conftest import ROOT
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.core.image.images import image_suffixes
+from bigmodel_cli.core.readers.text_samples import read_texts
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.text_samples import read_texts
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_path import source_for
 from bigmodel_cli.engine.build.data import train_and_val

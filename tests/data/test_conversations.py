@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from bigmodel_cli.core.chat import PREFIXES
+from bigmodel_cli.core.chat.conversation import PREFIXES
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data, losses, models, tasks
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import SampleKey, TextSpec
 from bigmodel_cli.data.user_path import source_for
 from bigmodel_cli.export.exported_model import ExportedModel

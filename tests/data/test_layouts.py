@@ -19,9 +19,9 @@ from PIL import Image
 from bigmodel_cli.commands.input_files import expand_inputs
 from bigmodel_cli.commands.inspect_text import show_text
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, read_texts
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.text_samples import AS_FOUND, read_texts
 from bigmodel_cli.data.targets import MULTI_LABEL
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_path import source_for

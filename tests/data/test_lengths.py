@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bigmodel_cli.core.bpe_tokenizer import BPETokenizer
 from bigmodel_cli.core.recipe import DataSection, PlacementSection
 from bigmodel_cli.core.registry import losses, models, tasks
 from bigmodel_cli.core.sources import VariableLengthSource
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokens import require_package, train_bpe
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import BPETokenizer
+from bigmodel_cli.core.tokenizers.tokens import require_package, train_bpe
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.text.labelled import InMemory, build_labelled
 from bigmodel_cli.data.text.parallel import build_parallel, read_pair

@@ -12,7 +12,7 @@ from conftest import Run
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tokens import tokenizer, train_bpe
+from bigmodel_cli.core.tokenizers.tokens import tokenizer, train_bpe
 from bigmodel_cli.data.user_path import source_for
 
 

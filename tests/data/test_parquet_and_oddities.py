@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.text_samples import Reading, read_texts
 from bigmodel_cli.core.recipe import DataSection
-from bigmodel_cli.core.text_samples import Reading, read_texts
 from bigmodel_cli.data.targets import REGRESSION
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_path import source_for

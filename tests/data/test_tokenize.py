@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.owners import Owner, current_owner
+from bigmodel_cli.core.files.owners import Owner, current_owner
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tokens import tokenizer, train_bpe
+from bigmodel_cli.core.tokenizers.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import choose_tokenizer, convert_gpt2_files
 from bigmodel_cli.data.token_shards import tokenizing

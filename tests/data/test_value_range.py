@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bigmodel_cli.core.deep_images import eight_bits
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.image.deep_images import eight_bits
+from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.preprocessing import prepare
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.specs import ImageSpec

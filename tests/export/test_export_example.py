@@ -15,7 +15,7 @@ from subjects import CLASSES, GREY, IMAGES, SMALL, subject
 from torch import nn
 
 from bigmodel_cli.core.registry import exports, tasks
-from bigmodel_cli.core.tokens import encode_padded, tokenizer, train_bpe
+from bigmodel_cli.core.tokenizers.tokens import encode_padded, tokenizer, train_bpe
 from bigmodel_cli.core.types import ImageSpec, TextSpec
 from bigmodel_cli.export import example, example_text
 from bigmodel_cli.export.checksums import SUMS, sums_text

@@ -12,11 +12,11 @@ from conftest import Run
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports, models
 from bigmodel_cli.core.special_tokens import SPECIALS
-from bigmodel_cli.core.tokenizer_json import tokenizer_json
 from bigmodel_cli.core.tokenizers.char import char_vocabulary
+from bigmodel_cli.core.tokenizers.huggingface_json import tokenizer_json
+from bigmodel_cli.core.tokenizers.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.tokenizers.word import word_vocabulary
 from bigmodel_cli.core.tokenizers.wordpunct import split_marks
-from bigmodel_cli.core.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.engine.build.load import load_trained
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import _square
+from bigmodel_cli.core.image.images import _square
 from bigmodel_cli.core.preprocessing import raw_pixels as plain_pixels
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export import pixels

@@ -19,7 +19,7 @@ import torch
 from subjects import SMALL, subject
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
-from bigmodel_cli.core.owners import Owner, current_owner
+from bigmodel_cli.core.files.owners import Owner, current_owner
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export.checksums import SUMS, sums_text

@@ -18,8 +18,8 @@ import torch
 from conftest import environment
 from nursery import Nursery
 
-from bigmodel_cli.core.atomic_files import remove_temporary_files
 from bigmodel_cli.core.errors import BigmodelError
+from bigmodel_cli.core.files.atomic_files import remove_temporary_files
 from bigmodel_cli.engine.checkpoint import checkpoint
 
 SAVER = Path(__file__).with_name("saver.py")

@@ -11,7 +11,7 @@ from typing import Any
 import figures
 import pytest
 
-from bigmodel_cli.core import atomic_files
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.session.run_folder import RunFolder

@@ -19,7 +19,7 @@ from conftest import environment
 from nursery import Nursery
 
 from bigmodel_cli.core.errors import MachineError, as_machine_error
-from bigmodel_cli.core.owners import current_owner
+from bigmodel_cli.core.files.owners import current_owner
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.distributed.launcher import exit_code, root_failures
 

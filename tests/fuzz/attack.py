@@ -90,7 +90,7 @@ def written(kinds: list[str], count: int, seed: int, folder: Path) -> Iterator[t
 
 def weight(path: Path) -> int:
     """The bytes of the files in the folder of `path` without the traps, and the pixels of a picture."""
-    from bigmodel_cli.core.images import MAX_PIXELS, image_header
+    from bigmodel_cli.core.image.images import MAX_PIXELS, image_header
 
     files = [p for p in path.parent.iterdir() if p.is_file() and p.suffix != ".py"]
     total = sum(p.stat().st_size for p in files)

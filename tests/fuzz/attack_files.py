@@ -20,7 +20,7 @@ import torch
 from attack_mutations import Raw, changed, dump, replaced, values
 from hostile import HOSTILE, Calls, archive, safetensors, text
 
-from bigmodel_cli.core.tokenizer_json import tokenizer_json
+from bigmodel_cli.core.tokenizers.huggingface_json import tokenizer_json
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.engine.checkpoint import sharded
 from bigmodel_cli.export.checksums import digests, sums_text

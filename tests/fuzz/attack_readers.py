@@ -27,13 +27,13 @@ REACHES = ("socket.connect", "socket.bind", "urllib.Request", "ftplib.connect", 
 def ways() -> dict[str, list[Callable[[Path], Any]]]:
     """How each kind of file is opened: the functions behind the commands."""
     from bigmodel_cli.commands.checkpoint import describe
-    from bigmodel_cli.core.event_log import read_events, read_state
-    from bigmodel_cli.core.images import decode, decode_plain
-    from bigmodel_cli.core.json_lines import read_objects
+    from bigmodel_cli.core.files.event_log import read_events, read_state
+    from bigmodel_cli.core.image.images import decode, decode_plain
+    from bigmodel_cli.core.readers.json_lines import read_objects
+    from bigmodel_cli.core.readers.text_files import read_text
     from bigmodel_cli.core.resolve import document_layer, resolve
     from bigmodel_cli.core.strict_yaml import read_yaml
-    from bigmodel_cli.core.text_files import read_text
-    from bigmodel_cli.core.tokens import BPETokenizer
+    from bigmodel_cli.core.tokenizers.tokens import BPETokenizer
     from bigmodel_cli.data.token_shards.files import read_index
     from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.engine.build.load import load_trained

@@ -18,7 +18,7 @@ from attack_mutations import changed
 from hostile import HOSTILE
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tokenizer_files import checked_tokenizer
+from bigmodel_cli.core.tokenizers.files import checked_tokenizer
 from bigmodel_cli.engine.checkpoint.safe_pickle import Unreadable, read_plain
 from bigmodel_cli.engine.checkpoint.tensor_refs import Opaque
 

@@ -22,7 +22,7 @@ from conftest import environment
 from hostile import archive, text
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import open_regular, read_regular
+from bigmodel_cli.core.files.regular_files import open_regular, read_regular
 from bigmodel_cli.export.folder import read_folder
 
 BYTES, TIMES = 64 << 20, 20
@@ -33,8 +33,8 @@ from pathlib import Path
 from bigmodel_cli.commands.checkpoint import describe
 from bigmodel_cli.core.errors import BigmodelError
 from bigmodel_cli.core.strict_yaml import read_yaml
-from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import BPETokenizer
+from bigmodel_cli.core.readers.text_files import read_text
+from bigmodel_cli.core.tokenizers.tokens import BPETokenizer
 from bigmodel_cli.data.user_data.image_table import from_table
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import inspect_file

@@ -15,7 +15,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tokens import tokenizer, train_bpe
+from bigmodel_cli.core.tokenizers.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import ShardWriter, read_index
 from bigmodel_cli.data.user_path import source_for

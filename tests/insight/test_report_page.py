@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.core.event_log import read_events
+from bigmodel_cli.core.files.event_log import read_events
 from bigmodel_cli.insight.report import write_report
 
 VOID = {"meta", "line", "circle", "polyline"}

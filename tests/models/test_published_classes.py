@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from published import framed, save  # noqa: E402
 
 from bigmodel_cli.core.errors import InputError  # noqa: E402
-from bigmodel_cli.core.framing import encode_source, encode_target  # noqa: E402
+from bigmodel_cli.core.tokenizers.framing import encode_source, encode_target  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
 from bigmodel_cli.engine.build.load import load_trained  # noqa: E402

@@ -16,7 +16,7 @@ from conftest import Run
 transformers = pytest.importorskip("transformers")
 import published  # noqa: E402
 
-from bigmodel_cli.core.chat_encoding import encode_chat  # noqa: E402
+from bigmodel_cli.core.chat.encoding import encode_chat  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
 from bigmodel_cli.data.text.conversations import preference_file  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import base_and_adapter  # noqa: E402

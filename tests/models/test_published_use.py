@@ -12,10 +12,10 @@ import torch
 transformers = pytest.importorskip("transformers")
 from published import CHATML, GENERATION, LAYOUTS, LLAMA, byte_level, causal, sentencepiece  # noqa: E402
 
-from bigmodel_cli.core.chat_encoding import encode_chat  # noqa: E402
+from bigmodel_cli.core.chat.encoding import encode_chat  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
 from bigmodel_cli.core.registry import losses, models, tasks  # noqa: E402
-from bigmodel_cli.core.tokens import tokenizer  # noqa: E402
+from bigmodel_cli.core.tokenizers.tokens import tokenizer  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
 from bigmodel_cli.models.pretrained.published_text import read_published_text  # noqa: E402
@@ -108,7 +108,7 @@ def test_a_conversation_has_the_tokens_that_its_template_gives(kind: Any, templa
     ],
 )
 def test_a_hostile_template_is_one_line(template: str, words: str) -> None:
-    from bigmodel_cli.core.chat_template import render
+    from bigmodel_cli.core.chat.template import render
 
     with pytest.raises((ValueError, InputError), match=words):
         render(template, TALK, {})
@@ -172,8 +172,8 @@ def test_what_is_exported_is_used_as_before(tmp_path: Path) -> None:
 
 
 def test_the_prefixes_of_our_roles_become_a_template(tmp_path: Path) -> None:
-    from bigmodel_cli.core.chat import PREFIXES, encode_conversation
-    from bigmodel_cli.core.tokenizer_json import write_tokenizer
+    from bigmodel_cli.core.chat.conversation import PREFIXES, encode_conversation
+    from bigmodel_cli.core.tokenizers.huggingface_json import write_tokenizer
 
     spec = TextSpec("byte", (), 64, chat=PREFIXES)
     write_tokenizer(spec, tmp_path)

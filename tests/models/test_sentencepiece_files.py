@@ -15,9 +15,9 @@ spm = pytest.importorskip("sentencepiece")
 from published import TEXT  # noqa: E402
 
 from bigmodel_cli.core.errors import InputError, MachineError  # noqa: E402
-from bigmodel_cli.core.framing import encode_source, encode_target  # noqa: E402
 from bigmodel_cli.core.registry import exports, losses, tasks  # noqa: E402
-from bigmodel_cli.core.tokens import tokenizer  # noqa: E402
+from bigmodel_cli.core.tokenizers.framing import encode_source, encode_target  # noqa: E402
+from bigmodel_cli.core.tokenizers.tokens import tokenizer  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
 from bigmodel_cli.models.pretrained.published_text import read_published_text  # noqa: E402

@@ -16,7 +16,7 @@ from conftest import Run
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports, methods, models
 from bigmodel_cli.core.special_tokens import SPECIALS
-from bigmodel_cli.core.tokens import train_bpe
+from bigmodel_cli.core.tokenizers.tokens import train_bpe
 from bigmodel_cli.core.types import Start, TextSpec
 from bigmodel_cli.engine.build.load import inference_weights, load_trained
 from bigmodel_cli.engine.build.published_weights import load_pretrained

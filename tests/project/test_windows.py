@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
-from bigmodel_cli.core.file_lock import try_lock
+from bigmodel_cli.core.files.file_lock import try_lock
 
 BEYOND_THE_TEXT = 2**30
 COMMANDS = (
@@ -34,7 +34,8 @@ NAMES = re.compile(
     r"\b(os\.(fork|killpg|setsid|get[eu]?uid|preadv|pwrite|sysconf|sched_getaffinity|statvfs|mkfifo|O_NOFOLLOW"
     r"|O_NONBLOCK|O_CLOEXEC|waitpid)|signal\.(SIGHUP|SIGUSR\d|SIGKILL|SIGPIPE|SIGCHLD|pthread_sigmask|sigwaitinfo))\b"
 )
-GUARDED = {f"core/{name}.py" for name in ("host_memory", "offset_files", "cpu_count", "child_tree", "file_lock")}
+GUARDED = {f"core/files/{name}.py" for name in ("offset_files", "file_lock")}
+GUARDED |= {f"core/processes/{name}.py" for name in ("host_memory", "cpu_count", "child_tree")}
 GUARDED |= {"commands/supervised.py", "engine/device/ranks.py"}
 """The modules that say what each system has."""
 
@@ -84,7 +85,7 @@ def test_commands_do_the_same_work(done: tuple[Path, subprocess.CompletedProcess
 
 
 def test_a_lock_is_held_against_another_process_only_while_open(tmp_path: Path) -> None:
-    program = "import sys; from bigmodel_cli.core.file_lock import try_lock; print(try_lock(open(sys.argv[1])))"
+    program = "import sys; from bigmodel_cli.core.files.file_lock import try_lock; print(try_lock(open(sys.argv[1])))"
     path = tmp_path / "lock"
     with path.open("w") as held:
         assert try_lock(held)

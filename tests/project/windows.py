@@ -124,7 +124,8 @@ def install() -> None:
 def main() -> None:
     install()
     from bigmodel_cli import cli
-    from bigmodel_cli.core import file_lock, host_memory, offset_files
+    from bigmodel_cli.core.files import file_lock, offset_files
+    from bigmodel_cli.core.processes import host_memory
 
     with Path("pixels").open("wb+") as file:
         assert offset_files.write_at(file.fileno(), b"abc", 5) == 3

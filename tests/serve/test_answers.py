@@ -11,7 +11,7 @@ import pytest
 from exported import SHADES
 from serving import Running, Start, form, image
 
-from bigmodel_cli.core.text_samples import AS_FOUND
+from bigmodel_cli.core.readers.text_samples import AS_FOUND
 from bigmodel_cli.serve.model import reading_of
 from bigmodel_cli.serve.uploads import Limits, texts
 

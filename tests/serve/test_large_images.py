@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from serving import Running, Start, image
 
-from bigmodel_cli.core.cpu_count import available_cores
+from bigmodel_cli.core.processes.cpu_count import available_cores
 from bigmodel_cli.serve.decoders import MAX_BYTES_PER_PIXEL, SMALL_PIXELS
 
 pytest_plugins = ("services",)

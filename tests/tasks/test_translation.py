@@ -137,7 +137,7 @@ def test_a_long_target_keeps_its_end(learned) -> None:
 def test_bleu_is_sacrebleus_and_the_interval_holds_it(learned) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     from bigmodel_cli.core.registry import reports
-    from bigmodel_cli.core.tokens import tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import tokenizer
 
     task, model, source = learned
     with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""The kinds of tokenizer, one file a kind; :mod:`bigmodel_cli.core.tokens` uses them by name."""
+"""Tokenizers: each kind in one file (:mod:`.kind` says what one is), and what uses them by name (:mod:`.tokens`)."""

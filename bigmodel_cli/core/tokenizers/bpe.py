@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bigmodel_cli.core.bpe_tokenizer import BPETokenizer
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import tokenizers
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import BPETokenizer
 from bigmodel_cli.core.tokenizers.kind import Program
 
 TOKENS = """\

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bigmodel_cli.core.bpe_tokenizer import require_package
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS, UNKNOWN
-from bigmodel_cli.core.tokenizer_files import MAX_TOKENS
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import require_package
+from bigmodel_cli.core.tokenizers.files import MAX_TOKENS
 
 
 class Tokenizer(Protocol):

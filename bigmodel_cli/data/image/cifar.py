@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data.download import download

@@ -11,10 +11,10 @@ from typing import Any
 
 from bigmodel_cli.core.class_names import doubtful_classes
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.image_names import is_hidden
-from bigmodel_cli.core.images import describe_unused, image_suffixes
+from bigmodel_cli.core.image.image_names import is_hidden
+from bigmodel_cli.core.image.images import describe_unused, image_suffixes
+from bigmodel_cli.core.readers.tables import AROUND
 from bigmodel_cli.core.splits import FILLERS, UNLABELLED, check_one_folder_each, split_of, splits_among
-from bigmodel_cli.core.tables import AROUND
 from bigmodel_cli.data.image.listing import MAX_FILE, NO_TRAIN, Item, Listing, build_listing
 from bigmodel_cli.data.image.masks import without_masks
 

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.file_lock import try_lock
-from bigmodel_cli.core.offset_files import open_bytes, read_into, write_at
+from bigmodel_cli.core.files.file_lock import try_lock
+from bigmodel_cli.core.files.offset_files import open_bytes, read_into, write_at
 from bigmodel_cli.data.thread_map import for_each, report_progress
 
 VERSION = 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.specs import Interpolation, ValueRange
 from bigmodel_cli.core.splits import name_hash
 from bigmodel_cli.core.types import Batch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bigmodel_cli.core.images import image_header
+from bigmodel_cli.core.image.images import image_header
 from bigmodel_cli.core.specs import ImageSpec, Spec
 from bigmodel_cli.data.image.listing import Item
 

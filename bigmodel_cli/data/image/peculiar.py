@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from bigmodel_cli.core.images import image_formats
+from bigmodel_cli.core.image.images import image_formats
 from bigmodel_cli.data.image.listing import Item
 
 MOST = 500

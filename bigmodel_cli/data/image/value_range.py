@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from bigmodel_cli.core.deep_images import WIDE
-from bigmodel_cli.core.images import image_formats
+from bigmodel_cli.core.image.deep_images import WIDE
+from bigmodel_cli.core.image.images import image_formats
 from bigmodel_cli.core.specs import ImageSpec, Spec, ValueRange
 from bigmodel_cli.data.image.listing import Item
 

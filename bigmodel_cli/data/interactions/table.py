@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import Column
+from bigmodel_cli.core.readers.tables import as_text, open_table
 from bigmodel_cli.core.registry import natural
-from bigmodel_cli.core.tables import as_text, open_table
 
 Ties = Literal["hashed", "item", "file"]
 ROLES = ("user", "item", "rating", "time")

@@ -10,12 +10,12 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from bigmodel_cli.core.columns import Columns
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import Column
+from bigmodel_cli.core.readers.columns import Columns
+from bigmodel_cli.core.readers.tables import as_text, open_table
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tables import as_text, open_table
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.interactions.bundle import RANKING, RATINGS, Context, build_bundle, in_ids_of
 from bigmodel_cli.data.interactions.splits import Split, choose_split

@@ -15,16 +15,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bigmodel_cli.core.chat import PREFIXES, MaskedTokens, conversation_problem, messages_problem
-from bigmodel_cli.core.chat_encoding import encode_chat, has_template
+from bigmodel_cli.core.chat.conversation import PREFIXES, MaskedTokens
+from bigmodel_cli.core.chat.encoding import encode_chat, has_template
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.framing import encode_beginning, encode_continuation
-from bigmodel_cli.core.json_lines import read_records, text_problem
+from bigmodel_cli.core.files.regular_files import open_regular
+from bigmodel_cli.core.messages import conversation_problem, messages_problem
+from bigmodel_cli.core.readers.json_lines import read_records, text_problem
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.regular_files import open_regular
 from bigmodel_cli.core.special_tokens import END, PAD
-from bigmodel_cli.core.text_files import AUTO
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.framing import encode_beginning, encode_continuation
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.subset import divide
 from bigmodel_cli.data.text.packing import PackedRows, Row

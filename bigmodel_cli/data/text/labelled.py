@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.text_files import read_lines
 from bigmodel_cli.core.registry import data, tokenizers
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
-from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import encode_truncated, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import encode_truncated, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.text.counted_words import CountedWords
 from bigmodel_cli.data.text.rows import TextRows, encode_rows

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bigmodel_cli.core.chat import MaskedTokens
+from bigmodel_cli.core.chat.conversation import MaskedTokens
 from bigmodel_cli.core.types import Batch
 
 

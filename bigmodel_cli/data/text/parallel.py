@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.framing import encode_source, encode_target, source_is_cut, target_is_cut
+from bigmodel_cli.core.readers.text_files import read_lines
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
 from bigmodel_cli.core.splits import name_hash
-from bigmodel_cli.core.text_files import read_lines
-from bigmodel_cli.core.tokens import tokenizer, train_bpe
+from bigmodel_cli.core.tokenizers.framing import encode_source, encode_target, source_is_cut, target_is_cut
+from bigmodel_cli.core.tokenizers.tokens import tokenizer, train_bpe
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.labelled import cut_note

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.splits import name_hash
-from bigmodel_cli.core.tokens import BPETokenizer, is_cut, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import BPETokenizer, is_cut, tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
 

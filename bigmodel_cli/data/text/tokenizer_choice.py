@@ -13,10 +13,10 @@ from typing import Annotated
 from pydantic import Field
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.registry import tokenizers
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import tokenizer as build
+from bigmodel_cli.core.tokenizers.tokens import tokenizer as build
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.download import download
 

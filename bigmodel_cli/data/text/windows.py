@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.framing import conventions
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
+from bigmodel_cli.core.tokenizers.framing import conventions
+from bigmodel_cli.core.tokenizers.tokens import BPETokenizer, tokenizer
 from bigmodel_cli.core.types import Batch, DataBundle, TextSpec
 from bigmodel_cli.data.download import download
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, choose_tokenizer

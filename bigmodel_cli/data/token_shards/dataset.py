@@ -15,7 +15,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import BPETokenizer, tokenizer
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec, window_length
 from bigmodel_cli.data.text.windows import Context, Separate, Windows

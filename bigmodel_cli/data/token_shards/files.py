@@ -18,12 +18,12 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from bigmodel_cli.core import atomic_files, drafts
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.json_lines import reject_nan, unique_keys
+from bigmodel_cli.core.files import atomic_files, drafts
+from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokens import tokenizer as build
+from bigmodel_cli.core.tokenizers.tokens import tokenizer as build
 from bigmodel_cli.core.types import TextSpec
 
 FORMAT, VERSION = "bigmodel.tokens", 1

@@ -27,14 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.json_lines import parse_record, resolve_encoding, text_problem
 from bigmodel_cli.core.plugins import import_file, imported_files
+from bigmodel_cli.core.processes.children import isolate_children
+from bigmodel_cli.core.readers.json_lines import parse_record, resolve_encoding, text_problem
+from bigmodel_cli.core.readers.tables import JSON_LINES
+from bigmodel_cli.core.readers.text_files import AUTO, decode, find_encoding, read_blocks
 from bigmodel_cli.core.special_tokens import END, SPECIALS
-from bigmodel_cli.core.tables import JSON_LINES
-from bigmodel_cli.core.text_files import AUTO, decode, find_encoding, read_blocks
-from bigmodel_cli.core.tokens import encode_many, tokenizer, train_bpe
+from bigmodel_cli.core.tokenizers.tokens import encode_many, tokenizer, train_bpe
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.data.token_shards.files import ShardWriter
 from bigmodel_cli.data.user_path import TEXT

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from bigmodel_cli.core.readers.tables import open_table
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.splits import name_hash
-from bigmodel_cli.core.tables import open_table
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.data.user_data.text_tables import split_files
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Set
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.image_names import is_hidden
+from bigmodel_cli.core.image.image_names import is_hidden
 from bigmodel_cli.data.image.class_folders import HIDDEN, Folder
 from bigmodel_cli.data.thread_map import REPORT_EVERY, report_progress
 

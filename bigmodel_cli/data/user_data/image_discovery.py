@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bigmodel_cli.core.columns import USUAL
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.image_names import is_hidden
-from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.core.image.image_names import is_hidden
+from bigmodel_cli.core.image.images import image_suffixes
+from bigmodel_cli.core.readers.columns import USUAL
+from bigmodel_cli.core.readers.tables import SUFFIXES, first_columns, table_suffix
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.splits import split_of, splits_among
-from bigmodel_cli.core.tables import SUFFIXES, first_columns, table_suffix
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.data.image.class_folders import Folder, arrange
 from bigmodel_cli.data.image.listing import NO_TRAIN, Listing, file_item
 from bigmodel_cli.data.user_data.folder_walk import list_files

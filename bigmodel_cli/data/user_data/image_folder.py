@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bigmodel_cli.core.columns import Columns, GroupBy, TableEncoding
+from bigmodel_cli.core.readers.columns import Columns, GroupBy, TableEncoding
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.specs import Interpolation
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size
 from bigmodel_cli.data.image.value_range import Given

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.image_names import ImageNames, is_hidden
-from bigmodel_cli.core.images import image_suffixes
-from bigmodel_cli.core.label_cells import LabelCells
+from bigmodel_cli.core.image.image_names import ImageNames, is_hidden
+from bigmodel_cli.core.image.images import image_suffixes
 from bigmodel_cli.core.one_hot import has_several, one_label
-from bigmodel_cli.core.tables import Table, as_text
-from bigmodel_cli.core.text_files import AUTO
+from bigmodel_cli.core.readers.label_cells import LabelCells
+from bigmodel_cli.core.readers.tables import Table, as_text
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.data.image.listing import Item, Listing, build_listing, file_item
 from bigmodel_cli.data.user_data.text_tables import find_splits
 

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from bigmodel_cli.core.columns import Columns, GroupBy, TableEncoding
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.columns import Columns, GroupBy, TableEncoding
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.specs import Interpolation
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, Spec
 from bigmodel_cli.data.image.listing import Item
 from bigmodel_cli.data.image.reading import Cache, Channels, Crop, Reading, Size

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.fasttext import is_fasttext, read_fasttext
-from bigmodel_cli.core.label_cells import LabelCells
+from bigmodel_cli.core.readers.fasttext import is_fasttext, read_fasttext
+from bigmodel_cli.core.readers.label_cells import LabelCells
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.targets import MULTI_LABEL, Labels, labelled_with
 from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled

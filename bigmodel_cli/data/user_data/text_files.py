@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bigmodel_cli.core.columns import Columns, GroupBy
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import describe_unused, image_suffixes
+from bigmodel_cli.core.image.images import describe_unused, image_suffixes
+from bigmodel_cli.core.readers.columns import Columns, GroupBy
+from bigmodel_cli.core.readers.tables import JSON_LINES, Table, as_text, open_table, table_suffix
+from bigmodel_cli.core.readers.text_files import AUTO, read_text
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.splits import splits_among
-from bigmodel_cli.core.tables import JSON_LINES, Table, as_text, open_table, table_suffix
-from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.subset import divide
 from bigmodel_cli.data.text.labelled import Context as TextContext

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.image_names import is_hidden
-from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.core.image.image_names import is_hidden
+from bigmodel_cli.core.image.images import image_suffixes
+from bigmodel_cli.core.readers.text_files import AUTO, read_text
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.text_files import AUTO, read_text
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.image.class_folders import arrange
 from bigmodel_cli.data.image.listing import Item, file_item

@@ -14,11 +14,11 @@ from typing import Any
 
 from bigmodel_cli.core.class_names import LONGEST_ABSENT, AbsentTexts
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.label_cells import LabelCells
 from bigmodel_cli.core.one_hot import has_several, one_label
+from bigmodel_cli.core.readers.label_cells import LabelCells
+from bigmodel_cli.core.readers.tables import SUFFIXES, Table, as_text, open_table, tables_in, without_shard
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.splits import check_one_folder_each, split_of, splits_among
-from bigmodel_cli.core.tables import SUFFIXES, Table, as_text, open_table, tables_in, without_shard
-from bigmodel_cli.core.text_files import AUTO
 
 TRAIN = "train"
 HELD = 1024  # texts that are digested at once

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.class_names import AbsentTexts
-from bigmodel_cli.core.columns import Columns, GroupBy
+from bigmodel_cli.core.readers.columns import Columns, GroupBy
+from bigmodel_cli.core.readers.tables import Table, as_text
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.core.tables import Table, as_text
-from bigmodel_cli.core.text_files import AUTO
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.targets import SEPARATOR, Labels, Separator, labelled_with, named_task
 from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError, shorten
-from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.core.image.images import image_suffixes
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.splits import WORDS as SPLITS
 from bigmodel_cli.data.image.listing import MAX_FILE, Item, Listing, build_listing

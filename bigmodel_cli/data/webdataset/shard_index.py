@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from bigmodel_cli.core.addresses import full, remember
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import read_regular
+from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.core.specs import ValueRange
 from bigmodel_cli.data.download import read_url
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import decode
+from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.recipe import cache_root
 from bigmodel_cli.core.registry import data, natural
 from bigmodel_cli.core.specs import Interpolation, Spec, ValueRange

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.remote_files import is_remote, local_copy
 from bigmodel_cli.core.recipe import DataSection, data_root
 from bigmodel_cli.core.registry import data, tasks
-from bigmodel_cli.core.remote_files import is_remote, local_copy
 from bigmodel_cli.core.sources import ContentSource, GroupedSource, LabelledSource, ValuedSource
 from bigmodel_cli.core.types import DataBundle, Source, Spec
 from bigmodel_cli.data.folds import hold_out

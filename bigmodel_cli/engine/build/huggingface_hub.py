@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.core.text_files import read_text
 from bigmodel_cli.data.download import open_url
 from bigmodel_cli.engine.build.hub import HUB, HUB_TIMEOUT, hub_cache
 

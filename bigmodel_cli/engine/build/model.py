@@ -11,10 +11,10 @@ from torch import nn
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.networks import InitialisedFromData
 from bigmodel_cli.core.output_values import marked
+from bigmodel_cli.core.readers.tables import table_suffix
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import augments, data, losses, models, tasks
 from bigmodel_cli.core.specs import spec_type
-from bigmodel_cli.core.tables import table_suffix
 from bigmodel_cli.core.types import Source, Spec, Task
 
 MAX_INIT_ELEMENTS = 1 << 23  # of the train split, for a model that initialises from data: some 2,700 CIFAR images

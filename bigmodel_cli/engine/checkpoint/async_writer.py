@@ -18,8 +18,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import DivergedError, InterruptedRun, LostRank
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.sharded import LocalTensors, write_index, write_shard
 

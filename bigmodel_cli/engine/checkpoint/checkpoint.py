@@ -16,10 +16,10 @@ from typing import IO, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core.atomic_files import replace
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.files.atomic_files import replace
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.recipe import complete
-from bigmodel_cli.core.regular_files import open_regular
 from bigmodel_cli.engine.checkpoint import sharded
 from bigmodel_cli.engine.checkpoint.inspect import damaged_entry, inspect_file, require_plain
 from bigmodel_cli.engine.checkpoint.pt2_archive import load_pt2

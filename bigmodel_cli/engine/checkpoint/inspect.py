@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.host_memory import memory_total
-from bigmodel_cli.core.regular_files import open_regular
+from bigmodel_cli.core.files.regular_files import open_regular
+from bigmodel_cli.core.processes.host_memory import memory_total
 from bigmodel_cli.engine.checkpoint.pt2_archive import is_pt2, read_pt2
 from bigmodel_cli.engine.checkpoint.safe_pickle import MAX_DEPTH, Plain, Unreadable, read_plain
 from bigmodel_cli.engine.checkpoint.tensor_refs import Opaque, TensorRef

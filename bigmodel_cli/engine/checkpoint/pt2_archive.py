@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import open_regular
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.engine.checkpoint.safe_pickle import MAX_DEPTH
 from bigmodel_cli.engine.checkpoint.tensor_refs import SIZES, Opaque, StorageRef, TensorRef
 

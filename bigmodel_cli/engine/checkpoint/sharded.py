@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.files import atomic_files
 
 FORMAT, VERSION, INDEX = "bigmodel.parts", 1, "index.json"
 SHARD_FILE = re.compile(r"part-\d{5}\.safetensors")

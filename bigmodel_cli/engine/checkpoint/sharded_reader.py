@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import read_regular, require_few_containers
+from bigmodel_cli.core.files.regular_files import read_regular, require_few_containers
 from bigmodel_cli.engine.checkpoint.sharded import (
     FORMAT,
     INDEX,

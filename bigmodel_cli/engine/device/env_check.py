@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import child_tree
-from bigmodel_cli.core.cpu_count import available_cores
 from bigmodel_cli.core.errors import shorten
-from bigmodel_cli.core.stop_signals import KILL, signal_name
+from bigmodel_cli.core.processes import child_tree
+from bigmodel_cli.core.processes.cpu_count import available_cores
+from bigmodel_cli.core.processes.stop_signals import KILL, signal_name
 from bigmodel_cli.engine.device.check import GB, Check, Status
 from bigmodel_cli.engine.device.hardware import cpu_info, memory_bytes
 

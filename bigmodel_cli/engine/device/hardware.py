@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from bigmodel_cli.core.host_memory import memory_available, memory_total
+from bigmodel_cli.core.processes.host_memory import memory_available, memory_total
 
 
 def cpu_info() -> tuple[str, set[str]]:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bigmodel_cli.core.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.host_memory import memory_available, memory_peak
+from bigmodel_cli.core.processes.cpu_count import asked_threads, available_cores
+from bigmodel_cli.core.processes.host_memory import memory_available, memory_peak
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.device.hardware import cpu_info

@@ -22,9 +22,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from bigmodel_cli.core.children import isolate_children
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.stop_signals import KILL, SIGPIPE, STOP_SIGNALS, signal_name
+from bigmodel_cli.core.processes.children import isolate_children
+from bigmodel_cli.core.processes.stop_signals import KILL, SIGPIPE, STOP_SIGNALS, signal_name
 from bigmodel_cli.engine.device.hardware import oom_kills
 from bigmodel_cli.engine.device.ranks import ATTEMPT_VARIABLE, local_address_to
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.event_log import read_events, read_state
+from bigmodel_cli.core.files.event_log import read_events, read_state
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data

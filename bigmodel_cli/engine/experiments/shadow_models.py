@@ -18,11 +18,11 @@ import numpy
 import torch
 from torch import Tensor
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.special_tokens import PAD
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import Source, TextSpec
 from bigmodel_cli.data.joined import Joined
 from bigmodel_cli.data.subset import Subset

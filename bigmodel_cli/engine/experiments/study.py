@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from bigmodel_cli.core import atomic_files
-from bigmodel_cli.core.drafts import require_no_link
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.event_log import MAX_STATUS, read_events, read_state
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.drafts import require_no_link
+from bigmodel_cli.core.files.event_log import MAX_STATUS, read_events, read_state
+from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.core.recipe import Component, Recipe, Section
-from bigmodel_cli.core.regular_files import read_regular
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.strict_yaml import Document, read_yaml
 from bigmodel_cli.engine.build.data import load_data, load_split

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.tasks import CUT, EncodesTexts, Predictions, Predicts
-from bigmodel_cli.core.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.engine.device.placement import Placement

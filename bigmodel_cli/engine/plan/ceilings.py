@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.recipe import PlacementSection, cache_root
 from bigmodel_cli.engine.device.hardware import cpu_info
 from bigmodel_cli.engine.device.placement import choose_placement

@@ -11,8 +11,8 @@ from typing import Any
 
 from bigmodel_cli.core.addresses import scrub
 from bigmodel_cli.core.errors import InterruptedRun, MachineError
-from bigmodel_cli.core.event_log import read_events
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files.event_log import read_events
 from bigmodel_cli.core.registry import Entry, loggers
 
 Event = Mapping[str, Any]

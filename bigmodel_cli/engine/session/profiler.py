@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bigmodel_cli.core import atomic_files
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.engine.training.run import Run
 
 WAIT, WARM, STEPS = 3, 2, 8  # steps skipped, profiler warm-up steps, steps recorded

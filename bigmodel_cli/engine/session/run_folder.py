@@ -13,13 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from bigmodel_cli.core import atomic_files, registry
+from bigmodel_cli.core import registry
 from bigmodel_cli.core.addresses import scrub
 from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.event_log import read_events, read_status
-from bigmodel_cli.core.file_lock import try_lock
-from bigmodel_cli.core.open_flags import NO_FOLLOW, NO_WAIT
-from bigmodel_cli.core.owners import current_owner
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.event_log import read_events, read_status
+from bigmodel_cli.core.files.file_lock import try_lock
+from bigmodel_cli.core.files.open_flags import NO_FOLLOW, NO_WAIT
+from bigmodel_cli.core.files.owners import current_owner
 from bigmodel_cli.core.types import finite
 from bigmodel_cli.engine.session.loggers import Loggers
 

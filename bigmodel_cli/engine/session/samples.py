@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.registry import views
 from bigmodel_cli.core.tasks import Classifies, Generates, Predicts
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.data.subset import Subset
 from bigmodel_cli.engine.training.evaluate import split_outputs

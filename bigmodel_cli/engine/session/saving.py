@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import LocalShard, Writer
 from bigmodel_cli.engine.checkpoint.sharded import ShardSpec, split_state

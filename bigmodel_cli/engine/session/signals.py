@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from bigmodel_cli.core.errors import InterruptedRun
-from bigmodel_cli.core.stop_signals import LOST_TERMINAL, SIGPIPE, STOP_SIGNALS
+from bigmodel_cli.core.processes.stop_signals import LOST_TERMINAL, SIGPIPE, STOP_SIGNALS
 
 NOTHING = "stopped before the first step: nothing to save"
 

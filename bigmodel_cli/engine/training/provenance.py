@@ -7,8 +7,8 @@ import platform
 import subprocess
 from typing import Any
 
-from bigmodel_cli.core.cpu_count import available_cores
-from bigmodel_cli.core.host_memory import memory_total
+from bigmodel_cli.core.processes.cpu_count import available_cores
+from bigmodel_cli.core.processes.host_memory import memory_total
 from bigmodel_cli.engine.device.hardware import cpu_info
 
 GIT_SECONDS = 5

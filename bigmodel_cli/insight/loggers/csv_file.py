@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.atomic_files import open_own
+from bigmodel_cli.core.files.atomic_files import open_own
 from bigmodel_cli.core.registry import loggers
 
 Event = Mapping[str, Any]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.atomic_files import write_text
+from bigmodel_cli.core.files.atomic_files import write_text
 from bigmodel_cli.core.registry import loggers
 from bigmodel_cli.insight.loggers.recipe_values import curves, recipe_values
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.addresses import scrub
-from bigmodel_cli.core.atomic_files import write_text
+from bigmodel_cli.core.files.atomic_files import write_text
 from bigmodel_cli.core.strict_yaml import read_yaml
 
 NO_CURVES = {"event", "epoch", "step", "best"}

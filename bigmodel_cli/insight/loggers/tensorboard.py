@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.drafts import require_no_link
+from bigmodel_cli.core.files.drafts import require_no_link
 from bigmodel_cli.core.registry import loggers
 from bigmodel_cli.insight.loggers.recipe_values import curves
 

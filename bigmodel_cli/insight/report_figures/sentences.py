@@ -6,7 +6,7 @@ from html import escape
 
 from bigmodel_cli.core.registry import report_figures
 from bigmodel_cli.core.sources import TranslatedSource
-from bigmodel_cli.core.tokens import require_package, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import require_package, tokenizer
 from bigmodel_cli.insight.charts import histogram
 from bigmodel_cli.insight.evaluated import Evaluated
 from bigmodel_cli.insight.page import charts

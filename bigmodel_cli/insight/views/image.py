@@ -28,7 +28,7 @@ def image(batch: Batch, spec: Any, stored: bytes | None = None) -> str:
 
 def _from_file(stored: bytes, spec: Any) -> Tensor | None:
     """The picture in a file, cropped as the model's are; None where it cannot be read, since a report goes on."""
-    from bigmodel_cli.core.images import decode
+    from bigmodel_cli.core.image.images import decode
 
     try:
         side = LARGEST if spec.square is not None else None

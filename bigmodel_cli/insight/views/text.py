@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from bigmodel_cli.core.registry import views
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import Batch
 
 LONGEST = 400

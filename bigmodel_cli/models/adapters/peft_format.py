@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.text_files import read_text
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.models.adapters.lora import ORIGINAL
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

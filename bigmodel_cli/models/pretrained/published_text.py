@@ -15,11 +15,11 @@ from typing import Any
 
 from bigmodel_cli.core.conventions import GENERATION, Conventions
 from bigmodel_cli.core.errors import BigmodelError, InputError
-from bigmodel_cli.core.json_lines import reject_nan, unique_keys
+from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
-from bigmodel_cli.core.text_files import read_text
-from bigmodel_cli.core.tokenizer_files import checked_tokenizer
-from bigmodel_cli.core.tokens import require_package
+from bigmodel_cli.core.tokenizers.files import checked_tokenizer
+from bigmodel_cli.core.tokenizers.tokens import require_package
 from bigmodel_cli.models.pretrained.sentencepiece_files import require_sentencepiece, tokenizers_of
 from bigmodel_cli.models.pretrained.wrapped import import_transformers
 

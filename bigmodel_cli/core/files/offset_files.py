@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from bigmodel_cli.core.open_flags import BINARY
+from bigmodel_cli.core.files.open_flags import BINARY
 
 _position = threading.Lock()  # the one of a descriptor is shared by its threads
 

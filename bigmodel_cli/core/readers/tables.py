@@ -14,13 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.columns import ABSENT, Chosen, choose_columns, plain_name
-from bigmodel_cli.core.compressed import without_compression
-from bigmodel_cli.core.delimited import Dialect, find_dialect
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import MAX_LINE_CHARS, kind_of, object_keys, read_objects, text_problem, value_inside
-from bigmodel_cli.core.parquet import PARQUET, parquet_columns, read_parquet
-from bigmodel_cli.core.text_files import AUTO, BLOCK, find_encoding, read_blocks
+from bigmodel_cli.core.files.compressed import without_compression
+from bigmodel_cli.core.readers.columns import ABSENT, Chosen, choose_columns, plain_name
+from bigmodel_cli.core.readers.delimited import Dialect, find_dialect
+from bigmodel_cli.core.readers.json_lines import (
+    MAX_LINE_CHARS,
+    kind_of,
+    object_keys,
+    read_objects,
+    text_problem,
+    value_inside,
+)
+from bigmodel_cli.core.readers.parquet import PARQUET, parquet_columns, read_parquet
+from bigmodel_cli.core.readers.text_files import AUTO, BLOCK, find_encoding, read_blocks
 
 SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|", ".inter": "\t"}
 """Suffix -> the separator that it implies."""

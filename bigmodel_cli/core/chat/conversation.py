@@ -7,17 +7,15 @@ tokenized separately, so that a conversation has the same tokens in training and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from bigmodel_cli.core.json_lines import text_problem
+from bigmodel_cli.core.messages import ROLES, Message
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.tokens import Tokenizer
+    from bigmodel_cli.core.tokenizers.tokens import Tokenizer
 
-ROLES = ("system", "user", "assistant")
 PREFIXES = ("<|system|>\n", "<|user|>\n", "<|assistant|>\n")
-Message = Mapping[str, str]
 
 
 class MaskedTokens(NamedTuple):
@@ -26,29 +24,6 @@ class MaskedTokens(NamedTuple):
     ids: list[int]
     learn: list[bool]
     sizes: list[int]
-
-
-def conversation_problem(value: Any) -> str | None:
-    """What is wrong with a conversation to train on, or None. It needs at least one message by the assistant."""
-    wrong = messages_problem(value)
-    if wrong is None and not any(message["role"] == "assistant" for message in value):
-        wrong = "have no turn of the assistant to train on"
-    return wrong
-
-
-def messages_problem(value: Any) -> str | None:
-    """What is wrong with a list of ``{"role": ..., "content": ...}``, or None."""
-    if not isinstance(value, list) or not value:
-        return "are not a list of messages"
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return f"[{i}] lacks role or content"
-        if message["role"] not in ROLES:
-            return f"[{i}] has role {str(message['role'])[:40]!r}, expected one of {', '.join(ROLES)}"
-        wrong = text_problem(message["content"]) if isinstance(message["content"], str) else "is not text"
-        if wrong:
-            return f"[{i}]: content {wrong}"
-    return None
 
 
 def encode_conversation(
@@ -61,7 +36,7 @@ def encode_conversation(
         InputError: the vocabulary lacks one of its characters.
     """
     from bigmodel_cli.core.special_tokens import END
-    from bigmodel_cli.core.tokens import encode_sized
+    from bigmodel_cli.core.tokenizers.tokens import encode_sized
 
     ids: list[int] = []
     loss_mask: list[bool] = []

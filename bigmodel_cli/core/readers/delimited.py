@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigmodel_cli.core.columns import USUAL, by_number, plain_name
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.text_files import open_text
+from bigmodel_cli.core.readers.columns import USUAL, by_number, plain_name
+from bigmodel_cli.core.readers.text_files import open_text
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 PEEK = 20  # rows from which the separator is chosen

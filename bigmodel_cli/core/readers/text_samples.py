@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigmodel_cli.core.fasttext import is_fasttext, split_labels
-from bigmodel_cli.core.tables import as_text, open_table, table_suffix
-from bigmodel_cli.core.text_files import AUTO, find_encoding, read_blocks, read_lines
+from bigmodel_cli.core.readers.fasttext import is_fasttext, split_labels
+from bigmodel_cli.core.readers.tables import as_text, open_table, table_suffix
+from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, read_blocks, read_lines
 
 
 @dataclass(frozen=True)

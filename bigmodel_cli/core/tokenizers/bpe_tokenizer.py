@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.special_tokens import ALIASES, SPECIALS
-from bigmodel_cli.core.tokenizer_files import MAX_TOKENS, checked_tokenizer
+from bigmodel_cli.core.tokenizers.files import MAX_TOKENS, checked_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

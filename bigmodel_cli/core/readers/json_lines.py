@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bigmodel_cli.core.compressed import without_compression
 from bigmodel_cli.core.errors import InputError, nearest
-from bigmodel_cli.core.text_files import AUTO, ENCODING_HINT, open_text, read_blocks, read_text
+from bigmodel_cli.core.files.compressed import without_compression
+from bigmodel_cli.core.readers.text_files import AUTO, ENCODING_HINT, open_text, read_blocks, read_text
 
 MAX_LINE_CHARS = 8 << 20  # characters of a line
 Check = Callable[[Any], str | None]

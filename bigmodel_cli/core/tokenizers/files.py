@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.json_lines import reject_nan, unique_keys
+from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
 
 MAX_BYTES = 64_000_000
 MAX_TOKENS = 1 << 20

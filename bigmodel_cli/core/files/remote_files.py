@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bigmodel_cli.core import drafts
 from bigmodel_cli.core.addresses import full, public, remember
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files import drafts
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "adl", "sftp", "ssh", "ftp", "webhdfs", "hdfs", "oci",
            "oss", "memory")  # fmt: skip

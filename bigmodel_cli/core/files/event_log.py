@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import read_regular, require_few_containers
+from bigmodel_cli.core.files.regular_files import read_regular, require_few_containers
 
 MAX_LOG, MAX_STATUS = 1 << 28, 1 << 20  # bytes
 

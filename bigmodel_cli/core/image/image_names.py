@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.images import image_suffixes
+from bigmodel_cli.core.image.images import image_suffixes
 
 HIDDEN = frozenset((
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",

@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
-from bigmodel_cli.core.deep_images import WIDE, eight_bits
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.image.deep_images import WIDE, eight_bits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +97,7 @@ def decode(
     With `side`, the largest centred square, resized (antialiased) to (C,side,side). With bilinear interpolation,
     large JPEG files are decoded at 1/2, 1/4 or 1/8 scale, never below twice the side: twice as fast for 4000x3000.
     Bicubic gives the pixels that timm's evaluation does; see :func:`bicubic_square`. Images of more than 8 bits are
-    mapped from `value_range` to 0..255; see :func:`bigmodel_cli.core.deep_images.eight_bits`.
+    mapped from `value_range` to 0..255; see :func:`bigmodel_cli.core.image.deep_images.eight_bits`.
 
     Raises:
         InputError: the format is not in FORMATS, or the image is larger than MAX_PIXELS or damaged.

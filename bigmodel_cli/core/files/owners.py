@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigmodel_cli.core.process_start import process_start
+from bigmodel_cli.core.processes.process_start import process_start
 
 TOKEN = r"[0-9a-f]{8}-[0-9a-f]{8}-\d+-\d+-\d+"
 """The pattern of :attr:`Owner.token`."""

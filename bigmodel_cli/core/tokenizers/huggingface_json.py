@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.chat import ROLES
-from bigmodel_cli.core.framing import conventions
+from bigmodel_cli.core.messages import ROLES
 from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
-from bigmodel_cli.core.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.framing import conventions
+from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 
 CONFIG_IDS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.core.open_flags import BINARY, NO_FOLLOW, NO_WAIT, NOT_INHERITED
+from bigmodel_cli.core.files.open_flags import BINARY, NO_FOLLOW, NO_WAIT, NOT_INHERITED
 
 SHARDS_PREFIX = "parts-"
 RENAME_WAITS = (0.01, 0.05, 0.2, 0.5, 1.0)  # seconds between tries

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bigmodel_cli.core.bpe_tokenizer import span_bytes
 from bigmodel_cli.core.conventions import Conventions
 from bigmodel_cli.core.special_tokens import END, START
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokens import BPETokenizer, encode_sized, target_tokenizer, tokenizer
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import span_bytes
+from bigmodel_cli.core.tokenizers.tokens import BPETokenizer, encode_sized, target_tokenizer, tokenizer
 
 NONE = Conventions()
 

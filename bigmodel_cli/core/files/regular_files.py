@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.open_flags import BINARY, NO_WAIT, NOT_INHERITED
+from bigmodel_cli.core.files.open_flags import BINARY, NO_WAIT, NOT_INHERITED
 
 
 def open_regular(path: Path) -> IO[bytes]:

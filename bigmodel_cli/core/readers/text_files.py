@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
-from bigmodel_cli.core.compressed import DAMAGED, ERRORS, check_text, decompressed, is_compressed
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.regular_files import open_regular
+from bigmodel_cli.core.files.compressed import DAMAGED, ERRORS, check_text, decompressed, is_compressed
+from bigmodel_cli.core.files.regular_files import open_regular
 
 MAX_BYTES = 4_000_000_000
 BLOCK = 1 << 20

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bigmodel_cli.core import chat_template
-from bigmodel_cli.core.chat import MaskedTokens, Message, encode_conversation
+from bigmodel_cli.core.chat import template as chat_template
+from bigmodel_cli.core.chat.conversation import MaskedTokens, encode_conversation
+from bigmodel_cli.core.messages import Message
 from bigmodel_cli.core.specs import TextSpec
-from bigmodel_cli.core.tokens import BPETokenizer, tokenizer
+from bigmodel_cli.core.tokenizers.tokens import BPETokenizer, tokenizer
 
 
 def has_template(spec: TextSpec) -> bool:

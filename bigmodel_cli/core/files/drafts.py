@@ -16,9 +16,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bigmodel_cli.core import atomic_files
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.owners import TOKEN, Owner, current_owner
+from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner
 
 LEFT = re.compile(rf"\.(.+)\.({TOKEN})\.(new|old)", re.DOTALL)
 

@@ -9,12 +9,12 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.bpe_tokenizer import BPETokenizer as BPETokenizer
-from bigmodel_cli.core.bpe_tokenizer import require_package as require_package
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import tokenizers
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS, UNKNOWN
 from bigmodel_cli.core.specs import TextSpec
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import BPETokenizer as BPETokenizer
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import require_package as require_package
 from bigmodel_cli.core.tokenizers.kind import Tokenizer as Tokenizer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigmodel_cli.core.class_names import doubtful_classes
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.tables import AROUND, as_text
+from bigmodel_cli.core.readers.tables import AROUND, as_text
 
 
 class LabelCells:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bigmodel_cli.core import atomic_files, drafts
 from bigmodel_cli.core.addresses import name_copy
 from bigmodel_cli.core.errors import BigmodelError, MachineError
-from bigmodel_cli.core.file_lock import try_lock
-from bigmodel_cli.core.remote_files import as_public, cache_folder, check_copy, files_at, opened, state_of
+from bigmodel_cli.core.files import atomic_files, drafts
+from bigmodel_cli.core.files.file_lock import try_lock
+from bigmodel_cli.core.files.remote_files import as_public, cache_folder, check_copy, files_at, opened, state_of
 
 SCAN_SECONDS = 5.0
 """Between looks for what has changed."""

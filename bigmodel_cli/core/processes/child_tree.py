@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 
-from bigmodel_cli.core.stop_signals import KILL
+from bigmodel_cli.core.processes.stop_signals import KILL
 
 
 def end(process: subprocess.Popen[str], number: int) -> None:

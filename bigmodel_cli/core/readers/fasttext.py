@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.text_files import AUTO, find_encoding, open_text, read_blocks
+from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, open_text, read_blocks
 
 PREFIX = "__label__"
 SUFFIXES = (".txt", ".text", ".ft", ".train", ".valid", ".test")

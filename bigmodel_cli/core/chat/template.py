@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.bpe_tokenizer import BPETokenizer, span_bytes
-from bigmodel_cli.core.chat import MaskedTokens
+from bigmodel_cli.core.chat.conversation import MaskedTokens
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import BPETokenizer, span_bytes
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.chat import Message
     from bigmodel_cli.core.conventions import Conventions
+    from bigmodel_cli.core.messages import Message
 
 MAX_CHARS = 1 << 24  # of a rendered conversation
 MAX_STEPS = 1_000_000  # of loops over ranges in one rendering

@@ -1,0 +1,1 @@
+"""Conversations as tokens: templates, and which tokens contribute to the loss."""

@@ -1,0 +1,1 @@
+"""Image files, decoded to arrays."""

@@ -1,0 +1,1 @@
+"""Processes: their children, limits, memory and signals, on every system."""
