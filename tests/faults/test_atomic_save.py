@@ -137,7 +137,8 @@ def chain(nursery: Nursery, folder: Path, rng: random.Random, most: int) -> tupl
             return killed, str(json.loads(child.out.read_text().splitlines()[-1])["digest"])
         assert code == -signal.SIGKILL, child.error
         killed += 1
-        assert len(list(folder.glob(".*.tmp"))) <= 1
+        drafts = [file.name.rsplit(".", 2)[0] for file in folder.glob(".*.tmp")]
+        assert len(drafts) == len(set(drafts)), "one draft of a file at most: those of an earlier kill are gone"
         for path in folder.glob("*.pt"):
             checkpoint.load(path)
 

@@ -57,7 +57,7 @@ def test_texts_of_a_table_with_numbers(begin: Any, tmp_path: Path) -> None:
     service = begin(folder)
     assert service.ask("GET", "/model").json["answers"] == "numbers"
     (said,) = service.ask("POST", "/predict", '{"text": "good fine bad"}').json["predictions"]
-    assert said == {"name": "text 1", "values": {"sad": 11.0, "glad": 180.0}}  # logits 2 and 4
+    assert said == {"name": "text 1", "values": {"sad": 11.0, "glad": 180.0}, "cut": False}  # logits 2 and 4
     table = 'id;Review\n1;"good, fine"\n2;dull\n3;\n'
     reply = service.ask("POST", "/predict", table, {"content-type": "text/csv; charset=utf-8"})
     assert [(one["name"], one["values"]["glad"]) for one in reply.json["predictions"]] == [
