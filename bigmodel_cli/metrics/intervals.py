@@ -102,6 +102,12 @@ class MeanOf:
         return self.values.dtype == torch.bool
 
 
+def standard_error(value: float, n: int) -> float:
+    """That of a share of n samples; above 0 even where all or none have the property (Laplace's rule of succession)."""
+    smoothed = (value * n + 1) / (n + 2)
+    return math.sqrt(smoothed * (1 - smoothed) / n)
+
+
 def share(value: float, n: int) -> Figure:
     """A share of n samples with Wilson's interval (1927), which is right for few samples, and for all or none of them.
 

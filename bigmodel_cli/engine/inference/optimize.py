@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Tracer
 
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.device.placement import Placement
@@ -98,6 +98,13 @@ def _candidates(
         yield Optimized(placement.model(folded), placement, name)
 
 
+class _Tracer(Tracer):
+    """Keeps every linear layer whole, also of a class of timm's own: hooks on it, as on a head, are called."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+
+
 def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     """A copy of `model` in eval mode with each BatchNorm folded into the convolution before it; None if impossible.
 
@@ -110,7 +117,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     plain = copy.deepcopy(model)
     dense_small_maps(plain, False)  # its forward pass branches on shapes
     try:
-        return fuse(plain, inplace=True)
+        return fuse(GraphModule(plain, _Tracer().trace(plain)), inplace=True, no_trace=True)
     except Exception:  # tracing can raise any error
         return None
 

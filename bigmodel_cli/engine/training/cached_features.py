@@ -134,6 +134,8 @@ def feature_fn(task: Task, head: str) -> ForwardFn:
             task.outputs(model, batch)
         finally:
             handle.remove()
+        if not captured:  # a traced form may have the head's operations without the head
+            raise RuntimeError(f"{head} was not called")
         if captured[0].dim() != 2:
             problem = f"the head takes {tuple(captured[0].shape)}"
             raise InputError(problem, "expected one vector per sample", "--freeze-backbone")

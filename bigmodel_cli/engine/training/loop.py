@@ -13,6 +13,7 @@ from bigmodel_cli.core.errors import DivergedError, MachineError
 from bigmodel_cli.core.types import Batch, SampleKey
 from bigmodel_cli.data.batches import micro_batches
 from bigmodel_cli.engine.device.placement import is_out_of_memory
+from bigmodel_cli.engine.training.best_epoch import is_best
 from bigmodel_cli.engine.training.evaluate import evaluate, split_outputs
 from bigmodel_cli.engine.training.gradients import clip_gradients, gradient_values
 from bigmodel_cli.engine.training.lone_samples import is_lone_sample
@@ -241,7 +242,7 @@ def end_epoch(run: Run, throughput: float, epoch: int | None = None) -> bool:
             metrics = _validate(run)
         if metrics is None:
             return False
-        best = _is_best(run, metrics, epoch)
+        best = is_best(run, metrics, epoch)
         event |= {f"val_{k}": v for k, v in metrics.items()} | {"best": best}
     progress.epoch = epoch
     progress.batch_in_epoch = progress.loss_count = 0
@@ -270,18 +271,6 @@ def _validate(run: Run) -> dict[str, float] | None:
     fitted = task.fit_to_val(outputs)
     run.meta["input"] = {"kind": fitted.spec.kind, **fitted.spec.to_dict()}
     return fitted.score(outputs)
-
-
-def _is_best(run: Run, metrics: dict[str, float], epoch: int) -> bool:
-    """Whether this `epoch` is the best so far by the task's metric. Ties are broken by the lower loss."""
-    name, mode = run.task.best
-    progress, value = run.progress, metrics[name]
-    sign = 1 if mode == "max" else -1
-    previous = (-float("inf") if progress.best_metric is None else sign * progress.best_metric, -progress.best_loss)
-    if (sign * value, -metrics["loss"]) <= previous:
-        return False
-    progress.best_metric, progress.best_loss, progress.best_epoch = value, metrics["loss"], epoch
-    return True
 
 
 def is_finished(run: Run) -> bool:

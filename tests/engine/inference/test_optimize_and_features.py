@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,22 @@ def test_folding_leaves_no_batchnorm_and_the_same_answers(name: str) -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model(x), before)  # the original is as it was
+
+
+def test_a_head_of_a_class_of_its_own_is_still_a_layer_after_folding() -> None:
+    class OwnLinear(nn.Linear):
+        """As timm's, whose operations a tracer would take instead of the layer."""
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(input, self.weight, self.bias)
+
+    layers = {"conv": nn.Conv2d(1, 4, 3), "norm": nn.BatchNorm2d(4), "flat": nn.Flatten(), "head": OwnLinear(4, 2)}
+    folded = fold_batchnorm(nn.Sequential(OrderedDict(layers)).eval())
+    assert folded is not None
+    called: list[int] = []
+    folded.get_submodule("head").register_forward_pre_hook(lambda *_: called.append(1))
+    folded(torch.zeros(2, 1, 3, 3))
+    assert called == [1]
 
 
 def test_a_model_that_cannot_be_traced_is_left_alone() -> None:

@@ -13,7 +13,7 @@ import torch
 from bigmodel_cli.core.errors import DivergedError, MachineError
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import LossSum
-from bigmodel_cli.engine.training import loop
+from bigmodel_cli.engine.training import best_epoch, loop
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.run import Hooks, Run
 from bigmodel_cli.tasks.image_classification import ImageClassification
@@ -158,6 +158,7 @@ def test_what_is_best(
     mode: str, values: list[tuple[float, float]], best: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = Watched(monkeypatch, train={"epochs": len(values), "max_steps": None})
+    monkeypatch.setattr(best_epoch, "FEW_SAMPLES", 0)
     monkeypatch.setattr(type(it.run.task), "best", ("accuracy", mode))
     vals(monkeypatch, *({"accuracy": value, "loss": loss} for value, loss in values))
     assert it.fit()
@@ -165,6 +166,30 @@ def test_what_is_best(
     last = max(i for i, b in enumerate(best) if b)
     progress = it.run.progress
     assert (progress.best_metric, progress.best_loss) == values[last] and progress.best_epoch == last + 1
+
+
+LUCKY, BEGUN, SURE, WORSE = (0.96, 0.19), (0.94, 0.11), (0.99, 0.20), (0.90, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("samples", "values", "best"),
+    [
+        (53, [LUCKY, BEGUN], [True, True]),  # one answer of 53 is luck; the loss is not
+        (53, [BEGUN, LUCKY], [True, False]),
+        (53, [LUCKY, WORSE], [True, False]),  # three answers are not
+        (53, [BEGUN, SURE], [True, True]),
+        (53, [(1.0, 0.01), BEGUN, (1.0, 0.02)], [True, False, False]),
+        (5_300, [LUCKY, BEGUN], [True, False]),
+    ],
+)
+def test_the_loss_decides_between_shares_of_few_samples(
+    samples: int, values: list[tuple[float, float]], best: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = Watched(monkeypatch, train={"epochs": len(values), "max_steps": None})
+    monkeypatch.setattr(best_epoch, "len", lambda _: samples, raising=False)
+    vals(monkeypatch, *({"accuracy": value, "loss": loss} for value, loss in values))
+    assert it.fit()
+    assert [b for _, b in it.saves] == best
 
 
 @pytest.mark.parametrize("patience", [1, 3])
