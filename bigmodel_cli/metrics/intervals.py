@@ -105,7 +105,7 @@ class MeanOf:
 def standard_error(value: float, n: int) -> float:
     """That of a share of n samples; above 0 even where all or none have the property (Laplace's rule of succession)."""
     smoothed = (value * n + 1) / (n + 2)
-    return math.sqrt(smoothed * (1 - smoothed) / n)
+    return math.sqrt(max(smoothed * (1 - smoothed), 0.0) / n)  # a damaged checkpoint may hold any value
 
 
 def share(value: float, n: int) -> Figure:
