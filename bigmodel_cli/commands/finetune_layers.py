@@ -164,7 +164,9 @@ def _suitable(recipe: Recipe, named: set[tuple[str, str]]) -> tuple[dict[str, di
     trains |= recipe.loss.name != "cross_entropy" or bool(augments.get(recipe.augment.name).meta.get("changes", True))
     new_head = trained is None or set(trained.classes) != set(spec.classes)
     free = trained is None and ("augment", "name") not in named and recipe.augment.name == "none"
-    augment, notes = _without_mirroring(recipe, bundle, train, suitable_augment(recipe, train, spec) if free else {})
+    augment, notes = suitable_augment(recipe, train, spec) if free else {}, list[str]()
+    if ("augment", "flip") not in named:
+        augment, notes = _without_mirroring(recipe, bundle, train, augment)
     given = recipe.train.batch_size if ("train", "batch_size") in named else None
     length = suitable_length(samples, given, AUGMENTED_STEPS if augment else STEPS)
     values: dict[str, dict[str, Any]] = {

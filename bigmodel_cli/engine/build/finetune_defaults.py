@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
@@ -125,12 +125,17 @@ def suitable_augment(recipe: Recipe, train: Source, spec: Spec) -> dict[str, Any
 
 def _in_colour(train: Source) -> bool:
     """Whether most images are, of some that are spread over `train`."""
-    count = min(LOOKED_AT, len(train))
-    streamed = isinstance(train, OrderedSource)  # far apart means far to fetch
-    some = torch.arange(count) if streamed else torch.linspace(0, len(train) - 1, count).long()
-    images = train.gather(some)["image"].int()  # (B,C,H,W) 0..255
+    images = train.gather(some_of(train, LOOKED_AT))["image"].int()  # (B,C,H,W) 0..255
     apart = (images.amax(1) - images.amin(1)).flatten(1).amax(1)
     return bool((apart > SHADE).double().mean() > 0.5)
+
+
+def some_of(source: Source, most: int) -> Tensor:
+    """Indices of at most `most` samples that are spread over `source`; the first ones of a stream."""
+    count = min(most, len(source))
+    if isinstance(source, OrderedSource):  # far apart means far to fetch
+        return torch.arange(count)
+    return torch.linspace(0, len(source) - 1, count).long()
 
 
 def has_classes(recipe: Recipe) -> bool:

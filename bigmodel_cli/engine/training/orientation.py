@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigmodel_cli.core.recipe import Recipe
-from bigmodel_cli.core.sources import LabelledSource, OrderedSource, SourceWrapper
+from bigmodel_cli.core.sources import LabelledSource, SourceWrapper
 from bigmodel_cli.core.types import Batch, DataBundle, Source
+from bigmodel_cli.engine.build.finetune_defaults import some_of
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.device.placement import choose_placement
 from bigmodel_cli.engine.device.ranks import read_ranks
@@ -60,7 +61,7 @@ class MirrorImages(SourceWrapper):
 def orientation(recipe: Recipe, bundle: DataBundle, train: Source) -> Orientation | None:
     """Compare images of `train`, which have one class each, with their mirror images, as the starting weights see them.
 
-    None if there are too few, or they have several classes each.
+    None if there are too few, they have several classes each, or the head is no linear layer on a vector.
 
     Raises:
         InputError: the recipe's start does not fit the data.
@@ -70,17 +71,18 @@ def orientation(recipe: Recipe, bundle: DataBundle, train: Source) -> Orientatio
         return None
     asked = repr((recipe.model, recipe.data, recipe.start.checkpoint, recipe.start.pretrained))
     if asked not in _known:
-        _known[asked] = fits_better(*_differences(recipe, bundle, train))
+        found = _differences(recipe, bundle, train)
+        _known[asked] = None if found is None else fits_better(*found)
     return _known[asked]
 
 
-def _differences(recipe: Recipe, bundle: DataBundle, train: Source) -> tuple[Tensor, Tensor]:
-    """(N,D) features of some images less those of their mirror images, and their labels (N,)."""
-    count = min(LOOKED_AT, len(train))
-    streamed = isinstance(train, OrderedSource)  # far apart means far to fetch
-    some = torch.arange(count) if streamed else torch.linspace(0, len(train) - 1, count).long()
+def _differences(recipe: Recipe, bundle: DataBundle, train: Source) -> tuple[Tensor, Tensor] | None:
+    """(N,D) features of some images less those of their mirror images, and their labels (N,); None without a vector."""
+    some, head = some_of(train, LOOKED_AT), head_name(recipe)
     task, model, _ = task_and_model(recipe, bundle, train, None, trained_start(recipe))
-    placement, forward = choose_placement(recipe.placement, ranks=read_ranks()), feature_fn(task, head_name(recipe))
+    if not isinstance(model.get_submodule(head), nn.Linear):  # such as a convolution of 1 x 1
+        return None
+    placement, forward = choose_placement(recipe.placement, ranks=read_ranks()), feature_fn(task, head)
     model.to(placement.device)
     pair: list[Tensor] = []
     labels = torch.empty(0)

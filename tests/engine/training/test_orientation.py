@@ -14,6 +14,7 @@ from bigmodel_cli.commands.finetune_layers import start_layers
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine.training import orientation
 from bigmodel_cli.engine.training.orientation import fits_better
 
 
@@ -48,17 +49,37 @@ def arrows(folder: Path, by: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("by", "mirrored"), [("side", False), ("colour", True)])
-def test_finetune_mirrors_unless_it_would_change_the_class(by: str, mirrored: bool, tmp_path: Path) -> None:
+def published(folder: Path, by: str) -> dict[str, Any]:
+    """The recipe of a resnet20 on arrows, whose weights are in `folder`."""
     torch.manual_seed(0)
     model = models.get("resnet20")(ImageSpec(3, 32, 32, ("a", "b")))
     with torch.no_grad():
         model.train()(torch.randn(16, 3, 32, 32))
-    save_file(model.state_dict(), tmp_path / "resnet20.safetensors")
-    given: dict[str, Any] = {
-        "model": {"name": "resnet20"},
-        "data": {"name": "image_folder", "path": str(arrows(tmp_path / by, by))},
-    }
+    save_file(model.state_dict(), folder / "resnet20.safetensors")
+    data = {"name": "image_folder", "path": str(arrows(folder / by, by))}
+    return {"model": {"name": "resnet20"}, "data": data}
+
+
+@pytest.mark.parametrize(("by", "mirrored"), [("side", False), ("colour", True)])
+def test_finetune_mirrors_unless_it_would_change_the_class(by: str, mirrored: bool, tmp_path: Path) -> None:
+    given = published(tmp_path, by)
     start = start_layers(tmp_path / "resnet20.safetensors", False, {"method": "full"}, [Layer("t", given)])
     assert resolve(start.layers).recipe.augment.options["flip"] is mirrored
     assert any("no mirror images" in line and "augment.flip=true" in line for line in start.notes) is not mirrored
+
+
+def test_what_is_named_is_neither_looked_at_nor_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orientation, "orientation", lambda *_: pytest.fail("the user has decided"))
+    given = {**published(tmp_path, "side"), "augment": {"flip": True}}
+    start = start_layers(tmp_path / "resnet20.safetensors", False, {"method": "full"}, [Layer("t", given)])
+    assert resolve([*start.layers, Layer("t", given)]).recipe.augment.options["flip"] is True
+    assert not any("no mirror images" in line for line in start.notes)
+
+
+def test_a_head_that_is_no_linear_layer_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of timm's heads are convolutions of 1 x 1."""
+    monkeypatch.setattr(orientation, "head_name", lambda _: "conv1")
+    monkeypatch.setattr(orientation, "_known", {})
+    given = published(tmp_path, "side")
+    start = start_layers(tmp_path / "resnet20.safetensors", False, {"method": "full"}, [Layer("t", given)])
+    assert resolve(start.layers).recipe.augment.options["flip"] is True
