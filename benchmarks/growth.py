@@ -217,7 +217,7 @@ def main() -> None:
     import torch
     import torchvision
 
-    import bigmodel_cli.commands.progress
+    import bigmodel_cli.commands.display.progress
     import bigmodel_cli.engine.training.assemble  # noqa: F401
 
     clock = time.perf_counter()

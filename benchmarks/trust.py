@@ -86,7 +86,7 @@ def oracle(bench: Bench, run: str) -> Figures:
     """MAPIE's sets, calibrated on val; and ours where calibration and measured samples are drawn from one set."""
     import torch
 
-    from bigmodel_cli.commands.measuring import open_split
+    from bigmodel_cli.commands.evaluation.measuring import open_split
     from bigmodel_cli.engine.build.load import load_trained
     from bigmodel_cli.insight.trust.conformal import conformal_sets
 

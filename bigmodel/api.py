@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.commands.remote_paths import taking_addresses
+from bigmodel_cli.commands.arguments.remote_paths import taking_addresses
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.recipe import Recipe
@@ -88,9 +88,9 @@ class TrainedNetwork:
         Raises:
             InputError: a file cannot be read, or the model does not predict such samples.
         """
-        from bigmodel_cli.commands.input_files import expand_inputs
+        from bigmodel_cli.commands.arguments.input_files import expand_inputs
+        from bigmodel_cli.commands.arguments.remote_paths import read_here
         from bigmodel_cli.commands.predict import predicting_task
-        from bigmodel_cli.commands.remote_paths import read_here
         from bigmodel_cli.core.errors import InputError
         from bigmodel_cli.engine.inference.predict import predict_files
 
@@ -135,7 +135,7 @@ def train(
         MachineError: the machine cannot do it.
         DivergedError: the loss is not finite.
     """
-    from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
+    from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
     from bigmodel_cli.core.resolve import Layer
 
     named = named_layers(model, None) if isinstance(model, str) else [Layer("recipe", model.to_dict())]
@@ -162,9 +162,9 @@ def finetune(
     `method` is one of ``bigmodel methods``; its options are settings such as ``{"start.rank": 4}``. The rest is as in
     :func:`train`.
     """
+    from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers
     from bigmodel_cli.commands.finetune import default_method
-    from bigmodel_cli.commands.finetune_layers import start_layers
-    from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers
+    from bigmodel_cli.commands.training.finetune_layers import start_layers
 
     named = named_layers(str(start), None) if pretrained else []
     layers = expand_hub_model([*named, *_layers(data, common, settings, None)], pretrained)
@@ -184,11 +184,11 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metrics of a checkpoint or an export on a split: what ``bigmodel eval --json`` prints, and ``metrics``."""
-    from bigmodel_cli.commands.eval_trust import TrustOptions
+    from bigmodel_cli.commands.arguments.open_model import open_trained
+    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
     from bigmodel_cli.commands.evaluate import evaluate_split
-    from bigmodel_cli.commands.measuring import open_split
-    from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+    from bigmodel_cli.commands.evaluation.measuring import open_split
+    from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
     trained = open_trained(Path(checkpoint))
     recipe = checkpoint_recipe(trained, _layers(data, {}, settings, trained.recipe.data.task))
@@ -205,7 +205,7 @@ def load(path: AnyPath, *, pretrained: bool = False, trust: bool = False) -> Tra
 
     `trust` opens an export whose format can hold code.
     """
-    from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.commands.arguments.open_model import open_trained
 
     return TrainedNetwork(open_trained(Path(path), trust, pretrained=pretrained))
 
@@ -219,9 +219,9 @@ def export(
     Raises:
         BigmodelError: the outputs differ, and nothing was written.
     """
+    from bigmodel_cli.commands.arguments.open_model import open_checkpoint
+    from bigmodel_cli.commands.arguments.options import RunOptions
     from bigmodel_cli.commands.export import find_format, subject
-    from bigmodel_cli.commands.open_model import open_checkpoint
-    from bigmodel_cli.commands.options import RunOptions
     from bigmodel_cli.core.errors import BigmodelError
     from bigmodel_cli.export.proof import prove
 
@@ -249,7 +249,7 @@ def _layers(
     data: AnyPath | None, common: Mapping[str, Any], settings: Mapping[str, Any] | None, task: str | None
 ) -> list[Layer]:
     """The arguments as layers of a recipe, names before options."""
-    from bigmodel_cli.commands.recipe_layers import resolve_data_path
+    from bigmodel_cli.commands.arguments.recipe_layers import resolve_data_path
     from bigmodel_cli.core.errors import InputError, nearest
     from bigmodel_cli.core.resolve import Layer
 
@@ -272,9 +272,9 @@ def _layers(
 
 
 def _run(layers: list[Layer], out: AnyPath | None, resume: bool, overwrite: bool, progress: bool) -> Run:
-    from bigmodel_cli.commands.progress import Silence, for_output
+    from bigmodel_cli.commands.display.progress import Silence, for_output
     from bigmodel_cli.commands.train import run_stem
-    from bigmodel_cli.commands.train_recipe import train_recipe
+    from bigmodel_cli.commands.training.run import train_recipe
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.session.run_folder import RunFolder
 

@@ -19,9 +19,10 @@ from typer._click.exceptions import NoArgsIsHelpError
 from typer.core import TyperCommand, TyperGroup
 
 import bigmodel_cli
-from bigmodel_cli.commands import console, supervised
-from bigmodel_cli.commands.remote_paths import with_addresses
-from bigmodel_cli.commands.usage_errors import as_usage_error
+from bigmodel_cli.commands.arguments.remote_paths import with_addresses
+from bigmodel_cli.commands.arguments.usage_errors import as_usage_error
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.isolation import supervised
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
 from bigmodel_cli.core.processes.children import isolate_children
 from bigmodel_cli.core.processes.stop_signals import SIGPIPE

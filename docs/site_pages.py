@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from bigmodel_cli.cli import app
-from bigmodel_cli.commands.option_tables import option_rows
+from bigmodel_cli.commands.display.option_tables import option_rows
 from bigmodel_cli.core import registry as registries
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import Registry, natural

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.commands.unused_options import refuse_unused
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.arguments.unused_options import refuse_unused
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
-    from bigmodel_cli.commands.eval_trust import Extra
-    from bigmodel_cli.commands.measuring import SplitOfData
+    from bigmodel_cli.commands.evaluation.measuring import SplitOfData
+    from bigmodel_cli.commands.evaluation.trust import Extra
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="The data it was trained on: a data set, or a path.")]
 Checkpoint = Annotated[
@@ -96,7 +96,7 @@ def _show(extras: list[Extra], notes: list[str], found: bool) -> None:
 
 
 def _plant(data: str, checkpoint: Path | None, count: int, out: Path | None, json: bool) -> None:
-    from bigmodel_cli.commands.audit_canaries import plant
+    from bigmodel_cli.commands.auditing.canaries import plant
 
     refuse_unused(("checkpoint", "pretrained", "canaries", "shadows", "data_dir", "columns", "device"), "--insert")
     if out is None:
@@ -111,9 +111,9 @@ def _plant(data: str, checkpoint: Path | None, count: int, out: Path | None, jso
 
 def _open(data: str, checkpoint: Path, pretrained: bool, options: RunOptions) -> SplitOfData:
     """The model and the val split of `data`, whose samples are those that it was not trained on."""
-    from bigmodel_cli.commands.measuring import open_split
-    from bigmodel_cli.commands.open_model import open_checkpoint
-    from bigmodel_cli.commands.recipe_layers import checkpoint_recipe, resolve_data_path
+    from bigmodel_cli.commands.arguments.open_model import open_checkpoint
+    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe, resolve_data_path
+    from bigmodel_cli.commands.evaluation.measuring import open_split
     from bigmodel_cli.core.resolve import Layer
 
     trained = open_checkpoint(checkpoint, pretrained, options.data_dir)
@@ -123,10 +123,10 @@ def _open(data: str, checkpoint: Path, pretrained: bool, options: RunOptions) ->
 
 
 def _audit(measured: SplitOfData, canaries: Path | None, shadows: int) -> list[Extra]:
-    from bigmodel_cli.commands.audit_canaries import exposed
-    from bigmodel_cli.commands.audit_text import AuditedModel, completed, repeated
-    from bigmodel_cli.commands.eval_membership import membership
-    from bigmodel_cli.commands.eval_trust import Evaluation
+    from bigmodel_cli.commands.auditing.canaries import exposed
+    from bigmodel_cli.commands.auditing.text import AuditedModel, completed, repeated
+    from bigmodel_cli.commands.evaluation.membership import membership
+    from bigmodel_cli.commands.evaluation.trust import Evaluation
     from bigmodel_cli.core.tasks import Classifies, Generates
 
     kind = measured.task.name.replace("_", " ")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.option_tables import show_component, show_names
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display.option_tables import show_component, show_names
 from bigmodel_cli.core import registry as registries
 from bigmodel_cli.core.registry import Registry, commands
 

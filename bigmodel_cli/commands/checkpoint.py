@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.checkpoint_adapter import adapter
-from bigmodel_cli.commands.dry_run import size
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.training.dry_run import size
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 

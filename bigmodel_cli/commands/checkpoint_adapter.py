@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import BigmodelError, InputError
 
 if TYPE_CHECKING:

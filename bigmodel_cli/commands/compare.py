@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.compared import Compared, cell, short, verdict
-from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.comparison.compared import Compared, cell, short, verdict
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
-    from bigmodel_cli.commands.measuring import SplitOfData
+    from bigmodel_cli.commands.evaluation.measuring import SplitOfData
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more runs, checkpoints or exports.")]
 Split = Annotated[str | None, typer.Option("--split", metavar="NAME", help="Split to compare on.  [default: val]")]
@@ -57,7 +57,7 @@ def compare(
 
         bigmodel compare runs/* --split test --json
     """
-    from bigmodel_cli.commands.compare_page import write_page
+    from bigmodel_cli.commands.comparison.page import write_page
 
     if len(runs) < 2:
         raise InputError("one run", "expected two or more to compare", "bigmodel compare RUN RUN")
@@ -103,9 +103,9 @@ def _compare(runs: list[Path], options: RunOptions, split: str | None, metric: s
 
 def _open(runs: list[Path], options: RunOptions, split: str | None, trust: bool) -> list[SplitOfData]:
     """Each model with the same split of the same data: that of ``--data``, else of the first run."""
-    from bigmodel_cli.commands.measuring import open_split
-    from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
+    from bigmodel_cli.commands.arguments.open_model import open_trained
+    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+    from bigmodel_cli.commands.evaluation.measuring import open_split
     from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.engine.build.data import is_same_data
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.compress_tables import draw, show_method, show_search, size
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
-from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.commands.unused_options import refuse_unused
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.arguments.unused_options import refuse_unused
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.compression import draw, show_method, show_search, size
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.files import atomic_files
@@ -172,7 +172,7 @@ def _display(json: bool) -> Any:
 
     @contextlib.contextmanager
     def display_events() -> Iterator[Any]:
-        from bigmodel_cli.commands.progress import WaitBars, for_output
+        from bigmodel_cli.commands.display.progress import WaitBars, for_output
 
         if json:
             yield lambda event: None

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.inspect_interactions import show_interactions
-from bigmodel_cli.commands.inspect_text import show_text
-from bigmodel_cli.commands.option_tables import show_component
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.option_tables import show_component
+from bigmodel_cli.commands.inspection.interactions import show_interactions
+from bigmodel_cli.commands.inspection.text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
@@ -177,7 +177,7 @@ def _check_for_images(path: str, sheet: Path | None, columns: str | None = None,
 
 
 def _inspect_images(path: str, how: Reading, sheet: Path | None, json: bool) -> None:
-    from bigmodel_cli.commands.progress import WaitBars
+    from bigmodel_cli.commands.display.progress import WaitBars
     from bigmodel_cli.data.user_data.image_discovery import list_images
     from bigmodel_cli.insight import image_dataset
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 

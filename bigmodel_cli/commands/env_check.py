@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.env_reports import github_lines, write_junit
-from bigmodel_cli.commands.env_requirements import read_requirements, required
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.environment.reports import github_lines, write_junit
+from bigmodel_cli.commands.environment.requirements import read_requirements, required
 from bigmodel_cli.core.errors import printable
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.engine.device.check import Check

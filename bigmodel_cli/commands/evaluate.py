@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
-from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.commands.unused_options import refuse_unused
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.arguments.unused_options import refuse_unused
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigmodel_cli.commands.eval_page import Found
-    from bigmodel_cli.commands.eval_trust import TrustOptions
-    from bigmodel_cli.commands.measuring import SplitOfData
+    from bigmodel_cli.commands.evaluation.measuring import SplitOfData
+    from bigmodel_cli.commands.evaluation.page import Found
+    from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
 Split = Annotated[
     Literal["val", "test", "train", "fold"] | None,
@@ -114,10 +114,10 @@ def evaluate(
 
         bigmodel eval timm:resnet18 --pretrained --data photos
     """
-    from bigmodel_cli.commands.eval_page import write_page
-    from bigmodel_cli.commands.eval_trust import TrustOptions
-    from bigmodel_cli.commands.measuring import open_split
-    from bigmodel_cli.commands.open_model import open_trained
+    from bigmodel_cli.commands.arguments.open_model import open_trained
+    from bigmodel_cli.commands.evaluation.measuring import open_split
+    from bigmodel_cli.commands.evaluation.page import write_page
+    from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
@@ -165,10 +165,10 @@ def evaluate_split(
     data_dir: Path | None,
 ) -> Found:
     """The report on the split, and what else is wanted; with ``--calibrate`` the checkpoint is rewritten."""
-    from bigmodel_cli.commands import eval_calibrate
-    from bigmodel_cli.commands.eval_extras import measure_trust
-    from bigmodel_cli.commands.eval_page import Found
-    from bigmodel_cli.commands.eval_trust import Evaluation
+    from bigmodel_cli.commands.evaluation import calibrate as eval_calibrate
+    from bigmodel_cli.commands.evaluation.extras import measure_trust
+    from bigmodel_cli.commands.evaluation.page import Found
+    from bigmodel_cli.commands.evaluation.trust import Evaluation
     from bigmodel_cli.core.registry import metrics, reports
 
     fitted = eval_calibrate.fit(measured, batch_size, tta) if wanted.calibrate else None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.input_files import expand_inputs
-from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.input_files import expand_inputs
+from bigmodel_cli.commands.arguments.unused_options import refuse_columns, refuse_unused
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands, explanations
 
@@ -96,9 +96,9 @@ def explain(
 
         bigmodel explain runs/sasrec-movielens-100k-1 --user 42
     """
-    from bigmodel_cli.commands.explain_images import ImageOptions, explain_images
-    from bigmodel_cli.commands.explain_texts import TextOptions, explain_texts
-    from bigmodel_cli.commands.open_model import open_checkpoint
+    from bigmodel_cli.commands.arguments.open_model import open_checkpoint
+    from bigmodel_cli.commands.explanation.images import ImageOptions, explain_images
+    from bigmodel_cli.commands.explanation.texts import TextOptions, explain_texts
 
     trained = open_checkpoint(checkpoint, pretrained, data_dir)
     how = opt.reading(columns, encoding, trained.recipe)
@@ -118,7 +118,7 @@ def explain(
 def _explain_recommendations(
     trained: TrainedModel, users: list[str], has_samples: bool, top: int, json: bool, data_dir: Path | None
 ) -> None:
-    from bigmodel_cli.commands.recommend_items import explain_recommendations
+    from bigmodel_cli.commands.recommendation.items import explain_recommendations
 
     refuse_unused(("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out"), "recommendations")
     explain_recommendations(trained, users, has_samples, top, json, data_dir)

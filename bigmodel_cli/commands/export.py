@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
-from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.commands.usage_errors import DERIVED_FORMATS, derived_format
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.arguments.usage_errors import DERIVED_FORMATS, derived_format
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.current_step import current_step
 from bigmodel_cli.core.errors import BigmodelError, MachineError
 from bigmodel_cli.core.extras import install_line
@@ -114,7 +114,7 @@ def export(
 
         bigmodel export ckpt.pt --format openvino --out shipped
     """
-    from bigmodel_cli.commands.open_model import open_checkpoint
+    from bigmodel_cli.commands.arguments.open_model import open_checkpoint
     from bigmodel_cli.export.proof import prove
     from bigmodel_cli.export.publish import check_target
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands.finetune_layers import StartLayers, start_layers
-from bigmodel_cli.commands.options import RunOptions, complete
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments.options import RunOptions, complete
+from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers, task_in
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.train import run_training, saved_recipe
+from bigmodel_cli.commands.training.finetune_layers import StartLayers, start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.engine.device.ranks import read_ranks

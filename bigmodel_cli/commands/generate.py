@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
@@ -129,7 +129,7 @@ def _open_language_model(path: Path, pretrained: bool) -> tuple[TrainedModel, Ge
     Raises:
         InputError: it is no language model.
     """
-    from bigmodel_cli.commands.open_model import open_checkpoint
+    from bigmodel_cli.commands.arguments.open_model import open_checkpoint
     from bigmodel_cli.core.tasks import Generates
 
     trained = open_checkpoint(path, pretrained, None)

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.option_tables import show_component
-from bigmodel_cli.commands.recipe_files import recipes_folder
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.recipe_files import recipes_folder
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.option_tables import show_component
 from bigmodel_cli.core.registry import commands
 
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one, with defaults.")]

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.dry_run import flops, size
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.progress import duration
-from bigmodel_cli.commands.recipe_layers import with_image_size
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import with_image_size
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.progress import duration
+from bigmodel_cli.commands.training.dry_run import flops, size
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.registry import commands
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.foreign_runtime import runs_export, runtime_died
-from bigmodel_cli.commands.input_files import expand_inputs, with_standard_input
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.prediction_file import check_name, write_rows
-from bigmodel_cli.commands.recipe_layers import checkpoint_recipe
-from bigmodel_cli.commands.signatures import takes_options
-from bigmodel_cli.commands.unused_options import refuse_columns, refuse_unused
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.input_files import expand_inputs, with_standard_input
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.arguments.unused_options import refuse_columns, refuse_unused
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.prediction_file import check_name, write_rows
+from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.tables import table_suffix
 from bigmodel_cli.core.registry import commands
@@ -89,8 +89,8 @@ def predict(
 
         bigmodel predict runs/mf-1 pairs.csv --columns user=who,item=film
     """
-    from bigmodel_cli.commands.open_model import open_trained
-    from bigmodel_cli.commands.rate_pairs import show_ratings
+    from bigmodel_cli.commands.arguments.open_model import open_trained
+    from bigmodel_cli.commands.recommendation.ratings import show_ratings
     from bigmodel_cli.core.interactions import Recommends
 
     files, texts = with_standard_input(files or [], texts or [])
@@ -108,7 +108,7 @@ def predict(
 def _recommend(
     trained: TrainedModel, options: RunOptions, users: list[str], has_samples: bool, top: int, json: bool
 ) -> None:
-    from bigmodel_cli.commands.recommend_items import show_recommendations
+    from bigmodel_cli.commands.recommendation.items import show_recommendations
 
     refuse_unused(("columns", "encoding", "tta", "device", "precision", "out"), "recommendations")
     show_recommendations(trained, options, users, has_samples, top, json)

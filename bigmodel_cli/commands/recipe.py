@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.option_tables import option_rows, show_options
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.option_tables import option_rows, show_options
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.registry import commands
 
@@ -71,7 +71,7 @@ def show(file: Annotated[str, typer.Argument(metavar="FILE", help="Recipe file, 
 
         bigmodel recipe show recipes/image/mnist-cnn.yaml
     """
-    from bigmodel_cli.commands.recipe_layers import named_layers
+    from bigmodel_cli.commands.arguments.recipe_layers import named_layers
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.core.strict_yaml import dump_yaml
 

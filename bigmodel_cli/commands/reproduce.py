@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def reproduce(
 
         bigmodel reproduce runs/resnet18-digits-1
     """
-    from bigmodel_cli.commands.progress import WaitBars, for_output
+    from bigmodel_cli.commands.display.progress import WaitBars, for_output
     from bigmodel_cli.engine.experiments.reproduce import compare, record
     from bigmodel_cli.engine.session.run_folder import RunFolder
     from bigmodel_cli.engine.session.session import train

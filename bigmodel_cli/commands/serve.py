@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.processes.call_limit import bound_calls_of_server
 from bigmodel_cli.core.registry import commands
@@ -142,7 +142,7 @@ def serve(
 
 
 def _open(export: Path, trust: bool) -> ServedModel:
-    from bigmodel_cli.commands.open_model import say_if_needless
+    from bigmodel_cli.commands.arguments.open_model import say_if_needless
     from bigmodel_cli.core.registry import exports
     from bigmodel_cli.serve.model import open_model
 

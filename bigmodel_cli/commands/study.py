@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_files import find_recipe
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_files import find_recipe
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
@@ -41,8 +41,8 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
 
         bigmodel study recipes/image/few-images.yaml --out runs/few
     """
-    from bigmodel_cli.commands.progress import WaitBars, for_output
-    from bigmodel_cli.commands.run_page import RunPage, both
+    from bigmodel_cli.commands.display.progress import WaitBars, for_output
+    from bigmodel_cli.commands.training.page import RunPage, both
     from bigmodel_cli.engine.experiments.study import read_study, run_study
 
     path = find_recipe(file)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands import options as opt
+from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.processes.cpu_count import available_cores
 
@@ -141,7 +141,7 @@ def _write_shards(
     overwrite: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the shards; return their index, and notes on the text."""
-    from bigmodel_cli.commands.progress import WaitBars
+    from bigmodel_cli.commands.display.progress import WaitBars
     from bigmodel_cli.data.token_shards.files import ShardWriter
     from bigmodel_cli.data.token_shards.tokenizing import plan_units, write_units
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigmodel_cli.commands import console
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
-from bigmodel_cli.commands.signatures import takes_options
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
+from bigmodel_cli.commands.arguments.signatures import takes_options
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
@@ -107,7 +107,7 @@ def _range_test(layers: list[Layer], out: Path | None, json: bool) -> None:
 
 def run_training(layers: list[Layer], options: RunOptions) -> None:
     """Resolve `layers` and train the recipe, in this process or in several; with ``--dry-run`` only measure it."""
-    from bigmodel_cli.commands.dry_run import preflight
+    from bigmodel_cli.commands.training.dry_run import preflight
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.device.ranks import read_ranks
     from bigmodel_cli.engine.session.loggers import Loggers
@@ -122,7 +122,7 @@ def run_training(layers: list[Layer], options: RunOptions) -> None:
     stem = run_stem(recipe)
     launch = options.launch()
     if recipe.data.is_cross_validation:
-        from bigmodel_cli.commands.train_folds import train_folds
+        from bigmodel_cli.commands.training.folds import train_folds
 
         train_folds(resolved, options, stem)
         return
@@ -169,8 +169,8 @@ def run_stem(recipe: Recipe) -> str:
 
 
 def _train(recipe: Recipe, folder: RunFolder, json: bool, group: Group | None = None) -> None:
-    from bigmodel_cli.commands.progress import Silence, WaitBars, for_output
-    from bigmodel_cli.commands.train_recipe import train_recipe
+    from bigmodel_cli.commands.display.progress import Silence, WaitBars, for_output
+    from bigmodel_cli.commands.training.run import train_recipe
 
     is_main = group is None or group.is_main
     with WaitBars() if is_main else nullcontext():

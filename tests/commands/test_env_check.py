@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bigmodel_cli.commands.env_reports import github_lines
-from bigmodel_cli.commands.env_requirements import read_requirements, required
+from bigmodel_cli.commands.environment.reports import github_lines
+from bigmodel_cli.commands.environment.requirements import read_requirements, required
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.extras import extras
 from bigmodel_cli.data.presence import present_in

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Run
 
-from bigmodel_cli.commands.recommend_items import explain_recommendations, recommend
+from bigmodel_cli.commands.recommendation.items import explain_recommendations, recommend
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.engine.build.load import load_trained
 

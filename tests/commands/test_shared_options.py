@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from bigmodel_cli import cli
-from bigmodel_cli.commands.options import RunOptions
-from bigmodel_cli.commands.signatures import Flag, flags_of, takes_options
+from bigmodel_cli.commands.arguments.options import RunOptions
+from bigmodel_cli.commands.arguments.signatures import Flag, flags_of, takes_options
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.resolve import resolve

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bigmodel_cli.commands import console
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError, printable
 
 EVIL = [

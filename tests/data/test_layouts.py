@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bigmodel_cli.commands.input_files import expand_inputs
-from bigmodel_cli.commands.inspect_text import show_text
+from bigmodel_cli.commands.arguments.input_files import expand_inputs
+from bigmodel_cli.commands.inspection.text import show_text
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, read_texts
 from bigmodel_cli.core.recipe import DataSection

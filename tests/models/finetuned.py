@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.commands.training.finetune_layers import start_layers
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import Source

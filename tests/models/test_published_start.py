@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bigmodel_cli.adapt.logistic_regression import STRENGTHS, solver
-from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.commands.training.finetune_layers import start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.recipe import Recipe

@@ -15,8 +15,8 @@ from finetuned import METHODS, learns_ships_and_goes_on, task_of
 transformers = pytest.importorskip("transformers")
 from published import framed, save  # noqa: E402
 
-from bigmodel_cli.commands.finetune_layers import start_layers  # noqa: E402
-from bigmodel_cli.commands.recipe_layers import expand_hub_model  # noqa: E402
+from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model  # noqa: E402
+from bigmodel_cli.commands.training.finetune_layers import start_layers  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
 from bigmodel_cli.core.resolve import Layer, resolve  # noqa: E402
 from bigmodel_cli.engine.build.data import load_data, train_and_val  # noqa: E402

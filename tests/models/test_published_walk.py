@@ -14,8 +14,8 @@ from figures import share_of_pairs
 transformers = pytest.importorskip("transformers")
 from published import causal, framed, save  # noqa: E402
 
-from bigmodel_cli.commands.finetune_layers import start_layers  # noqa: E402
-from bigmodel_cli.commands.recipe_layers import expand_hub_model  # noqa: E402
+from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model  # noqa: E402
+from bigmodel_cli.commands.training.finetune_layers import start_layers  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
 from bigmodel_cli.core.recipe import Recipe  # noqa: E402
 from bigmodel_cli.core.registry import methods  # noqa: E402

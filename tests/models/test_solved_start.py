@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.commands.training.finetune_layers import start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve

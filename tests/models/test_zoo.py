@@ -21,8 +21,8 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from bigmodel_cli.commands import options
-from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.commands.arguments import options
+from bigmodel_cli.commands.training.finetune_layers import start_layers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import models

@@ -22,7 +22,7 @@ FORBIDDEN_CALLS = {
     "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "os.system", "os.popen", "joblib.load", "dill.load",
 }  # fmt: skip
 FORBIDDEN_OPTIONS = {("weights_only", False), ("shell", True), ("allow_pickle", True)}
-ONLY_IN = {"torch.load": "engine/checkpoint/checkpoint.py", "print": "commands/console.py"}
+ONLY_IN = {"torch.load": "engine/checkpoint/checkpoint.py", "print": "commands/display/console.py"}
 
 
 def tree(name: str) -> ast.Module:

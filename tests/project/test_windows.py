@@ -36,7 +36,7 @@ NAMES = re.compile(
 )
 GUARDED = {f"core/files/{name}.py" for name in ("offset_files", "file_lock")}
 GUARDED |= {f"core/processes/{name}.py" for name in ("host_memory", "cpu_count", "child_tree")}
-GUARDED |= {"commands/supervised.py", "engine/device/ranks.py"}
+GUARDED |= {"commands/isolation/supervised.py", "engine/device/ranks.py"}
 """The modules that say what each system has."""
 
 

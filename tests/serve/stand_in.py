@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from bigmodel_cli.commands import console
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.specs import ImageSpec
 from bigmodel_cli.serve import server
 from bigmodel_cli.serve.app import build_app

@@ -1,8 +1,8 @@
 """A bound on calls into foreign runtimes and compilers: native code that hangs cannot be interrupted from Python.
 
-Where such calls are made in a child process (see ``commands/supervised.py``), a call that does not return in time ends
-the child by SIGALRM, whatever it is doing; its parent says so and goes on. A server says so itself, from a thread, and
-ends; only where native code keeps Python's lock, too, does SIGALRM end it a little later without a word.
+Where such calls are made in a child process (see ``commands/isolation/supervised.py``), a call that does not return in
+time ends the child by SIGALRM, whatever it is doing; its parent says so and goes on. A server says so itself, from a
+thread, and ends; only where native code keeps Python's lock, too, does SIGALRM end it a little later without a word.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bigmodel_cli.commands import progress
+from bigmodel_cli.commands.display import progress
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.plan.mfu import utilisation
 from bigmodel_cli.engine.training.assemble import assemble

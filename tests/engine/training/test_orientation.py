@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from bigmodel_cli.commands.finetune_layers import start_layers
+from bigmodel_cli.commands.training.finetune_layers import start_layers
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec

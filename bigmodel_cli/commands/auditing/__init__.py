@@ -1,0 +1,1 @@
+"""What ``audit`` looks for."""

@@ -1,0 +1,1 @@
+"""What ``env-check`` is asked for, and reports for a CI."""

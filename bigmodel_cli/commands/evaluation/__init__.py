@@ -1,0 +1,1 @@
+"""What ``eval`` measures beside its report."""

@@ -1,0 +1,1 @@
+"""``explain`` by the kind of input."""

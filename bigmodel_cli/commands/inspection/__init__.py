@@ -1,0 +1,1 @@
+"""``data inspect`` by the kind of data."""

@@ -1,0 +1,1 @@
+"""Recommended items and ratings, for ``predict`` and ``explain``."""
