@@ -35,7 +35,9 @@ MaxBatch = Annotated[
 ]
 MaxWait = Annotated[
     float,
-    typer.Option("--max-wait", metavar="MS", min=0, max=10_000, help="Milliseconds to wait for a batch to fill up."),
+    typer.Option(
+        "--max-wait", metavar="MS", min=0, max=10_000, help="Milliseconds to wait for more, while requests coincide."
+    ),
 ]
 Queue = Annotated[
     int,

@@ -1,7 +1,7 @@
 """Dynamic batching: concurrent requests share one run of the model.
 
-The model runs in one thread, which takes the first waiting sample, then waits for more for at most
-`max_wait` seconds or until there are `max_batch`. Shapes: B batch, K classes.
+The model runs in one thread, which takes what waits, up to `max_batch` samples. While requests come together, it waits
+for more for at most `max_wait` seconds; a request that comes alone is answered at once. Shapes: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Batcher:
     ) -> None:
         self._answer, self._max_batch, self._max_wait, self._ran = answer, max_batch, max_wait, ran
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._shared = False  # whether the run before had several samples, so that more can be expected
         self.last_answer = float("-inf")
         """When the model last responded, by ``time.monotonic``."""
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -73,12 +74,13 @@ class Batcher:
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
             batch = [first, *self._others()]
+            self._shared = len(batch) > 1
             if wanted := [one for one in batch if not one.reply.cancelled()]:
                 self._run(wanted)
 
     def _others(self) -> list[_Waiting]:
         found: list[_Waiting] = []
-        until = time.monotonic() + self._max_wait
+        until = time.monotonic() + (self._max_wait if self._shared else 0.0)
         while len(found) < self._max_batch - 1:
             try:
                 one = self._queue.get(timeout=max(0.0, until - time.monotonic()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -46,22 +47,28 @@ def test_what_waits_shares_the_next_run() -> None:
     assert batcher.close(5)
 
 
-def test_the_wait_ends_with_a_full_batch_or_its_time() -> None:
+def test_others_are_waited_for_while_requests_come_together() -> None:
     model = Model()
-    model.go.set()
-    batcher = Batcher(model, max_batch=3, max_wait=0.4)
+    batcher = Batcher(model, max_batch=3, max_wait=1)
 
-    async def scene() -> tuple[float, float]:
+    async def scene() -> list[float]:
         clock = asyncio.get_running_loop().time
-        began = clock()
-        await asyncio.gather(*(batcher([i]) for i in range(3)))
-        full = clock() - began
-        began = clock()
-        await batcher([1])
-        return full, clock() - began
+        first = asyncio.create_task(batcher([0]))
+        await asyncio.to_thread(model.begun.wait, 10)
+        others = [asyncio.create_task(batcher([i])) for i in (1, 2, 3)]
+        await asyncio.sleep(0)
+        model.go.set()
+        times = [clock()]
+        await asyncio.gather(first, *others)  # a full batch is not held
+        times.append(clock())
+        for alone in (4, 5):  # the first may have company coming, the second has not
+            await batcher([alone])
+            times.append(clock())
+        return [after - before for before, after in itertools.pairwise(times)]
 
-    full, alone = asyncio.run(scene())
-    assert model.sizes == [3, 1] and full < 0.3 and 0.4 <= alone < 2
+    full, expectant, alone = asyncio.run(scene())
+    assert model.sizes == [1, 3, 1, 1]
+    assert full < 0.9 and alone < 0.9 and 1 <= expectant < 5
     assert batcher.close(5)
 
 
