@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.commands.arguments.remote_paths import taking_addresses
 
 if TYPE_CHECKING:
+    from bigmodel_cli.commands.arguments.recipe_layers import Known
     from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.core.tasks import Predicts
@@ -83,13 +84,14 @@ class TrainedNetwork:
     def predict(
         self, samples: AnyPath | Sequence[AnyPath] = (), *, texts: Iterable[str] = (), top: int = 3
     ) -> list[Prediction]:
-        """The `top` answers for each text, then for each image file, folder or file of texts.
+        """The `top` answers for each text, then for each image file, folder or file of texts, read as in training.
 
         Raises:
             InputError: a file cannot be read, or the model does not predict such samples.
         """
-        from bigmodel_cli.commands.arguments.input_files import expand_inputs
+        from bigmodel_cli.commands.arguments.input_files import expand_inputs, reading
         from bigmodel_cli.commands.arguments.remote_paths import read_here
+        from bigmodel_cli.commands.display import console
         from bigmodel_cli.commands.predict import predicting_task
         from bigmodel_cli.core.errors import InputError
         from bigmodel_cli.engine.inference.predict import predict_files
@@ -97,12 +99,15 @@ class TrainedNetwork:
         texts = list(texts)
         given = [samples] if isinstance(samples, str | PathLike) else list(samples)
         task: Predicts = predicting_task(self._trained, bool(texts))
-        files = expand_inputs([read_here(Path(path)) for path in given], task.spec.kind)
-        found = []
-        for name, answer in predict_files(self._network, task, self._placement, files, top, texts):
+        how = reading(None, None, self._trained.recipe)
+        files = expand_inputs([read_here(Path(path)) for path in given], task.spec.kind, how)
+        found, notes = [], list[str]()
+        for name, answer in predict_files(self._network, task, self._placement, files, top, texts, how, notes):
             if isinstance(answer, InputError):
                 raise answer
             found.append(Prediction(name, tuple(answer)))
+        for note in notes:
+            console.note(note)
         return found
 
 
@@ -135,11 +140,17 @@ def train(
         MachineError: the machine cannot do it.
         DivergedError: the loss is not finite.
     """
-    from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
+    from bigmodel_cli.commands.arguments.recipe_layers import (
+        Known,
+        expand_hub_model,
+        named_layers,
+        task_in,
+        with_image_size,
+    )
     from bigmodel_cli.core.resolve import Layer
 
     named = named_layers(model, None) if isinstance(model, str) else [Layer("recipe", model.to_dict())]
-    given = _layers(data, common, settings, task_in(named))
+    given = _layers(data, common, settings, Known(task_in(named)))
     layers = with_image_size(expand_hub_model([*named, *given], weights=False))
     return _run(layers, out, resume, overwrite, progress)
 
@@ -162,13 +173,14 @@ def finetune(
     `method` is one of ``bigmodel methods``; its options are settings such as ``{"start.rank": 4}``. The rest is as in
     :func:`train`.
     """
-    from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers
-    from bigmodel_cli.commands.finetune import default_method
+    from bigmodel_cli.commands.arguments.recipe_layers import Known, expand_hub_model, named_layers
+    from bigmodel_cli.commands.finetune import default_method, known_of
     from bigmodel_cli.commands.training.finetune_layers import start_layers
 
     named = named_layers(str(start), None) if pretrained else []
-    layers = expand_hub_model([*named, *_layers(data, common, settings, None)], pretrained)
     checkpoint = None if pretrained else Path(start)
+    known = Known() if checkpoint is None or data is None else known_of(checkpoint)
+    layers = expand_hub_model([*named, *_layers(data, common, settings, known)], pretrained)
     section = {"method": method or default_method(layers, checkpoint)}
     return _run(start_layers(checkpoint, pretrained, section, layers).layers, out, False, overwrite, progress)
 
@@ -185,13 +197,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics of a checkpoint or an export on a split: what ``bigmodel eval --json`` prints, and ``metrics``."""
     from bigmodel_cli.commands.arguments.open_model import open_trained
-    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+    from bigmodel_cli.commands.arguments.recipe_layers import Known, checkpoint_recipe
     from bigmodel_cli.commands.evaluate import evaluate_split
     from bigmodel_cli.commands.evaluation.measuring import open_split
     from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
     trained = open_trained(Path(checkpoint))
-    recipe = checkpoint_recipe(trained, _layers(data, {}, settings, trained.recipe.data.task))
+    known = Known.of(trained.recipe.to_dict()["data"])
+    recipe = checkpoint_recipe(trained, _layers(data, {}, settings, known))
     measured = open_split(trained, recipe, split)
     size = batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, TrustOptions(), size, False, 10, metrics, None)
@@ -246,16 +259,17 @@ FLAGS = {
 
 
 def _layers(
-    data: AnyPath | None, common: Mapping[str, Any], settings: Mapping[str, Any] | None, task: str | None
+    data: AnyPath | None, common: Mapping[str, Any], settings: Mapping[str, Any] | None, known: Known
 ) -> list[Layer]:
-    """The arguments as layers of a recipe, names before options."""
+    """The arguments as layers of a recipe, names before options; `known` is for want of an argument."""
     from bigmodel_cli.commands.arguments.recipe_layers import resolve_data_path
     from bigmodel_cli.core.errors import InputError, nearest
     from bigmodel_cli.core.resolve import Layer
 
     layers = []
     if data is not None:
-        found = resolve_data_path(str(data), None, common.get("task", task))
+        known = replace(known, task=common.get("task") or known.task)
+        found = resolve_data_path(str(data), common.get("columns"), known)
         layers.append(Layer("data", {"data": found or {"name": str(data)}}))
     for name in sorted(common, key=lambda name: not FLAGS.get(name, "").endswith(".name")):
         if name not in FLAGS:

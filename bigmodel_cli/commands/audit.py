@@ -112,12 +112,13 @@ def _plant(data: str, checkpoint: Path | None, count: int, out: Path | None, jso
 def _open(data: str, checkpoint: Path, pretrained: bool, options: RunOptions) -> SplitOfData:
     """The model and the val split of `data`, whose samples are those that it was not trained on."""
     from bigmodel_cli.commands.arguments.open_model import open_checkpoint
-    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe, resolve_data_path
+    from bigmodel_cli.commands.arguments.recipe_layers import Known, checkpoint_recipe, resolve_data_path
     from bigmodel_cli.commands.evaluation.measuring import open_split
     from bigmodel_cli.core.resolve import Layer
 
     trained = open_checkpoint(checkpoint, pretrained, options.data_dir)
-    values: dict[str, Any] = resolve_data_path(data, options.columns) or {"name": data}
+    known = Known.of(trained.recipe.to_dict()["data"])
+    values: dict[str, Any] = resolve_data_path(data, options.columns, known) or {"name": data}
     layers = [Layer("DATA", {"data": values}), *options.flag_layers()]
     return open_split(trained, checkpoint_recipe(trained, layers), "val")
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands.arguments import options as opt
+from bigmodel_cli.commands.arguments.input_files import reading
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.display.option_tables import show_component
 from bigmodel_cli.commands.inspection.interactions import show_interactions
+from bigmodel_cli.commands.inspection.next_step import say_next
 from bigmodel_cli.commands.inspection.text import show_text
 from bigmodel_cli.commands.tokenize import show_shards, tokenize
 from bigmodel_cli.core.errors import InputError
@@ -112,6 +114,7 @@ def inspect(
     ] = None,
     columns: opt.Columns = None,
     encoding: opt.Encoding = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help=opt.TASK_HELP)] = None,
     data_dir: opt.DataDir = None,
     json: opt.Json = False,
 ) -> None:
@@ -130,7 +133,23 @@ def inspect(
 
         bigmodel data inspect movielens-100k
     """
+    if task is not None:
+        _inspect_targets(path, task, reading(columns, encoding), sheet, json)
+        return
     _inspect(path, sheet, columns, encoding, data_dir, json)
+
+
+def _inspect_targets(path: str, task: str, how: Reading, sheet: Path | None, json: bool) -> None:
+    from bigmodel_cli.commands.inspection.targets import show_targets
+    from bigmodel_cli.data.targets import named_task
+    from bigmodel_cli.data.user_path import source_for
+
+    source = source_for(path, how.columns, named_task(task))
+    if source is None or not Path(path).expanduser().exists():
+        raise InputError(f"{path}: nothing that is read for --task {task}", "expected a table, or folders of images")
+    if sheet is not None:
+        raise InputError(f"{path}: --sheet", "expected images with one class each", "leave --sheet out")
+    show_targets(path, source, task, how, json)
 
 
 def _inspect(
@@ -149,7 +168,7 @@ def _inspect(
         _check_for_images(path, sheet, columns, encoding)
         show_interactions(path, path, data_dir, None, json)
         return
-    how = opt.reading(columns, encoding)
+    how = reading(columns, encoding)
     source = source_for(path, how.columns)
     task = data.get(source).meta.get("task") if source else None
     if source and task and tasks.get(task).meta["spec_type"].kind == "text":
@@ -189,7 +208,7 @@ def _inspect_images(path: str, how: Reading, sheet: Path | None, json: bool) -> 
     if json:
         console.print_json({"path": str(path), "sheet": str(sheet) if sheet else None, **findings.to_dict()})
     else:
-        _show(findings, path, sheet)
+        _show(findings, path, how, sheet)
     listing.check_trainable()
 
 
@@ -226,7 +245,7 @@ def index(
     console.say(f"{out}: {len(found['shardlist'])} shards, {count:,} samples, {len(found['classes'])} classes")
 
 
-def _show(findings: Findings, path: str, sheet: Path | None) -> None:
+def _show(findings: Findings, path: str, how: Reading, sheet: Path | None) -> None:
     values = findings.to_dict()
     splits = list(values["images"])
     rows = [(name, *(f"{counts[s]:,}" for s in splits)) for name, counts in values["counts"].items()]
@@ -258,7 +277,7 @@ def _show(findings: Findings, path: str, sheet: Path | None) -> None:
     if sheet is not None:
         console.say(f"contact sheet: {sheet}")
     if findings.listing.problem is None:
-        console.say(f"next: bigmodel train resnet18 --data {path} --set data.size={values['suggested_size']}")
+        say_next("train resnet18", path, how, "--set", f"data.size={values['suggested_size']}")
 
 
 def _lines(facts: list[tuple[str, str]]) -> list[tuple[str, str]]:

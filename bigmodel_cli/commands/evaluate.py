@@ -10,7 +10,7 @@ import typer
 
 from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.arguments.options import RunOptions
-from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+from bigmodel_cli.commands.arguments.recipe_layers import Known, checkpoint_recipe
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.arguments.unused_options import refuse_unused
 from bigmodel_cli.commands.display import console
@@ -120,7 +120,7 @@ def evaluate(
     from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
-    recipe = checkpoint_recipe(trained, options.flag_layers(trained.recipe.data.task))
+    recipe = checkpoint_recipe(trained, options.flag_layers(Known.of(trained.recipe.to_dict()["data"])))
     measured = open_split(trained, recipe, split)
     _check_wrong(measured.task)
     wanted = TrustOptions(calibrate, conformal, corruptions, ood, by, shadows if membership else None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bigmodel_cli.commands.arguments import options as opt
-from bigmodel_cli.commands.arguments.input_files import expand_inputs
+from bigmodel_cli.commands.arguments.input_files import expand_inputs, reading
 from bigmodel_cli.commands.arguments.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.core.readers.text_samples import Reading
     from bigmodel_cli.engine.build.load import TrainedModel
 
-Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images or text files.")]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Images, text files, or folders of them.")]
 Texts = Annotated[
     list[str] | None,
     typer.Option("--text", metavar="TEXT", help="A text or, for a language model, a prompt; repeatable."),
@@ -85,6 +85,7 @@ def explain(
 
     An image is explained by several methods on one page, each with checks of whether it can be believed.
     The weights of a text sum to the log-probability of the answer minus that of an empty baseline.
+    Files that cannot be read are reported; the others are still explained.
 
     Examples:
 
@@ -101,16 +102,18 @@ def explain(
     from bigmodel_cli.commands.explanation.texts import TextOptions, explain_texts
 
     trained = open_checkpoint(checkpoint, pretrained, data_dir)
-    how = opt.reading(columns, encoding, trained.recipe)
+    how, errors = reading(columns, encoding, trained.recipe), list[InputError]()
     if users or trained.task.spec.kind == "interactions":
         _explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
     elif trained.task.spec.kind == "text":
         refuse_unused(("top", "checks", "nearest"), "texts")
         refuse_columns(columns, files or [])
-        explain_texts(trained, TextOptions(files or [], texts or [], how, method or (), steps), target, out, json)
+        options = TextOptions(expand_inputs(files or [], "text", how), texts or [], how, method or (), steps)
+        explain_texts(trained, options, target, out, json, errors)
     else:
-        listed = _images(trained, files or [], texts, how, method or [])
-        explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json))
+        listed = _images(trained, files or [], texts, how, method or [], errors)
+        explain_images(trained, listed, ImageOptions(target, method or (), steps, checks, nearest, out, json), errors)
+    console.report(errors)
     if not json:
         console.note_next(trained.path, "eval")
 
@@ -125,9 +128,14 @@ def _explain_recommendations(
 
 
 def _images(
-    trained: TrainedModel, files: list[Path], texts: list[str] | None, how: Reading, methods: list[str]
+    trained: TrainedModel,
+    files: list[Path],
+    texts: list[str] | None,
+    how: Reading,
+    methods: list[str],
+    missing: list[InputError],
 ) -> list[Path]:
-    """The images in `files`.
+    """The images in `files`; those that a table names and are not there are added to `missing`.
 
     Raises:
         InputError: something was typed that has no effect on images.
@@ -137,4 +145,4 @@ def _images(
         refuse_unused(("steps",), " and ".join(methods), "--method integrated-gradients takes them")
     if texts:
         raise InputError(f"{trained.path} is a model of images", "expected FILE, not --text")
-    return expand_inputs(files, "image", how)
+    return expand_inputs(files, "image", how, missing)

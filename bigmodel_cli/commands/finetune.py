@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands.arguments.options import RunOptions, complete
-from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers, task_in
+from bigmodel_cli.commands.arguments.recipe_layers import Known, expand_hub_model, named_layers, task_in
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.train import run_training, saved_recipe
@@ -89,11 +89,11 @@ def finetune(
     names_start = checkpoint is not None or pretrained or options.model is not None or options.recipe is not None
     if options.resume and (not names_start or method == "auto"):  # the run knows its start, and what auto chose
         saved = saved_recipe(options.out)
-        run_training([*saved, *options.flag_layers(task_in(saved))], options)
+        run_training([*saved, *options.flag_layers(Known(task_in(saved)))], options)
         return
     from bigmodel_cli.engine.build.data import reading_once  # needs torch
 
-    layers = expand_hub_model(options.recipe_layers(_task_of(checkpoint, options)), pretrained)
+    layers = expand_hub_model(options.recipe_layers(_known(checkpoint, options)), pretrained)
     named = {"--method": method, "--freeze-backbone": freeze_backbone or None, "--freeze-until": freeze_until}
     start = _start_section({**named, "--lora": lora}, lambda: default_method(layers, checkpoint))
     if method == "auto" and options.launch().requested:
@@ -131,19 +131,24 @@ def default_method(layers: list[Layer], checkpoint: Path | None) -> str:
     return str(data.get(named[-1]).meta.get("method", "full")) if named else "full"
 
 
-def _task_of(checkpoint: Path | None, options: RunOptions) -> str | None:
-    """What the labels of the checkpoint's data are, for new data without ``--task``; its pin is checked first."""
+def _known(checkpoint: Path | None, options: RunOptions) -> Known:
+    """What the checkpoint says of new data, if there is any; its pin is checked first."""
     from bigmodel_cli.core.resolve import set_layer
+
+    if checkpoint is None:
+        return Known()
+    _check_pin(checkpoint, [*named_layers(options.model, options.recipe), set_layer(options.assignments or [])])
+    return known_of(checkpoint) if options.data else Known()
+
+
+def known_of(checkpoint: Path) -> Known:
+    """What the checkpoint says of new data; weights of another program say nothing."""
     from bigmodel_cli.engine.build.foreign_weights import is_foreign
     from bigmodel_cli.engine.build.load import load_meta
     from bigmodel_cli.engine.build.locate import checkpoint_file
 
-    if checkpoint is None:
-        return None
-    _check_pin(checkpoint, [*named_layers(options.model, options.recipe), set_layer(options.assignments or [])])
-    if not options.data or options.task or is_foreign(path := checkpoint_file(checkpoint)):
-        return None
-    return load_meta(path)["recipe"].get("data", {}).get("task")  # type: ignore[no-any-return]
+    path = checkpoint_file(checkpoint)
+    return Known() if is_foreign(path) else Known.of(load_meta(path)["recipe"].get("data", {}))
 
 
 def _check_pin(checkpoint: Path, layers: list[Layer]) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bigmodel_cli.commands.arguments import options as opt
-from bigmodel_cli.commands.arguments.input_files import expand_inputs, with_standard_input
+from bigmodel_cli.commands.arguments.input_files import expand_inputs, reading, with_standard_input
 from bigmodel_cli.commands.arguments.options import RunOptions
 from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.arguments.unused_options import refuse_columns, refuse_unused
 from bigmodel_cli.commands.display import console
-from bigmodel_cli.commands.display.prediction_file import check_name, write_rows
+from bigmodel_cli.commands.display.prediction_file import check_name, write_predictions
 from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.tables import table_suffix
@@ -98,7 +98,7 @@ def predict(
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     if isinstance(trained.task, Recommends) and files and not (users or texts):
-        show_ratings(trained, files, opt.reading(columns, encoding), json)
+        show_ratings(trained, files, reading(columns, encoding, trained.recipe), out, json)
     elif users or isinstance(trained.task, Recommends):
         _recommend(trained, options, users or [], bool(files or texts), top, json)
     else:
@@ -149,10 +149,10 @@ def _predict_samples(trained: TrainedModel, options: RunOptions, given: Samples,
     recipe = checkpoint_recipe(trained, options.flag_layers())
     configure_process(placement := choose_placement(recipe.placement))
     model = placement.model(with_flip_tta(trained.model, task) if given.tta else trained.model)
-    how = opt.reading(given.columns, given.encoding, recipe)
+    how = reading(given.columns, given.encoding, recipe)
     if isinstance(task, EncodesTexts) and (missing := next((f for f in files if not f.exists()), None)):
         console.note(f'no file is called {missing}; a text itself is given by --text "{missing}"')
-    listed = expand_inputs(files, task.spec.kind, how)
+    listed = expand_inputs(files, task.spec.kind, how, absent := list[InputError]())
     refuse_columns(given.columns, (*files, *listed))
     if not files or (task.spec.kind == "image" and not any(map(table_suffix, files))):
         refuse_unused(("encoding",), "images" if files else "texts that are typed")
@@ -161,7 +161,7 @@ def _predict_samples(trained: TrainedModel, options: RunOptions, given: Samples,
         console.note(quick.note)
     notes: list[str] = []
     found = predict_files(quick.model, task, quick.placement, listed, top, given.texts, how, notes)
-    _show(found, task, notes, out, json)
+    _show(found, task, notes, absent, out, json)
     if not json and out is None and isinstance(task, Classifies):
         console.note_next(trained.path, "explain", *(["--text", given.texts[0]] if given.texts else [str(listed[0])]))
 
@@ -186,17 +186,19 @@ def _show(
     predictions: Iterable[tuple[str, list[tuple[str, float]] | InputError]],
     task: Predicts,
     notes: list[str],
+    errors: list[InputError],
     out: Path | None,
     json: bool,
 ) -> None:
     """Print the predictions as they come with `json`, else as a table, then `notes`; then raise the last error, if any.
 
-    With `out` they are written there, and a line says so. `notes` are complete once the predictions are.
+    With `out` they are written there, and a line says so. `notes` are complete once the predictions are; `errors` are
+    those of samples that were not found.
     """
     from bigmodel_cli.tasks.answers import answer_of
 
     kind = answer_of(task)
-    rows, written, errors = [], [], []
+    rows, written = [], []
     for name, answer in predictions:
         if isinstance(answer, InputError):
             errors.append(answer)
@@ -209,12 +211,7 @@ def _show(
     if rows:
         console.show(console.table(None, ("sample", *kind.columns), rows))
     if out is not None:
-        write_rows(out, written)
-        said = {"event": "predictions", "file": str(out), "rows": len(written), "failed": len(errors)}
-        console.print_json(said) if json else console.say(f"{len(written):,} predictions: {out}")
+        write_predictions(out, written, len(errors), json)
     for note in notes:
         console.note(note)
-    if errors:
-        for error in errors[:-1]:
-            console.error(error)
-        raise errors[-1]
+    console.report(errors)

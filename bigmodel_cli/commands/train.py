@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bigmodel_cli.commands.arguments.options import RunOptions
-from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model, named_layers, task_in, with_image_size
+from bigmodel_cli.commands.arguments.recipe_layers import (
+    Known,
+    expand_hub_model,
+    named_layers,
+    task_in,
+    with_image_size,
+)
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError, MachineError
@@ -49,7 +55,7 @@ def train(
     named = named_layers(options.model, options.recipe)
     if options.resume and not named:
         named = saved_recipe(options.out)
-    layers = expand_hub_model([*named, *options.flag_layers(task_in(named))], weights=False)
+    layers = expand_hub_model([*named, *options.flag_layers(Known(task_in(named)))], weights=False)
     layers = with_image_size(layers)
     if lr_find:
         _range_test(layers, options.out, options.json)

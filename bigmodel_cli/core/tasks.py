@@ -27,6 +27,8 @@ Predictions = list[tuple[str, float]]
 """The predictions for one sample with their probabilities, most likely first."""
 CUT = "cut"
 """In a raw batch of texts: (B,) bool, whether the text is longer than what is kept of it."""
+EMPTY = "empty"
+"""In a raw batch of texts: (B,) bool, whether there is nothing in the text but blanks."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class EncodesTexts(Predicts, Protocol):
     """A task that can predict texts."""
 
     def encode_texts(self, texts: Sequence[str]) -> Batch:
-        """A raw batch of `texts`, without labels or targets; :data:`CUT` says which are longer than it holds."""
+        """A raw batch of `texts`, without labels or targets, with :data:`CUT` and :data:`EMPTY`."""
         ...
 
 

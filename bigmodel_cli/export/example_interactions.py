@@ -44,7 +44,11 @@ try:
     given = [place[name] for name in sys.argv[1].split(",") if name]
 except KeyError as error:
     sys.exit(f"no item {{error}}")
-'''
+{check}'''
+ONE_ITEM = """\
+if len(given) != 1:
+    sys.exit(f"{len(given)} items: expected one")
+"""
 RANK = """\
 x = [np.zeros(1, np.int64), np.array([[i + 1 for i in given] or [0]], np.int64)]  # items are numbered from 1
 
@@ -81,6 +85,7 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str | Non
     head = HEAD.format(
         what=what if ranks else "The rating of an item by the first user: python example.py ITEM",
         needs=", ".join(packages), standard="\n".join(STANDARD), imports=own.imports, start=START,
+        check="" if ranks else ONE_ITEM,
     )  # fmt: skip
     return head + (RANK if ranks else RATE).format(run=run) + answer_script(task)
 

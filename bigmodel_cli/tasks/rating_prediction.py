@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import Forward
@@ -42,6 +43,14 @@ class RatingPrediction:
     metrics = ("rmse", "mae")
 
     def fit_spec(self, train: Source) -> RatingPrediction:
+        """The task itself.
+
+        Raises:
+            InputError: all ratings are the same, as those of clicks are.
+        """
+        if self.spec.low == self.spec.high:
+            hint = "bigmodel train two-tower --data ... ranks items by what users did"
+            raise InputError(f"every rating is {self.spec.low:g}", "expected ratings that differ", hint)
         return self
 
     def for_data(self, data: InteractionSpec) -> RatingPrediction:

@@ -63,8 +63,9 @@ class Relabelled(TaskWrapper):
         """The task for data with its own outputs, matched by *name*."""
         mine, theirs = self.spec.classes, data.classes
         if mine != theirs and not set(mine) & set(theirs):
-            what = f"no output in common: the model has {', '.join(mine[:3])}, ..."
-            raise InputError(what, f"the data {', '.join(theirs[:3])}, ...", "bigmodel finetune")
+            ours, others = (", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in (mine, theirs))
+            hint = "bigmodel finetune; or call the columns as in training, if they hold the same"
+            raise InputError(f"no output in common: the model has {ours}", f"the data has {others}", hint)
         places = {name: i for i, name in enumerate(theirs)}
         columns = None if mine == theirs else tuple(places.get(name, -1) for name in mine)
         # The inner task maps what else differs, such as the vocabulary; the outputs are mapped here.

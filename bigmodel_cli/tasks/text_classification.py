@@ -15,7 +15,7 @@ from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END
-from bigmodel_cli.core.tasks import CUT, Forward, Predictions
+from bigmodel_cli.core.tasks import CUT, EMPTY, Forward, Predictions
 from bigmodel_cli.core.tokenizers.tokens import describe_tokenizer, encode_padded, is_cut, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks import labelled
@@ -103,7 +103,8 @@ class TextClassification:
         """Encode `texts` as a raw batch without known classes."""
         tokens, indices = encode_padded(texts, self.spec, framed=True), torch.arange(len(texts))
         cut = [tokens.shape[1] == self.spec.context and is_cut(text, self.spec, framed=True) for text in texts]
-        return {"tokens": tokens, "label": torch.zeros_like(indices), "index": indices, CUT: torch.tensor(cut)}
+        about = {CUT: torch.tensor(cut), EMPTY: torch.tensor([not text.strip() for text in texts])}
+        return {"tokens": tokens, "label": torch.zeros_like(indices), "index": indices, **about}
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         answer = answer_of(self)

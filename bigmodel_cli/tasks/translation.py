@@ -17,7 +17,7 @@ from bigmodel_cli.core.device_constant import device_constant
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.special_tokens import END, PAD
-from bigmodel_cli.core.tasks import CUT, Forward, Predictions
+from bigmodel_cli.core.tasks import CUT, EMPTY, Forward, Predictions
 from bigmodel_cli.core.tokenizers.framing import conventions, encode_source, source_is_cut
 from bigmodel_cli.core.tokenizers.tokens import describe_tokenizer, token_id_map, tokenizer
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
@@ -77,9 +77,9 @@ class Translation:
         if self.token_map is not None:
             ids = device_constant(self.token_map, torch.int64, source.device)
             source, target = ids[source], ids[target]
-        empty = batch.get("empty", torch.zeros_like(batch["index"], dtype=torch.bool))
+        empty = batch.get(EMPTY, torch.zeros_like(batch["index"], dtype=torch.bool))
         labels = target[:, 1:]
-        return {"source": source, "target": target[:, :-1], "labels": labels, "index": batch["index"], "empty": empty}
+        return {"source": source, "target": target[:, :-1], "labels": labels, "index": batch["index"], EMPTY: empty}
 
     def count(self, batch: Batch) -> int:
         return int((batch["target"][:, 1:] != self.pad).sum())
@@ -130,7 +130,7 @@ class Translation:
             "source": source,
             "target": torch.full((len(texts), 2), self.pad),
             "index": torch.arange(len(texts)),
-            "empty": torch.tensor([not text.strip() for text in texts]),
+            EMPTY: torch.tensor([not text.strip() for text in texts]),
             CUT: torch.tensor(cut),
         }
 
@@ -141,7 +141,7 @@ class Translation:
         """
         translations, score = beam_search(model, batch["source"], self.beams, self.spec)
         vocabulary = tokenizer(self.spec)
-        rows = zip(translations.tolist(), score.exp().tolist(), batch["empty"].tolist(), strict=True)
+        rows = zip(translations.tolist(), score.exp().tolist(), batch[EMPTY].tolist(), strict=True)
         return [[("", 1.0) if empty else (vocabulary.decode(ids), p)] for ids, p, empty in rows]
 
     def preprocessing(self) -> dict[str, Any]:

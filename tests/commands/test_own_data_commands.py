@@ -9,6 +9,8 @@ from typing import Any
 from conftest import Run
 from PIL import Image
 
+import bigmodel
+
 
 def pictures(root: Path, *folders: str, count: int = 6) -> Path:
     for folder in folders:
@@ -51,9 +53,10 @@ def test_pictures_from_inspect_to_other_data(run_cli: Run, tmp_path: Path) -> No
     assert json.loads(ok(run_cli("eval", "r", "--data", "./only", "--json")).stdout)["samples"] == 8
     refused = run_cli(*train, "--data", "./held", "--out", "no")
     assert refused.returncode == 2 and "only one class (a)" in refused.stderr
-    (tmp_path / "list.csv").write_text("id,breed\nheld/a/3,x\nheld/a/1,y\n")
-    answers = ok(run_cli("predict", "r", "list.csv", "--json")).stdout.splitlines()
-    assert [Path(json.loads(line)["file"]).name for line in answers] == ["3.png", "1.png"]
+    (tmp_path / "list.csv").write_text("id,breed\nheld/a/3,x\nheld/a/gone,x\nheld/a/1,y\n")
+    listed = run_cli("predict", "r", "list.csv", "--json")
+    assert listed.returncode == 2 and "list.csv:3: no file held/a/gone" in listed.stderr
+    assert [Path(json.loads(line)["file"]).name for line in listed.stdout.splitlines()] == ["3.png", "1.png"]
 
 
 def test_a_table_by_its_columns_in_every_command(run_cli: Run, tmp_path: Path) -> None:
@@ -65,11 +68,16 @@ def test_a_table_by_its_columns_in_every_command(run_cli: Run, tmp_path: Path) -
     found = json.loads(ok(run_cli("data", "inspect", "a.csv", "--columns", "label=1,text=2+3", "--json")).stdout)
     assert found["classes"] == {"3": 30, "4": 30}
     assert len(ok(run_cli("predict", "r", "a.csv", "--json")).stdout.splitlines()) == 60
-    (tmp_path / "b.csv").write_text("kind;review\n3;bad film\n4;good film\n")
-    other = ("--columns", "label=kind,text=review")
+    assert len(bigmodel.load(tmp_path / "r").predict(tmp_path / "a.csv")) == 60
+    (tmp_path / "b.csv").write_text("kind;review;year\n3;bad film;2001\n4;good film;1999\n")
+    other = ("--columns", "label=kind,text=review", "--by", "year")
     whole = json.loads(ok(run_cli("eval", "r", "--data", "./b.csv", *other, "--json")).stdout)
     assert (whole["split"], whole["samples"]) == ("all", 2)
-    assert len(ok(run_cli("predict", "r", "b.csv", "--columns", "text=review", "--json")).stdout.splitlines()) == 2
+    assert {row["value"]: row["samples"] for row in whole["slices"]["rows"]} == {"2001": 1, "1999": 1}
+    assert whole["page"] == "r/eval-all-b.csv.html"  # beside that of its own data, not in its place
+    (tmp_path / "c.csv").write_text("kind;review\n3;bad film\n4;good film\n")
+    said = ok(run_cli("predict", "r", "c.csv", "--json"))  # which lacks the columns of the training data
+    assert len(said.stdout.splitlines()) == 2 and "read by the usual names: text=review" in said.stderr
     wrong = run_cli(*train, "--data", "./a.csv", "--out", "no")
     assert wrong.returncode == 2 and "--columns text=NAME,label=NAME" in wrong.stderr
 

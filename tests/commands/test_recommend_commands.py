@@ -40,7 +40,9 @@ def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path, monkey
     report = last_line(run_cli("eval", "run", "--split", "test", "--json"))
     rivals = report["baselines"]
     assert rivals["popularity"]["ndcg_10_difference"]["low"] > 0, "the next item depends on the last one"  # type: ignore
-    said = last_line(run_cli("predict", "run", "--user", "u7", "--top", "5", "--json"))
+    told = run_cli("predict", "run", "--user", "nobody", "--user", "u7", "--top", "5", "--json")
+    assert told.returncode == 2 and "no user 'nobody'" in told.stderr  # the other is answered
+    said = json.loads(told.stdout)
     seen = {row.split(",")[1] for row in (tmp_path / "a.csv").read_text().splitlines() if row.startswith("u7,")}
     top = [row["item"] for row in said["top"]]  # type: ignore[index, attr-defined]
     assert len(top) == 5 and not seen & set(top) and said["seen"] == 8
@@ -55,7 +57,7 @@ def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path, monkey
     assert known[1].user_ids[:60] == known[0].user_ids and known[1].item_ids[:20] == known[0].item_ids
     monkeypatch.chdir(tmp_path)
     tuned_model = load_trained(tmp_path / "tuned")
-    (absent,) = recommend(tuned_model, [], ["u7"], 3)
+    (absent,) = recommend(tuned_model, [], ["u7"], 3, [])
     assert not len(absent.history) and len(absent.items) == 3, "b.csv says nothing of u7"
     with pytest.raises(InputError, match="u7 has seen no item"):
         explain_recommendations(tuned_model, ["u7"], False, 3, False, None)
@@ -87,14 +89,18 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
 def test_ratings(run_cli: Run, tmp_path: Path, model: str, options: tuple[str, ...]) -> None:
     table(tmp_path / "a.csv", range(60), 20)
     given = [part for option in options for part in ("--set", option)]
-    done = last_line(run_cli("train", model, "--data", "./a.csv", *given, *SMALL, "--out", "run", "--json"))
+    file = tmp_path / "a.csv"
+    file.write_text(file.read_text().replace("user,item", "who,what", 1))
+    columns = ("--data", "./a.csv", "--columns", "user=who,item=what")
+    done = last_line(run_cli("train", model, *columns, *given, *SMALL, "--out", "run", "--json"))
     assert done["val_rmse"] < 1.5, "the deviation of the ratings"
     report = last_line(run_cli("eval", "run", "--split", "test", "--json"))
     assert report["headline"]["rmse"]["low"] < report["headline"]["rmse"]["value"]  # type: ignore[index]
-    (tmp_path / "pairs.csv").write_text("Item;User\ni3;u1\ni4;u2\ni3;nobody\n")
-    rated = run_cli("predict", "run", "pairs.csv", "--json")
-    found = [json.loads(line) for line in rated.stdout.splitlines()]
+    (tmp_path / "pairs.csv").write_text("What;Who\ni3;u1\ni4;u2\ni3;nobody\n")  # as the training data calls them
+    rated = run_cli("predict", "run", "pairs.csv", "--out", "rated.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "rated.jsonl").read_text().splitlines()]
     assert rated.returncode == 2 and "pairs.csv:4: no user 'nobody'" in rated.stderr
+    assert "2 predictions: rated.jsonl" in rated.stdout and "separated by semicolons" in rated.stderr
     assert [(row["user"], row["item"]) for row in found] == [("u1", "i3"), ("u2", "i4")]
     trained = load_trained(tmp_path / "run")
     users, items = (torch.tensor([f(row[k]) for row in found]) for f, k in
@@ -109,7 +115,7 @@ def test_ratings(run_cli: Run, tmp_path: Path, model: str, options: tuple[str, .
         assert refused.returncode == 2 and "does not read the user's history" in refused.stderr
     wrong = run_cli("predict", "run", "--user", "nobody")
     assert wrong.returncode == 2 and "no user 'nobody'" in wrong.stderr
-    classes = run_cli("train", model, "--data", "./a.csv", "--set", "loss.name=cross_entropy", "--out", "other")
+    classes = run_cli("train", model, *columns, "--set", "loss.name=cross_entropy", "--out", "other")
     if model == "dcn-v2":
         assert classes.returncode == 2 and "rating prediction; expected" in classes.stderr and "mse" in classes.stderr
 

@@ -16,9 +16,11 @@ import torch
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.interactions import InteractionSpec, everything
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.data.interactions import movielens
 from bigmodel_cli.data.interactions.table import build_table
 from bigmodel_cli.data.user_path import source_for
+from bigmodel_cli.engine.training.build_run import build
 
 Row = tuple[str, str, float, int]
 
@@ -165,7 +167,9 @@ def test_parquet_is_read_as_the_table_it_was_made_of(tmp_path: Path) -> None:
     [
         ("user,rating\na,1\n", "no column item"), ("user,item,rating\na,b,x\n", "a.csv:2: rating is 'x'"),
         ("user,item,rating\na,b\n", "a.csv:2: 2 cells"), ("user,item\n", "it is empty"),
-        ("user,item,time\na,b,inf\n", "a.csv:2: time is 'inf'"), ("user,item\na,b\n", "expected some users"),
+        ("user,item,time\na,b,inf\n", "a.csv:2: time is 'inf'"),
+        ("user,item,time\na,b,31/01/2024\n", "a.csv:2: time is '31/01/2024'; expected a number of seconds, or a date"),
+        ("user,item\na,b\n", "expected some users"),
         ("user,item\na,\n", "a.csv:2: no item"),
     ],
 )  # fmt: skip
@@ -173,6 +177,14 @@ def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, text: str, line: s
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InputError, match=line):
         data.get("interaction_file")(tmp_path, path=str(tmp_path / "a.csv"))
+
+
+def test_ratings_that_are_all_the_same_are_not_predicted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\n" + "".join(f"u{i % 6},i{i % 5}\n" for i in range(30)))
+    own = {"name": "interaction_file", "path": str(tmp_path / "a.csv")}
+    recipe = resolve([Layer("test", {"model": {"name": "mf"}, "data": own})]).recipe
+    with pytest.raises(InputError, match="every rating is 1; expected ratings that differ"):
+        build(recipe, measure=False)
 
 
 def test_movielens_as_grouplens_ships_it(data_dir: Path) -> None:

@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from bigmodel_cli.commands.arguments.input_files import expand_inputs
+from bigmodel_cli.commands.arguments.input_files import expand_inputs, reading
+from bigmodel_cli.commands.arguments.recipe_layers import Known, resolve_data_path
+from bigmodel_cli.commands.data import inspect
 from bigmodel_cli.commands.inspection.text import show_text
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.readers.text_samples import AS_FOUND, read_texts
+from bigmodel_cli.core.readers.fasttext import without_labels
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.tokenizers.tokens import encode_padded
 from bigmodel_cli.data.targets import MULTI_LABEL
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_path import source_for
@@ -88,6 +94,11 @@ def test_fasttext_files_of_splits_and_of_several_labels(tmp_path: Path) -> None:
     bundle = opened(several, "multi_label_classification")
     assert bundle.spec.classes == ("film", "neg", "pos")
     assert bundle.load["train"]().label_values.tolist()[:2] == [[1, 1, 0], [1, 0, 1]]
+
+
+def test_lines_of_fasttext_from_standard_input_are_read_as_its_files() -> None:
+    assert without_labels(["__label__a one", "", " __label__b __label__c two"]) == ["one", "", "two"]
+    assert without_labels(["__label__a one", "two"]) == ["__label__a one", "two"]
 
 
 def test_a_fasttext_line_without_a_label_is_refused_and_an_ordinary_text_is_no_fasttext(tmp_path: Path) -> None:
@@ -200,6 +211,44 @@ def test_nested_json_by_dotted_columns(tmp_path: Path) -> None:
     assert labels(bundle) == [label for _, label in TEXTS]
     with pytest.raises(InputError, match=r"data\.text, meta\.label"):
         opened(tmp_path / "t.jsonl")
+
+
+def test_the_next_command_reads_a_table_as_it_was_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(tmp_path / "my reviews.csv", [["body", "kind"], *map(list, TEXTS)])
+    show_text(table, "labelled_file", Reading({"text": "body", "label": "kind"}, "koi8-r"), json=False)
+    flags = f"--data '{table}' --columns text=body,label=kind --encoding koi8-r"
+    assert f"next: bigmodel train text-cnn {flags}" in capsys.readouterr().out
+
+
+def test_several_labels_and_numbers_are_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["a film", "Drama|War", 3.5], ["one more", "", 4], ["the last", "War", 5.5]]
+    table = write(tmp_path / "films.csv", [["title", "genres", "stars"], *rows])
+    inspect(str(table), columns="text=title,label=genres", task=MULTI_LABEL, json=True)
+    found = json.loads(capsys.readouterr().out)
+    shares = {"Drama": {"samples": 1, "share": 1 / 3}, "War": {"samples": 2, "share": 2 / 3}}
+    assert (found["read as"], found["columns"], found["train samples"]) == ("text_targets", shares, 3)
+    assert "1 samples without any label" in found["notes"]
+    inspect(str(table), columns="text=title,label=stars", task="regression")
+    said = capsys.readouterr().out
+    assert "min 3.5, median 4, max 5.5" in said and said.rstrip().endswith("label=stars --task regression")
+    with pytest.raises(InputError, match=r"films.csv:2: genres is .*; expected a number"):
+        inspect(str(table), columns="text=title,label=genres", task="regression")
+
+
+def test_a_table_is_read_by_the_columns_of_training_or_by_the_usual_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Known(columns={"text": "body", "label": "kind"})
+    alike = write(tmp_path / "alike.csv", [["kind", "n", "body"], *[[label, 1, text] for text, label in TEXTS]])
+    usual = write(tmp_path / "usual.csv", [["text", "label"], *map(list, TEXTS)])
+    found = resolve_data_path(str(alike), None, known)
+    assert found == {"name": "labelled_file", "path": str(alike), "columns": known.columns}
+    assert labels(load_data(DataSection(**found))) == [label for _, label in TEXTS]
+    assert not capsys.readouterr().err
+    other = resolve_data_path(str(usual), None, known)
+    assert other == {"name": "labelled_file", "path": str(usual), "columns": None}
+    assert "without the columns of the training data; read by the usual names" in capsys.readouterr().err
+    assert "columns" not in (resolve_data_path(str(usual)) or {}), "those of a recipe file stay"
 
 
 def test_one_hot_columns_are_one_label(tmp_path: Path) -> None:
@@ -366,3 +415,23 @@ def test_predict_reads_other_encodings_as_training_does_and_says_so(
     files = expand_inputs([tmp_path / "t.txt", table], "text")
     said = " ".join(capsys.readouterr().err.split())
     assert len(files) == 2 and "read as cp1252" in said and "separated by semicolons" in said
+
+
+def test_a_file_is_one_text_for_a_model_of_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label, word in (("good", "fine"), ("bad", "dull")):
+        (tmp_path / "mails" / label).mkdir(parents=True)
+        for i in range(4):
+            (tmp_path / "mails" / label / f"{i}.txt").write_text(f"Dear {i},\n\na {word} film\n")
+    values = {"model": {"name": "text-cnn"}, "data": {"name": "text_folders", "path": str(tmp_path / "mails")}}
+    recipe = resolve([Layer("test", values)]).recipe
+    how, file = reading(None, None, recipe), tmp_path / "mails/bad/0.txt"
+    (predicted,) = read_texts(file, "text", how)
+    assert predicted == (str(file), "Dear 0,\n\na dull film\n")
+    train, val = train_and_val(bundle := load_data(recipe.data, None, recipe.task), recipe.data)
+    assert len(train) + len(val) == 8, "files, not lines"
+    spec: Any = bundle.spec
+    rows = {str(train.gather(torch.tensor([i]))["tokens"].tolist()) for i in range(len(train))}
+    rows |= {str(val.gather(torch.tensor([i]))["tokens"].tolist()) for i in range(len(val))}
+    assert str(encode_padded([predicted[1]], spec, framed=True).tolist()) in rows, "as training encodes the file"
+    expand_inputs([file], "text", how)
+    assert "each file is one text, as in training" in " ".join(capsys.readouterr().err.split())

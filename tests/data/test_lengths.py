@@ -143,6 +143,7 @@ def test_predict_says_what_it_cuts_and_keeps_empty_lines(classes: Path, run_cli:
     names = [json.loads(line)["file"].rpartition(":")[2] for line in said.stdout.splitlines()]
     assert names == ["1", "2", "3", "4", "5"]
     assert "1 of 5 texts are longer than the model's 8 tokens, and cut there" in said.stderr
+    assert "2 of 5 texts are empty" in said.stderr
 
 
 def test_empty_lines_are_translated_to_empty_lines(run_cli: Any, tmp_path: Path) -> None:

@@ -82,8 +82,10 @@ def test_the_command_on_texts_and_images(run_cli: Run, tmp_path: Path) -> None:
     assert found["answer"] == "yes" and weight["good"] == max(weight.values()) > 0
     assert abs(sum(found["weights"]) - (found["score"] - found["baseline"])) < 0.05
     assert "good" in (tmp_path / "page.html").read_text()
-    shown = run_cli("explain", "run", "--text", "a good film")
+    long = "a good film" + " and dull" * 40
+    shown = run_cli("explain", "run", "--text", long)
     assert shown.returncode == 0 and "'good'" in shown.stdout and "difference" in shown.stdout
+    assert "1 of 1 texts are longer than the model's 64 tokens, and cut there" in shown.stderr
     for arguments, words in (
         (("--text", "a", "--method", "grad-cam"), "for images"),
         (("--text", "a", "--class", "yess"), "did you mean yes"),
@@ -94,10 +96,11 @@ def test_the_command_on_texts_and_images(run_cli: Run, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("L", (8, 8), 99).save(tmp_path / "digit.png")
+    (tmp_path / "broken.png").write_bytes(b"broken")
     run_cli("train", "resnet8", "--data", "digits", "--epochs", "4", "--out", "images")
     chosen = ("--method", "integrated-gradients", "--method", "grad-cam")
-    drawn = run_cli("explain", "images", "digit.png", *chosen, "--steps", "4", "--out", "heat", "--json")
-    assert drawn.returncode == 0, drawn.stderr
+    drawn = run_cli("explain", "images", "broken.png", "digit.png", *chosen, "--steps", "4", "--out", "heat", "--json")
+    assert drawn.returncode == 2 and "broken.png: not an image" in drawn.stderr  # the other is explained
     said = json.loads(drawn.stdout)
     assert list(said["methods"]) == ["integrated-gradients", "grad-cam"] and said["runner_up"]["class"] != said["class"]
     assert Image.open(tmp_path / said["image"]).size == (3 * 320, 320) and (tmp_path / "heat/index.html").exists()

@@ -5,12 +5,33 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.columns import read_columns
+from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
+from bigmodel_cli.core.registry import data
+
+if TYPE_CHECKING:
+    from bigmodel_cli.core.recipe import Recipe
 
 STANDARD_INPUT = Path("-")
+T = TypeVar("T")
+
+
+def reading(columns: str | None, encoding: str | None, recipe: Recipe | None = None) -> Reading:
+    """How files are read: as ``--columns`` and ``--encoding`` say, else as the training data of `recipe` was."""
+    given = None if columns is None else read_columns(columns)
+    if recipe is None:
+        return Reading(given, encoding or AUTO)
+    trained, source = recipe.data.options, data.found.get(recipe.data.name)
+    whole = source is not None and bool(source.meta.get("whole_files"))
+    encoding = encoding or trained.get("encoding") or AUTO
+    return Reading(trained.get("columns") if given is None else given, encoding, whole, of_training=given is None)
 
 
 def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path], list[str]]:
@@ -19,7 +40,7 @@ def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path]
     Raises:
         InputError: the input is not UTF-8, or nothing is piped into it.
     """
-    from bigmodel_cli.core.errors import InputError
+    from bigmodel_cli.core.readers.fasttext import without_labels
     from bigmodel_cli.core.readers.text_files import decode
 
     if STANDARD_INPUT not in files:
@@ -28,16 +49,19 @@ def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path]
         raise InputError("-: nothing comes from standard input", "expected a pipe", 'or a text by --text "..."')
     text = decode(sys.stdin.buffer.read(), "utf-8", Path("standard input"))
     lines = text.removesuffix("\n").split("\n") if text else []
-    return [file for file in files if file != STANDARD_INPUT], [*texts, *lines]
+    return [file for file in files if file != STANDARD_INPUT], [*texts, *without_labels(lines)]
 
 
-def expand_inputs(paths: list[Path], kind: str, how: Reading = AS_FOUND) -> list[Path]:
+def expand_inputs(
+    paths: list[Path], kind: str, how: Reading = AS_FOUND, missing: list[InputError] | None = None
+) -> list[Path]:
     """`paths`, with each folder replaced by the files in it, sorted, and a table of images by the images in it.
 
     `kind` is that of the model's inputs, "image" or "text". Files in a folder that are neither are counted in a note.
+    What a table of images names and is not there is added to `missing`.
 
     Raises:
-        InputError: a table of images cannot be read, or names an image that is not there.
+        InputError: a table of images cannot be read; or without `missing`, an image that it names is not there.
     """
     from bigmodel_cli.core.image.image_names import is_hidden
     from bigmodel_cli.core.image.images import describe_unused
@@ -47,7 +71,7 @@ def expand_inputs(paths: list[Path], kind: str, how: Reading = AS_FOUND) -> list
     unused: Counter[str] = Counter()
     for path in paths:
         if kind == "image" and table_suffix(path) and path.is_file():
-            files += _named_images(path, how)
+            files += _named_images(path, how, missing)
         elif path.is_dir():
             inside = [f for f in path.rglob("*") if f.is_file() and not any(map(is_hidden, f.relative_to(path).parts))]
             wanted = [f for f in inside if _fits(f, kind)]
@@ -62,9 +86,20 @@ def expand_inputs(paths: list[Path], kind: str, how: Reading = AS_FOUND) -> list
     return files
 
 
+def readable(
+    files: Iterable[Path], read: Callable[[Path], Iterator[tuple[str, T]]], errors: list[InputError]
+) -> Iterator[tuple[str, T]]:
+    """The samples that `read` finds in each of `files`; why one cannot be read is added to `errors`."""
+    for file in files:
+        try:
+            yield from read(file)
+        except InputError as error:
+            errors.append(error)
+
+
 def _say_guesses(files: list[Path], how: Reading) -> None:
-    """Say what is guessed of the files, the first of each kind of guess with its number of files."""
-    from bigmodel_cli.core.errors import InputError
+    """Say how the files are read where that is not evident, the first three notes with the number of the others."""
+    from bigmodel_cli.core.readers.tables import table_suffix
     from bigmodel_cli.core.readers.text_samples import guesses
 
     role = "source" if "source" in (how.columns or {}) else "text"
@@ -76,6 +111,8 @@ def _say_guesses(files: list[Path], how: Reading) -> None:
         console.note(note)
     if len(said) > 3:
         console.note(f"and {len(said) - 3:,} more notes like these")
+    if how.whole and not all(map(table_suffix, files)):
+        console.note("each file is one text, as in training; a text for each line: bigmodel predict CKPT - < FILE")
 
 
 def _fits(file: Path, kind: str) -> bool:
@@ -87,12 +124,24 @@ def _fits(file: Path, kind: str) -> bool:
     return suffix in image_suffixes() if kind == "image" else suffix in PLAIN_TEXT or bool(table_suffix(file))
 
 
-def _named_images(path: Path, how: Reading) -> list[Path]:
+def _named_images(path: Path, how: Reading, missing: list[InputError] | None) -> list[Path]:
     from bigmodel_cli.core.image.image_names import ImageNames
-    from bigmodel_cli.core.readers.tables import as_text, open_table
+    from bigmodel_cli.core.readers.tables import as_text
+    from bigmodel_cli.core.readers.text_samples import open_for
 
-    table, names = open_table(path, ("image",), how.of("image"), how.encoding), ImageNames(path.parent)
-    return [
-        Path(names.find(as_text(name, table.located(line), "image").strip(), table.located(line)))
-        for line, (name,) in table.rows("image")
-    ]
+    notes: list[str] = []
+    table, names = open_for(path, ("image",), how, notes), ImageNames(path.parent)
+    for note in notes:
+        console.note(note)
+    found: list[Path] = []
+    for line, (name,) in table.rows("image"):
+        where = table.located(line)
+        try:
+            found.append(Path(names.find(as_text(name, where, "image").strip(), where)))
+        except InputError as error:
+            if missing is None:
+                raise
+            missing.append(error)
+    if not found and not missing:
+        raise InputError(f"{path}: no rows", "expected an image in each")
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +10,11 @@ import typer
 
 from bigmodel_cli.commands.arguments.component_names import complete, listed
 from bigmodel_cli.commands.arguments.launch import Launch
-from bigmodel_cli.commands.arguments.recipe_layers import named_layers, resolve_data_path, task_in
+from bigmodel_cli.commands.arguments.recipe_layers import Known, named_layers, resolve_data_path, task_in
 from bigmodel_cli.commands.arguments.signatures import Flag, flags_of
 from bigmodel_cli.core.readers.columns import read_columns
-from bigmodel_cli.core.readers.text_files import AUTO
-from bigmodel_cli.core.readers.text_samples import Reading
 
 if TYPE_CHECKING:
-    from bigmodel_cli.core.recipe import Recipe
     from bigmodel_cli.core.resolve import Layer
 
 
@@ -57,13 +54,6 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="Open an export whose format can hold code, such as pt2: it runs with your rights."),
 ]
-
-
-def reading(columns: str | None, encoding: str | None, recipe: Recipe | None = None) -> Reading:
-    """How files are read: as ``--columns`` and ``--encoding`` say, else as the training data of `recipe` was."""
-    trained = recipe.data.options if recipe is not None else {}
-    given = read_columns(columns) if columns is not None else trained.get("columns")
-    return Reading(given, encoding or trained.get("encoding") or AUTO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +259,8 @@ class RunOptions:
         Flag("parallel.timeout", default="600"),
     ] = None
 
-    def flag_layers(self, task: str | None = None) -> list[Layer]:
-        """One recipe layer for each flag that was given, then one for ``--set``; `task` is for want of ``--task``."""
+    def flag_layers(self, known: Known = Known()) -> list[Layer]:
+        """One recipe layer for each flag that was given, then one for ``--set``; `known` is for want of a flag."""
         from bigmodel_cli.core.resolve import Layer, set_layer
 
         layers = []
@@ -280,16 +270,18 @@ class RunOptions:
             if flag.sets is None or value is None:
                 continue
             section, key = flag.path
-            values = resolve_data_path(value, self.columns, self.task or task) if name == "data" else None
+            values = None
+            if name == "data":
+                values = resolve_data_path(value, self.columns, replace(known, task=self.task or known.task))
             value = read_columns(value) if name == "columns" else value
             plain = str(value) if isinstance(value, Path) else value
             layers.append(Layer("--" + name.replace("_", "-"), {section: values or {key: plain}}))
         return [*layers, set_layer(self.assignments or [])]
 
-    def recipe_layers(self, task: str | None = None) -> list[Layer]:
+    def recipe_layers(self, known: Known = Known()) -> list[Layer]:
         """The recipe file, the model's name, and every flag; see :meth:`flag_layers`."""
         named = named_layers(self.model, self.recipe)
-        return [*named, *self.flag_layers(task_in(named) or task)]
+        return [*named, *self.flag_layers(replace(known, task=task_in(named) or known.task))]
 
     def launch(self) -> Launch:
         """The processes to start."""

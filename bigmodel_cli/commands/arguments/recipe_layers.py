@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.arguments.recipe_files import find_recipe
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.columns import read_columns
 from bigmodel_cli.core.specs import ImageSpec
@@ -33,11 +36,29 @@ def named_layers(model: str | None, recipe: Path | None) -> list[Layer]:
     return layers
 
 
-def resolve_data_path(value: str, columns: str | None = None, task: str | None = None) -> dict[str, Any] | None:
-    """The data section for ``--data PATH``, ``--columns`` and ``--task``; None where `value` names a data set.
+@dataclass(frozen=True)
+class Known:
+    """What is known of further data: what its labels are, and the columns of the table that a checkpoint learned from.
 
-    A path has a separator or a suffix in it, or exists and is no data set's name. The columns of a checkpoint's table
-    are not those of data that is no table.
+    `columns` is None without a checkpoint, and empty where its columns were found by their names.
+    """
+
+    task: str | None = None
+    columns: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Known:
+        """Of the data section of a checkpoint's recipe."""
+        return cls(data.get("task"), data.get("columns") or {})
+
+
+def resolve_data_path(
+    value: str, columns: str | Mapping[str, str] | None = None, known: Known = Known()
+) -> dict[str, Any] | None:
+    """The data section for ``--data PATH`` and ``--columns``; None where `value` names a data set.
+
+    A path has a separator or a suffix in it, or exists and is no data set's name. A table that has the columns of a
+    checkpoint's table is read by them, and any other by the usual names.
 
     Raises:
         InputError: there is nothing at the path.
@@ -54,14 +75,24 @@ def resolve_data_path(value: str, columns: str | None = None, task: str | None =
     if not elsewhere and not given.path.exists():
         raise InputError(f"--data {value}: no such file or folder", "expected your own data, or the name of a data set",
                          "bigmodel data lists the names")  # fmt: skip
-    source = source_for(value, read_columns(columns) if columns else None, task)
+    named = read_columns(columns) if isinstance(columns, str) else columns
+    trained = known.columns if named is None else None
+    fits = bool(trained) and UserPath(value, trained or {}).has_columns(tuple(trained or {}))
+    source = source_for(value, trained if fits else named, known.task)
     if source is None:
         return None
-    fields = data.get(source).schema.model_fields if given.table is None else {}
-    without: dict[str, Any] = {name: None for name in ("columns", "group_by") if name in fields}
+    options: dict[str, Any] = {}
+    if given.table is None:
+        options = {"columns": None, "group_by": None}
+    elif trained is not None:
+        options = {"columns": dict(trained) if fits else None}
+        if trained and not fits:
+            console.note(f"{value}: without the columns of the training data; read by the usual names")
+    fields = data.get(source).schema.model_fields
+    options = {name: option for name, option in options.items() if name in fields}
     # Absolute, so that the checkpoint finds its data again from any folder.
     stays = elsewhere and not given.is_pattern
-    return {"name": source, "path": value if stays else str(given.path.absolute()), **without}
+    return {"name": source, "path": value if stays else str(given.path.absolute()), **options}
 
 
 def task_in(layers: list[Layer]) -> str | None:

@@ -183,6 +183,14 @@ def help_page(text: str) -> None:
         err.print(Text(text), soft_wrap=True)
 
 
+def report(errors: Sequence[BigmodelError]) -> None:
+    """Print all `errors` but the last, which is raised; nothing without any."""
+    for problem in errors[:-1]:
+        error(problem)
+    if errors:
+        raise errors[-1]
+
+
 def error(problem: BigmodelError) -> None:
     """Print the error on stderr, then its hint; where nobody reads stderr, only the exit code is left to tell it."""
     if not RankOutput.is_main and not RankOutput.claims_error(problem.line):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
 
@@ -21,17 +22,23 @@ def check_name(path: Path) -> None:
         raise InputError(f"--out {path}", "expected a name that ends in " + " or ".join(SUFFIXES))
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows`, which have the same keys, as a table or as JSON lines.
+def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]], failed: int, json: bool) -> None:
+    """Write `rows`, which have the same keys, as a table or as JSON lines, and say so; `failed` samples have none.
 
     Raises:
         MachineError: the file cannot be written.
     """
+    _write(path, rows)
+    said = {"event": "predictions", "file": str(path), "rows": len(rows), "failed": failed}
+    console.print_json(said) if json else console.say(f"{len(rows):,} predictions: {path}")
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
     if path.suffix.lower() == ".csv":
         writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     else:
-        text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text.writelines(dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic_files.write_text(path, text.getvalue())

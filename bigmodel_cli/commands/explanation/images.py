@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigmodel_cli.commands.arguments.input_files import readable
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 
@@ -36,29 +37,30 @@ class ImageOptions:
     json: bool
 
 
-def explain_images(trained: TrainedModel, files: list[Path], options: ImageOptions) -> None:
-    """Explain the answer for each image in `files`."""
-    from bigmodel_cli.commands.arguments.input_files import expand_inputs
+def explain_images(trained: TrainedModel, files: list[Path], options: ImageOptions, errors: list[InputError]) -> None:
+    """Explain the answer for each image in `files`; why one cannot be read is added to `errors`."""
     from bigmodel_cli.core.tasks import Predicts
     from bigmodel_cli.insight.explain.image_page import write_page
 
     task = trained.task
     if not isinstance(task, Predicts):
         raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier of images")
-    if not files:
+    if not files and not errors:
         raise InputError("nothing to explain", "expected FILE", "bigmodel explain --help")
     explainer = Explainer(trained, options)
     out = options.out or DEFAULT_OUT
     is_page = out.suffix.lower() in (".html", ".htm")
     found: list[ExplainedImage] = []
     rows: list[tuple[str, ...]] = []
-    for name, raw in (sample for file in expand_inputs(files, task.spec.kind) for sample in task.read_file(file)):
+    for name, raw in readable(files, task.read_file, errors):
         image = explainer.explain(name, raw)
         path = None if is_page else _write_picture(out / f"{len(found):04}-{Path(name).stem}.png", image)
         found.append(image)
         rows += [(name, image.answer, m.method, *_checked(m)) for m in image.maps]
         if options.json:
             console.print_json({**image.values, "image": None if path is None else str(path)})
+    if not found:
+        return
     where = out if is_page else out / "index.html"
     write_page(where, f"Answers of {trained.path.parent.name or trained.path.name}, explained", found)
     if not options.json:

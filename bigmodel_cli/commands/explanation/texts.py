@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from bigmodel_cli.commands.arguments.input_files import readable
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError, nearest, printable
 from bigmodel_cli.core.files import atomic_files
@@ -34,41 +35,56 @@ class TextOptions:
 
 
 def explain_texts(
-    trained: TrainedModel, options: TextOptions, target: str | None, out: Path | None, json: bool
+    trained: TrainedModel,
+    options: TextOptions,
+    target: str | None,
+    out: Path | None,
+    json: bool,
+    errors: list[InputError],
 ) -> None:
-    """Explain the answer for each text."""
+    """Explain the answer for each text; why a file cannot be read is added to `errors`."""
+    from bigmodel_cli.engine.inference.predict import cut_note
+
     others = sorted(set(options.methods) - {METHOD})
     if others:
         raise InputError(f"--method {', '.join(others)} is for images", hint=f"use --method {METHOD} for texts")
-    samples = _read_texts(trained, options.files, options.texts, options.how)
+    cut: list[bool] = []
+    samples = _read_texts(trained, options, errors, cut)
     found = [_explain_text(trained, *sample, target, options.steps) for sample in samples]
+    if not found:
+        return
     _show_texts(trained, found, out, json)
+    if any(cut):
+        console.note(cut_note(sum(cut), len(found), trained.task))
 
 
 def _read_texts(
-    trained: TrainedModel, files: list[Path], texts: list[str], how: Reading
+    trained: TrainedModel, options: TextOptions, errors: list[InputError], cut: list[bool]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and tokens (T,) of each text."""
+    """Name and tokens (T,) of each text; whether it is longer than these is added to `cut`."""
     import torch
 
     from bigmodel_cli.core.answering import Answers
     from bigmodel_cli.core.readers.text_samples import read_texts
-    from bigmodel_cli.core.tasks import Generates
-    from bigmodel_cli.core.tokenizers.tokens import encode_padded
+    from bigmodel_cli.core.tasks import CUT, EncodesTexts, Generates
 
     task = trained.task
-    if isinstance(task, (Answers, Generates)):
-        lines = [(name, text) for f in files for name, text in read_texts(f, "text", how) if text.strip()]
-        given = [*((f"text {i}", text) for i, text in enumerate(texts, 1)), *lines]
-        if not given:
-            raise InputError("nothing to explain", "expected --text or FILE", "bigmodel explain --help")
-        for name, text in given:
-            if isinstance(task, Generates):
-                yield name, torch.tensor(task.encode_prompt(text)[-task.spec.context :])
-            else:
-                yield name, encode_padded([text], task.spec, framed=True)[0]
-        return
-    raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier or a language model")
+    if not isinstance(task, Generates) and not (isinstance(task, Answers) and isinstance(task, EncodesTexts)):
+        raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier or a language model")
+    lines = list(readable(options.files, lambda file: read_texts(file, "text", options.how), errors))
+    given = [(f"text {i}", text) for i, text in enumerate(options.texts, 1)]
+    given += [(name, text) for name, text in lines if text.strip()]
+    if not given and not errors:
+        raise InputError("nothing to explain", "expected --text or FILE", "bigmodel explain --help")
+    for name, text in given:
+        if isinstance(task, Generates):
+            tokens = torch.tensor(task.encode_prompt(text))
+            cut.append(len(tokens) > task.spec.context)
+            yield name, tokens[-task.spec.context :]
+        else:
+            encoded = task.encode_texts([text])
+            cut.append(bool(encoded[CUT][0]))
+            yield name, encoded["tokens"][0]
 
 
 def _explain_text(trained: TrainedModel, name: str, tokens: Tensor, target: str | None, steps: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.inspection.next_step import say_next
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.readers.text_samples import Reading
@@ -37,7 +38,7 @@ def show_interactions(name: str, source: str, data_dir: Path | None, how: Readin
     console.show(console.table(f"interactions in {name}", ("", "value"), rows, right=True))
     for note in notes:
         console.note(note)
-    console.say(f"next: bigmodel train two-tower --data {name}")
+    say_next("train two-tower", name, how)
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.inspection.doubts import doubts
+from bigmodel_cli.commands.inspection.next_step import say_next
 
 if TYPE_CHECKING:
     from bigmodel_cli.core.readers.text_samples import Reading
@@ -22,7 +24,6 @@ def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.data.text.windows import Windows
-    from bigmodel_cli.engine.build.data import conflicting_labels_note, shared_samples_note
 
     entry = data.get(source)
     bundle = entry(data_root(None), path=str(path), **how.options())
@@ -39,10 +40,7 @@ def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
         lengths = first.lengths
         facts |= {"median tokens of a sample": int(lengths.median()), "longest": int(lengths.max())}
     classes = {c: sum(int((split.labels == i).sum()) for split in splits.values()) for i, c in enumerate(spec.classes)}
-    shared = [shared_samples_note(bundle, splits["train"], split, name) for name, split in splits.items()
-              if name != "train" and "train" in splits]  # fmt: skip
-    conflicts = [conflicting_labels_note(split, name, spec.classes) for name, split in splits.items()]
-    notes = [*bundle.notes, *filter(None, [*shared, *conflicts])]
+    notes = [*bundle.notes, *doubts(bundle, splits)]
     if json:
         console.print_json({"path": str(path), **facts, "classes": classes, "notes": notes})
         return
@@ -51,4 +49,4 @@ def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
     console.show(console.table(f"text in {path}", ("", "value"), rows, right=True))
     for note in notes:
         console.note(note)
-    console.say(f"next: bigmodel {entry.meta.get('next', 'train MODEL')} --data {path}")
+    say_next(entry.meta.get("next", "train MODEL"), str(path), how)

@@ -37,13 +37,13 @@ def show_recommendations(
     """Print the `top` items for each of `users`, without what they have seen; `other_inputs` are refused.
 
     Raises:
-        InputError: no user is named, the user is unknown, or the model recommends nothing.
+        InputError: no user is named, or the model recommends nothing; after the others, that a user is unknown.
     """
     if not users or other_inputs:
         what = "--user with files or texts" if users else f"{trained.path} recommends items to users"
         raise InputError(what, "expected --user ID alone", "bigmodel predict --help")
-    spec = interaction_spec(trained)
-    for found in recommend(trained, options.flag_layers(), users, top):
+    spec, errors = interaction_spec(trained), list[InputError]()
+    for found in recommend(trained, options.flag_layers(), users, top, errors):
         rows = [
             (str(place), spec.item_id(i), spec.title(i), f"{score:.4f}")
             for place, (i, score) in enumerate(zip(found.items, found.scores, strict=True), 1)
@@ -52,13 +52,15 @@ def show_recommendations(
             values = [{"item": i, "title": title, "score": float(score)} for _, i, title, score in rows]
             console.print_json({"user": spec.user_id(found.user), "seen": len(found.history), "top": values})
             continue
-        console.say(f"user {spec.user_id(found.user)}: {_left_out(len(found.history))}")
+        console.say(f"user {spec.user_id(found.user)}: {_left_out(len(found.history), trained.task.inputs)}")
         console.show(console.table(None, ("", "item", "title", "score"), rows, right=False))
+    console.report(errors)
 
 
-def _left_out(seen: int) -> str:
+def _left_out(seen: int, inputs: Sequence[str]) -> str:
     if not seen:
-        return "nothing seen in this data, so these are for anybody"
+        anybody = ", so these are for anybody" if "history" in inputs else ", so nothing is left out"
+        return f"nothing seen in this data{anybody}"
     return f"{seen:,} items seen are left out" if seen > 1 else "the one item seen is left out"
 
 
@@ -95,14 +97,24 @@ def history_source(trained: TrainedModel, layers: list[Layer]) -> HistorySource:
     return source
 
 
-def recommend(trained: TrainedModel, layers: list[Layer], users: Sequence[str], top: int) -> list[Recommended]:
-    """The `top` items for each of `users`, ranked over all that the user has not seen in the whole data set."""
+def recommend(
+    trained: TrainedModel, layers: list[Layer], users: Sequence[str], top: int, errors: list[InputError]
+) -> list[Recommended]:
+    """The `top` items for each of `users`, ranked over all that the user has not seen in the whole data set.
+
+    That a user is unknown is added to `errors`.
+    """
     import torch
 
-    spec = interaction_spec(trained)
-    chosen = [spec.user_index(name) for name in users]
+    spec, chosen, found = interaction_spec(trained), list[int](), list[Recommended]()
+    for name in users:
+        try:
+            chosen.append(spec.user_index(name))
+        except InputError as error:
+            errors.append(error)
+    if not chosen:
+        return found
     source = history_source(trained, layers)
-    found = []
     for user in chosen:
         history = source.known(torch.tensor([user]))
         scores = masked_scores(trained, user, history)
@@ -130,18 +142,21 @@ def explain_recommendations(
     """Print the items of each user's history that weighed most: how much an item's score falls without each.
 
     Raises:
-        InputError: the model's scores do not depend on the history.
+        InputError: the model's scores do not depend on the history; after the others, that a user is unknown or has
+            seen nothing.
     """
     from bigmodel_cli.core.resolve import Layer
 
     if not users or other_inputs:
         raise InputError(f"{trained.path} is explained by user", "expected --user ID alone")
-    spec = interaction_spec(trained)
+    spec, errors = interaction_spec(trained), list[InputError]()
     layers = [Layer("--data-dir", {"data": {"dir": str(data_dir)}})] if data_dir else []
-    for found in recommend(trained, layers, users, 1 if not json else top):
+    for found in recommend(trained, layers, users, 1 if not json else top, errors):
         if not found.items or not len(found.history):
             seen = "every item" if len(found.history) else "no item"
-            raise InputError(f"user {spec.user_id(found.user)} has seen {seen} of this data", "expected some of them")
+            what = f"user {spec.user_id(found.user)} has seen {seen} of this data"
+            errors.append(InputError(what, "expected some of them"))
+            continue
         for item, score in zip(found.items, found.scores, strict=True):
             weights = _weights(trained, found, item, score)
             if not weights.any():
@@ -158,6 +173,7 @@ def explain_recommendations(
             console.say(f"user {spec.user_id(found.user)}: {spec.title(item)}, score {score:.4f}")
             cells = [(i, title, f"{w:+.4f}") for i, title, w in rows]
             console.show(console.table("what the score loses without", ("item", "title", "weight"), cells, right=False))
+    console.report(errors)
 
 
 def _weights(trained: TrainedModel, found: Recommended, item: int, score: float) -> Tensor:

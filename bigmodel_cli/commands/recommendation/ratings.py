@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.arguments.unused_options import refuse_unused
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.prediction_file import check_name, write_predictions
 from bigmodel_cli.commands.recommendation.items import interaction_spec
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.text_samples import Reading
@@ -21,43 +22,49 @@ if TYPE_CHECKING:
 PAIRS_AT_ONCE = 65536
 
 
-def show_ratings(trained: TrainedModel, files: Sequence[Path], how: Reading, json: bool) -> None:
+def show_ratings(trained: TrainedModel, files: Sequence[Path], how: Reading, out: Path | None, json: bool) -> None:
     """Print the predicted rating of each pair in the tables `files`; a pair of an unknown user or item is an error.
 
-    The known pairs are still rated.
+    The known pairs are still rated. With `out` they are written there, and a line says so.
 
     Raises:
         InputError: the model rates no pairs, a table cannot be read, or a pair is not known.
+        MachineError: `out` cannot be written.
     """
-    refuse_unused(("top", "tta", "device", "precision", "out"), "ratings of pairs")
+    refuse_unused(("top", "tta", "device", "precision"), "ratings of pairs")
     spec = interaction_spec(trained)
     if "item" not in trained.task.inputs:
         raise InputError(f"{trained.path} ranks items for users", "expected --user ID", "bigmodel predict --help")
-    errors, rows = list[InputError](), list[tuple[str, ...]]()
+    if out is not None:
+        check_name(out)
+    errors, rows = list[InputError](), list[dict[str, Any]]()
     for file in files:
         pairs = _known_pairs(file, spec, how, errors)
         ratings = _ratings(trained, pairs).tolist()
         for (line, user, item), rating in zip(pairs, ratings, strict=True):
-            who, what = spec.user_id(user), spec.item_id(item)
-            if json:
-                console.print_json({"file": str(file), "line": line, "user": who, "item": what, "rating": rating})
-            else:
-                rows.append((who, what, spec.title(item), f"{rating:.3f}"))
-    if rows:
-        console.show(console.table(None, ("user", "item", "title", "rating"), rows))
-    for error in errors[:-1]:
-        console.error(error)
-    if errors:
-        raise errors[-1]
+            row = {"file": str(file), "line": line, "user": spec.user_id(user), "item": spec.item_id(item)}
+            if json and out is None:
+                console.print_json({**row, "rating": rating})
+            rows.append({**row, "title": spec.title(item), "rating": rating})
+    if out is not None:
+        write_predictions(out, rows, len(errors), json)
+    elif rows and not json:
+        names = ("user", "item", "title")
+        cells = [(*(row[name] for name in names), f"{row['rating']:.3f}") for row in rows]
+        console.show(console.table(None, (*names, "rating"), cells))
+    console.report(errors)
 
 
 def _known_pairs(
     file: Path, spec: InteractionSpec, how: Reading, errors: list[InputError]
 ) -> list[tuple[int, int, int]]:
     """The line, the user and the item of each pair that the model knows; an error for each that it does not."""
-    from bigmodel_cli.core.readers.tables import as_text, open_table
+    from bigmodel_cli.core.readers.tables import as_text
+    from bigmodel_cli.core.readers.text_samples import open_for
 
-    opened = open_table(file, ("user", "item"), how.columns, how.encoding)
+    opened = open_for(file, ("user", "item"), how, notes := list[str]())
+    for note in notes:
+        console.note(note)
     users = {name: i for i, name in enumerate(spec.user_ids)}
     items = {name: i for i, name in enumerate(spec.item_ids)}
     pairs = []

@@ -125,7 +125,8 @@ def choose_columns(
     guessed = list[str]()
     for role in [] if numbered else roles:
         if role not in places:
-            taken = {i for columns in places.values() for i in columns}
+            # Groups may be those of another role's column, as for the metrics of each label.
+            taken = {i for other, columns in places.items() if other != "group" for i in columns}
             free = [i for i in range(len(header)) if i not in taken]
             found = next((i for name in USUAL.get(role, (role,)) for i in free if plain[i] == name), None)
             if found is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
@@ -20,9 +20,18 @@ def is_fasttext(path: Path) -> bool:
     """Whether the first lines of the file at `path` begin with a label, as fastText writes them."""
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return False
-    head = next(read_blocks(path), b"").splitlines()[: LOOKED_AT + 1]
-    lines = [line for line in head[:LOOKED_AT] if line.strip()]
-    return bool(lines) and all(line.lstrip(b"\xef\xbb\xbf \t").startswith(PREFIX.encode()) for line in lines)
+    head = next(read_blocks(path), b"").splitlines()
+    return _has_labels([line.lstrip(b"\xef\xbb\xbf").decode("latin-1") for line in head[:LOOKED_AT]])
+
+
+def _has_labels(lines: Sequence[str]) -> bool:
+    written = [line for line in lines if line.strip()]
+    return bool(written) and all(line.lstrip(" \t").startswith(PREFIX) for line in written)
+
+
+def without_labels(lines: Sequence[str]) -> list[str]:
+    """Lines as a file of them is read: without their labels, if fastText's format has been recognised."""
+    return [split_labels(line)[1] for line in lines] if _has_labels(lines[:LOOKED_AT]) else list(lines)
 
 
 def split_labels(line: str) -> tuple[list[str], str]:

@@ -34,7 +34,9 @@ class LabelCells:
         label = unicodedata.normalize("NFC", AROUND.sub("", text))
         if not label:
             raise InputError(
-                f"{where()}: no {self.column}", "expected a label in every row", "remove the row, or label it"
+                f"{where()}: no {self.column}",
+                "expected a label in every row",
+                "remove the row, or label it; with --task multi_label_classification a sample may have none",
             )
         if label == text:
             self.seen[text] = label

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.fasttext import is_fasttext, split_labels
-from bigmodel_cli.core.readers.tables import as_text, open_table, table_suffix
-from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, read_blocks, read_lines
+from bigmodel_cli.core.readers.tables import Table, as_text, open_table, table_suffix
+from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, read_blocks, read_lines, read_text
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: the columns of tables by role, as in ``data.columns``, and the encoding of all of them."""
+    """How files are read: the columns of tables by role, as in ``data.columns``, and the encoding of all of them.
+
+    With `whole`, a file of text is one sample, as in class folders of texts; else each of its lines is one. The columns
+    `of_training` are those of the training data: another table, without them, is read by the usual names.
+    """
 
     columns: Mapping[str, str] | None = None
     encoding: str = AUTO
+    whole: bool = False
+    of_training: bool = False
 
-    def of(self, role: str) -> dict[str, str]:
-        """The column of `role`, if one is named."""
-        return {k: v for k, v in (self.columns or {}).items() if k == role}
+    def of(self, *roles: str) -> dict[str, str]:
+        """The columns of `roles`, those that are named."""
+        return {k: v for k, v in (self.columns or {}).items() if k in roles}
 
     def options(self) -> dict[str, object]:
         """The options of a data set that say so, those that are not as found."""
@@ -35,13 +42,16 @@ AS_FOUND = Reading()
 def read_texts(path: Path, role: str, how: Reading = AS_FOUND) -> Iterator[tuple[str, str]]:
     """The location and the text of each row of a table, in the column for `role`, or else of each line.
 
-    Labels in a file of fastText's format are left out.
+    Labels in a file of fastText's format are left out. A file that is read `whole` is one text.
 
     `how` is as for the training data; the table need not have the columns of other roles.
 
     Raises:
         InputError: the file cannot be read, or has no such column.
     """
+    if how.whole and not table_suffix(path):
+        yield str(path), read_text(path, how.encoding)
+        return
     if role == "text" and is_fasttext(path):
         for number, line in enumerate(read_lines(path, how.encoding), 1):
             yield f"{path}:{number}", split_labels(line)[1]
@@ -50,9 +60,35 @@ def read_texts(path: Path, role: str, how: Reading = AS_FOUND) -> Iterator[tuple
         for number, line in enumerate(read_lines(path, how.encoding), 1):
             yield f"{path}:{number}", line
         return
-    table = open_table(path, (role,), how.of(role), how.encoding)
+    table = open_for(path, (role,), how)
     for at, (text,) in table.rows(role):
         yield table.located(at), as_text(text, table.located(at), role)
+
+
+def open_for(path: Path, roles: Sequence[str], how: Reading, notes: list[str] | None = None) -> Table:
+    """The table at `path` with the columns of `roles` alone; what a person should know is added to `notes`.
+
+    Raises:
+        InputError: it is no table, or has no column for a role; or columns are named, and none for a role.
+    """
+    given, found = how.of(*roles), list[str]()
+    if how.columns and not given and not how.of_training:
+        raise InputError(f"--columns {next(iter(how.columns))}=...", f"expected {' and '.join(roles)} here")
+    try:
+        table = open_table(path, roles, given, how.encoding, found)
+    except InputError as error:
+        if not (given and how.of_training):
+            raise
+        found.clear()
+        try:
+            table = open_table(path, roles, None, how.encoding, found)
+        except InputError:
+            raise error from None  # what it lacks of the training data says more
+        names = ", ".join(f"{role}={table.chosen.named(role)}" for role in roles)
+        found.append(f"{path.name}: without the columns of the training data; read by the usual names: {names}")
+    if notes is not None:
+        notes += [note for note in found if "columns not used" not in note]  # a label is none that predict uses
+    return table
 
 
 def guesses(path: Path, role: str, how: Reading = AS_FOUND) -> list[str]:
@@ -64,5 +100,5 @@ def guesses(path: Path, role: str, how: Reading = AS_FOUND) -> list[str]:
     if not table_suffix(path):
         return list(filter(None, [find_encoding(path, read_blocks(path))[1]])) if how.encoding == AUTO else []
     notes: list[str] = []
-    open_table(path, (role,), how.of(role), how.encoding, notes)
-    return [note for note in notes if "columns not used" not in note]  # a label is none that predict uses
+    open_for(path, (role,), how, notes)
+    return notes

@@ -170,7 +170,8 @@ def _number(where: str, column: str, given: Any) -> float:
     except (TypeError, ValueError):
         value = float("nan")
     if not abs(value) < 1e15:
-        raise InputError(f"{where}: {column} is {str(given)[:40]!r}", "expected a number")
+        expected = "expected a number of seconds, or a date as 2024-01-31" if column == "time" else "expected a number"
+        raise InputError(f"{where}: {column} is {str(given)[:40]!r}", expected)
     return value
 
 

@@ -81,7 +81,7 @@ def _is_text(file: str) -> bool:
         return b"\0" not in opened.read(512)
 
 
-@data.register(task="text_classification", reads=_is_class_folders, next="train text-cnn")
+@data.register(task="text_classification", reads=_is_class_folders, next="train text-cnn", whole_files=True)
 def text_folders(
     root: Path,
     like: TextSpec | None = None,

@@ -15,7 +15,7 @@ from torch import nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
-from bigmodel_cli.core.tasks import CUT, EncodesTexts, Predictions, Predicts
+from bigmodel_cli.core.tasks import CUT, EMPTY, EncodesTexts, Generates, Predictions, Predicts
 from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.data.thread_map import decoder_pool
 from bigmodel_cli.engine.device.placement import Placement
@@ -45,7 +45,7 @@ def predict_files(
     """
     size = min(MAX_BATCH, max_batch_size(task, placement))
     ready: dict[int, tuple[str, Predictions | InputError]] = {}  # waiting for the samples before them
-    next_index = cut = 0
+    next_index = cut = empty = 0
     for indices, names, batch in _batches(
         itertools.chain(_encoded(task, texts), _samples(task, files, how, ahead=2 * size)), size
     ):
@@ -53,6 +53,7 @@ def predict_files(
             ready[indices[0]] = names[0], batch
         else:
             cut += int(batch[CUT].sum()) if CUT in batch else 0
+            empty += int(batch[EMPTY].sum()) if EMPTY in batch else 0
             with torch.inference_mode(), placement.autocast():
                 inputs = placement.inputs(task.prepare(placement.batch(batch)))
                 ready.update(zip(indices, zip(names, task.predict(model, inputs, top), strict=True), strict=True))
@@ -60,9 +61,15 @@ def predict_files(
             yield ready.pop(next_index)
             next_index += 1
     if cut and notes is not None:
-        notes.append(
-            f"{cut:,} of {next_index:,} texts are longer than the model's {task.spec.context} tokens, and cut there"
-        )
+        notes.append(cut_note(cut, next_index, task))
+    if empty and notes is not None:
+        notes.append(f"{empty:,} of {next_index:,} texts are empty: an answer for one says nothing")
+
+
+def cut_note(cut: int, total: int, task: Task) -> str:
+    """A line that `cut` of `total` texts are longer than the context of the model: the end of a prompt is kept."""
+    longer = f"{cut:,} of {total:,} texts are longer than the model's {task.spec.context} tokens"
+    return f"{longer}; only their ends are used" if isinstance(task, Generates) else f"{longer}, and cut there"
 
 
 def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Sample]:
