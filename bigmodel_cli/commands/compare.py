@@ -18,6 +18,7 @@ from bigmodel_cli.core.registry import commands
 
 if TYPE_CHECKING:
     from bigmodel_cli.commands.evaluation.measuring import SplitOfData
+    from bigmodel_cli.core.types import Source
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more runs, checkpoints or exports.")]
 Split = Annotated[str | None, typer.Option("--split", metavar="NAME", help="Split to compare on.  [default: val]")]
@@ -32,6 +33,8 @@ Metric = Annotated[
 ]
 Page = Annotated[Path, typer.Option("--page", metavar="FILE", help="HTML page to write.")]
 PATHS = ("data.dir", "data.path")
+READ_FROM = ("name", "path", "target", "columns", "encoding", "separator", "group_by", "users", "items")
+"""What says where data is and how its tables are read; the size of images, say, is each model's own."""
 
 
 @commands.register(order=65, died=runtime_died, supervised_when=runs_export)
@@ -104,7 +107,7 @@ def _compare(runs: list[Path], options: RunOptions, split: str | None, metric: s
 def _open(runs: list[Path], options: RunOptions, split: str | None, trust: bool) -> list[SplitOfData]:
     """Each model with the same split of the same data: that of ``--data``, else of the first run."""
     from bigmodel_cli.commands.arguments.open_model import open_trained
-    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe
+    from bigmodel_cli.commands.arguments.recipe_layers import Known, checkpoint_recipe
     from bigmodel_cli.commands.evaluation.measuring import open_split
     from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.engine.build.data import is_same_data
@@ -112,7 +115,8 @@ def _open(runs: list[Path], options: RunOptions, split: str | None, trust: bool)
     opened: list[SplitOfData] = []
     for run in runs:
         trained = open_trained(run, trust)
-        layers = options.flag_layers(trained.recipe.data.task)
+        known = Known.of((opened[0] if opened else trained).recipe.to_dict()["data"])
+        layers = options.flag_layers(known)
         if opened:
             first = opened[0]
             if trained.task.report != first.task.report:
@@ -121,15 +125,29 @@ def _open(runs: list[Path], options: RunOptions, split: str | None, trust: bool)
             shared = ("val_fraction", "split_seed", "carve", "dir")
             values: dict[str, Any] = {key: first.recipe.to_dict()["data"][key] for key in shared}
             if not is_same_data(trained.meta.get("data") or {}, first.recipe.data) and not options.data:
-                values |= {k: v for k, v in first.recipe.to_dict()["data"].items() if k in ("name", "path")}
+                values |= {k: v for k, v in first.recipe.to_dict()["data"].items() if k in READ_FROM}
             layers = [Layer("the first run", {"data": values}), *layers]
         measured = open_split(
             trained, checkpoint_recipe(trained, layers), split or (opened[0].name if opened else None)
         )
         if opened and measured.bundle.fingerprint != opened[0].bundle.fingerprint:
             raise InputError(f"{run}: its data is not that of {runs[0]}", "expected the same data", "--data DATA")
+        if opened and not _same_samples(measured.source, opened[0].source):
+            what = f"{run}: its {measured.name} split has other samples than that of {runs[0]}"
+            raise InputError(what, "expected the same samples", "--split val")
         opened.append(measured)
     return opened
+
+
+def _same_samples(one: Source, other: Source) -> bool:
+    """Whether two splits of the same data hold the same samples; folds of one size do not."""
+    import torch
+
+    from bigmodel_cli.data.subset import Subset
+
+    if isinstance(one, Subset) and isinstance(other, Subset):
+        return torch.equal(one.indices, other.indices)
+    return isinstance(one, Subset) == isinstance(other, Subset)
 
 
 def _of_shared_classes(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,6 +157,8 @@ def _of_shared_classes(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = outputs[0]["label"] >= 0
     for out in outputs[1:]:
         known = known & (out["label"] >= 0)
+    if not known.any():
+        raise InputError("no sample is of a class that all models know", "expected models with classes in common")
     return [{key: value[known] for key, value in out.items()} for out in outputs]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import reports
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.insight.class_match import match_classes
@@ -47,6 +48,9 @@ def classification(task: Any, data: Any, source: Source, outputs: Outputs, wrong
     found = classification_report(
         out["logits"], out["label"], out["loss"], task.spec.classes, names=names, scores=not gives_probabilities(task)
     )
+    if not found.samples:
+        what = f"all {found.unseen:,} samples are of classes unknown to the model: {shorten(match.unseen)}"
+        raise InputError(what, f"it knows {shorten(task.spec.classes)}", "bigmodel finetune")
     mistakes = [
         {"name": source.name(i), "true": t, "predicted": p, "confidence": c} for i, t, p, c in found.wrong[:wrong]
     ]

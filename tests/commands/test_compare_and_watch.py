@@ -45,6 +45,18 @@ def test_runs_are_compared_and_watched(run_cli: Any, tmp_path: Path) -> None:
     assert run_cli("watch", "nowhere").returncode == 2
 
 
+def test_runs_of_tables_with_other_columns_are_compared(run_cli: Any, tmp_path: Path) -> None:
+    """Each model answers the first run's table, which is read by the columns of the first run."""
+    rows = [f"{'good fine' if i % 2 else 'bad dull'} film {i % 7},{'yes' if i % 2 else 'no'}" for i in range(40)]
+    small = ("--epochs", 1, "--set", "model.width=8", "--set", "model.filters=4", "--json")
+    for name, text, label in (("a", "review", "verdict"), ("b", "body", "kind")):
+        (tmp_path / f"{name}.csv").write_text(f"{text},{label}\n" + "\n".join(rows) + "\n")
+        columns = ("--columns", f"text={text},label={label}")
+        lines(run_cli("train", "text-cnn", "--data", f"{name}.csv", *columns, *small, "--out", name))
+    (found,) = lines(run_cli("compare", "a", "b", "--json"))
+    assert found["samples"] > 0 and len(found["headline"]) == 2
+
+
 def test_a_run_that_is_gone_is_not_waited_for(run_cli: Any, tmp_path: Path) -> None:
     """A status that says running without a process that holds the folder: it was killed."""
     folder = tmp_path / "killed"

@@ -102,6 +102,8 @@ def test_the_ensemble_of_folds_is_a_checkpoint_like_any_other(run_cli: Any, fold
     ours = [r["label"] == r["prediction"] for r in rows if r["fold"] == "1"]
     assert held_out["samples"] == len(ours) and held_out["headline"]["accuracy"]["value"] == numpy.mean(ours)
     assert run_cli("eval", "runs", "--split", "fold").returncode == 2
+    parts = run_cli("compare", "runs/fold-1", "runs/fold-2", "--split", "fold")
+    assert parts.returncode == 2 and "its fold split has other samples than that of runs/fold-1" in parts.stderr
     measured = ok(run_cli("eval", "runs", "--split", "test", "--calibrate", "--json"))
     proof = ok(run_cli("export", "runs", "--format", "onnx", "--json", "--seconds", 0))
     assert proof["passed"], proof

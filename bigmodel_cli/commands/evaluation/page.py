@@ -24,17 +24,23 @@ def place_of(measured: SplitOfData, given: Path | None, published: bool) -> Path
     It is ``eval-SPLIT.html`` in a run folder, ``NAME-eval-SPLIT.html`` beside a file or an export, and in the working
     directory for published weights; with the name of the data if that is not what the model was trained on.
     """
+    from bigmodel_cli.engine.build.data import is_same_data
+
     if given is not None:
         return given
-    data, own = measured.recipe.data, measured.trained.meta["recipe"]["data"]["name"]
-    other = "" if data.name == own else "-" + "".join(c if c.isalnum() else "-" for c in data.name)
+    data, path = measured.recipe.data, measured.trained.path
+    other = "" if is_same_data(measured.trained.recipe.to_dict()["data"], data) else "-" + _plain(data.shown)
     name = f"eval-{measured.name}{other}.html"
-    path = measured.trained.path
     if published:
-        return Path("".join(c if c.isalnum() or c in "-_." else "-" for c in str(path.name)) + f"-{name}")
+        return Path(f"{_plain(path.name)}-{name}")
     if (path.parent / "metrics.jsonl").exists():
         return path.parent / (name if path.name == "best.pt" else f"{path.stem}-{name}")
     return path.parent / f"{path.name if path.is_dir() else path.stem}-{name}"
+
+
+def _plain(name: str) -> str:
+    """`name` as a part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 @dataclass(frozen=True)

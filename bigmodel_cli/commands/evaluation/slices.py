@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.evaluation.trust import MOST_SLICES, Evaluation, Extra
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
 
     from bigmodel_cli.commands.evaluation.measuring import SplitOfData
 
+NONE = -1
+"""Stands for the value of samples without one; hashes are not negative."""
 FEW = 30
 """Samples of a slice below which its figures say little."""
 
@@ -40,14 +41,14 @@ def slices(found: Evaluation, column: str) -> Extra:
     for value, count in zip(*(x.tolist() for x in of_sample.unique(return_counts=True)), strict=True):
         chosen = of_sample == value
         figures = measure(wanted, {k: v[chosen] for k, v in outputs.items()})
-        rows.append({"value": names.get(value, "?"), "samples": count, **{k: f.to_dict() for k, f in figures.items()}})
-    first = next((name for name in wanted if name in rows[0]), None)
-    if first is not None:
+        rows.append({"value": names.get(value), "samples": count, **{k: f.to_dict() for k, f in figures.items()}})
+    if wanted:
+        first = wanted[0]
         sign = 1 if metrics.get(first).meta.get("better") == "max" else -1
-        rows.sort(key=lambda r: sign * r[first]["value"] if first in r else 0.0)
+        rows.sort(key=lambda r: (first not in r, sign * r[first]["value"] if first in r else 0.0))
     cells = [
         (
-            r["value"],
+            r["value"] or "(none)",
             f"{r['samples']:,}",
             *(format_interval(n, r[n]) if n in r else format_metric(n, None) for n in wanted),
         )
@@ -63,7 +64,9 @@ def slices(found: Evaluation, column: str) -> Extra:
 
 
 def _groups(measured: SplitOfData, column: str) -> tuple[Tensor, dict[int, str]]:
-    """The hash of each sample's value (N,), and the values by hash."""
+    """The hash of each sample's value (N,), and the values by hash; NONE where a sample has none."""
+    import torch
+
     from bigmodel_cli.core.readers.text_files import AUTO
     from bigmodel_cli.core.sources import GroupedSource
     from bigmodel_cli.data.subset import Subset
@@ -73,8 +76,8 @@ def _groups(measured: SplitOfData, column: str) -> tuple[Tensor, dict[int, str]]
     section = measured.recipe.data
     path = section.options.get("path")
     if path is None or "group_by" not in section.options:
-        raise InputError(f"--by {column}: data {section.name}", "expected your own table: --data TABLE")
-    names = group_names(Path(path), column, section.options.get("columns"), section.options.get("encoding", AUTO))
+        raise InputError(f"--by {column}: data {section.name}", "expected your own table of texts or images")
+    names = group_names(path, column, section.options.get("encoding", AUTO))
     by_column = section.model_copy(update={"group_by": column})
     bundle = load_data(by_column, measured.trained.task.spec, measured.recipe.task)
     chosen = measured.source if isinstance(measured.source, Subset) else None
@@ -83,4 +86,5 @@ def _groups(measured: SplitOfData, column: str) -> tuple[Tensor, dict[int, str]]
     grouped = bundle.load[split]()
     if not isinstance(grouped, GroupedSource) or len(grouped) != len(source):
         raise InputError(f"--by {column}: the rows of {split} have no such column", "expected your own table")
-    return (grouped.groups if places is None else grouped.groups[places]), names
+    groups = grouped.groups if places is None else grouped.groups[places]
+    return torch.where(torch.isin(groups, torch.tensor(list(names))), groups, NONE), names

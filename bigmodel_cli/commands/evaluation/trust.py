@@ -78,7 +78,10 @@ def require_classes(task: Any, flag: str) -> None:
 
 
 def conformal(found: Evaluation, level: float) -> Extra:
-    """Sets of classes that hold the true one in `level` of the samples, calibrated on val."""
+    """Sets of classes that hold the true one in `level` of the samples, calibrated on val.
+
+    Where val itself is measured, or the data has none, half of the samples calibrates.
+    """
     import torch
 
     from bigmodel_cli.insight.trust.conformal import conformal_sets
@@ -88,7 +91,7 @@ def conformal(found: Evaluation, level: float) -> Extra:
     if not 0 < level < 1:
         raise InputError(f"--conformal {level:g}", "expected the share of samples to cover, such as 0.9")
     logits, labels = found.known(found.outputs)
-    if measured.name in ("val", "all"):
+    if measured.name in ("val", "all") or not {"train", "val"} & measured.bundle.load.keys():
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         half, rest = order.tensor_split(2)
         calibration, held = (logits[half], labels[half]), (logits[rest], labels[rest])
@@ -152,7 +155,7 @@ def foreign(found: Evaluation, name: str, data_dir: Path | None) -> Extra:
     """Whether confidence tells the measured samples from those of the data called `name`."""
     import torch
 
-    from bigmodel_cli.commands.arguments.recipe_layers import checkpoint_recipe, resolve_data_path
+    from bigmodel_cli.commands.arguments.recipe_layers import Known, checkpoint_recipe, resolve_data_path
     from bigmodel_cli.commands.display.progress import WaitBars
     from bigmodel_cli.core.resolve import Layer
     from bigmodel_cli.data.subset import Subset
@@ -165,7 +168,8 @@ def foreign(found: Evaluation, name: str, data_dir: Path | None) -> Extra:
     measured = found.measured
     require_classes(measured.task, "--ood")
     folder = {} if data_dir is None else {"dir": str(data_dir)}
-    layer = Layer("--ood", {"data": {**(resolve_data_path(name) or {"name": name}), **folder}})
+    known = Known.of(measured.trained.recipe.to_dict()["data"])
+    layer = Layer("--ood", {"data": {**(resolve_data_path(name, None, known) or {"name": name}), **folder}})
     recipe = checkpoint_recipe(measured.trained, [layer])
     with WaitBars():
         bundle = load_data(recipe.data, measured.trained.task.spec, recipe.task)
