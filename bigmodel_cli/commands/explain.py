@@ -83,9 +83,8 @@ def explain(
 ) -> None:
     """Explain a prediction: weigh each word of a text or item of a history, or draw a heat map over an image.
 
-    An image is explained by several methods on one page, each with checks of whether it can be believed.
-    The weights of a text sum to the log-probability of the answer minus that of an empty baseline.
-    Files that cannot be read are reported; the others are still explained.
+    An image is explained by several methods on one page, each with checks of whether it can be believed. The weights
+    of a text sum to the log-probability of the answer minus that of an empty baseline. Bad files are reported.
 
     Examples:
 
@@ -106,9 +105,7 @@ def explain(
     if users or trained.task.spec.kind == "interactions":
         _explain_recommendations(trained, users or [], bool(files or texts), top, json, data_dir)
     elif trained.task.spec.kind == "text":
-        refuse_unused(("top", "checks", "nearest"), "texts")
-        refuse_columns(columns, files or [])
-        options = TextOptions(expand_inputs(files or [], "text", how), texts or [], how, method or (), steps)
+        options = TextOptions(_texts(files or [], columns, how), texts or [], how, method or (), steps)
         explain_texts(trained, options, target, out, json, errors)
     else:
         listed = _images(trained, files or [], texts, how, method or [], errors)
@@ -125,6 +122,13 @@ def _explain_recommendations(
 
     refuse_unused(("columns", "encoding", "target", "method", "steps", "checks", "nearest", "out"), "recommendations")
     explain_recommendations(trained, users, has_samples, top, json, data_dir)
+
+
+def _texts(files: list[Path], columns: str | None, how: Reading) -> list[Path]:
+    """The files of texts in `files`; what was typed and has no effect on them is refused."""
+    refuse_unused(("top", "checks", "nearest"), "texts")
+    refuse_columns(columns, files)
+    return expand_inputs(files, "text", how)
 
 
 def _images(
