@@ -82,7 +82,7 @@ def command(*words: Any, cache: Path) -> Measured:
         err.seek(0)
         if status:
             sys.exit(f"{' '.join(map(str, words))}\n{err.read()}")
-        lines = [json.loads(line) for line in out if line.startswith("{")]
+        lines = [json.loads(line) for line in out if line.startswith('{"')]
     said: dict[str, Any] = {}
     for line in lines:
         said |= line
