@@ -169,9 +169,9 @@ class ExportFolder:
             trust: open a format that can hold code, which then runs with the user's rights.
 
         Raises:
-            InputError: its files do not match their digests, or its format can hold code and `trust` is not set.
+            InputError: its files do not match their digests, its format can hold code and `trust` is not set, or the
+                file does not load.
             MachineError: the format needs a package that is not installed.
-            BigmodelError: the file does not load.
         """
         check = self.entry.meta.get("check")
         if check is None and not trust:
@@ -180,7 +180,7 @@ class ExportFolder:
         self.verify()
         if check is not None:
             check(self.model)
-        return load_model_file(self.entry, self.model, self.build)
+        return load_model_file(self.entry, self.model, self.build, InputError)
 
     def build(self) -> nn.Module:
         """Build the architecture with random weights, for formats that hold only weights."""
@@ -192,8 +192,13 @@ class ExportFolder:
         return altered(model, self.about["recipe"].get("model", {}))
 
 
-def load_model_file(entry: Entry, file: Path, build: Callable[[], nn.Module]) -> Run:
+def load_model_file(
+    entry: Entry, file: Path, build: Callable[[], nn.Module], fault: type[BigmodelError] = BigmodelError
+) -> Run:
     """Load the model in `file` with the runtime of its format.
+
+    Args:
+        fault: what it is that the file does not load: by default a fault of the program that has just written it.
 
     Raises:
         BigmodelError: the file does not load.
@@ -204,7 +209,7 @@ def load_model_file(entry: Entry, file: Path, build: Callable[[], nn.Module]) ->
     except BigmodelError:
         raise
     except Exception as error:  # runtimes raise their own types, some derived directly from Exception
-        raise BigmodelError(f"{file}: the {entry.name} file does not load: {first_line(error)}") from error
+        raise fault(f"{file}: the {entry.name} file does not load: {first_line(error)}") from error
 
 
 def read_folder(path: Path) -> ExportFolder:

@@ -46,7 +46,9 @@ def test_a_full_disk_behind_stdout_is_the_machines_error(arguments: list[str]) -
 def test_a_closed_stdout_is_no_error_and_no_file_gets_its_number(tmp_path: Path) -> None:
     done = ended(["--version"], None, preexec_fn=lambda: os.close(1))
     assert (done.returncode, done.stderr) == (0, "")
-    program = "from bigmodel_cli.commands import console\nf = open('x', 'w')\nprint('lost')\nassert f.fileno() > 2"
+    program = (
+        "from bigmodel_cli.commands.display import console\nf = open('x', 'w')\nprint('lost')\nassert f.fileno() > 2"
+    )
     here = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
     for closed in ((0,), (1,), (2,), (0, 1, 2)):
         done = subprocess.run(

@@ -111,6 +111,28 @@ def test_a_pt2_is_read_as_far_as_that_runs_nothing(whole: dict[str, Path], tmp_p
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_weight_of_a_pt2_with_a_part_of_a_number_is_refused(whole: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "model.pt2"
+    with zipfile.ZipFile(whole["pt2"] / "model.pt2") as source, zipfile.ZipFile(file, "w") as target:
+        for entry in source.infolist():
+            weight = "/data/weights/weight_" in f"/{entry.filename}"
+            target.writestr(entry.filename, source.read(entry) + b"x" * weight)
+    with pytest.raises(InputError, match="bytes of float32"):
+        checkpoint.read(file)
+
+
+def test_a_model_that_its_runtime_refuses_is_the_folders_fault(
+    whole: dict[str, Path], tmp_path: Path, run_cli: Run
+) -> None:
+    shutil.copytree(whole["onnx"], tmp_path / "cut")
+    model = tmp_path / "cut" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-40])
+    sealed(tmp_path / "cut")
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    done = run_cli("predict", tmp_path / "cut", tmp_path / "x.png")
+    assert done.returncode == 2 and "model.onnx" in done.stderr and "bug" not in done.stderr
+
+
 def test_the_canary_sings_when_trusted(whole: dict[str, Path], tmp_path: Path) -> None:
     """Negative control: with --trust said, torch runs what the file asks for."""
     folder = read_folder(poisoned(whole["pt2"], tmp_path / "sent", tmp_path / "canary"))

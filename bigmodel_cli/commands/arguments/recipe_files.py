@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bigmodel_cli
+
 
 def recipes_folder() -> Path:
     """The folder of bundled recipes: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(bigmodel_cli.__file__).resolve().parent
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 

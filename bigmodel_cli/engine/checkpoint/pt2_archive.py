@@ -102,7 +102,9 @@ def _weight(
         raise InputError(f"{path}: refused: {name[:80]!r} has the shape {shape[:4]}", EXPECTED)
     if item.get("use_pickle") is not False:
         return Opaque(f"the pickle of {name}")
-    count = entry.file_size // SIZES[dtype]
+    count, rest = divmod(entry.file_size, SIZES[dtype])
+    if rest:
+        raise InputError(f"{path}: refused: {name[:80]!r} has {entry.file_size} bytes of {dtype}", EXPECTED)
     if math.prod(shape) > count:
         raise InputError(f"{path}: refused: {name[:80]!r} needs {math.prod(shape)} elements", f"the file has {count}")
     return TensorRef(dtype, shape, StorageRef(dtype, key, count), offset, stride)
