@@ -10,22 +10,36 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+RANDOM = frozenset({
+    torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_,
+})  # fmt: skip
+"""What fills a tensor with noise, as a mode sees it. Three of ``nn.init`` ask the mode themselves, and what they call
+does so no more; of all others the mode sees the methods."""
+
 
 class skip_random_init(TorchFunctionMode):
-    """Skip random initialisation inside, for weights that are loaded next. A ResNet-18 builds in half the time."""
+    """Initialise with zeros inside, for weights that are loaded next. A ResNet-18 builds in half the time.
+
+    Not with whatever is in memory: ``trunc_normal_`` draws again until all values lie between its bounds.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs or {})
+        given = kwargs or {}
+        if func not in RANDOM:
+            return func(*args, **given)
+        tensor = args[0] if args else given["tensor"]  # nn.init passes all by name
+        tensor.detach().zero_()
+        return tensor
 
 
 @contextlib.contextmanager
 def init_on_meta() -> Iterator[None]:
     """Build modules on the meta device.
 
-    ``torch.device("meta")`` alone would run ``normal_`` as a Python decomposition, whose imports
-    (sympy among them) take a second.
+    ``torch.device("meta")`` alone would run ``normal_`` as a Python decomposition, whose imports (sympy and the
+    compiler among them) take seconds.
     """
     with torch.device("meta"), skip_random_init():
         yield

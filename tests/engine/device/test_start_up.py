@@ -52,12 +52,20 @@ SHAPES = """
 import sys, torch
 from types import SimpleNamespace
 from bigmodel_cli.engine.plan.flops import layers
-from bigmodel_cli.models.layers.meta_init import init_on_meta
+from bigmodel_cli.models.layers.meta_init import init_on_meta, skip_random_init
 with init_on_meta():
     layer = torch.nn.Conv2d(3, 1 << 20, 3)
     torch.nn.init.kaiming_normal_(layer.weight)
-assert layer.weight.is_meta and layer.weight.shape == (1 << 20, 3, 3, 3)
+    table = torch.nn.Embedding(1 << 20, 8)
+    torch.nn.init.normal_(table.weight, std=0.02)
+assert layer.weight.is_meta and layer.weight.shape == (1 << 20, 3, 3, 3) and table.weight.is_meta
 assert "sympy" not in sys.modules
+state, used = torch.get_rng_state(), torch.full((100,), 1e9)
+with skip_random_init():
+    torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Conv2d(3, 4, 3), torch.nn.Embedding(5, 6))
+    torch.nn.init.trunc_normal_(used, std=0.02)
+assert torch.equal(torch.get_rng_state(), state), "noise for weights that are loaded next"
+assert used.abs().max() < 1, "values beyond the bounds would be drawn again for ever"
 assert float(torch.nn.init.normal_(torch.zeros(100)).std()) > 0.1
 with init_on_meta():
     task = SimpleNamespace(example=lambda n: [torch.ones(n, 3, 5, 5)])
