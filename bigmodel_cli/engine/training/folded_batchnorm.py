@@ -22,6 +22,7 @@ from bigmodel_cli.engine.training.gradients import MeanGradient
 from bigmodel_cli.engine.training.run import Run
 
 PROBED = 2  # samples of the pass that finds which convolution a BatchNorm follows
+TOLERANCE = 1e-3  # relative: rounding differs, as the products are summed in another order
 
 
 def fold_kept_statistics(run: Run) -> int:
@@ -41,12 +42,27 @@ def fold_kept_statistics(run: Run) -> int:
         return run.task.loss(run.forward, batch).total  # features that were kept go to the head alone
 
     run.model.eval()  # nothing of its state changes
-    for conv, norm in list(_pairs(run.model, norms, loss)):
-        conv.__dict__["_norm"] = norm  # not a submodule: it would be in the state dict twice
-        kinds: tuple[Any, Any] = type(conv), type(norm)
-        conv.__class__, norm.__class__ = _folded_kind(kinds[0]), _emptied_kind(kinds[1])
+    folded = sum(_fold(conv, norm, given) for conv, norm, given in list(_pairs(run.model, norms, loss)))
     run.train_mode()
-    return sum("_norm" in m.__dict__ for m in run.model.modules())
+    return folded
+
+
+@torch.no_grad()
+def _fold(conv: Any, norm: Any, given: Tensor) -> bool:
+    """Fold `norm` into `conv`, unless that changes what the two make of the images `given`.
+
+    It does where the convolution takes its weight from elsewhere: a parametrization, as an adapter, has it computed,
+    and some networks standardise it.
+    """
+    expected = norm(conv(given))
+    kinds: tuple[Any, Any] = type(conv), type(norm)
+    conv.__dict__["_norm"] = norm  # not a submodule: it would be in the state dict twice
+    conv.__class__, norm.__class__ = _folded_kind(kinds[0]), _emptied_kind(kinds[1])
+    if torch.linalg.vector_norm(norm(conv(given)) - expected) <= TOLERANCE * torch.linalg.vector_norm(expected):
+        return True
+    del conv.__dict__["_norm"]
+    conv.__class__, norm.__class__ = kinds
+    return False
 
 
 def _is_foldable(module: nn.Module) -> bool:
@@ -63,22 +79,24 @@ def _timm_norm() -> type[nn.Module] | None:
 
 def _pairs(
     model: nn.Module, norms: list[nn.Module], loss: Callable[[], Tensor]
-) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Each convolution whose output one of `norms` alone reads, and that one, as seen in a pass that ends in `loss`."""
+) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
+    """Each convolution whose output one of `norms` alone reads, that one, and the convolution's input; as seen in a
+    pass that ends in `loss`."""
     made: dict[Any, nn.Module] = {}
+    given: dict[nn.Module, Tensor] = {}
     read: dict[nn.Module, Any] = {}
     calls: Counter[nn.Module] = Counter()
 
-    def after(conv: nn.Module, _: Any, out: Tensor) -> None:
+    def after(conv: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         calls[conv] += 1
-        made[out.grad_fn] = conv
+        made[out.grad_fn], given[conv] = conv, inputs[0].detach()
 
     def before(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
         read[norm] = inputs[0].grad_fn
 
     hooks = [m.register_forward_hook(after) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [norm.register_forward_pre_hook(before) for norm in norms]
+    hooks += [norm.register_forward_pre_hook(before) for norm in dict.fromkeys(norms)]  # methods may name one twice
     try:
         with torch.enable_grad():
             end = loss().grad_fn
@@ -89,7 +107,7 @@ def _pairs(
     for norm, function in read.items():
         conv = made.get(function)
         if function is not None and conv is not None and readers[function] == calls[conv] == calls[norm] == 1:
-            yield conv, norm
+            yield conv, norm, given[conv]
 
 
 def _readers(end: Any) -> Counter[Any]:
