@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from bigmodel_cli.core.errors import DivergedError, InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, metrics
 from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.engine.training.best_epoch import indistinct
 from bigmodel_cli.engine.training.run import Run
 from bigmodel_cli.metrics.reading import bounds_of
 
@@ -21,6 +22,7 @@ class Trial:
     """The result of a trial of one method.
 
     `value` is the metric's, or minus an error's: the greater, the better; None if the method does not fit the model.
+    `samples` is how many it was measured on.
     """
 
     method: str
@@ -28,6 +30,7 @@ class Trial:
     value: float | None
     loss: float
     trained: int
+    samples: int = 0
     reason: str = ""
 
     def __str__(self) -> str:
@@ -43,6 +46,8 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
     `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines. Methods that need more
     images of each class than there are (``auto_from``, measured in benchmarks/RESULTS-published.md) are not tried; nor
     are the rest once one is perfect on validation.
+
+    Among values that the validation samples cannot tell apart, the lower loss decides, as between epochs.
 
     Raises:
         InputError: no method fits the model.
@@ -65,11 +70,21 @@ def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str]
     valid = [t for t in trials if t.value is not None]
     if not valid:
         raise InputError("--method auto: no method fits this model", trials[0].reason)
-    best = max(valid, key=lambda t: (t.value, -t.loss))  # on a tie the first, which is the cheapest
+    best = best_of(valid)
     others = ", ".join(f"{t.method} {t.value:.4f}" for t in valid if t is not best)
     result = f"chosen {best.method}: val {best.metric} {best.value:.4f} after 1/{TRIAL_FRACTION} of the epochs"
-    report(result + (f", compared with {others}" if others else ""))
+    result += f", compared with {others}" if others else ""
+    by_loss = max(t.value for t in valid if t.value is not None) != best.value
+    report(result + (f"; {best.samples} samples do not tell these apart, so the loss decided" if by_loss else ""))
     return best.method, trials
+
+
+def best_of(valid: Sequence[Trial]) -> Trial:
+    """The trial of the greatest value; where the samples cannot tell it from others, of those the one of least loss."""
+    value, first = max(((t.value, t) for t in valid if t.value is not None), key=lambda pair: pair[0])
+    apart = indistinct(first.metric, value, first.samples)
+    near = [t for t in valid if t.value is not None and value - t.value <= apart]
+    return min(near, key=lambda t: t.loss)  # on a tie the first, which is the cheapest
 
 
 def candidates() -> list[str]:
@@ -101,9 +116,10 @@ def _run_trial(method: str, recipe: Recipe) -> tuple[Trial, Run | None]:
         run = assemble(recipe.model_copy(update={"train": train}))
         execute(run)
     except (InputError, DivergedError) as error:
-        return Trial(method, "", None, float("inf"), 0, error.line), None
+        return Trial(method, "", None, float("inf"), 0, reason=error.line), None
     metric, mode = run.task.best
     value = run.progress.best_metric
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     sign = 1 if mode == "max" or value is None else -1
-    return Trial(method, metric, None if value is None else sign * value, run.progress.best_loss, trained), run
+    signed = None if value is None else sign * value
+    return Trial(method, metric, signed, run.progress.best_loss, trained, len(run.val)), run

@@ -228,7 +228,8 @@ def _already_finished(run: Run) -> str:
 
 def _stopped_early(run: Run) -> str:
     done, patience = run.progress, run.recipe.train.patience
-    best = f"the best val {_metric(run)} was in epoch {done.best_epoch}, {patience} epochs ago (train.patience)"
+    ago = f"{done.epoch - done.best_epoch} epochs ago (train.patience = {patience})"
+    best = f"the best val {_metric(run)} was in epoch {done.best_epoch}, {ago}"
     return f"stopped early after epoch {done.epoch}, step {done.step} of {run.total_steps}: {best}"
 
 

@@ -131,10 +131,11 @@ def _halve(run: Run) -> None:
         MachineError: each already has only one sample.
     """
     size, recovery = run.batches.size(run.progress.batch_in_epoch), run.recovery
-    if size // run.batches.shards // recovery.num_micro_batches <= 1:
+    now = max(recovery.num_micro_batches, run.recipe.train.accumulate)
+    if size // run.batches.shards // now <= 1:
         hint = "a smaller model, --precision bf16, or a machine with more memory"
         raise MachineError("out of memory at micro-batch 1", hint=hint)
-    recovery.num_micro_batches *= 2
+    recovery.num_micro_batches = 2 * now
     run.optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     micro = -(-size // run.batches.shards // recovery.num_micro_batches)
@@ -280,5 +281,7 @@ def is_finished(run: Run) -> bool:
 
 
 def _out_of_patience(run: Run) -> bool:
-    patience = run.recipe.train.patience
-    return patience is not None and run.progress.epoch - run.progress.best_epoch >= patience
+    """Whether an evaluation has just found that `train.patience` epochs were no better than the best before them."""
+    train, epoch = run.recipe.train, run.progress.epoch
+    looked = epoch > 0 and every(train.eval_epochs, epoch)
+    return train.patience is not None and looked and epoch - run.progress.best_epoch >= train.patience

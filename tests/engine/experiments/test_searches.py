@@ -97,7 +97,8 @@ def test_the_method_that_val_likes_best_is_chosen_and_the_reason_said(tmp_path: 
 
     chosen, trials = choose(recipe_of, lines.append)
     able = {t.method: t.value for t in trials if t.value is not None}
-    assert able[chosen] == max(able.values()) and set(able) == {"probe", "lora", "full"}
+    assert max(able.values()) - able[chosen] < 0.03 and set(able) == {"probe", "lora", "full"}
+    assert {t.samples for t in trials if t.method in able} == {len(run.val)}
     assert {t.method for t in trials} - set(able) == {"norm-only"}  # which the network has no layer for
     assert lines[-1].startswith(f"chosen {chosen}: val accuracy") and all(m in lines[-1] for m in able)
 
@@ -115,3 +116,19 @@ def test_what_no_method_can_exceed_ends_the_search(monkeypatch: pytest.MonkeyPat
     assert choose(lambda start: None, lines.append)[0] == "norm-only"  # type: ignore[arg-type, return-value]
     assert "not tried: lora, full: no accuracy is better" in lines
     assert auto_method.perfect("mean_absolute_error") == 0 and auto_method.perfect("perplexity") == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("samples", "values", "best"),
+    [
+        (53, {"probe": (0.94, 0.11), "full": (0.96, 0.19)}, "probe"),  # one answer of 53 is luck; the loss is not
+        (53, {"probe": (0.90, 0.11), "full": (0.96, 0.19)}, "full"),  # three answers are not
+        (5_300, {"probe": (0.94, 0.11), "full": (0.96, 0.19)}, "full"),
+        (53, {"probe": (0.96, 0.19), "full": (0.96, 0.19)}, "probe"),  # which is the cheaper
+    ],
+)
+def test_the_loss_decides_between_methods_that_few_samples_cannot_tell_apart(
+    samples: int, values: dict[str, tuple[float, float]], best: str
+) -> None:
+    trials = [auto_method.Trial(name, "accuracy", *found, 1, samples) for name, found in values.items()]
+    assert auto_method.best_of(trials).method == best

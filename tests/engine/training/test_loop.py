@@ -141,6 +141,7 @@ def test_when_it_saves_and_evaluates(
     assert it.run.progress.step == saved[-1] == it.run.total_steps
 
 
+INF, NAN = math.inf, math.nan
 VALUES = [(0.5, 1.0), (0.5, 1.0), (0.4, 0.1), (0.5, 0.9), (0.6, 2.0)]
 
 
@@ -151,8 +152,11 @@ VALUES = [(0.5, 1.0), (0.5, 1.0), (0.4, 0.1), (0.5, 0.9), (0.6, 2.0)]
         ("min", VALUES, [True, False, True, False, False]),
         ("max", [(-1.0, 5.0), (-2.0, 4.0)], [True, False]),
         ("min", [(3.0, 3.0), (2.0, 9.0), (2.0, 9.0)], [True, True, False]),
+        ("min", [(INF, 800.0), (INF, 750.0), (INF, 760.0), (9.0, 2.2)], [True, True, False, True]),
+        ("max", [(0.5, 1.0), (NAN, 0.1), (0.5, NAN)], [True, False, False]),
+        ("min", [(NAN, NAN), (3.0, 1.1)], [True, True]),
     ],
-    ids=["max", "min", "negative", "min falls"],
+    ids=["max", "min", "negative", "min falls", "no bound", "no number", "a number"],
 )
 def test_what_is_best(
     mode: str, values: list[tuple[float, float]], best: list[bool], monkeypatch: pytest.MonkeyPatch
@@ -192,12 +196,17 @@ def test_the_loss_decides_between_shares_of_few_samples(
     assert [b for _, b in it.saves] == best
 
 
-@pytest.mark.parametrize("patience", [1, 3])
-def test_patience_is_so_many_epochs_after_the_best(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    it = Watched(monkeypatch, train={"epochs": 9, "patience": patience})
-    vals(monkeypatch, {"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.6, "loss": 1.0}, {"accuracy": 0.6, "loss": 1.0})
+@pytest.mark.parametrize(("patience", "every", "end"), [(1, 1, 3), (3, 1, 5), (1, 2, 6), (3, 2, 8)])
+def test_patience_is_so_many_epochs_after_the_best(
+    patience: int, every: int, end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an evaluation ends it: epochs that nobody looked at may have been better."""
+    it = Watched(monkeypatch, train={"epochs": 9, "patience": patience, "eval_epochs": every})
+    asked = vals(
+        monkeypatch, {"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.6, "loss": 1.0}, {"accuracy": 0.6, "loss": 1.0}
+    )
     assert it.fit()
-    assert it.run.progress.epoch == 2 + patience
+    assert it.run.progress.epoch == end and len(asked) == end // every
 
 
 def test_a_signal_ends_it_after_the_step_with_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +283,23 @@ def test_memory_that_does_not_suffice_for_one_sample_is_the_machines_fault(monke
         it.fit()
     assert caught.value.exit_code == 3 and sizes == [8, 4, 2, 1] and it.run.progress.step == 0
     assert it.run.recovery.num_micro_batches == 8 and len(it.told("warning")) == 3
+
+
+def test_what_is_accumulated_already_is_halved_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Watched(monkeypatch, train={"batch_size": 64, "accumulate": 4, "max_steps": 1})
+
+    def short(call: int, total: Any) -> Any:
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return total
+
+    sizes = losses(monkeypatch, short)
+    assert it.fit()
+    size = it.run.batches.size(0)
+    assert sizes == [-(-size // 4)] + [-(-size // 8)] * (size % 8) + [size // 8] * (8 - size % 8)
+    assert [e["message"].partition(";")[0] for e in it.told("warning")] == [
+        f"out of memory: micro-batch {-(-size // 8)} x 8 accumulated"
+    ]
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
