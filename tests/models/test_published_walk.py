@@ -127,6 +127,20 @@ def test_every_method_starts_where_it_should_learns_ships_and_goes_on(
     assert execute(more)
 
 
+def test_a_frozen_decoder_whose_head_sees_every_token_trains_it_in_steps(folder: Path) -> None:
+    data = {"name": "labelled_file", "path": str(folder / "a.csv")}
+    section = {"data": data, "train": {"batch_size": 8, "max_steps": 12}, "optimizer": {"lr": 5e-2}}
+    given = [Layer("MODEL", {"model": {"name": f"hf:{folder / 'gpt2'}"}}), Layer("t", section)]
+    start = start_layers(None, True, {"method": "freeze-backbone"}, expand_hub_model(given, weights=True))
+    run = assemble(resolve(start.layers).recipe, measure=False)
+    assert any("the head takes (256, 48) per sample, not one vector" in note for note in run.notes)
+    begun, before = loss(run), {name: value.clone() for name, value in run.model.state_dict().items()}
+    assert begun == pytest.approx(math.log(2), abs=1e-5)
+    assert execute(run) and loss(run) < begun - 1e-4
+    moved = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"inner.score.weight"}
+
+
 def test_what_is_new_trains_again_in_a_resumed_run_and_probe_says_that_it_is_random(folder: Path) -> None:
     recipe = recipe_for("bert", "freeze-backbone", folder, max_steps=4)
     assert not recipe.start.options["solve"], "max_steps asks for steps"

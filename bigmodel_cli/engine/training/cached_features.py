@@ -5,6 +5,7 @@ Shapes: N samples, B batch, D features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -77,6 +78,8 @@ def can_cache_features(
         reason = "the head is not one linear layer"
     elif 4 * layer.in_features * samples > MAX_BYTES:
         reason = f"its features would take {4 * layer.in_features * samples / 1e9:.1f} GB"
+    else:
+        reason = no_vector_reason(model, task, head)
     return not reason, f"the backbone runs every epoch: {reason}" if reason else ""
 
 
@@ -128,17 +131,39 @@ def feature_fn(task: Task, head: str) -> ForwardFn:
     """Return a forward function that gives the input of the layer `head` as ``features`` (B,D)."""
 
     def forward(model: nn.Module, batch: Batch) -> Batch:
-        captured: list[Tensor] = []
-        handle = model.get_submodule(head).register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
-        try:
-            task.outputs(model, batch)
-        finally:
-            handle.remove()
-        if not captured:  # a traced form may have the head's operations without the head
+        given = _input_of(model.get_submodule(head), lambda: task.outputs(model, batch))
+        if given is None:  # a traced form may have the head's operations without the head
             raise RuntimeError(f"{head} was not called")
-        if captured[0].dim() != 2:
-            problem = f"the head takes {tuple(captured[0].shape)}"
+        if given.dim() != 2:
+            problem = f"the head takes {tuple(given.shape)}"
             raise InputError(problem, "expected one vector per sample", "--freeze-backbone")
-        return {"features": captured[0].float()}
+        return {"features": given.float()}
 
     return forward
+
+
+def no_vector_reason(model: nn.Module, task: Task, head: str) -> str:
+    """A line on what the layer `head` takes if that is not one vector per sample, as of a decoder; else "".
+
+    Found by a pass of the task's example, in eval mode.
+    """
+    device, training = next(model.parameters()).device, model.training
+    example = [x.to(device) for x in task.example(1)]
+    try:
+        with torch.no_grad():
+            given = _input_of(model.get_submodule(head), lambda: model.eval()(*example))
+    finally:
+        model.train(training)
+    found = None if given is None else tuple(given.shape[1:])
+    return "" if found is not None and len(found) == 1 else f"the head takes {found} per sample, not one vector"
+
+
+def _input_of(layer: nn.Module, forward: Callable[[], object]) -> Tensor | None:
+    """What `layer` is given in the pass `forward`; None if it is not called."""
+    captured: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]))
+    try:
+        forward()
+    finally:
+        handle.remove()
+    return captured[0] if captured else None

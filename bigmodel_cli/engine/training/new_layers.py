@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from torch import nn
 
+from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods
 from bigmodel_cli.core.types import Adapted, Frozen, Start
+from bigmodel_cli.engine.training.cached_features import no_vector_reason
 
 
 def adapt(recipe: Recipe, start: Start, new: Collection[str]) -> tuple[Adapted, list[str]]:
@@ -25,15 +27,24 @@ def adapt(recipe: Recipe, start: Start, new: Collection[str]) -> tuple[Adapted, 
     fresh = {name: p for name, p in start.model.named_parameters() if name in new}
     if fresh and "solve" in method.schema.model_fields:  # solving for a head needs features that stay
         options["solve"] = False
+    if options.get("solve") and (why := _not_solvable(start)):
+        options["solve"], notes = False, [f"the head is trained in steps and not solved for: {why}"]
     adapted = method(start, **options)
     if fresh:
-        adapted, notes = _train_new(start.model, adapted, fresh)
+        adapted, lines = _train_new(start.model, adapted, fresh)
+        notes += lines
     if recipe.start.statistics == "keep":
         adapted = replace(adapted, frozen=_with_statistics(start.model, adapted.frozen))
     if adapted.solve is None and not any(p.requires_grad for p in start.model.parameters()):
         what = f"{recipe.start.method} leaves nothing of {recipe.model.name} to train"
         raise InputError(what, "its head is the embedding" if _is_tied(start) else None, "--lora 8, or --method full")
     return adapted, notes
+
+
+def _not_solvable(start: Start) -> str:
+    """Why a linear head cannot be solved for; "" where it can, or where the method sees by itself that it cannot."""
+    linear = isinstance(start.model.get_submodule(start.head), nn.Linear) and isinstance(start.task, Answers)
+    return no_vector_reason(start.model, start.task, start.head) if linear else ""
 
 
 def _with_statistics(model: nn.Module, frozen: Frozen) -> Frozen:

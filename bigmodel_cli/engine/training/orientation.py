@@ -19,7 +19,7 @@ from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.device.placement import choose_placement
 from bigmodel_cli.engine.device.ranks import read_ranks
 from bigmodel_cli.engine.inference.batch_size import forward_pass
-from bigmodel_cli.engine.training.cached_features import feature_fn
+from bigmodel_cli.engine.training.cached_features import feature_fn, no_vector_reason
 from bigmodel_cli.engine.training.starting_point import task_and_model, trained_start
 
 LOOKED_AT = 256
@@ -80,8 +80,8 @@ def _differences(recipe: Recipe, bundle: DataBundle, train: Source) -> tuple[Ten
     """(N,D) features of some images less those of their mirror images, and their labels (N,); None without a vector."""
     some, head = some_of(train, LOOKED_AT), head_name(recipe)
     task, model, _ = task_and_model(recipe, bundle, train, None, trained_start(recipe))
-    if not isinstance(model.get_submodule(head), nn.Linear):  # such as a convolution of 1 x 1
-        return None
+    if not isinstance(model.get_submodule(head), nn.Linear) or no_vector_reason(model, task, head):
+        return None  # such as a convolution of 1 x 1, or a layer that sees each place of an image
     placement, forward = choose_placement(recipe.placement, ranks=read_ranks()), feature_fn(task, head)
     model.to(placement.device)
     pair: list[Tensor] = []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
+from torch import nn
 
 from bigmodel_cli.commands.training.finetune_layers import start_layers
 from bigmodel_cli.core.registry import models
@@ -76,10 +77,28 @@ def test_what_is_named_is_neither_looked_at_nor_denied(tmp_path: Path, monkeypat
     assert not any("no mirror images" in line for line in start.notes)
 
 
-def test_a_head_that_is_no_linear_layer_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of timm's heads are convolutions of 1 x 1."""
-    monkeypatch.setattr(orientation, "head_name", lambda _: "conv1")
+class Everywhere(nn.Linear):
+    """A linear layer on each place of (B,C,H,W)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("head", ["conv1", "layer1.0"])
+def test_a_head_that_takes_no_vector_is_not_compared(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of timm's heads are convolutions of 1 x 1; a linear layer may see each place, or each token."""
+    given, real = published(tmp_path, "side"), orientation.task_and_model
+
+    def with_head(*arguments: Any) -> Any:
+        task, model, notes = real(*arguments)
+        if head == "layer1.0":
+            model.set_submodule(head, Everywhere(16, 16))
+        return task, model, notes
+
+    monkeypatch.setattr(orientation, "task_and_model", with_head)
+    monkeypatch.setattr(orientation, "head_name", lambda _: head)
     monkeypatch.setattr(orientation, "_known", {})
-    given = published(tmp_path, "side")
     start = start_layers(tmp_path / "resnet20.safetensors", False, {"method": "full"}, [Layer("t", given)])
     assert resolve(start.layers).recipe.augment.options["flip"] is True
