@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -90,12 +91,11 @@ def _wrap(inner: Any, spec: TextSpec, checkpointing: bool) -> nn.Module:
         raise InputError(f"data.context is {spec.context}", f"the model's context window is {longest}")
     if checkpointing:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
-    task, pad = task_of_class()[type(inner).__name__], int(inner.config.pad_token_id)
-    if task == "text_classification":
-        return Classifier(inner, spec.context, pad)
-    if task == "translation":
-        return Seq2Seq(inner, spec.context, pad)
-    return Causal(inner, longest or 1 << 20)
+    task = task_of_class()[type(inner).__name__]
+    if task == "language_modeling":
+        return Causal(inner, longest or 1 << 20)
+    kind = Classifier if task == "text_classification" else Seq2Seq
+    return kind(inner, spec.context, int(inner.config.pad_token_id))
 
 
 def context_window(inner: Any) -> int | None:
@@ -148,7 +148,8 @@ def make_config(kind: Any, values: dict[str, Any], spec: TextSpec) -> Any:
     if known.size > config.vocab_size:
         what = f"the tokenizer has {known.size} tokens, the model {config.vocab_size}"
         raise InputError(what, "expected the model's own tokenizer", "--set data.tokenizer=PATH of its tokenizer.json")
-    config.pad_token_id = known.special.get(PAD, 0)
+    predicts = task_of_class()[kind.__name__] == "language_modeling"  # where padding takes part in nothing
+    config.pad_token_id = known.special.get(PAD, None if predicts else 0)
     if config.is_encoder_decoder and {START, END} <= known.special.keys():
         config.decoder_start_token_id, config.eos_token_id = known.special[START], known.special[END]
     if spec.classes:
@@ -257,7 +258,20 @@ def _published(
         labels = kind.config_class.from_dict(values).id2label
         classes = tuple(str(labels[i]) for i in sorted(labels))
     spec = TextSpec("bpe", text.vocabulary, context or 1, classes, conventions=text.conventions)
+    spec = _with_padding(spec) if task == "text_classification" else spec
     return spec, make_config(kind, values, spec)
+
+
+def _with_padding(spec: TextSpec) -> TextSpec:
+    """`spec` with a token to pad texts with, where the owners have none: a decoder needs none until it classifies.
+
+    It is the token that ends a document, which no text holds, unless every text ends with it. The id 0, which stands
+    in for a missing one elsewhere, is an exclamation mark with Llama 3.
+    """
+    special, known = tokenizer(spec).special, spec.conventions
+    if known is None or PAD in special or END not in special or special[END] in known.after:
+        return spec
+    return spec.with_(conventions=replace(known, special=(*known.special, (PAD, special[END]))))
 
 
 def _loading_notes(report: Mapping[str, Any]) -> list[str]:

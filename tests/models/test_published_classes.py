@@ -75,6 +75,31 @@ def test_an_encoder_gets_a_head_and_keeps_its_weights(
         assert (ours(tokens)[1] - ours(tokens[1:, :3])[0]).abs().max() < 1e-5  # padding changes nothing
 
 
+def test_an_exclamation_mark_is_no_padding(tmp_path: Path) -> None:
+    """Llama 3 has no padding token, and its id 0 is an exclamation mark."""
+    import tokenizers as tk
+
+    from bigmodel_cli.core.registry import losses, tasks
+
+    raw = tk.Tokenizer(tk.models.BPE())
+    raw.pre_tokenizer, raw.decoder = tk.pre_tokenizers.ByteLevel(add_prefix_space=False), tk.decoders.ByteLevel()
+    alphabet = tk.pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(["a fine film"], tk.trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    raw.add_special_tokens(["<|end_of_text|>"])
+    end = {"bos_token": "<|end_of_text|>", "eos_token": "<|end_of_text|>"}
+    known = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **end)
+    config = transformers.GPT2Config(vocab_size=len(known), n_embd=32, n_layer=2, n_head=4)
+    save(tmp_path, "GPT2LMHeadModel", config, known)
+    spec, ours, *_ = loaded(tmp_path, "text_classification")
+    task = tasks.get("text_classification")(spec, losses.get("cross_entropy")(), None)
+    tokens = task.encode_texts(["a fine film", "a fine film!"])["tokens"]
+    assert tokens[1, -1] == 0
+    with torch.inference_mode():
+        plain, loud = ours(tokens)
+        assert (plain - ours(tokens[:1, :-1])[0]).abs().max() < 1e-5
+        assert (plain - loud).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize(("kind", "family", "sizes"), TRANSLATORS, ids=[family for _, family, _ in TRANSLATORS])
 def test_a_translator_is_theirs_in_logits_and_in_greedy_text(
     kind: str, family: str, sizes: dict[str, Any], tmp_path: Path
