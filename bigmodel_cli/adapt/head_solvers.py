@@ -1,4 +1,4 @@
-"""Exact solutions for a linear head on fixed features, one for each kind of answer.
+"""Exact solutions for a linear head on fixed features, whose answers are labels or numbers.
 
 Shapes: N samples, M validation samples, D features, K outputs.
 """
@@ -27,28 +27,6 @@ class Solver:
     fit: Callable[[Tensor, Tensor, Tensor, float, int, int], Solution]
     score: Callable[[Tensor, Tensor], tuple[float, ...]]
     known: Callable[[Tensor], Tensor]
-
-
-def _fit_classes(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterations: int, outputs: int) -> Solution:
-    from sklearn.linear_model import LogisticRegression
-
-    fitted = LogisticRegression(C=strength, max_iter=iterations)
-    with _quiet():
-        fitted.fit(x.numpy(), y.numpy(), weights.numpy())
-    coefficients, intercepts = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
-    if len(coefficients) == 1:  # binary: scikit-learn stores one row
-        coefficients = torch.cat([-coefficients, coefficients]) / 2
-        intercepts = torch.cat([-intercepts, intercepts]) / 2
-    weight = coefficients.new_zeros(outputs, coefficients.shape[1])
-    bias = intercepts.new_full((outputs,), -30.0)  # a class missing from train
-    present = torch.from_numpy(fitted.classes_)
-    weight[present], bias[present] = coefficients, intercepts
-    return weight, bias
-
-
-def _score_classes(logits: Tensor, y: Tensor) -> tuple[float, ...]:
-    accuracy = (logits.argmax(1) == y).double().mean().item()
-    return accuracy, -nn.functional.cross_entropy(logits, y).item()
 
 
 def _fit_labels(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterations: int, outputs: int) -> Solution:
@@ -95,8 +73,8 @@ def _quiet() -> warnings.catch_warnings:  # type: ignore[type-arg]
 
 
 SOLVERS = {
-    "classes": Solver(_fit_classes, _score_classes, lambda y: y >= 0),
     "labels": Solver(_fit_labels, _score_labels, lambda y: ~y.isnan().all(1)),
     "numbers": Solver(_fit_numbers, _score_numbers, lambda y: ~y.isnan().any(1)),
 }
-"""By the kind of answer of the task: logistic regression, one a label, or ridge regression."""
+"""By the kind of answer of the task: one logistic regression a label, or ridge regression. For classes see
+logistic_regression.py."""

@@ -6,7 +6,8 @@ Shapes: N samples, D features, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,6 +31,14 @@ CROSS_VALIDATED = (
 MIN_VAL = 200  # val samples from which they choose by themselves
 PRIOR_SAMPLES = 20  # as many samples' worth of the mean variance is mixed into each feature's own
 UNKNOWN_BIAS = -30.0  # of a class missing from train
+RISEN = 1.02
+"""A strength whose loss is so many times that of a weaker one is the last to be tried."""
+Solution = tuple[np.ndarray, np.ndarray]
+"""Weight (K,D) and bias (K,)."""
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Features (N,D), labels (N,) and weights (N,) to fit, and the features and labels to measure on."""
+Held = Callable[[], Parts]
+"""Copies them only while they are used."""
 
 
 def linear_head(start: Start, method: str) -> nn.Linear:
@@ -66,25 +75,20 @@ def solver(classes: int, strengths: Sequence[float], max_iter: int) -> Solve:
         known = val_labels >= 0
         x_val, y_val = (((val[known] - mean) / scale) @ basis).numpy(), val_labels[known].numpy()
         folds = list(_folds(y)) if len(y) <= CROSS_VALIDATED or len(y_val) < MIN_VAL else []
-        losses = dict.fromkeys(strengths, 0.0)
-        fitted: dict[float, tuple[np.ndarray, np.ndarray]] = {}
-        for inside, outside in folds:
-            for strength, solution in _path(x[inside], y[inside], w[inside], classes, strengths, max_iter):
-                losses[strength] += _log_loss(solution, x[outside], y[outside])
-        for strength, solution in _path(x, y, w, classes, strengths, max_iter):
-            fitted[strength] = solution
-            if not folds:
-                losses[strength] = _log_loss(solution, x_val, y_val)
-        # Nothing to choose with, of one sample a class: the middle of those that did best on few samples.
-        blind = not folds and len(y_val) < MIN_VAL
-        best = strengths[len(strengths) // 2] if blind else min(strengths, key=losses.__getitem__)
-        chosen = (
-            "the default" if blind else f"chosen by {len(folds)}-fold cross-validation on {len(y)} training samples"
-        )
-        chosen = chosen if folds or blind else f"chosen on {len(y_val)} val samples"
-        coefficients, intercept = (torch.from_numpy(part) for part in fitted[best])
+        if folds:
+            held: list[Held] = [partial(_split, x, y, w, inside, outside) for inside, outside in folds]
+            chosen = f"chosen by {len(folds)}-fold cross-validation on {len(y)} training samples"
+        else:  # nothing to choose with, of one sample a class: the middle of those that did best on few samples
+            held = [lambda: (x, y, w, x_val, y_val)] if len(y_val) >= MIN_VAL else []
+            chosen = f"chosen on {len(y_val)} val samples" if held else "the default"
+        losses = _losses(held, classes, strengths, max_iter) if held else {}
+        best = min(losses, key=losses.__getitem__) if held else sorted(strengths)[len(strengths) // 2]
+        fit = _fitter(classes, max_iter)
+        *_, solution = (fit(x, y, w, strength) for strength in sorted(strengths) if strength <= best)
+        coefficients, intercept = (torch.from_numpy(part) for part in solution)
         weight = (coefficients @ basis.T) / scale
-        note = f"logistic regression, solved exactly: strength {best:g} of {len(strengths)} tried, {chosen}"
+        tried = f"strength {best:g} of {len(losses)} tried" if held else f"strength {best:g}"
+        note = f"logistic regression, solved exactly: {tried}, {chosen}"
         return weight.float(), (intercept - weight @ mean).float(), note
 
     return solve
@@ -126,28 +130,49 @@ def _folds(y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield from StratifiedKFold(count, shuffle=True, random_state=0).split(y[:, None], y)
 
 
-def _path(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, classes: int, strengths: Sequence[float], max_iter: int
-) -> Iterator[tuple[float, tuple[np.ndarray, np.ndarray]]]:
-    """Each strength, weakest first, with its weight (K,D) and bias (K,); each fit starts from the last one."""
+def _split(x: np.ndarray, y: np.ndarray, w: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Parts:
+    return x[inside], y[inside], w[inside], x[outside], y[outside]
+
+
+def _losses(held: Sequence[Held], classes: int, strengths: Sequence[float], max_iter: int) -> dict[float, float]:
+    """The log loss of each strength, weakest first, on what its fits have not seen: until it rises.
+
+    The strongest take most iterations by far, and are worse once a weaker one was too strong.
+    """
+    found: dict[float, float] = {}
+    fits = [_fitter(classes, max_iter) for _ in held]
+    for strength in sorted(strengths):
+        found[strength] = 0.0
+        for fit, part in zip(fits, held, strict=True):
+            x, y, w, x_out, y_out = part()
+            found[strength] += _log_loss(fit(x, y, w, strength), x_out, y_out)
+        if found[strength] > RISEN * min(found.values()):
+            break
+    return found
+
+
+def _fitter(classes: int, max_iter: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray, float], Solution]:
+    """Fits features (N,D), labels (N,) and weights (N,) at a strength; each fit starts from the last one."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    if len(np.unique(y)) < 2:  # nothing to separate
-        weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, UNKNOWN_BIAS)
-        bias[y[0]] = 0.0
-        yield from ((strength, (weight, bias)) for strength in strengths)
-        return
     model = LogisticRegression(max_iter=max_iter, warm_start=True)
-    for strength in sorted(strengths):
+
+    def fit(x: np.ndarray, y: np.ndarray, w: np.ndarray, strength: float) -> Solution:
+        if len(np.unique(y)) < 2:  # nothing to separate
+            bias = np.full(classes, UNKNOWN_BIAS)
+            bias[y[0]] = 0.0
+            return np.zeros((classes, x.shape[1])), bias
         model.C = strength
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # close enough to compare strengths
             model.fit(x, y, w)
-        yield strength, _coefficients(model, classes)
+        return _coefficients(model, classes)
+
+    return fit
 
 
-def _coefficients(model: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _coefficients(model: Any, classes: int) -> Solution:
     """Weight (K,D) and bias (K,) of a fitted regression; a class missing from train gets a very low bias."""
     coefficients, intercepts = model.coef_, model.intercept_
     if len(coefficients) == 1:  # binary: scikit-learn stores one row
@@ -159,7 +184,7 @@ def _coefficients(model: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return weight, bias
 
 
-def _log_loss(solution: tuple[np.ndarray, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+def _log_loss(solution: Solution, x: np.ndarray, y: np.ndarray) -> float:
     """The summed log loss of `solution` on features (N,D) with labels (N,)."""
     weight, bias = (torch.from_numpy(part) for part in solution)
     logits = torch.from_numpy(x) @ weight.T + bias
