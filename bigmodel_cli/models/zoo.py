@@ -95,11 +95,13 @@ def _pretrained_config(member: str) -> Any:
 def timm_layers(member: str) -> dict[str, Any]:
     """The head, the first layer and the weights' location, from timm's own configuration."""
     about = _pretrained_config(member)
-    if not isinstance(about.classifier, str):
-        which = "two heads" if about.classifier else "no head"
-        raise InputError(f"timm:{member} has {which}", "expected exactly one", "bigmodel models --search ...")
-    first = about.first_conv if isinstance(about.first_conv, str) else about.first_conv[0]
-    found: dict[str, Any] = {"head": about.classifier, "backbone_first": first}
+    if not about.classifier:
+        raise InputError(f"timm:{member} has no head", "expected one", "bigmodel models --search ...")
+    heads, first = _names(about.classifier), _names(about.first_conv or ())
+    found: dict[str, Any] = {"head": heads[0], "backbone_first": next(iter(first), ""), "first_layers": first}
+    if len(heads) > 1:
+        found["head"] = HEADS if _are_apart(heads) else heads[0].rpartition(".")[0]
+        found["renames"] = {f"{name}.": f"{HEADS}.{i}." for i, name in enumerate(heads)} if _are_apart(heads) else {}
     if about.hf_hub_id:
         _, height, width = about.input_size
         spec = ImageSpec(3, height, width, imagenet_classes(about.num_classes), tuple(about.mean), tuple(about.std))
@@ -108,6 +110,37 @@ def timm_layers(member: str) -> dict[str, Any]:
         spec = spec.with_(interpolation="bilinear" if about.interpolation == "bilinear" else "bicubic")
         found["weights"] = Weights(spec, about.hf_hub_id, about.hf_hub_filename or "model.safetensors")
     return found
+
+
+HEADS = "all_heads"
+"""The list of the heads of a network that has several, as those that were distilled, and adds up what they say."""
+
+
+def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _are_apart(heads: tuple[str, ...]) -> bool:
+    """Whether the heads are no list already, as ``head.0`` and ``head.1``."""
+    return len(heads) > 1 and not all(name.rpartition(".")[2].isdigit() for name in heads)
+
+
+def _gather(model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
+    """`model` with the layers `heads` in one list, so that one name stands for all that depends on the classes.
+
+    They stay attributes where they were, from where the network calls them.
+    """
+    from torch import nn
+
+    found = []
+    for name in heads:
+        owner, _, last = name.rpartition(".")
+        found.append(model.get_submodule(name))
+        parent = model.get_submodule(owner)
+        del parent._modules[last]
+        parent.__dict__[last] = found[-1]
+    model.add_module(HEADS, nn.ModuleList(found))
+    return model
 
 
 def cropped(size: int, shorter: int) -> dict[str, Any]:
@@ -148,9 +181,11 @@ def timm_model(spec: ImageSpec, member: str, *, dropout: Fraction = 0.0, drop_pa
     if about.fixed_input_size:
         options["img_size"] = (spec.height, spec.width)
     try:
-        return timm.create_model(
+        model = timm.create_model(
             member.partition(".")[0], num_classes=spec.num_classes, in_chans=spec.channels, **options
         )
+        heads = _names(about.classifier)
+        return _gather(model, heads) if _are_apart(heads) else model
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         size = f"{spec.channels}x{spec.height}x{spec.width}"
         raise InputError(

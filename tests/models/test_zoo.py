@@ -20,6 +20,7 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn.functional import conv2d
 
 from bigmodel_cli.commands.arguments import options
 from bigmodel_cli.commands.training.finetune_layers import start_layers
@@ -29,7 +30,9 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.load import load_trained
-from bigmodel_cli.engine.training.assemble import assemble
+from bigmodel_cli.engine.build.published_weights import load_pretrained
+from bigmodel_cli.engine.build.transfer import adapt_input_channels
+from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 timm = pytest.importorskip("timm")
@@ -89,10 +92,46 @@ def test_head_and_first_layer_are_what_they_say(name: str) -> None:
 
 
 def test_models_that_do_not_fit_say_why() -> None:
-    with pytest.raises(InputError, match="has two heads"):
-        models.get("timm:deit_tiny_distilled_patch16_224")
     with pytest.raises(InputError, match="timm:swin_s3_tiny_224 for 1x0x0 images"), torch.device("meta"):
         models.get("timm:swin_s3_tiny_224")(SPEC.with_(height=0, width=0))
+
+
+def test_several_heads_are_fine_tuned_as_one(tmp_path: Path) -> None:
+    """Those of a distilled network: published weights answer as timm's, and a new pair knows nothing and learns."""
+    name, entry = "levit_128s", models.get("timm:levit_128s")
+    theirs = timm.create_model(name).eval()
+    file = tmp_path / f"weights/{entry.meta['weights'].repository}.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(theirs.state_dict(), file)
+    data = {"name": "synthetic_images", "channels": 1, "classes": 3, "count": 8, "dir": str(tmp_path)}
+    values = {"model": {"name": f"timm:{name}"}, "start": {"pretrained": True}, "data": data}
+    recipe = resolve([Layer("t", {**values, "train": {"batch_size": 4, "max_steps": 2}})]).recipe
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(load_pretrained(recipe).model(images), theirs(images))
+    run = assemble(recipe, measure=False)
+    assert not run.model.eval()(images[:, :1]).any()
+    assert execute(run)
+    both = run.model.get_submodule(entry.meta["head"])
+    assert isinstance(both, torch.nn.ModuleList) and [bool(head.weight.any()) for head in both] == [True, True]
+    assert not {"head.linear.weight", "head_dist.linear.weight"} & set(run.model.state_dict())
+    assert models.get("timm:crossvit_9_240").meta["head"] == "head", "they are a list already"
+    assert models.get("timm:csatv2").meta["first_layers"] == (), "it sees no image, but its cosine transform"
+
+
+def test_a_grey_image_gives_the_same_activations_as_one_of_equal_channels() -> None:
+    """Also where several layers see the image, or one sees the pixels of a block side by side."""
+    entry = models.get("timm:mobileone_s0")
+    colour, grey = (entry(SPEC.with_(channels=channels)).eval() for channels in (3, 1))
+    state, image = dict(colour.state_dict()), torch.randn(2, 1, 64, 64)
+    (line,) = adapt_input_channels(state, grey.state_dict(), entry.meta, 1)
+    assert "summed over the input channels (3 -> 1)" in line
+    grey.load_state_dict(state)
+    torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+    weight, blocks = torch.randn(4, 48, 3, 3), timm.layers.SpaceToDepth(4)
+    filters = {"stem.weight": weight}
+    adapt_input_channels(filters, {"stem.weight": torch.empty(4, 16, 3, 3)}, {"backbone_first": "stem"}, 1)
+    expected = conv2d(blocks(image.expand(-1, 3, -1, -1)), weight)
+    torch.testing.assert_close(conv2d(blocks(image), filters["stem.weight"]), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

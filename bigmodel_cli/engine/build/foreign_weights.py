@@ -20,7 +20,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.engine.build.compatibility import check_state_dict
-from bigmodel_cli.engine.build.transfer import adapt_input_channels, adapt_positions
+from bigmodel_cli.engine.build.transfer import adapt_input_channels, adapt_positions, first_layers
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import Contents, inspect_file, require_plain
 from bigmodel_cli.engine.checkpoint.sharded import is_sharded
@@ -171,15 +171,17 @@ def _count_fitting(entry: Any, spec: Any, options: Mapping[str, Any], contents: 
     except InputError:
         return -1
     matched = match_names(file_tensors, model_tensors, entry.meta["head"])
-    first = entry.meta["backbone_first"] + ".weight"
-    comparable = lambda name, shape: tuple(shape[2:] if name == first and len(shape) == 4 else shape)  # noqa: E731
+    first = first_layers(entry.meta)
+    comparable = lambda name, shape: tuple(shape[2:] if name in first and len(shape) == 4 else shape)  # noqa: E731
     return sum(
         comparable(a, model_tensors[a].shape) == comparable(a, file_tensors[b].shape) for a, b in matched.pairs.items()
     )
 
 
-def load_foreign_weights(model: nn.Module, path: Path, meta: Mapping[str, Any]) -> list[str]:
+def load_foreign_weights(model: nn.Module, path: Path, meta: Mapping[str, Any], channels: int = 0) -> list[str]:
     """Load the weights in the file at `path` into `model`, registered with `meta`; returns notes for the user.
+
+    `channels` are those of the model's images, if it takes images.
 
     Raises:
         InputError: the weights are of another architecture or size.
@@ -195,7 +197,7 @@ def load_foreign_weights(model: nn.Module, path: Path, meta: Mapping[str, Any]) 
     if not matched.pairs or any(name in parameters for name in matched.missing):
         raise InputError(f"{path}: {matched}", "expected all of this model's", f"bigmodel checkpoint show {path}")
     state = {name: file_tensors[key] for name, key in matched.pairs.items()}
-    notes = adapt_input_channels(state, model_tensors, meta["backbone_first"] + ".weight")
+    notes = adapt_input_channels(state, model_tensors, meta, channels)
     notes += adapt_positions(state, model, meta)
     for name, tensor in state.items():
         if tensor.shape != model_tensors[name].shape:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
+from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.load import TrainedModel, inference_weights
 from bigmodel_cli.models.layers.initialise import zero_head
 from bigmodel_cli.models.layers.position_embedding import resample_positions
@@ -29,7 +30,7 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
     state = dict(inference_weights({"model": trained.model.state_dict(), "model_ema": None}))
     target, notes = model.state_dict(), []
     meta = models.get(trained.recipe.model.name).meta
-    head, first_layer = meta["head"], meta["backbone_first"] + ".weight"
+    head = meta["head"]
     keeps_head = set(spec.classes) == set(trained.task.spec.classes)
     if keeps_head:
         notes += [f"head kept: the {len(spec.classes)} classes match by name"] if spec.classes else []
@@ -39,7 +40,7 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
         had = len(trained.task.spec.classes)
         if had:
             notes.append(f"head replaced: {had} classes in the checkpoint, {len(spec.classes)} now")
-    notes += adapt_input_channels(state, target, first_layer)
+    notes += adapt_input_channels(state, target, meta, spec.channels if isinstance(spec, ImageSpec) else 0)
     add_new_rows(state, target, meta.get("grows", ()))
     notes += adapt_positions(state, model, meta)
     mismatched = [k for k, v in state.items() if v.shape != target[k].shape]
@@ -64,21 +65,34 @@ def add_new_rows(state: dict[str, Tensor], target: Mapping[str, Tensor], grows: 
             state[name] = torch.cat([old, new[len(old) :].to(old.dtype)])
 
 
-def adapt_input_channels(state: dict[str, Tensor], target: Mapping[str, Tensor], first_layer: str) -> list[str]:
-    """Adapt the filters `first_layer` in `state` to the input channels in `target`; a line on it where they differ."""
-    if (
-        first_layer not in state
-        or state[first_layer].shape == target[first_layer].shape
-        or state[first_layer].dim() != 4
-    ):
-        return []
-    old, new = state[first_layer].shape[1], target[first_layer].shape[1]
-    if old == new:
-        return []
-    summed = state[first_layer].sum(1, keepdim=True)
-    state[first_layer] = summed if new == 1 else summed.expand(-1, new, -1, -1) / new
-    how = "summed over" if new == 1 else "repeated over"
-    return [f"{first_layer}: filters {how} the input channels ({old} -> {new})"]
+def first_layers(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the weights that see the input's channels, of a model registered with `meta`; several side by side
+    in some networks."""
+    return tuple(f"{name}.weight" for name in meta.get("first_layers", (meta["backbone_first"],)))
+
+
+def adapt_input_channels(
+    state: dict[str, Tensor], target: Mapping[str, Tensor], meta: Mapping[str, Any], channels: int
+) -> list[str]:
+    """Adapt the filters of the first layers in `state` to the input channels in `target`; a line where they differ.
+
+    `channels` are those of the images. A stem that puts the pixels of a block side by side has as many filters for
+    each of them.
+    """
+    notes: list[str] = []
+    for name in first_layers(meta):
+        if name not in state or state[name].shape == target[name].shape or state[name].dim() != 4:
+            continue
+        old, new = state[name].shape[1], target[name].shape[1]
+        places = max(new // channels, 1) if channels else 1
+        if old == new or old % places or new % places:
+            continue
+        summed = state[name].unflatten(1, (places, -1)).sum(2, keepdim=True)
+        count = new // places
+        state[name] = (summed.expand(-1, -1, count, -1, -1) / count).flatten(1, 2)
+        how = "summed over" if count == 1 else "repeated over"
+        notes.append(f"{name}: filters {how} the input channels ({old} -> {new})")
+    return notes[:1]
 
 
 def adapt_positions(state: dict[str, Tensor], model: nn.Module, meta: Mapping[str, Any]) -> list[str]:

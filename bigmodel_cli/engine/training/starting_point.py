@@ -13,7 +13,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, models
-from bigmodel_cli.core.types import DataBundle, Source, Task
+from bigmodel_cli.core.types import DataBundle, ImageSpec, Source, Task
 from bigmodel_cli.engine.build.compatibility import first_difference
 from bigmodel_cli.engine.build.foreign_weights import is_foreign, load_foreign_weights
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained, recipe_and_spec
@@ -80,7 +80,8 @@ def task_and_model(
     model = build_model(recipe, task.spec)
     if trained is None:
         path = Path(str(recipe.start.checkpoint))
-        notes += load_foreign_weights(model, path, models.get(recipe.model.name).meta)
+        channels = task.spec.channels if isinstance(task.spec, ImageSpec) else 0
+        notes += load_foreign_weights(model, path, models.get(recipe.model.name).meta, channels)
     else:
         notes = [*trained.notes, *notes, *transfer(model, trained, task.spec)]
     return task, model, [*notes, *line]
