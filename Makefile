@@ -69,14 +69,15 @@ install-locked:  ## into a new .venv, only files whose hashes are in constraints
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) --no-deps -e .
 	touch $(VENV)/.installed
 
-build/tools:
-	$(PYTHON) -m venv $@
-	$@/bin/pip install -q --disable-pip-version-check $(PIP_FLAGS) pip-audit cyclonedx-bom
+build/tools/.installed:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install -q --disable-pip-version-check $(PIP_FLAGS) pip-audit cyclonedx-bom
+	touch $@
 
-audit: build/tools  ## known vulnerabilities of the locked packages; needs a network
+audit: build/tools/.installed  ## known vulnerabilities of the locked packages; needs a network
 	build/tools/bin/pip-audit --require-hashes --disable-pip -r constraints.lock
 
-sbom: build/tools  ## build/sbom.json: the locked packages as a CycloneDX bill of materials
+sbom: build/tools/.installed  ## build/sbom.json: the locked packages as a CycloneDX bill of materials
 	build/tools/bin/cyclonedx-py requirements constraints.lock --output-format JSON --output-file build/sbom.json
 
 clean:

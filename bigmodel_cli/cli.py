@@ -24,7 +24,7 @@ from bigmodel_cli.commands.arguments.usage_errors import as_usage_error
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.isolation import supervised
 from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
-from bigmodel_cli.core.processes.children import isolate_children
+from bigmodel_cli.core.processes.children import hear_of_children, isolate_children
 from bigmodel_cli.core.processes.stop_signals import SIGPIPE
 from bigmodel_cli.core.registry import commands
 
@@ -193,6 +193,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     gc.set_threshold(100_000)  # saves 0.2 s of garbage collection while torch is imported; placement resets it
     isolate_children()
+    hear_of_children()
     supervised.OWN_PROCESS = True
     atexit.register(_exit_fast)  # registered first, so it runs last, after all other exit handlers
     try:

@@ -195,6 +195,20 @@ def _openvino_crashes() -> None:
     openvino.import_openvino = lambda: os.kill(os.getpid(), signal.SIGSEGV)  # type: ignore[assignment]
 
 
+def _openvino_crashes_here() -> None:
+    """In the command's own process, as if none had been made for it."""
+    from bigmodel_cli.commands.isolation import supervised
+
+    supervised._fork = lambda: 0
+    _openvino_crashes()
+
+
+def _openvino_crashes_unheard() -> None:
+    """In a process that was started with SIGCHLD ignored, to which the system tells no child's end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    _openvino_crashes()
+
+
 def _openvino_hangs() -> None:
     """As a lock in native code does: no signal handler of Python's runs."""
     from bigmodel_cli.export import openvino
@@ -211,6 +225,8 @@ def _openvino_hangs() -> None:
 SABOTAGE = {
     "openvino-hangs": _openvino_hangs,
     "openvino-crashes": _openvino_crashes,
+    "openvino-crashes-here": _openvino_crashes_here,
+    "openvino-crashes-unheard": _openvino_crashes_unheard,
     "bug": _bug,
     "no-onnx": _no_onnx,
     "rank-1-fails": _rank_1_fails,

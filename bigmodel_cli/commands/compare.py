@@ -12,6 +12,7 @@ from bigmodel_cli.commands.arguments.options import RunOptions
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.comparison.compared import Compared, cell, short, verdict
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place, written
 from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
@@ -31,7 +32,9 @@ Metric = Annotated[
         autocompletion=opt.complete("metrics"),
     ),
 ]
-Page = Annotated[Path, typer.Option("--page", metavar="FILE", help="HTML page to write.")]
+Page = Annotated[
+    Path | None, typer.Option("--page", metavar="FILE", help="HTML page to write.  [default: compare.html]")
+]
 PATHS = ("data.dir", "data.path")
 READ_FROM = ("name", "path", "target", "columns", "encoding", "separator", "group_by", "users", "items")
 """What says where data is and how its tables are read; the size of images, say, is each model's own."""
@@ -46,7 +49,7 @@ def compare(
     split: Split = None,
     metric: Metric = None,
     trust: opt.Trust = False,
-    page: Page = Path("compare.html"),
+    page: Page = None,
     json: opt.Json = False,
 ) -> None:
     """Compare runs on the same samples: what differs in their recipes, and whether the better one is better.
@@ -64,15 +67,24 @@ def compare(
 
     if len(runs) < 2:
         raise InputError("one run", "expected two or more to compare", "bigmodel compare RUN RUN")
+    require_place(page)
     found = _compare(runs, options, split, metric, trust)
-    write_page(page, found)
+    place = page or Path("compare.html")
+    shown, problem = written(place, page is not None, lambda path: write_page(path, found))
+    _report(found, shown, json)
+    if problem is not None:
+        raise problem
+
+
+def _report(found: Compared, page: str | None, json: bool) -> None:
     if json:
         console.print_json(_plain(found, page))
         return
     for note in found.notes:
         console.note(note)
     _show(found)
-    console.say(f"page: {page}")
+    if page is not None:
+        console.say(f"page: {page}")
     better = [pair.better for pair in found.pairs if pair.better is not None]
     console.note_next(found.splits[max(better, key=better.count, default=0)].trained.path, "export", "--out", "shipped")
 
@@ -194,7 +206,7 @@ def _show(found: Compared) -> None:
         console.say(f"p holds for all {len(found.pairs)} pairs together (Holm)")
 
 
-def _plain(found: Compared, page: Path) -> dict[str, Any]:
+def _plain(found: Compared, page: str | None) -> dict[str, Any]:
     return {
         "runs": [str(s.trained.path) for s in found.splits],
         "split": found.splits[0].name,
@@ -204,5 +216,5 @@ def _plain(found: Compared, page: Path) -> dict[str, Any]:
         "headline": [{name: f.to_dict() for name, f in figures.items()} for figures in found.figures],
         "pairs": [{**pair.to_dict(), "verdict": verdict(found, pair)} for pair in found.pairs],
         "notes": found.notes,
-        "page": str(page),
+        "page": page,
     }

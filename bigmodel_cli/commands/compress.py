@@ -249,8 +249,7 @@ def _remove_drafts(out: Path) -> None:
     from bigmodel_cli.export.publish import remove_leftovers
 
     if out.is_dir():
-        atomic_files.remove_temporary_files(out)
-        for note in remove_leftovers(out):
+        for note in [*atomic_files.remove_temporary_files(out), *remove_leftovers(out)]:
             console.note(note)
 
 

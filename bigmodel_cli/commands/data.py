@@ -11,6 +11,7 @@ from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.arguments.input_files import reading
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.display.option_tables import show_component
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.commands.inspection.interactions import show_interactions
 from bigmodel_cli.commands.inspection.next_step import say_next
 from bigmodel_cli.commands.inspection.text import show_text
@@ -93,10 +94,11 @@ def sample(
 
         bigmodel data sample digit.png
     """
-    from bigmodel_cli.engine.build.image_sample import image_sample
+    from bigmodel_cli.engine.build.image_sample import image_sample, write_picture
 
+    require_place(file)
     picture, label = image_sample(name, index, data_dir)
-    picture.save(file)
+    write_picture(picture, file)
     console.say(f"{file}: a {label} ({name}, test split, image {index})")
     console.say(f"next: bigmodel predict RUN {file}")
 

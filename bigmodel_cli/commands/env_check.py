@@ -10,9 +10,9 @@ from rich.text import Text
 
 from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.commands.environment.reports import github_lines, write_junit
 from bigmodel_cli.commands.environment.requirements import read_requirements, required
-from bigmodel_cli.core.errors import printable
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.engine.device.check import Check
 
@@ -48,6 +48,7 @@ def env_check(
     from bigmodel_cli.data.presence import present_in
     from bigmodel_cli.engine.device import env_check as checks
 
+    require_place(junit)
     wanted = read_requirements(require)
     root = data_root(data_dir)
     patience = checks.COMPILE_REQUIRED_LIMIT if "compile" in {r.name for r in wanted} else checks.COMPILE_LIMIT
@@ -72,6 +73,6 @@ def _show(found: list[Check], failed: list[Check], json: bool) -> None:
     table = console.table(None, ("", "check", "found", "what to do"), ())
     for c in found:
         status_cell = Text(c.status, style=STYLES[c.status])
-        table.add_row(status_cell, c.name, Text(printable(c.value)), Text(printable(c.fix or "")))
+        table.add_row(status_cell, c.name, console.text(c.value), console.text(c.fix or ""))
     console.show(table)
     console.say(f"{len(failed)} failed: {', '.join(c.name for c in failed)}" if failed else "ready")

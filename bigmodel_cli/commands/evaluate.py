@@ -14,6 +14,7 @@ from bigmodel_cli.commands.arguments.recipe_layers import Known, checkpoint_reci
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.arguments.unused_options import refuse_unused
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place, written
 from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.core.registry import commands
 
@@ -116,9 +117,10 @@ def evaluate(
     """
     from bigmodel_cli.commands.arguments.open_model import open_trained
     from bigmodel_cli.commands.evaluation.measuring import open_split
-    from bigmodel_cli.commands.evaluation.page import write_page
+    from bigmodel_cli.commands.evaluation.page import place_of, write_page
     from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
+    require_place(page)
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
     recipe = checkpoint_recipe(trained, options.flag_layers(Known.of(trained.recipe.to_dict()["data"])))
     measured = open_split(trained, recipe, split)
@@ -126,7 +128,11 @@ def evaluate(
     wanted = TrustOptions(calibrate, conformal, corruptions, ood, by, shadows if membership else None)
     size = batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
-    _show(measured, found, write_page(page, measured, found, pretrained), json)
+    place = place_of(measured, page, pretrained)
+    shown, problem = written(place, page is not None, lambda path: write_page(path, measured, found))
+    _show(measured, found, shown, json)
+    if problem is not None:
+        raise problem
 
 
 def _check_wrong(task: Any) -> None:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 Name = Annotated[
     str | None, typer.Argument(metavar="NAME", help="The lesson to run.", autocompletion=opt.complete("lessons"))
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the figure.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the figure.  [default: lessons]")]
 
 
 @commands.register("lesson", order=5)
-def lesson(name: Name = None, out: Out = Path("lessons"), json: opt.Json = False) -> None:
+def lesson(name: Name = None, out: Out = None, json: opt.Json = False) -> None:
     """Run a lesson of the course, from the perceptron to GPT; without a NAME, list them.
 
     Each takes less than a minute and downloads nothing.
@@ -46,7 +46,16 @@ def lesson(name: Name = None, out: Out = Path("lessons"), json: opt.Json = False
         torch.manual_seed(0)
         result: Result = entry()
     seconds = time.perf_counter() - started
-    figure = _drawn(result, out / f"{entry.name}.png")
+    figure, problem = _drawn(result, (out or Path("lessons")) / f"{entry.name}.png")
+    _report(entry.name, result, figure, seconds, json)
+    if problem is not None and out is not None:
+        raise problem
+    if problem is not None:
+        console.note(f"no figure: {problem.line}; {problem.hint or '--out DIR puts it elsewhere'}")
+
+
+def _report(name: str, result: Result, figure: Path | None, seconds: float, json: bool) -> None:
+    entry = lessons.get(name)
     meta, summary = entry.meta, lessons.found[entry.name].summary
     if json:
         table = [dict(zip(result.heads, row, strict=True)) for row in result.rows]
@@ -86,20 +95,19 @@ def _list(json: bool) -> None:
     console.say(f"next: bigmodel lesson {found[0].name}")
 
 
-def _drawn(result: Result, path: Path) -> Path | None:
-    """Draw the figure to `path`; None where there is none, or nothing to draw with, which is said."""
+def _drawn(result: Result, path: Path) -> tuple[Path | None, MachineError | None]:
+    """Draw the figure to `path`; or why it cannot be: nothing to draw with, or no place. What was learnt is shown."""
     from bigmodel_cli.insight.plotting import drawing
 
     if result.draw is None:
-        return None
-    path.parent.mkdir(parents=True, exist_ok=True)
+        return None, None
     rows, columns = result.panels
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with drawing(path, rows, columns, result.size) as axes:
             result.draw(axes)
-    except MachineError as error:
-        if "matplotlib" not in error.what:
-            raise
-        console.note(f"no figure: {error.what}; {error.hint}")
-        return None
-    return path
+    except MachineError as problem:
+        return None, problem
+    except OSError as error:
+        return None, MachineError(f"{path.parent}: {error.strerror}")
+    return path, None

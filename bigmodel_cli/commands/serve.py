@@ -36,7 +36,11 @@ MaxBatch = Annotated[
 MaxWait = Annotated[
     float,
     typer.Option(
-        "--max-wait", metavar="MS", min=0, max=10_000, help="Milliseconds to wait for more, while requests coincide."
+        "--max-wait",
+        metavar="MS",
+        min=0,
+        max=10_000,
+        help="Milliseconds to wait for as many requests as the last run had.",
     ),
 ]
 Queue = Annotated[

@@ -11,8 +11,8 @@ import typer
 
 from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.display import console
-from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.files.event_log import read_events, read_status
+from bigmodel_cli.core.errors import InputError, InterruptedRun
+from bigmodel_cli.core.files.event_log import is_number, read_events, read_status
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
 
@@ -111,7 +111,8 @@ def line_of(event: Event) -> str:
         values = [f"{k} {format_metric(k, v)}" for k, v in event.items() if isinstance(v, float) and k != "lr"]
         return f"epoch {event.get('epoch')}  step {event.get('step')}  " + "  ".join(values)
     if event["event"] == "end":
-        return f"end: {event.get('steps')} steps in {event.get('seconds', 0):.1f} s"
+        seconds = event.get("seconds")
+        return f"end: {event.get('steps')} steps" + (f" in {seconds:.1f} s" if is_number(seconds) else "")
     return str(event.get("message", event["event"]))
 
 
@@ -127,14 +128,13 @@ def _live(run: Path) -> None:
                 if not going:
                     return
                 time.sleep(POLL)
-        except KeyboardInterrupt:
+        except InterruptedRun:  # Ctrl-C
             return
 
 
 def view(run: Path, events: list[Event]) -> RenderableType:
     """The last epochs, and every loss and metric so far as a row of bars."""
     from rich.console import Group
-    from rich.text import Text
 
     epochs = [e for e in events if e["event"] == "epoch"]
     start = next((e for e in reversed(events) if e["event"] == "start"), {})
@@ -144,10 +144,10 @@ def view(run: Path, events: list[Event]) -> RenderableType:
         for e in epochs[-ROWS:]
     ]
     head = ("epoch", "step", *(n.replace("_", " ") for n in names), "best")
-    lines = [Text(f"{n.replace('_', ' '):>24} {bars([e.get(n) for e in epochs])}") for n in names]
+    lines = [console.text(f"{n.replace('_', ' '):>24} {bars([e.get(n) for e in epochs])}") for n in names]
     of = f" of {start['epochs']} epochs" if "epochs" in start else ""
-    title = Text(f"{run}: {start.get('model', '')} on {start.get('data', '')}, {len(epochs)}{of}", style="bold")
-    return Group(title, console.table(None, head, rows, right=True), *lines, Text(state_line(run)))
+    title = console.text(f"{run}: {start.get('model', '')} on {start.get('data', '')}, {len(epochs)}{of}", "bold")
+    return Group(title, console.table(None, head, rows, right=True), *lines, console.text(state_line(run)))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -162,6 +162,6 @@ def bars(values: list[Any]) -> str:
     known = [v for v in numbers if v is not None]
     if not known:
         return ""
-    low, high = min(known), max(known)
+    low, high = min(known) / 2, max(known) / 2  # halves: the whole range of two floats may be infinite
     span = (high - low) or 1.0
-    return "".join(" " if v is None else BARS[round((v - low) / span * (len(BARS) - 1))] for v in numbers)
+    return "".join(" " if v is None else BARS[round((v / 2 - low) / span * (len(BARS) - 1))] for v in numbers)

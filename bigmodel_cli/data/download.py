@@ -47,6 +47,7 @@ def download(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MachineError(f"cannot write {path.parent}: {error.strerror}", hint="--data-dir DIR") from None
+    atomic_files.remove_dead_drafts(path)
     started, reasons = time.monotonic(), []
     for attempt in range(ATTEMPTS):
         for address in candidates:
@@ -138,7 +139,7 @@ def _fetch(address: str, path: Path, checksum: str, patience: float, most: int |
     try:
         with open_url(address, patience) as reply, temporary.open("xb") as file:
             length = reply.headers.get("Content-Length")
-            expected, done = int(length) if length else None, 0
+            expected, done = int(length) if length and length.isascii() and length.isdecimal() else None, 0
             while block := reply.read(BLOCK):
                 file.write(block)
                 total.update(block)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy
 import torch
 
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.image.images import decode, image_header
 from bigmodel_cli.core.specs import ValueRange
 from bigmodel_cli.data.balance import describe_imbalance
@@ -191,7 +192,4 @@ def contact_sheet(listing: Listing, path: Path, rows: int = 12, columns: int = 8
                 continue
             tile = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             sheet.paste(tile, (4 + column * (TILE + 4), top + margin))
-    try:
-        sheet.save(path, "PNG")
-    except OSError as error:
-        raise MachineError(f"{path}: {error.strerror or error}", hint="another --sheet") from None
+    atomic_files.replace(path, lambda draft: sheet.save(draft, "PNG"), lambda: sheet.width * sheet.height)

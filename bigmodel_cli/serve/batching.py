@@ -1,13 +1,15 @@
 """Dynamic batching: concurrent requests share one run of the model.
 
-The model runs in one thread, which takes what waits, up to `max_batch` samples. While requests come together, it waits
-for more for at most `max_wait` seconds; a request that comes alone is answered at once. Shapes: B batch, K classes.
+The model runs in one thread, which takes what waits, up to `max_batch` samples. It waits, for at most `max_wait`
+seconds, until as many requests are there as shared the run before: one that comes alone is answered at once, and
+clients that ask again as soon as they are answered meet in one run. Shapes: B batch, K classes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -30,6 +32,7 @@ class _Waiting:
     sample: Sample
     reply: asyncio.Future[np.ndarray]
     loop: asyncio.AbstractEventLoop
+    request: int
 
 
 class Batcher:
@@ -43,7 +46,8 @@ class Batcher:
     ) -> None:
         self._answer, self._max_batch, self._max_wait, self._ran = answer, max_batch, max_wait, ran
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._shared = False  # whether the run before had several samples, so that more can be expected
+        self._requests = itertools.count()
+        self._expected = 1  # how many requests shared the run before
         self.last_answer = float("-inf")
         """When the model last responded, by ``time.monotonic``."""
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -60,7 +64,8 @@ class Batcher:
             Exception: whatever the model raised. Cancelling the caller withdraws its samples.
         """
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(sample, loop.create_future(), loop) for sample in samples]
+        request = next(self._requests)
+        waiting = [_Waiting(sample, loop.create_future(), loop, request) for sample in samples]
         for one in waiting:
             self._queue.put(one)
         return list(await asyncio.gather(*(one.reply for one in waiting)))
@@ -73,24 +78,26 @@ class Batcher:
 
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
-            batch = [first, *self._others()]
-            self._shared = len(batch) > 1
+            batch = self._with_others(first)
+            self._expected = len({one.request for one in batch})
             if wanted := [one for one in batch if not one.reply.cancelled()]:
                 self._run(wanted)
 
-    def _others(self) -> list[_Waiting]:
-        found: list[_Waiting] = []
-        until = time.monotonic() + (self._max_wait if self._shared else 0.0)
-        while len(found) < self._max_batch - 1:
+    def _with_others(self, first: _Waiting) -> list[_Waiting]:
+        batch, requests = [first], {first.request}
+        until = time.monotonic() + self._max_wait
+        while len(batch) < self._max_batch:
+            patience = until - time.monotonic() if len(requests) < self._expected else 0.0
             try:
-                one = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+                one = self._queue.get(timeout=max(0.0, patience))
             except queue.Empty:
                 break
             if one is None:  # stop after this batch
                 self._queue.put(None)
                 break
-            found.append(one)
-        return found
+            batch.append(one)
+            requests.add(one.request)
+        return batch
 
     def _run(self, batch: list[_Waiting]) -> None:
         began = time.monotonic()

@@ -17,7 +17,7 @@ from bigmodel_cli.core.registry import readers
 from bigmodel_cli.export.retrieval import Retrieval, read_histories, with_index
 from bigmodel_cli.serve.http_errors import HttpRefusal
 from bigmodel_cli.serve.model import Part, ServedModel
-from bigmodel_cli.serve.uploads import Limits
+from bigmodel_cli.serve.uploads import Limits, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,10 +57,7 @@ class InteractionReader:
         return json.dumps({"user": given["user"], **history} if "user" in given else history).encode()
 
     def parts(self, content_type: str, body: bytes, limits: Limits) -> Sequence[Part]:
-        try:
-            given = json.loads(body)
-        except (ValueError, RecursionError):
-            raise HttpRefusal(400, "the body is not JSON", EXPECTED) from None
+        given = read_json(body, MOST_SEEN, EXPECTED)
         if not isinstance(given, dict) or not given or not set(given) <= {"user", "history"}:
             raise HttpRefusal(400, "the JSON is not what was expected", EXPECTED)
         user, history = given.get("user"), given.get("history")

@@ -12,7 +12,7 @@ import torch
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data.image.arrays import ImageArrays, select_samples
-from bigmodel_cli.engine.experiments.study import read_study, recipes
+from bigmodel_cli.engine.experiments.study import outcome, read_study, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
@@ -44,6 +44,29 @@ def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt")} == stamps
     other = run_cli("study", "two.yaml", "--out", "out", "--epochs", 3)
     assert other.returncode == 2 and "made with train.epochs = 2, now 3" in other.stderr
+
+
+LOG = {
+    "start": {"parameters": 7, "trainable": 7, "metric": "accuracy"},
+    "epoch": {"train_loss": 0.5},
+    "end": {"seconds": 1.5, "val_accuracy": 0.9},
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), [("start", "parameters"), ("epoch", "train_loss"), ("end", "seconds")])
+def test_a_log_with_words_for_numbers_is_named(kind: str, key: str, tmp_path: Path) -> None:
+    recipe = next(iter(recipes(read_study(ROOT / "recipes/image/few-images.yaml"), tmp_path, []).values()))
+    log = tmp_path / "metrics.jsonl"
+
+    def write(events: dict[str, dict[str, Any]]) -> None:
+        log.write_text("".join(json.dumps({"event": name, **values}) + "\n" for name, values in events.items()))
+
+    write(LOG)
+    assert outcome(tmp_path, recipe, test=False)["val_accuracy"] == 0.9  # negative control
+    for wrong in ("many", None, True, 10**30):
+        write({**LOG, kind: {**LOG[kind], key: wrong}})
+        with pytest.raises(InputError, match=f"no number {key} in its {kind} event"):
+            outcome(tmp_path, recipe, test=False)
 
 
 @pytest.mark.parametrize("name", ["resnet-paper/short", "resnet-paper/full", "few-images", "few-shot"])

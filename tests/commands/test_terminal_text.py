@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.progress import WaitBars
 from bigmodel_cli.core.errors import InputError, printable
 
 EVIL = [
@@ -46,6 +47,19 @@ def test_shown_as_it_is_written(evil: str, monkeypatch: pytest.MonkeyPatch) -> N
         # A title is folded to the width of its table: blanks do not count.
         assert "".join(printable(evil).split()) in "".join(text.split()), name
         assert all(c.isprintable() or c == "\n" for c in text), name
+
+
+@pytest.mark.parametrize("evil", EVIL, ids=ascii)
+def test_the_name_of_what_is_waited_for(evil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar is drawn with markup and colours of its own; the name of a shard in an index is anybody's."""
+    monkeypatch.setenv("TERM", "xterm")
+    buffer = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=buffer, width=200, color_system=None, force_terminal=True))
+    with WaitBars() as bars:
+        bars.on_download(evil, 1, 2)
+        bars.on_download(evil, 2, 2)
+    assert f"downloading {printable(evil)}" in buffer.getvalue()
+    assert evil.isprintable() or evil not in buffer.getvalue()
 
 
 def test_what_nothing_guards_is_interpreted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def test_an_export_that_crashes(trained: Path, run_cli: Run, tmp_path: Path) -> 
     assert not (tmp_path / "shipped").exists() and left(tmp_path) == []
 
 
-def test_an_export_that_hangs(trained: Path, run_cli: Run, tmp_path: Path) -> None:
+def test_an_export_that_hangs_or_crashes_as_it_is_used(trained: Path, run_cli: Run, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     given = ("export", trained, "--format", "openvino", "--out", "shipped")
     done = run_cli(*given, sabotage="openvino-hangs", variables={"BIGMODEL_RUNTIME_LIMIT": "0.5"})
@@ -52,6 +53,16 @@ def test_an_export_that_hangs(trained: Path, run_cli: Run, tmp_path: Path) -> No
         assert done.returncode == 3 and said in done.stderr, (command, done.stderr)
     done = run_cli("predict", "shipped", "digit.png", variables={"BIGMODEL_RUNTIME_LIMIT": "60"})
     assert done.returncode == 0, done.stderr
+    for command in (("predict", "shipped", "digit.png"), ("eval", "shipped"), ("compare", "shipped", trained)):
+        done = run_cli(*command, sabotage="openvino-crashes")
+        assert done.returncode == 3 and not done.stdout, (command, done.stderr)
+        error, hint = done.stderr.splitlines()[-2:]
+        assert error == "error: shipped: its process was ended by SIGSEGV; a fault in the runtime", done.stderr
+        assert hint.startswith("hint: ") and done.stderr.count("error") == 1
+    done = run_cli("predict", "shipped", "digit.png", sabotage="openvino-crashes-unheard")
+    assert done.returncode == 3 and "ended by SIGSEGV" in done.stderr, done.stderr
+    done = run_cli("predict", "shipped", "digit.png", sabotage="openvino-crashes-here")  # negative control
+    assert done.returncode == -signal.SIGSEGV and "error" not in done.stderr
 
 
 def test_a_method_that_crashes(trained: Path, run_cli: Run, tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import random
-import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from web import Answer, answering
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.interactions import InteractionSpec, everything
@@ -223,21 +222,14 @@ def grouplens_zip() -> bytes:
 def test_movielens_is_downloaded_with_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, asked = grouplens_zip(), list[str]()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(path: str) -> Answer:
+        asked.append(path)
+        return 200, content, {}
 
-        def log_message(self, *ignored: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("BIGMODEL_MIRROR", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     read = data.get("movielens-100k")
-    try:
+    with answering(answer) as address:
+        monkeypatch.setenv("BIGMODEL_MIRROR", address)
         with pytest.raises(MachineError, match="SHA-256"):
             read(tmp_path)
         assert not list(tmp_path.rglob("*.zip*")), "what is not GroupLens' file is not kept"
@@ -245,9 +237,6 @@ def test_movielens_is_downloaded_with_its_checksum(tmp_path: Path, monkeypatch: 
         asked.clear()
         bundle = read(tmp_path)
         again = read(tmp_path)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert asked == ["/ml-100k.zip"], "once"
     assert bundle.fingerprint == again.fingerprint and bundle.spec.titles[3] == "Film 3 (1995)"
     assert {u: len(held) for u, held in held_out(bundle, "test").items()} == {f"u{n}": 1 for n in range(20)}

@@ -2,17 +2,18 @@
 
 import gzip
 import hashlib
-import http.server
 import os
 import shutil
 import socket
 import struct
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from web import answering, folder_served
 
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.registry import data
@@ -111,38 +112,22 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path, fault):
         data.get("mnist")(tmp_path).load["train"]()
 
 
-class Server:
-    """Answers from `script`: a status, or bytes for 200; the last one for ever. Counts the requests."""
+@contextmanager
+def server(*script):
+    """The address of one that answers from `script`, and its requests: a status, or bytes, or bytes and how many are
+    promised; the last for ever."""
+    asked = []
 
-    def __init__(self, *script):
-        self.requests, outer = 0, self
+    def answer(path):
+        given = script[min(len(asked), len(script) - 1)]
+        asked.append(path)
+        if isinstance(given, int):
+            return given, b"", {}
+        body, promised = given if isinstance(given, tuple) else (given, len(given))
+        return 200, body, {"Content-Length": str(promised)}
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                answer = script[min(outer.requests, len(script) - 1)]
-                outer.requests += 1
-                if isinstance(answer, int):
-                    self.send_error(answer)
-                    return
-                body, promised = answer if isinstance(answer, tuple) else (answer, len(answer))
-                self.send_response(200)
-                self.send_header("Content-Length", str(promised))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        self.server.shutdown()
-        self.server.server_close()
+    with answering(answer) as address:
+        yield address, asked
 
 
 BODY = b"real content" * 10_000
@@ -159,17 +144,17 @@ def fetch(url, folder, monkeypatch):
 def test_a_download_arrives_whole_also_after_failures(tmp_path, monkeypatch, script):
     seen = []
     monkeypatch.setattr(downloads, "on_progress", [lambda *args: seen.append(args)])
-    with Server(*script) as server:
-        fetch(server.url, tmp_path, monkeypatch)
-        assert server.requests == len(script)
+    with server(*script) as (address, asked):
+        fetch(address, tmp_path, monkeypatch)
+        assert len(asked) == len(script)
     assert [p.name for p in tmp_path.iterdir()] == ["f.gz"] and (tmp_path / "f.gz").read_bytes() == BODY
     assert seen[-1] == ("f.gz", len(BODY), len(BODY))
 
 
 @pytest.mark.parametrize("script", [(b"something else",), ((BODY[:999], len(BODY)),), (404,), (500,)])
 def test_a_wrong_download_leaves_nothing(tmp_path, monkeypatch, script):
-    with Server(*script) as server, pytest.raises(BigmodelError):
-        fetch(server.url, tmp_path, monkeypatch)
+    with server(*script) as (address, _), pytest.raises(BigmodelError):
+        fetch(address, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,8 +213,8 @@ def test_plain_http_elsewhere_is_refused(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with Server(BODY) as server, pytest.raises(MachineError, match="file"):
-        fetch(server.url, tmp_path / "file", monkeypatch)
+    with server(BODY) as (address, _), pytest.raises(MachineError, match="file"):
+        fetch(address, tmp_path / "file", monkeypatch)
 
 
 @REAL
@@ -237,13 +222,10 @@ def test_mnist_downloads_from_a_mirror(tmp_path, monkeypatch):
     """The real files, recompressed here, have another SHA-256 than the published .gz: refused and removed."""
     site = tmp_path / "site"
     shutil.copytree(ROOT / "mnist", site)
-    handler = lambda *a: http.server.SimpleHTTPRequestHandler(*a, directory=str(site))  # noqa: E731
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("BIGMODEL_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    with folder_served(site) as address:
+        monkeypatch.setenv("BIGMODEL_MIRROR", address)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         with pytest.raises(BigmodelError) as caught:
             data.get("mnist")(tmp_path / "data")
         assert caught.value.exit_code == 3
-        server.shutdown()
     assert [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == []

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from web import folder_served
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import data
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -25,13 +18,10 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that is served as the mirror of every download."""
     folder = tmp_path / "mirror"
     folder.mkdir()
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("BIGMODEL_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    with folder_served(folder) as address:
+        monkeypatch.setenv("BIGMODEL_MIRROR", address)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield folder
-        server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["tinyshakespeare", "multi30k-en-de"])

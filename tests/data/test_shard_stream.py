@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import io
 import json
 import tarfile
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from web import folder_served
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.data.batches import Batches
@@ -24,10 +23,6 @@ from bigmodel_cli.data.webdataset.shard_index import read_shard_index
 from bigmodel_cli.data.webdataset.stream import ShardStream, evict_shards, make_index, shard_stream
 
 SHARDS, EACH = 17, 8
-
-
-class Server(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None: ...
 
 
 @pytest.fixture
@@ -48,11 +43,8 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
                     info.size = len(raw)
                     tar.addfile(info, io.BytesIO(raw))
     (folder / "index.json").write_text(json.dumps(make_index(sorted(folder.glob("*.tar")), folder / "index.json")))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/index.json"
-    server.shutdown()
-    server.server_close()
+    with folder_served(folder) as address:
+        yield folder, f"{address}/index.json"
 
 
 @pytest.fixture(autouse=True)

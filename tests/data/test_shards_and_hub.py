@@ -8,16 +8,15 @@ import json
 import random
 import socket
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from web import Answer, answering
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
@@ -253,24 +252,12 @@ def hub(tmp_path: Path) -> Iterator[str]:
     datasets.load_from_disk(str(tmp_path / "made"))["train"].to_parquet(file)
     answers = hub_answers(file.getvalue())
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body, headers = answers.get(self.path.partition("?")[0], (b"{}", {"X-Error-Code": "EntryNotFound"}))
-            self.send_response(404 if body == b"{}" else 200)
-            for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+    def answer(query: str) -> Answer:
+        body, headers = answers.get(query.partition("?")[0], (b"{}", {"X-Error-Code": "EntryNotFound"}))
+        return 404 if body == b"{}" else 200, body, {**headers, "X-Repo-Commit": COMMIT}
 
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with answering(answer) as address:
+        yield address
 
 
 def test_a_data_set_of_the_hub_is_fetched_once(hub: str, run_cli: Any, tmp_path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import io
 import json
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from web import Quiet, folder_served
 
 from bigmodel_cli.core.addresses import full, public, remember, scrub
 from bigmodel_cli.core.errors import BigmodelError, InputError
@@ -25,7 +23,7 @@ SIGNATURE, PASSWORD, TOKEN = "c0ffee5160a7e", "pa55w0rd-of-mine", "hf_T0kenOfThe
 SECRETS = (SIGNATURE, PASSWORD, TOKEN)
 
 
-class Guarded(http.server.SimpleHTTPRequestHandler):
+class Guarded(Quiet):
     """Gives nothing without the signature and the password; /away redirects to where `away` says."""
 
     away = ""
@@ -40,8 +38,6 @@ class Guarded(http.server.SimpleHTTPRequestHandler):
             self.send_error(403)
         else:
             super().do_GET()
-
-    def log_message(self, *args: Any) -> None: ...
 
 
 @pytest.fixture
@@ -60,11 +56,8 @@ def address(tmp_path: Path) -> Iterator[str]:
                     tar.addfile(info, io.BytesIO(raw))
     index = make_index(sorted(folder.glob("*.tar")), folder / "index.json")
     (folder / "index.json").write_text(json.dumps(index))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guarded, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://me:{PASSWORD}@127.0.0.1:{server.server_port}/index.json?X-Signature={SIGNATURE}"
-    server.shutdown()
-    server.server_close()
+    with folder_served(folder, Guarded) as place:
+        yield f"{place.replace('//', f'//me:{PASSWORD}@')}/index.json?X-Signature={SIGNATURE}"
 
 
 def found_in(folder: Path) -> dict[str, list[str]]:

@@ -98,6 +98,33 @@ def test_no_link_in_a_run_folder_is_written_through(
     assert done.returncode in (0, 2, 3) and "a bug" not in done.stderr, done.stderr
 
 
+SEARCH = """
+model: {name: perceptron}
+data: {name: digits}
+train: {max_steps: 1}
+search: {optimizer.lr: [0.1, 0.2]}
+"""
+
+
+def test_a_search_in_a_strangers_folder(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    """Optuna appends to its log, whatever lies under that name."""
+    pytest.importorskip("optuna")
+    (tmp_path / "search.yaml").write_text(SEARCH)
+    victim, log = tmp_path / "victim", tmp_path / "tuned/trials.log"
+    log.parent.mkdir()
+    victim.write_text(KEPT)
+    tune = ("tune", "search.yaml", "--trials", 1, "--out", "tuned")
+    log.symlink_to(victim)
+    done = run_cli(*tune)
+    assert done.returncode == 3 and "trials.log is a link" in done.stderr, done.stderr
+    assert victim.read_text() == KEPT
+    log.unlink()
+    for damaged in ('{"op_code": 0}', '{"op_code": 99, "worker_id": "x"}', "[]", '{"op_code": []}'):
+        log.write_text(damaged + "\n")
+        done = run_cli(*tune)
+        assert done.returncode == 2 and "trials.log: damaged" in done.stderr, (damaged, done.stderr)
+
+
 def test_the_victim_is_noticed(tmp_path: Path) -> None:
     """Negative control: an ordinary open follows the link."""
     (tmp_path / "victim").write_text(KEPT)

@@ -85,6 +85,22 @@ def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
     assert (done.returncode, done.stdout) == (0, "heard"), done.stderr
 
 
+UNHEARD = """
+import signal, subprocess
+from bigmodel_cli.core.processes.children import hear_of_children
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+unheard = subprocess.run(["false"]).returncode
+hear_of_children()
+print(unheard, subprocess.run(["false"]).returncode, end="")
+"""
+
+
+def test_an_ignored_sigchld_hides_no_childs_end() -> None:
+    """A daemon may pass it on; Python then takes every child for one that ended well, which is the control here."""
+    done = subprocess.run([sys.executable, "-c", UNHEARD], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0 1"), done.stderr
+
+
 def test_a_background_job_of_a_script_does_not_hear_ctrl_c(tmp_path: Path) -> None:
     command = f"trap '' INT; exec {BIGMODEL} {' '.join(LONG)}"
     process = subprocess.Popen(["sh", "-c", command], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)

@@ -343,7 +343,8 @@ def run_folder(draw: random.Random, folder: Path, canary: Path) -> Path:
     raw = (GOLDEN / "v1.pt").read_bytes()
     (folder / "best.pt").write_bytes(raw if draw.random() < 0.5 else changed(draw, raw))
     (folder / "last.pt").write_bytes(changed(draw, raw) if draw.random() < 0.5 else raw)
-    event = dump(replaced(draw, {"event": "epoch", "epoch": 1, "step": 3, "val_loss": 0.5}, canary))
+    kind = draw.choice(("epoch", "epoch", "start", "end"))
+    event = dump(replaced(draw, {"event": kind, "epoch": 1, "step": 3, "val_loss": 0.5, "seconds": 1.5}, canary))
     (folder / "metrics.jsonl").write_bytes(changed(draw, (event + "\n").encode(errors="surrogatepass") * 20))
     (folder / "status.json").write_text(dump(replaced(draw, {"state": "done", "step": 3}, canary)), errors="replace")
     if draw.random() < 0.2:

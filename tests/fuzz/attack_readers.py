@@ -26,7 +26,9 @@ REACHES = ("socket.connect", "socket.bind", "urllib.Request", "ftplib.connect", 
 
 def ways() -> dict[str, list[Callable[[Path], Any]]]:
     """How each kind of file is opened: the functions behind the commands."""
+    from bigmodel_cli.commands import watch
     from bigmodel_cli.commands.checkpoint import describe
+    from bigmodel_cli.commands.comparison.page import curves, epochs_of
     from bigmodel_cli.core.files.event_log import read_events, read_state
     from bigmodel_cli.core.image.images import decode, decode_plain
     from bigmodel_cli.core.readers.json_lines import read_objects
@@ -54,6 +56,13 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
         known = BPETokenizer(read_text(path))
         known.decode(known.encode("one text, <s> of many \u00e9\u4e2d"))
 
+    def watched_run(path: Path) -> None:
+        events = read_events(path.parent / "metrics.jsonl")
+        watch.view(path.parent, events)
+        for event in events:
+            watch.line_of(event)
+        curves({"a": epochs_of(path.parent)}, "val_loss")
+
     weights = [lambda p: describe(inspect_file(p)), checkpoint.read, load_trained]
     return {
         "checkpoint": weights,
@@ -73,7 +82,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
         "run folder": [
             lambda p: load_trained(p.parent), lambda p: checkpoint.newest_valid(p.parent),
             lambda p: last_metrics(p.parent), lambda p: read_events(p.parent / "metrics.jsonl"),
-            lambda p: read_state(p.parent),
+            lambda p: read_state(p.parent), watched_run,
         ],
         "control": [lambda p: __import__("pickle").loads(p.read_bytes())],
     }  # fmt: skip

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Run
+from web import Answer, answering
 
 transformers = pytest.importorskip("transformers")
 import published  # noqa: E402
@@ -130,38 +129,27 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     """A hub on 127.0.0.1 that serves the folders below it as owner/NAME, and the paths that it was asked for."""
     root, asked = tmp_path / "served", list[str]()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            asked.append(path)
-            body, _, name = b"", *[*path.removeprefix("/api/models").split("/"), "", ""][1:3]
-            files = sorted(file.name for file in (root / name).glob("*")) if name else []
-            if path.startswith("/api/models/owner/") and "/tree/" in path:
-                sizes = {file: (root / name / file).stat().st_size for file in files}
-                body = json.dumps(
-                    [{"type": "file", "path": f, "size": n, "oid": "a" * 40} for f, n in sizes.items()]
-                ).encode()
-            elif path.startswith("/api/models/owner/") and files:
-                about = {"id": f"owner/{name}", "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
-                body = json.dumps(about).encode()
-            elif f"/resolve/{COMMIT}/" in path and path.rpartition("/")[2] in files:
-                body = (root / name / path.rpartition("/")[2]).read_bytes()
-            self.send_response(200 if body else 404)
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{len(body)}"', "Content-Length": str(len(body))}
-            for key, value in (headers if body else {"X-Error-Code": "EntryNotFound", "Content-Length": "0"}).items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+    def answer(query: str) -> Answer:
+        path = query.partition("?")[0]
+        asked.append(path)
+        body, _, name = b"", *[*path.removeprefix("/api/models").split("/"), "", ""][1:3]
+        files = sorted(file.name for file in (root / name).glob("*")) if name else []
+        if path.startswith("/api/models/owner/") and "/tree/" in path:
+            sizes = {file: (root / name / file).stat().st_size for file in files}
+            body = json.dumps(
+                [{"type": "file", "path": f, "size": n, "oid": "a" * 40} for f, n in sizes.items()]
+            ).encode()
+        elif path.startswith("/api/models/owner/") and files:
+            about = {"id": f"owner/{name}", "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+            body = json.dumps(about).encode()
+        elif f"/resolve/{COMMIT}/" in path and path.rpartition("/")[2] in files:
+            body = (root / name / path.rpartition("/")[2]).read_bytes()
+        if not body:
+            return 404, b"", {"X-Error-Code": "EntryNotFound"}
+        return 200, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{len(body)}"'}
 
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", root, asked
-    server.shutdown()
+    with answering(answer) as address:
+        yield address, root, asked
 
 
 def test_an_adapter_on_the_hub_brings_its_base(

@@ -7,10 +7,8 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import conv2d
+from web import answering
 
 from bigmodel_cli.commands.arguments import options
 from bigmodel_cli.commands.training.finetune_layers import start_layers
@@ -149,20 +148,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[st
         about = {"sha": "c0ffee", "siblings": [{"rfilename": "README.md"}, entry]}
         files[f"/api/models/{repository}/revision/main?blobs=true"] = json.dumps(about).encode()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = files.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *arguments: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", files
-    server.shutdown()
+    with answering(lambda path: (200, files[path], {}) if path in files else (404, b"", {})) as address:
+        yield address, files
 
 
 def at_hub(address: str, tmp_path: Path) -> dict[str, Any]:

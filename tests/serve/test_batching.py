@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Sequence
 
@@ -47,28 +46,71 @@ def test_what_waits_shares_the_next_run() -> None:
     assert batcher.close(5)
 
 
-def test_others_are_waited_for_while_requests_come_together() -> None:
-    model = Model()
-    batcher = Batcher(model, max_batch=3, max_wait=1)
+LONG = 3600.0
+"""Seconds of a wait that a test cannot outlive: whoever is held by mistake has it fail."""
 
-    async def scene() -> list[float]:
-        clock = asyncio.get_running_loop().time
+
+async def taken(batcher: Batcher) -> None:
+    """Until the model's thread has taken what was sent."""
+    while batcher.waiting():
+        await asyncio.sleep(0.001)
+
+
+def test_as_many_requests_are_waited_for_as_shared_the_run_before() -> None:
+    model = Model()
+    batcher = Batcher(model, max_batch=8, max_wait=LONG)
+
+    async def scene() -> None:
         first = asyncio.create_task(batcher([0]))
         await asyncio.to_thread(model.begun.wait, 10)
         others = [asyncio.create_task(batcher([i])) for i in (1, 2, 3)]
         await asyncio.sleep(0)
         model.go.set()
-        times = [clock()]
-        await asyncio.gather(first, *others)  # a full batch is not held
-        times.append(clock())
-        for alone in (4, 5):  # the first may have company coming, the second has not
-            await batcher([alone])
-            times.append(clock())
-        return [after - before for before, after in itertools.pairwise(times)]
+        await asyncio.gather(first, *others)  # they were there: nobody is waited for
+        again = []
+        for i in (4, 5, 6):  # three clients, each of which asks as soon as it is answered
+            again.append(asyncio.create_task(batcher([i])))
+            await asyncio.sleep(0)
+            await taken(batcher)
+        await asyncio.gather(*again)  # the third ends the wait, though there is room for five more
 
-    full, expectant, alone = asyncio.run(scene())
-    assert model.sizes == [1, 3, 1, 1]
-    assert full < 0.9 and alone < 0.9 and 1 <= expectant < 5
+    asyncio.run(asyncio.wait_for(scene(), 60))
+    assert model.sizes == [1, 3, 3]
+    assert batcher.close(5)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_request_that_comes_alone_is_not_held(samples: int) -> None:
+    """Nor is the one after it, however many samples it had: they are of one client."""
+    model = Model()
+    model.go.set()
+    batcher = Batcher(model, max_batch=8, max_wait=LONG)
+
+    async def scene() -> None:
+        for _ in range(3):
+            await batcher(list(range(samples)))
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+    assert sum(model.sizes) == 3 * samples
+    assert batcher.close(5)
+
+
+def test_the_wait_has_an_end() -> None:
+    """Of three that shared a run, two are gone: the third is answered all the same."""
+    model = Model()
+    batcher = Batcher(model, max_batch=8, max_wait=0.01)
+
+    async def scene() -> None:
+        first = asyncio.create_task(batcher([0]))
+        await asyncio.to_thread(model.begun.wait, 10)
+        others = [asyncio.create_task(batcher([i])) for i in (1, 2, 3)]
+        await asyncio.sleep(0)
+        model.go.set()
+        await asyncio.gather(first, *others)
+        await batcher([4])
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+    assert model.sizes == [1, 3, 1]
     assert batcher.close(5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import resource
 import select
 import socket
@@ -92,6 +93,27 @@ def test_beyond_the_limit_it_is_a_reply_and_the_service_lives(start: Start) -> N
     reply = service.ask("POST", "/predict", large()["PNG RGBA"])
     assert reply.status == 503 and "not enough memory" in reply.json["error"]
     assert service.ask("POST", "/predict", image()).status == 200
+
+
+LISTS = b'{"text": [' + b"[]," * 5_000_000 + b"[]]}"
+STRINGS = b'{"text": [' + b'"ab",' * 3_000_000 + b'"ab"]}'
+KEYS = b"{" + b",".join(b'"%x":1' % i for i in range(1_400_000)) + b"}"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_json_is_counted_before_it_takes_memory(start: Start) -> None:
+    """15 MB of empty lists, of strings or of keys would take 350, 200 and 250 MB."""
+    service = start(folder="words")
+    assert service.ask("POST", "/predict", b'{"text": "good"}').status == 200
+    before = memory(service, "VmHWM")
+    for body in (LISTS, STRINGS, KEYS):
+        assert 14e6 < len(body) < 16e6
+        reply = service.ask("POST", "/predict", body)
+        assert reply.status == 413 and "expected at most" in reply.json["error"]
+    grown = memory(service, "VmHWM") - before
+    assert grown < 4 * len(LISTS), f"{grown / 1e6:.0f} MB"
+    quoted = json.dumps({"text": 'good "fine" {[,]} ' * 100_000}).encode()  # one text, and not a short one
+    assert service.ask("POST", "/predict", quoted).status == 200
 
 
 def test_bodies_in_flight_are_bounded(start: Start) -> None:

@@ -74,6 +74,11 @@ def is_terminal() -> bool:
     return err.is_terminal and not err.is_dumb_terminal
 
 
+def text(value: str, style: str = "") -> Text:
+    """`value` to be drawn as it is written: control characters are escaped, and markup is none."""
+    return Text(printable(value), style)
+
+
 def say(text: str, prose: bool = False) -> None:
     """Print a line of the result on stdout, control characters escaped. Only `prose` is wrapped: a path stays whole."""
     with writing():
@@ -106,15 +111,15 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str
     Text from a file is shown literally: markup is not interpreted, control characters are escaped.
     """
     built = Table(
-        title=None if title is None else Text(printable(title), style="bold"),
+        title=None if title is None else text(title, "bold"),
         box=SIMPLE_HEAD,
         title_justify="left",
         header_style="bold",
     )
     for i, column in enumerate(columns):
-        built.add_column(Text(printable(column)), justify="right" if right and i else "left", overflow="fold")
+        built.add_column(text(column), justify="right" if right and i else "left", overflow="fold")
     for row in rows:
-        built.add_row(*(Text(printable(cell)) for cell in row))
+        built.add_row(*map(text, row))
     return built
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
 
@@ -17,9 +18,10 @@ SUFFIXES = (".csv", ".jsonl")
 
 
 def check_name(path: Path) -> None:
-    """Raises InputError, before anything is predicted, unless the suffix says what to write."""
+    """Raises InputError, before anything is predicted, unless the suffix says what to write, and there is a folder."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {path}", "expected a name that ends in " + " or ".join(SUFFIXES))
+    require_place(path)
 
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]], failed: int, json: bool) -> None:

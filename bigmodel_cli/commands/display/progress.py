@@ -10,12 +10,14 @@ from typing import Any, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import Progress, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.core.errors import printable
 from bigmodel_cli.metrics.reading import format_metric
 
 Event = dict[str, Any]
@@ -185,7 +187,7 @@ class WaitBars:
                 self.bar.start()
             else:
                 console.note(what)
-            self.tasks[what] = self.bar.add_task(what, total=total, amount=amount)
+            self.tasks[what] = self.bar.add_task(escape(printable(what)), total=total, amount=amount)
         self.bar.update(self.tasks[what], completed=done, total=total, amount=amount)
         if self.bar.live.is_started and done == total and all(task.finished for task in self.bar.tasks):
             self.bar.stop()

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.commands.display import console
-from bigmodel_cli.core.errors import MachineError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,11 +50,11 @@ class Found:
     notes: Sequence[str]
 
 
-def write_page(given: Path | None, measured: SplitOfData, found: Found, published: bool) -> str | None:
-    """Write the page of an evaluation. Returns where it is; None if no file was `given` and it cannot be written.
+def write_page(path: Path, measured: SplitOfData, found: Found) -> None:
+    """Write the page of an evaluation.
 
     Raises:
-        MachineError: the file that was given cannot be written.
+        MachineError: it cannot be written.
     """
     from html import escape
 
@@ -66,7 +63,6 @@ def write_page(given: Path | None, measured: SplitOfData, found: Found, publishe
     from bigmodel_cli.insight.evaluated import Evaluated, sections
     from bigmodel_cli.insight.page import Section
 
-    path = place_of(measured, given, published)
     task, recipe = measured.task, measured.recipe
     report = found.report
     evaluated = Evaluated(task, measured.bundle.spec, measured.source, found.outputs, report.values)
@@ -89,14 +85,7 @@ def write_page(given: Path | None, measured: SplitOfData, found: Found, publishe
         Section("Data and machine", page.facts(data)),
         Section("Recipe", f"<pre>{escape(dump_yaml(recipe.to_dict()))}</pre>"),
     ]
-    try:
-        page.write(path, f"{recipe.model.name} on {recipe.data.shown}, {measured.says}", parts)
-    except MachineError as error:
-        if given is not None:
-            raise
-        console.note(f"no page: {error.line}; --page FILE puts it elsewhere")
-        return None
-    return str(path)
+    page.write(path, f"{recipe.model.name} on {recipe.data.shown}, {measured.says}", parts)
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:

@@ -20,7 +20,8 @@ def runtime_died(given: Mapping[str, Any], child: int, signal_name: str) -> Bigm
     """The error for a command whose child died."""
     shown = " or ".join(str(path) for path in _exports(given))
     cause = "out of memory, or a fault in the runtime" if signal_name == "SIGKILL" else "a fault in the runtime"
-    return MachineError(f"{shown}: its process was ended by {signal_name}", cause, "bigmodel export --format another")
+    hint = "bigmodel formats lists others to export to"
+    return MachineError(f"{shown}: its process was ended by {signal_name}", cause, hint)
 
 
 def _exports(given: Mapping[str, Any]) -> list[Path]:

@@ -1,4 +1,9 @@
-"""Atomic, durable files: complete or absent, even if the process, the disk or the machine fails."""
+"""Atomic, durable files: complete or absent, even if the process, the disk or the machine fails.
+
+    .<name>.<owner>-<8 random digits>.tmp    a draft, which becomes the file by a rename
+
+A draft names its process (see ``owners.py``). What a killed one left is removed when the file is written again.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,22 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.files.open_flags import BINARY, NO_FOLLOW, NO_WAIT, NOT_INHERITED
+from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner
 
 SHARDS_PREFIX = "parts-"
 RENAME_WAITS = (0.01, 0.05, 0.2, 0.5, 1.0)  # seconds between tries
-TEMPORARY = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp", re.DOTALL)
+TEMPORARY = re.compile(rf"\.(.+)\.({TOKEN}|\d+)(?:-[0-9a-f]{{8}})?\.tmp", re.DOTALL)
+"""A draft: the beginning of its file's name, and its owner; earlier versions wrote a process id."""
+LONGEST_NAME = 40
+"""Characters of a file's name that its draft keeps: names have at most 255 bytes."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a full disk says, and a quota."""
 
 
 def link(source: Path, target: Path) -> None:
@@ -39,7 +50,6 @@ def link(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
             shutil.copyfile(source, temporary)
-            sync_file(temporary)
 
     replace(target, write, lambda: source.stat().st_size)
 
@@ -67,31 +77,40 @@ def remove_sharded(found: Iterable[Path], keep: Iterable[Path] = ()) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object], needed: Callable[[], int]) -> None:
-    """Call `write` with a temporary path, then rename that file to `path`. `needed` gives bytes for the error message.
+    """Call `write` with a temporary path, then rename that file to `path`, durably.
+
+    `needed` gives bytes for the error message.
 
     Raises:
         MachineError: the disk is full or cannot be written; no temporary file is left.
     """
+    remove_dead_drafts(path)
     temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         write(temporary)
         written = temporary.lstat()
-        if stat.S_ISREG(written.st_mode) and written.st_nlink == 1 and stat.S_IMODE(written.st_mode) != mode:
-            temporary.chmod(mode)  # safetensors ignores the umask
+        if stat.S_ISREG(written.st_mode) and written.st_nlink == 1:
+            if stat.S_IMODE(written.st_mode) != mode:
+                temporary.chmod(mode)  # safetensors ignores the umask
+            sync_file(temporary)  # else the name may outlive a power cut without its bytes
         _rename(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # a full disk raises either, depending on the write that hits it
         _remove(temporary)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
-        raise MachineError(
-            f"{path}: {reason}; about {needed()} bytes needed, {free_bytes(path.parent)} free",
-            hint="free some space, or choose another --out",
-        ) from None
+        raise _write_error(path, error, needed) from None
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _write_error(path: Path, error: OSError | RuntimeError, needed: Callable[[], int]) -> MachineError:
+    if isinstance(error, OSError) and error.strerror and error.errno not in FULL:
+        return MachineError(f"{path}: {error.strerror}", "expected a folder that can be written")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed"
+    what = f"{path}: {reason}; about {needed()} bytes needed, {free_bytes(path.parent)} free"
+    return MachineError(what, hint="free some space, or choose another --out")
 
 
 def _rename(temporary: Path, path: Path) -> None:
@@ -107,7 +126,11 @@ def _rename(temporary: Path, path: Path) -> None:
 
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that nobody can guess, so that no link of that name lies in a stranger's folder."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{_stem(path)}{current_owner().token}-{secrets.token_hex(4)}.tmp")
+
+
+def _stem(path: Path) -> str:
+    return f".{path.name[:LONGEST_NAME]}."
 
 
 def _remove(temporary: Path) -> None:
@@ -123,11 +146,40 @@ def free_bytes(folder: Path) -> int:
         return 0
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of an interrupted save, and no other files. The caller holds the folder's lock."""
-    for path in folder.glob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name) and (path.is_symlink() or not path.is_dir()):
-            path.unlink(missing_ok=True)
+def remove_dead_drafts(path: Path) -> None:
+    """Remove what killed processes left of the file at `path`. A draft of one that lives, or may live, stays."""
+    with contextlib.suppress(OSError):  # whoever writes there will be told
+        for draft, owner in _drafts(path.parent, _stem(path)):
+            if owner is not None and owner.is_gone():
+                draft.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path, *, alone: bool = False) -> list[str]:
+    """Remove the drafts that killed processes left in `folder`, and no other files.
+
+    Args:
+        alone: the caller holds the folder's lock. Then those of other hosts and containers go too: a run that was
+            moved leaves the draft of its checkpoint behind. One of a process that lives here stays.
+
+    Returns:
+        A note for each that stays because its process may live elsewhere.
+    """
+    unknown = []
+    for draft, owner in _drafts(folder, "."):
+        if owner is None or owner.is_gone() or (alone and not owner.is_here()):  # None: an earlier version's
+            draft.unlink(missing_ok=True)
+        elif not owner.is_here():
+            unknown.append(owner.stays(draft))
+    return unknown
+
+
+def _drafts(folder: Path, prefix: str) -> Iterator[tuple[Path, Owner | None]]:
+    """The drafts in `folder` whose names begin with `prefix`, and who is writing each."""
+    for name in os.listdir(folder):  # noqa: PTH208  # of a million files: no object for each
+        match = TEMPORARY.fullmatch(name) if name.startswith(prefix) and name.endswith(".tmp") else None
+        path = folder / name
+        if match is not None and (path.is_symlink() or not path.is_dir()):
+            yield path, Owner.parse(match[2])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,8 +189,12 @@ def write_text(path: Path, text: str) -> None:
         MachineError: the disk is full or cannot be written.
     """
     # A traceback or recipe may contain a file name that is not valid UTF-8.
-    encoded = text.encode("utf-8", "backslashreplace")
-    replace(path, lambda temporary: temporary.write_bytes(encoded), lambda: len(encoded))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, raw: bytes) -> None:
+    """As :func:`write_text`."""
+    replace(path, lambda temporary: temporary.write_bytes(raw), lambda: len(raw))
 
 
 def open_own(path: Path, flags: int = os.O_APPEND) -> IO[str]:

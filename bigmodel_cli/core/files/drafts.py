@@ -83,8 +83,8 @@ def remove_leftovers(parent: Path, is_ours: Callable[[Path], bool]) -> list[str]
         if match is None or owner is None or path.is_symlink() or not path.is_dir():
             continue
         if not owner.is_gone():
-            if (owner.host, owner.space) != (current_owner().host, current_owner().space):
-                unknown.append(f"{path} stays: a process of another host or container may be writing it")
+            if not owner.is_here():
+                unknown.append(owner.stays(path))
             continue
         target = path.with_name(match[1])
         if match[3] == "new":

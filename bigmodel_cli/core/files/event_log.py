@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.regular_files import read_regular, require_few_containers
 
 MAX_LOG, MAX_STATUS = 1 << 28, 1 << 20  # bytes
+LARGEST = (1 << 63) - 1
+"""The largest whole number that a run writes. One of a thousand digits can be neither drawn nor formatted."""
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events in a ``metrics.jsonl``. A line that a kill cut off, or that is no event, is passed over.
+
+    A number that is not finite, or beyond 64 bits, is None.
 
     Raises:
         InputError: there is no such file, or it is larger than a run makes it.
@@ -23,12 +28,25 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in raw.decode("utf-8", "replace").splitlines():
         try:
-            event = json.loads(line)
+            event = json.loads(line, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             events.append(event)
     return events
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of an event is a number: a stranger may have written a word."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(text: str) -> int | None:
+    return value if len(text) <= 20 and abs(value := int(text)) <= LARGEST else None
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
 
 
 def read_state(folder: Path) -> str | None:

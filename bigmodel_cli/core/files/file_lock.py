@@ -12,13 +12,14 @@ except ImportError:  # Windows
     BEYOND_THE_TEXT = 2**30
     """The byte to lock. On Windows nobody else can read a locked byte, and the file says who holds it."""
 
-    def try_lock(file: IO[Any]) -> bool:
-        """Lock `file` until it is closed; False if another process has it.
+    def try_lock(file: IO[Any], shared: bool = False) -> bool:
+        """Lock `file` until it is closed; False if another process has it. Here no lock is `shared`.
 
         Raises:
             OSError: its file system has no locks.
         """
-        file.flush()
+        if file.writable():
+            file.flush()
         place = file.tell()
         file.seek(BEYOND_THE_TEXT)
         try:
@@ -31,14 +32,14 @@ except ImportError:  # Windows
 
 else:
 
-    def try_lock(file: IO[Any]) -> bool:
-        """Lock `file` until it is closed; False if another process has it.
+    def try_lock(file: IO[Any], shared: bool = False) -> bool:
+        """Lock `file` until it is closed; False if another process has it. Processes may share a `shared` lock.
 
         Raises:
             OSError: its file system has no locks.
         """
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

@@ -10,9 +10,9 @@ from bigmodel_cli.core.files.open_flags import BINARY
 _position = threading.Lock()  # the one of a descriptor is shared by its threads
 
 
-def open_bytes(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """A descriptor of the file at `path`."""
-    return os.open(path, flags | BINARY)
+def open_bytes(path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """A descriptor of the file at `path`; one that is made gets the permissions `mode`, less the umask."""
+    return os.open(path, flags | BINARY, mode)
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:

@@ -52,7 +52,19 @@ class Owner:
             return False
         if self.boot != here.boot:  # a container's host name and machine id may be those of another one elsewhere
             return here.space == self.space == FIRST_SPACE
-        return self.space == here.space and process_start(self.pid) != self.started
+        if self.space != here.space:
+            return False
+        started = process_start(self.pid)
+        return started is None or started not in (self.started, 0)
+
+    def is_here(self) -> bool:
+        """Whether it is one of those that this process can see: of this host, this boot and this container."""
+        here = current_owner()
+        return (self.host, self.boot, self.space) == (here.host, here.boot, here.space)
+
+    def stays(self, path: Path) -> str:
+        """A note that its draft at `path` is left alone."""
+        return f"{path} stays: a process of another host or container may be writing it"
 
 
 def current_owner() -> Owner:

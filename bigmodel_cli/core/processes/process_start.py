@@ -10,23 +10,24 @@ QUERY_LIMITED_INFORMATION, ACCESS_DENIED = 0x1000, 5  # winnt.h, winerror.h
 
 
 def process_start(pid: int) -> int | None:
-    """When the process started, in ticks of the system; None if there is none, 0 where the system does not tell."""
+    """When the process started, in ticks of the system; None if there is none, 0 where the system does not tell.
+
+    Linux may hide other users' processes (``hidepid`` of proc(5)), and a container or macOS has no /proc.
+    """
     if os.name == "nt":
         return _on_windows(pid)
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    except FileNotFoundError:
-        return None if Path("/proc/self").exists() else _without_proc(pid)
     except (OSError, ValueError, IndexError):
-        return None
+        return _unseen(pid)
 
 
-def _without_proc(pid: int) -> int | None:
+def _unseen(pid: int) -> int | None:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
-    except (PermissionError, OverflowError):
+    except PermissionError:  # another user's
         pass
     return 0
 

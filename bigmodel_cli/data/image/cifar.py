@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.files.atomic_files import write_bytes
 from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
@@ -100,13 +101,7 @@ def _unpack(archive: Path) -> Path:
                 file = tar.extractfile(member) if member.isreg() and name in wanted else None
                 if file is not None:
                     content = file.read(MAX_BATCH_BYTES + 1)
-                    temporary = folder / f".{name}.tmp"
-                    try:
-                        temporary.write_bytes(content)
-                        temporary.replace(folder / name)
-                    except OSError as error:
-                        temporary.unlink(missing_ok=True)
-                        raise MachineError(f"cannot write {folder / name}: {error.strerror}") from None
+                    write_bytes(folder / name, content)
     except READ_ERRORS as error:
         raise InputError(f"{archive}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
     missing = sorted(name for name in wanted if not (folder / name).is_file())

@@ -18,7 +18,6 @@ import hashlib
 import math
 import os
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.atomic_files import remove_temporary_files, temporary_name
 from bigmodel_cli.core.files.file_lock import try_lock
 from bigmodel_cli.core.files.offset_files import open_bytes, read_into, write_at
 from bigmodel_cli.data.thread_map import for_each, report_progress
@@ -184,7 +184,8 @@ def _open(path: Path, shape: tuple[int, ...], decode: Decode) -> CachedImages | 
 def _fill(path: Path, what: str, count: int, shape: tuple[int, ...], decode: Decode, skip_bad: bool) -> None:
     size = math.prod(shape)
     sums, good = numpy.zeros(count, "<u4"), numpy.ones(count, numpy.uint8)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:8]}.", suffix=".tmp", dir=path.parent)
+    temporary = temporary_name(path)
+    handle = open_bytes(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)  # nobody else's business
 
     def one(index: int) -> None:
         try:
@@ -205,10 +206,10 @@ def _fill(path: Path, what: str, count: int, shape: tuple[int, ...], decode: Dec
         body = sums.tobytes() + good.tobytes()
         write_at(handle, body + hashlib.sha256(body).digest(), count * size)
         # No fsync, which would wait for every byte: after a power loss, the checksums reveal what is missing.
-        Path(temporary).replace(path)
+        temporary.replace(path)
     finally:
         os.close(handle)
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def wait_for_clock_tick(newest: int) -> None:
@@ -238,7 +239,8 @@ def _make_room(folder: Path, needed: int) -> bool:
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for used_at, _, path in by_last_use(folder, ".tmp"):
+        remove_temporary_files(folder)
+        for used_at, _, path in by_last_use(folder, ".tmp"):  # locks, and drafts of other hosts
             if time.time() - used_at / 1e9 > STALE_SECONDS:
                 path.unlink(missing_ok=True)
         files = by_last_use(folder, ".pixels")

@@ -10,15 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.files.atomic_files import write_text
 from bigmodel_cli.core.recipe import cache_root
 
 VERSION = 1
@@ -127,15 +126,9 @@ def _read_cached(place: Path, size: int) -> list[Member] | None:
 
 
 def _write_cached(place: Path, found: Sequence[Member]) -> None:
-    with contextlib.suppress(OSError):  # an unwritable cache is no reason to stop
+    with contextlib.suppress(OSError, MachineError):  # an unwritable cache is no reason to stop
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=place.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(found, file)
-            Path(temporary).replace(place)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_text(place, json.dumps(found))
 
 
 def group_samples(found: Sequence[Member]) -> list[tuple[str, dict[str, Member]]]:

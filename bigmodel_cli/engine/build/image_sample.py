@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.recipe import DataSection
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.specs import ImageSpec
@@ -13,6 +14,8 @@ from bigmodel_cli.engine.build.data import load_data, load_split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+WRITTEN = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 
 def image_sample(name: str, index: int, folder: Path | None = None) -> tuple[Image, str]:
@@ -34,3 +37,18 @@ def image_sample(name: str, index: int, folder: Path | None = None) -> tuple[Ima
     batch = source.gather(torch.tensor([index]))
     pixels = batch["image"][0].permute(1, 2, 0).squeeze(-1).numpy()
     return Image.fromarray(pixels), bundle.spec.classes[int(batch["label"][0])]
+
+
+def write_picture(picture: Image, file: Path) -> None:
+    """Write the picture, in the format that the suffix of `file` says.
+
+    Raises:
+        InputError: it says none that takes such a picture.
+        MachineError: the file cannot be written.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(file.suffix.lower())
+    if kind not in WRITTEN:
+        raise InputError(f"{file}: the suffix names no picture", "expected .png, .jpg, .webp, .bmp or .tiff")
+    atomic_files.replace(file, lambda draft: picture.save(draft, kind), lambda: picture.width * picture.height)

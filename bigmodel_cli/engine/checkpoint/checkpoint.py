@@ -7,7 +7,6 @@ A checkpoint is an ordinary ``torch.save`` zip of tensors and plain values, so t
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,8 +62,6 @@ def save(path: Path, state: dict[str, Any], abandoned: Callable[[], bool] = lamb
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             torch.save(state, cast(IO[bytes], _Abandonable(file, abandoned)))
-            file.flush()
-            os.fsync(file.fileno())
 
     replace(path, write, lambda: tensor_bytes(state))
 

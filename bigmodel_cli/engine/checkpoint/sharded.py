@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -97,13 +96,11 @@ def write_shard(folder: Path, rank: int, tensors: LocalTensors) -> None:
             distinct[name] = rows.clone() if rows.data_ptr() in seen else rows.contiguous()
             seen.add(rows.data_ptr())
         save_file(distinct, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
 
     atomic_files.replace(path, write, lambda: sum(t.rows.numel() * t.rows.element_size() for t in tensors.values()))
     entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     entry["tensors"] = {k: [t.begin, len(t.rows) if t.is_sharded else -1] for k, t in tensors.items()}
-    _write_json(folder / f"part-{rank:05}.json", entry)
+    atomic_files.write_text(folder / f"part-{rank:05}.json", json.dumps(entry))
 
 
 def write_index(folder: Path, state: Any, world: int, timeout: float, abandoned: Callable[[], bool]) -> None:
@@ -120,7 +117,8 @@ def write_index(folder: Path, state: Any, world: int, timeout: float, abandoned:
             raise MachineError(f"{folder}: no shard from rank {missing}", "expected a folder that all ranks see")
         time.sleep(POLL_SECONDS)
     files = [json.loads(path.read_text(encoding="utf-8")) for path in entries]
-    _write_json(folder / INDEX, with_digest({"format": FORMAT, "version": VERSION, "state": state, "files": files}))
+    index = with_digest({"format": FORMAT, "version": VERSION, "state": state, "files": files})
+    atomic_files.write_text(folder / INDEX, json.dumps(index))
     for path in entries:
         path.unlink()
 
@@ -128,18 +126,6 @@ def write_index(folder: Path, state: Any, world: int, timeout: float, abandoned:
 def with_digest(index: dict[str, Any]) -> dict[str, Any]:
     """`index` with the SHA-256 of its canonical JSON."""
     return {**index, "sha256": hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    raw = json.dumps(value).encode()
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-
-    atomic_files.replace(path, write, lambda: len(raw))
 
 
 def file_sha256(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bigmodel_cli.core.files import drafts
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.types import Source
 from bigmodel_cli.data.subset import Subset
@@ -132,8 +132,9 @@ def _time_steps(run: Run) -> tuple[float, float]:
 
 def _time_save(run: Run, folder: Path) -> tuple[float, int]:
     """Save a temporary checkpoint in `folder`. Return the seconds and its size in bytes."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".preflight-") as scratch:
-        file = Path(scratch) / "last.pt"
+    drafts.remove_leftovers(folder, lambda path: False)
+    with drafts.draft(folder / "preflight") as scratch:
+        file = scratch / "last.pt"
         started = time.perf_counter()
         checkpoint.save(file, run.state())
         return time.perf_counter() - started, file.stat().st_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokenizers.tokens import tokenizer
@@ -114,7 +116,7 @@ def shadow_outputs(
             for finished, future in enumerate(as_completed(pending), count - len(missing) + 1):
                 future.result()
                 done(finished)
-    found = [_read(file) for file in files]
+    found = [_read(file, len(audited.is_member)) for file in files]
     return torch.stack([f["logits"] for f in found]), found[0]["labels"], inside
 
 
@@ -122,9 +124,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    with numpy.load(file, allow_pickle=False) as found:
-        return {name: torch.from_numpy(found[name]) for name in ("logits", "labels")}
+def _read(file: Path, samples: int) -> dict[str, Tensor]:
+    """The outputs in `file`, which lies beside a checkpoint and may be as much a stranger's.
+
+    Raises:
+        InputError: it is not what :func:`_train_shadow` wrote: a few stored bytes can claim any amount of memory.
+    """
+    try:
+        with open_regular(file) as raw, zipfile.ZipFile(raw) as parts:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("compressed")
+            raw.seek(0)
+            with numpy.load(raw, allow_pickle=False) as found:
+                values = {name: torch.from_numpy(found[name]) for name in ("logits", "labels")}
+        if values["logits"].shape[:-1] != (samples,) or values["labels"].shape != (samples,):
+            raise ValueError("another number of samples")
+    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        what = f"{file}: damaged: {error}".partition("\n")[0]
+        raise InputError(what, "expected a shadow model's outputs", f"remove {file} to train it again") from None
+    return values
 
 
 def _key(recipe: Recipe, audited: Audited, fingerprint: str, count: int, seed: int) -> str:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.files.drafts import require_no_link
-from bigmodel_cli.core.files.event_log import MAX_STATUS, read_events, read_state
+from bigmodel_cli.core.files.event_log import MAX_STATUS, is_number, read_events, read_state
 from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.core.recipe import Component, Recipe, Section
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -128,17 +128,17 @@ def outcome(folder: Path, recipe: Recipe, test: bool) -> dict[str, Any]:
     """Read the results of a finished run. With `test`, add its metrics on the test split, which is evaluated once."""
     events = read_events(folder / "metrics.jsonl")
     start, end = (_last(folder, events, kind) for kind in ("start", "end"))
-    _last(folder, events, "epoch")
+    epoch = _last(folder, events, "epoch")
     epochs = [e for e in events if e["event"] == "epoch"]
     results = {
         "model": recipe.model.name,
         "method": recipe.start.method if recipe.start.trained else "from zero",
-        "parameters": start["parameters"],
-        "trained": start["trainable"],
-        "train_loss": epochs[-1]["train_loss"],
-        "metric": start["metric"],
-        **{k: v for k, v in end.items() if k.startswith("val_")},
-        "seconds": end["seconds"],
+        "parameters": _number(folder, start, "parameters"),
+        "trained": _number(folder, start, "trainable"),
+        "train_loss": _number(folder, epoch, "train_loss"),
+        "metric": str(start.get("metric")),
+        **{k: v for k, v in end.items() if k.startswith("val_") and (v is None or is_number(v))},
+        "seconds": _number(folder, end, "seconds"),
         "epochs": epochs,
     }
     if test:
@@ -154,6 +154,15 @@ def _last(folder: Path, events: list[dict[str, Any]], kind: str) -> Event:
     return found
 
 
+def _number(folder: Path, event: Event, key: str) -> float:
+    """The number that the run logged as `key`."""
+    value: Any = event.get(key)
+    if not is_number(value):
+        what = f"{folder / 'metrics.jsonl'}: no number {key} in its {event['event']} event"
+        raise InputError(what, "expected the log of the whole run", f"remove {folder} to run it again")
+    return value
+
+
 def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
     file = folder / "test.json"
     if not file.exists():
@@ -165,6 +174,7 @@ def _test(folder: Path, recipe: Recipe) -> Mapping[str, float]:
         metrics = evaluate(placement.model(trained.model), task, source, placement, size)
         atomic_files.write_text(file, json.dumps({f"test_{k}": v for k, v in (metrics or {}).items()}))
     try:
-        return json.loads(read_regular(file, MAX_STATUS))  # type: ignore[no-any-return]
-    except ValueError:
+        found = json.loads(read_regular(file, MAX_STATUS))
+        return {key: float(found[key]) for key in found}
+    except (ValueError, TypeError, RecursionError, OverflowError):
         raise InputError(f"{file}: damaged", "expected the metrics of the test split", f"remove {file}") from None

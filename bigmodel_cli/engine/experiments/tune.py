@@ -10,6 +10,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files.atomic_files import open_own
 from bigmodel_cli.core.recipe import Recipe, Section
 from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -103,16 +104,27 @@ def selection_metric(recipe: Recipe) -> tuple[str, str]:
 
 
 def _open_study(optuna: Any, folder: Path, mode: str) -> Any:
-    """Open or create the search in `folder`. Other processes may share it."""
+    """Open or create the search in `folder`. Other processes may share it.
+
+    Raises:
+        InputError: its log is damaged.
+        OSError: its log is a link, or cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "trials.log"))
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name="bigmodel",
-        load_if_exists=True,
-        direction="maximize" if mode == "max" else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-    )
+    log = folder / "trials.log"
+    open_own(log).close()
+    backend = optuna.storages.journal.JournalFileBackend(str(log))
+    try:
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name="bigmodel",
+            load_if_exists=True,
+            direction="maximize" if mode == "max" else "minimize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        )
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        what = f"{log}: damaged: {type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(what, "expected the trials of a search", "another --out") from None
 
 
 def _run_trial(optuna: Any, trial: Any, recipe: Recipe, metric: str) -> float:

@@ -26,6 +26,8 @@ from bigmodel_cli.engine.session.loggers import Loggers
 
 LOCK_TRIES, LOCK_WAIT = 10, 0.05
 """How often to retry the lock, and the seconds between retries, before the folder counts as in use."""
+LONGEST_HOLDER = 1000
+"""Characters of a lock that are read."""
 
 
 class RunFolder:
@@ -102,7 +104,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
                 self._check()  # again, now that the lock excludes other writers
-                atomic_files.remove_temporary_files(self.path)
+                atomic_files.remove_temporary_files(self.path, alone=True)
                 if self.overwrite and not self.resume:
                     self._clear()
                 self._events = atomic_files.open_own(self.path / "metrics.jsonl")
@@ -227,13 +229,17 @@ class RunFolder:
 
 
 def holder_of(folder: Path) -> str | None:
-    """The process that holds the lock of the run in `folder`, as the lock says it; None if nobody writes there."""
+    """The process that holds the lock of the run in `folder`, as the lock says it; None if nobody writes there.
+
+    Asking takes no more than the right to read: the folder may be another user's. A shared lock needs no other, on NFS
+    too, and two processes that ask at once do not take each other for the run.
+    """
     try:
-        # NFS requires write access for a lock.
-        with os.fdopen(os.open(folder / "run.lock", os.O_RDWR | NO_FOLLOW | NO_WAIT), "r+", encoding="utf-8") as file:
-            return None if try_lock(file) else file.read().strip()
+        descriptor = os.open(folder / "run.lock", os.O_RDONLY | NO_FOLLOW | NO_WAIT)
     except FileNotFoundError:
         return None
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+        return None if try_lock(file, shared=True) else file.read(LONGEST_HOLDER).strip()
 
 
 class ReadOnlyRunFolder(RunFolder):
