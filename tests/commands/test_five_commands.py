@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bigmodel_cli.core.files.owners import current_owner
 from bigmodel_cli.engine.checkpoint import checkpoint
 
 
@@ -78,6 +80,8 @@ def test_a_frozen_backbone_is_frozen(run_cli: Any, tmp_path: Path) -> None:
 
 
 def test_dry_run_trains_nothing(run_cli: Any, tmp_path: Path) -> None:
+    gone = dataclasses.replace(current_owner(), started=1)
+    (tmp_path / f".preflight.{gone.token}.new").mkdir()  # of one that was killed
     found = lines(ok(run_cli("train", "mlp", "--data", "digits", "--lr", "3e-4", "--dry-run", "--json")).stdout)[0]
     assert found["origin"]["optimizer.lr"] == "--lr" and found["recipe"]["optimizer"]["lr"] == 3e-4
     assert found["parameters"] == 64 * 128 + 128 + 128 * 10 + 10

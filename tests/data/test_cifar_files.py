@@ -85,7 +85,10 @@ def test_binary_folder_and_archive_agree(tmp_path):
     (tmp_path / "b").mkdir()
     members = [(tarfile.TarInfo(f"cifar-10-batches-bin/{name}"), raw) for name, raw in content.items()]
     archive(tmp_path / "b/cifar-10-binary.tar.gz", members)
+    (tmp_path / "b/cifar-10-batches-bin").mkdir()
+    (tmp_path / "b/cifar-10-batches-bin/.data_batch_1.bin.tmp").symlink_to(tmp_path / "elsewhere")
     one, two = (data.get("cifar10")(tmp_path / x).load["train"]() for x in "ab")
+    assert not (tmp_path / "elsewhere").exists()
     assert one.images.shape == (50, 3, 32, 32) and torch.equal(one.images, two.images)
     assert one.labels.tolist() == two.labels.tolist() == list(range(10)) * 5
     first = content["data_batch_1.bin"]

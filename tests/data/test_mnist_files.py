@@ -1,5 +1,6 @@
 """Real MNIST, raw and gzipped; damaged files; downloads from a server on this machine."""
 
+import dataclasses
 import gzip
 import hashlib
 import os
@@ -16,6 +17,7 @@ import torch
 from web import answering, folder_served
 
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.files.owners import current_owner
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.data import download as downloads
 from bigmodel_cli.data.download import download
@@ -140,15 +142,20 @@ def fetch(url, folder, monkeypatch):
     return download(["https://unused.invalid/f.gz"], folder / "f.gz", sha256=BODY_SHA256, what="mnist")
 
 
-@pytest.mark.parametrize("script", [(BODY,), (500, BODY), (503, 500, BODY), ((BODY[:999], len(BODY)), BODY)])
+@pytest.mark.parametrize(
+    "script", [(BODY,), (500, BODY), (503, 500, BODY), ((BODY[:999], len(BODY)), BODY), ((BODY, "many"),)]
+)
 def test_a_download_arrives_whole_also_after_failures(tmp_path, monkeypatch, script):
     seen = []
     monkeypatch.setattr(downloads, "on_progress", [lambda *args: seen.append(args)])
+    gone = dataclasses.replace(current_owner(), started=1)
+    (tmp_path / f".f.gz.{gone.token}-0123abcd.tmp").write_bytes(BODY[:99])  # of one that was killed
     with server(*script) as (address, asked):
         fetch(address, tmp_path, monkeypatch)
         assert len(asked) == len(script)
     assert [p.name for p in tmp_path.iterdir()] == ["f.gz"] and (tmp_path / "f.gz").read_bytes() == BODY
-    assert seen[-1] == ("f.gz", len(BODY), len(BODY))
+    promised = None if script == ((BODY, "many"),) else len(BODY)
+    assert seen[-1] == ("f.gz", len(BODY), promised)
 
 
 @pytest.mark.parametrize("script", [(b"something else",), ((BODY[:999], len(BODY)),), (404,), (500,)])

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
+
+import figures
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,16 +25,54 @@ def differences(locked: dict[str, str], pinned: list[tuple[str, str]]) -> list[s
     return [name for name, version in pinned if locked.get(plain(name), version) != version]
 
 
+def locked() -> dict[str, tuple[str, str]]:
+    """The version and the SHA-256 of each locked package."""
+    found = {}
+    for line in (ROOT / "constraints.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version, digest = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})", line).groups()  # type: ignore[union-attr]
+            found[plain(name)] = version, digest
+    return found
+
+
 def test_the_lock_has_every_pinned_version_with_a_hash() -> None:
     """As `make lock` writes it; run that after a change of constraints.txt."""
-    lines = [line for line in (ROOT / "constraints.lock").read_text().splitlines() if not line.startswith("#")]
-    locked = {}
-    for line in lines:
-        name, version, digest = re.fullmatch(r"(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})", line).groups()  # type: ignore[union-attr]
-        locked[plain(name)] = version
-        assert len(set(digest)) > 4
+    versions = {name: version for name, (version, _) in locked().items()}
+    assert all(len(set(digest)) > 4 for _, digest in locked().values())
     pinned = re.findall(r"^([\w.-]+)==([^\s;]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert pinned and differences(locked, pinned) == [], "make lock"
-    assert differences({**locked, "torch": "1.0"}, pinned) == ["torch"], "an older one is noticed"
-    unlocked = {name for name, _ in pinned if plain(name) not in locked}
+    assert pinned and differences(versions, pinned) == [], "make lock"
+    assert differences({**versions, "torch": "1.0"}, pinned) == ["torch"], "an older one is noticed"
+    unlocked = {name for name, _ in pinned if plain(name) not in versions}
     assert not unlocked & {"torch", "torchvision", "typer", "rich", "pydantic", "numpy", "onnx", "transformers"}
+
+
+def command_of(target: str) -> list[str]:
+    """What `make TARGET` runs once its tools are installed."""
+    done = subprocess.run(
+        ["make", "-n", "-o", "build/tools/.installed", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = done.stdout.splitlines()
+    return shlex.split(line)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("target", "tool"), [("sbom", "cyclonedx-py"), ("audit", "pip-audit")])
+def test_the_lock_is_what_tools_are_given(target: str, tool: str) -> None:
+    command = command_of(target)
+    assert command[0] == f"build/tools/bin/{tool}" and command.count("constraints.lock") == 1
+    assert not [word for word in command if word.endswith(".txt")], "constraints.txt has no hashes"
+
+
+@pytest.mark.skipif(not figures.SOAK, reason="make soak: installs the tool from an index")
+def test_the_bill_of_materials_is_the_lock() -> None:
+    """Every locked package with its version and its SHA-256, and no other."""
+    subprocess.run(["make", "sbom"], cwd=ROOT, check=True, capture_output=True, timeout=900)
+    listed = json.loads((ROOT / "build/sbom.json").read_text())["components"]
+    found = {(plain(c["name"]), c["version"], hashes_of(c)) for c in listed}
+    assert found == {(name, version, digest) for name, (version, digest) in locked().items()}
+
+
+def hashes_of(component: dict[str, Any]) -> str:
+    """The SHA-256 of a component's file, where the tool puts it."""
+    told = [h for reference in component.get("externalReferences", []) for h in reference.get("hashes", [])]
+    return next(h["content"] for h in [*component.get("hashes", []), *told] if h["alg"] == "SHA-256")

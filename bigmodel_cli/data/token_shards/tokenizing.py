@@ -13,23 +13,17 @@ import contextlib
 import itertools
 import os
 import re
-import signal
 import stat
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bigmodel_cli.core.errors import InputError, MachineError
-from bigmodel_cli.core.plugins import import_file, imported_files
-from bigmodel_cli.core.processes.children import isolate_children
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.processes.worker_pool import worker_pool
 from bigmodel_cli.core.readers.json_lines import parse_record, resolve_encoding, text_problem
 from bigmodel_cli.core.readers.tables import JSON_LINES
 from bigmodel_cli.core.readers.text_files import AUTO, decode, find_encoding, read_blocks
@@ -192,22 +186,11 @@ def _with_line_number(unit: Unit, before: int, what: str, expected: str | None, 
 _spec: TextSpec | None = None
 
 
-def _init_worker(spec: TextSpec, files: Sequence[str]) -> None:
-    """What a process does first: Ctrl-C is its parent's to hear, one core is its share, and it ends with its parent.
-    `files` are those of the parent's ``--import``."""
+def _init_worker(spec: TextSpec) -> None:
+    """What a process does first: one core is its share."""
     global _spec
-    for file in files:
-        import_file(Path(file))
-    threading.Thread(target=_exit_with_parent, args=(parent_process(),), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _spec = spec
-
-
-def _exit_with_parent(parent: Any) -> None:
-    """Exit when `parent` does. A killed parent does not close its pipes, so the worker would not notice."""
-    parent.join()
-    os._exit(1)
 
 
 def _tokenize_in_worker(unit: Unit) -> TokenizedUnit:
@@ -269,21 +252,15 @@ def _tokenize_in_order(units: Sequence[Unit], spec: TextSpec, processes: int) ->
         _spec = spec
         yield from map(_tokenize_in_worker, units)
         return
-    isolate_children()
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _init_worker, (spec, imported_files()))
     pending: deque[Future[TokenizedUnit]] = deque()
-    try:
+    hint = "fewer --processes, if memory ran out"
+    with worker_pool(processes, "a tokenizer process", hint, _init_worker, spec) as pool:
         for unit in units:
             pending.append(pool.submit(_tokenize_in_worker, unit))
             if len(pending) > 2 * processes:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool:
-        hint = "fewer --processes, if memory ran out"
-        raise MachineError("a tokenizer process was killed", hint=hint) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def list_text_files(path: Path) -> list[Path]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import zipfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.files.regular_files import open_regular
+from bigmodel_cli.core.processes.worker_pool import worker_pool
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokenizers.tokens import tokenizer
@@ -111,7 +111,8 @@ def shadow_outputs(
             _train_shadow(*task)
             done(finished)
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        hint = "the same command goes on from those that are done; more memory, if it ran out"
+        with worker_pool(workers, "the process of a shadow model", hint, _one_thread) as pool:
             pending = [pool.submit(_train_shadow, *task) for task in tasks.values()]
             for finished, future in enumerate(as_completed(pending), count - len(missing) + 1):
                 future.result()
