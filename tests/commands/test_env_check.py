@@ -140,6 +140,16 @@ def test_a_misspelt_requirement_is_said_at_once(run_cli: Any) -> None:
     assert time.monotonic() - started < 20, "before anything is tested"
 
 
+@pytest.mark.parametrize(
+    ("asked", "holds"),
+    [(">2.11", False), (">2.10", True), (">=2.11.0", True), ("<2.11.0", False), ("==2.11", True), ("<=2.11.0", True)],
+)
+@pytest.mark.parametrize("version", ["2.11", "2.11.0", "2.11.0+cpu"])
+def test_zeros_at_the_end_of_a_version_change_nothing(version: str, asked: str, holds: bool) -> None:
+    (requirement,) = read_requirements(f"torch{asked}")
+    assert requirement.holds(Check("torch", "pass", version)) is holds
+
+
 @pytest.mark.parametrize("wrong", ["memory>=x", "gpu>=2.5", "torch>=new", "memory>=16XB", "tourch>=2", "torch=>2"])
 def test_a_requirement_that_cannot_be_read_is_bad_input(wrong: str) -> None:
     with pytest.raises(InputError, match="--require"):

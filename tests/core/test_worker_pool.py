@@ -1,4 +1,4 @@
-"""Worker processes: a killed one is named, an interrupted one waits for nobody, and each knows what --import brought."""
+"""Worker processes: a killed one is named, an interrupt waits for nobody, and each knows what --import brought."""
 
 from __future__ import annotations
 

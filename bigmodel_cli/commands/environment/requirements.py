@@ -39,8 +39,9 @@ class Requirement:
         if None in found or not found:
             return False
         numbers = tuple(float(part) for part in found if part is not None)
-        width = len(self.amount) if self.sign in ("==", "<=") else len(numbers)
-        return COMPARE[self.sign](numbers[:width], self.amount)
+        # 2.11.3 is 2.11, as pip's == 2.11.* says; and 2.11.0 is not more than 2.11.
+        width = len(self.amount) if self.sign in ("==", "<=") else max(len(numbers), len(self.amount))
+        return COMPARE[self.sign](_padded(numbers, width), _padded(self.amount, width))
 
 
 def read_requirements(text: str | None) -> list[Requirement]:
@@ -79,6 +80,10 @@ def _amount(name: str, text: str, part: str) -> tuple[float, ...]:
         kind = "a number" if name in COUNTS else "a version such as 2.11"
         raise InputError(f"--require {part}", f"expected {kind}", f"--require '{name}>=1'")
     return numbers
+
+
+def _padded(numbers: tuple[float, ...], width: int) -> tuple[float, ...]:
+    return (*numbers, *(0.0,) * (width - len(numbers)))[:width]
 
 
 def _version(text: str) -> tuple[float, ...]:
