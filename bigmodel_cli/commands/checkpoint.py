@@ -11,6 +11,7 @@ import typer
 from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.checkpoint_adapter import adapter
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.commands.training.dry_run import size
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
@@ -115,6 +116,7 @@ def migrate(
     from bigmodel_cli.engine.build.locate import checkpoint_file
     from bigmodel_cli.engine.checkpoint import checkpoint
 
+    require_place(out)
     path = checkpoint_file(file)
     was, state = checkpoint.load_with_version(path)
     changed = was != checkpoint.VERSION
@@ -148,6 +150,7 @@ def consolidate(
     from bigmodel_cli.engine.build.locate import checkpoint_file
     from bigmodel_cli.engine.checkpoint import checkpoint
 
+    require_place(out)
     path = checkpoint_file(file)
     if out.exists():
         raise InputError(f"{out}: already exists", "expected a new file", "choose another --out")

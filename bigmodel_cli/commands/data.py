@@ -238,6 +238,7 @@ def index(
     from bigmodel_cli.data.webdataset.index import expand_pattern
     from bigmodel_cli.data.webdataset.stream import make_index
 
+    require_place(out)
     notes: list[str] = []
     found = make_index(expand_pattern(shards), out, notes)
     for line in notes:

@@ -9,6 +9,7 @@ import typer
 
 from bigmodel_cli.commands.arguments import options as opt
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import commands
 
@@ -46,6 +47,7 @@ def ensemble(
         raise InputError(f"{out}: is a folder", "expected a file for --out", f"--out {out / 'best.pt'}")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: already exists", "expected a new file", "--overwrite to replace it")
+    require_place(out)
     notes = (average_answers if average == "answers" else average_weights)(runs, out)
     if json:
         values = {"checkpoint": str(out), "members": [str(run) for run in runs], "average": average, "notes": notes}

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.engine.experiments.shadow_models import _read
 from bigmodel_cli.insight.trust.membership import (
     auc,
     confidence,
@@ -75,3 +82,31 @@ def test_no_test_of_a_private_mechanism_beats_the_bound() -> None:
         best = float(normal.cdf(normal.icdf(torch.tensor(rate)) + 1 / sigma))
         assert best <= private_bound(epsilon, delta, rate) + 1e-6
     assert private_bound(0.0, 0.0, 0.01) == pytest.approx(0.01)
+
+
+def test_kept_outputs_are_read_as_a_strangers(tmp_path: Path) -> None:
+    """They lie beside the checkpoint: 20 kB of zeros would be 20 MB, and a pickle would run code."""
+    file, good = tmp_path / "shadow-0.npz", {"logits": np.zeros((3, 2), np.float32), "labels": np.arange(3)}
+
+    def kept(save: Callable[..., None], **values: Any) -> None:
+        with file.open("wb") as out:
+            save(out, **{**good, **values})
+
+    kept(np.savez)
+    assert _read(file, 3)["labels"].tolist() == [0, 1, 2]  # negative control
+    ways: dict[str, Callable[[], object]] = {
+        "compressed": lambda: kept(np.savez_compressed, logits=np.zeros((3, 10**6))),
+        "another number of samples": lambda: kept(np.savez, labels=np.arange(4)),
+        "pickle": lambda: kept(np.savez, labels=np.array([Path("x")] * 3)),
+        "not a zip": lambda: file.write_bytes(b"PK"),
+        "damaged": lambda: file.write_bytes(file.read_bytes()[:-30]),
+    }
+    for what, make in ways.items():
+        make()
+        with pytest.raises(InputError, match=f"{file}: damaged") as refused:
+            _read(file, 3)
+        assert what in str(refused.value) or what == "damaged"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match="not a regular file"):
+        _read(file, 3)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.arguments.input_files import readable
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.core.errors import InputError, MachineError, nearest
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ def explain_images(trained: TrainedModel, files: list[Path], options: ImageOptio
         raise InputError(f"{trained.path}: {task.name.replace('_', ' ')}", "expected a classifier of images")
     if not files and not errors:
         raise InputError("nothing to explain", "expected FILE", "bigmodel explain --help")
-    explainer = Explainer(trained, options)
     out = options.out or DEFAULT_OUT
     is_page = out.suffix.lower() in (".html", ".htm")
+    require_place(out if is_page else None)
+    explainer = Explainer(trained, options)
     found: list[ExplainedImage] = []
     rows: list[tuple[str, ...]] = []
     for name, raw in readable(files, task.read_file, errors):

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bigmodel_cli.commands.arguments.input_files import readable
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.commands.display.pages import require_place
 from bigmodel_cli.core.errors import InputError, nearest, printable
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.readers.text_samples import Reading
@@ -48,6 +49,7 @@ def explain_texts(
     others = sorted(set(options.methods) - {METHOD})
     if others:
         raise InputError(f"--method {', '.join(others)} is for images", hint=f"use --method {METHOD} for texts")
+    require_place(out)
     cut: list[bool] = []
     samples = _read_texts(trained, options, errors, cut)
     found = [_explain_text(trained, *sample, target, options.steps) for sample in samples]
