@@ -117,7 +117,6 @@ def evaluate(
     """
     from bigmodel_cli.commands.arguments.open_model import open_trained
     from bigmodel_cli.commands.evaluation.measuring import open_split
-    from bigmodel_cli.commands.evaluation.page import place_of, write_page
     from bigmodel_cli.commands.evaluation.trust import TrustOptions
 
     require_place(page)
@@ -128,11 +127,7 @@ def evaluate(
     wanted = TrustOptions(calibrate, conformal, corruptions, ood, by, shadows if membership else None)
     size = batch_size or recipe.train.eval_batch_size
     found = evaluate_split(measured, wanted, size, tta, wrong, metric or [], options.data_dir)
-    place = place_of(measured, page, pretrained)
-    shown, problem = written(place, page is not None, lambda path: write_page(path, measured, found))
-    _show(measured, found, shown, json)
-    if problem is not None:
-        raise problem
+    _report(measured, found, page, pretrained, json)
 
 
 def _check_wrong(task: Any) -> None:
@@ -141,6 +136,17 @@ def _check_wrong(task: Any) -> None:
 
     if not reports.get(task.report).meta.get("lists_mistakes", True):
         refuse_unused(("wrong",), f"{task.name.replace('_', ' ')}, which is not right or wrong of a sample")
+
+
+def _report(measured: SplitOfData, found: Found, page: Path | None, published: bool, json: bool) -> None:
+    """Write the page and show the results, also where the page cannot be written."""
+    from bigmodel_cli.commands.evaluation.page import place_of, write_page
+
+    place = place_of(measured, page, published)
+    shown, problem = written(place, page is not None, lambda path: write_page(path, measured, found))
+    _show(measured, found, shown, json)
+    if problem is not None:
+        raise problem
 
 
 def _show(measured: SplitOfData, found: Found, page: str | None, json: bool) -> None:
