@@ -34,6 +34,7 @@ def worker_pool(
         MachineError: one was killed.
     """
     isolate_children()
+    others = set(multiprocessing.active_children())  # of a program that uses this package
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _begin, (imported_files(), begin, given))
     try:
@@ -41,7 +42,7 @@ def worker_pool(
     except BrokenProcessPool:
         raise MachineError(f"{what} was killed", hint=hint) from None
     except BaseException:
-        for child in multiprocessing.active_children():
+        for child in set(multiprocessing.active_children()) - others:
             child.terminate()
         raise
     finally:
