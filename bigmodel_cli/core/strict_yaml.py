@@ -107,7 +107,9 @@ def parse_yaml(text: str, source: str = "recipe") -> Document:
 
 
 def parse_scalar(text: str) -> Any:
-    """Parse the value of ``--set``: ``1e-3`` is a float, ``[64, 32]`` a list, ``yes`` a string."""
+    """Parse the value of ``--set``: ``1e-3`` is a float, ``[64, 32]`` a list, ``yes`` a string, a lone mark itself."""
+    if len(text) == 1 and not text.isalnum() and text != "~":  # a separator, which YAML may read as its own syntax
+        return text
     node = _compose(text, "--set")
     return None if node is None else _build(node, "--set", (), {})
 

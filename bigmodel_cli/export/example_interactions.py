@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bigmodel_cli.export.subject import Subject
 
 SEPARATOR = ","
-"""Between the items of an argument; ids with it in them are not tried."""
+"""Between the items of an argument; an id with it in it can only be given alone."""
 HEAD = '''\
 """{what}. Needs {needs}."""
 
@@ -40,8 +40,9 @@ steps = json.loads((here / "preprocess.json").read_text(encoding="utf-8"))
 ids = about["item_ids"] or [str(i) for i in range(about["items"])]
 labels = [f"{{i}}  {{title}}" for i, title in zip(ids, about["titles"] or ids)]
 place = {{name: i for i, name in enumerate(ids)}}
+names = [sys.argv[1]] if sys.argv[1] in place else sys.argv[1].split(",")
 try:
-    given = [place[name] for name in sys.argv[1].split(",") if name]
+    given = [place[name] for name in names if name]
 except KeyError as error:
     sys.exit(f"no item {{error}}")
 {check}'''
@@ -100,12 +101,17 @@ def _arguments(subject: Subject, place: Path) -> list[str]:
     return [SEPARATOR.join([name for name in seen if SEPARATOR not in name][-20:])]
 
 
+def _items(argument: str, spec: InteractionSpec) -> list[str]:
+    """The ids in an argument of the program."""
+    return [argument] if argument in spec.item_ids else argument.split(SEPARATOR)
+
+
 def _expected(entry: Entry, subject: Subject, run: Run, argument: str) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The scores (1,I) after the items of `argument`, or a rating (1,I), the same for each; and the names."""
     spec = subject.task.spec
     assert isinstance(spec, InteractionSpec)
     names = tuple(f"{spec.item_id(i)}  {spec.title(i)}" for i in range(spec.items))
-    given = [spec.item_index(name) for name in argument.split(SEPARATOR) if name]
+    given = [spec.item_index(name) for name in _items(argument, spec) if name]
     user = np.zeros(1, np.int64)
     if "history" not in subject.task.inputs:
         return torch.from_numpy(run(user, np.array(given[:1], np.int64))).expand(spec.items)[None], names

@@ -20,6 +20,7 @@ from bigmodel_cli.metrics.reading import format_metric
 from bigmodel_cli.metrics.recommendation import hit_rate, ndcg
 from bigmodel_cli.models.layers.item_baselines import BASELINES, Score
 from bigmodel_cli.tasks.catalogue import hide, ranks
+from bigmodel_cli.tasks.recommendation import as_held_out
 
 MOST_ITEMS = 20_000  # a square matrix of them takes 1.6 GB
 USERS_AT_ONCE = 1024
@@ -119,7 +120,7 @@ def _against_baselines(
     own = float(ours.mean())
     rows.append(("this model", f"{own:.4f}", f"{float(hit_rate(out, k=10).double().mean()):.2%}", "", ""))
     for baseline in BASELINES:
-        rank = _baseline_ranks(baseline.fit(gram), source)
+        rank = _baseline_ranks(baseline.fit(gram), task, source)
         theirs = {"ndcg_10": ndcg({"rank": rank}, k=10), "hit_rate_10": hit_rate({"rank": rank}, k=10).double()}
         difference = paired(ours, theirs["ndcg_10"])
         means = {name: float(value.mean()) for name, value in theirs.items()}
@@ -145,11 +146,12 @@ def co_occurrence(histories: Callable[[Tensor], Tensor], users: int, items: int)
     return gram
 
 
-def _baseline_ranks(score: Score, source: HistorySource) -> Tensor:
+def _baseline_ranks(score: Score, task: Any, source: HistorySource) -> Tensor:
     """(N,R) the ranks of the held-out items of every sample of `source`."""
     found = []
     for indices in torch.arange(len(source)).split(USERS_AT_ONCE):
-        batch = {name: value.cpu() for name, value in source.gather(indices).items()}  # a GPU may hold the split
+        raw = {name: value.cpu() for name, value in source.gather(indices).items()}  # a GPU may hold the split
+        batch = as_held_out(task.prepare(raw))
         scores = score(_indicators(batch["history"], score.items))
         found.append(ranks(hide(scores, batch["history"]), batch["relevant"]))
     return torch.cat(found)

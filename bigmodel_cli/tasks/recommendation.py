@@ -91,7 +91,7 @@ class Recommendation:
         is noticed.
         """
         rows = max(1, MOST_SCORES // self.spec.items)
-        parts = [self._ranked(model, part) for part in _split(_as_held_out(batch), rows)]
+        parts = [self._ranked(model, part) for part in _split(as_held_out(batch), rows)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _ranked(self, model: Forward, batch: Batch) -> Batch:
@@ -152,7 +152,7 @@ class Recommendation:
         return torch.zeros(batch_size, dtype=torch.int64), history
 
 
-def _as_held_out(batch: Batch) -> Batch:
+def as_held_out(batch: Batch) -> Batch:
     """A prepared window of the train split as a history whose last item is held out: for ``eval --split train``."""
     if "relevant" in batch:
         return batch

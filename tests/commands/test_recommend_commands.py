@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Run
 
+import bigmodel
 from bigmodel_cli.commands.recommendation.items import explain_recommendations, recommend
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.engine.build.load import load_trained
@@ -56,6 +57,8 @@ def test_a_ranker_from_a_table_to_new_users(run_cli: Run, tmp_path: Path, monkey
     known = [load_trained(tmp_path / name).task.spec for name in ("run", "tuned")]
     assert known[1].user_ids[:60] == known[0].user_ids and known[1].item_ids[:20] == known[0].item_ids
     monkeypatch.chdir(tmp_path)
+    learned = bigmodel.evaluate("run", split="train")
+    assert learned["samples"] == 60 and learned["headline"]["hit_rate_10"]["value"] > 0.9 and learned["baselines"]
     tuned_model = load_trained(tmp_path / "tuned")
     (absent,) = recommend(tuned_model, [], ["u7"], 3, [])
     assert not len(absent.history) and len(absent.items) == 3, "b.csv says nothing of u7"

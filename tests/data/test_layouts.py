@@ -269,6 +269,15 @@ def test_a_header_in_the_middle_is_no_row(tmp_path: Path) -> None:
     assert "t.csv: 1 rows not used: the header again" in bundle.notes
 
 
+def test_a_class_that_no_training_sample_has_is_said(tmp_path: Path) -> None:
+    rows = [*[(*row, "train") for row in TEXTS], ("odd one", "other", "test")]
+    said = "no training sample has the class other"
+    assert said in opened(write(tmp_path / "t.csv", [["text", "label", "split"], *map(list, rows)])).notes
+    for split in ("train", "test"):
+        fasttext(tmp_path / "f" / f"{split}.txt", [(text, label) for text, label, of in rows if of == split])
+    assert said in opened(tmp_path / "f").notes
+
+
 def test_two_encodings_in_one_file_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "t.csv", [["text", "label"], *([f"{text} naïve", label] for text, label in TEXTS)])
     file.write_bytes(file.read_bytes() + b"caf\xe9,pos\r\n")

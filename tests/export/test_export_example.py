@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 from subjects import CLASSES, GREY, IMAGES, SMALL, subject
 from torch import nn
 
+from bigmodel_cli.core.interactions import InteractionSpec
 from bigmodel_cli.core.registry import exports, tasks
 from bigmodel_cli.core.tokenizers.tokens import encode_padded, tokenizer, train_bpe
 from bigmodel_cli.core.types import ImageSpec, TextSpec
 from bigmodel_cli.export import example, example_text
 from bigmodel_cli.export.checksums import SUMS, sums_text
+from bigmodel_cli.export.example_interactions import interactions_example
 from bigmodel_cli.export.proof import Proof, prove
 from bigmodel_cli.export.runtime import Runtime
 from bigmodel_cli.export.subject import Subject
@@ -142,3 +145,20 @@ def test_what_it_says_is_held_against_the_probabilities() -> None:
 def test_the_interpreter_is_this_one() -> None:
     done = example._run_isolated(Path(__file__).with_name("subjects.py"), [], Path.cwd(), allow_torch=True)
     assert done.returncode == 1 and "bigmodel_cli" in done.stderr and sys.executable in done.args
+
+
+@pytest.mark.parametrize(("argument", "given"), [("c,d", [1, 2]), ("a,b", [0]), ("", []), ("a,b,c", None)])
+def test_an_item_whose_id_has_a_comma_is_given_alone(argument: str, given: list[int] | None) -> None:
+    spec = InteractionSpec(2, 3, item_ids=("a,b", "c", "d"))
+    task = tasks.get("recommendation")(spec, None, None)
+    script = interactions_example().script(exports.get("onnx").meta["runtime"], task, {})
+    assert script is not None
+    reads = script[script.index("names =") : script.index("x = [np")]
+    scope: dict[str, Any] = {"place": {name: i for i, name in enumerate(spec.item_ids)}}
+    scope["sys"] = types.SimpleNamespace(argv=["example.py", argument], exit=sys.exit)
+    if given is None:
+        with pytest.raises(SystemExit, match="no item 'a'"):
+            exec(reads, scope)
+        return
+    exec(reads, scope)
+    assert scope["given"] == given

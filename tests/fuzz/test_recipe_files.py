@@ -39,6 +39,11 @@ def test_what_a_scalar_is(text: str, value: Any) -> None:
     assert text in ("", "~") or parse_scalar(text) == value
 
 
+@pytest.mark.parametrize("mark", [",", "|", ";", "-", "&", " ", "\t"])
+def test_a_lone_mark_is_itself_where_it_is_typed(mark: str) -> None:
+    assert set_layer([f"data.separator={mark}"]).values == {"data": {"separator": mark}}
+
+
 REFUSED = [
     ("a: &x 1\nb: *x\n", "anchors and aliases"),
     ("a: &x [1]\n", "anchors and aliases"),

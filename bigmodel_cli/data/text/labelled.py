@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, shorten
 from bigmodel_cli.core.readers.text_files import read_lines
 from bigmodel_cli.core.registry import data, tokenizers
 from bigmodel_cli.core.special_tokens import PAD, SPECIALS
@@ -139,6 +139,15 @@ def _new_words(
 
 def _spec_of(words: CountedWords, context: int | None) -> TextSpec:
     return TextSpec(words.kind, words.vocabulary(), context or min(LONGEST, max(SHORTEST, words.longest)))
+
+
+def untrained_note(splits: Mapping[str, LabelledSplit], classes: Sequence[str]) -> list[str]:
+    """A note on the `classes` that only samples of val or test have: a model cannot learn them."""
+    if "train" not in splits:
+        return []
+    learned = set(splits["train"].labels)
+    absent = [name for i, name in enumerate(classes) if i not in learned]
+    return [f"no training sample has the class {shorten(absent)}"] if absent else []
 
 
 def cut_note(split: str, cut: int, total: int, spec: TextSpec, what: str = "texts") -> list[str]:

@@ -16,7 +16,7 @@ from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.splits import splits_among
 from bigmodel_cli.core.types import DataBundle, TextSpec
 from bigmodel_cli.data.targets import MULTI_LABEL, Labels, labelled_with
-from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled
+from bigmodel_cli.data.text.labelled import Context, Vocabulary, build_labelled, untrained_note
 from bigmodel_cli.data.text.tokenizer_choice import as_text_spec
 from bigmodel_cli.data.user_data.text_files import Encoding
 from bigmodel_cli.data.user_path import UserPath
@@ -95,7 +95,7 @@ def fasttext_file(
     place = {ids[name]: i for i, name in enumerate(classes)}
     for part in splits.values():
         part.labels = array("i", [place[i] for i in part.labels])
-    notes += cells.notes(classes)
+    notes += [*cells.notes(classes), *untrained_note(splits, classes)]
     return build_labelled(splits, classes, tokenizer, as_text_spec(like), context, root, notes)
 
 

@@ -19,6 +19,7 @@ from bigmodel_cli.core.readers.label_cells import LabelCells
 from bigmodel_cli.core.readers.tables import SUFFIXES, Table, as_text, open_table, tables_in, without_shard
 from bigmodel_cli.core.readers.text_files import AUTO
 from bigmodel_cli.core.splits import check_one_folder_each, split_of, splits_among
+from bigmodel_cli.data.text.labelled import untrained_note
 
 TRAIN = "train"
 HELD = 1024  # texts that are digested at once
@@ -224,5 +225,5 @@ def labelled_splits(
     place = {ids[name]: i for i, name in enumerate(classes)}
     for split, rows in splits.items():
         rows.labels = array("i", [place[i] for i in labels[split]])
-    notes += [*cells.notes(classes), *absent.notes()]
+    notes += [*cells.notes(classes), *untrained_note(splits, classes), *absent.notes()]
     return splits, classes, digest.finish(splits)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.interactions import is_solved
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.engine.build.load import TrainedModel, inference_weights
@@ -46,11 +47,11 @@ def transfer(model: nn.Module, trained: TrainedModel, spec: Any) -> list[str]:
     mismatched = [k for k, v in state.items() if v.shape != target[k].shape]
     if mismatched:
         old_shape, new_shape = tuple(state[mismatched[0]].shape), tuple(target[mismatched[0]].shape)
-        raise InputError(
-            f"{trained.path}: {mismatched[0]} is {old_shape}",
-            f"the data needs {new_shape}",
-            "fine-tune at the same size: without --size",
-        )
+        hint = "fine-tune at the same size: without --size"
+        if is_solved(model):
+            name = trained.recipe.model.name
+            hint = f"bigmodel train {name} --data ... on all of the data: it is solved, not trained in steps"
+        raise InputError(f"{trained.path}: {mismatched[0]} is {old_shape}", f"the data needs {new_shape}", hint)
     model.load_state_dict({**target, **state})
     if not keeps_head:
         zero_head(model, head)
