@@ -119,8 +119,11 @@ def _choose_data(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str
 
 def _choose_loss(merged: dict[str, dict[str, Any]], origin: Mapping[KeyPath, str]) -> None:
     """The loss of the recipe's task, where no layer names one."""
-    found = data.found.get(data.current(merged["data"]["name"]))
-    task = merged["data"].get("task") or (found.meta.get("task") if found else None)
+    name, task = data.current(merged["data"]["name"]), merged["data"].get("task")
+    if not isinstance(name, str) or not isinstance(task, str | None):
+        return  # told where the recipe is checked
+    found = data.found.get(name)
+    task = task or (found.meta.get("task") if found else None)
     default = tasks.found[task].meta.get("default_loss") if task in tasks.found else None
     if default and ("loss", "name") not in origin:
         merged["loss"] = {"name": default, **{k: v for k, v in merged["loss"].items() if k != "name"}}

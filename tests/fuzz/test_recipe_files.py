@@ -11,8 +11,9 @@ import figures
 import pytest
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
-from bigmodel_cli.core.resolve import document_layer, resolve, set_layer
+from bigmodel_cli.core.resolve import Layer, document_layer, resolve, set_layer
 from bigmodel_cli.core.strict_yaml import parse_scalar, parse_yaml, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,3 +143,18 @@ def test_a_name_is_looked_up_and_nothing_else(name: str) -> None:
     assert "unknown model" in caught.value.line and caught.value.line.isprintable() and len(caught.value.line) <= 200
     with pytest.raises(InputError):
         resolve([set_layer([f"model.name='{name}'" if "\n" not in name and "\0" not in name else "model.name=../x"])])
+
+
+@pytest.mark.parametrize("value", [[0, 0], {"a": 1}, [[]]])
+def test_a_list_or_mapping_in_any_field_is_told_or_fits(value: Any) -> None:
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    fields = [(s, key) for s, kind in sections.items() if isinstance(kind, type) for key in kind.model_fields]
+    refused = 0
+    for section, key in fields:
+        base = {"model": {"name": "mlp"}, "data": {"name": "digits"}}
+        base[section] = {**base.get(section, {}), key: value}
+        try:
+            resolve([Layer("base", base)])
+        except InputError:
+            refused += 1
+    assert len(fields) > 50 and refused > len(fields) / 2
