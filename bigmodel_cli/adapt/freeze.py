@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
 
 
-@methods.register("full", lr=5e-4, lr_without_batchnorm=5e-5, builds_on_meta=True, auto=4, auto_from=11)
+@methods.register("full", lr=5e-4, lr_without_batchnorm=5e-5, builds_on_meta=True, auto=4)
 def full(start: Start, *, head_rate: Rate = 1.0, solve: bool = False) -> Adapted:
     """Train all parameters, the head at `head_rate` times the learning rate of the others.
 
@@ -109,7 +109,7 @@ def bitfit(start: Start, *, solve: bool = False) -> Adapted:
     return Adapted(freeze(start.model, held), first_head=head_solver(start) if solve else None)
 
 
-@methods.register("norm-only", lr=1e-3, auto=2, auto_from=11)
+@methods.register("norm-only", lr=1e-3, auto=2)
 def norm_only(start: Start, *, solve: bool = False) -> Adapted:
     """Only normalisation layers, with their statistics, and the head train (Frankle et al. 2020). `solve` as in full.
 

@@ -11,7 +11,6 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, metrics
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.engine.training.best_epoch import indistinct
-from bigmodel_cli.engine.training.run import Run
 from bigmodel_cli.metrics.reading import bounds_of
 
 TRIAL_FRACTION = 5  # a trial has 1/5 of the epochs, at least one
@@ -43,30 +42,23 @@ class Trial:
 def choose(recipe_of: Callable[[dict[str, Any]], Recipe], report: Callable[[str], None]) -> tuple[str, list[Trial]]:
     """Try all candidates and return the best method on the validation split, and all trials.
 
-    `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines. Methods that need more
-    images of each class than there are (``auto_from``, measured in benchmarks/RESULTS-published.md) are not tried; nor
-    are the rest once one is perfect on validation.
+    `recipe_of` builds the recipe for a ``start`` section. `report` receives progress lines. Once a method
+    is perfect on validation, the rest are not tried.
 
     Among values that the validation samples cannot tell apart, the lower loss decides, as between epochs.
 
     Raises:
         InputError: no method fits the model.
     """
-    trials, left, few = [], candidates(), None
+    trials, left = [], candidates()
     while left:
         method = left.pop(0)
-        trial, run = _run_trial(method, recipe_of({"method": method}))
+        trial = _run_trial(method, recipe_of({"method": method}))
         trials.append(trial)
         report(f"tried {trial}")
         if left and trial.value is not None and trial.value == perfect(trial.metric):
             report(f"not tried: {', '.join(left)}: no {trial.metric} is better")
             break
-        if run is not None and few is None:
-            few = images_per_class(run)
-            unfit = [m for m in left if int(methods.get(m).meta.get("auto_from", 0)) > few]
-            left = [m for m in left if m not in unfit]
-            if unfit:
-                report(f"not tried with {few:.3g} images of each class on average: {', '.join(unfit)}, which need more")
     valid = [t for t in trials if t.value is not None]
     if not valid:
         raise InputError("--method auto: no method fits this model", trials[0].reason)
@@ -102,24 +94,16 @@ def perfect(metric: str) -> float | None:
     return most if found.meta["better"] == "max" else -least
 
 
-def images_per_class(run: Run) -> float:
-    """The mean number of training images of each class; infinite where samples are no images, or have no class."""
-    spec = run.task.spec
-    if spec.kind != "image" or not spec.classes:
-        return float("inf")
-    return len(run.batches.source) / len(spec.classes)
-
-
-def _run_trial(method: str, recipe: Recipe) -> tuple[Trial, Run | None]:
+def _run_trial(method: str, recipe: Recipe) -> Trial:
     train = recipe.train.model_copy(update={"epochs": max(recipe.train.epochs // TRIAL_FRACTION, 1)})
     try:
         run = assemble(recipe.model_copy(update={"train": train}))
         execute(run)
     except (InputError, DivergedError) as error:
-        return Trial(method, "", None, float("inf"), 0, reason=error.line), None
+        return Trial(method, "", None, float("inf"), 0, reason=error.line)
     metric, mode = run.task.best
     value = run.progress.best_metric
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     sign = 1 if mode == "max" or value is None else -1
     signed = None if value is None else sign * value
-    return Trial(method, metric, signed, run.progress.best_loss, trained, len(run.val)), run
+    return Trial(method, metric, signed, run.progress.best_loss, trained, len(run.val))
