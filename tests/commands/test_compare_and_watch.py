@@ -168,7 +168,10 @@ def test_a_page_that_cannot_be_written_loses_no_result(run_cli: Any, tmp_path: P
     assert done.returncode == 0 and "no difference is shown" in done.stdout, done.stderr
     assert "no page: compare.html: " in done.stderr and "--page FILE" in done.stderr and "page:" not in done.stdout
     for command in (("compare", "run", "run/last.pt", "--page"), ("eval", "run", "--page"),
-                    ("predict", "run", "none.png", "--out")):  # fmt: skip
+                    ("predict", "run", "none.png", "--out"), ("env-check", "--junit")):  # fmt: skip
         refused = run_cli(*command, "nowhere/a.csv")
         assert refused.returncode == 2 and not refused.stdout, refused.stderr
         assert "nowhere: no such folder; expected one for a.csv" in refused.stderr
+    for name, said in {"digit": "the suffix names no picture", "run": "is a folder"}.items():
+        refused = run_cli("data", "sample", name)
+        assert refused.returncode == 2 and f"{name}: {said}" in refused.stderr

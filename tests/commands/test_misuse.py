@@ -60,6 +60,8 @@ def cases() -> Iterator[list[str]]:
         ["checkpoint", "consolidate", "run/last.pt", "--out", "run"], ["data", "inspect", "folder"],
         ["data", "inspect", "bad.csv"], ["data", "tokenize", "noise.pt", "--out", "o"], ["data", "index", "*.none"],
         ["data", "tokenize", "text.txt", "--out", "text.txt"], ["data", "tokenize", "text.txt", "--out", "no/o"],
+        ["data", "sample", "digit"], ["data", "sample", "folder"], ["data", "sample", "no/x.png"],
+        ["env-check", "--junit", "no/x.xml"], ["explain", "run", "image.png", "--out", "no/x.html"],
         ["predict", "run", "broken.png"], ["predict", "run", "text.txt"], ["predict", "run", "folder"],
         ["predict", "run"], ["eval", "run", "--split", "none"], ["eval", "run", "--metric", "none"],
         ["eval", "run", "--data", "bad.csv"], ["export", "run", "--format", "none"], ["train", "mlp", "--data", "hf:"],
