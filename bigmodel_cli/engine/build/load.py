@@ -78,7 +78,7 @@ def load_trained(path: Path) -> TrainedModel:
         InputError: it is damaged, foreign, or describes a model this version does not have.
     """
     path = checkpoint_file(path)
-    state = checkpoint.load(path)
+    state = {**checkpoint.load(path), "optimizer": {}}  # which may hold twice the weights, and only resuming needs
     recipe, spec = recipe_and_spec(state, str(path))
     task = build_task(recipe, spec)
     with skip_random_init():

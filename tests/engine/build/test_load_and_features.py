@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.data.batches import Batches, in_order, micro_batches
+from bigmodel_cli.engine.build import load
 from bigmodel_cli.engine.build.digest import assert_unchanged
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
 from bigmodel_cli.engine.build.model import build_model
@@ -52,6 +54,32 @@ def test_grey_and_colour_backbones_answer_alike(channels: int, word: str, tmp_pa
     before = trained.model(grey.expand(-1, trained.task.spec.channels, -1, -1))
     after = adapted.eval()(grey.expand(-1, channels, -1, -1))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_resuming_alone_needs_is_gone_before_the_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's moments are twice the weights, and would be in memory beside them."""
+    run = run_of(train={"max_steps": 1}, optimizer={"name": "adam"})
+    assert fit(run)
+    checkpoint.save(tmp_path / "x.pt", run.state())
+    moments: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    read, build = checkpoint.load, load.build_model
+
+    def watched(path: Path) -> dict[str, Any]:
+        state = read(path)
+        moments.extend(weakref.ref(part["exp_avg"]) for part in state["optimizer"]["state"].values())
+        return state
+
+    def building(*arguments: Any) -> Any:
+        alive.extend(moment() is not None for moment in moments)
+        return build(*arguments)
+
+    monkeypatch.setattr(checkpoint, "load", watched)
+    monkeypatch.setattr(load, "build_model", building)
+    load_trained(tmp_path / "x.pt")
+    assert len(moments) == 4 and alive == [False] * 4
 
 
 def test_another_set_of_classes_replaces_the_head_alone(tmp_path: Path) -> None:
