@@ -92,7 +92,7 @@ def _report(found: Compared, page: str | None, json: bool) -> None:
 def _compare(runs: list[Path], options: RunOptions, split: str | None, metric: str | None, trust: bool) -> Compared:
     from bigmodel_cli.core.registry import metrics
     from bigmodel_cli.insight.comparison import compare_pairs, recipe_differences
-    from bigmodel_cli.metrics.intervals import measure
+    from bigmodel_cli.metrics.intervals import measure, statistics_of
 
     splits, names = _open(runs, options, split, trust), _names(runs)
     task = splits[0].task
@@ -107,12 +107,15 @@ def _compare(runs: list[Path], options: RunOptions, split: str | None, metric: s
             what = f"{name}: {len(order)} samples, {names[0]} has {len(outputs[0]['index'])}"
             raise InputError(what, "expected the same samples: windows of text depend on the context of a model")
     outputs = _of_shared_classes(outputs)
+    defined = [name for name in dict.fromkeys([chosen, *known]) if all(statistics_of([name], out) for out in outputs)]
+    undefined = [f"{chosen} is not defined for these samples"] if chosen not in defined and not metric else []
+    chosen = defined[0] if undefined and defined else chosen
     wanted = [name for name in dict.fromkeys([chosen, *known]) if name == chosen or name in known]
     figures = [measure([n for n in wanted if n == chosen or n in s.task.metrics], out)
                for s, out in zip(splits, outputs, strict=True)]  # fmt: skip
     recipes = [s.trained.meta["recipe"] for s in splits]
     differences = recipe_differences(recipes)
-    notes = [*_notes(names, splits, differences), *dict.fromkeys(n for s in splits for n in s.notes)]
+    notes = [*undefined, *_notes(names, splits, differences), *dict.fromkeys(n for s in splits for n in s.notes)]
     return Compared(names, splits, chosen, figures, compare_pairs(chosen, outputs), differences, notes)
 
 

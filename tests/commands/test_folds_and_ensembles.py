@@ -176,6 +176,9 @@ def test_numbers_of_groups(run_cli: Any, tmp_path: Path) -> None:
     for i in range(2):
         one, two, mean = (answer[i][0][1] for answer in answers)
         assert one != two and mean == pytest.approx((one + two) / 2, abs=1e-4)
+    (tmp_path / "one.csv").write_text("text,label,author\na fine film,5,x\n")
+    one = ok(run_cli("compare", "runs/fold-1", "runs/fold-2", "--data", "one.csv", "--json"))
+    assert one["metric"] == "mean_absolute_error" and "r2 is not defined for these samples" in one["notes"]
     table = list(csv.DictReader((tmp_path / "runs/out-of-fold.csv").read_text().splitlines()))
     assert list(table[0]) == ["row", "name", "fold", "true label", "predicted label"]
     folds: dict[int, set[str]] = {}

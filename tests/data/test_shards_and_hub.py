@@ -20,6 +20,8 @@ from web import Answer, answering
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.splits import name_hash
+from bigmodel_cli.data.user_data.column_values import group_names
 from bigmodel_cli.data.user_data.image_discovery import list_images
 from bigmodel_cli.data.user_data.image_folder import image_folder
 from bigmodel_cli.data.webdataset import index
@@ -206,7 +208,11 @@ def test_columns_that_are_not_plain_say_so(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             list_images(tmp_path / "set", options)
         assert words in caught.value.line
-    listing = list_images(tmp_path / "set", {"image": "b", "label": "size"})
+    listing = list_images(tmp_path / "set", {"image": "b", "label": "size"}, group_by="kind")
+    names = group_names(str(tmp_path / "set"), "kind")  # for eval --by kind
+    assert sorted(names[name_hash(item.group)] for item in listing.splits["train"]) == ["0", "1"]
+    with pytest.raises(InputError, match="no column 'colour'"):
+        group_names(str(tmp_path / "set"), "colour")
     with pytest.raises(InputError, match="row 0: no image"):
         listing.splits["train"][1].read()
     for file in (tmp_path / "set").glob("*.arrow"):

@@ -93,6 +93,8 @@ def test_the_command_on_texts_and_images(run_cli: Run, tmp_path: Path) -> None:
     ):
         refused = run_cli("explain", "run", *arguments)
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+    certain = run_cli("eval", "run", "--calibrate")
+    assert certain.returncode == 2 and "samples of val are right; expected mistakes" in certain.stderr, certain.stderr
     from PIL import Image
 
     Image.new("L", (8, 8), 99).save(tmp_path / "digit.png")

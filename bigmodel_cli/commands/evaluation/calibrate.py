@@ -19,13 +19,14 @@ def fit(measured: SplitOfData, batch_size: int, tta: bool) -> float:
     """The temperature for the model's val split; `measured` then has a task with it.
 
     Raises:
-        InputError: its answers are not classes, it is not a checkpoint, or the data is not what it was trained on.
+        InputError: its answers are not classes, it is not a checkpoint, the data is not what it was trained on, or
+            all of val is right.
     """
     from bigmodel_cli.core.output_values import TEMPERATURE, uncalibrated, with_values
     from bigmodel_cli.core.types import Spec
     from bigmodel_cli.engine.build.data import is_same_data
     from bigmodel_cli.export.folder import is_export
-    from bigmodel_cli.insight.trust.temperature import fit_temperature
+    from bigmodel_cli.insight.trust.temperature import LOWEST, fit_temperature
 
     trained, task = measured.trained, measured.task
     require_classes(task, "--calibrate")
@@ -41,6 +42,10 @@ def fit(measured: SplitOfData, batch_size: int, tta: bool) -> float:
     out = val.outputs(batch_size, tta)
     known = out["label"] >= 0
     temperature = fit_temperature(out["logits"][known].float(), out["label"][known])
+    if temperature == LOWEST:  # the lower the better, down to 0
+        what = f"--calibrate: all {int(known.sum()):,} samples of val are right"
+        hint = "a larger val split, from the start: bigmodel train ... --set data.val_fraction=0.3"
+        raise InputError(what, "expected mistakes: without any, each answer would be called certain", hint)
     fitted = with_values(plain, {TEMPERATURE: (temperature,) * len(plain.classes)})
     measured.task = task.with_(spec=fitted)
     return temperature

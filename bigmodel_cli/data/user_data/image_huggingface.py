@@ -64,6 +64,20 @@ def from_hub(where: str, image: str | None = None, label: str | None = None, gro
     return build_listing(where, images, notes, order, " ".join(versions))
 
 
+def values_of(where: str, column: str) -> list[Any]:
+    """The values of `column` in all splits of the data set at `where`.
+
+    Raises:
+        InputError: it has no such column.
+    """
+    found: list[Any] = []
+    for rows in _load_splits(where).values():
+        if column not in rows.features:
+            raise InputError(f"{where}: no column {column!r}", f"expected one of {', '.join(rows.features)}")
+        found += rows[column]
+    return found
+
+
 def _import_datasets() -> Any:
     try:
         import datasets
