@@ -99,7 +99,7 @@ def test_the_command_on_texts_and_images(run_cli: Run, tmp_path: Path) -> None:
 
     Image.new("L", (8, 8), 99).save(tmp_path / "digit.png")
     (tmp_path / "broken.png").write_bytes(b"broken")
-    run_cli("train", "resnet8", "--data", "digits", "--epochs", "4", "--out", "images")
+    run_cli("train", "resnet8", "--data", "digits", "--epochs", "1", "--out", "images")
     chosen = ("--method", "integrated-gradients", "--method", "grad-cam")
     drawn = run_cli("explain", "images", "broken.png", "digit.png", *chosen, "--steps", "4", "--out", "heat", "--json")
     assert drawn.returncode == 2 and "broken.png: not an image" in drawn.stderr  # the other is explained
