@@ -1,8 +1,10 @@
 """Dynamic batching: concurrent requests share one run of the model.
 
 The model runs in one thread, which takes what waits, up to `max_batch` samples. It waits, for at most `max_wait`
-seconds, until as many requests are there as shared the run before: one that comes alone is answered at once, and
-clients that ask again as soon as they are answered meet in one run. Shapes: B batch, K classes.
+seconds, until as many requests are there as shared the run before or came meanwhile. So a request that comes alone is
+answered at once, and clients that ask again as soon as they are answered meet in one run.
+
+Shapes: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Batcher:
         self._answer, self._max_batch, self._max_wait, self._ran = answer, max_batch, max_wait, ran
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._requests = itertools.count()
-        self._expected = 1  # how many requests shared the run before
+        self._before = 1  # how many requests shared the run before
         self.last_answer = float("-inf")
         """When the model last responded, by ``time.monotonic``."""
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -77,21 +79,28 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = self._with_others(first)
-            self._expected = len({one.request for one in batch})
+        while True:
+            meanwhile = not self._queue.empty()
+            if (first := self._queue.get()) is None:
+                break
+            batch = self._with_others(first, meanwhile)
+            self._before = len({one.request for one in batch})
             if wanted := [one for one in batch if not one.reply.cancelled()]:
                 self._run(wanted)
 
-    def _with_others(self, first: _Waiting) -> list[_Waiting]:
+    def _with_others(self, first: _Waiting, meanwhile: bool) -> list[_Waiting]:
+        """`first` and what joins it; `meanwhile`: it came while the model ran, so that others were served then."""
         batch, requests = [first], {first.request}
-        until = time.monotonic() + self._max_wait
+        until, expected = time.monotonic() + self._max_wait, 0
         while len(batch) < self._max_batch:
-            patience = until - time.monotonic() if len(requests) < self._expected else 0.0
+            patience = until - time.monotonic() if len(requests) < expected else 0.0
             try:
                 one = self._queue.get(timeout=max(0.0, patience))
             except queue.Empty:
-                break
+                if expected:
+                    break
+                expected = self._before + (len(requests) if meanwhile else 0)  # all that waited is taken
+                continue
             if one is None:  # stop after this batch
                 self._queue.put(None)
                 break

@@ -66,16 +66,18 @@ def test_as_many_requests_are_waited_for_as_shared_the_run_before() -> None:
         others = [asyncio.create_task(batcher([i])) for i in (1, 2, 3)]
         await asyncio.sleep(0)
         model.go.set()
-        await asyncio.gather(first, *others)  # they were there: nobody is waited for
+        await first
+        await taken(batcher)  # four clients, of which the first is answered and the others have waited for it
+        await asyncio.gather(batcher([4]), *others)  # it asks again, and they meet
         again = []
-        for i in (4, 5, 6):  # three clients, each of which asks as soon as it is answered
+        for i in (5, 6, 7, 8):  # each asks as soon as it is answered
             again.append(asyncio.create_task(batcher([i])))
             await asyncio.sleep(0)
             await taken(batcher)
-        await asyncio.gather(*again)  # the third ends the wait, though there is room for five more
+        await asyncio.gather(*again)  # the fourth ends the wait, though there is room for four more
 
     asyncio.run(asyncio.wait_for(scene(), 60))
-    assert model.sizes == [1, 3, 3]
+    assert model.sizes == [1, 4, 4]
     assert batcher.close(5)
 
 
