@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.tables import AROUND
 from bigmodel_cli.core.readers.truth import truth_of
@@ -129,7 +130,7 @@ class Labels:
         bare = int((targets.sum(1) == 0).sum())
         seen = targets[torch.tensor(list(train), dtype=torch.int64)]
         constant = [n for n, mean in zip(names, seen.mean(0).tolist(), strict=True) if mean in (0, 1)]
-        notes = [f"{bare:,} samples without any label"] if bare else []
+        notes = [f"{counted(bare, 'sample')} without any label"] if bare else []
         if self.written and all(len(row) < 2 for row in self.sets):
             hint = "--set data.separator=... is what separates several"
             notes.append(f"no sample has several labels: each cell of {self.columns[0]} is read as one; {hint}")

@@ -30,8 +30,8 @@ def test_pictures_from_inspect_to_other_data(run_cli: Run, tmp_path: Path) -> No
     (root / "a" / "x.jpg_large").write_bytes(b"x")
     train = ("train", "mlp", "--batch-size", 8, "--set", "placement.precision=fp32")
     begun = ok(run_cli(*train, "--data", "./photos", "--epochs", 9, "--set", "train.patience=1", "--out", "r"))
-    assert "1 files not used: .jpg_large 1" in begun.stderr
-    assert "1 files not used: .jpg_large 1" in ok(run_cli("data", "inspect", "photos")).stderr
+    assert "1 file not used: .jpg_large 1" in begun.stderr
+    assert "1 file not used: .jpg_large 1" in ok(run_cli("data", "inspect", "photos")).stderr
     stopped = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])["stopped_early"]
     assert ("stopped early after epoch" in begun.stderr) == stopped
     again = ok(run_cli("train", "--resume", "--out", "r"))

@@ -132,7 +132,7 @@ SAID = [
     ("a.csv", "text\tlabel\na, b\tc\n", [("a, b", "c")], "tabs"),
     ("a.tsv", "text,label\na,b\n", [("a", "b")], "commas"),
     ("a.csv", "TEXT , Label\na, b\n", [("a", " b")], ""),
-    ("a.csv", "text,label,,\na,b,,\n,,,\n", [("a", "b")], "1 empty rows not used"),
+    ("a.csv", "text,label,,\na,b,,\n,,,\n", [("a", "b")], "1 empty row not used"),
     ("a.csv", "title,text,label\nt,a,b\n", [("a", "b")], "columns not used: title"),
     ("a.csv", "id,review,sentiment\n1,a,b\n", [("a", "b")], "columns not used: id"),
     ("a.csv", "text,mood\na,b\n", [("a", "b")], "label: the column 'mood', the only other one"),

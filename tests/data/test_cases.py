@@ -177,7 +177,7 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None
     (tmp_path / "set/b/circle").symlink_to(tmp_path / "set", target_is_directory=True)
     listing = list_images(tmp_path / "set")
     assert counts(listing) == {"train": {"a": 7, "b": 2}}
-    assert any("1 links not followed" in note for note in listing.notes)
+    assert any("1 link not followed" in note for note in listing.notes)
 
 
 TABLES = {
@@ -206,7 +206,7 @@ def test_images_that_a_table_names_by_name_alone_or_not_at_all(tmp_path: Path) -
     listing = list_images(tmp_path / "a.csv")
     assert counts(listing) == {"train": {"a": 1, "b": 1}}
     told = "\n".join(listing.notes)
-    assert "1 rows not used: an image that an earlier row names" in told
+    assert "1 row not used: an image that an earlier row names" in told
     assert "2 images not used: in no row of the table" in told
     (tmp_path / "a.csv").write_text("id,label\n0,a\n0,b\n")
     with pytest.raises(InputError, match="0 is also in row 2"):
@@ -227,7 +227,7 @@ def test_labels_are_trimmed_composed_and_counted(tmp_path: Path) -> None:
     bundle = labelled(tmp_path / "a.csv")
     assert bundle.spec.classes == ("neg", "né", "pos") and len(bundle.load["train"]()) == 4
     told = "\n".join(bundle.notes)
-    assert "blanks around 2 labels removed" in told and "1 rows not used: an empty text" in told
+    assert "blanks around 2 labels removed" in told and "1 row not used: an empty text" in told
     (tmp_path / "b.jsonl").write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
     assert labelled(tmp_path / "b.jsonl").spec.classes == ("false", "true")
     (tmp_path / "c.csv").write_text("text,label\na,Pos\nb,pos\n")
@@ -287,7 +287,7 @@ def test_texts_in_class_folders(tmp_path: Path) -> None:
         "train": [6, 6], "test": [6, 6],
     }  # fmt: skip
     told = "\n".join(bundle.notes)
-    for said in ("unsup/ (1)", "1 texts not used", "1 empty files", "read as cp1252", "and 21 more", ".vocab 1"):
+    for said in ("unsup/ (1)", "1 text not used", "1 empty file", "read as cp1252", "and 21 more", ".vocab 1"):
         assert said in told, told
     tree(tmp_path / "images", "a", "b")
     assert source_for(tmp_path / "images") == "image_folder"

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_cut_or_left_out_and_said(tmp_path: Path) -> None:
     bundle = data.get("chat_file")(tmp_path, path=lines(tmp_path / "a.jsonl", rows), val_share=0.1, context=12)
     assert list(bundle.notes) == [
         "2 rows are longer than 12 tokens: truncated",
-        "1 rows skipped: no answer within 12 tokens",
+        "1 row skipped: no answer within 12 tokens",
     ]
     assert [bundle.load["train"]().name(i).rpartition(":")[2] for i in range(3)] == ["1", "2", "4"]
 

@@ -214,7 +214,7 @@ def test_archives_are_read_as_folders(make: Any, tmp_path: Path) -> None:
     index = torch.arange(len(theirs))
     assert torch.equal(ours.gather(index)["image"], theirs.gather(index)["image"])
     assert [ours.name(i) for i in range(12)] == [theirs.name(i) for i in range(12)]
-    assert "1 files not used: .txt 1" in packed.notes and "2 hidden files not used" in packed.notes
+    assert "1 file not used: .txt 1" in packed.notes and "2 hidden files not used" in packed.notes
 
 
 def test_zips_that_are_not_right_are_refused(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_several_labels_and_numbers_are_inspected(tmp_path: Path, capsys: pytest
     found = json.loads(capsys.readouterr().out)
     shares = {"Drama": {"samples": 1, "share": 1 / 3}, "War": {"samples": 2, "share": 2 / 3}}
     assert (found["read as"], found["columns"], found["train samples"]) == ("text_targets", shares, 3)
-    assert "1 samples without any label" in found["notes"]
+    assert "1 sample without any label" in found["notes"]
     inspect(str(table), columns="text=title,label=stars", task="regression")
     said = capsys.readouterr().out
     assert "min 3.5, median 4, max 5.5" in said and said.rstrip().endswith("label=stars --task regression")
@@ -266,7 +266,7 @@ def test_a_header_in_the_middle_is_no_row(tmp_path: Path) -> None:
     rows = [list(row) for row in TEXTS]
     bundle = opened(write(tmp_path / "t.csv", [["text", "label"], *rows[:5], ["text", "label"], *rows[5:]]))
     assert len(bundle.load["train"]()) == len(TEXTS)
-    assert "t.csv: 1 rows not used: the header again" in bundle.notes
+    assert "t.csv: 1 row not used: the header again" in bundle.notes
 
 
 def test_a_class_that_no_training_sample_has_is_said(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_folders_within_classes_links_to_themselves_and_blanks_around_names(tmp_
     assert listing.classes == ("animal", "plant")
     said = " ".join(listing.notes)
     assert all(
-        word in said for word in ("animal /cat/", "1 links not followed", "'animal ' is read as the class 'animal'")
+        word in said for word in ("animal /cat/", "1 link not followed", "'animal ' is read as the class 'animal'")
     )
 
 

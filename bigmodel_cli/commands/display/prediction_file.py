@@ -11,6 +11,7 @@ from typing import Any
 
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.display.pages import require_place
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
 
@@ -32,7 +33,7 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]], failed: int
     """
     _write(path, rows)
     said = {"event": "predictions", "file": str(path), "rows": len(rows), "failed": failed}
-    console.print_json(said) if json else console.say(f"{len(rows):,} predictions: {path}")
+    console.print_json(said) if json else console.say(f"{counted(len(rows), 'prediction')}: {path}")
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

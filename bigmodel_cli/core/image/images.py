@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.image.deep_images import WIDE, eight_bits
@@ -81,7 +82,7 @@ def describe_unused(suffixes: Mapping[str, int]) -> str:
     shown = ", ".join(f"{suffix} {n:,}" for suffix, n in ranked[:most]) + (", ..." if len(ranked) > most else "")
     able = sorted(suffix for suffix in suffixes if suffix in EXTRA_SUFFIXES)
     hint = f"; {' and '.join(able)} can be read after {install_line('formats')}" if able else ""
-    return f"{total:,} files not used: {shown}{hint}"
+    return f"{counted(total, 'file')} not used: {shown}{hint}"
 
 
 def decode(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bigmodel_cli.core.class_names import doubtful_classes
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.tables import AROUND, as_text
 
@@ -45,5 +46,5 @@ class LabelCells:
 
     def notes(self, classes: Iterable[str]) -> list[str]:
         """What a person should know of the labels; `classes` are all of them."""
-        found = [f"{self.column}: blanks around {self.trimmed:,} labels removed"] if self.trimmed else []
+        found = [f"{self.column}: blanks around {counted(self.trimmed, 'label')} removed"] if self.trimmed else []
         return found + [f"{self.column}: {note}" for note in doubtful_classes(classes)]

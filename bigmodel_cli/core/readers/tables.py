@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.compressed import without_compression
 from bigmodel_cli.core.readers.columns import ABSENT, Chosen, choose_columns, plain_name
@@ -110,8 +111,10 @@ class Table:
                 yield line, values
         if (self.blank or self.repeats) and not self._told:
             self._told = True
-            for count, what in ((self.blank, "empty rows not used"), (self.repeats, "rows not used: the header again")):
-                self.notes += [f"{self.path.name}: {count:,} {what}"] if count else []
+            if self.blank:
+                self.notes.append(f"{self.path.name}: {counted(self.blank, 'empty row')} not used")
+            if self.repeats:
+                self.notes.append(f"{self.path.name}: {counted(self.repeats, 'row')} not used: the header again")
 
     def whole_rows(self) -> Iterator[tuple[int, list[Any]]]:
         """The line and all values of every row, in the order of the columns; None for a key that is not there.

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bigmodel_cli.core.class_names import doubtful_classes
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image.image_names import is_hidden
 from bigmodel_cli.core.image.images import describe_unused, image_suffixes
@@ -100,7 +101,7 @@ def arrange(where: str, root: Folder, item: Callable[[Any], Item], kind: str = "
         for items in classes.values():
             items.sort(key=lambda one: one.name)
     notes += [f"folders: {note}" for note in doubtful_classes(sorted({n for names in found.values() for n in names}))]
-    notes += [f"{len(masks):,} images not used: masks, as {min(masks)[0]} of {min(masks)[1]}"] if masks else []
+    notes += [f"{counted(len(masks), 'image')} not used: masks, as {min(masks)[0]} of {min(masks)[1]}"] if masks else []
     others: Counter[str] = Counter()
     for folder in root.below():
         others.update(folder.others)
@@ -189,7 +190,7 @@ def _classes(folder: Folder, notes: list[str], kind: str) -> dict[str, Folder]:
         hint = f"put each into a folder of its class, or list them in a table: {kind[:-1]},label" if loose else None
         raise InputError(f"{folder.path}: {what}", NO_TRAIN, hint)
     if loose and kind == "texts":  # lists and licences are texts too
-        notes.append(f"{loose:,} texts not used: beside the class folders")
+        notes.append(f"{counted(loose, 'text')} not used: beside the class folders")
     elif loose:
         raise InputError(f"{folder.path}: {loose} {kind} beside the class folders", "move each into its class folder")
     bare = [name for name in folder.children if name.casefold() in UNLABELLED and len(folder.children) > 2]

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.data.interactions.table import Table, Ties
 
@@ -42,7 +43,8 @@ def leave_last_out(table: Table, ties: Ties) -> Parts:
     part[enough & (from_end == 1)] = TEST
     part[enough & (from_end == 2)] = VAL
     few = int(((count > 0) & (count < 3)).sum())
-    notes = [f"leave-last-out; {few:,} users with fewer than 3 interactions only train"] if few else ["leave-last-out"]
+    short = f"; {counted(few, 'user')} with fewer than 3 interactions only train" if few else ""
+    notes = [f"leave-last-out{short}"]
     if table.has_times and (tied := table.tied()):
         share = f"{tied:,} of {len(table):,} interactions share their time with another one of the same user"
         notes.append(f"{share}; equal times are in the order of {TIES[ties]} (data.ties)")

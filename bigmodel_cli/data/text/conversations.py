@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bigmodel_cli.core.chat.conversation import PREFIXES, MaskedTokens
 from bigmodel_cli.core.chat.encoding import encode_chat, has_template
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.messages import conversation_problem, messages_problem
@@ -294,4 +295,4 @@ def _rows(
             continue
         yield where, json.dumps(record.get("prompt", record.get("messages")), sort_keys=True), short
     notes += [f"{cut} rows are longer than {context} tokens: truncated"] if cut else []
-    notes += [f"{lost} rows skipped: no answer within {context} tokens"] if lost else []
+    notes += [f"{counted(lost, 'row')} skipped: no answer within {context} tokens"] if lost else []

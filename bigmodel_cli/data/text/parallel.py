@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.text_files import read_lines
 from bigmodel_cli.core.registry import data
@@ -134,7 +135,8 @@ def read_pair(source: Path, target: Path, encoding: str = "utf-8", notes: list[s
         )
     full = [both for both in zip(*pair, strict=True) if both[0].strip() and both[1].strip()]
     if notes is not None and len(full) < len(pair[0]):
-        notes.append(f"{len(pair[0]) - len(full):,} pairs not used: an empty line in {source.name} or {target.name}")
+        unused = counted(len(pair[0]) - len(full), "pair")
+        notes.append(f"{unused} not used: an empty line in {source.name} or {target.name}")
     return [first for first, _ in full], [second for _, second in full]
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Set
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image.image_names import is_hidden
 from bigmodel_cli.data.image.class_folders import HIDDEN, Folder
@@ -29,7 +30,7 @@ class _Walk:
         self._reported, self._shown = time.monotonic(), False
         self.tree = Folder(os.path.basename(root), root)  # noqa: PTH119
         self._list(self.tree, frozenset([self._identity(root)]))
-        notes += [f"{self.circles:,} links not followed: they lead back to where they are"] * bool(self.circles)
+        notes += [f"{counted(self.circles, 'link')} not followed, leading back to where they are"] * bool(self.circles)
 
     def _identity(self, path: str) -> tuple[int, int]:
         stat = os.stat(path)  # noqa: PTH116

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import natural
@@ -56,7 +57,7 @@ def from_hub(where: str, image: str | None = None, label: str | None = None, gro
             images[split] = labelled
             versions.append(f"{name}:{rows._fingerprint}")
         left = len(rows) - sum(map(len, labelled.values()))
-        notes += [f"{name}: {left:,} rows without a class skipped"] if left else []
+        notes += [f"{name}: {counted(left, 'row')} without a class skipped"] if left else []
     if not images:
         raise InputError(f"{where}: splits {', '.join(found)}", "expected train, with classes")
     absent = [name for name in order if name not in images.get("train", {})]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image.image_names import ImageNames, is_hidden
 from bigmodel_cli.core.image.images import image_suffixes
@@ -76,10 +77,10 @@ def image_rows(
             item = file_item(file, name)
             item.group = "" if group is None else f"group {group}"
             yield ImageRow(split, item, where, values, table)
-    notes += [f"{again:,} rows not used: an image that an earlier row names"] if again else []
+    notes += [f"{counted(again, 'row')} not used: an image that an earlier row names"] if again else []
     notes += [f"images found in {folder}/: {n:,}" for folder, n in sorted(names.elsewhere.items())[:3]]
     unlisted = _unlisted(seen)
-    notes += [f"{unlisted:,} images not used: in no row of the table"] if unlisted else []
+    notes += [f"{counted(unlisted, 'image')} not used: in no row of the table"] if unlisted else []
 
 
 def _unlisted(used: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.fasttext import is_fasttext, read_fasttext
 from bigmodel_cli.core.readers.label_cells import LabelCells
@@ -64,7 +65,7 @@ def _read(path: Path, encoding: str, notes: list[str], label: Any) -> dict[str, 
             empty += not text
             if text:
                 part.labels.append(label(labels, where))
-        notes += [f"{file.name}: {empty:,} lines not used: an empty text"] if empty else []
+        notes += [f"{file.name}: {counted(empty, 'line')} not used: an empty text"] if empty else []
     if not splits:
         raise InputError(f"{path}: no lines that begin with __label__", "expected fastText's format")
     notes.append("read as fastText's format: the words that begin with __label__ are labels")

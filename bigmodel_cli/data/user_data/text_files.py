@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image.images import describe_unused, image_suffixes
 from bigmodel_cli.core.readers.columns import Columns, GroupBy
@@ -136,8 +137,9 @@ def _named_splits(found: Sequence[tuple[str, str]], notes: list[str]) -> dict[st
     if "train" not in parts or len(parts) < 2:
         return None
     notes.append("splits by the names of files: " + ", ".join(f"{name} {len(part):,}" for name, part in parts.items()))
-    more = ", ..." if len(unused) > 3 else ""
-    notes += [f"{len(unused):,} files not used: beside the splits: {', '.join(unused[:3])}{more}"] if unused else []
+    if unused:
+        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        notes.append(f"{counted(len(unused), 'file')} not used: beside the splits: {shown}")
     return parts
 
 

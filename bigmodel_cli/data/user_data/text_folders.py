@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.image.image_names import is_hidden
 from bigmodel_cli.core.image.images import image_suffixes
@@ -99,7 +100,9 @@ def text_folders(
     splits: dict[str, FileTexts] = {}
     for split, items in listing.splits.items():
         filled = [item for item in items if item.size]
-        notes += [f"{split}: {len(items) - len(filled):,} empty files not used"] if len(filled) < len(items) else []
+        notes += (
+            [f"{split}: {counted(len(items) - len(filled), 'empty file')} not used"] if len(filled) < len(items) else []
+        )
         splits[split] = FileTexts(filled, encoding)
     if listing.problem is not None and "train" in splits:
         raise InputError(listing.problem.what, listing.problem.expected, listing.problem.hint)

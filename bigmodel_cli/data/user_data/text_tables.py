@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.class_names import LONGEST_ABSENT, AbsentTexts
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.one_hot import has_several, one_label
 from bigmodel_cli.core.readers.label_cells import LabelCells
@@ -127,7 +128,7 @@ def find_splits(
                 unused[reason] = unused.get(reason, 0) + 1
         for name, rows in lines.items():
             found.setdefault(name, SplitRows()).parts.append((table, rows))
-    notes += [f"{n:,} rows not used: {reason}" for reason, n in unused.items()]
+    notes += [f"{counted(n, 'row')} not used: {reason}" for reason, n in unused.items()]
     notes += [f"{unnamed:,} rows name no split: train"] if unnamed and len(found) > 1 else []
     if not found:
         raise InputError(f"{path}: it is empty", f"expected rows with {' and '.join(roles)}")
