@@ -26,6 +26,8 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
 IMAGES: Mapping[str, Any] = {"image/*": BINARY, "multipart/form-data": FORM}
 """The bodies that :func:`images` reads, as OpenAPI says it."""
+MOST_CHARACTERS = 1_000_000
+"""Of a text, far beyond what a model reads of it. A tokenizer takes some 200 bytes of memory and 2 us for each."""
 NAMES = 8
 """Strings of a request in JSON that are none of its samples, such as its keys."""
 TEXT = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -177,6 +179,7 @@ def texts(content_type: str, body: bytes, limits: Limits, how: Reading = AS_FOUN
         wrong = "is empty" if not one.strip() else "has a NUL in it" if "\0" in one else text_problem(one)
         if wrong:
             raise HttpRefusal(400, f"text {number} {wrong}", "expected text")
+        _check_length(f"text {number}", one)
     return [(f"text {i}", t) for i, t in enumerate(found, 1)]
 
 
@@ -201,6 +204,11 @@ def read_json(body: bytes, most: int, expected: str) -> Any:
         raise HttpRefusal(400, "the body is not JSON", expected) from None
 
 
+def _check_length(name: str, text: str) -> None:
+    if len(text) > MOST_CHARACTERS:
+        raise HttpRefusal(413, f"{name}: {len(text):,} characters", f"expected at most {MOST_CHARACTERS:,}")
+
+
 def _check_count(count: int, limits: Limits) -> None:
     if count > limits.samples:
         raise HttpRefusal(413, f"{count} texts in a request", f"expected at most {limits.samples}")
@@ -219,6 +227,7 @@ def _rows(kind: str, body: bytes, limits: Limits, how: Reading) -> list[tuple[st
                 fitting = how
             for name, text in read_texts(file, "text", fitting):
                 found.append((f"row {name.rpartition(':')[2]}", text))
+                _check_length(*found[-1])
                 _check_count(len(found), limits)
         except InputError as error:
             what = error.what.replace(f"{file}:", "row ").replace(f"{file}", "the table")

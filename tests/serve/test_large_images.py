@@ -112,8 +112,12 @@ def test_json_is_counted_before_it_takes_memory(start: Start) -> None:
         assert reply.status == 413 and "expected at most" in reply.json["error"]
     grown = memory(service, "VmHWM") - before
     assert grown < 4 * len(LISTS), f"{grown / 1e6:.0f} MB"
-    quoted = json.dumps({"text": 'good "fine" {[,]} ' * 100_000}).encode()  # one text, and not a short one
+    quoted = json.dumps({"text": 'good "fine" {[,]} ' * 50_000}).encode()  # one text, and not a short one
     assert service.ask("POST", "/predict", quoted).status == 200
+    long = "good " * 300_000  # of 15 MB, a tokenizer took 2.4 GB and 40 s
+    for body, kind in ((json.dumps({"text": long}), "application/json"), (f"text\n{long}\n", "text/csv")):
+        reply = service.ask("POST", "/predict", body, {"content-type": kind})
+        assert reply.status == 413 and "1,000,000" in reply.json["error"], reply.body[:200]
 
 
 def test_bodies_in_flight_are_bounded(start: Start) -> None:
