@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import Field
 
 from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files.atomic_files import open_own
+from bigmodel_cli.core.files.file_lock import try_lock
 from bigmodel_cli.core.recipe import Recipe, Section
 from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.resolve import Layer, resolve
@@ -103,6 +105,30 @@ def selection_metric(recipe: Recipe) -> tuple[str, str]:
     return method_best or build_task(recipe, spec.typical()).best
 
 
+class LogLock:
+    """Keeps other processes from writing the log of a search meanwhile; for Optuna's ``lock_obj``.
+
+    The system releases it when a process is killed. Optuna's own, a link beside the log, would stay and be waited for.
+    """
+
+    RETRY = 0.01  # seconds
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._held: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        """Wait until no other process has it."""
+        self._held = open_own(self.log)
+        while not try_lock(self._held):
+            time.sleep(self.RETRY)
+        return True
+
+    def release(self) -> None:
+        if self._held is not None:
+            self._held.close()
+
+
 def _open_study(optuna: Any, folder: Path, mode: str) -> Any:
     """Open or create the search in `folder`. Other processes may share it.
 
@@ -113,7 +139,7 @@ def _open_study(optuna: Any, folder: Path, mode: str) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "trials.log"
     open_own(log).close()
-    backend = optuna.storages.journal.JournalFileBackend(str(log))
+    backend = optuna.storages.journal.JournalFileBackend(str(log), LogLock(log))
     try:
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),

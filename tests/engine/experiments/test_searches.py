@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.experiments import auto_method
 from bigmodel_cli.engine.experiments.auto_method import choose
 from bigmodel_cli.engine.experiments.lr_range_test import lr_range_test, steepest
-from bigmodel_cli.engine.experiments.tune import Range, read_search
+from bigmodel_cli.engine.experiments.tune import LogLock, Range, read_search
 from bigmodel_cli.engine.training.assemble import assemble
 from bigmodel_cli.engine.training.loop import fit
 
@@ -51,6 +52,24 @@ def test_two_processes_share_one_search_and_a_third_goes_on(run_cli: Any, tmp_pa
     # The same file trains as it stands: what is searched has its ordinary value.
     plain = run_cli("train", "r.yaml", "--max-steps", 1, "--out", "plain")
     assert plain.returncode == 0, plain.stderr
+
+
+def test_a_killed_search_holds_nobody(tmp_path: Path) -> None:
+    """A process is killed with the lock of the log; the negative control waits for one that lives."""
+    log = tmp_path / "trials.log"
+    program = "import sys, time; from pathlib import Path; from bigmodel_cli.engine.experiments.tune import LogLock\n"
+    program += "lock = LogLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, str(log)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        waiting = LogLock(log)
+        waiter = threading.Thread(target=waiting.acquire, daemon=True)
+        waiter.start()
+        waiter.join(0.3)
+        assert waiter.is_alive()
+        holder.kill()
+        waiter.join(30)
+    assert not waiter.is_alive()
+    waiting.release()
 
 
 def test_a_search_says_what_is_wrong_with_it(run_cli: Any, tmp_path: Path) -> None:
