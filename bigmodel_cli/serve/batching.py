@@ -79,14 +79,12 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while True:
-            meanwhile = not self._queue.empty()
-            if (first := self._queue.get()) is None:
-                break
+        meanwhile = False
+        while (first := self._queue.get()) is not None:
             batch = self._with_others(first, meanwhile)
             self._before = len({one.request for one in batch})
-            if wanted := [one for one in batch if not one.reply.cancelled()]:
-                self._run(wanted)
+            wanted = [one for one in batch if not one.reply.cancelled()]
+            meanwhile = self._run(wanted) if wanted else False
 
     def _with_others(self, first: _Waiting, meanwhile: bool) -> list[_Waiting]:
         """`first` and what joins it; `meanwhile`: it came while the model ran, so that others were served then."""
@@ -108,7 +106,8 @@ class Batcher:
             requests.add(one.request)
         return batch
 
-    def _run(self, batch: list[_Waiting]) -> None:
+    def _run(self, batch: list[_Waiting]) -> bool:
+        """Answer `batch`. Return whether others came meanwhile, not counting who asks again at once when answered."""
         began = time.monotonic()
         try:
             with bounded():
@@ -119,9 +118,11 @@ class Batcher:
             self.last_answer = time.monotonic()
             if self._ran is not None:
                 self._ran(len(batch), self.last_answer - began)
+        meanwhile = not self._queue.empty()
         for one, row in zip(batch, rows, strict=True):
             with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody is waiting
                 one.loop.call_soon_threadsafe(_deliver, one.reply, row)
+        return meanwhile
 
 
 def _deliver(reply: asyncio.Future[np.ndarray], row: np.ndarray | Exception) -> None:

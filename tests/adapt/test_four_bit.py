@@ -28,8 +28,8 @@ from bigmodel_cli.models.quantization.quantized_weights import QuantizedWeight, 
 
 DOCS = Path(__file__).parents[2] / "docs"
 """Real text that is always there."""
-MARGIN = 0.02
-"""Nats a token by which a base in 4 bits may end above an exact one."""
+MARGIN = 0.25
+"""The share of an exact base's gain by which one in 4 bits may gain less: a few hundredths of a nat a token."""
 
 
 def bits(module: nn.Module) -> int:
@@ -131,13 +131,13 @@ def val_loss(run: Run) -> float:
 
 
 def test_a_base_in_4_bits_learns_what_an_exact_one_does(base: Path, tmp_path: Path) -> None:
-    losses = {}
+    gained = {}
     for kind in ("exact", "nf4", "nf4-double"):
         run = tuning(base, kind)
         before, begun = {k: v.clone() for k, v in run.model.state_dict().items()}, val_loss(run)
         assert fit(run)
-        losses[kind] = val_loss(run)
-        assert losses[kind] < begun - 0.06
+        gained[kind] = begun - val_loss(run)
+        assert gained[kind] > 0.06
         after = run.model.state_dict()
         moved = {k for k in before if not torch.equal(before[k], after[k])}
         assert moved == {k for k, p in run.model.named_parameters() if p.requires_grad}
@@ -154,7 +154,7 @@ def test_a_base_in_4_bits_learns_what_an_exact_one_does(base: Path, tmp_path: Pa
     assert count_parameters(run.model) == whole
     layers = [m for m in run.model.modules() if isinstance(m, NF4Linear)]
     assert len(layers) == 8 and all(bits(m.packed) < 4.2 * math.prod(m.packed.size) for m in layers)
-    assert abs(losses["nf4"] - losses["exact"]) < MARGIN and abs(losses["nf4-double"] - losses["exact"]) < MARGIN
+    assert min(gained["nf4"], gained["nf4-double"]) > (1 - MARGIN) * gained["exact"]
 
 
 def test_resumed_is_the_unbroken_run_and_so_is_its_average(base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -48,9 +49,9 @@ def test_the_lock_has_every_pinned_version_with_a_hash() -> None:
 
 def command_of(target: str) -> list[str]:
     """What `make TARGET` runs once its tools are installed."""
-    done = subprocess.run(
-        ["make", "-n", "-o", "build/tools/.installed", target], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = ["make", "-n", "--no-print-directory", "-o", "build/tools/.installed", target]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # make runs the tests
+    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
     return shlex.split(line)
 
