@@ -99,9 +99,10 @@ def timm_layers(member: str) -> dict[str, Any]:
         raise InputError(f"timm:{member} has no head", "expected one", "bigmodel models --search ...")
     heads, first = _names(about.classifier), _names(about.first_conv or ())
     found: dict[str, Any] = {"head": heads[0], "backbone_first": next(iter(first), ""), "first_layers": first}
-    if len(heads) > 1:
-        found["head"] = HEADS if _are_apart(heads) else heads[0].rpartition(".")[0]
-        found["renames"] = {f"{name}.": f"{HEADS}.{i}." for i, name in enumerate(heads)} if _are_apart(heads) else {}
+    if _are_apart(heads):
+        found["head"], found["renames"] = HEADS, {f"{name}.": f"{HEADS}.{i}." for i, name in enumerate(heads)}
+    elif len(heads) > 1:
+        found["head"] = heads[0].rpartition(".")[0]
     if about.hf_hub_id:
         _, height, width = about.input_size
         spec = ImageSpec(3, height, width, imagenet_classes(about.num_classes), tuple(about.mean), tuple(about.std))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,17 +29,22 @@ class Model:
         return np.array([[s, 2 * s] for s in samples])
 
 
+async def meanwhile(model: Model, batcher: Batcher, first: int, others: Sequence[int]) -> list[asyncio.Task[Any]]:
+    """The requests for `first`, and for each of `others`, which were sent while the model ran; then it is let go."""
+    tasks = [asyncio.create_task(batcher([first]))]
+    await asyncio.to_thread(model.begun.wait, 10)
+    tasks += [asyncio.create_task(batcher([one])) for one in others]
+    await asyncio.sleep(0)
+    model.go.set()
+    return tasks
+
+
 def test_what_waits_shares_the_next_run() -> None:
     model, seen = Model(), []
     batcher = Batcher(model, max_batch=4, max_wait=0, ran=lambda size, seconds: seen.append(size))
 
     async def scene() -> list[list[np.ndarray]]:
-        first = asyncio.create_task(batcher([1]))
-        await asyncio.to_thread(model.begun.wait, 10)
-        others = [asyncio.create_task(batcher([i])) for i in range(2, 8)]
-        await asyncio.sleep(0)
-        model.go.set()
-        return await asyncio.gather(first, *others)
+        return await asyncio.gather(*await meanwhile(model, batcher, 1, range(2, 8)))
 
     replies = asyncio.run(scene())
     assert [reply[0].tolist() for reply in replies] == [[i, 2 * i] for i in range(1, 8)]
@@ -61,11 +67,7 @@ def test_as_many_requests_are_waited_for_as_shared_the_run_before() -> None:
     batcher = Batcher(model, max_batch=8, max_wait=LONG)
 
     async def scene() -> None:
-        first = asyncio.create_task(batcher([0]))
-        await asyncio.to_thread(model.begun.wait, 10)
-        others = [asyncio.create_task(batcher([i])) for i in (1, 2, 3)]
-        await asyncio.sleep(0)
-        model.go.set()
+        first, *others = await meanwhile(model, batcher, 0, (1, 2, 3))
         await first
         await taken(batcher)  # four clients, of which the first is answered and the others have waited for it
         await asyncio.gather(batcher([4]), *others)  # it asks again, and they meet
@@ -103,12 +105,7 @@ def test_the_wait_has_an_end() -> None:
     batcher = Batcher(model, max_batch=8, max_wait=0.01)
 
     async def scene() -> None:
-        first = asyncio.create_task(batcher([0]))
-        await asyncio.to_thread(model.begun.wait, 10)
-        others = [asyncio.create_task(batcher([i])) for i in (1, 2, 3)]
-        await asyncio.sleep(0)
-        model.go.set()
-        await asyncio.gather(first, *others)
+        await asyncio.gather(*await meanwhile(model, batcher, 0, (1, 2, 3)))
         await batcher([4])
 
     asyncio.run(asyncio.wait_for(scene(), 60))
@@ -121,12 +118,7 @@ def test_an_error_reaches_those_of_its_run_alone() -> None:
     batcher = Batcher(model, max_batch=2, max_wait=0)
 
     async def scene() -> list[object]:
-        first = asyncio.create_task(batcher([1]))
-        await asyncio.to_thread(model.begun.wait, 10)
-        others = [asyncio.create_task(batcher([i])) for i in (2, 13, 4)]
-        await asyncio.sleep(0)
-        model.go.set()
-        return await asyncio.gather(first, *others, return_exceptions=True)
+        return await asyncio.gather(*await meanwhile(model, batcher, 1, (2, 13, 4)), return_exceptions=True)
 
     first, two, thirteen, four = asyncio.run(scene())
     assert isinstance(two, ValueError) and isinstance(thirteen, ValueError)
