@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from bigmodel_cli.engine.training.evaluate import evaluate, split_outputs
 from bigmodel_cli.engine.training.gradients import clip_gradients, gradient_values
 from bigmodel_cli.engine.training.lone_samples import is_lone_sample
 from bigmodel_cli.engine.training.run import Run, StepResult
+from bigmodel_cli.engine.training.running_statistics import begun_by_first_batch
 
 MIN_LR_SCALE = 1 / 8  # after three halvings, a run that still diverges needs the user
 
@@ -78,8 +80,9 @@ def train_step(run: Run, raw: Batch) -> StepResult:
     run.timer.steps += 1
     buffers = [b.clone() for b in run.model.buffers()] if run.recipe.train.skip_nonfinite else []
     count = int(run.parallel.global_count(run.task.count(raw)))
-    while (total := _gradients(run, raw, count)) is None:
-        _halve(run)
+    with begun_by_first_batch(run.model) if run.progress.step == 0 else nullcontext():
+        while (total := _gradients(run, raw, count)) is None:
+            _halve(run)
     run.gradients.finish(run)
     with run.timer("optimizer"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
