@@ -15,14 +15,15 @@ class KeptOutputs:
     with a language model the heap grew by 34 MB a batch.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.count = most, 0
+    def __init__(self, most: int, order: Tensor | None = None) -> None:
+        self.most, self.order, self.count = most, order, 0
         self.held: Batch = {}
 
-    def add(self, out: Batch, rows: Tensor | None = None) -> None:
-        """Keep the outputs (B,...) of a batch, at `rows` (B,) or after those before."""
+    def add(self, out: Batch) -> None:
+        """Keep the outputs (B,...) of the next batch: after those before, or at its places in the `order` (N,)."""
         size = len(next(iter(out.values())))
-        at = slice(self.count, self.count + size) if rows is None else rows
+        next_rows = slice(self.count, self.count + size)
+        at = next_rows if self.order is None else self.order[next_rows]
         for key, value in out.items():
             if key not in self.held:
                 with torch.inference_mode(False):  # what is kept may be trained on

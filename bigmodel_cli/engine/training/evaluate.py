@@ -112,10 +112,9 @@ def collect(
     """
     example = sample_inputs(task, source, placement, batch_size)
     optimized = optimize_for_inference(model, task.outputs, placement, example, len(source), allow_low_precision)
-    order, kept = longest_first(source), KeptOutputs(len(source))
+    order = longest_first(source)
+    kept = KeptOutputs(len(source), order)
     with torch.inference_mode(), optimized.placement.autocast():
         for batch in forward_pass(optimized.model, task, source, optimized.placement, batch_size, order):
-            size = len(batch["index"])
-            rows = None if order is None else order[kept.count : kept.count + size]
-            kept.add(task.outputs(optimized.model, batch), rows)
+            kept.add(task.outputs(optimized.model, batch))
     return kept.outputs(), optimized.note

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.sources import SourceWrapper
 from bigmodel_cli.core.types import Batch, Source
+from bigmodel_cli.data.batches import longest_first
 from bigmodel_cli.engine.inference.batch_size import forward_pass
 from bigmodel_cli.engine.inference.kept_outputs import KeptOutputs
 from bigmodel_cli.engine.training.run import Run
@@ -44,9 +45,10 @@ def with_reference_outputs(run: Run) -> Run:
 def _compute(run: Run, source: Source) -> Batch:
     """Compute the current model's outputs for each sample of `source`: (N,...) fp32, on the CPU."""
     assert run.adapted.once is not None
-    kept, size = KeptOutputs(len(source)), run.recipe.train.eval_batch_size
+    order, size = longest_first(source), run.recipe.train.eval_batch_size
+    kept = KeptOutputs(len(source), order)
     # A sharded model reuses tensors of this pass in training, where inference tensors are not allowed.
     with torch.no_grad() if run.parallel.shards_tensors else torch.inference_mode(), run.placement.autocast():
-        for batch in forward_pass(run.model, run.task, source, run.placement, size):
+        for batch in forward_pass(run.model, run.task, source, run.placement, size, order):
             kept.add({k: v.float() for k, v in run.adapted.once(run.model, batch).items()})
     return kept.outputs()
