@@ -262,6 +262,7 @@ def table(work: Work, rounds: dict[str, list[Measured]]) -> list[str]:
         shown = f"{spread([value(m) for m in runs], digits)} {unit}"
         accuracies = [m.said["accuracy"] for m in runs if "accuracy" in m.said]
         accuracies += [m.said["headline"]["accuracy"]["value"] for m in runs if "headline" in m.said]
+        accuracies += [m.said["val_accuracy"] for m in runs if "val_accuracy" in m.said]
         note = f", accuracy {statistics.median(accuracies):.2%}" if accuracies else ""
         asked = verdict(work, medians[who], ratio) if who == "bigmodel" else ""
         light = ""

@@ -14,6 +14,7 @@ from bigmodel_cli.core.special_tokens import PAD
 from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.dropout import Dropout
+from bigmodel_cli.models.layers.sdpa import attend
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -33,7 +34,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, d)
+        y = attend(q, k, v, mask).transpose(1, 2).reshape(b, t, d)
         x = x + self.drop(self.proj(y))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))  # type: ignore[no-any-return]
 

@@ -23,6 +23,7 @@ from bigmodel_cli.core.tokenizers.tokens import tokenizer
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.layers.chunked_loss import chunked_cross_entropy, losses_where
 from bigmodel_cli.models.layers.dropout import Dropout
+from bigmodel_cli.models.layers.sdpa import attend
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -49,7 +50,7 @@ class Attention(nn.Module):
     def attend(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         b, t, d = x.shape
         q = self.query(x).view(b, t, self.heads, d // self.heads).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        y = attend(q, k, v, mask, is_causal=causal)
         return self.proj(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
 
 

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.models.layers.dropout import Dropout
+from bigmodel_cli.models.layers.sdpa import attend
 from bigmodel_cli.models.resnet import DropPath, drop_rates
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attend(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
 
 

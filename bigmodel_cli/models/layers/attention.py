@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bigmodel_cli.models.layers.kv_cache import KVCache
 from bigmodel_cli.models.layers.rope import apply_rope
+from bigmodel_cli.models.layers.sdpa import attend
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines, each (T,1,1,E/2) or (B,T,1,1,E/2)."""
@@ -42,8 +43,8 @@ class Attention(nn.Module):
         cache_is_empty = cache is None or cache.length == 0
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, self.dropout if self.training else 0.0,
+        y = attend(
+            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None and cache_is_empty, enable_gqa=self.groups != self.heads,
         )  # fmt: skip
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

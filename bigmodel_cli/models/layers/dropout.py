@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,12 +21,21 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * LEVELS)
-        if not (self.training and 0 < dropped < LEVELS and _is_plain(x)):
+        if not (self.training and 0 < dropped < LEVELS and is_plain(x)):
             return super().forward(x)
-        return x * (_draw(x) >= dropped - LEVELS // 2).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+        last = dropped - LEVELS // 2 - 1  # of the numbers that drop an element
+        keep = _draw(x).clamp_(last, last + 1).sub_(last)  # 0 or 1: a comparison takes several times as long
+        return x * keep.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
-def _is_plain(x: Tensor) -> bool:
+def share_draws(model: nn.Module) -> None:
+    """Make the plain ``nn.Dropout`` layers of another library's `model` ours, by their class: names and hooks stay."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout
+
+
+def is_plain(x: Tensor) -> bool:
     """Whether `x` is in the CPU's memory and computed at once: neither compiled, nor traced, nor in a vmap.
 
     What a table shared by ranks looks up is whole on each of them, but of a class of its own until it has arrived.
@@ -41,6 +51,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _draw(x: Tensor) -> Tensor:
-    """Random int16 of the shape of `x`, from all of their range."""
-    numbers = torch.empty(-(-x.numel() // PER_DRAW), dtype=torch.int64).random_(-(1 << 63), None)
-    return numbers.view(torch.int16)[: x.numel()].view(x.shape)
+    """Random int16 of the shape of `x`, from all of their range: by numpy, whose generator torch's own seeds."""
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    numbers = np.random.SFC64(seed).random_raw(-(-x.numel() // PER_DRAW))
+    return torch.from_numpy(numbers.view(np.int16))[: x.numel()].view(x.shape)

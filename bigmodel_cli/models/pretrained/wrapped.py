@@ -5,6 +5,7 @@ K is the number of classes, N the number of texts being decoded.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.models.layers.document_mask import restart_positions
+from bigmodel_cli.models.layers.dropout import Dropout, share_draws
+from bigmodel_cli.models.layers.sdpa import attend_and_drop, in_fp32
 
 
 def import_transformers() -> Any:
@@ -36,6 +39,29 @@ def import_transformers() -> Any:
     return transformers
 
 
+@functools.cache
+def _register_attention() -> None:
+    """Let models of the library attend as our own do, with their dropout where it is a :class:`Dropout`."""
+    interface = import_transformers().AttentionInterface
+    known = interface()["sdpa"]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        own, given = getattr(module, "dropout", None), {name for name, value in options.items() if value is not None}
+        plain = given <= {"dropout", "scaling", "position_ids"} and query.shape[1] == key.shape[1]
+        if isinstance(own, Dropout) and options.get("dropout") == own.p and plain and not module.is_causal:
+            attended = attend_and_drop(query, key, value, attention_mask, own, options.get("scaling"))
+            return attended.transpose(1, 2).contiguous(), None
+
+        def library_kernel(*qkv_and_mask: Tensor) -> Tensor:
+            return known(module, *qkv_and_mask, **options)[0]  # type: ignore[no-any-return]
+
+        return in_fp32(library_kernel, query, key, value, attention_mask), None
+
+    interface.register("sdpa", attention)
+
+
 @dataclass
 class Cache:
     """transformers' own cache, with the fields that :func:`bigmodel_cli.tasks.sampling.next_tokens` needs."""
@@ -50,6 +76,8 @@ class Wrapped(nn.Module):
 
     def __init__(self, inner: Any, context: int) -> None:
         super().__init__()
+        _register_attention()
+        share_draws(inner)
         self.inner, self.context = inner, context
 
     def get_input_embeddings(self) -> nn.Module:
