@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from bigmodel_cli.commands.arguments.recipe_layers import (
 )
 from bigmodel_cli.commands.arguments.signatures import takes_options
 from bigmodel_cli.commands.display import console
+from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.registry import commands
 from bigmodel_cli.metrics.reading import format_metric
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     from bigmodel_cli.engine.session.loggers import Loggers
     from bigmodel_cli.engine.session.run_folder import RunFolder
     from bigmodel_cli.engine.session.session import Outcome
+    from bigmodel_cli.engine.training.run import Run
+
+PHOTO_SIDE = 64
+"""Pixels from which a colour image is taken for a photo."""
+FEW_PHOTOS = 5_000
 
 
 @commands.register(order=10)
@@ -198,7 +205,7 @@ def show_outcome(outcome: Outcome) -> None:
     if outcome.before:
         console.show(method_table(outcome))
     metrics = ", ".join(f"{k.replace('_', ' ')} {format_metric(k, v)}" for k, v in outcome.metrics.items())
-    console.say(f"{metrics}; {run.progress.step} steps in {outcome.seconds:.1f} s")
+    console.say(f"{metrics}; {counted(run.progress.step, 'step')} in {outcome.seconds:.1f} s")
     if spent := run.gradients.spent(run):
         console.say(f"privacy: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}")
     if run.timer.verdict():
@@ -206,6 +213,19 @@ def show_outcome(outcome: Outcome) -> None:
     console.say(f"best checkpoint: {outcome.best}")
     console.say(f"report: {outcome.folder / 'report.html'}")
     console.say(f"next: bigmodel eval {outcome.best}{' --split test' if 'test' in run.splits else ''}")
+    if command := published_start(run):
+        what = "few photos to train from random weights; published weights usually get further"
+        console.say(f"{what}: {shlex.join(command)}")
+
+
+def published_start(run: Run) -> list[str]:
+    """The command that fine-tunes published weights, where random ones met few photos of one's own."""
+    recipe, spec, path = run.recipe, run.task.spec, run.recipe.data.options.get("path")
+    at_random = recipe.start.checkpoint is None and not recipe.start.pretrained
+    photos = spec.kind == "image" and spec.channels == 3 and min(spec.height, spec.width) >= PHOTO_SIDE
+    if not (path and at_random and photos and len(run.batches.indexed_source) <= FEW_PHOTOS):
+        return []
+    return ["bigmodel", "finetune", "timm:tf_efficientnet_lite0", "--pretrained", "--data", str(path)]
 
 
 def method_table(outcome: Outcome) -> Any:

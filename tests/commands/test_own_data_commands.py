@@ -103,3 +103,16 @@ def test_finetune_reads_its_data_once(run_cli: Run, tmp_path: Path) -> None:
             )
         )
         assert (tmp_path / "reads").read_text() == "x", (method, more)
+
+
+def test_few_photos_from_random_weights_name_the_better_start(run_cli: Run, tmp_path: Path) -> None:
+    for kind in ("ant", "my bees"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (70, 64), (40 * i, 90, 10)).save(tmp_path / "photos" / kind / f"{i}.png")
+    begun = ok(run_cli("train", "perceptron", "--data", "./photos", "--max-steps", 1, "--out", "r"))
+    named = f"bigmodel finetune timm:tf_efficientnet_lite0 --pretrained --data {tmp_path / 'photos'}"
+    assert named in begun.stdout and "; 1 step in" in begun.stdout
+    tuned = ok(run_cli("finetune", "--from", "r", "--max-steps", 1, "--out", "t"))
+    digits = ok(run_cli("train", "perceptron", "--data", "digits", "--max-steps", 1, "--out", "d"))
+    assert "--pretrained" not in tuned.stdout + digits.stdout

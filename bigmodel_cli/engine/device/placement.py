@@ -7,6 +7,7 @@ and ``autotune.py`` times the settings that are left open here.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -51,7 +52,11 @@ class Placement:
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """The module to call in training: `model`, or its compiled form, which shares every tensor with it."""
-        return torch.compile(model) if self.compile else model  # type: ignore[return-value]
+        if not self.compile:
+            return model
+        # It warns of a CUDA compiler without a card, which is nobody's concern on a CPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        return torch.compile(model)  # type: ignore[return-value]
 
     def choices(self) -> dict[str, Any]:
         """The settings named in CHOICES as plain values, for checkpoints."""
