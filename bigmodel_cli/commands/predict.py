@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,16 +94,16 @@ def predict(
     from bigmodel_cli.commands.recommendation.ratings import show_ratings
     from bigmodel_cli.core.interactions import Recommends
 
-    files, texts = with_standard_input(files or [], texts or [])
-    if not (files or texts or users):
+    files, first, others = with_standard_input(files or [], texts or [])
+    if not (files or first is not None or users):
         raise InputError("nothing to predict", "expected FILE, --text or --user", "bigmodel predict --help")
     trained = open_trained(checkpoint, trust, pretrained=pretrained, data_dir=options.data_dir)
-    if isinstance(trained.task, Recommends) and files and not (users or texts):
+    if isinstance(trained.task, Recommends) and files and not (users or first is not None):
         show_ratings(trained, files, reading(columns, encoding, trained.recipe), out, json)
     elif users or isinstance(trained.task, Recommends):
-        _recommend(trained, options, users or [], bool(files or texts), top, json)
+        _recommend(trained, options, users or [], bool(files or first is not None), top, json)
     else:
-        _predict_samples(trained, options, Samples(files, texts, columns, encoding, top, tta, out), json)
+        _predict_samples(trained, options, Samples(files, first, others, columns, encoding, top, tta, out), json)
 
 
 def _recommend(
@@ -116,10 +117,13 @@ def _recommend(
 
 @dataclass(frozen=True)
 class Samples:
-    """The files and texts to predict, and how; each field is the option of that name."""
+    """The files and texts to predict, and how; each other field is the option of that name."""
 
     files: list[Path]
-    texts: list[str]
+    first: str | None
+    """The first text; None if there are none."""
+    others: Iterator[str]
+    """The texts after it."""
     columns: opt.Columns
     encoding: opt.Encoding
     top: int
@@ -137,7 +141,7 @@ def _predict_samples(trained: TrainedModel, options: RunOptions, given: Samples,
     from bigmodel_cli.engine.inference.tta import with_flip_tta
 
     files, top, out = given.files, given.top, given.out
-    task = predicting_task(trained, bool(given.texts))
+    task = predicting_task(trained, given.first is not None)
     if isinstance(task, NamesAnswer) and task.answers == "numbers":
         refuse_unused(("top",), "numbers, which have no alternatives")
     if not isinstance(task, NamesAnswer):
@@ -160,10 +164,12 @@ def _predict_samples(trained: TrainedModel, options: RunOptions, given: Samples,
     if quick.note:
         console.note(quick.note)
     notes: list[str] = []
-    found = predict_files(quick.model, task, quick.placement, listed, top, given.texts, how, notes)
+    texts = () if given.first is None else itertools.chain([given.first], given.others)
+    found = predict_files(quick.model, task, quick.placement, listed, top, texts, how, notes)
     _show(found, task, notes, absent, out, json)
     if not json and out is None and isinstance(task, Classifies):
-        console.note_next(trained.path, "explain", *(["--text", given.texts[0]] if given.texts else [str(listed[0])]))
+        example = [str(listed[0])] if given.first is None else ["--text", given.first]
+        console.note_next(trained.path, "explain", *example)
 
 
 def predicting_task(trained: TrainedModel, from_texts: bool) -> Predicts:

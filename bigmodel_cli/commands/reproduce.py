@@ -71,14 +71,13 @@ def verify_resume(
 
         bigmodel verify-resume recipes/image/digits-mlp.yaml --steps 6
     """
-    import tempfile
-
+    from bigmodel_cli.core.files.scratch import scratch_folder
     from bigmodel_cli.core.resolve import resolve
     from bigmodel_cli.engine.experiments.reproduce import verify_resume as verify
 
     resolved = resolve(options.recipe_layers())
-    with tempfile.TemporaryDirectory(prefix="bigmodel-verify-") as folder:
-        found, count = verify(resolved.recipe, steps, Path(folder), lambda event: None)
+    with scratch_folder() as folder:
+        found, count = verify(resolved.recipe, steps, folder, lambda event: None)
     equal = f"resume is exact: {count:,} values and tensors are equal after a stop halfway"
     _show_comparison(not found, found, equal, "resume is not exact", json, {"compared": count})
 

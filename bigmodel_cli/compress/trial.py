@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bigmodel_cli.compress.work import Data, Work
+from bigmodel_cli.core.files.scratch import scratch_folder
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Task
 from bigmodel_cli.engine.build.load import TrainedModel, load_trained
@@ -146,8 +146,8 @@ def fp32_beside(work: Work, judge: Judge, point: Point) -> Point | None:
 
     if point.runtime is None or not point.quantized:
         return None
-    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
-        out = Path(place) / "fp32"
+    with scratch_folder() as place:
+        out = place / "fp32"
         prove(work.subject(), point.runtime, out, seconds=0)
         return judge.point(f"{point.runtime}-fp32", out)
 

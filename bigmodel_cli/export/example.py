@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bigmodel_cli.core.errors import MachineError, printable
+from bigmodel_cli.core.files.scratch import scratch_folder
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.folder import Run
@@ -101,13 +101,13 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
     if not (folder / layout.EXAMPLE).exists():
         return None
     own, example = entry.meta["runtime"], example_for(subject.task)
-    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place:
+    with scratch_folder() as place:
         if example is None or not own.answers:
-            return _shown(_run_isolated(folder / layout.EXAMPLE, [], Path(place), "torch" in own.packages))
+            return _shown(_run_isolated(folder / layout.EXAMPLE, [], place, "torch" in own.packages))
         found: dict[str, Any] = {}
         spec, kind = subject.task.spec, answer_of(subject.task)
-        arguments = example.arguments(subject, Path(place))
-        done = _run_isolated(folder / layout.EXAMPLE, arguments, Path(place), "torch" in own.packages)
+        arguments = example.arguments(subject, place)
+        done = _run_isolated(folder / layout.EXAMPLE, arguments, place, "torch" in own.packages)
         if done.returncode:
             return {**_shown(done), "samples": len(arguments)}
         for argument, answer in zip_longest(arguments, done.stdout.split(END)[: len(arguments)], fillvalue=""):

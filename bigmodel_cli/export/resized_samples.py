@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from bigmodel_cli.core.files.scratch import scratch_folder
 from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export.folder import Run
 
@@ -29,10 +29,10 @@ def compare_other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
 
     task, largest, equal, count = subject.task, 0.0, 0, 0
     assert isinstance(task, Predicts)
-    with tempfile.TemporaryDirectory(prefix="bigmodel-") as place, torch.inference_mode():
+    with scratch_folder() as place, torch.inference_mode():
         for scale in SCALES:
             for i in range(min(FEW, len(subject.raw[0]["image"]))):
-                file = resized_sample(subject, i, scale, Path(place))
+                file = resized_sample(subject, i, scale, place)
                 plain = torch.from_numpy(np.array(Image.open(file))[None])
                 given = plain if plain.dim() == 4 else plain[..., None]
                 ((_, raw),) = task.read_file(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from starlette.requests import Request
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.regular_files import require_few_containers
+from bigmodel_cli.core.files.scratch import scratch_folder
 from bigmodel_cli.core.readers.json_lines import text_problem
-from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, read_texts
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, TextTooLongError, read_texts, require_short
 from bigmodel_cli.serve.http_errors import HttpRefusal
 
 MAX_DRAIN = 8  # times the size limit: what is read and thrown away of a body that is too large, before the reply
@@ -26,8 +26,6 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": BINARY["schema"]}}}}
 IMAGES: Mapping[str, Any] = {"image/*": BINARY, "multipart/form-data": FORM}
 """The bodies that :func:`images` reads, as OpenAPI says it."""
-MOST_CHARACTERS = 1_000_000
-"""Of a text, far beyond what a model reads of it. A tokenizer takes some 200 bytes of memory and 2 us for each."""
 NAMES = 8
 """Strings of a request in JSON that are none of its samples, such as its keys."""
 TEXT = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -175,12 +173,16 @@ def texts(content_type: str, body: bytes, limits: Limits, how: Reading = AS_FOUN
             400, "the JSON is not what was expected", 'expected {"text": "..."} or {"text": ["...", "..."]}'
         )
     _check_count(len(found), limits)
-    for number, one in enumerate(found, 1):
+    named = [(f"text {number}", one) for number, one in enumerate(found, 1)]
+    for name, one in named:
         wrong = "is empty" if not one.strip() else "has a NUL in it" if "\0" in one else text_problem(one)
         if wrong:
-            raise HttpRefusal(400, f"text {number} {wrong}", "expected text")
-        _check_length(f"text {number}", one)
-    return [(f"text {i}", t) for i, t in enumerate(found, 1)]
+            raise HttpRefusal(400, f"{name} {wrong}", "expected text")
+        try:
+            require_short(name, one)
+        except TextTooLongError as error:
+            raise HttpRefusal(413, error.what, error.expected) from None
+    return named
 
 
 def read_json(body: bytes, most: int, expected: str) -> Any:
@@ -204,11 +206,6 @@ def read_json(body: bytes, most: int, expected: str) -> Any:
         raise HttpRefusal(400, "the body is not JSON", expected) from None
 
 
-def _check_length(name: str, text: str) -> None:
-    if len(text) > MOST_CHARACTERS:
-        raise HttpRefusal(413, f"{name}: {len(text):,} characters", f"expected at most {MOST_CHARACTERS:,}")
-
-
 def _check_count(count: int, limits: Limits) -> None:
     if count > limits.samples:
         raise HttpRefusal(413, f"{count} texts in a request", f"expected at most {limits.samples}")
@@ -217,8 +214,8 @@ def _check_count(count: int, limits: Limits) -> None:
 def _rows(kind: str, body: bytes, limits: Limits, how: Reading) -> list[tuple[str, str]]:
     """The texts of a table, by the columns of the training data if it has them, else by the usual names."""
     found: list[tuple[str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="bigmodel-") as folder:
-        file = Path(folder, f"table{TABLES[kind]}")
+    with scratch_folder() as folder:
+        file = folder / f"table{TABLES[kind]}"
         file.write_bytes(body)
         fitting = AS_FOUND
         try:
@@ -227,9 +224,9 @@ def _rows(kind: str, body: bytes, limits: Limits, how: Reading) -> list[tuple[st
                 fitting = how
             for name, text in read_texts(file, "text", fitting):
                 found.append((f"row {name.rpartition(':')[2]}", text))
-                _check_length(*found[-1])
                 _check_count(len(found), limits)
         except InputError as error:
             what = error.what.replace(f"{file}:", "row ").replace(f"{file}", "the table")
-            raise HttpRefusal(400, what, error.expected) from None
+            too_long = isinstance(error, TextTooLongError)
+            raise HttpRefusal(413 if too_long else 400, what, error.expected) from None
     return found

@@ -86,6 +86,13 @@ def test_what_is_no_study_says_so(tmp_path: Path) -> None:
     (tmp_path / "y.yaml").write_text(STUDY.replace("title", "tilte"))
     with pytest.raises(InputError, match=r"y\.yaml: title: field required; a study has title, base, runs"):
         read_study(tmp_path / "y.yaml")
+    for name in ("../victim", "/victim", "a/b", "..", ".hidden", '"a\\n"', "a\\b", "victim"):
+        (tmp_path / "z.yaml").write_text(f"title: x\nruns: {{{name}: {{model: {{name: mlp}}}}}}\n")
+        if name == "victim":  # control
+            assert list(read_study(tmp_path / "z.yaml").runs) == [name]
+            continue
+        with pytest.raises(InputError, match=r"z\.yaml:2: a run named .*; expected a name like"):
+            read_study(tmp_path / "z.yaml")
 
 
 def test_the_papers_figure_is_drawn(tmp_path: Path) -> None:

@@ -60,6 +60,13 @@ def test_a_text_classifier_answers_lines_of_a_file(run_cli: Run, tmp_path: Path)
     piped = run_cli("predict", "run", "-", "--json", input=Path(tmp_path / "lines.txt").read_text())
     assert [json.loads(line)["class"] for line in piped.stdout.splitlines()] == [a["class"] for a in answers]
     assert run_cli("predict", "run").returncode == run_cli("predict", "run", "-", input="").returncode == 2
+    (tmp_path / "long.txt").write_text("a good film\n" + "x" * 1_000_001 + "\nbad and dull\n")
+    long = run_cli("predict", "run", "long.txt", "--json")
+    assert long.returncode == 2 and len(long.stdout.splitlines()) == 1, "those before it are answered"
+    assert "long.txt:2: 1,000,001 characters; expected at most 1,000,000" in long.stderr
+    piped = run_cli("predict", "run", "-", "--json", input=(tmp_path / "long.txt").read_text())
+    assert piped.returncode == 2 and "text 2: 1,000,001 characters" in piped.stderr
+    assert [json.loads(line)["file"] for line in piped.stdout.splitlines()] == ["text 1", "text 3"]
     kept = run_cli("predict", "run", "lines.txt", "--out", "answers.csv")
     assert kept.returncode == 0 and kept.stdout.strip() == "3 predictions: answers.csv", kept.stderr
     rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from bigmodel_cli.core.processes import cgroups
 from bigmodel_cli.core.processes.cpu_count import available_cores
 
 
@@ -18,6 +19,7 @@ def test_only_the_cores_this_process_may_run_on_are_counted() -> None:
 
 
 def test_systems_without_affinity_count_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "cpu_limit", lambda: None)
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert available_cores() == 6

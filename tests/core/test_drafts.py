@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from conftest import environment
 
 from bigmodel_cli.core.errors import MachineError
-from bigmodel_cli.core.files import atomic_files, drafts
+from bigmodel_cli.core.files import atomic_files, drafts, scratch
 from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner
 
 PACKAGE = Path(atomic_files.__file__).parents[2]
@@ -135,7 +136,42 @@ def test_a_full_disk_and_a_wrong_place_are_told_apart(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-MAKERS = {"mkstemp", "mkdtemp", "mktemp", "NamedTemporaryFile", "TemporaryFile"}
+def test_a_scratch_folder_removes_those_of_killed_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scratch.remove_leftovers.cache_clear()
+    found = {who: tmp_path / f"bigmodel-{owner.token}-abc12_x9" for who, owner in OWNERS.items()}
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    strange = [tmp_path / "bigmodel-mine", tmp_path / f"bigmodel-{OWNERS['gone'].token}"]
+    for path in (*found.values(), *strange):
+        path.mkdir()
+        (path / "half.onnx").touch()
+    link = tmp_path / f"bigmodel-{OWNERS['gone'].token}-link"
+    link.symlink_to(elsewhere)
+    with scratch.scratch_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700 and folder.parent == tmp_path
+        assert scratch.LEFT.fullmatch(folder.name)
+    assert [who for who, path in found.items() if not path.exists()] == ["gone"] and not folder.exists()
+    assert link.is_symlink() and elsewhere.exists() and all(path.exists() for path in strange)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # another user's
+    found["gone"].mkdir()
+    scratch.remove_leftovers.cache_clear()
+    with scratch.scratch_folder():
+        assert found["gone"].exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(MachineError, match="No such file or directory"), scratch.scratch_folder():
+        raise AssertionError
+
+
+def test_a_killed_process_leaves_its_scratch_folder_to_the_next(tmp_path: Path) -> None:
+    die = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    program = "from bigmodel_cli.core.files.scratch import scratch_folder\nwith scratch_folder() as f:\n    {}"
+    for then, left in ((die, 1), (die, 1), ("pass", 0)):
+        command = [sys.executable, "-c", program.format(then)]
+        subprocess.run(command, env={**environment(), "TMPDIR": str(tmp_path)}, check=False)
+        assert len(list(tmp_path.iterdir())) == left
+
+
+MAKERS = {"mkstemp", "mkdtemp", "mktemp", "NamedTemporaryFile", "TemporaryFile", "TemporaryDirectory"}
 LOCK = ("data/image/decode_cache.py", "`.{path.stem}.tmp` is a lock")
 
 
@@ -145,7 +181,7 @@ def made_elsewhere(name: str, source: str) -> Iterator[str]:
         place = f"{name}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name)):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            if called in MAKERS or (called == "TemporaryDirectory" and any(k.arg == "dir" for k in node.keywords)):
+            if called in MAKERS:
                 yield f"{place}: {called}"
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith((".tmp", ".part")):
             yield f"{place}: {node.value}"
@@ -162,7 +198,7 @@ def test_no_other_place_names_drafts() -> None:
     assert {place.rpartition(": ")[2] for place in found} == {".tmp"}, LOCK[1]
     bad = 'tempfile.mkstemp(dir=folder)\nTemporaryDirectory(dir=folder)\nPath(f".{name}.tmp")\nTemporaryDirectory()\n'
     assert [place.partition(":")[2] for place in made_elsewhere("", bad)] == [
-        "1: mkstemp", "2: TemporaryDirectory", "3: .tmp"]  # fmt: skip  # negative control
+        "1: mkstemp", "2: TemporaryDirectory", "4: TemporaryDirectory", "3: .tmp"]  # fmt: skip  # negative control
 
 
 def test_the_pattern_of_an_owner_is_that_of_its_token() -> None:

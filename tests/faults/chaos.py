@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from nursery import Child, Nursery
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.files import scratch
 from bigmodel_cli.data.token_shards.files import read_index
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.export.folder import is_export, read_folder
@@ -190,13 +191,15 @@ def trial(command: Command, kind: str, rng: random.Random, folder: Path, sabotag
     for name, text in INPUTS.items():
         if name in (*command.first, *command.again):
             (folder / name).write_text(text)
+    (temporary := folder.with_name("temporary")).mkdir()
+    system = {"TMPDIR": str(temporary)}
     with Nursery(folder) as nursery:
         for arguments in command.setup:
-            code, child = nursery.run(*arguments)
+            code, child = nursery.run(*arguments, variables=system)
             if code:
                 return [f"setup ended with {code}: {child.error[-200:]}"]
         began = time.monotonic()
-        child = nursery.start(*command.first)
+        child = nursery.start(*command.first, variables=system)
         if command.name == "serve":
             time.sleep(1.0)
             child.kill(signal.SIGTERM)
@@ -209,7 +212,7 @@ def trial(command: Command, kind: str, rng: random.Random, folder: Path, sabotag
         before = whole_things(folder)
         start = command.again if before.keys() & set(command.first) else command.first
         largest = rng.randrange(1, 200_000) if kind == "cut" else None
-        child = nursery.start(*start, largest_file=largest, sabotage=sabotage)
+        child = nursery.start(*start, largest_file=largest, sabotage=sabotage, variables=system)
         if kind != "cut":
             strike(child, kind, rng, length)
         if command.name == "serve" and child.running() and kind in ("cut", "hang"):
@@ -220,13 +223,15 @@ def trial(command: Command, kind: str, rng: random.Random, folder: Path, sabotag
         after = whole_things(folder)
         lost += [f"{name} was whole" for name, step in before.items() if after.get(name, -1.0) < step]
         again = command.again
-        code, child = nursery.run(*again)
+        code, child = nursery.run(*again, variables=system)
         if code and command.fresh:
-            code, child = nursery.run(*command.fresh)
+            code, child = nursery.run(*command.fresh, variables=system)
         if code:
             lost.append(f"the next start ended with {code}: {child.error[-300:]}")
         left = [str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.name.startswith(".")]
         lost += [f"{name} is left" for name in left if not re.fullmatch(command.files, name)]
+        scratch.remove_leftovers(str(temporary))  # as the next command that needs a scratch folder does
+        lost += [f"{path.name} is left in TMPDIR" for path in temporary.iterdir()]
     return lost
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.columns import read_columns
-from bigmodel_cli.core.readers.text_files import AUTO
-from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
+from bigmodel_cli.core.readers.fasttext import without_labels
+from bigmodel_cli.core.readers.text_files import AUTO, decode
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, MOST_CHARACTERS, Reading
 from bigmodel_cli.core.registry import data
 
 if TYPE_CHECKING:
@@ -34,22 +36,30 @@ def reading(columns: str | None, encoding: str | None, recipe: Recipe | None = N
     return Reading(trained.get("columns") if given is None else given, encoding, whole, of_training=given is None)
 
 
-def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path], list[str]]:
-    """`files` without ``-``, and `texts` with the lines of standard input if it was there, empty ones too.
+def with_standard_input(files: list[Path], texts: list[str]) -> tuple[list[Path], str | None, Iterator[str]]:
+    """`files` without ``-``, the first of `texts` and the others, with the lines of standard input if it was there.
+
+    Empty lines are texts, too. They are read as they are asked for, so that there may be more than memory holds.
 
     Raises:
-        InputError: the input is not UTF-8, or nothing is piped into it.
+        InputError: nothing is piped into it. Asking for a line: it is too long, or not UTF-8.
     """
-    from bigmodel_cli.core.readers.fasttext import without_labels
-    from bigmodel_cli.core.readers.text_files import decode
-
     if STANDARD_INPUT not in files:
-        return files, texts
+        return files, next(given := iter(texts), None), given
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("-: nothing comes from standard input", "expected a pipe", 'or a text by --text "..."')
-    text = decode(sys.stdin.buffer.read(), "utf-8", Path("standard input"))
-    lines = text.removesuffix("\n").split("\n") if text else []
-    return [file for file in files if file != STANDARD_INPUT], [*texts, *without_labels(lines)]
+    given = itertools.chain(texts, without_labels(_lines(sys.stdin.buffer)))
+    return [file for file in files if file != STANDARD_INPUT], next(given, None), given
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """The lines of `stream`, which is UTF-8."""
+    offset, most = 0, 4 * MOST_CHARACTERS + 2  # bytes of a line
+    for raw in iter(lambda: stream.readline(most + 1), b""):
+        if len(raw) > most:
+            raise InputError(f"standard input: a line of more than {most:,} bytes", "expected shorter lines")
+        yield decode(raw, "utf-8", Path("standard input"), offset).removesuffix("\n")
+        offset += len(raw)
 
 
 def expand_inputs(

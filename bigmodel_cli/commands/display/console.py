@@ -21,6 +21,8 @@ from bigmodel_cli.core.addresses import named
 from bigmodel_cli.core.errors import BigmodelError, MachineError, printable
 from bigmodel_cli.core.types import finite
 
+LONGEST_WORD = 200  # characters of a word in a command that is to be copied
+
 
 def _open_closed_streams() -> None:
     """Open what the process was started without (``>&-``): else the next file opened gets its number, and our text."""
@@ -92,8 +94,8 @@ def raw(text: str) -> None:
 
 
 def note_next(checkpoint: Path, command: str, *words: str) -> None:
-    """Name the next command for a checkpoint, as a note; none for an export or published weights."""
-    if checkpoint.suffix == ".pt" and checkpoint.exists():
+    """Name the next command for a checkpoint, as a note; none for an export, published weights or a long text."""
+    if max(map(len, words), default=0) <= LONGEST_WORD and checkpoint.suffix == ".pt" and checkpoint.exists():
         note(f"next: bigmodel {shlex.join([command, str(checkpoint), *words])}")
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 
+from bigmodel_cli.core.processes import cgroups
+
 
 def available_cores() -> int:
-    """The number of cores this process may run on; ``taskset`` or a container may allow fewer than exist."""
+    """The number of cores this process may run on; ``taskset`` or a container may allow fewer than exist.
+
+    A limit of their time counts, too: of ``docker run --cpus 1.5`` it is 2.
+    """
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return min(cores, cgroups.cpu_limit() or cores)
 
 
 def asked_threads() -> int | None:

@@ -1,4 +1,7 @@
-"""The memory of this machine and of this process, as Linux, macOS or Windows tells it."""
+"""The memory of this machine and of this process, as Linux, macOS or Windows tells it.
+
+Of a container or service with a limit, its limit is the memory of the machine.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from bigmodel_cli.core.processes import cgroups
+
 try:
     import resource
 except ImportError:  # Windows
@@ -15,14 +20,15 @@ except ImportError:  # Windows
 
 
 def memory_total() -> int:
-    """Bytes of memory in this machine.
+    """Bytes of memory that this process may have: of the machine, or of the limit of its container.
 
     Raises:
         OSError: the system does not tell.
     """
     if os.name == "nt":
         return _windows_memory()[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(physical, cgroups.memory_limit() or physical)
 
 
 def memory_available() -> int:
@@ -35,7 +41,9 @@ def memory_available() -> int:
         return _windows_memory()[0]
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        left = cgroups.memory_left()
+        return free if left is None else min(free, left)
     return memory_total()
 
 

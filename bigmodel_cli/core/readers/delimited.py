@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.columns import USUAL, by_number, plain_name
-from bigmodel_cli.core.readers.text_files import open_text
+from bigmodel_cli.core.readers.text_files import lines_before, open_text
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 PEEK = 20  # rows from which the separator is chosen
@@ -70,7 +70,7 @@ def _records(
             expected = f"expected {SEPARATORS[separator]} between cells"
             raise InputError(f"{path}:{line}: {_explain(error)}", expected, hint) from None
         except UnicodeError as error:
-            what = f"{path}:{first_line + reader.line_num}: not {encoding}: {error}"
+            what = f"{path}:{first_line + reader.line_num + lines_before(error)}: not {encoding}: {error}"
             raise InputError(what, "expected text", "--set data.encoding=...") from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, open_text, read_blocks
+from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, numbered_lines, read_blocks
 
 PREFIX = "__label__"
 SUFFIXES = (".txt", ".text", ".ft", ".train", ".valid", ".test")
@@ -29,9 +29,18 @@ def _has_labels(lines: Sequence[str]) -> bool:
     return bool(written) and all(line.lstrip(" \t").startswith(PREFIX) for line in written)
 
 
-def without_labels(lines: Sequence[str]) -> list[str]:
-    """Lines as a file of them is read: without their labels, if fastText's format has been recognised."""
-    return [split_labels(line)[1] for line in lines] if _has_labels(lines[:LOOKED_AT]) else list(lines)
+def without_labels(lines: Iterator[str]) -> Iterator[str]:
+    """Lines as a file of them is read: without their labels, if fastText's format is recognised in the first ones."""
+    head, problem = list[str](), None
+    try:
+        head.extend(itertools.islice(lines, LOOKED_AT))
+    except InputError as error:  # what comes before it is still read
+        problem = error
+    labelled = _has_labels(head)
+    for line in itertools.chain(head, lines):
+        yield split_labels(line)[1] if labelled else line
+    if problem:
+        raise problem
 
 
 def split_labels(line: str) -> tuple[list[str], str]:
@@ -51,11 +60,6 @@ def read_fasttext(
         encoding, note = find_encoding(path, read_blocks(path))
         if note and notes is not None:
             notes.append(note)
-    with open_text(path, encoding, newline="\n") as file:
-        lines = itertools.count(1)
-        try:
-            for number, line in zip(lines, file, strict=False):
-                if line.strip():
-                    yield number, *split_labels(line)
-        except UnicodeError as error:
-            raise InputError(f"{path}:{next(lines) - 1}: not {encoding}: {error}", "expected text") from None
+    for number, line in numbered_lines(path, encoding):
+        if line.strip():
+            yield number, *split_labels(line)

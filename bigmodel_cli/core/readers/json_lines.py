@@ -10,7 +10,7 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError, nearest
 from bigmodel_cli.core.files.compressed import without_compression
-from bigmodel_cli.core.readers.text_files import AUTO, ENCODING_HINT, open_text, read_blocks, read_text
+from bigmodel_cli.core.readers.text_files import AUTO, numbered_lines, open_text, read_blocks, read_text
 
 MAX_LINE_CHARS = 8 << 20  # characters of a line
 Check = Callable[[Any], str | None]
@@ -60,16 +60,9 @@ def read_objects(
     if without_compression(path.name).endswith(".json") and not _has_lines(path, encoding):
         yield from _items(path, encoding, fields)
         return
-    with open_text(path, encoding, newline="\n") as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                if "\0" in line:
-                    raise InputError(f"{path}:{number}: a character is NUL", "expected text", ENCODING_HINT)
-                if line.strip():
-                    yield number, parse_record(f"{path}:{number}", line.rstrip("\n"), fields)
-        except UnicodeError as error:
-            raise InputError(f"{path}:{number + 1}: not {encoding}: {error}", "expected JSON") from None
+    for number, line in numbered_lines(path, encoding):
+        if line.strip():
+            yield number, parse_record(f"{path}:{number}", line, fields)
 
 
 def object_keys(row: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO, cast
+from typing import IO, TextIO, cast
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.compressed import DAMAGED, ERRORS, check_text, decompressed, is_compressed
@@ -18,6 +18,7 @@ from bigmodel_cli.core.files.regular_files import open_regular
 MAX_BYTES = 4_000_000_000
 BLOCK = 1 << 20
 MAX_GROWTH = 20  # times that a compressed file may grow; text grows 3 to 5 times
+MAX_LINE_BYTES = (32 << 20) + BLOCK  # of a file that is read line by line: the 8 M characters of a line of JSON
 MIN_GROWN = 1 << 24  # bytes up to which it may grow more
 AUTO = "auto"
 MAX_NON_ASCII = 0.3  # fraction of bytes above 127 in text of a Latin alphabet
@@ -27,8 +28,47 @@ MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BO
 NOT_CP1252 = bytes((0x81, 0x8D, 0x8F, 0x90, 0x9D))
 
 
-def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> str:
-    """The text of a file, decompressed if its name ends in ``.gz``, ``.bz2`` or ``.xz``.
+class _Budgeted(io.BufferedIOBase):
+    """The bytes of a text file, decompressed by its suffix; refused as soon as they exceed a budget.
+
+    A line is counted from its last newline, before it is in memory as text: `longest_line` bytes at most.
+    """
+
+    def __init__(self, path: Path, raw: IO[bytes], most: int | None = None, longest_line: int | None = None) -> None:
+        self.path, self.file, self.most, self.longest_line = path, decompressed(path, raw), most, longest_line
+        size = os.fstat(raw.fileno()).st_size
+        self.most_grown = max(MIN_GROWN, MAX_GROWTH * size) if is_compressed(path) else None
+        self.total = self.line = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._counted(self.file.read(size))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self._counted(self.file.read1(size))
+
+    def _counted(self, block: bytes) -> bytes:
+        if not self.total:
+            check_text(self.path, block)
+        self.total += len(block)
+        if self.most_grown and self.total > self.most_grown:
+            what = f"{self.path}: refused: it grows more than {MAX_GROWTH} times when decompressed"
+            raise InputError(what, "expected text", f"decompress {self.path}, where you trust it")
+        if self.most and self.total > self.most:
+            hint = "bigmodel data tokenize FILE" if self.most == MAX_BYTES else None
+            raise InputError(f"{self.path}: more than {self.most:,} bytes", "expected a text that fits in memory", hint)
+        if self.longest_line:
+            newline = max(block.rfind(b"\n"), block.rfind(b"\r"))
+            self.line = len(block) - 1 - newline + (self.line if newline < 0 else 0)
+            if self.line > self.longest_line:
+                raise InputError(f"{self.path}: a line of more than {self.line:,} bytes", "expected shorter lines")
+        return block
+
+
+def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = None, most: int | None = None) -> str:
+    """The text of a file, decompressed if its name ends in ``.gz``, ``.bz2`` or ``.xz``; `most` is in bytes.
 
     A byte order mark is dropped, and newlines become ``\\n``. The encoding "auto" is detected (see
     :func:`find_encoding`), and a guess is added to `notes`.
@@ -36,7 +76,7 @@ def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = Non
     Raises:
         InputError: the file is missing, damaged, not in this encoding, or contains a NUL.
     """
-    raw = b"".join(read_blocks(path))
+    raw = b"".join(read_blocks(path, most or MAX_BYTES))
     if encoding == AUTO:
         encoding, note = find_encoding(path, [raw])
         if note and notes is not None:
@@ -50,29 +90,18 @@ def read_text(path: Path, encoding: str = "utf-8", notes: list[str] | None = Non
 ENCODING_HINT = "--set data.encoding=latin-1 (or utf-16, ...), or save the file as UTF-8"
 
 
-def read_blocks(path: Path) -> Iterator[bytes]:
+def read_blocks(path: Path, most: int = MAX_BYTES) -> Iterator[bytes]:
     """The bytes of a file in blocks, decompressed if its name ends in ``.gz``, ``.bz2`` or ``.xz``.
 
     Raises:
-        InputError: the file is missing, damaged, or larger than `MAX_BYTES`.
+        InputError: the file is missing, damaged, or larger than `most` bytes.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file")
-    total, most = 0, MAX_BYTES
     try:
-        with open_regular(path) as raw, decompressed(path, raw) as file:
-            if is_compressed(path):
-                most = min(most, max(MIN_GROWN, MAX_GROWTH * os.fstat(raw.fileno()).st_size))
+        with open_regular(path) as raw:
+            file = _Budgeted(path, raw, most)
             while block := file.read(BLOCK):
-                if not total:
-                    check_text(path, block)
-                total += len(block)
-                if total > most < MAX_BYTES:
-                    what = f"{path}: refused: it grows more than {MAX_GROWTH} times when decompressed"
-                    raise InputError(what, "expected text", f"decompress {path}, where you trust it")
-                if total > most:
-                    what = f"{path}: more than {MAX_BYTES} bytes"
-                    raise InputError(what, "expected a text that fits in memory", "bigmodel data tokenize FILE")
                 yield block
     except (*ERRORS, zlib.error) as error:  # ValueError: a name with a NUL in it
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -84,8 +113,8 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
     """A text file to read line by line, decompressed as by :func:`read_blocks`; a byte order mark is dropped.
 
     Raises:
-        InputError: the file is missing or damaged, or the encoding is unknown. A UnicodeError in the block is the
-            caller's, who knows the line.
+        InputError: the file is missing or damaged, a line is too long, or the encoding is unknown. A UnicodeError in
+            the block is the caller's, who knows the line.
     """
     encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
     try:
@@ -98,8 +127,8 @@ def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[TextIO]:
     try:
         with (
             open_regular(path) as plain,
-            decompressed(path, plain) as raw,
-            io.TextIOWrapper(cast("io.BufferedReader", raw), encoding=encoding, newline=newline) as file,
+            _Budgeted(path, plain, longest_line=MAX_LINE_BYTES) as raw,
+            io.TextIOWrapper(cast("io.BufferedReader", raw), encoding, newline=newline) as file,
         ):
             yield file
     except (*DAMAGED, zlib.error) as error:
@@ -192,3 +221,28 @@ def split_lines(text: str) -> list[str]:
 def read_lines(path: Path, encoding: str = "utf-8", notes: list[str] | None = None) -> list[str]:
     """The lines of a text file, as :func:`read_text` reads it."""
     return split_lines(read_text(path, encoding, notes))
+
+
+def numbered_lines(path: Path, encoding: str = AUTO) -> Iterator[tuple[int, str]]:
+    """The number and the text of each line of a file, as :func:`read_lines` has them, in bounded memory.
+
+    Raises:
+        InputError: as :func:`read_text`; where one is not told the encoding, before the first line.
+    """
+    if encoding == AUTO:
+        encoding = find_encoding(path, read_blocks(path))[0]
+    number = 0
+    with open_text(path, encoding, newline="\n") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if "\0" in line:
+                    raise InputError(f"{path}:{number}: a character is NUL", "expected text", ENCODING_HINT)
+                yield number, line[:-2] if line.endswith("\r\n") else line.removesuffix("\n")
+        except UnicodeError as error:
+            at = number + 1 + lines_before(error)
+            raise InputError(f"{path}:{at}: not {encoding}: {error}", "expected text", ENCODING_HINT) from None
+
+
+def lines_before(error: UnicodeError) -> int:
+    """The newlines between the last line that was read and what cannot be decoded, since blocks are decoded."""
+    return error.object[: error.start].count(b"\n") if isinstance(error, UnicodeDecodeError) else 0

@@ -9,7 +9,10 @@ from pathlib import Path
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.readers.fasttext import is_fasttext, split_labels
 from bigmodel_cli.core.readers.tables import Table, as_text, open_table, table_suffix
-from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, read_blocks, read_lines, read_text
+from bigmodel_cli.core.readers.text_files import AUTO, find_encoding, numbered_lines, read_blocks, read_text
+
+MOST_CHARACTERS = 1_000_000
+"""Of a text, far beyond what a model reads of it. A tokenizer takes some 200 bytes of memory and 2 us for each."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,34 @@ def read_texts(path: Path, role: str, how: Reading = AS_FOUND) -> Iterator[tuple
     `how` is as for the training data; the table need not have the columns of other roles.
 
     Raises:
-        InputError: the file cannot be read, or has no such column.
+        InputError: the file cannot be read, has no such column, or a text is too long. Those before it are yielded.
     """
-    if how.whole and not table_suffix(path):
-        yield str(path), read_text(path, how.encoding)
-        return
-    if role == "text" and is_fasttext(path):
-        for number, line in enumerate(read_lines(path, how.encoding), 1):
-            yield f"{path}:{number}", split_labels(line)[1]
-        return
-    if not table_suffix(path):
-        for number, line in enumerate(read_lines(path, how.encoding), 1):
-            yield f"{path}:{number}", line
-        return
-    table = open_for(path, (role,), how)
-    for at, (text,) in table.rows(role):
-        yield table.located(at), as_text(text, table.located(at), role)
+    if table_suffix(path):
+        table = open_for(path, (role,), how)
+        for at, (text,) in table.rows(role):
+            yield require_short(table.located(at), as_text(text, table.located(at), role))
+    elif how.whole:
+        yield require_short(str(path), read_text(path, how.encoding, most=4 * MOST_CHARACTERS))
+    else:
+        labelled = role == "text" and is_fasttext(path)
+        for number, line in numbered_lines(path, how.encoding):
+            yield require_short(f"{path}:{number}", split_labels(line)[1] if labelled else line)
+
+
+class TextTooLongError(InputError):
+    """A text of more than `MOST_CHARACTERS`."""
+
+
+def require_short(name: str, text: str) -> tuple[str, str]:
+    """`name` and `text`, if it is no longer than a text may be.
+
+    Raises:
+        TextTooLongError: it is.
+    """
+    if len(text) > MOST_CHARACTERS:
+        what = f"{name}: {len(text):,} characters"
+        raise TextTooLongError(what, f"expected at most {MOST_CHARACTERS:,} in a text")
+    return name, text
 
 
 def open_for(path: Path, roles: Sequence[str], how: Reading, notes: list[str] | None = None) -> Table:

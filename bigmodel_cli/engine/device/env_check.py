@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.errors import shorten
-from bigmodel_cli.core.processes import child_tree
+from bigmodel_cli.core.processes import cgroups, child_tree
 from bigmodel_cli.core.processes.cpu_count import available_cores
 from bigmodel_cli.core.processes.stop_signals import KILL, signal_name
 from bigmodel_cli.engine.device.check import GB, Check, Status
@@ -173,7 +173,8 @@ def _cpu() -> Check:
             "AMX bf16": "amx_bf16", "NEON": "asimd", "SVE": "sve", "bf16": "bf16"}  # fmt: skip
     have = [label for label, flag in sets.items() if flag in flags]
     cores = available_cores()
-    value = ", ".join([name or platform.machine(), f"{cores} cores", *have])
+    limited = cgroups.cpu_limit() == cores and " by the limit of this container or service"
+    value = ", ".join([name or platform.machine(), f"{cores} core{'s' * (cores != 1)}{limited or ''}", *have])
     return Check("cpu", "pass", value, amount=float(cores))
 
 
@@ -230,7 +231,8 @@ def _memory() -> Check:
         return Check("memory", "warn", "cannot be read on this system", "none needed")
     status: Status = "pass" if free > 2 * GB else "warn"
     fix = None if status == "pass" else "close programs, or train with a smaller --batch-size"
-    return Check("memory", status, f"{free / GB:.1f} of {total / GB:.1f} GB free", fix, float(total))
+    limited = cgroups.memory_limit() == total and ", by the limit of this container or service"
+    return Check("memory", status, f"{free / GB:.1f} of {total / GB:.1f} GB free{limited or ''}", fix, float(total))
 
 
 def _data(root: Path, names: Sequence[str]) -> Check:

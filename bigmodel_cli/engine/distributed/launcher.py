@@ -24,6 +24,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.processes.children import isolate_children
+from bigmodel_cli.core.processes.cpu_count import available_cores
 from bigmodel_cli.core.processes.stop_signals import KILL, SIGPIPE, STOP_SIGNALS, signal_name
 from bigmodel_cli.engine.device.hardware import oom_kills
 from bigmodel_cli.engine.device.ranks import ATTEMPT_VARIABLE, local_address_to
@@ -153,7 +154,7 @@ def _set_environment(plan: LaunchPlan) -> None:
     isolate_children()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its errors are reported by `start`
     if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // plan.processes, 1))
+        os.environ["OMP_NUM_THREADS"] = str(max(available_cores() // plan.processes, 1))
     os.environ["BIGMODEL_LAUNCHER"] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are handled by `start`
 

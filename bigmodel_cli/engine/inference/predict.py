@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
+from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading, TextTooLongError, require_short
 from bigmodel_cli.core.tasks import CUT, EMPTY, EncodesTexts, Generates, Predictions, Predicts
 from bigmodel_cli.core.types import Batch, Task
 from bigmodel_cli.data.thread_map import decoder_pool
@@ -26,6 +27,8 @@ MAX_BATCH = 64  # samples in a batch
 MAX_PENDING = 1024  # samples read while one waits for others of its shape
 MAX_PENDING_BYTES = 1 << 26  # of all samples that wait
 Sample = tuple[str, Batch | InputError]
+Chunk = tuple[list[Sample], "Callable[[], Chunk] | None"]
+"""Samples of a file, and what reads the next ones; None after its last."""
 
 
 def predict_files(
@@ -34,14 +37,14 @@ def predict_files(
     placement: Placement,
     files: Sequence[Path],
     top: int,
-    texts: Sequence[str] = (),
+    texts: Iterable[str] = (),
     how: Reading = AS_FOUND,
     notes: list[str] | None = None,
 ) -> Iterator[tuple[str, Predictions | InputError]]:
     """The name and the `top` predictions of each of `texts`, then of each sample in `files`; or its error.
 
-    `texts` are for a task that :class:`EncodesTexts`; `how` says how `files` are read. What a person should
-    know is added to `notes` at the end.
+    `texts` are for a task that :class:`EncodesTexts`; `how` says how `files` are read. Both are read as they are
+    predicted, so that they may be larger than memory. What a person should know is added to `notes` at the end.
     """
     size = min(MAX_BATCH, max_batch_size(task, placement))
     ready: dict[int, tuple[str, Predictions | InputError]] = {}  # waiting for the samples before them
@@ -72,10 +75,23 @@ def cut_note(cut: int, total: int, task: Task) -> str:
     return f"{longer}; only their ends are used" if isinstance(task, Generates) else f"{longer}, and cut there"
 
 
-def _encoded(task: Task, texts: Sequence[str]) -> Iterator[Sample]:
-    for i, text in enumerate(texts, 1):
+def _encoded(task: Task, texts: Iterable[str]) -> Iterator[Sample]:
+    """Each of `texts` as a raw batch of one, or why it is none; what cannot be read ends them."""
+    remaining = enumerate(texts, 1)
+    name = "text 1"
+    while True:
+        try:
+            if (following := next(remaining, None)) is None:
+                return
+        except InputError as error:
+            yield name, error
+            return
+        name = f"text {following[0]}"
         assert isinstance(task, EncodesTexts)
-        yield f"text {i}", task.encode_texts([text])
+        try:
+            yield name, task.encode_texts([require_short(name, following[1])[1]])
+        except TextTooLongError as error:
+            yield name, error
 
 
 def optimize_for_files(
@@ -104,22 +120,27 @@ def optimize_for_files(
 def _samples(task: Predicts, files: Sequence[Path], how: Reading, ahead: int) -> Iterator[Sample]:
     """The samples of `files`, or the error of a file, with at most `ahead` files being read or waiting."""
 
-    def read(file: Path) -> list[Sample]:
+    def read(file: Path, samples: Iterator[Sample]) -> Chunk:
+        """The next samples of `file`, and what reads those after them."""
         found: list[Sample] = []
         try:
-            found.extend(task.read_file(file, how))
+            found.extend(itertools.islice(samples, MAX_BATCH))
         except InputError as error:
-            found.append((str(file), error))
-        return found
+            return [*found, (str(file), error)], None
+        return found, functools.partial(read, file, samples) if len(found) == MAX_BATCH else None
 
-    pending: deque[Future[list[Sample]]] = deque()
-    remaining = iter(files)
+    pending: deque[Future[Chunk]] = deque()
+    remaining = (functools.partial(read, file, iter(task.read_file(file, how))) for file in files)
     pool = decoder_pool()
     try:
-        pending.extend(pool.submit(read, file) for file in itertools.islice(remaining, ahead))
+        pending.extend(map(pool.submit, itertools.islice(remaining, ahead)))
         while pending:
-            yield from pending.popleft().result()
-            pending.extend(pool.submit(read, file) for file in itertools.islice(remaining, 1))
+            found, rest = pending.popleft().result()
+            if rest is not None:
+                pending.appendleft(pool.submit(rest))  # read while those before it are predicted
+            else:
+                pending.extend(map(pool.submit, itertools.islice(remaining, 1)))
+            yield from found
     finally:
         pool.shutdown(cancel_futures=True)
 
