@@ -230,7 +230,7 @@ def trial(command: Command, kind: str, rng: random.Random, folder: Path, sabotag
             lost.append(f"the next start ended with {code}: {child.error[-300:]}")
         left = [str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.name.startswith(".")]
         lost += [f"{name} is left" for name in left if not re.fullmatch(command.files, name)]
-        scratch.remove_leftovers(str(temporary))  # as the next command that needs a scratch folder does
+        scratch.remove_leftovers(temporary, temporary.stat().st_uid)  # as the next command does
         lost += [f"{path.name} is left in TMPDIR" for path in temporary.iterdir()]
     return lost
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import figures
 import pytest
+from PIL import Image
 
+from bigmodel_cli.commands.evaluation.membership import folder_of
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.checkpoint import checkpoint
@@ -96,6 +99,27 @@ def test_no_link_in_a_run_folder_is_written_through(
     done = run_cli("train", *model, "--data", "digits", "--epochs", 2, "--out", folder, how, "--log", "csv")
     assert victim.read_text() == KEPT
     assert done.returncode in (0, 2, 3) and "a bug" not in done.stderr, done.stderr
+
+
+def test_no_page_or_picture_is_written_through_a_link(
+    finished: tuple[Any, Path], run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder, victim = copy(finished[1], tmp_path / "run"), tmp_path / "victim"
+    victim.write_text(KEPT)
+    Image.new("L", (8, 8), 99).save(tmp_path / "a.png")
+    (tmp_path / "why").mkdir()
+    links = [tmp_path / "why/0000-a.png", tmp_path / "why/index.html", folder / "eval-val.html"]
+    for link in links:
+        link.symlink_to(victim)
+    done = run_cli("explain", "run", "a.png", "--no-checks", "--out", "why")
+    assert done.returncode == 0, done.stderr
+    done = run_cli("eval", "run")
+    assert done.returncode == 0, done.stderr
+    assert victim.read_text() == KEPT
+    assert [link.name for link in links if link.is_symlink() or KEPT.encode() in link.read_bytes()] == []
+    (folder / "membership").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="membership: is a link"):
+        folder_of(folder / "last.pt")
 
 
 SEARCH = """

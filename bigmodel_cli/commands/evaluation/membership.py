@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.evaluation.trust import Evaluation, Extra, require_classes
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files import drafts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +58,13 @@ def membership(found: Evaluation, shadows: int) -> Extra:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """Where the shadow models of a checkpoint are kept."""
-    return checkpoint.parent / "membership"
+    """Where the shadow models of a checkpoint are kept.
+
+    Raises:
+        InputError: a link lies there, which would lead them elsewhere.
+    """
+    drafts.require_no_link(folder := checkpoint.parent / "membership")
+    return folder
 
 
 def _check(found: Evaluation, shadows: int) -> None:

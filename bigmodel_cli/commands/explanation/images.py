@@ -89,13 +89,17 @@ def _checked(found: Map) -> tuple[str, ...]:
 
 def _write_picture(path: Path, image: ExplainedImage) -> Path:
     """The picture and its maps beside each other."""
+    import io
+
     import torch
 
+    from bigmodel_cli.core.files import atomic_files
     from bigmodel_cli.insight.explain.image_page import to_image
 
+    to_image(torch.cat([image.picture, *(m.drawing for m in image.maps)], 2)).save(held := io.BytesIO(), "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_image(torch.cat([image.picture, *(m.drawing for m in image.maps)], 2)).save(path)
+        atomic_files.write_bytes(path, held.getvalue())
     except OSError as error:
         problem = f"{path.parent}: cannot write: {error.strerror or error}"
         raise MachineError(problem, hint="choose another --out") from None

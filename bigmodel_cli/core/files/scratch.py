@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,26 +27,22 @@ def scratch_folder() -> Iterator[Path]:
         MachineError: there is no folder for temporary files that can be written.
     """
     try:
-        remove_leftovers(tempfile.gettempdir())
         made = tempfile.TemporaryDirectory(prefix=f"bigmodel-{current_owner().token}-")
     except OSError as error:
         what = f"temporary files: {error.strerror or error}"
         raise MachineError(what, "expected a folder that can be written", "TMPDIR=FOLDER bigmodel ...") from None
-    with made as folder:
-        yield Path(folder)
+    with made as name:
+        folder = Path(name)
+        remove_leftovers(folder.parent, folder.stat().st_uid)
+        yield folder
 
 
 @functools.cache
-def remove_leftovers(parent: str) -> None:
-    """Remove this user's folders whose processes have certainly ended; a link is none of them."""
-    with os.scandir(parent) as entries:
-        for entry in entries:
-            match = LEFT.fullmatch(entry.name)
+def remove_leftovers(parent: Path, user: int) -> None:
+    """Remove the folders of `user` whose processes have certainly ended; a link is none of them."""
+    with contextlib.suppress(OSError):  # the folder is everyone's, and others remove theirs meanwhile
+        for path in parent.glob("bigmodel-*"):
+            match, found = LEFT.fullmatch(path.name), path.lstat()
             owner = Owner.parse(match[1]) if match else None
-            if owner and owner.is_gone() and entry.is_dir(follow_symlinks=False) and _is_own(entry):
-                shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _is_own(entry: os.DirEntry[str]) -> bool:
-    """Whether this user made it; the folder may be everyone's."""
-    return not hasattr(os, "geteuid") or entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+            if owner and owner.is_gone() and stat.S_ISDIR(found.st_mode) and found.st_uid == user:
+                shutil.rmtree(path, ignore_errors=True)

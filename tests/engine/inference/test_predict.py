@@ -53,19 +53,6 @@ def test_batches_answer_as_one_by_one_does(run: Run, images: list[Path], monkeyp
             assert not isinstance(other, InputError)
             assert [c for c, _ in one] == [c for c, _ in other]
             assert [p for _, p in one] == pytest.approx([p for _, p in other], abs=1e-6)
-    taken = 0
-
-    def endless() -> Iterator[str]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield "too long " * 200_000 if taken == 3 else "a fine film"
-
-    endless_answers = predict_files(model, run.task, run.placement, [], 2, endless())
-    first = [next(endless_answers) for _ in range(20)]
-    assert taken <= 20 + predict.MAX_PENDING, "texts are read as they are predicted"
-    refused = [(name, str(answer)) for name, answer in first if isinstance(answer, InputError)]
-    assert refused == [("text 3", "text 3: 1,800,000 characters; expected at most 1,000,000 in a text")]
 
 
 def test_the_command_answers_the_rest_and_exits_2(run: Run, images: list[Path], run_cli: Any, tmp_path: Path) -> None:
