@@ -39,11 +39,11 @@ def received(client: socket.socket) -> tuple[int, Any]:
 
 
 def test_a_slow_model_and_a_dead_one(stand_in: Start) -> None:
-    service = stand_in(seconds=3, timeout=0.3, max_batch=1)
+    service = stand_in(seconds=5, timeout=1.5, max_batch=1)  # decoding counts, and takes its time on a busy machine
     began = time.monotonic()
     reply = service.ask("POST", "/predict", image())
-    assert reply.status == 504 and time.monotonic() - began < 2.9, "before the model has an answer"
-    assert reply.json == {"error": "the model did not answer within 0.3 s"}
+    assert reply.status == 504 and time.monotonic() - began < 4.9, "before the model has an answer"
+    assert reply.json == {"error": "the model did not answer within 1.5 s"}
     until(lambda: service.ask("GET", "/healthz").status == 503)  # it is asked, and is busy beyond the time
     until(lambda: service.ask("GET", "/healthz").status == 200)
     service.ask("POST", "/predict", image())
