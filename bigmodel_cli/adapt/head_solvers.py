@@ -5,12 +5,13 @@ Shapes: N samples, M validation samples, D features, K outputs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from bigmodel_cli.adapt.linear_fit import Fit, binary_cross_entropy, principal
 
 Solution = tuple[Tensor, Tensor]
 """Weight (K,D) and bias (K,), float64."""
@@ -30,20 +31,16 @@ class Solver:
 
 
 def _fit_labels(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterations: int, outputs: int) -> Solution:
-    """One logistic regression a label. A label that all or no samples have gets a constant."""
-    from sklearn.linear_model import LogisticRegression
-
-    weight, bias = x.new_zeros(outputs, x.shape[1]), x.new_zeros(outputs)
-    for k in range(outputs):
-        known = ~y[:, k].isnan()
-        target = y[known, k] > 0.5
-        if len(target.unique()) < 2:
-            bias[k] = 30.0 if len(target) and bool(target[0]) else -30.0
-            continue
-        fitted = LogisticRegression(C=strength, max_iter=iterations)
-        with _quiet():
-            fitted.fit(x[known].numpy(), target.numpy(), weights[known].numpy())
-        weight[k], bias[k] = torch.from_numpy(fitted.coef_[0]), float(fitted.intercept_[0])
+    """One logistic regression a label, all in one matrix. A label that all or no samples have gets a constant."""
+    weights, known = weights.double(), ~y.isnan()
+    shares = (weights @ y.double().nan_to_num()) / (weights @ known.double()).clamp(min=1e-12)
+    weight, bias = x.new_zeros(outputs, x.shape[1]), torch.where(shares > 0.5, 30.0, -30.0).double()
+    vary = (shares > 0) & (shares < 1)
+    if vary.any():
+        basis, some, loss = principal(x), shares[vary], binary_cross_entropy
+        fit = Fit(basis.coordinates, basis.moments, y[:, vary], weights, some, loss, some.logit(), iterations)
+        coefficients, bias[vary] = fit(strength)
+        weight[vary] = coefficients @ basis.directions.T
     return weight, bias
 
 
@@ -63,13 +60,6 @@ def _fit_numbers(x: Tensor, y: Tensor, weights: Tensor, strength: float, iterati
 
 def _score_numbers(outputs: Tensor, y: Tensor) -> tuple[float, ...]:
     return (-(outputs - y).square().mean().item(),)
-
-
-def _quiet() -> warnings.catch_warnings:  # type: ignore[type-arg]
-    """Silence the warning of too few iterations: the solution is close enough to compare strengths."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    return warnings.catch_warnings(action="ignore", category=ConvergenceWarning)
 
 
 SOLVERS = {

@@ -6,39 +6,51 @@ Shapes: N samples, D features, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from bigmodel_cli.adapt.linear_fit import EXACT, ROUGH, Fit, cross_entropy, principal
 from bigmodel_cli.core.answering import Answers
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.tasks import Classifies
 from bigmodel_cli.core.types import Solve, Start
+from bigmodel_cli.data.thread_map import SlowProgress
 
 Strength = Annotated[float, Field(gt=0)]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse regularization strengths (scikit-learn's C) to choose from."""
 MAX_ITER = 1000
 FOLDS = 5
-CROSS_VALIDATED = (
-    10_000  # samples up to which every strength is fitted FOLDS times; a val split of a tenth is enough then
-)
+CROSS_VALIDATED = 10_000  # samples up to which folds of them choose; a val split of a tenth is enough then
 MIN_VAL = 200  # val samples from which they choose by themselves
+HELD_OUT = 1_000  # samples held out in turn from which no further fold would change the choice
 PRIOR_SAMPLES = 20  # as many samples' worth of the mean variance is mixed into each feature's own
 UNKNOWN_BIAS = -30.0  # of a class missing from train
 RISEN = 1.02
 """A strength whose loss is so many times that of a weaker one is the last to be tried."""
-Solution = tuple[np.ndarray, np.ndarray]
-"""Weight (K,D) and bias (K,)."""
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Features (N,D), labels (N,) and weights (N,) to fit, and the features and labels to measure on."""
-Held = Callable[[], Parts]
-"""Copies them only while they are used."""
+Solution = tuple[Tensor, Tensor]
+"""Weight (K,R) and bias (K,), float64."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Coordinates (N,R), classes (N,) and weights (N,) of samples."""
+
+    x: Tensor
+    y: Tensor
+    w: Tensor
+
+    def __getitem__(self, places: Tensor) -> Labelled:
+        return Labelled(self.x[places], self.y[places], self.w[places])
+
+
+Parts = list[tuple[Labelled, Labelled]]
+"""Samples to fit, and others to measure on."""
 
 
 def linear_head(start: Start, method: str) -> nn.Linear:
@@ -70,24 +82,19 @@ def solver(classes: int, strengths: Sequence[float], max_iter: int) -> Solve:
     ) -> tuple[Tensor, Tensor, str]:
         # Standardize features so that the penalty treats all alike; the scale is folded into the weights below.
         mean, scale = train.double().mean(0), feature_scale(train.double())
-        x, basis = _compact((train - mean) / scale)
-        y, w = labels.numpy(), weights.double().numpy()
+        basis = principal((train - mean) / scale)
+        data = Labelled(basis.coordinates, labels, weights.double())
         known = val_labels >= 0
-        x_val, y_val = (((val[known] - mean) / scale) @ basis).numpy(), val_labels[known].numpy()
-        folds = list(_folds(y)) if len(y) <= CROSS_VALIDATED or len(y_val) < MIN_VAL else []
-        if folds:
-            held: list[Held] = [partial(_split, x, y, w, inside, outside) for inside, outside in folds]
-            chosen = f"chosen by {len(folds)}-fold cross-validation on {len(y)} training samples"
-        else:  # nothing to choose with, of one sample a class: the middle of those that did best on few samples
-            held = [lambda: (x, y, w, x_val, y_val)] if len(y_val) >= MIN_VAL else []
-            chosen = f"chosen on {len(y_val)} val samples" if held else "the default"
-        losses = _losses(held, classes, strengths, max_iter) if held else {}
-        best = min(losses, key=losses.__getitem__) if held else sorted(strengths)[len(strengths) // 2]
-        fit = _fitter(classes, max_iter)
-        *_, solution = (fit(x, y, w, strength) for strength in sorted(strengths) if strength <= best)
-        coefficients, intercept = (torch.from_numpy(part) for part in solution)
-        weight = (coefficients @ basis.T) / scale
-        tried = f"strength {best:g} of {len(losses)} tried" if held else f"strength {best:g}"
+        seen = ((val[known] - mean) / scale) @ basis.directions
+        parts, chosen = _held_out(data, Labelled(seen, val_labels[known], torch.ones(len(seen)).double()))
+        progress = SlowProgress(f"solving for a head of {classes:,} classes", len(parts) * len(strengths) + 1)
+        losses = _losses(parts, basis.moments, classes, strengths, max_iter, progress)
+        # Nothing to choose with, of one sample a class: the middle of those that did best on few samples.
+        best = min(losses, key=losses.__getitem__) if losses else sorted(strengths)[len(strengths) // 2]
+        coefficients, intercept = ClassFit(data, basis.moments, classes, max_iter, EXACT)(best)
+        progress.finish()
+        weight = (coefficients @ basis.directions.T) / scale
+        tried = f"strength {best:g} of {len(losses)} tried" if losses else f"strength {best:g}"
         note = f"logistic regression, solved exactly: {tried}, {chosen}"
         return weight.float(), (intercept - weight @ mean).float(), note
 
@@ -106,86 +113,69 @@ def feature_scale(train: Tensor) -> Tensor:
     return mixed.sqrt().clamp(min=1e-6)
 
 
-def _compact(x: Tensor) -> tuple[np.ndarray, Tensor]:
-    """(N,D) features -> (N,R) coordinates in an orthonormal basis (D,R) of their span, R = min(N, D).
+def _held_out(data: Labelled, val: Labelled) -> tuple[Parts, str]:
+    """What a penalty is chosen by, and a line on it: folds of few samples, the val split of many, or nothing."""
+    count = len(data.y)
+    folds = list(_folds(data.y)) if count <= CROSS_VALIDATED or len(val.y) < MIN_VAL else []
+    if folds:
+        most = -(-HELD_OUT * len(folds) // count)
+        parts = [(data[inside], data[outside]) for inside, outside in folds[:most]]
+        if most < len(folds):
+            return parts, f"chosen on {sum(len(held.y) for _, held in parts):,} of {count:,} training samples"
+        return parts, f"chosen by {len(folds)}-fold cross-validation on {count} training samples"
+    if len(val.y) >= MIN_VAL:
+        return [(data, val)], f"chosen on {len(val.y)} val samples"
+    return [], "the default"
 
-    The optimum lies in that span, and has the same norm there: a few samples make a small problem.
-    """
-    if len(x) >= x.shape[1]:
-        return x.numpy(), torch.eye(x.shape[1], dtype=x.dtype)
-    basis = torch.linalg.qr(x.T).Q
-    return (x @ basis).numpy(), basis
 
-
-def _folds(y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Stratified folds; none if no class has two samples, or all are of one class."""
+def _folds(y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Stratified folds: the places to fit and to measure. None if no class has two samples, or all are of one class."""
     from sklearn.model_selection import StratifiedKFold
 
-    counts = np.bincount(y)
+    counts = y.bincount()
     count = min(FOLDS, int(counts.max()))
     if count < 2 or (counts > 0).sum() < 2:
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class with fewer samples than folds
-        yield from StratifiedKFold(count, shuffle=True, random_state=0).split(y[:, None], y)
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer samples than folds, or many classes
+        found = list(StratifiedKFold(count, shuffle=True, random_state=0).split(y[:, None], y.numpy()))
+    for inside, outside in found:
+        yield torch.from_numpy(inside), torch.from_numpy(outside)
 
 
-def _split(x: np.ndarray, y: np.ndarray, w: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Parts:
-    return x[inside], y[inside], w[inside], x[outside], y[outside]
-
-
-def _losses(held: Sequence[Held], classes: int, strengths: Sequence[float], max_iter: int) -> dict[float, float]:
+def _losses(
+    parts: Parts, moments: Tensor, classes: int, strengths: Sequence[float], max_iter: int, progress: SlowProgress
+) -> dict[float, float]:
     """The log loss of each strength, weakest first, on what its fits have not seen: until it rises.
 
     The strongest take most iterations by far, and are worse once a weaker one was too strong.
     """
     found: dict[float, float] = {}
-    fits = [_fitter(classes, max_iter) for _ in held]
-    for strength in sorted(strengths):
+    fits = [ClassFit(inside, moments, classes, max_iter, ROUGH) for inside, _ in parts]
+    for strength in sorted(strengths) if parts else ():
         found[strength] = 0.0
-        for fit, part in zip(fits, held, strict=True):
-            x, y, w, x_out, y_out = part()
-            found[strength] += _log_loss(fit(x, y, w, strength), x_out, y_out)
+        for fit, (_, held) in zip(fits, parts, strict=True):
+            weight, bias = fit(strength)
+            found[strength] += nn.functional.cross_entropy(held.x @ weight.T + bias, held.y, reduction="sum").item()
+            progress.step()
         if found[strength] > RISEN * min(found.values()):
             break
     return found
 
 
-def _fitter(classes: int, max_iter: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray, float], Solution]:
-    """Fits features (N,D), labels (N,) and weights (N,) at a strength; each fit starts from the last one."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+class ClassFit:
+    """Fits `data` at one strength after another, each from the last. A class without a sample gets a very low bias."""
 
-    model = LogisticRegression(max_iter=max_iter, warm_start=True)
+    def __init__(self, data: Labelled, moments: Tensor, classes: int, max_iter: int, tolerance: float) -> None:
+        self.classes, self.width = classes, data.x.shape[1]
+        self.present, y = data.y.unique(return_inverse=True)
+        shares = torch.zeros(len(self.present)).double().index_add_(0, y, data.w) / data.w.sum()
+        self.fit = Fit(data.x, moments, y, data.w, shares, cross_entropy, shares.log(), max_iter, tolerance)
 
-    def fit(x: np.ndarray, y: np.ndarray, w: np.ndarray, strength: float) -> Solution:
-        if len(np.unique(y)) < 2:  # nothing to separate
-            bias = np.full(classes, UNKNOWN_BIAS)
-            bias[y[0]] = 0.0
-            return np.zeros((classes, x.shape[1])), bias
-        model.C = strength
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # close enough to compare strengths
-            model.fit(x, y, w)
-        return _coefficients(model, classes)
-
-    return fit
-
-
-def _coefficients(model: Any, classes: int) -> Solution:
-    """Weight (K,D) and bias (K,) of a fitted regression; a class missing from train gets a very low bias."""
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(coefficients) == 1:  # binary: scikit-learn stores one row
-        coefficients = np.concatenate([-coefficients, coefficients]) / 2
-        intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    weight = np.zeros((classes, coefficients.shape[1]))
-    bias = np.full(classes, UNKNOWN_BIAS)
-    weight[model.classes_], bias[model.classes_] = coefficients, intercepts
-    return weight, bias
-
-
-def _log_loss(solution: Solution, x: np.ndarray, y: np.ndarray) -> float:
-    """The summed log loss of `solution` on features (N,D) with labels (N,)."""
-    weight, bias = (torch.from_numpy(part) for part in solution)
-    logits = torch.from_numpy(x) @ weight.T + bias
-    return nn.functional.cross_entropy(logits, torch.from_numpy(y), reduction="sum").item()
+    def __call__(self, strength: float) -> Solution:
+        weight = torch.zeros(self.classes, self.width).double()
+        bias = torch.full((self.classes,), UNKNOWN_BIAS).double()
+        # Of two classes, one vector is penalised that tells them apart, as elsewhere: twice the square of its halves.
+        of_two = 0.5 if len(self.present) == 2 else 1.0
+        weight[self.present], bias[self.present] = self.fit(strength * of_two)
+        return weight, bias

@@ -17,9 +17,12 @@ IMBALANCE_RATIO = 2  # ratio of the largest to the smallest class that is worth 
 
 
 def describe_imbalance(counts: Sequence[int], classes: Sequence[str]) -> str | None:
-    """A line with the largest and the smallest class, if they differ by a factor of IMBALANCE_RATIO or more."""
+    """A line with the largest and the smallest class, if they differ by a factor of IMBALANCE_RATIO or more.
+
+    A difference of one sample is what a split makes of a few.
+    """
     low, high = min(counts, default=0), max(counts, default=0)
-    if high < IMBALANCE_RATIO * max(low, 1):
+    if high < IMBALANCE_RATIO * max(low, 1) or high - low < 2:
         return None
     few, many = classes[counts.index(low)], classes[counts.index(high)]
     return f"classes are imbalanced: {high:,} {many}, {low:,} {few}"

@@ -13,6 +13,7 @@ from bigmodel_cli.core.processes.cpu_count import available_cores
 
 CHUNK = 16  # images per task
 MAX_PENDING = 128  # tasks that may wait for a thread
+PATIENCE = 2.0  # seconds of work that nobody wonders about
 REPORT_EVERY = 0.1  # seconds between two progress reports
 Progress = Callable[[str, int, int | None], None]
 """(what, done, total or None), called from the thread that requested the images; it may raise to stop decoding."""
@@ -34,6 +35,25 @@ def report_progress(what: str, done: int, total: int | None) -> None:
     """Report progress to all listeners."""
     for listener in _listeners:
         listener(what, done, total)
+
+
+class SlowProgress:
+    """Reports progress of `total` steps, one after the other, once they have taken longer than PATIENCE."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done, self.shown = what, total, 0, False
+        self.started = self.reported = time.monotonic()
+
+    def step(self, count: int = 1) -> None:
+        now, self.done = time.monotonic(), self.done + count
+        if now - self.started > PATIENCE and now - self.reported > REPORT_EVERY:
+            self.reported, self.shown = now, True
+            report_progress(self.what, min(self.done, self.total), self.total)
+
+    def finish(self) -> None:
+        """All that is left is not needed."""
+        if self.shown:
+            report_progress(self.what, self.total, self.total)
 
 
 def for_each(what: str, count: int, function: Callable[[int], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.data import thread_map
 from bigmodel_cli.engine.build.data import load_data, train_and_val
 from bigmodel_cli.engine.build.finetune_defaults import suitable_length
 from bigmodel_cli.engine.build.transfer import adapt_positions
@@ -203,23 +205,42 @@ def test_positions_without_a_square_grid_are_left_alone() -> None:
     torch.testing.assert_close(resample_positions(same, 50), same)
 
 
-def test_the_solved_head_is_scikit_learns() -> None:
+@pytest.mark.parametrize(("samples", "width", "classes"), [(60, 8, 3), (30, 90, 3), (30, 90, 2)])
+def test_the_solved_head_is_scikit_learns(samples: int, width: int, classes: int) -> None:
     """Of few samples in many dimensions too, where the problem is solved in their span."""
     from sklearn.linear_model import LogisticRegression
 
-    for samples, width in ((60, 8), (30, 90)):
-        generator = torch.Generator().manual_seed(0)
-        y = torch.arange(samples) % 3
-        x = torch.randn(samples, width, generator=generator) * 3 + 5
-        x[:, :3] += torch.nn.functional.one_hot(y, 3) * 4
-        weight, bias, note = solver(3, (0.1,), 5000)(x, y, torch.ones(samples), x[:6], y[:6])
-        mean, variance = x.double().mean(0), x.double().var(0, correction=0)
-        scale = ((samples * variance + 20 * variance.mean()) / (samples + 20)).sqrt()
-        theirs = LogisticRegression(C=0.1, max_iter=5000).fit(((x - mean) / scale).numpy(), y.numpy())
-        ours = (x @ weight.T + bias).softmax(1)
-        expected = torch.from_numpy(theirs.predict_proba(((x - mean) / scale).numpy()))
-        torch.testing.assert_close(ours.double(), expected, atol=1e-3, rtol=0)
-        assert "5-fold" in note
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(samples) % classes
+    x = torch.randn(samples, width, generator=generator) * 3 + 5
+    x[:, :classes] += torch.nn.functional.one_hot(y, classes) * 4
+    weights = torch.rand(samples, generator=generator) + 0.5
+    weight, bias, note = solver(classes, (0.1,), 5000)(x, y, weights, x[:6], y[:6])
+    mean, variance = x.double().mean(0), x.double().var(0, correction=0)
+    scale = ((samples * variance + 20 * variance.mean()) / (samples + 20)).sqrt()
+    theirs = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)
+    theirs.fit(((x - mean) / scale).numpy(), y.numpy(), weights.numpy())
+    ours = (x @ weight.T + bias).softmax(1)
+    expected = torch.from_numpy(theirs.predict_proba(((x - mean) / scale).numpy()))
+    torch.testing.assert_close(ours.double(), expected, atol=3e-4, rtol=0)
+    assert "5-fold" in note
+
+
+def test_a_head_of_many_classes_is_solved_without_warnings_and_says_how_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_map, "PATIENCE", 0.0)
+    monkeypatch.setattr(thread_map, "REPORT_EVERY", 0.0)
+    reports: list[tuple[str, int, int | None]] = []
+    y = torch.arange(300) % 100
+    x = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)).repeat(3, 1) * 5
+    x += torch.randn(300, 32, generator=torch.Generator().manual_seed(1))
+    with thread_map.progress_listener(lambda *report: reports.append(report)), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight, bias, note = solver(100, (1e-3, 1.0), 100)(x, y, torch.ones(300), x[:0], y[:0])
+    assert ((x @ weight.T + bias).argmax(1) == y).double().mean() > 0.95
+    assert "3-fold" in note
+    done = [count for _, count, _ in reports]
+    assert {what for what, _, _ in reports} == {"solving for a head of 100 classes"}
+    assert done == sorted(done) and reports[-1][1] == reports[-1][2] and len(done) > 3
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 0, 0], [2, 2, 0, 0, 1]], ids=["one each", "one class", "uneven"])

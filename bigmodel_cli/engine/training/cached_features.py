@@ -20,6 +20,7 @@ from bigmodel_cli.core.sources import SourceWrapper
 from bigmodel_cli.core.tasks import TaskWrapper
 from bigmodel_cli.core.types import Adapted, Batch, SampleKey, Source, Task
 from bigmodel_cli.data.batches import longest_first
+from bigmodel_cli.data.thread_map import SlowProgress
 from bigmodel_cli.engine.build.model import head_name
 from bigmodel_cli.engine.inference.batch_size import elements_per_sample, forward_pass, sample_inputs
 from bigmodel_cli.engine.inference.kept_outputs import KeptOutputs
@@ -119,12 +120,14 @@ def features(run: Run) -> tuple[Features, Features]:
 
 
 def _compute(run: Run, optimized: Optimized, forward_fn: ForwardFn, source: Source) -> Features:
-    order = longest_first(source)
+    order, progress = longest_first(source), SlowProgress(f"features of {len(source):,} samples", len(source))
     kept, size = KeptOutputs(len(source), order), run.recipe.train.eval_batch_size
     model, placement = optimized.model, optimized.placement
     with torch.inference_mode(), placement.autocast():
         for batch in forward_pass(model, run.task, source, placement, size, order):
             kept.add({**forward_fn(model, batch), "label": batch["label"]})
+            progress.step(len(batch["label"]))
+    progress.finish()
     found = kept.outputs()
     return Features(source, found["features"], found["label"])
 

@@ -42,8 +42,7 @@ def start_from_solved_head(run: Run) -> bool:
     if run.parallel.group.world > 1:
         raise InputError("a head is solved for in one process", hint="--set start.solve=false, or without --nproc")
     started = time.perf_counter()
-    with run.timer("features"):
-        _solve_head(run, run.adapted.first_head)
+    _solve_head(run, run.adapted.first_head)
     return evaluate_start(run, len(run.batches.source) / (time.perf_counter() - started))
 
 
@@ -51,13 +50,15 @@ def _solve_head(run: Run, solver: Solve) -> None:
     """Replace the head's weights by the solution for the train split; the loss of it goes into the progress."""
     head = run.model.get_submodule(head_name(run.recipe))
     assert isinstance(head, nn.Linear)
-    train, val = features(run)
+    with run.timer("features"):
+        train, val = features(run)
     assert isinstance(run.task, Answers)
     balanced = run.recipe.train.balance != "none"  # balanced sampling and class weights have the same optimum
     one_each = train.labels.dim() == 1
     weights = class_weights(train.labels, head.out_features)[train.labels] if balanced and one_each else None
     weights = torch.ones(len(train)) if weights is None else weights
-    weight, bias, note = solver(train.vectors, train.labels, weights, val.vectors, val.labels)
+    with run.timer("solving"):
+        weight, bias, note = solver(train.vectors, train.labels, weights, val.vectors, val.labels)
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)

@@ -22,6 +22,7 @@ ADVICE = {
     "saving": "saving less often: train.save_steps, train.eval_epochs",
     "evaluation": "evaluating less often: train.eval_epochs",
     "features": "a smaller backbone, or --precision bf16",
+    "solving": "fewer samples, or --epochs, which trains the head in steps",
     "start": "nothing: the run is short",
 }
 
