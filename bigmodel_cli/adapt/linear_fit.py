@@ -17,7 +17,7 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits (N,K), answers) -> the loss of each sample (N,), and its gradient with respect to the logits (N,K)."""
 LARGE = 10**8
 """Multiplications of one pass (N x R x K) from which an exact fit is in float32 too, at twice the speed."""
-EXACT, ROUGH = 1e-7, 1e-3
+EXACT, ROUGH = 1e-10, 1e-3
 """The relative decrease of the objective at which a fit ends: for good, or, in float32, to compare penalties by."""
 
 

@@ -134,7 +134,7 @@ def test_batchnorm_that_is_folded_trains_as_it_does_beside_its_convolution(
     """All are, but those after a convolution that computes its weight, as with an adapter; weights, statistics and
     outputs agree, and the checkpoint is the same."""
     statistics = "keep" if method == "full" else "update"
-    plainly = {"start": {"statistics": statistics}, "optimizer": {"name": "momentum", "lr": 0.01}}
+    plainly = {"start": {"statistics": statistics, "solve": False}, "optimizer": {"name": "momentum", "lr": 0.003}}
     found: list[int] = []
     fold = assemble_module.fold_kept_statistics
     monkeypatch.setattr(assemble_module, "fold_kept_statistics", lambda run: found.append(fold(run)))
