@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,10 +138,22 @@ def _gather(model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
         owner, _, last = name.rpartition(".")
         found.append(model.get_submodule(name))
         parent = model.get_submodule(owner)
+        if isinstance(parent, nn.Sequential):
+            _keep_order(parent)
         del parent._modules[last]
         parent.__dict__[last] = found[-1]
     model.add_module(HEADS, nn.ModuleList(found))
     return model
+
+
+def _keep_order(sequence: nn.Sequential) -> None:
+    """Let `sequence` call its layers of now, also those that are registered elsewhere later on."""
+    names = tuple(sequence._modules)
+
+    def layers(self: nn.Sequential) -> Iterator[nn.Module]:
+        return (getattr(self, name) for name in names)
+
+    sequence.__class__ = type(type(sequence).__name__, (type(sequence),), {"__iter__": layers})
 
 
 def cropped(size: int, shorter: int) -> dict[str, Any]:

@@ -95,9 +95,10 @@ def test_models_that_do_not_fit_say_why() -> None:
         models.get("timm:swin_s3_tiny_224")(SPEC.with_(height=0, width=0))
 
 
-def test_several_heads_are_fine_tuned_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["levit_128s", "repvit_m0_9"], ids=["attributes", "ends of sequences"])
+def test_several_heads_are_fine_tuned_as_one(name: str, tmp_path: Path) -> None:
     """Those of a distilled network: published weights answer as timm's, and a new pair knows nothing and learns."""
-    name, entry = "levit_128s", models.get("timm:levit_128s")
+    entry = models.get(f"timm:{name}")
     theirs = timm.create_model(name).eval()
     file = tmp_path / f"weights/{entry.meta['weights'].repository}.safetensors"
     file.parent.mkdir(parents=True)
