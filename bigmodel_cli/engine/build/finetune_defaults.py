@@ -116,11 +116,12 @@ def suitable_average(recipe: Recipe, spec: Spec, samples: int, steps: int) -> di
 def suitable_augment(recipe: Recipe, train: Source, spec: Spec) -> dict[str, Any]:
     """The augmentation of image files for published weights that change: crops, and mirror images of colour photos.
 
-    Grey images are not mirrored: writing, scans and X-rays change their meaning.
+    Grey images are cropped less and not mirrored: writing, scans and X-rays change their meaning.
     """
     if not isinstance(spec, ImageSpec) or spec.square is None or _trains_only_head(recipe):
         return {}
-    return {"name": "resized_crop", "area": 0.5, "flip": _in_colour(train)}
+    colour = _in_colour(train)
+    return {"name": "resized_crop", "area": 0.25 if colour else 0.5, "flip": colour}
 
 
 def _in_colour(train: Source) -> bool:
