@@ -3,4 +3,9 @@
 Importing this package loads no torch, so ``bigmodel --help`` stays instant.
 """
 
+import os
+
+# onnxruntime from 1.32 on reports its use to its maker, from native code, as soon as it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"

@@ -18,6 +18,7 @@ from conftest import environment
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.files import atomic_files, drafts, scratch
 from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner
+from bigmodel_cli.core.processes.process_start import process_start
 
 PACKAGE = Path(atomic_files.__file__).parents[2]
 HERE = current_owner()
@@ -134,6 +135,21 @@ def test_a_full_disk_and_a_wrong_place_are_told_apart(tmp_path: Path) -> None:
         write(tmp_path / "nowhere" / "a")
     assert "No such file or directory" in nowhere.value.line and "bytes" not in nowhere.value.line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_zombie_owns_nothing() -> None:
+    """A process that has ended is still listed where nobody asks for its exit code, as in a container."""
+    read, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(read, 1)
+        os._exit(0)
+    owner = dataclasses.replace(HERE, pid=pid, started=process_start(pid) or -1)
+    assert not owner.is_gone()  # the control
+    os.write(write_end, b"x")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert owner.is_gone() and Path(f"/proc/{pid}").exists()
+    os.waitpid(pid, 0)
 
 
 def test_a_scratch_folder_removes_those_of_killed_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

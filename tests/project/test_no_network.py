@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from conftest import environment
 
 WATCHED = """
@@ -50,3 +52,18 @@ def test_imports_reach_for_no_network() -> None:
 
 def test_a_connection_is_noticed() -> None:
     assert "socket.connect" in _watched(REACHES).stdout
+
+
+def test_onnxruntime_prepares_no_report(tmp_path: Path) -> None:
+    """Its native code opens connections that no hook of Python sees; what it always writes for them is a session."""
+    pytest.importorskip("onnxruntime")
+    plain = {k: v for k, v in environment().items() if k != "ORT_DISABLE_TELEMETRY"}
+    written = {}
+    for name in ("sys", "bigmodel_cli"):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-P", "-c", f"import {name}, onnxruntime"]
+        subprocess.run(command, env={**plain, "TMPDIR": str(tmp_path / name)}, check=True, timeout=200)
+        written[name] = [path.name for path in (tmp_path / name).iterdir()]
+    assert written["bigmodel_cli"] == []
+    if not written["sys"]:  # the control
+        pytest.skip("this onnxruntime reports nothing")

@@ -12,12 +12,14 @@ QUERY_LIMITED_INFORMATION, ACCESS_DENIED = 0x1000, 5  # winnt.h, winerror.h
 def process_start(pid: int) -> int | None:
     """When the process started, in ticks of the system; None if there is none, 0 where the system does not tell.
 
+    A zombie is none: it has ended, and an init of a container may never ask for its exit code.
     Linux may hide other users' processes (``hidepid`` of proc(5)), and a container or macOS has no /proc.
     """
     if os.name == "nt":
         return _on_windows(pid)
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):
         return _unseen(pid)
 
