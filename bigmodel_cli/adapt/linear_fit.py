@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits (N,K), answers) -> the loss of each sample (N,), and its gradient with respect to the logits (N,K)."""
+SINGLE = 1e-6
+"""The relative decrease at which an exact fit in float32 ends."""
 LARGE = 10**8
 """Multiplications of one pass (N x R x K) from which an exact fit is in float32 too, at twice the speed."""
 EXACT, ROUGH = 1e-10, 1e-3
@@ -76,6 +78,8 @@ class Fit:
     def __post_init__(self) -> None:
         large = self.coordinates.numel() * len(self.shares) > LARGE
         self.kind = torch.float32 if large or self.tolerance > EXACT else torch.float64
+        if large:  # float32 cannot tell smaller steps apart, and would try to a thousand times
+            self.tolerance = max(self.tolerance, SINGLE)
         self.coordinates = self.coordinates.to(self.kind)
         self.solution = torch.zeros(len(self.moments) + 1, len(self.shares), dtype=torch.float64)
         self.solution[-1] = self.bias
