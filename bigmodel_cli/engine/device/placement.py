@@ -20,9 +20,9 @@ from bigmodel_cli.core.processes.cpu_count import asked_threads, available_cores
 from bigmodel_cli.core.processes.host_memory import memory_available, memory_peak
 from bigmodel_cli.core.recipe import PlacementSection
 from bigmodel_cli.core.types import Batch
+from bigmodel_cli.engine.device.convolutions import own_convolutions
 from bigmodel_cli.engine.device.hardware import cpu_info
 from bigmodel_cli.engine.device.ranks import SINGLE_PROCESS, Ranks
-from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 
 CHOICES = ("precision", "channels_last", "compile", "threads", "small_maps")
 """The settings that autotuning may change, and that a run must keep to resume bit for bit."""
@@ -40,13 +40,13 @@ class Placement:
     compile: bool
     threads: int
     small_maps: bool
-    """Whether convolutions over tiny maps run as matrix products: see ``small_map_conv.py``."""
+    """Whether convolutions that torch is slow at take other kernels: see ``convolutions.py``."""
     why: str
     deterministic: bool = False
 
     def model(self, model: nn.Module) -> nn.Module:
-        """Move `model` to the device and the memory format, in place, with small-map convolutions as chosen."""
-        dense_small_maps(model, self.small_maps)
+        """Move `model` to the device and the memory format, in place, with its convolutions as chosen."""
+        own_convolutions(model, self.small_maps)
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=form)  # type: ignore[call-overload, no-any-return]
 

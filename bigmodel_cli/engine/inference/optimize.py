@@ -14,8 +14,8 @@ from torch import nn
 from torch.fx import GraphModule, Tracer
 
 from bigmodel_cli.core.types import Batch
+from bigmodel_cli.engine.device.convolutions import own_convolutions
 from bigmodel_cli.engine.device.placement import Placement
-from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 from bigmodel_cli.engine.inference.int8_conv import has_int8, is_wide_enough, quantize_convolutions
 
 MIN_SECONDS = 2.0  # shorter work is finished before an optimized form is found
@@ -115,7 +115,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     from torch.fx.experimental.optimization import fuse
 
     plain = copy.deepcopy(model)
-    dense_small_maps(plain, False)  # its forward pass branches on shapes
+    own_convolutions(plain, False)  # its forward pass branches on shapes
     try:
         return fuse(GraphModule(plain, _Tracer().trace(plain)), inplace=True, no_trace=True)
     except Exception:  # tracing can raise any error

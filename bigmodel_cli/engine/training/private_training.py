@@ -23,8 +23,8 @@ from bigmodel_cli.core.types import Adapted, DataBundle, Task
 from bigmodel_cli.data.batches import Batches
 from bigmodel_cli.data.poisson_batches import PoissonBatches
 from bigmodel_cli.engine.build.data import is_same_data
+from bigmodel_cli.engine.device.convolutions import own_convolutions
 from bigmodel_cli.engine.device.placement import Placement
-from bigmodel_cli.engine.device.small_map_conv import dense_small_maps
 from bigmodel_cli.engine.distributed.process_group import Group
 from bigmodel_cli.engine.training.gradients import MeanGradient
 from bigmodel_cli.engine.training.privacy_budget import Budget, default_delta, noise_for
@@ -132,7 +132,7 @@ def gradient_step(
         return MeanGradient(), []
     if group.world > 1:
         raise InputError("private training in several processes", "expected one", "without --nproc")
-    dense_small_maps(model, False)  # whose product has a backward pass of its own, for whole batches
+    own_convolutions(model, False)  # whose product has a backward pass of its own, for whole batches
     _check_buffers(task, model, adapted, batches, on)
     section, samples = recipe.privacy, len(batches.source)
     assert section.epsilon is not None

@@ -11,6 +11,27 @@ from torch import nn
 from bigmodel_cli.engine.device.small_map_conv import SmallMapConv2d, dense_small_maps
 
 
+@pytest.mark.parametrize("sides", [(4, 4), (4, 2), (1, 1)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_kernel_of_the_size_of_its_map_is_a_linear_layer(sides: tuple[int, int], channels_last: bool) -> None:
+    torch.manual_seed(0)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    plain = nn.Conv2d(6, 9, sides).double().to(memory_format=form)  # type: ignore[call-overload]
+    quick = copy.deepcopy(plain)
+    dense_small_maps(nn.Sequential(quick), True)
+    xs = [torch.randn(5, 6, *sides, dtype=torch.double).contiguous(memory_format=form) for _ in range(2)]
+    xs[1].copy_(xs[0])
+    ys = [layer(x.requires_grad_()) for layer, x in zip((plain, quick), xs, strict=True)]
+    assert "Convolution" not in type(ys[1].grad_fn.next_functions[0][0]).__name__ + type(ys[1].grad_fn).__name__
+    torch.testing.assert_close(ys[1], ys[0])
+    for y in ys:
+        y.square().sum().backward()
+    torch.testing.assert_close(xs[1].grad, xs[0].grad)
+    assert quick.weight.grad.is_contiguous(memory_format=form)  # or the optimizer would work on two layouts
+    for a, b in zip(plain.parameters(), quick.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad)
+
+
 @pytest.mark.parametrize(("kernel", "sides"), [(3, (1, 1)), (3, (2, 2)), (3, (1, 2)), (5, (3, 3)), (7, (4, 2))])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
@@ -42,7 +63,7 @@ def test_larger_maps_other_convolutions_and_the_way_back() -> None:
     names, x = list(model.state_dict()), torch.randn(2, 4, 8, 8)
     before = model(x)
     dense_small_maps(model, True)
-    assert [type(m) is SmallMapConv2d for m in model] == [True] + [False] * 5
+    assert [type(m) is SmallMapConv2d for m in model] == [True, True, False, True, False, False]
     assert torch.equal(model(x), before)
     assert list(model.state_dict()) == names
     dense_small_maps(model, False)
