@@ -18,8 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background: its children would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's job in the background ignores the first, one under nohup the second: children would inherit that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.hookimpl(optionalhook=True)

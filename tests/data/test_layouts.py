@@ -97,8 +97,8 @@ def test_fasttext_files_of_splits_and_of_several_labels(tmp_path: Path) -> None:
 
 
 def test_lines_of_fasttext_from_standard_input_are_read_as_its_files() -> None:
-    assert without_labels(["__label__a one", "", " __label__b __label__c two"]) == ["one", "", "two"]
-    assert without_labels(["__label__a one", "two"]) == ["__label__a one", "two"]
+    assert list(without_labels(iter(["__label__a one", "", " __label__b __label__c two"]))) == ["one", "", "two"]
+    assert list(without_labels(iter(["__label__a one", "two"]))) == ["__label__a one", "two"]
 
 
 def test_a_fasttext_line_without_a_label_is_refused_and_an_ordinary_text_is_no_fasttext(tmp_path: Path) -> None:

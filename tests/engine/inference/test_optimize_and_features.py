@@ -212,7 +212,7 @@ def test_kept_features_resume_bit_by_bit(base: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="no int8 products on this processor")
 def test_features_in_int8_are_near_and_the_same_whatever_the_head(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_features, "BIG", 0)
-    monkeypatch.setattr(optimize, "TOLERANCE", 0.1)
+    monkeypatch.setattr(optimize, "TOLERANCE", 0.2)
     told: list[Any] = []
     run = replace(build(finetune(base)).draft, hooks=Hooks(told.append))
 
