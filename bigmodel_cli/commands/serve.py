@@ -150,8 +150,10 @@ def serve(
 def _open(export: Path, trust: bool) -> ServedModel:
     from bigmodel_cli.commands.arguments.open_model import say_if_needless
     from bigmodel_cli.core.registry import exports
+    from bigmodel_cli.serve.decoders import share_freed_memory
     from bigmodel_cli.serve.model import open_model
 
+    share_freed_memory()
     bound_calls_of_server(console.error)
     served = open_model(export, trust)
     say_if_needless(trust, export, exports.get(served.about["format"]))

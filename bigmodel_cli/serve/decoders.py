@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ class Decoders:
     def __init__(self, threads: int) -> None:
         self._small = ThreadPoolExecutor(threads, "decoder")
         self._large = ThreadPoolExecutor(1, "large decoder")
+        for pool, size in ((self._small, threads), (self._large, 1)):
+            _start_threads(pool, size)
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function` on a thread for small work."""
@@ -72,14 +75,34 @@ def _prepare(parts: Sequence[Part], until: float, large: bool) -> list[np.ndarra
 
 
 def _one(part: Part) -> np.ndarray:
-    try:
+    with contextlib.suppress(MemoryError, MachineError):
         return part.prepare()
-    except (MemoryError, MachineError):
-        raise HttpRefusal(503, f"{part.name}: not enough memory", hint="a smaller image, or try again") from None
+    # Raised outside a handler: as this one's context, the error would keep what was decoded until the reply is sent.
+    raise HttpRefusal(503, f"{part.name}: not enough memory", hint="a smaller image, or try again")
+
+
+def _start_threads(pool: ThreadPoolExecutor, size: int) -> None:
+    """Have `pool` start its threads now: later there may be no memory for their stacks."""
+    together = threading.Barrier(size + 1)
+    for _ in range(size):
+        pool.submit(together.wait)
+    together.wait()
+
+
+def share_freed_memory() -> None:
+    """Have all threads allocate from one arena, so that each can use what another freed. Call it before they start.
+
+    With glibc's arena a thread, the small images found no memory after a large one that did not fit.
+    """
+    _glibc("mallopt", -8, 1)  # M_ARENA_MAX of malloc.h
 
 
 def _give_memory_back() -> None:
     """Have the allocator return freed memory to the system; glibc would keep it for later."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+            getattr(ctypes.CDLL(None), function)(*arguments)

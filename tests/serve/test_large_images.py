@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import resource
 import select
 import socket
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from PIL import Image
 from serving import Running, Start, image
 
 from bigmodel_cli.core.processes.cpu_count import available_cores
-from bigmodel_cli.serve.decoders import MAX_BYTES_PER_PIXEL, SMALL_PIXELS
+from bigmodel_cli.serve.decoders import MAX_BYTES_PER_PIXEL, SMALL_PIXELS, Decoders
+from bigmodel_cli.serve.http_errors import HttpRefusal
+from bigmodel_cli.serve.model import Part
 
 pytest_plugins = ("services",)
 
@@ -93,6 +97,22 @@ def test_beyond_the_limit_it_is_a_reply_and_the_service_lives(start: Start) -> N
     reply = service.ask("POST", "/predict", large()["PNG RGBA"])
     assert reply.status == 503 and "not enough memory" in reply.json["error"]
     assert service.ask("POST", "/predict", image()).status == 200
+
+
+def test_a_refusal_keeps_nothing_of_what_was_decoded() -> None:
+    """Else the next small image found no memory, until the reply to the large one had been sent."""
+    kept: list[weakref.ref[np.ndarray]] = []
+
+    def prepare() -> np.ndarray:
+        half = np.zeros(1000)
+        kept.append(weakref.ref(half))
+        raise MemoryError
+
+    with pytest.raises(HttpRefusal, match="not enough memory"):
+        try:
+            asyncio.run(Decoders(1).prepare([Part("large", 10**7, prepare)], 10))
+        finally:
+            assert kept[0]() is None
 
 
 LISTS = b'{"text": [' + b"[]," * 5_000_000 + b"[]]}"

@@ -93,8 +93,7 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        with torch.autocast("cpu", enabled=False):
-            return torch.conv2d(x, weight, bias, stride, padding, 1, len(weight))
+        return torch.conv2d(x, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -112,8 +111,6 @@ class _Depthwise(torch.autograd.Function):
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     width, step = weight.shape[3], stride[1]
-    if not _in_strips(width, step):
-        return _gradient(grad, x, weight, stride, padding, 1)
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous(memory_format=torch.channels_last)
     outputs, strips, done = (x.shape[3] - STRIP) // step + 1, [], 0
     while done < width:
