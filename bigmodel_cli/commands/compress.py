@@ -225,7 +225,8 @@ def _options(entry: Entry, own: list[str]) -> dict[str, Any]:
     try:
         return entry.options(dict(set_layer(own).values.get("compress", {})), "compress")
     except ValidationError as error:
-        raise explain(error, {}, "compress", entry.schema.model_fields) from None
+        listing = f"bigmodel compressions {entry.name}"
+        raise explain(error, {}, "compress", entry.schema.model_fields, listing) from None
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

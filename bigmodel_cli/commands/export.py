@@ -182,7 +182,7 @@ def _options(entry: Any, assignments: list[str]) -> dict[str, Any]:
     try:
         return entry.options(values, "export")  # type: ignore[no-any-return]
     except ValidationError as error:
-        raise explain(error, origin, "export", entry.schema.model_fields) from None
+        raise explain(error, origin, "export", entry.schema.model_fields, f"bigmodel formats {entry.name}") from None
 
 
 def subject(trained: TrainedModel, samples: int, options: RunOptions, assignments: list[str] | None) -> Subject:

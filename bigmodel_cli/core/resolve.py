@@ -186,9 +186,16 @@ def _named(registry: Any, name: str, where: str | None) -> Any:
 
 
 def explain(
-    error: ValidationError, origin: Mapping[KeyPath, str], section: str | None = None, fields: Iterable[str] = ()
+    error: ValidationError,
+    origin: Mapping[KeyPath, str],
+    section: str | None = None,
+    fields: Iterable[str] = (),
+    listing: str = "",
 ) -> InputError:
-    """A pydantic error as one line: the origin, the key, its value, what was expected, and how many more there are."""
+    """A pydantic error as one line: the origin, the key, its value, what was expected, and how many more there are.
+
+    `listing` is the command that lists what may be set, if it is not that of a recipe's section.
+    """
     problems = error.errors()
     first = problems[0]
     path = tuple(str(p) for p in first["loc"])
@@ -205,4 +212,4 @@ def explain(
         message = message[0].lower() + message[1:]
         what, expected = f"{where}: {key} = {first['input']!r}", message.replace("input should be", "expected")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return InputError(what, expected + more, f"bigmodel recipe fields {path[0]}")
+    return InputError(what, expected + more, listing or f"bigmodel recipe fields {path[0]}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.contents import check_onnx
 from bigmodel_cli.export.folder import Run
@@ -68,6 +69,9 @@ def onnx(
 
     Args:
         opset: the ONNX operator set. 18 is the exporter's native one, and older runtimes support it.
+
+    Raises:
+        InputError: the exporter cannot write the model in this operator set.
     """
     library, _, _ = import_packages("onnx", "onnx", "onnxscript", "onnxruntime")
     import torch
@@ -85,6 +89,10 @@ def onnx(
         proto = library.load(str(path), load_external_data=False)
     else:
         proto = program.model_proto
+    written = next(found.version for found in proto.opset_import if not found.domain)
+    if written != opset:  # what it cannot convert it leaves as it was
+        what = f"export.opset = {opset}: this model can be written in opset {written}"
+        raise InputError(what, hint=f"--set export.opset={written}")
     for key, value in carry.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)

@@ -96,13 +96,11 @@ def timm_layers(member: str) -> dict[str, Any]:
     """The head, the first layer and the weights' location, from timm's own configuration."""
     about = _pretrained_config(member)
     if not about.classifier:
-        raise InputError(f"timm:{member} has no head", "expected one", "bigmodel models --search ...")
-    heads, first = _names(about.classifier), _names(about.first_conv or ())
+        raise _no_head(member)
+    heads, first = _heads(about), _names(about.first_conv or ())
     found: dict[str, Any] = {"head": heads[0], "backbone_first": next(iter(first), ""), "first_layers": first}
-    if _are_apart(heads):
+    if len(heads) > 1:
         found["head"], found["renames"] = HEADS, {f"{name}.": f"{HEADS}.{i}." for i, name in enumerate(heads)}
-    elif len(heads) > 1:
-        found["head"] = heads[0].rpartition(".")[0]
     if about.hf_hub_id:
         _, height, width = about.input_size
         spec = ImageSpec(3, height, width, imagenet_classes(about.num_classes), tuple(about.mean), tuple(about.std))
@@ -121,9 +119,11 @@ def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _are_apart(heads: tuple[str, ...]) -> bool:
-    """Whether the heads are no list already, as ``head.0`` and ``head.1``."""
-    return len(heads) > 1 and not all(name.rpartition(".")[2].isdigit() for name in heads)
+def _heads(about: Any) -> tuple[str, ...]:
+    """The layers that give the classes, most often one. A list, as of ``head.0`` and ``head.1``, is one."""
+    names = _names(about.classifier)
+    owners = [name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name for name in names]
+    return tuple(dict.fromkeys(owners)) if len(names) > 1 else names
 
 
 def _gather(model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
@@ -197,13 +197,25 @@ def timm_model(spec: ImageSpec, member: str, *, dropout: Fraction = 0.0, drop_pa
         model = timm.create_model(
             member.partition(".")[0], num_classes=spec.num_classes, in_chans=spec.channels, **options
         )
-        heads = _names(about.classifier)
-        return _gather(model, heads) if _are_apart(heads) else model
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except TypeError:
+        if drop_path:
+            raise InputError(f"timm:{member} has no drop_path", "expected 0, or a residual network") from None
+        raise _no_head(member) from None  # every classifier takes a drop_rate
+    except (AssertionError, ValueError, RuntimeError) as error:
         size = f"{spec.channels}x{spec.height}x{spec.width}"
         raise InputError(
             f"timm:{member} for {size} images: {str(error).splitlines()[0]}", hint="another size"
         ) from None
+    heads = _heads(about)
+    try:
+        model.get_submodule(heads[0])
+    except AttributeError:
+        raise _no_head(member) from None
+    return _gather(model, heads) if len(heads) > 1 else model
+
+
+def _no_head(member: str) -> InputError:
+    return InputError(f"timm:{member} has no head", "expected a classifier", "bigmodel models --search ...")
 
 
 def torchvision_layers(member: str) -> dict[str, Any]:

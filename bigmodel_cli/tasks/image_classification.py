@@ -140,7 +140,7 @@ class ImageClassification:
         return len(batch["label"])
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
-        logits = model(batch["image"]).float()
+        logits = labelled.logits_of(model(batch["image"]), self.spec)
         losses = self.loss_per_sample(logits, batch["label"])
         if "share" in batch:  # mixed images (see `mixing` in data/image/augment_photo.py): equals a soft-label loss
             losses = torch.lerp(self.loss_per_sample(logits, batch["other_label"]), losses, batch["share"])
@@ -174,7 +174,8 @@ class ImageClassification:
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         """Return the `top` classes and probabilities for each image, most likely first."""
         answer = answer_of(self)
-        values = answer.values(model(batch["image"]).double().cpu().numpy(), self.spec)
+        logits = labelled.logits_of(model(batch["image"]), self.spec)
+        values = answer.values(logits.double().cpu().numpy(), self.spec)
         return [answer.choose(row, self.spec, top) for row in values]
 
     def preprocessing(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -39,12 +40,25 @@ def label_map(model_classes: Sequence[str], data_classes: Sequence[str]) -> tupl
     return tuple(label_of.get(name, -1) for name in data_classes)
 
 
+def logits_of(found: Any, spec: Spec) -> Tensor:
+    """A model's outputs as logits (B,K), float32.
+
+    Raises:
+        InputError: they are not K numbers for each sample, as of a network whose head was left as it was.
+    """
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, Tensor) or shape[1:] != (len(spec.classes),):
+        what = f"the model gives {shape}, the data has {len(spec.classes)} classes"
+        raise InputError(what, "expected one number for each class of each sample", "the model's last layer")
+    return found.float()
+
+
 def outputs(logits: Tensor, batch: Batch, loss: Callable[[Tensor, Tensor], Tensor], spec: Spec) -> Batch:
     """Return what reports need: logits (B,K) fp32, loss (B,), label (B,) and index (B,).
 
     The logits are divided by the temperature, if one was fitted; the loss is the training loss, without it.
     """
-    logits = logits.float()
+    logits = logits_of(logits, spec)
     # Label -1 is a class unknown to the model. Reports exclude it, so its loss does not matter.
     losses = loss(logits, batch["label"].clamp(min=0))
     return {"logits": logits / temperature(spec), "loss": losses, "label": batch["label"], "index": batch["index"]}

@@ -18,6 +18,7 @@ from bigmodel_cli.core.sources import ValuedSource
 from bigmodel_cli.core.tasks import Classifies, Forward, Predictions, TaskWrapper
 from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source
 from bigmodel_cli.tasks.answers import answer_of, outputs_described
+from bigmodel_cli.tasks.labelled import logits_of
 
 OVER = ("image_classification", "text_classification")
 """The tasks whose inputs and models such a task has."""
@@ -99,7 +100,7 @@ class Relabelled(TaskWrapper):
         return label
 
     def logits(self, model: Forward, batch: Batch) -> Tensor:
-        return model(*(batch[name] for name in self.inputs)).float()  # type: ignore[no-any-return]
+        return logits_of(model(*(batch[name] for name in self.inputs)), self.spec)
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
         logits = self.logits(model, batch)

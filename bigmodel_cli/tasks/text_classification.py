@@ -82,7 +82,7 @@ class TextClassification:
         return len(batch["label"])
 
     def loss(self, model: Forward, batch: Batch) -> LossSum:
-        logits = model(batch["tokens"]).float()
+        logits = labelled.logits_of(model(batch["tokens"]), self.spec)
         return LossSum(self.loss_per_sample(logits, batch["label"]).sum(), len(logits))
 
     def outputs(self, model: Forward, batch: Batch) -> Batch:
@@ -108,7 +108,8 @@ class TextClassification:
 
     def predict(self, model: Forward, batch: Batch, top: int = 5) -> list[Predictions]:
         answer = answer_of(self)
-        values = answer.values(model(batch["tokens"]).double().cpu().numpy(), self.spec)
+        logits = labelled.logits_of(model(batch["tokens"]), self.spec)
+        values = answer.values(logits.double().cpu().numpy(), self.spec)
         return [answer.choose(row, self.spec, top) for row in values]
 
     def preprocessing(self) -> dict[str, Any]:

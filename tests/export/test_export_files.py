@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from subjects import CLASSES, GREY, IMAGES, subject
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.data.image.files import ImageFiles
 from bigmodel_cli.data.image.listing import file_item
@@ -135,6 +136,13 @@ def test_the_lowest_version_that_has_the_opset(opset: int, version: int, tmp_pat
     proto = onnx.load(tmp_path / "out/model.onnx")
     assert found.passed and (proto.ir_version, proto.opset_import[0].version) == (version, opset)
     assert {entry.key for entry in proto.metadata_props} >= {"arch", "classes", "preprocess"}
+
+
+def test_an_opset_that_nobody_writes_is_refused(tmp_path: Path) -> None:
+    """The exporter would leave the model in its own opset, without an error."""
+    with pytest.raises(InputError, match="opset = 99: this model can be written in opset 18"):
+        prove(subject("mlp", GREY, (3,), hidden=[4]), "onnx", tmp_path / "out", seconds=0, options={"opset": 99})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_large_model_keeps_its_weights_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import adapt_input_channels
 from bigmodel_cli.engine.training.assemble import assemble, execute
+from bigmodel_cli.models.layers.initialise import zero_head
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 
 timm = pytest.importorskip("timm")
@@ -93,6 +94,11 @@ def test_head_and_first_layer_are_what_they_say(name: str) -> None:
 def test_models_that_do_not_fit_say_why() -> None:
     with pytest.raises(InputError, match="timm:swin_s3_tiny_224 for 1x0x0 images"), torch.device("meta"):
         models.get("timm:swin_s3_tiny_224")(SPEC.with_(height=0, width=0))
+    for name in ("mobilenetv5_300m_enc", "gemma4_vit_167m_enc", "qwen3_vit_88m_enc"):  # the first two name one
+        with pytest.raises(InputError, match="has no head"), torch.device("meta"):
+            models.get(f"timm:{name}")(SPEC.with_(height=96, width=96, channels=3))
+    with pytest.raises(InputError, match="has no drop_path"), torch.device("meta"):
+        models.get("timm:vgg11")(SPEC, drop_path=0.1)
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "repvit_m0_9"], ids=["attributes", "ends of sequences"])
@@ -115,6 +121,11 @@ def test_several_heads_are_fine_tuned_as_one(name: str, tmp_path: Path) -> None:
     assert isinstance(both, torch.nn.ModuleList) and [bool(head.weight.any()) for head in both] == [True, True]
     assert not {"head.linear.weight", "head_dist.linear.weight"} & set(run.model.state_dict())
     assert models.get("timm:crossvit_9_240").meta["head"] == "head", "they are a list already"
+    lists = models.get("timm:efficientvim_m1_dist")
+    assert lists.meta["renames"] == {"heads.": "all_heads.0.", "heads_dist.": "all_heads.1."}
+    stages = lists(SPEC).eval()
+    zero_head(stages, lists.meta["head"])
+    assert not stages(images[:, :1, :64, :64]).any(), "two lists, a head of each for every stage"
     assert models.get("timm:csatv2").meta["first_layers"] == (), "it sees no image, but its cosine transform"
 
 

@@ -10,8 +10,12 @@ import torch
 from sklearn import metrics as oracle
 from torch.nn import functional as F
 
+from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.specs import TextSpec
+from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.tasks import labelled
+from bigmodel_cli.tasks.image_classification import image_classification
+from bigmodel_cli.tasks.multi_label_classification import multi_label_classification
 from bigmodel_cli.tasks.text_classification import text_classification
 
 NAMES = ["a", "b", "c", "d"]
@@ -50,6 +54,20 @@ def test_sums_over_batches_give_scikit_learns_figures() -> None:
         "loss": oracle.log_loss(true, probability, labels=range(4)),
         "accuracy": oracle.accuracy_score(true, probability.argmax(1)),
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("found", [torch.randn(2, 5), torch.randn(2, 3), torch.randn(2, 4, 7), (torch.randn(2, 4),)])
+def test_a_head_of_another_width_is_refused_wherever_the_model_is_asked(found: Any) -> None:
+    """Of a wider one nothing else would tell, and a narrower one would have no loss for some labels."""
+    images = image_classification(ImageSpec(1, 8, 8, tuple(NAMES)), losses, lambda x, *_: x)
+    of_labels = multi_label_classification(images.spec, losses, images.augment)
+    texts = text_classification(SPEC, losses, images.augment)
+    for task, inputs in ((images, torch.zeros(2, 1, 8, 8)), (of_labels, torch.zeros(2, 1, 8, 8)), (texts, None)):
+        given = {**batch([0, 1]), task.inputs[0]: inputs}
+        for ask in (task.loss, task.outputs, task.predict):
+            with pytest.raises(InputError, match="the data has 4 classes"):
+                ask(lambda _: found, given)
+    assert images.loss(lambda _: torch.zeros(2, 4), {**batch([0, 1]), "image": None}).total > 0
 
 
 def test_nothing_but_unseen_classes_is_no_figure_and_no_division_by_zero() -> None:

@@ -71,7 +71,10 @@ def show_component(registry: Registry, name: str, section: str | None, json: boo
         return
     show_options(rows)
     if section is not None:
-        console.note(f"set with --set {section}.{rows[0]['option']}=VALUE, or in a recipe below {section}:")
+        from bigmodel_cli.core.recipe import Recipe
+
+        beside = f", or in a recipe below {section}:" if section in Recipe.model_fields else ""
+        console.note(f"set with --set {section}.{rows[0]['option']}=VALUE{beside}")
 
 
 def show_options(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> None:

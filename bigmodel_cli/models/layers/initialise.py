@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -32,13 +33,20 @@ def zero_head(model: nn.Module, head: str) -> None:
 
     Its first loss is then ln K for K classes, and the first gradients point at the classes instead of undoing a
     random guess. A convolution gets a bias of one: SqueezeNet's is followed by a ReLU, which passes no gradient at 0.
-    Of a list of heads each is one.
+    Of a list of heads each is one, also of a list in it.
     """
-    found = model.get_submodule(head)
-    for part in found if isinstance(found, nn.ModuleList) else (found,):
+    for part in _parts(model.get_submodule(head)):
         layers = [m for m in part.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
         for last in layers[-1:]:
             with torch.no_grad():
                 last.weight.zero_()
                 if last.bias is not None:
                     last.bias.fill_(1.0 if isinstance(last, nn.Conv2d) else 0.0)
+
+
+def _parts(head: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(head, nn.ModuleList):
+        for part in head:
+            yield from _parts(part)
+    else:
+        yield head
