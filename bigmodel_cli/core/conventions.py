@@ -9,8 +9,11 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError
 
 MAX_TEMPLATE = 1 << 18  # characters; the longest templates of public models have some 20,000
-GENERATION = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "num_beams")
-"""The settings of a generation_config.json that are used."""
+GENERATION = {
+    "do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float,
+    "max_new_tokens": int, "num_beams": int,
+}  # fmt: skip
+"""The settings of a generation_config.json that are used, and their types: a checkpoint holds all as numbers."""
 Ids = tuple[int, ...]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from published import CHATML, GENERATION, LAYOUTS, LLAMA, byte_level, causal, se
 from bigmodel_cli.core.chat.encoding import encode_chat  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
 from bigmodel_cli.core.registry import losses, models, tasks  # noqa: E402
+from bigmodel_cli.core.tokenizers.huggingface_json import generation_settings  # noqa: E402
 from bigmodel_cli.core.tokenizers.tokens import tokenizer  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
@@ -149,10 +151,12 @@ def test_what_is_exported_is_used_as_before(tmp_path: Path) -> None:
     """Template, ids and generation settings of an export are those of the published folder, or of our own prefixes."""
     from bigmodel_cli.core.registry import exports
 
-    causal(tmp_path / "a", "Llama", repetition_penalty=1.3, max_new_tokens=9)
+    owners = {"repetition_penalty": 1.3, "max_new_tokens": 9, "do_sample": True, "top_k": 7, "num_beams": 1}
+    causal(tmp_path / "a", "Llama", **owners)
     model, task = loaded(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    about = {"arch": "hf", "preprocess": task.preprocessing()}
+    stored = task.for_data(TextSpec.from_dict(task.spec.to_dict()))  # as a checkpoint holds it
+    about = {"arch": "hf", "preprocess": stored.preprocessing()}
     exports.get("huggingface")(
         model, (torch.ones(2, 8, dtype=torch.int64),), tmp_path / "b" / "model.safetensors", about
     )
@@ -162,8 +166,12 @@ def test_what_is_exported_is_used_as_before(tmp_path: Path) -> None:
         ids = known.apply_chat_template(TALK, return_dict=False)
         assert ids == encode_chat(TALK, task.spec)[0]
     networks = [transformers.AutoModelForCausalLM.from_pretrained(tmp_path / side).eval() for side in "ab"]
+    greedy = replace(task.spec.conventions, generation=(("temperature", 0.6), ("max_new_tokens", 9.0)))
+    assert "temperature" not in generation_settings(task.spec.with_(conventions=greedy), networks[0].config)
+    shipped = networks[1].generation_config.to_dict()
+    assert {key: (type(shipped[key]), shipped[key]) for key in owners} == {k: (type(v), v) for k, v in owners.items()}
     given = both[0]("who are you?", return_tensors="pt")
-    said = [network.generate(**given).tolist() for network in networks]
+    said = [network.generate(**given, do_sample=False).tolist() for network in networks]
     assert said[0] == said[1]
     sampling = Sampling(temperature=0, repetition_penalty=1.3)
     with torch.inference_mode():

@@ -87,6 +87,10 @@ def test_marian_has_a_tokenizer_for_each_side_and_ships_with_the_first(marian: P
     assert [shipped(text).input_ids for text in LINES["source"]] == [known(text).input_ids for text in LINES["source"]]
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "shipped").eval()
     assert theirs.generation_config.decoder_start_token_id == known.pad_token_id
+    assert theirs.generation_config.bad_words_ids == [[known.pad_token_id]]
+    again = read_published_text(tmp_path / "shipped", True)
+    refound = TextSpec("bpe", again.vocabulary, 64, conventions=again.conventions)
+    assert [encode_target(text, refound) for text in GERMAN] == [encode_target(text, spec) for text in GERMAN]
 
 
 def test_m2m100_has_one_model_and_its_languages(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.conventions import GENERATION
 from bigmodel_cli.core.messages import ROLES
 from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
 from bigmodel_cli.core.tokenizers.framing import conventions
-from bigmodel_cli.core.tokenizers.tokens import tokenizer
+from bigmodel_cli.core.tokenizers.tokens import target_tokenizer, tokenizer
 from bigmodel_cli.core.types import TextSpec
 
+TARGETS = "target_tokenizer.json"
+"""The tokenizer of targets in a folder for transformers, which has one for both there; it is for our own use of it."""
+SAMPLING = ("temperature", "top_k", "top_p")
 CONFIG_IDS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -57,9 +61,14 @@ def generation_settings(spec: TextSpec, config: Any) -> dict[str, Any]:
     settings = {key: value for key, value in config.to_dict().items() if key in CONFIG_IDS}
     if config.is_encoder_decoder and use.target_before:
         settings["forced_bos_token_id"] = use.target_before[0]
+    never = known.special.get(PAD)
+    if config.is_encoder_decoder and never is not None and never not in ends:
+        settings["bad_words_ids"] = [[never]]
     if ends:
         settings["eos_token_id"] = ends if len(ends) > 1 else ends[0]
-    return settings | dict(use.generation)
+    owners = {name: GENERATION[name](value) for name, value in use.generation}
+    unused = () if owners.get("do_sample") else SAMPLING  # without effect there, and refused in a new file
+    return settings | {name: value for name, value in owners.items() if name not in unused}
 
 
 def chat_template(spec: TextSpec) -> str:
@@ -72,9 +81,14 @@ def chat_template(spec: TextSpec) -> str:
 
 
 def write_tokenizer(spec: TextSpec, folder: Path) -> str:
-    """Write tokenizer.json, which is returned, tokenizer_config.json and chat_template.jinja into `folder`."""
+    """Write tokenizer.json, which is returned, tokenizer_config.json and chat_template.jinja into `folder`.
+
+    The tokenizer of targets, where it is another one, is in TARGETS.
+    """
     text, template = tokenizer_json(spec), chat_template(spec)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    if (targets := target_tokenizer(spec).to_json()) != text:
+        (folder / TARGETS).write_text(targets, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(spec), indent=2), encoding="utf-8")
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

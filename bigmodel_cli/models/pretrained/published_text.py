@@ -8,6 +8,7 @@ AutoTokenizer puts them together, so that a text has the ids that it has there. 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
 from bigmodel_cli.core.tokenizers.files import checked_tokenizer
+from bigmodel_cli.core.tokenizers.huggingface_json import TARGETS
 from bigmodel_cli.core.tokenizers.tokens import require_package
 from bigmodel_cli.models.pretrained.sentencepiece_files import require_sentencepiece, tokenizers_of
 from bigmodel_cli.models.pretrained.wrapped import import_transformers
@@ -58,6 +60,9 @@ def read_published_text(
     text, targets = read_text(file) if file.is_file() else "", ""
     if text:
         checked_tokenizer(text)
+    if translates and text and (place / TARGETS).is_file():
+        targets = read_text(place / TARGETS)
+        checked_tokenizer(targets)
     config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
     special = {name: config.get(f"{role}_id") for name, role in ROLES.items()}
     if text and not (place / "tokenizer_config.json").is_file():
@@ -66,7 +71,7 @@ def read_published_text(
         template = read_text(place / "chat_template.jinja") if (place / "chat_template.jinja").is_file() else ""
     else:
         theirs = _auto_tokenizer(place, folder, languages)
-        text, targets = (theirs.backend_tokenizer.to_str(), "") if theirs.is_fast else tokenizers_of(theirs, place)
+        text, targets = (theirs.backend_tokenizer.to_str(), targets) if theirs.is_fast else tokenizers_of(theirs, place)
         special |= {n: theirs.convert_tokens_to_ids(v) for n, role in ROLES.items() if (v := getattr(theirs, role))}
         names = tuple((role, str(v)) for role in NAMES if (v := getattr(theirs, role)) is not None)
         frame = _frame(lambda t, bare: theirs(t, add_special_tokens=not bare).input_ids)
@@ -123,9 +128,12 @@ def _auto_tokenizer(folder: Path, model: Path, languages: tuple[str, str] | None
             codes["config"] = transformers.AutoConfig.from_pretrained(
                 model, local_files_only=True, trust_remote_code=False
             )
-        theirs = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **codes
-        )
+        with warnings.catch_warnings():
+            # Marian's advertises a package that it then never calls.
+            warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+            theirs = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **codes
+            )
     except BigmodelError:
         raise
     except Exception as error:  # the errors of many tokenizers and of missing packages
