@@ -2,12 +2,14 @@
 
     python benchmarks/published.py DATA_DIR DATA [--model timm:NAME] [--rows ours plain ...]
     python benchmarks/published.py DATA_DIR rt-polarity --model hf:FOLDER
+    python benchmarks/published.py DATA_DIR FOLDER --model hf:FOLDER --epochs 3
     python benchmarks/published.py --speed
 
 DATA_DIR is what ``finetune --data-dir`` takes: its weights/ is where ``--pretrained`` looks. DATA is a folder with
-train/ and test/ class folders, or, with an ``hf:`` model, a data set of texts. Each row is a process of its own; it is
-timed from its start to the end of training, imports included. The test split is read once for each. About 10 minutes
-on 2 quiet cores for 300 photos. ``--speed`` times fine-tuning of a dozen timm models instead, with random weights.
+train/ and test/ class folders, or, with an ``hf:`` model, rt-polarity or a folder with train.csv and test.csv. Each row
+is a process of its own; it is timed from its start to the end of training, imports included. The test split is read
+once for each. About 10 minutes on 2 quiet cores for 300 photos. ``--speed`` times fine-tuning of a dozen timm models
+instead, with random weights.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ PHOTOS = {
     "fastai": "fastai's `fine_tune(2)` written out",
 }
 TEXTS = {
-    "plain": "plain script: AdamW 5e-5, batches of 32, 2 epochs",
+    "plain": "plain script: AdamW 5e-5, batches of 32, linear warm-up",
+    "plain-frozen": "scikit-learn's logistic regression on mean-pooled features",
     "trainer": "transformers' `Trainer` with its defaults",
 }
 
@@ -84,6 +87,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--model", default="timm:tf_efficientnet_lite0")
     parser.add_argument("--rows", nargs="+", choices=list(OURS | PHOTOS | TEXTS))
+    parser.add_argument("--epochs", type=int, default=2, help="of the plain script of texts")
+    parser.add_argument("--tokens", type=int, default=64, help="of a text, in the plain scripts")
     parser.add_argument("--speed", nargs="*", metavar="NAME", help="time these timm models, or a dozen")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
@@ -110,6 +115,7 @@ def main() -> None:
         else:
             name, place = theirs[row], [str(arguments.data_dir), str(arguments.data)]
             again = [sys.executable, __file__, *place, "--model", arguments.model, "--one", row]
+            again += ["--epochs", str(arguments.epochs), "--tokens", str(arguments.tokens)]
             said, _, peak = run([*again, "--started", str(time.time())], ".")
             found = {**json.loads(said.splitlines()[-1]), "peak": peak}
         low, high = wilson(found["accuracy"], found["n"])

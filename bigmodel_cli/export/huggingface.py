@@ -105,8 +105,12 @@ def _to_transformers(transformers: Any, model: nn.Module, spec: Any, carry: dict
     from bigmodel_cli.models.gpt import GPT
     from bigmodel_cli.models.pretrained.gpt2 import to_gpt2
     from bigmodel_cli.models.pretrained.llama import to_llama
+    from bigmodel_cli.models.pretrained.mean_pooling import MeanPooled
     from bigmodel_cli.models.pretrained.wrapped import Wrapped
 
+    if isinstance(model, MeanPooled):
+        what = f"--format huggingface: {type(model.inner).__name__} does not read the mean of the token states there"
+        raise InputError(what, "--format onnx, pt2 or safetensors", "finetune with --set model.pooling=own")
     if isinstance(model, Wrapped):  # hf:...: it is one already
         return model.inner
 

@@ -7,11 +7,12 @@ and no code is loaded with a model. Shapes: B batch, T tokens, V vocabulary, K c
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -25,6 +26,7 @@ from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.models.adapters.peft_format import has_tokenizer, rows_of
 from bigmodel_cli.models.layers.meta_init import init_on_meta
 from bigmodel_cli.models.pretrained.auto_classes import head_attribute, task_of_class
+from bigmodel_cli.models.pretrained.mean_pooling import MeanPooled, frozen_options
 from bigmodel_cli.models.pretrained.published_text import read_published_text
 from bigmodel_cli.models.pretrained.wrapped import Causal, Classifier, Seq2Seq, import_transformers
 
@@ -53,11 +55,16 @@ def describe(member: str) -> dict[str, Any]:
         "backbone_first": "inner.embeddings",
         "load": load_pretrained,
         "load_spec": load_spec,
+        **({"frozen_options": functools.partial(frozen_options, member)} if task == "text_classification" else {}),
     }
 
 
 Languages = Annotated[
     tuple[str, str], Field(description="codes of the source's and the target's language, for mBART and NLLB")
+]
+Pooling = Annotated[
+    Literal["own", "mean"],
+    Field(description="of an encoder: what the head reads; own: as transformers has it, often the first token's state"),
 ]
 
 
@@ -71,16 +78,17 @@ def transformers_model(
     checkpointing: bool = False,
     languages: Languages | None = None,
     prefix: Annotated[str, Field(description="text before every source, for T5", max_length=1000)] = "",
+    pooling: Pooling = "own",
 ) -> nn.Module:
     """A language model, classifier or translation model from transformers (Wolf et al. 2019).
 
     Raises:
         InputError: the configuration is missing, or does not fit the data.
     """
-    return _wrap(_build(member, _parse_config(member, config), spec), spec, checkpointing)
+    return _wrap(_build(member, _parse_config(member, config), spec), spec, checkpointing, pooling)
 
 
-def _wrap(inner: Any, spec: TextSpec, checkpointing: bool) -> nn.Module:
+def _wrap(inner: Any, spec: TextSpec, checkpointing: bool, pooling: str) -> nn.Module:
     """`inner` behind our interface.
 
     Raises:
@@ -94,7 +102,8 @@ def _wrap(inner: Any, spec: TextSpec, checkpointing: bool) -> nn.Module:
     task = task_of_class()[type(inner).__name__]
     if task == "language_modeling":
         return Causal(inner, longest or 1 << 20)
-    kind = Classifier if task == "text_classification" else Seq2Seq
+    classifier = MeanPooled if pooling == "mean" else Classifier
+    kind = classifier if task == "text_classification" else Seq2Seq
     return kind(inner, spec.context, int(inner.config.pad_token_id))
 
 
@@ -222,12 +231,16 @@ def load_pretrained(
         raise InputError(f"{folder}: {reason}", "expected model.safetensors") from None
     if context is None:
         spec = spec.with_(context=_own_context(inner))
-    new = sorted(f"inner.{name}" for name in report["missing_keys"])
-    resized = sorted({str(name) for name, *_ in report["mismatched_keys"]})
-    notes = _loading_notes(report)
+    resized, theirs = sorted({str(name) for name, *_ in report["mismatched_keys"]}), set(inner.state_dict())
+    model = _wrap(inner, spec, options["checkpointing"], options.get("pooling", "own"))
+    ours = set(inner.state_dict())
+    head = head_attribute(member, task_of_class()[member]) + "."
+    own_head = {name for name in ours if isinstance(model, MeanPooled) and name.startswith(head)}
+    missing = set(report["missing_keys"])
+    notes = _loading_notes((missing & ours) | own_head, (theirs - ours - missing).union(report["unexpected_keys"]))
     if adapter is not None and has_tokenizer(adapter):
         notes.append(f"tokenizer of the adapter, {tokenizer(spec).size:,} tokens, not of the base model")
-    return Loaded(spec, _wrap(inner, spec, options["checkpointing"]), notes, new, resized)
+    return Loaded(spec, model, notes, sorted(f"inner.{name}" for name in (missing & ours) | own_head), resized)
 
 
 def load_spec(
@@ -254,7 +267,8 @@ def _published(
     own = adapter if adapter is not None and has_tokenizer(adapter) else None
     text = read_published_text(folder, task == "translation", options["languages"], options["prefix"], own)
     classes: tuple[str, ...] = ()
-    if task == "text_classification" and member in (json.loads(options["config"]).get("architectures") or ()):
+    saved = json.loads(options["config"]).get("architectures") or ()
+    if task == "text_classification" and member in saved and options.get("pooling", "own") == "own":
         labels = kind.config_class.from_dict(values).id2label
         classes = tuple(str(labels[i]) for i in sorted(labels))
     spec = TextSpec("bpe", text.vocabulary, context or 1, classes, conventions=text.conventions)
@@ -274,8 +288,8 @@ def _with_padding(spec: TextSpec) -> TextSpec:
     return spec.with_(conventions=replace(known, special=(*known.special, (PAD, special[END]))))
 
 
-def _loading_notes(report: Mapping[str, Any]) -> list[str]:
-    """What the weights lack, and what of them the model does not use."""
-    new, unused = (sorted({name.rpartition(".")[0] for name in report[k]}) for k in ("missing_keys", "unexpected_keys"))
+def _loading_notes(missing: Collection[str], unexpected: Collection[str]) -> list[str]:
+    """What the weights lack, and what of them the model does not use, by the names of tensors."""
+    new, unused = (sorted({name.rpartition(".")[0] for name in names}) for names in (missing, unexpected))
     notes = [f"new, since the published weights have none: {', '.join(new[:4])}"] if new else []
     return notes + ([f"not used of the published weights: {', '.join(unused[:4])}"] if unused else [])

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 from published import framed, save  # noqa: E402
 
 from bigmodel_cli.core.errors import InputError  # noqa: E402
+from bigmodel_cli.core.registry import exports, models  # noqa: E402
 from bigmodel_cli.core.tokenizers.framing import encode_source, encode_target  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
@@ -51,9 +52,9 @@ TRANSLATORS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def loaded(folder: Path, task: str) -> tuple[Any, Any, list[str], str]:
+def loaded(folder: Path, task: str, **more: str) -> tuple[Any, Any, list[str], str]:
     section, _ = huggingface_model(f"hf:{folder}", True, task)
-    options = {"checkpointing": False, "languages": None, "prefix": "", **section}
+    options = {"checkpointing": False, "languages": None, "prefix": "", **section, **more}
     spec, model, notes, *_ = load_pretrained(section["name"].removeprefix("hf:"), folder, 16, options)
     return spec, model.eval(), notes, section["name"]
 
@@ -73,6 +74,29 @@ def test_an_encoder_gets_a_head_and_keeps_its_weights(
         wanted = theirs.base_model(input_ids=tokens, attention_mask=mask)[0]
         assert ((base - wanted).abs() * mask[..., None]).max() < 1e-5
         assert (ours(tokens)[1] - ours(tokens[1:, :3])[0]).abs().max() < 1e-5  # padding changes nothing
+
+
+@pytest.mark.parametrize(("kind", "family", "sizes", "_"), ENCODERS[:-1], ids=[kind for kind, *_ in ENCODERS[:-1]])
+def test_a_frozen_encoder_is_read_by_the_mean_of_its_states(
+    kind: str, family: str, sizes: dict[str, Any], _: str, tmp_path: Path
+) -> None:
+    theirs = save(tmp_path, kind, getattr(transformers, f"{family}Config")(**sizes), framed())
+    spec, ours, notes, name = loaded(tmp_path, "text_classification", pooling="mean")
+    about = models.get(name).meta
+    assert about["frozen_options"]({"config": (tmp_path / "config.json").read_text()}) == {"pooling": "mean"}
+    assert notes[0] == f"new, since the published weights have none: {about['head'].removeprefix('inner.')}"
+    tokens, short = torch.tensor([[1, 40, 41, 42, 2], [1, 50, 2, 0, 0]]), torch.tensor([[1, 50, 2]])
+    head = ours.get_submodule(about["head"])
+    with torch.inference_mode():
+        means = torch.cat([theirs.base_model(input_ids=row)[0].mean(1) for row in (tokens[:1], short)])
+        assert (ours(tokens) - head(means)).abs().max() < 1e-5
+    config = (tmp_path / "config.json").read_text()
+    again = models.get(name)(spec.with_(classes=("a", "b")), config=config, pooling="mean")
+    again.load_state_dict(ours.state_dict())
+    with pytest.raises(InputError, match="does not read the mean"):
+        exports.get("huggingface")(
+            again, (tokens,), tmp_path / "x.safetensors", {"preprocess": spec.to_dict(), "arch": ""}
+        )
 
 
 def test_an_exclamation_mark_is_no_padding(tmp_path: Path) -> None:
@@ -167,7 +191,7 @@ def test_roberta_takes_as_many_tokens_as_it_has_positions_for(tmp_path: Path) ->
 
 def test_t5_is_fine_tuned_evaluated_answers_and_ships(run_cli: Run, tmp_path: Path) -> None:
     config = transformers.T5Config(**T5, decoder_start_token_id=0)
-    save(tmp_path / "t5", "T5ForConditionalGeneration", config, framed())
+    save(tmp_path / "t5", "T5ForConditionalGeneration", config, framed(), num_beams=2)
     rows = "".join(f"a fine film {i}\tein film {i}\na dull film {i}\tfad {i}\n" for i in range(40))
     (tmp_path / "a.tsv").write_text("source\ttarget\n" + rows)
     (tmp_path / "b.txt").write_text("a fine film 3\n\na dull film 4\n")
@@ -189,6 +213,7 @@ def test_t5_is_fine_tuned_evaluated_answers_and_ships(run_cli: Run, tmp_path: Pa
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "huggingface").eval()
     assert theirs.generation_config.eos_token_id == 2 and theirs.generation_config.decoder_start_token_id == 0
     ours, pair = load_trained(tmp_path / "run").model, (torch.tensor([[1, 40, 2]]), torch.tensor([[0, 1, 44]]))
+    assert theirs.generate(pair[0], max_new_tokens=3).shape[0] == 1  # with the owners' beams, a whole number of them
     with torch.inference_mode():
         logits = theirs(input_ids=pair[0], decoder_input_ids=pair[1]).logits
         assert (ours(*pair) - logits).abs().max() < 1e-5

@@ -111,7 +111,9 @@ def test_every_method_starts_where_it_should_learns_ships_and_goes_on(
     assert execute(run)
     learned = loss(run)
     assert learned < begun - 1e-4
-    if model == "bert" and method != "probe":  # its pooler is new, so no method keeps it as it is
+    frozen = method in ("probe", "freeze-backbone")
+    assert (recipe.model.options.get("pooling") == "mean") == (model == "bert" and frozen)
+    if model == "bert" and not frozen:  # its pooler is new, so no method keeps it as it is
         pooler = [name for name in before if "bert.pooler.dense.weight" in name or "pooler.dense.param" in name]
         assert any(not torch.equal(before[name], run.model.state_dict()[name]) for name in pooler)
         assert not any("pooler" in name for name in run.frozen.tensors)
@@ -142,7 +144,8 @@ def test_a_frozen_decoder_whose_head_sees_every_token_trains_it_in_steps(folder:
 
 
 def test_what_is_new_trains_again_in_a_resumed_run_and_probe_says_that_it_is_random(folder: Path) -> None:
-    recipe = recipe_for("bert", "freeze-backbone", folder, max_steps=4)
+    own = '"pooling": "mean"', '"pooling": "own"'
+    recipe = changed(recipe_for("bert", "freeze-backbone", folder, max_steps=4), *own)
     assert not recipe.start.options["solve"], "max_steps asks for steps"
     whole = assemble(changed(recipe, '"solve": false', '"solve": true'), measure=False)
     assert any("inner.bert.pooler.dense: new, so it trains" in note for note in whole.notes)
@@ -153,7 +156,7 @@ def test_what_is_new_trains_again_in_a_resumed_run_and_probe_says_that_it_is_ran
     assert execute(resumed)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    probed = assemble(recipe_for("bert", "probe", folder), measure=False)
+    probed = assemble(changed(recipe_for("bert", "probe", folder), *own), measure=False)
     assert any("inner.bert.pooler.dense: new, and random" in note for note in probed.notes)
     solving = changed(changed(recipe, '"solve": false', '"solve": true'), str(folder / "bert"), str(folder / "whole"))
     solved = assemble(solving, measure=False)

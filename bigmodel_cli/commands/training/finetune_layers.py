@@ -106,19 +106,22 @@ def _fitted(layers: list[Layer], given: list[Layer]) -> StartLayers:
     from bigmodel_cli.core.resolve import Layer, resolve
     from bigmodel_cli.engine.build.finetune_defaults import has_classes
     from bigmodel_cli.engine.build.preprocessing import size_options
-    from bigmodel_cli.engine.build.text_defaults import predicts_tokens
+    from bigmodel_cli.engine.build.text_defaults import predicts_tokens, suitable_pooling
 
     named = {(section, key) for layer in given for section, values in layer.values.items() for key in values}
     recipe = resolve(layers).recipe
     sizes = size_options(recipe, recipe.start.pretrained or _is_foreign(recipe))
     sizes = {key: value for key, value in sizes.items() if ("data", key) not in named}
-    layers = [*layers, Layer("the weights' images", {"data": sizes})] if sizes else layers
+    pooling, told = suitable_pooling(recipe) if ("model", "pooling") not in named else ({}, [])
+    own = {section: options for section, options in (("data", sizes), ("model", pooling)) if options}
+    layers = [*layers, Layer("the weights", own)] if own else layers
     if not has_classes(recipe) and not predicts_tokens(recipe):
         return StartLayers(layers)
     suitable = _suitable_for_tokens if predicts_tokens(recipe) else _suitable
     values, notes = suitable(resolve(layers).recipe, named)
     values = {s: {k: v for k, v in part.items() if (s, k) not in named} for s, part in values.items()}
-    return StartLayers([*layers, Layer("finetune", {s: part for s, part in values.items() if part})], notes)
+    fitting = Layer("finetune", {s: part for s, part in values.items() if part})
+    return StartLayers([*layers, fitting], [*notes, *told])
 
 
 def _with_late_augment(given: list[Layer]) -> tuple[list[Layer], list[Layer]]:

@@ -6,6 +6,8 @@ for all weights, ten times that for low-rank adapters).
 
 from __future__ import annotations
 
+from typing import Any
+
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import methods, models, tasks
 from bigmodel_cli.core.types import Spec
@@ -49,3 +51,12 @@ def published_text_spec(recipe: Recipe) -> Spec | None:
         return None
     folder, adapter = base_and_adapter(options["source"], weights=True)
     return meta["load_spec"](meta["member"], folder, recipe.data.options.get("context"), options, adapter)  # type: ignore[no-any-return]
+
+
+def suitable_pooling(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
+    """Options of published weights that suit a method which trains nothing below a new head, and a line on them."""
+    suits = models.get(recipe.model.name).meta.get("frozen_options")
+    frozen = bool(methods.get(recipe.start.method).meta.get("features"))
+    options = suits(recipe.model.options) if suits is not None and recipe.start.pretrained and frozen else {}
+    line = "the head reads the mean of a text's token states (model.pooling=own: what transformers' own head reads)"
+    return options, [line] if options else []
