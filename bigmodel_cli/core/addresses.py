@@ -8,9 +8,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-ADDRESS = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{1,15}://[^\s'\"<>`]+")
+SCHEME = (
+    r"(?:[a-zA-Z][a-zA-Z0-9+.-]{1,15}://"
+    r"|(?:https?|s3a?|gc?s|hf|az|abfss?|adl|s?ftp|ssh|(?:web)?hdfs|oci|oss):/(?=[^/]))"
+)
+"""With one slash, too: a ``Path`` of an address has lost the other."""
+END = r"[^\s'\"<>`]"
+USER = (
+    r"(?:[^\s/:@'\"<>`]{0,256}:(?!\d+(?:[/?#'\"<>`\\]|$))[^\s@]{0,256}@(?:[^\s/?#@'\"<>`]{0,256}@)*"
+    r"|[^\s/?#@'\"<>`]{0,256}@)?"
+)
+"""A user, and a password with whatever signs a user forgot to encode; ``host:80/`` is none."""
+ADDRESS = re.compile(rf"\b({SCHEME}){USER}([^\s'\"<>`?#]*)(?:[?#]{END}*?([:;,.)\]]*)(?!{END}))?")
+WHOLE = re.compile(rf"({SCHEME}){USER}([^?#]*).*", re.DOTALL)
 _full: dict[str, str] = {}
 """Public address -> the address as the user gave it."""
 _copies: dict[str, str] = {}
@@ -19,20 +30,19 @@ _copies: dict[str, str] = {}
 
 def public(address: str) -> str:
     """The address without user, password, query and fragment."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # such as an unfinished [IPv6] host
-        return re.split(r"[?#]", address, maxsplit=1)[0].partition("@")[0]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return WHOLE.sub(r"\1\2", address.strip())
 
 
 def remember(value: Any) -> Any:
     """`value` with the address in it made public, whose full form :func:`full` then gives; others unchanged."""
-    if not isinstance(value, str) or ADDRESS.fullmatch(value) is None:
+    if isinstance(value, list | tuple):
+        return type(value)(map(remember, value))
+    text = value.strip() if isinstance(value, str) else ""
+    if WHOLE.match(text) is None:
         return value
-    shown = public(value)
-    if shown != value:
-        _full[shown] = value
+    if (shown := public(text)) == text:
+        return value
+    _full[shown] = text
     return shown
 
 
@@ -56,4 +66,4 @@ def named(text: str) -> str:
 def scrub(text: str) -> str:
     """`text` with every address in it made public, and in place of the path of a copy the address of its original."""
     text = named(text)
-    return ADDRESS.sub(lambda found: public(found[0]), text) if "://" in text else text
+    return ADDRESS.sub(r"\1\2\3", text) if ":/" in text else text

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from bigmodel_cli.core.addresses import full
+from bigmodel_cli.core.addresses import full, public
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.files import atomic_files
 
 ATTEMPTS = 3
 TIMEOUT = 8.0  # seconds to wait for a first byte, over all mirrors and attempts
 BLOCK = 1 << 16
+REDIRECTS = (301, 302, 303, 307, 308)
 
 on_progress: list[Callable[[str, int, int | None], None]] = []
 """Callbacks (file name, bytes so far, total bytes or None); the console adds its progress bar here."""
@@ -55,7 +56,7 @@ def download(
                 left = max(TIMEOUT - (time.monotonic() - started), 0.5)
                 return _fetch(address, path, sha256, left, most)
             except (OSError, http.client.HTTPException) as error:
-                reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
+                reasons.append(f"{urlsplit(address).hostname}: {reason_of(error)}")
             if time.monotonic() - started > TIMEOUT:
                 break
         else:
@@ -68,6 +69,18 @@ def download(
     )
 
 
+def reason_of(error: Exception) -> str:
+    """Why a request failed. What the server said is not repeated: it may hold what it was asked with."""
+    if isinstance(error, urllib.error.HTTPError):
+        standard = http.client.responses.get(error.code, "no success")
+        if str(error.msg).startswith(_SafeRedirects.inf_msg):
+            return "it redirects without end"
+        return "it redirects to no web address" if error.code in REDIRECTS else f"{error.code} {standard}"
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError | http.client.IncompleteRead):
+        return "not an address" if isinstance(error, http.client.InvalidURL) else "no answer of a web server"
+    return str(getattr(error, "reason", error))
+
+
 def _is_safe(address: str) -> bool:
     parts = urlsplit(address)
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"))
@@ -78,7 +91,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not _is_safe(newurl) or (urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https"):
-            raise InputError(f"{req.full_url}: redirects to {newurl}: refused", "expected https")
+            raise InputError(f"{public(req.full_url)}: redirects to {public(newurl)}: refused", "expected https")
         found = super().redirect_request(req, fp, code, msg, headers, newurl)
         if found is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
             found.remove_header("Authorization")  # the password is for the first host
@@ -94,12 +107,12 @@ def _request(address: str) -> urllib.request.Request:
     address = full(address)
     try:
         if not _is_safe(address):
-            raise InputError(f"{address}: refused", "expected https")
+            raise InputError(f"{public(address)}: refused", "expected https")
         parts = urlsplit(address)
         user, found, host = parts.netloc.rpartition("@")
         request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
     except ValueError:
-        raise InputError(f"{address}: not an address", "expected https://HOST/PATH") from None
+        raise InputError(f"{public(address)}: not an address", "expected https://HOST/PATH") from None
     if found:
         request.add_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
     return request
@@ -122,6 +135,8 @@ def open_url(address: str, seconds: float) -> Any:
             results.put(opener.open(asked, timeout=TIMEOUT))
         except (OSError, http.client.HTTPException, InputError) as error:
             results.put(error)
+        except (ValueError, OverflowError):  # a host, a port or a redirection that is none
+            results.put(http.client.InvalidURL())
 
     threading.Thread(target=request, name="download", daemon=True).start()
     try:
@@ -133,13 +148,18 @@ def open_url(address: str, seconds: float) -> Any:
     return result
 
 
+def _length(reply: Any) -> int | None:
+    """The bytes that the server says it sends."""
+    length = reply.headers.get("Content-Length")
+    return int(length) if length and length.isascii() and length.isdecimal() else None
+
+
 def _fetch(address: str, path: Path, checksum: str, patience: float, most: int | None = None) -> Path:
     temporary = atomic_files.temporary_name(path)
     total = hashlib.sha256()
     try:
         with open_url(address, patience) as reply, temporary.open("xb") as file:
-            length = reply.headers.get("Content-Length")
-            expected, done = int(length) if length and length.isascii() and length.isdecimal() else None, 0
+            expected, done = _length(reply), 0
             while block := reply.read(BLOCK):
                 file.write(block)
                 total.update(block)
@@ -170,12 +190,13 @@ def read_url(address: str, most: int) -> bytes:
     """
     try:
         with open_url(address, TIMEOUT) as reply:
-            found = reply.read(most + 1)
+            found, expected = reply.read(most + 1), _length(reply)
+            if expected is not None and len(found) < min(expected, most):
+                raise ConnectionError(f"cut off at {len(found)} of {expected} bytes")
     except (OSError, http.client.HTTPException) as error:
         refused = isinstance(error, urllib.error.HTTPError) and error.code in (401, 403)
         hint = "--set data.path=ADDRESS with its signature or password: it is not stored" if refused else None
-        reason = f"{address}: {getattr(error, 'reason', error)}"
-        raise MachineError(reason, hint=hint or "is the server up?") from None
+        raise MachineError(f"{public(address)}: {reason_of(error)}", hint=hint or "is the server up?") from None
     if len(found) > most:
         raise InputError(f"{address}: more than {most} bytes", "expected an index of shards")
     return bytes(found)

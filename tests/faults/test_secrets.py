@@ -15,7 +15,7 @@ from PIL import Image
 from web import Quiet, folder_served
 
 from bigmodel_cli.core.addresses import full, public, remember, scrub
-from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.data.download import _SafeRedirects, open_url, read_url
 from bigmodel_cli.data.webdataset.stream import make_index
 
@@ -24,13 +24,25 @@ SECRETS = (SIGNATURE, PASSWORD, TOKEN)
 
 
 class Guarded(Quiet):
-    """Gives nothing without the signature and the password; /away redirects to where `away` says."""
+    """Gives nothing without the signature and the password; /away redirects to where `away` says.
+
+    /echo, /words and /short answer with what they were asked with, in the places of an answer that errors quote.
+    """
 
     away = ""
 
     def do_GET(self) -> None:
         wanted = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
-        if self.path.startswith("/away"):
+        if self.path.startswith("/echo"):
+            self.send_error(404, f"{self.path} {self.headers.get('Authorization')}")
+        elif self.path.startswith("/words"):
+            self.wfile.write(f"HTTX {self.path}\r\n\r\n".encode())
+        elif self.path.startswith("/short"):
+            self.send_response(200)
+            self.send_header("Content-Length", "99")
+            self.end_headers()
+            self.wfile.write(self.path.encode())
+        elif self.path.startswith("/away"):
             self.send_response(302)
             self.send_header("Location", self.away)
             self.end_headers()
@@ -99,6 +111,39 @@ def test_no_error_shows_a_secret(wrong: str, address: str, run_cli: Callable[...
     assert done.returncode in (2, 3) and SIGNATURE[::-1] not in done.stderr and PASSWORD not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "away", "reason"),
+    [
+        ("echo", "", "404 Not Found"),
+        ("words", "", "no answer of a web server"),
+        ("short", "", "cut off at"),
+        ("a b", "", "not an address"),
+        ("away", "//[::1/x?X-Signature=" + SIGNATURE, "not an address"),
+        ("away", "away?X-Signature=" + SIGNATURE, "redirects without end"),
+        ("away", "mailto:" + SIGNATURE, "redirects to no web address"),
+    ],
+)
+def test_what_a_server_says_is_not_repeated(
+    name: str, away: str, reason: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may quote what it was asked with."""
+    monkeypatch.setattr(Guarded, "away", away)
+    with pytest.raises(MachineError) as caught:
+        read_url(address.replace("index.json", name), 1000)
+    assert reason in caught.value.line and not [s for s in SECRETS if s in caught.value.line], caught.value.line
+
+
+def test_an_address_in_place_of_a_path_is_shown_without_its_secrets(
+    address: str, run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A path of it has lost a slash."""
+    for arguments in (["eval", address], ["data", "inspect", address], ["train", "mlp", "--out", address]):
+        done = run_cli(*arguments)
+        assert done.returncode == 2 and "127.0.0.1" in done.stderr, done.stderr
+        assert not [s for s in SECRETS if s in done.stdout + done.stderr], done.stderr
+    assert not list(tmp_path.glob("http*")), "no folder is called by it"
+
+
 def test_a_plain_run_would_have_kept_it(tmp_path: Path) -> None:
     """Negative control: the search finds a secret where there is one."""
     (tmp_path / "recipe.yaml").write_text(f"path: https://host/x?sig={SIGNATURE}\n")
@@ -113,11 +158,21 @@ def test_a_plain_run_would_have_kept_it(tmp_path: Path) -> None:
         ("s3://key:secret@bucket/x", "s3://bucket/x"),
         ("https://host/plain", "https://host/plain"),
         ("https://[broken?sig=1", "https://[broken"),
+        ("https://me:it's@host/a", "https://host/a"),
+        ('https://me:"pa<ss>`@host/a', "https://host/a"),
+        ("https://me:p/a?s#s@host/a?b", "https://host/a"),
+        ("s3:/key:secret@bucket/x", "s3:/bucket/x"),
+        ("https://host:80/a@b", "https://host:80/a@b"),
     ],
 )
 def test_the_public_form(given: str, shown: str) -> None:
     assert public(given) == shown and remember(given) == shown and full(shown) == given
     assert scrub(f"cannot read '{given}', sorry") == f"cannot read '{shown}', sorry"
+    assert json.loads(scrub(json.dumps({"a": f"see {given}: no", "b": "me@host"}))) == {
+        "a": f"see {shown}: no",
+        "b": "me@host",
+    }
+    assert remember([given]) == [shown] and remember(f" {given}\n").strip() == shown
     assert InputError(f"{given}: refused", hint=given).hint == shown
 
 
@@ -129,7 +184,7 @@ def test_no_redirect_leaves_https(to: str, address: str, monkeypatch: pytest.Mon
     away = address.partition("?")[0].replace("index.json", "away")
     with pytest.raises(BigmodelError) as caught:
         read_url(away, 100)
-    assert "refused" in str(caught.value) or "not allowed" in str(caught.value)
+    assert "refused" in str(caught.value) or "to no web address" in str(caught.value)
 
 
 def test_a_redirect_from_https_to_this_machine_is_refused() -> None:

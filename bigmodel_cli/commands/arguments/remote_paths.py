@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from bigmodel_cli.core.errors import InputError
 
+WEB = re.compile("https?:/", re.IGNORECASE)
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 WRITTEN = ("out", "junit")
@@ -88,8 +90,15 @@ def _written(value: Any, given: Mapping[str, Any], written: contextlib.ExitStack
 
 
 def _is_remote(value: Any) -> bool:
+    """Whether it is an address that is copied.
+
+    Raises:
+        InputError: it is a web address: only ``--data`` takes one.
+    """
     if not isinstance(value, Path) or ":/" not in str(value):
         return False
+    if WEB.match(str(value)):
+        raise InputError(f"{value}: a web address", "expected a file or a folder", "download it first")
     from bigmodel_cli.core.files.remote_files import is_remote
 
     return is_remote(str(value))

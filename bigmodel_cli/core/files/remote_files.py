@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bigmodel_cli.core.addresses import full, public, remember
+from bigmodel_cli.core.addresses import full, remember
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files import drafts
@@ -77,12 +77,7 @@ def as_public(address: str) -> Iterator[None]:
     except Exception as error:  # each service has errors of its own
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = "are its credentials set, as its own tools read them?"
-        raise MachineError(f"{address}: {public_text(reason)}", hint=hint) from None
-
-
-def public_text(text: str) -> str:
-    """`text` with its addresses made public."""
-    return re.sub(r"\S+://\S+", lambda found: public(found[0]), text)
+        raise MachineError(f"{address}: {reason}", hint=hint) from None
 
 
 def files_at(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
