@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.file_kinds import kind_of
 
 MAX_HEADER = 100_000_000
 MAX_FIELDS = 20_000_000
@@ -18,8 +19,11 @@ CODE_SUFFIXES = frozenset({".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".so
 
 
 def refuse(path: Path, why: str, expected: str) -> InputError:
-    """The error for a file that is not what its format says."""
-    return InputError(f"{path}: {why}", f"expected {expected}", "export it again")
+    """The error for a file that is not what its format says; where it is known what it is instead, that is said."""
+    kind = kind_of(path)
+    return InputError(
+        f"{path}: {why}" + f": it is {kind}" * (kind is not None), f"expected {expected}", "export it again"
+    )
 
 
 def check_safetensors(path: Path) -> None:

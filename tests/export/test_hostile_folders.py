@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import pickle
 import shutil
@@ -162,8 +163,41 @@ def test_a_face_of_onnx_with_another_format(whole: dict[str, Path], tmp_path: Pa
         shutil.copytree(whole[name], disguised)
         (model,) = disguised.glob("model.*")
         shutil.copy(whole["pt2"] / "model.pt2", model)
-        with pytest.raises(InputError, match=r"no ONNX model|no safetensors file"):
+        with pytest.raises(InputError, match=r"(no ONNX model|no safetensors file).*: it is a \.pt2 program"):
             read_folder(sealed(disguised)).open()
+
+
+def zipped(*names: str) -> bytes:
+    """A zip of compressed entries, as torch.jit writes them."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return file.getvalue()
+
+
+DISGUISED = {
+    "a TorchScript program": zipped("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"),
+    "an AOTInductor package": zipped("m/data/aotinductor/model/a.so", "m/archive_format"),
+    "pickle file": pickle.dumps([1]),
+    "a program (ELF)": Path("/bin/sh").read_bytes()[:4000],
+    "a script": b"#!/bin/sh\necho\n",
+    "GGUF": b"GGUF" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("kind", DISGUISED)
+def test_what_is_disguised_is_named(kind: str, tmp_path: Path) -> None:
+    """Whatever its name says, and by every reader."""
+    for name, read in (
+        ("model.onnx", exports.get("onnx").meta["check"]),
+        ("model.safetensors", exports.get("safetensors").meta["check"]),
+        ("best.pt", inspect_file),
+    ):
+        (tmp_path / name).write_bytes(DISGUISED[kind])
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / name)
+        assert kind in caught.value.line, caught.value.line
 
 
 def test_onnx_data_outside_its_folder_is_refused(whole: dict[str, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.files.file_kinds import kind_of, program_in
 from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.processes.host_memory import memory_total
 from bigmodel_cli.engine.checkpoint.pt2_archive import is_pt2, read_pt2
@@ -79,7 +80,8 @@ def inspect_file(path: Path) -> Contents:
         raise InputError(
             f"{path}: an old pickle file, which could run code", "expected a zip made by torch.save", CONVERT
         )
-    raise InputError(f"{path}: not a checkpoint, or truncated", "expected a complete .pt, .pt2 or .safetensors file")
+    what = f"it is {kind}" if (kind := kind_of(path)) else "or truncated"
+    raise InputError(f"{path}: not a checkpoint, {what}", "expected a complete .pt, .pt2 or .safetensors file")
 
 
 def require_plain(contents: Contents) -> None:
@@ -113,8 +115,6 @@ def damaged_entry(file: IO[bytes]) -> str | None:
 def _torch(path: Path, file: IO[bytes], entries: dict[str, zipfile.ZipInfo]) -> Plain:
     root = next(iter(entries)).partition("/")[0]
     pickle = entries.get(f"{root}/data.pkl")
-    if f"{root}/constants.pkl" in entries or any(name.startswith(f"{root}/code/") for name in entries):
-        raise InputError(f"{path}: a TorchScript program, which would run", "expected weights", CONVERT)
     if pickle is None:
         raise InputError(f"{path}: a zip, but not one of torch.save", "expected a .pt, .pt2 or .safetensors file")
     if pickle.file_size > MAX_PICKLE:
@@ -151,6 +151,8 @@ def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInf
         raise InputError(f"{path}: not a checkpoint, or truncated", "expected a file made by torch.save") from None
     if not entries or len(entries) > MAX_ENTRIES:
         raise InputError(f"{path}: refused: {len(entries)} entries", expected)
+    if program := program_in(entry.filename for entry in entries):
+        raise InputError(f"{path}: {program}", "expected weights")
     if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
         raise InputError(f"{path}: refused: compressed entries", expected)
     # torch's reader ignores case when it looks up an entry.
