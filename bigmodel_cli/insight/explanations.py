@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from bigmodel_cli.insight.page import UNSEEN
+
 FOR, AGAINST = (34, 139, 90), (200, 60, 60)  # colours of evidence for and against the prediction
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -41,4 +43,5 @@ def page(title: str, texts: Sequence[dict[str, Any]]) -> str:
         )
         head = f"{html.escape(text['name'])}: {html.escape(text['answer'])} {html.escape(text['shown'])}"
         parts.append(f"<h2>{head}</h2><p>{''.join(spans)}</p>")
-    return PAGE.format(title=html.escape(title), for_=colour(1, 1), against=colour(-1, 1), texts="\n".join(parts))
+    made = PAGE.format(title=html.escape(title), for_=colour(1, 1), against=colour(-1, 1), texts="\n".join(parts))
+    return made.translate(UNSEEN)

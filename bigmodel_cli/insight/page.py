@@ -46,6 +46,12 @@ blockquote { margin: 0 0 .8rem; padding: .1rem 0 .1rem .8rem; border-left: 3px s
   pre { white-space: pre-wrap } h2 { break-after: avoid } tr, .tile { break-inside: avoid } }
 """
 
+UNSEEN = {
+    code: repr(chr(code))[1:-1]
+    for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""Control characters and those that turn the direction of text -> what shows them. Terminals show pages, too."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -60,11 +66,12 @@ class Section:
 
 def document(title: str, body: str) -> str:
     """The whole page, under `title` as its heading."""
-    return (
+    page = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
     )
+    return page.translate(UNSEEN)
 
 
 def write(path: Path, title: str, parts: Iterable[str | Section]) -> None:

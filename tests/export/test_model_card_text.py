@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from subjects import subject
 from bigmodel_cli.core.markdown import code_block, code_span, markdown
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export.proof import prove
+from bigmodel_cli.insight.explanations import page as explained_page
+from bigmodel_cli.insight.page import document, table
 
 ODD = ("<script>x</script>", "[a](javascript:x)", "[b](http://x)", "a`b``c", "a|b", "line\nbreak", "**bold**",
        "$x$", "~~~\n# evil",
-       "![i](http://x)", "&lt;", "<!--", "\x1b[31m", "http://x.example")  # fmt: skip
+       "\u202eexe.gnp", "\x9b31m", "![i](http://x)", "&lt;", "<!--", "\x1b[31m", "http://x.example")  # fmt: skip
 
 
 def tokens(text: str) -> list[Any]:
@@ -46,6 +49,16 @@ def test_code_stays_code(name: str) -> None:
     ]
     (block,) = (t for t in tokens(code_block(f"x: {name}\n```\n# no", "yaml")) if t.type != "inline")
     assert block.type == "fence" and name.rstrip() in block.content
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_pages_show_names_as_they_are(name: str) -> None:
+    """What cannot be seen, such as a sign that turns the direction of what follows it, is shown as an escape."""
+    text = {"name": name, "answer": name, "shown": "", "tokens": [name], "weights": [1.0]}
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in name)
+    for page in (document(name, table([name], [[name]])), explained_page(name, [text])):
+        assert page.count(escape(shown)) >= 3, "the heading, and more"
+        assert all(c.isprintable() or c == "\n" for c in page)
 
 
 def test_the_control_is_interpreted() -> None:
