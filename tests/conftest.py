@@ -56,6 +56,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # torch and the tests themselves stay: a collection need not walk through them
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    import figures
+
+    if report.failed and figures.SOAK and "PYTEST_XDIST_WORKER" not in os.environ:
+        figures.withdraw(report.nodeid)
+
+
 def pytest_runtest_setup() -> None:
     if "torch.onnx._internal.exporter._registration" in sys.modules:  # a test has exported: more will
         from onnx_operators import read_once

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,19 @@ on purpose, and the harness must then count losses.
 """
 
 
+_claimed: dict[str, str] = {}
+"""What has been recorded in this process -> the test that did."""
+
+
 def record(what: str, tried: int, lost: int, note: str = "", control: bool = False) -> None:
-    """Keep a figure of a full run; one of a quick run says too little to keep."""
+    """Keep a figure of a full run; one of a quick run says too little to keep.
+
+    Raises:
+        ValueError: another test has recorded it too: it would claim what that one tried.
+    """
+    test = current_test()
+    if _claimed.setdefault(what, test) != test:
+        raise ValueError(f"{what!r} is a figure of {_claimed[what]}")
     if not SOAK:
         return
     import torch
@@ -37,22 +48,41 @@ def record(what: str, tried: int, lost: int, note: str = "", control: bool = Fal
     cores = available_cores()
     machine = f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
     row = {
+        "test": test,
         "tried": tried,
         "lost": lost,
         "note": note,
         "control": control,
         "machine": f"{machine}, torch {torch.__version__}",
     }
-    with (HERE / "results.json").open("a+", encoding="utf-8") as file:
+    change(lambda rows: {**rows, what: row})
+
+
+def change(edit: Callable[[dict[str, Any]], dict[str, Any]], folder: Path = HERE) -> None:
+    """Write the rows that `edit` makes of those in `folder`; several processes may."""
+    with (folder / "results.json").open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
-        rows: dict[str, Any] = {**(json.loads(text) if text else {}), what: row}
-        rows = dict(sorted(rows.items()))
+        rows = dict(sorted(edit(json.loads(text) if text else {}).items()))
         file.truncate(0)
         file.write(json.dumps(rows, indent=1) + "\n")
         file.flush()
-        (HERE / "RESULTS.md").write_text(page(rows), encoding="utf-8")
+        (folder / "RESULTS.md").write_text(page(rows), encoding="utf-8")
+
+
+def current_test() -> str:
+    """The test that runs, as pytest names it."""
+    return os.environ["PYTEST_CURRENT_TEST"].rpartition(" (")[0]
+
+
+def withdraw(test: str, folder: Path = HERE) -> None:
+    """Drop what `test`, which has failed, claims from before; a figure that says why it failed stays."""
+
+    def stays(row: dict[str, Any]) -> bool:
+        return row.get("test") != test or (row["lost"] > 0) != row["control"]
+
+    change(lambda rows: {what: row for what, row in rows.items() if stays(row)}, folder)
 
 
 def share_of_pairs(first: Sequence[str], second: Sequence[str], whole: Sequence[str]) -> list[tuple[str, str]]:

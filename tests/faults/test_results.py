@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import figures
+import pytest
 
 PROMISED = {
     "SIGKILL while saving": 200,
@@ -52,3 +54,37 @@ def test_every_figure_comes_from_a_test() -> None:
     tests = figures.HERE.parent
     source = "".join(p.read_text(encoding="utf-8") for p in tests.rglob("test_*.py") if p.name != "test_results.py")
     assert [what for what in rows() if what.split(": ")[0] not in source] == []
+    named = {what: row["test"] for what, row in rows().items() if "test" in row}  # not in rows of earlier versions
+    for what, test in named.items():
+        path, _, function = str(test).partition("[")[0].partition("::")
+        assert f"def {function}(" in (tests.parent / path).read_text(encoding="utf-8"), what
+
+
+def test_a_figure_has_one_test_and_does_not_outlive_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 264 misuses was written by the first of them that passed."""
+    monkeypatch.setattr(figures, "_claimed", {})
+    figures.record("a figure", 1, 0)
+    figures.record("a figure", 2, 0)
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/x.py::test_y (call)")
+    with pytest.raises(ValueError, match="is a figure of"):
+        figures.record("a figure", 3, 0)
+    found = {
+        f"{test} {lost} {control}": {
+            "test": test,
+            "tried": 9,
+            "lost": lost,
+            "note": "",
+            "control": control,
+            "machine": "",
+        }
+        for test in ("failed", "passed")
+        for lost in (0, 1)
+        for control in (False, True)
+    }
+    figures.change(lambda rows: found, tmp_path)
+    figures.withdraw("failed", tmp_path)
+    left = json.loads((tmp_path / "results.json").read_text())
+    assert found.keys() - left.keys() == {"failed 0 False", "failed 1 True"}
+    assert (tmp_path / "RESULTS.md").read_text() == figures.page(left)
