@@ -70,13 +70,24 @@ def command(log: Path, *words: object) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def with_statistics(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` with BatchNorm's statistics of noise, as trained networks have theirs: else RepVGG's outputs overflow."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches
+    if norms:
+        with torch.no_grad():
+            model.train()(torch.randn(4, *model.pretrained_cfg["input_size"]))
+    return model
+
+
 def walk(name: str, side: int, root: Path) -> str:
     """What failed, or "" if nothing did."""
     place, data, given = root / name, root / "photos", root / f"{name}.safetensors"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10)
+    model = with_statistics(timm.create_model(name, num_classes=10))
     save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, given)
     start = ["finetune", f"timm:{name}", "--from", given, "--data", data, "--size", side, "--batch-size", 4]
     steps = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,27 @@ def lower_ir(proto: Any) -> None:
     proto.ir_version = helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
 
 
+@contextmanager
+def attention_in_four_dimensions() -> Iterator[None]:
+    """Within it, attention with more leading dimensions, as over windows, is computed in four."""
+    from torch.nn import functional
+
+    plain = functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
+        masked = any(mask is not None for mask in (*more[:1], named.get("attn_mask")))
+        if query.dim() <= 4 or masked:
+            return plain(query, key, value, *more, **named)
+        first, second, third = (x.flatten(0, -4) for x in (query, key, value))
+        return plain(first, second, third, *more, **named).unflatten(0, query.shape[:-3])
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
 def run_onnx(path: Path, build: Callable[[], nn.Module]) -> Run:
     """Run the file at `path` with onnxruntime on the CPU."""
     (runtime,) = import_packages("onnx", "onnxruntime")
@@ -78,10 +100,12 @@ def onnx(
 
     from bigmodel_cli.export.shapes import dynamic_shapes, input_names
 
-    program = torch.onnx.export(
-        model, example, dynamo=True, opset_version=opset, verbose=False, external_data=False,
-        input_names=input_names(model, example), output_names=["logits"], dynamic_shapes=dynamic_shapes(model, example),
-    )  # fmt: skip
+    names, shapes = input_names(model, example), dynamic_shapes(model, example)
+    with attention_in_four_dimensions():
+        program = torch.onnx.export(
+            model, example, dynamo=True, opset_version=opset, verbose=False, external_data=False,
+            input_names=names, output_names=["logits"], dynamic_shapes=shapes,
+        )  # fmt: skip
     assert program is not None
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if held > MOST_IN_ONE_FILE:

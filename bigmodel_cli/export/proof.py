@@ -19,7 +19,7 @@ from bigmodel_cli.core.registry import Entry, exports
 from bigmodel_cli.core.types import Task, finite
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.checksums import SUMS, digests, sums_text
-from bigmodel_cli.export.compare import Differences, bootstrap_metrics, compare
+from bigmodel_cli.export.compare import Differences, bootstrap_metrics, compare, rounding
 from bigmodel_cli.export.example import example_script, run_example
 from bigmodel_cli.export.folder import first_line
 from bigmodel_cli.export.latency import measure_latency
@@ -179,6 +179,8 @@ def _proven(
     failed = []
     if not found.largest <= tolerance:  # also true for NaN
         failed.append(f"a logit differs by {found.largest:.3g}, more than {tolerance:g}")
+        if (own := rounding(subject.model, subject.inputs[0])) > tolerance:
+            failed.append(f"the checkpoint's own rounding is {own:.3g}, fp32 beside fp64: --tolerance allows more")
     if sizes is not None and not sizes["largest_difference"] <= sizes["tolerance"]:
         apart = f"{sizes['largest_difference']:.3g}, more than {sizes['tolerance']:g}"
         failed.append(f"on images of other sizes a logit differs by {apart}")

@@ -150,6 +150,30 @@ def test_the_opset_is_chosen(tmp_path: Path) -> None:
     assert read_folder(tmp_path / "out").about["options"] == {"opset": 20}
 
 
+class Windows(nn.Module):
+    """Attention within windows, over five dimensions: batch, heads, windows, tokens, features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.project(x).unflatten(1, (4, 5)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (2, 4)).permute(0, 3, 1, 2, 4) for part in parts)
+        found = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(found.permute(0, 2, 3, 1, 4).flatten(3).mean((1, 2)))  # type: ignore[no-any-return]
+
+
+def test_onnx_takes_attention_within_windows(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    model, plain = Windows().eval(), nn.functional.scaled_dot_product_attention
+    exports.get("onnx")(model, (torch.randn(2, 20, 8),), tmp_path / "m.onnx", {})
+    assert nn.functional.scaled_dot_product_attention is plain
+    session = runtime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 20, 8)
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), model(x))
+
+
 def test_pt2_carries_them_and_needs_torch_alone(tmp_path: Path) -> None:
     made("pt2", tmp_path)
     program = """

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 from subjects import SMALL, subject
+from torch import nn
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.files.owners import Owner, current_owner
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export import proof as proving
 from bigmodel_cli.export.checksums import SUMS, sums_text
+from bigmodel_cli.export.compare import rounding
 from bigmodel_cli.export.folder import Run, read_folder
 from bigmodel_cli.export.latency import measure_latency
 from bigmodel_cli.export.proof import Proof, prove
@@ -76,6 +78,19 @@ def lost(y: Array) -> Array:
     return np.full_like(y, np.nan)
 
 
+class Cancels(nn.Module):
+    """Loses x to the rounding of fp32, and in fp64 keeps it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 2**25) - 2**25
+
+
+def test_what_fp32_loses_by_itself_is_measured() -> None:
+    x = torch.ones(2, 3)
+    assert rounding(Cancels(), (x,)) == 1 and rounding(nn.Identity(), (x,)) == 0
+    assert rounding(nn.Embedding(4, 2), (torch.tensor([1, 3]),)) == 0, "numbers of tokens stay whole"
+
+
 CASES = [(name, shifted_first) for name in FORMATS]
 CASES += [("safetensors", wrong_when_alone), ("safetensors", lost)]
 
@@ -87,7 +102,7 @@ def test_a_file_that_answers_otherwise_fails_and_the_old_one_stays(
     out = tmp_path / "out"
     sabotage(monkeypatch, name, spoil)
     found = made(name, out)
-    assert not found.passed and "a logit differs by" in found.failed[0]
+    assert not found.passed and "a logit differs by" in found.failed[0] and len(found.failed) == 1
     assert list(tmp_path.iterdir()) == []
 
     monkeypatch.setitem(exports._entries, name, dataclasses.replace(exports.get(name), meta=ORIGINAL[name]))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.errors import InputError, InterruptedRun
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.data import load_data, load_split
@@ -92,8 +92,14 @@ def test_a_model_that_cannot_be_traced_is_left_alone() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.norm(self.conv(x)) if x.sum() > 0 else x
 
+    class Signalled(Branches):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise InterruptedRun(15, "stopped")
+
     assert fold_batchnorm(Branches().eval()) is None
     assert fold_batchnorm(nn.Sequential(nn.Linear(1, 1))) is None
+    with pytest.raises(InterruptedRun):  # a signal while it is traced; it would not stop what solves for its head
+        fold_batchnorm(Signalled().eval())
 
 
 def test_the_quick_form_answers_like_the_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
