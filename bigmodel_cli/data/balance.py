@@ -25,7 +25,8 @@ def describe_imbalance(counts: Sequence[int], classes: Sequence[str]) -> str | N
     if high < IMBALANCE_RATIO * max(low, 1) or high - low < 2:
         return None
     few, many = classes[counts.index(low)], classes[counts.index(high)]
-    return f"classes are imbalanced: {high:,} {many}, {low:,} {few}"
+    share = high / sum(counts)  # the accuracy of who always says it
+    return f"classes are imbalanced: {high:,} of {many!r} ({share:.0%}), {low:,} of {few!r}"
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
