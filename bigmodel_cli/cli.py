@@ -229,6 +229,7 @@ def _run() -> None:
         console.help_page(help_text.format_message())
         _exit(2)
     except Exception as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would end this one's line in a traceback
         _reraise_in_debug()
         _fail(_as_bigmodel_error(error))
     if code:

@@ -111,6 +111,25 @@ def test_a_background_job_of_a_script_does_not_hear_ctrl_c(tmp_path: Path) -> No
     assert process.wait(timeout=60) == 143
 
 
+TWICE = """
+import os, signal, sys
+from bigmodel_cli import cli
+from bigmodel_cli.commands.display import console
+write = console.err.print
+def interrupted(*what, **how):
+    os.kill(os.getpid(), signal.SIGINT)
+    write(*what, **how)
+console.err.print, sys.argv = interrupted, ["bigmodel"]
+cli.app = lambda **how: os.kill(os.getpid(), signal.SIGINT)
+cli.main()
+"""
+
+
+def test_a_second_ctrl_c_while_the_first_is_told(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 def test_fine_tuning_goes_on_as_its_help_says(run_cli: Callable[..., Any], tmp_path: Path) -> None:
     assert run_cli("train", "perceptron", "--data", "digits", "--max-steps", 4, "--out", "first").returncode == 0
     tune = ["finetune", "--from", "first", "--data", "digits"]
