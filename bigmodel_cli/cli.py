@@ -73,6 +73,7 @@ class Registered(Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
+        _require_working_folder()
         with _own_closed_pipe():
             return super().invoke(ctx)
 
@@ -83,6 +84,14 @@ class Registered(Group):
 
 class ClosedPipe(Exception):
     """The reader of our output has gone. Typer would end a BrokenPipeError with exit code 1."""
+
+
+def _require_working_folder() -> None:
+    """Without one, torch's math library ends the process as it is loaded."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise MachineError("the working folder no longer exists", hint="cd to another one") from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import tarfile
@@ -17,6 +18,7 @@ from web import Quiet, folder_served
 from bigmodel_cli.core.addresses import full, public, remember, scrub
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.data.download import _SafeRedirects, open_url, read_url
+from bigmodel_cli.data.webdataset.shard_index import read_shard_index
 from bigmodel_cli.data.webdataset.stream import make_index
 
 SIGNATURE, PASSWORD, TOKEN = "c0ffee5160a7e", "pa55w0rd-of-mine", "hf_T0kenOfTheEnvironment"
@@ -131,6 +133,13 @@ def test_what_a_server_says_is_not_repeated(
     with pytest.raises(MachineError) as caught:
         read_url(address.replace("index.json", name), 1000)
     assert reason in caught.value.line and not [s for s in SECRETS if s in caught.value.line], caught.value.line
+
+
+def test_a_pinned_index_is_that_one_or_none(address: str) -> None:
+    right = hashlib.sha256(read_url(address, 1 << 20)).hexdigest()
+    assert read_shard_index(address, right).fingerprint == right
+    with pytest.raises(InputError, match="expected the pinned index"):
+        read_shard_index(address, right[::-1])
 
 
 def test_an_address_in_place_of_a_path_is_shown_without_its_secrets(

@@ -57,3 +57,14 @@ def test_the_canary_is_made_where_it_is_let(downloads: Path) -> None:
     plain = {k: v for k, v in environment().items() if k != "PYTHONSAFEPATH"}  # commands run in this process set it
     subprocess.run([sys.executable, "-c", "import typer"], cwd=downloads, check=True, env=plain)
     assert canaries(downloads) == ["canary-typer"]
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    """torch's math library ended the process with a line of its own."""
+    (gone := tmp_path / "gone").mkdir()
+    script = f'cd "{gone}" && rmdir "{gone}" && exec "{BIGMODEL}" data inspect digits'
+    done = subprocess.run(["sh", "-c", script], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        3,
+        "error: the working folder no longer exists\nhint: cd to another one\n",
+    )

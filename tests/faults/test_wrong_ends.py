@@ -178,6 +178,20 @@ def test_what_is_our_bug_stays_one(error: Exception) -> None:
     assert as_machine_error(error) is None
 
 
+def test_a_run_folder_that_is_gone_is_not_the_users_mistake(tmp_path: Path) -> None:
+    """Renamed while the run writes there; its page read the log, and that was the error told."""
+    with Nursery(tmp_path) as nursery:
+        child = nursery.start(*LONG)
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "run/report.html").exists():
+            assert time.monotonic() < deadline and child.running(), child.error
+            time.sleep(0.02)
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        assert child.wait() == 3
+    assert "error: run" in child.error and "No such file" in child.error, child.error
+    assert "Traceback" not in child.error and not (tmp_path / "run").exists()
+
+
 def test_output_that_is_gone_does_not_lose_the_run(tmp_path: Path) -> None:
     """A full disk behind stdout: the run ends with its checkpoint, and not as a bug."""
     with Nursery(tmp_path) as nursery:

@@ -77,7 +77,8 @@ class RunPage:
     def stopped(self) -> None:
         """The run has ended, perhaps with an error or a signal: its status says how."""
         if self.folder is not None and any(e["event"] == "epoch" for e in self.events):
-            ends = [e for e in read_events(self.folder / "metrics.jsonl") if e["event"] == "end"]
+            log = self.folder / "metrics.jsonl"  # gone, where that is why the run ends
+            ends = [e for e in read_events(log) if e["event"] == "end"] if log.is_file() else []
             self.write(read_state(self.folder) or "failed", ends[-1] if ends else None)
 
     def finished(self, outcome: Outcome) -> None:
