@@ -225,6 +225,16 @@ class Mixes(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesSide(Protocol):
+    """An augmentation that can give images of another size than the model's input in evaluation."""
+
+    @property
+    def side(self) -> int | None:
+        """Height and width of its images, in pixels; None: those of the model's input."""
+        ...
+
+
 class TaskWrapper:
     """A task that wraps another one; a subclass overrides what differs.
 

@@ -18,7 +18,7 @@ from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.output_values import uncalibrated
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.registry import tasks
-from bigmodel_cli.core.tasks import Forward, Mixes, Predictions
+from bigmodel_cli.core.tasks import ChoosesSide, Forward, Mixes, Predictions
 from bigmodel_cli.core.types import Batch, ImageSpec, LossSum, SampleKey, Source
 from bigmodel_cli.tasks import labelled
 from bigmodel_cli.tasks.answers import answer_of, outputs_described
@@ -111,15 +111,17 @@ class ImageClassification:
     def prepare(self, batch: Batch, key: SampleKey | None = None) -> Batch:
         """Prepare image uint8 (B,C',H',W') -> float32 (B,C,H,W): augment if `key` is given, resize, normalize."""
         x = batch["image"]
-        spec = self.spec
+        spec, size = self.spec, (self.spec.height, self.spec.width)
         if key is not None:
-            x = self.augment(x, key, (spec.height, spec.width))
-        if x.shape[2:] != (spec.height, spec.width) and spec.crop < 1:
+            x = self.augment(x, key, size)
+            side = self.augment.side if isinstance(self.augment, ChoosesSide) else None
+            size = size if side is None else (side, side)
+        if x.shape[2:] != size and spec.crop < 1:
             x = _crop_centre(x, spec.crop)
         if x.shape[1] != spec.channels:
             x = _to_channels(x.float(), spec.channels)
-        if x.shape[2:] != (spec.height, spec.width):
-            x = F.interpolate(x.float(), (spec.height, spec.width), mode=spec.interpolation, antialias=True)
+        if x.shape[2:] != size:
+            x = F.interpolate(x.float(), size, mode=spec.interpolation, antialias=True)
             x = x.clamp_(0, 255) if spec.interpolation == "bicubic" else x  # it overshoots at edges
         label = batch["label"]
         if self.label_map is not None:

@@ -17,6 +17,7 @@ from bigmodel_cli.data.image.augment_photo import (
     apply_policy,
     jitter_colour,
     random_resized_crop,
+    resized_crop,
 )
 from bigmodel_cli.engine.training.class_weighted_loss import Weighted
 from bigmodel_cli.tasks.image_classification import ImageClassification
@@ -65,6 +66,16 @@ def test_a_crop_shows_between_the_asked_area_and_all_of_it() -> None:
     assert 0.2 < area.min() < 0.35 and 0.9 < area.max() < 1.05
     assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.45
     assert out.shape == (400, 1, 64, 64)
+
+
+def test_crops_of_another_side_are_for_training_alone() -> None:
+    images, at = random_images(6, 40), key(torch.arange(6))
+    batch = {"image": images, "label": torch.zeros(6, dtype=torch.int64)}
+    smaller = task(resized_crop(area=0.25, side=24), mean=(0.0,) * 3, std=(1.0,) * 3)
+    wanted = random_resized_crop(images, at, (24, 24), 0.25, flip=True).float() / 255
+    assert torch.allclose(smaller.prepare(batch, at)["image"], wanted)
+    assert smaller.prepare(batch)["image"].shape[2:] == (28, 28)
+    assert task(resized_crop(area=0.25)).prepare(batch, at)["image"].shape[2:] == (28, 28)
 
 
 def test_half_of_the_crops_are_mirrored() -> None:

@@ -16,7 +16,8 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
-from bigmodel_cli.engine.build.finetune_defaults import KEEP_STATISTICS, suitable_statistics
+from bigmodel_cli.data.image.arrays import ImageArrays
+from bigmodel_cli.engine.build.finetune_defaults import KEEP_STATISTICS, suitable_augment, suitable_statistics
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.device.ranks import Ranks
 from bigmodel_cli.engine.distributed.process_group import Group
@@ -212,3 +213,17 @@ def test_colour_photos_are_mirrored_and_grey_ones_are_not(grey: bool, weights: P
     found = start_layers(weights, False, {"method": "full"}, [Layer("t", given)])
     assert resolve(found.layers).recipe.augment.options["flip"] is not grey
     assert any(("with mirror images" in note) is not grey for note in found.notes if "augmentation" in note)
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"),
+    [("resnet18", True), ("tv:mobilenet_v3_small", True), ("timm:convnext_atto", True), ("vit", False),
+     ("timm:levit_128s", False), ("tv:vgg11", False), ("timm:vgg11", False), ("tv:alexnet", False)],
+)  # fmt: skip
+def test_crops_have_fewer_pixels_where_the_network_only_averages_its_map(model: str, takes: bool) -> None:
+    """The head of VGG has weights for each place: torchvision stretches smaller maps for it."""
+    recipe = resolve([Layer("t", {"model": {"name": model}, "data": DATA})]).recipe
+    spec = ImageSpec(3, 224, 224, ("a", "b"), square=224)
+    red = torch.tensor([200, 20, 90], dtype=torch.uint8).view(1, 3, 1, 1).expand(4, 3, 8, 8)
+    found = suitable_augment(recipe, ImageArrays(red, torch.zeros(4, dtype=torch.int64), "train"), spec)
+    assert found == {"name": "resized_crop", "area": 0.25, "flip": True, **({"side": 176} if takes else {})}

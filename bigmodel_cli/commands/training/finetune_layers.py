@@ -276,5 +276,6 @@ def _describe(samples: int, values: dict[str, dict[str, Any]], named: set[tuple[
         parts.append("weights averaged")
     if augment := values.get("augment"):
         mirrored = " with mirror images (augment.flip=false where left and right differ)" if augment["flip"] else ""
-        parts.append(f"augmentation {augment['name']}{mirrored}")
+        side = f" to {augment['side']} pixels" if "side" in augment else ""
+        parts.append(f"augmentation {augment['name']}{side}{mirrored}")
     return "; ".join(parts) + " (--batch-size, --epochs, --lr)"

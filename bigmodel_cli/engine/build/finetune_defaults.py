@@ -40,6 +40,8 @@ LOOKED_AT = 16
 """Images by which it is decided whether a data set is in colour."""
 SHADE = 16
 """Difference of a pixel's channels, of 255, from which an image is in colour: compression adds some to grey ones."""
+SIDES = 16
+"""Sides of crops are multiples of this, as most networks halve their maps four or five times."""
 MOST_SOLVED = 50_000
 """Samples up to which a frozen backbone's head is solved for; beyond, gradient steps on cached features are quicker."""
 
@@ -116,12 +118,36 @@ def suitable_average(recipe: Recipe, spec: Spec, samples: int, steps: int) -> di
 def suitable_augment(recipe: Recipe, train: Source, spec: Spec) -> dict[str, Any]:
     """The augmentation of image files for published weights that change: crops, and mirror images of colour photos.
 
-    Grey images are cropped less and not mirrored: writing, scans and X-rays change their meaning.
+    Grey images are cropped less and not mirrored: writing, scans and X-rays change their meaning. The crops have fewer
+    pixels than the images of evaluation, if the model takes such images, so that things are as large in both.
     """
     if not isinstance(spec, ImageSpec) or spec.square is None or _trains_only_head(recipe):
         return {}
     colour = _in_colour(train)
-    return {"name": "resized_crop", "area": 0.25 if colour else 0.5, "flip": colour}
+    area = 0.25 if colour else 0.5
+    side = round(math.sqrt((1 + area) / 2) * spec.height / SIDES) * SIDES
+    smaller = {"side": side} if spec.height == spec.width and _takes_side(recipe, spec, side) else {}
+    return {"name": "resized_crop", "area": area, "flip": colour, **smaller}
+
+
+def _takes_side(recipe: Recipe, spec: ImageSpec, side: int) -> bool:
+    """Whether the model of `recipe` takes images of that side as it takes its own: built and run without memory."""
+    try:
+        with init_on_meta(), torch.no_grad():
+            model = build_architecture(recipe, spec).eval()
+            model(torch.empty(2, spec.channels, side, side, device="meta"))
+    except Exception:  # each network has its own error for images of another size
+        return False
+    return not any(_knows_places(module) for module in model.modules())
+
+
+def _knows_places(module: nn.Module) -> bool:
+    """Whether a layer has weights for each place of a whole map, as VGG's head: smaller maps are stretched for it."""
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return module.output_size not in (1, (1, 1))
+    if not isinstance(module, nn.Conv2d) or module.groups > 1:
+        return False
+    return module.padding == (0, 0) and module.stride == (1, 1) and min(module.kernel_size) > 3
 
 
 def _in_colour(train: Source) -> bool:
