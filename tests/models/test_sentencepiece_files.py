@@ -19,6 +19,7 @@ from bigmodel_cli.core.registry import exports, losses, tasks  # noqa: E402
 from bigmodel_cli.core.tokenizers.framing import encode_source, encode_target  # noqa: E402
 from bigmodel_cli.core.tokenizers.tokens import tokenizer  # noqa: E402
 from bigmodel_cli.core.types import TextSpec  # noqa: E402
+from bigmodel_cli.data.text.parallel import ParallelTexts  # noqa: E402
 from bigmodel_cli.engine.build.huggingface_hub import huggingface_model  # noqa: E402
 from bigmodel_cli.models.pretrained.published_text import read_published_text  # noqa: E402
 from bigmodel_cli.models.transformers_models import load_pretrained  # noqa: E402
@@ -80,6 +81,16 @@ def test_marian_has_a_tokenizer_for_each_side_and_ships_with_the_first(marian: P
     options = {"checkpointing": False, "languages": None, "prefix": "", **section}
     loaded = load_pretrained("MarianMTModel", marian, 32, options)
     task = tasks.get("translation")(loaded.spec, losses.get("cross_entropy")(), None)
+    pairs = LINES["source"][: len(GERMAN)], GERMAN
+    batch = task.prepare(ParallelTexts(pairs, spec, "train").gather(torch.arange(len(GERMAN))))
+    ours, trained = loaded.model.eval(), transformers.MarianMTModel.from_pretrained(marian).eval()
+    total = task.loss(ours, batch)
+    (total.total / total.count).backward()
+    rows = known(pairs[0], text_target=pairs[1])
+    collate = transformers.DataCollatorForSeq2Seq(known, trained)
+    trained(**collate([dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)])).loss.backward()
+    for (name, parameter), other in zip(ours.inner.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-6, msg=name)
     (tmp_path / "shipped").mkdir()
     about = {"arch": "hf", "preprocess": task.preprocessing()}
     exports.get("huggingface")(loaded.model.eval(), task.example(1), tmp_path / "shipped" / "model.safetensors", about)
