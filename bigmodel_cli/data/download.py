@@ -56,7 +56,7 @@ def download(
                 left = max(TIMEOUT - (time.monotonic() - started), 0.5)
                 return _fetch(address, path, sha256, left, most)
             except (OSError, http.client.HTTPException) as error:
-                reasons.append(f"{urlsplit(address).hostname}: {reason_of(error)}")
+                reasons.append(f"{urlsplit(address).hostname}: {getattr(error, 'reason', error)}")
             if time.monotonic() - started > TIMEOUT:
                 break
         else:
@@ -76,9 +76,7 @@ def reason_of(error: Exception) -> str:
         if str(error.msg).startswith(_SafeRedirects.inf_msg):
             return "it redirects without end"
         return "it redirects to no web address" if error.code in REDIRECTS else f"{error.code} {standard}"
-    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError | http.client.IncompleteRead):
-        return "not an address" if isinstance(error, http.client.InvalidURL) else "no answer of a web server"
-    return str(getattr(error, "reason", error))
+    return "not an address" if isinstance(error, http.client.InvalidURL) else "no answer of a web server"
 
 
 def _is_safe(address: str) -> bool:
@@ -143,6 +141,10 @@ def open_url(address: str, seconds: float) -> Any:
         result = results.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer in {seconds:.0f} s") from None
+    if isinstance(result, urllib.error.HTTPError):
+        result.msg = reason_of(result)
+    elif isinstance(result, http.client.HTTPException) and not isinstance(result, OSError):
+        result = ConnectionError(reason_of(result))
     if isinstance(result, Exception):
         raise result
     return result
@@ -196,7 +198,9 @@ def read_url(address: str, most: int) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         refused = isinstance(error, urllib.error.HTTPError) and error.code in (401, 403)
         hint = "--set data.path=ADDRESS with its signature or password: it is not stored" if refused else None
-        raise MachineError(f"{public(address)}: {reason_of(error)}", hint=hint or "is the server up?") from None
+        raise MachineError(
+            f"{public(address)}: {getattr(error, 'reason', error)}", hint=hint or "is the server up?"
+        ) from None
     if len(found) > most:
         raise InputError(f"{address}: more than {most} bytes", "expected an index of shards")
     return bytes(found)

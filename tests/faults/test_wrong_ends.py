@@ -57,6 +57,31 @@ def test_a_lost_terminal_saves_and_ends(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "run/last.pt")["progress"]["step"] == status["step"]
 
 
+LEADER = """
+import fcntl, os, time
+from bigmodel_cli.commands.isolation import supervised
+fcntl.ioctl(0, 0x540E, 0)
+if (child := supervised._fork()) == 0:
+    print("ready", flush=True)
+    time.sleep(60)
+    os._exit(0)
+os._exit(-supervised._wait(child))
+"""
+
+
+def test_a_lost_terminal_ends_the_child_of_its_first_process() -> None:
+    """``ssh -t HOST bigmodel export ...``: the kernel tells the first process of the session alone."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", LEADER]
+    with subprocess.Popen(
+        command, env=environment(), stdin=theirs, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        os.close(ours)
+        assert process.wait(timeout=30) == signal.SIGHUP
+
+
 IGNORES = """
 import os, signal, sys
 from bigmodel_cli.core.errors import InterruptedRun

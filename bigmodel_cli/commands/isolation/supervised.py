@@ -76,8 +76,8 @@ def _fork() -> int:
 def _wait(child: int) -> int:
     """The exit code of `child`, negative for a signal.
 
-    Ctrl-C and a lost terminal reach the child itself, since it is in the same process group; what another process
-    sends to this one is passed on.
+    Ctrl-C reaches the child itself, since it is in the same process group; what another process sends to this one is
+    passed on, and so is the loss of a terminal, of which only the first process of its session hears.
     """
     try:
         while True:
@@ -85,7 +85,8 @@ def _wait(child: int) -> int:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
-            if found.si_signo != signal.SIGCHLD and found.si_code <= 0:  # sent by a process, not by the terminal
+            sent = found.si_code <= 0 or found.si_signo == signal.SIGHUP  # not by the terminal to all of the group
+            if found.si_signo != signal.SIGCHLD and sent:
                 os.kill(child, found.si_signo)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _unreachable(name: str) -> str | None:
     try:
         with open_url(f"{endpoint}/api/datasets/{name}", TIMEOUT) as reply:
             json.loads(reply.read(1 << 24))
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         if getattr(error, "code", None) in (401, 404):
             raise InputError(f"{SCHEME}{name}: no such data set on the Hub", "expected owner/name") from None
         return f"{endpoint} cannot be reached ({getattr(error, 'reason', error)})"

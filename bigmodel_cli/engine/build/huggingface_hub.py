@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _download(source: str, patterns: list[str]) -> Path:
     try:
         with open_url(f"{endpoint}/api/models/{source}", HUB_TIMEOUT) as reply:
             revision = str(json.loads(reply.read(1 << 22))["sha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         reason = str(getattr(error, "reason", error))
         raise MachineError(f"hf:{source}: cannot ask {endpoint} ({reason})", hint=hint) from None
     from huggingface_hub import snapshot_download

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def weights_file(source: Weights, root: Path) -> Path:
         with open_url(f"{endpoint}/api/models/{source.repository}/revision/main?blobs=true", HUB_TIMEOUT) as reply:
             about = json.loads(reply.read(1 << 22))
         revision, digest = _revision_and_digest(about, source.file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, HTTPException, ValueError, KeyError) as error:
         reason = str(getattr(error, "reason", error))
         raise MachineError(f"{source.repository}: cannot ask {endpoint} ({reason})", hint=hint) from None
     address = f"{endpoint}/{source.repository}/resolve/{revision}/{source.file}"
