@@ -171,6 +171,10 @@ class Bench:
                     "finetune", "timm:tf_efficientnet_lite0", "--from", weights,
                     "--data", self.photos(250, "photos-250"), *same, *crops,
                 ),
+                "bigmodel, crops of 176 pixels, as by default": lambda: self.bigmodel(
+                    "finetune", "timm:tf_efficientnet_lite0", "--from", weights,
+                    "--data", self.photos(250, "photos-250"), *same, *crops, "--set", "augment.side=176",
+                ),
             }))  # fmt: skip
         bert = os.environ.get("BIGMODEL_BERT")
         if bert and _has("transformers"):

@@ -251,7 +251,7 @@ def test_the_recipe_for_photos_trains(tmp_path: Path, run_cli: Any) -> None:
     recipe = "recipes/image/photos-resnet18.yaml"
     done = run_cli("train", recipe, "--set", "data.size=32", "--max-steps", 2, "--batch-size", 4, "--out", "r")
     assert done.returncode == 0, done.stderr
-    assert "decoding train" in done.stderr and "6 cat, 3 dog" in done.stderr
+    assert "decoding train" in done.stderr and "6 of 'cat' (67%), 3 of 'dog'" in done.stderr
     again = run_cli("train", recipe, "--data", tmp_path / "photos", "--set", "data.size=32", "--max-steps", 1)
     assert again.returncode == 0 and "decoding" not in again.stderr
 
