@@ -87,7 +87,7 @@ class Service:
             except TimeoutError:
                 what = f"the samples were not decoded within {self.options.timeout:g} s"
                 raise HttpRefusal(504, what, hint="smaller images, or try again") from None
-        return parts, await self._infer(samples)
+            return parts, await self._infer(samples)  # the parts hold the body's bytes: it counts until then
 
     @contextlib.asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:

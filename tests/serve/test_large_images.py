@@ -153,3 +153,15 @@ def test_bodies_in_flight_are_bounded(start: Start) -> None:
     assert first.recv(100).startswith(b"HTTP/1.1 503")
     for client in clients:
         client.close()
+
+
+def test_a_body_counts_until_the_model_has_answered(stand_in: Start) -> None:
+    """Nine whole bodies of nearly 1 MB while the model takes its time; as many small ones are all answered."""
+    service = stand_in(seconds=1.5, max_batch=16)
+    for padding, refused in ((0, 0), (999_000, 1)):
+        body = image() + bytes(padding)  # a decoder leaves what follows the picture alone
+        with ThreadPoolExecutor(9) as pool:
+            replies = list(pool.map(lambda _, body=body: service.ask("POST", "/predict", body), range(9)))
+        assert sorted(r.status for r in replies) == [200] * (9 - refused) + [503] * refused
+    assert "bytes of requests are in work" in next(r for r in replies if r.status == 503).json["error"]
+    assert service.ask("POST", "/predict", body).status == 200, "what was answered counts no more"
