@@ -77,9 +77,9 @@ def test_what_is_hardly_a_request(service: Running, raw: bytes) -> None:
         except ConnectionError:  # refused before all of it was sent
             reply = b""
     head, _, body = reply.partition(b"\r\n\r\n")
-    if reply:
+    if reply or len(raw) < 65536:  # of what is longer, closing early may lose the reply
         assert head.split()[1] in (b"400", b"408", b"431", b"501"), reply
-        assert json.loads(body)["error"]
+        assert json.loads(body)["error"] and body.count(b"\n") == 1 and body.endswith(b"\n")
     alive(service)
 
 
