@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import Run
 
+from bigmodel_cli.commands.isolation.foreign_runtime import runs_export, runtime_died
 from bigmodel_cli.compress.trial import Point, fp32_of, remarks
 
 INT8 = [{"method": "int8-onnx", "final": True}]
@@ -63,6 +64,15 @@ def test_an_export_that_hangs_or_crashes_as_it_is_used(trained: Path, run_cli: R
     assert done.returncode == 3 and "ended by SIGSEGV" in done.stderr, done.stderr
     done = run_cli("predict", "shipped", "digit.png", sabotage="openvino-crashes-here")  # negative control
     assert done.returncode == -signal.SIGSEGV and "error" not in done.stderr
+
+
+def test_what_is_at_an_address_may_be_an_export(tmp_path: Path) -> None:
+    """It is copied in the child, so that nothing of it can be seen before."""
+    for given in ({"checkpoint": Path("s3://bucket/shipped")}, {"runs": [tmp_path, Path("s3://bucket/shipped")]}):
+        assert runs_export(given)
+        error = runtime_died(given, 1, "SIGSEGV")
+        assert error.line == "s3:/bucket/shipped: its process was ended by SIGSEGV; a fault in the runtime"
+    assert not runs_export({"checkpoint": tmp_path}) and not runs_export({"runs": [tmp_path / "a.pt"]})
 
 
 def test_a_method_that_crashes(trained: Path, run_cli: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ EXPORT = "export.json"
 
 
 def runs_export(given: Mapping[str, Any]) -> bool:
-    """Whether one of the models that a command was `given` is an export folder."""
+    """Whether one of the models that a command was `given` is an export folder, or may be, at an address."""
     return bool(_exports(given))
 
 
@@ -26,4 +26,4 @@ def runtime_died(given: Mapping[str, Any], child: int, signal_name: str) -> Bigm
 
 def _exports(given: Mapping[str, Any]) -> list[Path]:
     paths = [given.get("checkpoint"), *(given.get("runs") or ())]
-    return [path for path in paths if isinstance(path, Path) and (path / EXPORT).is_file()]
+    return [p for p in paths if isinstance(p, Path) and (":/" in str(p) or (p / EXPORT).is_file())]
