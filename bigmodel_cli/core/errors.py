@@ -14,6 +14,7 @@ from bigmodel_cli.core.addresses import named, scrub
 MAX_LINE = 200
 NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|[Cc]annot allocate memory|bad_alloc")
 """What libraries write in a RuntimeError where memory runs out."""
+NOT_PLAIN = re.compile("[^ -~]")
 
 
 class BigmodelError(Exception):
@@ -66,16 +67,18 @@ class InterruptedRun(BigmodelError):
         self.exit_code = 128 + signum
 
 
-def printable(text: str) -> str:
-    r"""`text` with control characters escaped, since text from files can contain terminal escapes.
+def printable(text: str, keep: str = "") -> str:
+    r"""`text` with characters that cannot be seen escaped, but those in `keep`: files can hold terminal escapes.
 
     A byte of a file name that is not UTF-8 is shown as in the shell: ``\xff``. The copy of what is at an address is
     called by that address.
     """
-    return "".join(c if c.isprintable() else _escaped(c) for c in named(text))
+    return NOT_PLAIN.sub(lambda found: found[0] if found[0] in keep else _shown(found[0]), named(text))
 
 
-def _escaped(character: str) -> str:
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
     undecoded = ord(character) - 0xDC00  # what os.fsdecode makes of a byte
     return f"\\x{undecoded:02x}" if 0x80 <= undecoded <= 0xFF else repr(character)[1:-1]
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from bigmodel_cli.insight.page import UNSEEN
+from bigmodel_cli.insight.page import seen
 
 FOR, AGAINST = (34, 139, 90), (200, 60, 60)  # colours of evidence for and against the prediction
 PAGE = """<!doctype html>
@@ -44,4 +44,4 @@ def page(title: str, texts: Sequence[dict[str, Any]]) -> str:
         head = f"{html.escape(text['name'])}: {html.escape(text['answer'])} {html.escape(text['shown'])}"
         parts.append(f"<h2>{head}</h2><p>{''.join(spans)}</p>")
     made = PAGE.format(title=html.escape(title), for_=colour(1, 1), against=colour(-1, 1), texts="\n".join(parts))
-    return made.translate(UNSEEN)
+    return seen(made)

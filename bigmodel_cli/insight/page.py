@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from bigmodel_cli.core.addresses import scrub
+from bigmodel_cli.core.errors import printable
 from bigmodel_cli.core.files import atomic_files
 
 STYLE = """
@@ -46,12 +47,6 @@ blockquote { margin: 0 0 .8rem; padding: .1rem 0 .1rem .8rem; border-left: 3px s
   pre { white-space: pre-wrap } h2 { break-after: avoid } tr, .tile { break-inside: avoid } }
 """
 
-UNSEEN = {
-    code: repr(chr(code))[1:-1]
-    for code in (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
-"""Control characters and those that turn the direction of text -> what shows them. Terminals show pages, too."""
-
 
 @dataclass(frozen=True)
 class Section:
@@ -64,6 +59,11 @@ class Section:
         return f"<section><h2>{escape(self.title)}</h2>{self.body}</section>"
 
 
+def seen(page: str) -> str:
+    """`page` with what cannot be seen escaped, such as a sign that turns the direction of text, as on the terminal."""
+    return printable(page, keep="\t\n\r")
+
+
 def document(title: str, body: str) -> str:
     """The whole page, under `title` as its heading."""
     page = (
@@ -71,7 +71,7 @@ def document(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
     )
-    return page.translate(UNSEEN)
+    return seen(page)
 
 
 def write(path: Path, title: str, parts: Iterable[str | Section]) -> None:

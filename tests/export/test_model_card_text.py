@@ -19,7 +19,8 @@ from bigmodel_cli.insight.page import document, table
 
 ODD = ("<script>x</script>", "[a](javascript:x)", "[b](http://x)", "a`b``c", "a|b", "line\nbreak", "**bold**",
        "$x$", "~~~\n# evil",
-       "\u202eexe.gnp", "\x9b31m", "![i](http://x)", "&lt;", "<!--", "\x1b[31m", "http://x.example")  # fmt: skip
+       "\u202eexe.gnp", "a\u200e\u200f\u061c\u200b\u2028\ufeff\u200c\u200d",
+       "\x9b31m", "![i](http://x)", "&lt;", "<!--", "\x1b[31m", "http://x.example")  # fmt: skip
 
 
 def tokens(text: str) -> list[Any]:
@@ -55,7 +56,7 @@ def test_code_stays_code(name: str) -> None:
 def test_pages_show_names_as_they_are(name: str) -> None:
     """What cannot be seen, such as a sign that turns the direction of what follows it, is shown as an escape."""
     text = {"name": name, "answer": name, "shown": "", "tokens": [name], "weights": [1.0]}
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in name)
+    shown = "".join(c if c.isprintable() or c in "\t\n\r" else repr(c)[1:-1] for c in name)
     for page in (document(name, table([name], [[name]])), explained_page(name, [text])):
         assert page.count(escape(shown)) >= 3, "the heading, and more"
         assert all(c.isprintable() or c == "\n" for c in page)

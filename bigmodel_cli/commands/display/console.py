@@ -88,9 +88,9 @@ def say(text: str, prose: bool = False) -> None:
 
 
 def raw(text: str) -> None:
-    """Write text to stdout unchanged."""
+    """Write text to stdout unchanged; on a terminal what it would obey, or could not show, is escaped."""
     with writing():
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
 
 
 def note_next(checkpoint: Path, command: str, *words: str) -> None:
