@@ -54,6 +54,14 @@ def read_sums(folder: Path) -> dict[str, str]:
     return found
 
 
+def is_file_of(folder: Path, file: Path) -> bool:
+    """Whether `file`, with its links followed, is a regular file in `folder`. No error for a name that can be none."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve()) and file.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long; a NUL or half a surrogate pair in it; links in a circle
+        return False
+
+
 def verify(folder: Path, expected: Mapping[str, str]) -> None:
     """Check the files of `folder` against their digests.
 
@@ -62,7 +70,7 @@ def verify(folder: Path, expected: Mapping[str, str]) -> None:
     """
     for name, digest in expected.items():
         file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+        if not is_file_of(folder, file):
             raise InputError(f"{file}: not there", hint="restore it from a copy, or export it again")
         if digests(folder, [file]) != {name: digest}:
             hint = f"restore it, export it again, or if the change is yours, put its new digest into {SUMS}"

@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.file_kinds import kind_of
+from bigmodel_cli.export.checksums import is_file_of
 
 MAX_HEADER = 100_000_000
 MAX_FIELDS = 20_000_000
-CODE_SUFFIXES = frozenset({".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".so", ".dll", ".dylib", ".ts", ".pt2"})
 
 
 def refuse(path: Path, why: str, expected: str) -> InputError:
@@ -36,22 +36,6 @@ def check_safetensors(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, path.stat().st_size - 8) or file.read(1) != b"{":
             raise refuse(path, "no safetensors file", "a header of JSON")
-
-
-def check_huggingface(path: Path) -> None:
-    """Weights as safetensors, and no code or pickle that transformers could load.
-
-    Raises:
-        InputError: the folder holds more than weights, configuration and tokenizer.
-    """
-    check_safetensors(path)
-    for file in path.parent.rglob("*"):
-        if file.suffix.lower() in CODE_SUFFIXES and file != path.parent / "example.py":
-            raise refuse(file, "can hold code", "only safetensors, JSON and text files in the folder")
-    for name in ("config.json", "tokenizer_config.json"):
-        file = path.parent / name
-        if file.is_file() and file.stat().st_size <= MAX_HEADER and b"auto_map" in file.read_bytes():
-            raise refuse(file, "names Python code of its own (auto_map)", "one of transformers' own models")
 
 
 def check_openvino(path: Path) -> None:
@@ -110,9 +94,7 @@ def check_onnx(path: Path) -> None:
         InputError: the file is something else, or asks for a file elsewhere.
     """
     for name in external_files(path):
-        file = path.parent / name
-        inside = file.resolve().is_relative_to(path.parent.resolve())
-        if not inside or Path(name).is_absolute() or not file.is_file():
+        if Path(name).is_absolute() or not is_file_of(path.parent, path.parent / name):
             raise refuse(path, f"its tensors are in {name[:80]!r}", "a file in the same folder")
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,7 @@ class ExportFolder:
         except KeyError:
             raise InputError(f"{self.path / EXPORT}: no input described", hint="export it again") from None
         task = tasks.found.get(self.about["task"])
-        loss = losses.found.get(self.about["recipe"].get("loss", {}).get("name", ""))
+        loss = losses.found.get(str(self.about["recipe"].get("loss", {}).get("name", "")))
         if task is None or loss is None or task.meta.get("answers") != "classes":
             return spec
         return marked(spec, loss.meta.get("probabilities", True))  # exports of earlier versions do not say it
@@ -229,6 +229,8 @@ def read_folder(path: Path) -> ExportFolder:
     for key, kind in {**wanted, "with_preprocessing": bool}.items():
         if not isinstance(about.get(key), kind):
             raise InputError(f"{path / EXPORT}: damaged: no {key}", "export it again")
+    _require_objects(path / EXPORT, about["recipe"], about["recipe"])
+    _require_objects(path / PREPROCESS, preprocess, ("in_the_graph",))
     return ExportFolder(path, about, tuple(labels), preprocess, proof)
 
 
@@ -237,6 +239,13 @@ def _object(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{file}: damaged", "expected a JSON object")
     return value
+
+
+def _require_objects(file: Path, values: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Require that each of `keys` that is in `values` has a JSON object."""
+    for key in keys:
+        if not isinstance(values.get(key, {}), dict):
+            raise InputError(f"{file}: damaged: {key} is no object", hint="export it again")
 
 
 def _json(file: Path) -> Any:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import exports
 from bigmodel_cli.core.tokenizers.huggingface_json import generation_settings
-from bigmodel_cli.export.contents import check_huggingface
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime
+from bigmodel_cli.export.transformers_folder import check_huggingface
 from bigmodel_cli.models.pretrained.auto_classes import task_of_class
 from bigmodel_cli.models.pretrained.wrapped import import_transformers, real_tokens
 
@@ -54,11 +54,14 @@ def run_huggingface(path: Path, build: Callable[[], nn.Module]) -> Run:
     import torch
 
     transformers = import_transformers()
-    config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
+    # Not the default, None: it asks on standard input whether to run code of the folder.
+    config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
     task = task_of_class()[config.architectures[0]]
     auto = getattr(transformers, AUTO_CLASSES[task])
-    model = auto.from_pretrained(path.parent, local_files_only=True, use_safetensors=True).eval()
-    transformers.AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
+    model = auto.from_pretrained(
+        path.parent, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
+    transformers.AutoTokenizer.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
 
     def run(*inputs: Any) -> Any:
         ids = torch.from_numpy(inputs[0])

@@ -223,8 +223,8 @@ def load_pretrained(
     spec, config = _published(member, folder, context, options, adapter)
     try:
         inner, report = kind.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True, ignore_mismatched_sizes=adapter is not None,
+            folder, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=adapter is not None,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:120]

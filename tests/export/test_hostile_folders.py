@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def test_onnx_data_outside_its_folder_is_refused(whole: dict[str, Path], tmp_pat
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    for location, fine in (("../secret", False), ("/etc/passwd", False), ("weights", True)):
+    for location, fine in (("../secret", False), ("/etc/passwd", False), ("a\0b", False), ("weights", True)):
         del tensor.external_data[:]
         tensor.external_data.add(key="location", value=location)
         (folder / "weights").write_bytes(bytes(4 * 28 * 28 * 5))
@@ -273,3 +274,118 @@ def test_a_device_is_no_file(file: str, whole: dict[str, Path], tmp_path: Path) 
     (folder / file).symlink_to("/dev/zero")
     with pytest.raises(InputError, match=file):
         read_folder(folder).open()
+
+
+ESCAPED = '{"model_type": "evil", "architectures": ["X"], "\\u0061uto_map": {"AutoConfig": "%s--evil.Config"}}'
+"""``auto_map`` as no search for its bytes finds it; the module is in another folder, so that no file here is code."""
+VOCABULARY: dict[str, Any] = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
+TOKENIZER = json.dumps({"version": "1.0", "added_tokens": [], "model": VOCABULARY})
+BOMB = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+FOR_TRANSFORMERS: dict[str, tuple[str, str, str]] = {
+    "an escaped key": ("config.json", ESCAPED, "auto_map"),
+    "a key deeper down": ("generation_config.json", '{"a": [{"auto_map": {}}]}', "auto_map"),
+    "a key of the tokenizer": ("tokenizer_config.json", '{"auto_map": {}}', "auto_map"),
+    "another config": ("config.json", '{"configuration_files": ["config.4.0.0.json"]}', "configuration_files"),
+    "the other config itself": ("config.4.0.0.json", ESCAPED, "auto_map"),
+    "a tokenizer elsewhere": ("tokenizer_config.json", '{"fast_tokenizer_files": ["../../x"]}', "fast_tokenizer_files"),
+    "a config that is too large": ("config.json", ESCAPED + " " * 16_000_000, "more than 16000000 bytes"),
+    "a key that is there twice": ("config.json", '{"a": 1, "a": 2}', "cannot be read"),
+    "no JSON": ("config.json", "{", "cannot be read"),
+    "a tokenizer that swells": (
+        "tokenizer.json",
+        TOKENIZER[:-1] + f', "normalizer": {json.dumps(BOMB)}}}',
+        "lengthens",
+    ),
+    "weights elsewhere": ("adapter_config.json", "{}", "weights elsewhere"),
+    "a link out": ("special_tokens_map.json", "", "no regular file of this folder"),
+    "no tokenizer": ("tokenizer.json", "", "tokenizer.json: not there"),
+}
+
+
+def for_transformers(source: Path, target: Path) -> Path:
+    """A folder that says to be one for transformers; a runtime would have to read its settings to find out more."""
+    changed(source, target, "export.json", format="huggingface")
+    (target / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}')
+    (target / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (target / "tokenizer.json").write_text(TOKENIZER)
+    return target
+
+
+def evil(root: Path) -> Path:
+    """A folder with a module that leaves a canary in `root` when it is imported."""
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / "evil.py").write_text(
+        f"from transformers import PretrainedConfig\nopen({str(root / 'canary')!r}, 'w')\n"
+        "class Config(PretrainedConfig):\n    model_type = 'evil'\n"
+    )
+    return root / "elsewhere"
+
+
+@pytest.mark.parametrize("case", FOR_TRANSFORMERS)
+def test_a_folder_for_transformers_names_no_code_and_no_other_file(
+    case: str, whole: dict[str, Path], tmp_path: Path, run_cli: Run
+) -> None:
+    name, text, words = FOR_TRANSFORMERS[case]
+    folder = for_transformers(whole["safetensors"], tmp_path / "sent")
+    exports.get("huggingface").meta["check"](folder / "model.safetensors")  # as it is, it passes
+    (folder / name).unlink(missing_ok=True)
+    if text:
+        (folder / name).write_text(text.replace("%s", str(evil(tmp_path))))
+    elif case == "a link out":
+        (tmp_path / "other.json").write_text("{}")
+        (folder / name).symlink_to(tmp_path / "other.json")
+    sealed(folder)
+    if case == "a link out":  # no digest of what lies outside
+        sums = (folder / SUMS).read_text().splitlines(keepends=True)
+        (folder / SUMS).write_text("".join(line for line in sums if name not in line))
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    options = {"input": "y\n"} if case == "an escaped key" else {}  # a new process takes seconds
+    done = run_cli("predict", folder, "x.png", **options)
+    assert done.returncode == 2 and words in done.stderr.replace("\n", " ") and name in done.stderr, done.stderr
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_the_runtime_of_transformers_asks_nobody(
+    asks: bool, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the check, too. Negative control: the library left to its defaults asks, and hears "y"."""
+    transformers = pytest.importorskip("transformers")
+    folder = for_transformers(whole["safetensors"], tmp_path / "sent")
+    (folder / "config.json").write_text(ESCAPED % evil(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    if asks:
+        transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    else:
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            exports.get("huggingface").meta["run"](folder / "model.safetensors", None)
+    assert (tmp_path / "canary").exists() is asks
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("export.json", {"recipe": {"loss": "x"}}), ("export.json", {"recipe": {"loss": None}}),
+        ("preprocess.json", {"in_the_graph": 5}), ("proof.json", {"files": {"model.onnx": "", "a\0b": ""}}),
+        ("proof.json", {"files": {"model.onnx": "", "a": ""}}),
+        ("proof.json", {"files": {"model.onnx": "", "a" * 999: ""}}),
+    ],
+)  # fmt: skip
+def test_damage_of_any_kind_is_one_clear_error(
+    file: str, values: dict[str, Any], whole: dict[str, Path], tmp_path: Path, run_cli: Run
+) -> None:
+    folder = changed(whole["onnx"], tmp_path / "sent", file, **values)
+    (folder / "a").symlink_to("a")  # in a circle
+    if file == "proof.json":  # as of older versions, whose files are checked by the proof alone
+        values["files"]["model.onnx"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+        about = json.loads((folder / "export.json").read_text())
+        (folder / "export.json").write_text(json.dumps({k: v for k, v in about.items() if k != "checksums"}))
+        (folder / SUMS).unlink()
+    else:
+        (folder / SUMS).write_text(sums_text(folder))
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    done = run_cli("predict", folder, "x.png")
+    assert done.returncode == 2 and str(folder) in done.stderr and "bug" not in done.stderr, done.stderr

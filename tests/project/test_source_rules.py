@@ -46,6 +46,9 @@ def breaches(name: str, source: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: {called}"
         if called in ONLY_IN and ONLY_IN[called] != name:
             yield f"line {node.lineno}: {called} belongs in {ONLY_IN[called]}"
+        # Left out, it is None in transformers, which then asks on standard input whether to run a folder's code.
+        if called.endswith(".from_pretrained") and "trust_remote_code" not in {k.arg for k in node.keywords}:
+            yield f"line {node.lineno}: {called} without trust_remote_code=False"
         for option in node.keywords:
             value = option.value.value if isinstance(option.value, ast.Constant) else None
             trusts = option.arg == "trust_remote_code" and value is not False
@@ -63,7 +66,8 @@ def test_nothing_forbidden_is_called(name: str) -> None:
     [
         "import pickle", "from torch import load", "import torch\ntorch.load('x')", "torch.hub.load('x', 'y')",
         "yaml.load(text)", "eval(text)", "subprocess.run('ls', shell=True)", "f(weights_only=False)",
-        "AutoModel.from_pretrained(x, trust_remote_code=flag)", "numpy.load(p, allow_pickle=True)", "print(1)",
+        "AutoModel.from_pretrained(x, trust_remote_code=flag)", "kind.from_pretrained(x, **options)",
+        "numpy.load(p, allow_pickle=True)", "print(1)",
     ],
 )  # fmt: skip
 def test_the_rule_can_fail(source: str) -> None:
