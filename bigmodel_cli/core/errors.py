@@ -15,6 +15,9 @@ MAX_LINE = 200
 NO_MEMORY = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|[Cc]annot allocate memory|bad_alloc")
 """What libraries write in a RuntimeError where memory runs out."""
 NOT_PLAIN = re.compile("[^ -~]")
+WRITTEN = "\n\t\u00a0\u202f\u3000\u200c\u200d"
+"""What cannot be seen, but texts are written with: also the spaces of French and Chinese, and the joiners of Persian,
+Hindi and emoji."""
 
 
 class BigmodelError(Exception):

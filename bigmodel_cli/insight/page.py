@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from bigmodel_cli.core.addresses import scrub
-from bigmodel_cli.core.errors import printable
+from bigmodel_cli.core.errors import WRITTEN, printable
 from bigmodel_cli.core.files import atomic_files
 
 STYLE = """
@@ -61,7 +61,7 @@ class Section:
 
 def seen(page: str) -> str:
     """`page` with what cannot be seen escaped, such as a sign that turns the direction of text, as on the terminal."""
-    return printable(page, keep="\t\n\r")
+    return printable(page, keep=WRITTEN)
 
 
 def document(title: str, body: str) -> str:

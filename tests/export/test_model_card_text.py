@@ -11,6 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 from subjects import subject
 
+from bigmodel_cli.core.errors import WRITTEN
 from bigmodel_cli.core.markdown import code_block, code_span, markdown
 from bigmodel_cli.core.types import ImageSpec
 from bigmodel_cli.export.proof import prove
@@ -56,10 +57,10 @@ def test_code_stays_code(name: str) -> None:
 def test_pages_show_names_as_they_are(name: str) -> None:
     """What cannot be seen, such as a sign that turns the direction of what follows it, is shown as an escape."""
     text = {"name": name, "answer": name, "shown": "", "tokens": [name], "weights": [1.0]}
-    shown = "".join(c if c.isprintable() or c in "\t\n\r" else repr(c)[1:-1] for c in name)
+    shown = "".join(c if c.isprintable() or c in WRITTEN else repr(c)[1:-1] for c in name)
     for page in (document(name, table([name], [[name]])), explained_page(name, [text])):
         assert page.count(escape(shown)) >= 3, "the heading, and more"
-        assert all(c.isprintable() or c == "\n" for c in page)
+        assert all(c.isprintable() or c in WRITTEN for c in page)
 
 
 def test_the_control_is_interpreted() -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bigmodel_cli.core.addresses import named
-from bigmodel_cli.core.errors import BigmodelError, MachineError, printable
+from bigmodel_cli.core.errors import WRITTEN, BigmodelError, MachineError, printable
 from bigmodel_cli.core.types import finite
 
 LONGEST_WORD = 200  # characters of a word in a command that is to be copied
@@ -90,7 +90,7 @@ def say(text: str, prose: bool = False) -> None:
 def raw(text: str) -> None:
     """Write text to stdout unchanged; on a terminal what it would obey, or could not show, is escaped."""
     with writing():
-        sys.stdout.write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
+        sys.stdout.write(printable(text, keep=WRITTEN) if sys.stdout.isatty() else text)
 
 
 def note_next(checkpoint: Path, command: str, *words: str) -> None:
