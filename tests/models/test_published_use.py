@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -114,6 +115,38 @@ def test_a_hostile_template_is_one_line(template: str, words: str) -> None:
 
     with pytest.raises((ValueError, InputError), match=words):
         render(template, TALK, {})
+
+
+PADDING = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"}
+TEMPLATE = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+UNNAMED = TEMPLATE | {"single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}]}  # the library panics
+RESERVES = {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}  # 8 bytes that say they are 4 billion
+
+
+@pytest.mark.parametrize("settings", [False, True], ids=["tokenizer.json", "AutoTokenizer"])
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"padding": PADDING | {"pad_to_multiple_of": None}}, None), ({"post_processor": UNNAMED}, "not a tokenizer"),
+        ({"normalizer": RESERVES}, "cut off"),
+    ],
+    ids=["padding", "panic", "size"],
+)  # fmt: skip
+def test_a_hostile_tokenizer_of_a_folder_is_one_line(
+    part: dict[str, Any], words: str | None, settings: bool, tmp_path: Path
+) -> None:
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    values = {"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), "model": model, **part}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 2}')
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    if words is None:
+        assert read_published_text(tmp_path, False).conventions.after == ()
+    else:
+        with pytest.raises(InputError, match=words):
+            read_published_text(tmp_path, False)
 
 
 def test_a_longer_neighbour_changes_no_generation(tmp_path: Path) -> None:

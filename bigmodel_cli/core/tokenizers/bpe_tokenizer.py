@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from json import dumps, loads
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.special_tokens import ALIASES, SPECIALS
 from bigmodel_cli.core.tokenizers.files import MAX_TOKENS, checked_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+@contextlib.contextmanager
+def library_errors() -> Iterator[None]:
+    """Calls into the library tokenizers, which raises plain Exception for any problem, and BaseException as it panics.
+
+    Raises:
+        InputError: in the place of both.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, (BigmodelError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)):
+            raise
+        raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
 
 
 class BPETokenizer:
@@ -26,17 +42,12 @@ class BPETokenizer:
     def __init__(self, json: str, special: Mapping[str, int] = MappingProxyType({})) -> None:
         library = require_package("tokenizers")
         self.json, values = json, checked_tokenizer(json)
-        try:
+        with library_errors():
             self.inner = library.Tokenizer.from_str(dumps(values))
             self.inner.encode_special_tokens = True  # "<end>" in a text is ordinary text
             self.inner.encode("A probe: 12 caf\u00e9\n")
             named = self.inner.get_vocab()
             self.size = max(named.values(), default=-1) + 1
-        # The library raises plain Exception for any problem, and its panics are only BaseException.
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-                raise
-            raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
         holes = self.size - len(set(named.values()))  # published vocabularies have some
         if not 0 < self.size <= MAX_TOKENS or len(set(named.values())) < len(named) or holes > len(named):
             raise InputError(f"tokenizer with {self.size} tokens", "expected each id once")

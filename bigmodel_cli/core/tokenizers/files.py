@@ -6,6 +6,7 @@ normalizer that doubles a text thirty times, or a regular expression that takes 
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -71,10 +72,23 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
                 growth[kind] *= _growth(part)
             _check_pattern(part.get("pattern"))
             _check_template(part)
+            _check_characters(part.get("precompiled_charsmap"))
     for kind, factor in growth.items():
         if factor > MAX_GROWTH:
             raise InputError(f"tokenizer whose {kind} lengthens texts too much", f"expected at most {MAX_GROWTH} times")
     return {**values, "padding": None, "truncation": None}
+
+
+def _check_characters(table: Any) -> None:
+    """Check SentencePiece's table of characters, base64 of a size and so many bytes: the library reserves that size."""
+    if not isinstance(table, str):
+        return
+    try:
+        raw = base64.b64decode(table, validate=True)
+    except ValueError as error:
+        raise InputError(f"tokenizer: precompiled_charsmap: {error}", "expected base64") from None
+    if len(raw) < 4 or int.from_bytes(raw[:4], "little") > len(raw) - 4:
+        raise InputError("tokenizer: precompiled_charsmap is cut off", "expected as many bytes as it says")
 
 
 def _check_model(model: dict[str, Any]) -> None:

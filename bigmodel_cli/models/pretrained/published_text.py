@@ -19,6 +19,7 @@ from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
+from bigmodel_cli.core.tokenizers.bpe_tokenizer import library_errors
 from bigmodel_cli.core.tokenizers.files import checked_tokenizer
 from bigmodel_cli.core.tokenizers.huggingface_json import TARGETS
 from bigmodel_cli.core.tokenizers.tokens import require_package
@@ -56,28 +57,28 @@ def read_published_text(
         InputError: there is no tokenizer in it, or it is damaged or malicious.
     """
     place = folder if own is None else own
-    file = place / "tokenizer.json"
-    text, targets = read_text(file) if file.is_file() else "", ""
-    if text:
-        checked_tokenizer(text)
+    text, targets = _text(place / "tokenizer.json"), ""
+    values = checked_tokenizer(text) if text else {}
     if translates and text and (place / TARGETS).is_file():
         targets = read_text(place / TARGETS)
         checked_tokenizer(targets)
     config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
     special = {name: config.get(f"{role}_id") for name, role in ROLES.items()}
-    if text and not (place / "tokenizer_config.json").is_file():
-        library = require_package("tokenizers").Tokenizer.from_str(text)
-        known = Conventions(**_frame(lambda t, bare: library.encode(t, add_special_tokens=not bare).ids))
-        template = read_text(place / "chat_template.jinja") if (place / "chat_template.jinja").is_file() else ""
+    if values and not (place / "tokenizer_config.json").is_file():
+        with library_errors():
+            library = require_package("tokenizers").Tokenizer.from_str(json.dumps(values))  # without its padding
+            known = Conventions(**_frame(lambda t, bare: library.encode(t, add_special_tokens=not bare).ids))
+        template = _text(place / "chat_template.jinja")
     else:
         theirs = _auto_tokenizer(place, folder, languages)
         text, targets = (theirs.backend_tokenizer.to_str(), targets) if theirs.is_fast else tokenizers_of(theirs, place)
         special |= {n: theirs.convert_tokens_to_ids(v) for n, role in ROLES.items() if (v := getattr(theirs, role))}
         names = tuple((role, str(v)) for role in NAMES if (v := getattr(theirs, role)) is not None)
-        frame = _frame(lambda t, bare: theirs(t, add_special_tokens=not bare).input_ids)
-        if translates:
-            target = _frame(lambda t, bare: theirs(text_target=t, add_special_tokens=not bare).input_ids)
-            frame |= {f"target_{side}": ids for side, ids in target.items()}
+        with library_errors():
+            frame = _frame(lambda t, bare: theirs(t, add_special_tokens=not bare).input_ids)
+            if translates:
+                target = _frame(lambda t, bare: theirs(text_target=t, add_special_tokens=not bare).input_ids)
+                frame |= {f"target_{side}": ids for side, ids in target.items()}
         known, template = Conventions(names=names, **frame), _default_template(theirs.chat_template)
     if translates:
         begins = generation.get("decoder_start_token_id", config.get("decoder_start_token_id"))
@@ -86,14 +87,19 @@ def read_published_text(
     ends = special[END] if ends is None else ends
     size = int(config["vocab_size"]) if type(config.get("vocab_size")) is int else 1 << 20
     settings = tuple((k, generation[k]) for k in GENERATION if isinstance(generation.get(k), (int, float)))
-    values = {
+    own_use = {
         "special": tuple((name, i) for name, i in special.items() if isinstance(i, int) and 0 <= i < size),
         "ends": tuple(i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)),
         "template": template, "generation": settings, "prefix": prefix,
     }  # fmt: skip
-    found = Conventions(**{**vars(known), **values})
+    found = Conventions(**{**vars(known), **own_use})
     found.check()
     return PublishedText(text, found, targets if targets != text else "")
+
+
+def _text(file: Path) -> str:
+    """The text of `file`; empty if there is no such file."""
+    return read_text(file) if file.is_file() else ""
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -134,9 +140,10 @@ def _auto_tokenizer(folder: Path, model: Path, languages: tuple[str, str] | None
             theirs = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, **codes
             )
-    except BigmodelError:
-        raise
-    except Exception as error:  # the errors of many tokenizers and of missing packages
+    # The errors of many tokenizers and of missing packages; a panic of the library is only a BaseException.
+    except BaseException as error:
+        if isinstance(error, (BigmodelError, KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(f"{folder}: transformers cannot read its tokenizer: {lines[0][:160]}") from None
     return theirs
