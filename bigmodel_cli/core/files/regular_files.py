@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.open_flags import BINARY, NO_WAIT, NOT_INHERITED
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open the file at `path` for reading; folders, pipes and devices are refused without waiting for them.
 
     Raises:
@@ -30,6 +30,22 @@ def open_regular(path: Path) -> IO[bytes]:
         return file
     file.close()
     raise InputError(f"{path}: not a regular file")
+
+
+def regular_stat(path: str | Path) -> os.stat_result:
+    """What the system says of the file at `path`, for readers that open it by name: only of a regular one.
+
+    Raises:
+        InputError: it is none, is gone, or may not be looked at.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a Path for each of a million files costs seconds)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {reason}", "a broken link?") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: not a regular file")
+    return found
 
 
 def read_regular(path: Path, most: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files.regular_files import regular_stat
 
 PARQUET = ".parquet"
 FEATURES = b"huggingface"
@@ -21,13 +22,14 @@ def _opened(path: Path) -> Iterator[Any]:
     """The open file.
 
     Raises:
-        InputError: it is damaged, or no Parquet file.
+        InputError: it is damaged, or no regular file, or no Parquet file.
         MachineError: pyarrow is not installed.
     """
     try:
         from pyarrow import lib, parquet
     except ImportError:
         raise MachineError(f"{path}: pyarrow is not installed", hint=install_line("parquet")) from None
+    regular_stat(path)
     try:
         with parquet.ParquetFile(path) as file:
             yield file

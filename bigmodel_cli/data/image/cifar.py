@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.files.atomic_files import write_bytes
+from bigmodel_cli.core.files.regular_files import regular_stat
 from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
@@ -140,7 +141,7 @@ def _from_folders(folder: Path, split: str) -> ImageArrays:
     files = [(k, path) for k, name in enumerate(CLASSES) for path in sorted((folder / split / name).glob("[!.]*"))]
     for k in sorted(set(range(len(CLASSES))) - {k for k, _ in files}):
         raise InputError(f"{folder / split / CLASSES[k]}: no images", "expected at least one per class")
-    stats = [path.stat() for _, path in files]
+    stats = [regular_stat(path) for _, path in files]
     made_from = [(str(p), k, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for (k, p), s in zip(files, stats, strict=True)]
     decode_cache.wait_for_clock_tick(max(s.st_ctime_ns for s in stats))
     return _decode_all(made_from, lambda: [(str(path), k, path.read_bytes) for k, path in files], split)

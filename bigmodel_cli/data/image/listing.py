@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bigmodel_cli.core.errors import InputError, shorten
+from bigmodel_cli.core.files.regular_files import open_regular, regular_stat
 
 NO_TRAIN = "expected PATH/train/<class>/ and PATH/val/<class>/, or PATH/<class>/"
 MAX_FILE = 256 * 2**20  # bytes of one image file
@@ -43,7 +43,7 @@ class Item:
         if self.content is not None:
             return self.content()
         try:
-            with open(self.file, "rb") as file:  # noqa: PTH123 (a Path for each of a million files costs seconds)
+            with open_regular(self.file) as file:
                 file.seek(self.offset or 0)
                 return file.read(self.size)
         except OSError as error:
@@ -96,12 +96,9 @@ def file_item(file: str, name: str) -> Item:
     """The image in `file`, called `name`.
 
     Raises:
-        InputError: it is gone, or too large.
+        InputError: it is gone, no regular file, or too large.
     """
-    try:
-        stat = os.stat(file)  # noqa: PTH116
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}", "a broken link?") from None
+    stat = regular_stat(file)
     if stat.st_size > MAX_FILE:
         raise InputError(f"{file}: {stat.st_size} bytes", f"expected an image of at most {MAX_FILE}")
     return Item(name, -1, file, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))

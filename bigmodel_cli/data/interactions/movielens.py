@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.interactions import Column
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle
@@ -50,7 +51,7 @@ class Files:
         where = self.folder / name
         try:
             if self.archive is None:
-                with where.open("rb") as file:
+                with open_regular(where) as file:
                     raw = file.read(MOST + 1)
             else:
                 with zipfile.ZipFile(self.folder) as archive, archive.open(f"{self.archive}/{name}") as member:

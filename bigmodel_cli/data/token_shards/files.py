@@ -20,6 +20,7 @@ import numpy as np
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.files import atomic_files, drafts
+from bigmodel_cli.core.files.regular_files import open_regular, regular_stat
 from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.special_tokens import END
@@ -173,9 +174,9 @@ def check_writable(folder: Path, overwrite: bool) -> list[str]:
 def is_shards(folder: Path) -> bool:
     """Whether `folder` has an index of token shards."""
     try:
-        with (folder / INDEX).open("rb") as file:
+        with open_regular(folder / INDEX) as file:
             return f'"{FORMAT}"'.encode() in file.read(200)
-    except OSError:
+    except (InputError, OSError):
         return False
 
 
@@ -218,7 +219,7 @@ def read_index(folder: Path, context: int) -> Index:
     """
     path = folder / INDEX
     try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
+        if regular_stat(path).st_size > MAX_INDEX_BYTES:
             raise InputError(f"{path}: more than {MAX_INDEX_BYTES} bytes", "expected an index of token shards")
         text = read_text(path)
         values = json.loads(text, object_pairs_hook=unique_keys, parse_constant=reject_nan)

@@ -14,6 +14,7 @@ from typing import Any
 from bigmodel_cli.core.counted import counted
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.splits import split_of
 from bigmodel_cli.data.download import open_url
@@ -215,6 +216,7 @@ def _read_encoded(rows: Any, index: int, column: str) -> bytes:
     if image.get("bytes") is not None:
         return image["bytes"]  # type: ignore[no-any-return]
     try:
-        return Path(image.get("path") or "").read_bytes()
+        with open_regular(image.get("path") or "") as file:
+            return file.read()
     except OSError as error:
         raise InputError(f"row {index}: no image ({error.strerror})", "expected its bytes, or a file") from None

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import regular_stat
 from bigmodel_cli.data.image.class_folders import Folder, add_member, arrange
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.webdataset.index import check_name, list_members
@@ -20,7 +21,7 @@ def from_tar(path: Path) -> Listing:
     Raises:
         InputError: it is damaged, or has another layout.
     """
-    stat = path.stat()
+    stat = regular_stat(path)
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     root = Folder(path.name, str(path))
     if path.name.lower().endswith(".tar"):

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import open_regular, regular_stat
 from bigmodel_cli.data.image.class_folders import Folder, add_member, arrange
 from bigmodel_cli.data.image.listing import MAX_FILE, Item, Listing
 from bigmodel_cli.data.webdataset.index import check_name
@@ -29,7 +30,7 @@ def from_zip(path: Path) -> Listing:
     Raises:
         InputError: it is damaged, encrypted, or has another layout.
     """
-    stat = path.stat()
+    stat = regular_stat(path)
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     root = Folder(path.name, str(path))
     for member in _members(path):
@@ -72,7 +73,7 @@ def _read(path: str, member: zipfile.ZipInfo) -> bytes:
     It is found by its own header, since opening the archive anew would read the list of all its members each time.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             file.seek(member.header_offset)
             header = file.read(HEADER.size)
             name, extra = HEADER.unpack(header)[-2:]

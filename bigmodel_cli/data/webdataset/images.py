@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError, shorten
+from bigmodel_cli.core.files.regular_files import open_regular, regular_stat
 from bigmodel_cli.core.image.images import image_suffixes
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.splits import WORDS as SPLITS
@@ -71,10 +72,10 @@ def shard_items(path: Path, field: str | None, group_by: str | None = None) -> l
     Raises:
         InputError: the shard is damaged, or a sample has no image or no label.
     """
-    stat = path.stat()
+    stat = regular_stat(path)
     stamp = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     found = []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for key, parts in group_samples(list_members(path)):
             image, kind = _image(parts), next((kind for kind in LABELS if kind in parts), None)
             if image is None and kind is None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.files.atomic_files import write_text
+from bigmodel_cli.core.files.regular_files import regular_stat
 from bigmodel_cli.core.recipe import cache_root
 
 VERSION = 1
@@ -80,7 +81,7 @@ def list_members(path: Path) -> list[Member]:
     Raises:
         InputError: it is not a tar, is damaged or compressed, or has names that lead out of it.
     """
-    stat = path.stat()
+    stat = regular_stat(path)
     made_from = (VERSION, str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     place = cache_root() / "shards" / f"{hashlib.sha256(repr(made_from).encode()).hexdigest()[:40]}.json"
     found = _read_cached(place, stat.st_size)

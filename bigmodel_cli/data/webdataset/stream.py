@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import IO, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import torch
@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.recipe import cache_root
 from bigmodel_cli.core.registry import data, natural
@@ -58,7 +59,7 @@ class ShardStream:
         self._ahead = ThreadPoolExecutor(1, "shards")
         self._pending: dict[int, Future[Path]] = {}
         self._next: dict[int, int] = {}
-        self._opened: collections.OrderedDict[int, tuple[BinaryIO, list[tuple[Item, int]]]] = collections.OrderedDict()
+        self._opened: collections.OrderedDict[int, tuple[IO[bytes], list[tuple[Item, int]]]] = collections.OrderedDict()
         self.downloaded: list[str] = []
         """URLs of the shards that this process has downloaded."""
 
@@ -84,16 +85,16 @@ class ShardStream:
     def name(self, index: int) -> str:
         return self._sample(index)[1].name
 
-    def _sample(self, index: int) -> tuple[BinaryIO, Item, int]:
+    def _sample(self, index: int) -> tuple[IO[bytes], Item, int]:
         shard = bisect.bisect_right(self._starts, index) - 1
         file, items = self._open(shard)
         return file, *items[index - self._starts[shard]]
 
-    def _decode(self, sample: tuple[BinaryIO, Item, int]) -> Tensor:
+    def _decode(self, sample: tuple[IO[bytes], Item, int]) -> Tensor:
         file, item, _ = sample
         return decode(os.pread(file.fileno(), item.size, item.offset or 0), item.location, *self._how)
 
-    def _open(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, int]]]:
+    def _open(self, shard: int) -> tuple[IO[bytes], list[tuple[Item, int]]]:
         """The open shard, and its samples with their labels.
 
         Raises:
@@ -117,12 +118,12 @@ class ShardStream:
             self._pending[after] = self._ahead.submit(self._local_path, after)
         return self._opened[shard]
 
-    def _open_and_list(self, shard: int) -> tuple[BinaryIO, list[tuple[Item, str]]]:
+    def _open_and_list(self, shard: int) -> tuple[IO[bytes], list[tuple[Item, str]]]:
         """The open file, which stays readable even if it is evicted from the cache, and its samples."""
         for again in (True, True, False):
             path = self._pending.pop(shard).result() if shard in self._pending else self._local_path(shard)
             try:
-                return path.open("rb"), shard_items(path, None)
+                return open_regular(path), shard_items(path, None)
             except (OSError, InputError) as error:
                 if again and not path.exists() and self.shards[shard].remote:  # evicted between two calls
                     continue

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.engine.checkpoint.sharded import is_sharded
 
 
@@ -32,7 +33,7 @@ def check_pin(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
