@@ -6,6 +6,8 @@ They are raised where the problem is found, and turned into text only in ``cli.p
 from __future__ import annotations
 
 import difflib
+import http.client
+import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -42,6 +44,23 @@ class BigmodelError(Exception):
         text = self.what if self.expected is None else f"{self.what}; {self.expected}"
         text = printable(text)
         return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
+
+
+def service_reason(error: BaseException) -> str:
+    """The class of an error of a service's library and its HTTP status, or what the system calls it.
+
+    Its own words are the server's, which may hold what it was asked with.
+    """
+    name = type(error).__name__
+    for one in (error, error.__cause__):
+        reply = getattr(one, "response", None)
+        told = reply.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(reply, dict) else None
+        codes = (told, *(getattr(x, key, None) for x in (one, reply) for key in ("status_code", "status", "code")))
+        code = next((int(c) for c in codes if str(c).isdecimal() and int(c) in http.client.responses), None)
+        if code is not None:
+            return f"{name}: {code} {http.client.responses[code]}"
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{name}: {os.strerror(number)}" if isinstance(number, int) else name
 
 
 class InputError(BigmodelError):

@@ -50,6 +50,7 @@ def test_a_draft_names_its_process(tmp_path: Path) -> None:
         assert match is not None and Owner.parse(match[2]) == HERE and drafts.is_temporary(path)
         write(tmp_path / name)
     assert {path.name for path in tmp_path.iterdir()} == {"a.pt", "x" * 250}
+    assert len({atomic_files.temporary_name(tmp_path / "a.pt") for _ in range(9)}) == 9  # nobody can guess the next
     with drafts.draft(tmp_path / "out") as folder:
         assert Owner.parse(folder.name.split(".")[2]) == HERE and drafts.is_temporary(folder)
     assert not folder.exists()

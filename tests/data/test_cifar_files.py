@@ -11,7 +11,7 @@ from PIL import Image
 
 from bigmodel_cli.core.errors import BigmodelError, InputError
 from bigmodel_cli.core.registry import data
-from bigmodel_cli.data.image.cifar import CLASSES
+from bigmodel_cli.data.image.cifar import CLASSES, MAX_BATCH_BYTES
 
 RNG = np.random.default_rng(0)
 
@@ -153,6 +153,14 @@ def test_a_hostile_archive_writes_nothing_outside(tmp_path, extra):
     assert (tmp_path / "victim").read_text() == (tmp_path / "in/victim").read_text() == "untouched"
     assert not any(p.is_symlink() for p in tmp_path.rglob("*"))
     assert not Path("/tmp/bigmodel-evil.bin").exists()
+
+
+def test_a_batch_that_is_too_large_is_not_unpacked(tmp_path):
+    large = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin"), bytes(MAX_BATCH_BYTES + 1)
+    archive(tmp_path / "cifar-10-binary.tar.gz", [large, *plain()[1:]])
+    with pytest.raises(InputError, match=f"expected at most {MAX_BATCH_BYTES}"):
+        data.get("cifar10")(tmp_path).load["train"]()
+    assert not list(tmp_path.rglob("*.bin"))
 
 
 def test_an_archive_member_of_another_name_never_replaces_a_batch(tmp_path):

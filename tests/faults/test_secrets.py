@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,12 @@ from web import Quiet, folder_served
 
 from bigmodel_cli.core.addresses import full, public, remember, scrub
 from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.files.remote_files import as_public
 from bigmodel_cli.data.download import _SafeRedirects, open_url, read_url
+from bigmodel_cli.data.user_data import image_huggingface
 from bigmodel_cli.data.webdataset.shard_index import read_shard_index
 from bigmodel_cli.data.webdataset.stream import make_index
+from bigmodel_cli.engine.build import huggingface_hub
 
 SIGNATURE, PASSWORD, TOKEN = "c0ffee5160a7e", "pa55w0rd-of-mine", "hf_T0kenOfTheEnvironment"
 SECRETS = (SIGNATURE, PASSWORD, TOKEN)
@@ -219,3 +223,46 @@ def test_a_password_stays_with_its_host() -> None:
 def test_plain_http_elsewhere_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(InputError, match="expected https"):
         open_url("http://example.com/x", 5)
+
+
+class Refused(Exception):
+    """As the libraries of services raise it: with the server's words, and its answer."""
+
+    response: Any = None
+
+
+def asked(service: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the service for something, which fails with `error`."""
+
+    def fail(*given: Any, **options: Any) -> None:
+        raise error
+
+    if service == "s3://bucket/x":
+        with as_public(service):
+            fail()
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if service == "hf:me/model":
+        monkeypatch.setattr(huggingface_hub, "open_url", lambda *given: io.BytesIO(b'{"sha": "0"}'))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        huggingface_hub._download("me/model", [])
+    monkeypatch.setattr(image_huggingface, "open_url", lambda *given: io.BytesIO(b"{}"))
+    monkeypatch.setattr(image_huggingface, "_import_datasets", lambda: SimpleNamespace(load_dataset=fail))
+    image_huggingface._load_from_hub("hf:me/data")
+
+
+@pytest.mark.parametrize("service", ["s3://bucket/x", "hf:me/model", "hf:me/data"])
+def test_what_a_service_says_is_not_repeated(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is told by its class and HTTP status, or as the system calls it."""
+    answered, by_s3 = Refused(f"403: token {TOKEN}"), Refused(f"key {TOKEN}")
+    answered.response = SimpleNamespace(status_code=403)
+    by_s3.response = {"ResponseMetadata": {"HTTPStatusCode": 404}}
+    for error, reason in (
+        (answered, "Refused: 403 Forbidden"),
+        (by_s3, "Refused: 404 Not Found"),
+        (PermissionError(13, f"for {TOKEN}"), "PermissionError: Permission denied"),
+        (ConnectionError(f"to {TOKEN}"), "ConnectionError"),
+    ):
+        with pytest.raises(BigmodelError) as caught:
+            asked(service, error, monkeypatch)
+        assert service in caught.value.line and reason in caught.value.line
+        assert TOKEN not in f"{caught.value.line} {caught.value.hint}"

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bigmodel_cli.core.addresses import full, remember
-from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError, service_reason
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files import drafts
 
@@ -75,9 +75,8 @@ def as_public(address: str) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{address}: nothing is there", "expected a file or a folder") from None
     except Exception as error:  # each service has errors of its own
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = "are its credentials set, as its own tools read them?"
-        raise MachineError(f"{address}: {reason}", hint=hint) from None
+        raise MachineError(f"{address}: {service_reason(error)}", hint=hint) from None
 
 
 def files_at(system: Any, root: str) -> dict[str, Mapping[str, Any]]:

@@ -100,9 +100,12 @@ def _unpack(archive: Path) -> Path:
                 # Match the whole path: a file of the same name in another folder must not replace it.
                 name = member.name.removeprefix("./").removeprefix("cifar-10-batches-bin/")
                 file = tar.extractfile(member) if member.isreg() and name in wanted else None
+                if file is not None and member.size > MAX_BATCH_BYTES:
+                    raise InputError(
+                        f"{archive}: {name} has {member.size} bytes", f"expected at most {MAX_BATCH_BYTES}"
+                    )
                 if file is not None:
-                    content = file.read(MAX_BATCH_BYTES + 1)
-                    write_bytes(folder / name, content)
+                    write_bytes(folder / name, file.read())
     except READ_ERRORS as error:
         raise InputError(f"{archive}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
     missing = sorted(name for name in wanted if not (folder / name).is_file())

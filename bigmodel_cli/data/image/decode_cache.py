@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.files.atomic_files import remove_temporary_files, temporary_name
+from bigmodel_cli.core.files.atomic_files import open_own, remove_temporary_files, temporary_name
 from bigmodel_cli.core.files.file_lock import try_lock
 from bigmodel_cli.core.files.offset_files import open_bytes, read_into, write_at
 from bigmodel_cli.data.thread_map import for_each, report_progress
@@ -146,7 +146,7 @@ def _exclusive(path: Path, what: str, count: int) -> Iterator[None]:
 
     On a file system without locks, each fills its own copy, and the last one wins.
     """
-    with path.with_name(f".{path.stem}.tmp").open("wb") as lock:
+    with open_own(path.with_name(f".{path.stem}.tmp"), os.O_TRUNC) as lock:
         with contextlib.suppress(OSError):
             while not try_lock(lock):
                 time.sleep(0.1)

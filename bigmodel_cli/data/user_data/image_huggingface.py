@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.counted import counted
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.errors import InputError, MachineError, service_reason
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.core.registry import natural
@@ -115,8 +115,8 @@ def _load_from_hub(where: str) -> Any:
             return library.load_dataset(name, configuration or None)
         except Exception as error:
             if reason is None:
-                text = str(error).partition("\n")[0][:120]
-                raise InputError(f"{where}: cannot be loaded ({text})", f"see {HUB}datasets/{name}") from None
+                what = f"{where}: cannot be loaded ({service_reason(error)})"
+                raise InputError(what, f"its configurations are at {HUB}datasets/{name}") from None
     hint = f"where there is a network: datasets.load_dataset({name!r}).save_to_disk(FOLDER); then --data FOLDER"
     raise MachineError(f"{where}: not on this machine, and {reason}", hint=hint)
 

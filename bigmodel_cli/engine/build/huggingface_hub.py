@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.errors import InputError, MachineError
+from bigmodel_cli.core.errors import InputError, MachineError, service_reason
 from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.data.download import open_url
@@ -167,5 +167,4 @@ def _download(source: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT))
     except Exception as error:  # the library raises the errors of its network stack
-        what = f"hf:{source}: {(str(error).strip().splitlines() or ['no answer'])[0][:120]}"
-        raise MachineError(what, hint=hint) from None
+        raise MachineError(f"hf:{source}: {service_reason(error)}", hint=hint) from None
