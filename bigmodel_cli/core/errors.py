@@ -56,7 +56,7 @@ def service_reason(error: BaseException) -> str:
         reply = getattr(one, "response", None)
         told = reply.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(reply, dict) else None
         codes = (told, *(getattr(x, key, None) for x in (one, reply) for key in ("status_code", "status", "code")))
-        code = next((int(c) for c in codes if str(c).isdecimal() and int(c) in http.client.responses), None)
+        code = next((int(str(c)) for c in codes if str(c).isdecimal() and int(str(c)) in http.client.responses), None)
         if code is not None:
             return f"{name}: {code} {http.client.responses[code]}"
     number = error.errno if isinstance(error, OSError) else None
