@@ -66,21 +66,37 @@ def test_writing_a_file_removes_what_dead_processes_left_of_it(tmp_path: Path) -
 
 
 def owner_note(path: Path) -> str:
-    return f"{path} stays: a process of another host or container may be writing it"
+    return f"{path} stays: a process of another host, container, user or version may be writing it"
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_folder_is_cleared_of_drafts(alone: bool, tmp_path: Path) -> None:
     """With its lock also of those that another host or container left: no run of theirs is at work there."""
     found = left(tmp_path)
-    (tmp_path / ".out.json.12.tmp").touch()
+    earlier = tmp_path / ".out.json.12.tmp"  # of an earlier version
+    earlier.touch()
     (tmp_path / ".notes.tmp").touch()
     notes = atomic_files.remove_temporary_files(tmp_path, alone=alone)
     kept = {who for who, path in found.items() if path.exists()}
     assert kept == ({"alive"} if alone else {"alive", "another host", "another container"})
-    named = [] if alone else [found["another host"], found["another container"]]
+    named = [] if alone else [found["another host"], found["another container"], earlier]
     assert sorted(notes) == sorted(owner_note(path) for path in named)
-    assert (tmp_path / ".notes.tmp").exists() and not (tmp_path / ".out.json.12.tmp").exists()
+    assert (tmp_path / ".notes.tmp").exists() and earlier.exists() != alone
+
+
+def test_what_another_user_left_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their process is gone, but a file of theirs is not ours to remove."""
+    file, folder = left(tmp_path)["gone"], tmp_path / f".out.{OWNERS['gone'].token}.new"
+    folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+        write(tmp_path / "out.json")
+        assert owner_note(file) in atomic_files.remove_temporary_files(tmp_path)
+        assert owner_note(folder) in drafts.remove_leftovers(tmp_path, lambda path: True)
+        assert file.exists() and folder.exists()
+    write(tmp_path / "out.json")  # negative control: our own go
+    drafts.remove_leftovers(tmp_path, lambda path: True)
+    assert not file.exists() and not folder.exists()
 
 
 def test_a_process_that_is_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import IO
 
 from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.files.open_flags import BINARY, NO_FOLLOW, NO_WAIT, NOT_INHERITED
-from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner
+from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner, is_another_users, stays
 
 SHARDS_PREFIX = "parts-"
 RENAME_WAITS = (0.01, 0.05, 0.2, 0.5, 1.0)  # seconds between tries
@@ -150,7 +150,7 @@ def remove_dead_drafts(path: Path) -> None:
     """Remove what killed processes left of the file at `path`. A draft of one that lives, or may live, stays."""
     with contextlib.suppress(OSError):  # whoever writes there will be told
         for draft, owner in _drafts(path.parent, _stem(path)):
-            if owner is not None and owner.is_gone():
+            if owner is not None and owner.is_gone() and not is_another_users(draft):
                 draft.unlink(missing_ok=True)
 
 
@@ -158,18 +158,22 @@ def remove_temporary_files(folder: Path, *, alone: bool = False) -> list[str]:
     """Remove the drafts that killed processes left in `folder`, and no other files.
 
     Args:
-        alone: the caller holds the folder's lock. Then those of other hosts and containers go too: a run that was
-            moved leaves the draft of its checkpoint behind. One of a process that lives here stays.
+        alone: the caller holds the folder's lock. Then those of other hosts, containers, users and earlier
+            versions go too: a run that was moved leaves the draft of its checkpoint behind. One of a process that
+            lives here stays.
 
     Returns:
         A note for each that stays because its process may live elsewhere.
     """
     unknown = []
     for draft, owner in _drafts(folder, "."):
-        if owner is None or owner.is_gone() or (alone and not owner.is_here()):  # None: an earlier version's
+        theirs = owner is None or is_another_users(draft)  # None: an earlier version's
+        gone = owner is not None and owner.is_gone()
+        elsewhere = owner is None or not owner.is_here()
+        if (gone and not theirs) or (alone and (gone or elsewhere)):
             draft.unlink(missing_ok=True)
-        elif not owner.is_here():
-            unknown.append(owner.stays(draft))
+        elif theirs or elsewhere:
+            unknown.append(stays(draft))
     return unknown
 
 

@@ -4,7 +4,7 @@
     .<name>.<owner>.old    the folder that a draft is replacing, for the moment of the exchange
 
 What a killed process left is removed or, if it is the only whole folder, put back. What belongs to a live process,
-to another host or to another container stays, and is named.
+to another host, container or user stays, and is named.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files import atomic_files
-from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner
+from bigmodel_cli.core.files.owners import TOKEN, Owner, current_owner, is_another_users, stays
 
 LEFT = re.compile(rf"\.(.+)\.({TOKEN})\.(new|old)", re.DOTALL)
 
@@ -82,9 +82,10 @@ def remove_leftovers(parent: Path, is_ours: Callable[[Path], bool]) -> list[str]
         owner = Owner.parse(match[2]) if match else None
         if match is None or owner is None or path.is_symlink() or not path.is_dir():
             continue
-        if not owner.is_gone():
-            if not owner.is_here():
-                unknown.append(owner.stays(path))
+        theirs = is_another_users(path)
+        if theirs or not owner.is_gone():
+            if theirs or not owner.is_here():
+                unknown.append(stays(path))
             continue
         target = path.with_name(match[1])
         if match[3] == "new":

@@ -62,9 +62,19 @@ class Owner:
         here = current_owner()
         return (self.host, self.boot, self.space) == (here.host, here.boot, here.space)
 
-    def stays(self, path: Path) -> str:
-        """A note that its draft at `path` is left alone."""
-        return f"{path} stays: a process of another host or container may be writing it"
+
+def is_another_users(path: Path) -> bool:
+    """Whether the file or link at `path` is of another user; Windows does not tell, and what is gone is nobody's."""
+    user = getattr(os, "geteuid", None)
+    try:
+        return user is not None and path.lstat().st_uid != user()
+    except OSError:
+        return False
+
+
+def stays(path: Path) -> str:
+    """A note that the draft at `path` is left alone."""
+    return f"{path} stays: a process of another host, container, user or version may be writing it"
 
 
 def current_owner() -> Owner:
