@@ -120,6 +120,19 @@ def test_damage_is_not_mended_from_a_image_that_has_gone(photos: Path, cache: Pa
         train.gather(torch.tensor([0]))
 
 
+def test_its_lock_is_not_written_through_a_link(photos: Path, cache: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    load(photos)
+    for pixels in list(cache.rglob("*.pixels")):
+        lock = pixels.with_name(f".{pixels.stem}.tmp")
+        lock.unlink(missing_ok=True)
+        lock.symlink_to(victim)
+        pixels.unlink()
+    victim.write_text("kept")
+    load(photos)
+    assert list(cache.rglob(".*.tmp")) and victim.read_text() == "kept"
+
+
 def test_the_oldest_goes_first(photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {}
     for channels, crop in ((3, 0.875), (1, 0.875), (3, 1.0)):
