@@ -154,6 +154,10 @@ def test_a_changed_or_hostile_server_is_refused(served: tuple[Path, str], tmp_pa
         (folder / "index.json").write_text(json.dumps({**index, "shardlist": [{**entry, "url": url}]}))
         with pytest.raises(InputError):
             read_shard_index(address)
+    for sha256 in (("../" * 10 + "x" * 64)[:64], "F" * 64):  # the cache's file has it for a name
+        (folder / "index.json").write_text(json.dumps({**index, "shardlist": [{**entry, "sha256": sha256}]}))
+        with pytest.raises(InputError):
+            read_shard_index(address)
     (folder / "index.json").write_text(json.dumps({**index, "shardlist": [{**entry, "bytes": 512}, entry]}))
     with pytest.raises(BigmodelError, match="more than 512 bytes"):
         load(address).gather(torch.tensor([0]))

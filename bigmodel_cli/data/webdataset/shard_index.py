@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -76,7 +77,8 @@ def read_shard_index(where: str, sha256: str | None = None) -> ShardIndex:
         for entry in about["shardlist"]:
             location = _resolve_location(where, entry["url"])
             shard = Shard(location, int(entry["nsamples"]), int(entry["bytes"]), str(entry["sha256"]))
-            if not (0 < shard.count <= 1 << 32 and 0 < shard.size <= MAX_SHARD_BYTES and len(shard.sha256) == 64):
+            sizes = 0 < shard.count <= 1 << 32 and 0 < shard.size <= MAX_SHARD_BYTES
+            if not (sizes and re.fullmatch("[0-9a-f]{64}", shard.sha256)):  # it names a file of the cache
                 raise ValueError(f"{entry['url']}: nsamples, bytes or sha256")
             split = str(entry.get("split", "train"))
             splits[split] = (*splits.get(split, ()), shard)
