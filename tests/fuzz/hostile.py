@@ -316,6 +316,41 @@ def overlapping(path: Path, canary: Path) -> None:
     path.write_bytes(raw)
 
 
+def put_in(path: Path, signature: bytes, hidden: bytes) -> None:
+    """A file of torch.save with `hidden` before the first `signature`, and a directory that knows of it."""
+    torch.save({"model": torch.ones(4)}, path)
+    raw = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        directory, entries = file.start_dir, file.infolist()
+    at = raw.index(signature, 1)
+    whole = bytearray(raw[:at] + hidden + raw[at:])
+    place = directory + len(hidden)
+    for entry in entries:
+        moved = entry.header_offset + len(hidden) * (entry.header_offset >= at)
+        whole[place + 42 : place + 46] = struct.pack("<L", moved)
+        place += 46 + len(entry.orig_filename) + len(entry.extra)
+    for signature, offset, form in ((END, 16, "<L"), (b"PK\x06\x06", 48, "<Q"), (b"PK\x06\x07", 8, "<Q")):
+        at = whole.rindex(signature) + offset
+        value = struct.unpack_from(form, whole, at)[0]
+        struct.pack_into(form, whole, at, value + len(hidden))
+    path.write_bytes(whole)
+
+
+@hostile
+def bytes_between(path: Path, canary: Path) -> None:
+    put_in(path, LOCAL, b"#!/bin/sh\n")
+
+
+@hostile
+def another_descriptor(path: Path, canary: Path) -> None:
+    put_in(path, LOCAL, b"PK\x07\x08" + bytes(12))
+
+
+@hostile
+def bytes_before_the_directory(path: Path, canary: Path) -> None:
+    put_in(path, CENTRAL, b"#!/bin/sh\n")
+
+
 @hostile
 def zip64_sizes(path: Path, canary: Path) -> None:
     archive(path, GOOD)

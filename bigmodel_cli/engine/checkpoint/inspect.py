@@ -146,7 +146,7 @@ def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInf
         end = file.read(22)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-            comment = archive.comment
+            comments, directory = archive.comment or any(e.comment for e in entries), archive.start_dir
     except Exception:  # zipfile raises many kinds on damaged directories (struct, value, key, unicode errors)
         raise InputError(f"{path}: not a checkpoint, or truncated", "expected a file made by torch.save") from None
     if not entries or len(entries) > MAX_ENTRIES:
@@ -161,20 +161,21 @@ def _entries(path: Path, file: IO[bytes], size: int) -> dict[str, zipfile.ZipInf
     roots = {e.filename.partition("/")[0] for e in entries}
     if len(roots) != 1 or any({"..", ""} & set(e.filename.split("/")) or "\\" in e.filename for e in entries):
         raise InputError(f"{path}: refused: entries outside one folder", expected)
-    if comment or end[:4] != b"PK\x05\x06":
+    if comments or end[:4] != b"PK\x05\x06":
         raise InputError(f"{path}: refused: bytes after the end of the zip", expected)
-    _check_layout(path, file, entries, expected)
+    _check_layout(path, file, entries, directory)
     return {e.filename: e for e in entries}
 
 
-def _check_layout(path: Path, file: IO[bytes], entries: list[zipfile.ZipInfo], expected: str) -> None:
-    """Check that local headers agree with the directory, and that entries start at byte 0 and do not overlap."""
-    end_of_last = 0
-    for entry in sorted(entries, key=lambda e: e.header_offset):
-        offset = entry.header_offset
-        if offset < end_of_last or (end_of_last == 0 and offset != 0):
-            raise InputError(f"{path}: refused: overlapping entries", expected)
-        file.seek(offset)
+def _check_layout(path: Path, file: IO[bytes], entries: list[zipfile.ZipInfo], directory: int) -> None:
+    """Check that local headers agree with the directory, and that entries fill the file from byte 0 up to it."""
+    expected = "expected a file made by torch.save"
+    ordered = sorted(entries, key=lambda e: e.header_offset)
+    starts = [e.header_offset for e in ordered]
+    if starts[0] != 0:
+        raise InputError(f"{path}: refused: bytes before its entries", expected)
+    for entry, following in zip(ordered, [*starts[1:], directory], strict=True):
+        file.seek(entry.header_offset)
         header = file.read(30)
         if len(header) < 30:
             raise InputError(f"{path}: damaged: {entry.filename} lies beyond the end", "restore it from a copy")
@@ -184,7 +185,21 @@ def _check_layout(path: Path, file: IO[bytes], entries: list[zipfile.ZipInfo], e
             raise InputError(f"{path}: refused: {entry.filename} has two headers that differ", expected)
         if entry.compress_size != entry.file_size:
             raise InputError(f"{path}: refused: {entry.filename} has two sizes", expected)
-        end_of_last = offset + 30 + fields[9] + fields[10] + entry.file_size
+        end = entry.header_offset + 30 + fields[9] + fields[10] + entry.file_size
+        if end > following:
+            raise InputError(f"{path}: refused: overlapping entries", expected)
+        file.seek(end)
+        if following - end > 24 or not _is_descriptor(file.read(following - end), entry):
+            raise InputError(f"{path}: refused: bytes between its entries", expected)
+
+
+def _is_descriptor(between: bytes, entry: zipfile.ZipInfo) -> bool:
+    """Whether the bytes behind an entry are none, or repeat its checksum and sizes, as torch lets them do."""
+    if not between:
+        return True
+    of_4, of_8 = (entry.file_size.to_bytes(8, "little")[:n] * 2 for n in (4, 8))
+    repeated = between.removeprefix(b"PK\x07\x08")
+    return bool(entry.flag_bits & 8) and repeated in (entry.CRC.to_bytes(4, "little") + sizes for sizes in (of_4, of_8))
 
 
 def _safetensors(path: Path, size: int) -> Contents:
