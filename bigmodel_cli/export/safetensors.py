@@ -11,7 +11,7 @@ from bigmodel_cli.core.registry import exports
 from bigmodel_cli.export.contents import check_safetensors
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.runtime import Runtime, run_with_torch
-from bigmodel_cli.models.layers.meta_init import init_on_meta
+from bigmodel_cli.models.layers.meta_init import at_most_parameters, init_on_meta
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,10 +38,12 @@ def run_safetensors(path: Path, build: Callable[[], nn.Module]) -> Run:
     from safetensors import safe_open
     from safetensors.torch import load_model
 
-    with init_on_meta():  # a width of a billion in an untrusted export.json must not be allocated
-        wanted = sum(p.numel() for p in build().parameters())
     with safe_open(path, "pt") as file:
-        held = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
+        sizes = [torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()]  # noqa: SIM118
+    held = sum(sizes)
+    # A width of a billion in an untrusted export.json must not be allocated, nor as many layers be built.
+    with at_most_parameters(2 * len(sizes) + 64, str(path)), init_on_meta():
+        wanted = sum(p.numel() for p in build().parameters())
     if wanted > held:
         raise RuntimeError(f"{held} numbers in the file, {wanted} in the architecture that {path.parent} names")
     model = build().eval()

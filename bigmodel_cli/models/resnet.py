@@ -8,7 +8,7 @@ it. Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -51,9 +51,9 @@ class DropPath(nn.Module):
         return f"{self.p:.3f}"
 
 
-def drop_rates(drop_path: float, blocks: int) -> list[float]:
+def drop_rates(drop_path: float, blocks: int) -> Iterator[float]:
     """The drop rate of each block, rising linearly to `drop_path` at the last."""
-    return [drop_path * (i + 1) / blocks for i in range(blocks)]
+    return (drop_path * (i + 1) / blocks for i in range(blocks))
 
 
 class BasicBlock(nn.Module):
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.activation = act(activation, inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        inputs, stages, rates = 64, [], iter(drop_rates(drop_path, sum(depths)))
+        inputs, stages, rates = 64, [], drop_rates(drop_path, sum(depths))
         for i, depth in enumerate(depths):
             width, blocks = 64 * 2**i, []
             for j in range(depth):

@@ -90,7 +90,7 @@ class CifarResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64 if preactivation else 16)
         self.activation = act(block["activation"])
         self.preactivation = preactivation
-        inputs, stages, rates = 16, [], iter(drop_rates(drop_path, 3 * n))
+        inputs, stages, rates = 16, [], drop_rates(drop_path, 3 * n)
         for width in (16, 32, 64):
             blocks = []
             for _ in range(n):

@@ -19,7 +19,7 @@ from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.locate import checkpoint_file
 from bigmodel_cli.engine.build.model import build_architecture, build_model, build_spec, build_task, head_name
 from bigmodel_cli.engine.checkpoint import checkpoint
-from bigmodel_cli.models.layers.meta_init import init_on_meta, skip_random_init
+from bigmodel_cli.models.layers.meta_init import at_most_parameters, init_on_meta, skip_random_init
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec
     """The recipe and the spec in a checkpoint, checked against each other and against its tensors.
 
     A checkpoint is untrusted input. Its recipe is checked like any other, and the model is first built on the
-    meta device, so that a width of a billion allocates nothing.
+    meta device, so that a width of a billion allocates nothing, and of no more layers than its tensors allow.
 
     Raises:
         InputError: they disagree, or this version does not have the model.
@@ -114,7 +114,9 @@ def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec
     if list(spec.classes) != meta["classes"]:
         difference = first_difference("classes", meta["classes"], list(spec.classes), "meta", "input")
         raise InputError(f"{source}: {difference}", hint="restore it from a copy")
-    with init_on_meta():
+    # Twice as many: a layer may be replaced by another while it is built.
+    most = 2 * len(state["model_ema"] or state["model"]) + 64
+    with at_most_parameters(most, source), init_on_meta():
         expected = build_architecture(recipe, spec).state_dict()
     for section in ("model", "model_ema"):
         for key, value in (state[section] or {}).items():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
+
+from bigmodel_cli.core.errors import InputError
 
 RANDOM = frozenset({
     torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_,
@@ -43,6 +47,30 @@ def init_on_meta() -> Iterator[None]:
     """
     with torch.device("meta"), skip_random_init():
         yield
+
+
+@contextlib.contextmanager
+def at_most_parameters(most: int, source: str) -> Iterator[None]:
+    """Refuse to build modules with more than `most` parameters, for a `source` that a stranger made.
+
+    On the meta device a layer takes no memory for its weights, but a billion layers still take time without end.
+
+    Raises:
+        InputError: there are more.
+    """
+    count, thread = 0, threading.get_ident()
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread  # the hook is of the whole process
+        if count > most:
+            raise InputError(f"{source}: more layers than it has tensors", "expected the model that it holds")
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

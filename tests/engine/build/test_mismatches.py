@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.resolve import Layer, resolve
+from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble
@@ -120,6 +122,33 @@ def test_a_width_of_a_trillion_takes_no_memory(saved: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="tensors missing"):
         load_trained(changed(saved, change, tmp_path / "x.pt"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+TEXT = TextSpec("char", ("a", "b"), 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "spec"),
+    [
+        ("mlp", {"hidden": [1] * 200_000}, None),
+        ("vit", {"depth": 10**9}, None),
+        ("gpt", {"layers": 10**9}, TEXT),
+        ("text_encoder", {"layers": 10**9}, TEXT.with_(classes=("a", "b"))),
+    ],
+)
+def test_more_layers_than_tensors_are_not_built(
+    name: str, options: State, spec: TextSpec | None, saved: Path, tmp_path: Path
+) -> None:
+    def change(state: State) -> None:
+        state["meta"] |= {"arch": name, "arch_args": options}
+        state["meta"]["recipe"]["model"] = {"name": name, **options}
+        if spec is not None:
+            state["meta"] |= {"input": {"kind": spec.kind, **spec.to_dict()}, "classes": list(spec.classes)}
+
+    begun = time.process_time()
+    with pytest.raises(InputError, match="more layers than it has tensors"):
+        load_trained(changed(saved, change, tmp_path / "x.pt"))
+    assert time.process_time() - begun < 10
 
 
 def test_what_agrees_loads(saved: Path, tmp_path: Path) -> None:
