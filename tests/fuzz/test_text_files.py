@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import time
@@ -108,6 +109,11 @@ def replace(pattern: Any, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
+def charsmap(replacement: bytes) -> dict[str, Any]:
+    raw = (4).to_bytes(4, "little") + bytes(4) + replacement + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(raw).decode()}
+
+
 def split(expression: Any) -> Callable[[], str]:
     return with_(
         pre_tokenizer={"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
@@ -119,6 +125,7 @@ def added(**token: Any) -> Callable[[], str]:
     return lambda: json.dumps({**valid(), "added_tokens": [{**plain, **token}]})
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     ("deep", lambda: "[" * 300_000, "not a tokenizer"),
     ("deep parts", lambda: '{"model": {}, "normalizer": ' + '{"type": "Sequence", "normalizers": [' * 20_000, "not a"),
@@ -152,6 +159,17 @@ TOKENIZERS: list[tuple[str, Callable[[], str], str]] = [
     ),
     ("blow up", with_(normalizer=replace({"String": "a"}, "b" * 1_000_000)), "lengthens texts too much"),
     ("long prefix", with_(normalizer={"type": "Prepend", "prepend": "b" * 1_000_000}), "lengthens texts too much"),
+    ("bytes of bytes", with_(normalizer={"type": "Sequence", "normalizers": [BYTES] * 20}), "lengthens texts too much"),
+    ("cut to bytes", with_(pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES] * 20}), "lengthens texts"),
+    ("long charsmap", with_(normalizer=charsmap(b"b" * 65)), "lengthens texts too much"),
+    ("charsmap of ligatures", with_(normalizer=charsmap("\ufdfa".encode() * 4)), "lengthens texts too much"),
+    (
+        "charsmap of text",
+        with_(normalizer={"type": "Precompiled", "precompiled_charsmap": "?"}),
+        "precompiled_charsmap",
+    ),
+    ("regex counted bomb", split("(a+){30}$"), "it may take exponential time"),
+    ("regex bounded bomb", split("(a{1,99}){1,99}$"), "it may take exponential time"),
     ("regex bomb", split("(a+)+$"), "it may take exponential time"),
     ("regex choice bomb", split("(?:a|a)*$"), "it may take exponential time"),
     ("regex open bomb", split("(a{2,}){3,}"), "it may take exponential time"),
@@ -192,6 +210,7 @@ def test_the_expressions_of_well_known_tokenizers_are_taken() -> None:
         r"|\s+(?!\S)|\s+",
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|\p{N}{1,3}",
+        r"\p{N}{1,3}(?=(?:\p{N}{3})*\b)",
     ):
         assert tokenizer(TextSpec("bpe", (split(expression)(),), 8)).size > 256
 

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
         raise InputError("not a tokenizer: it has no model", EXPECTED)
     _check_model(values["model"])
     _check_added(values.get("added_tokens") or [])
-    count, growth = 0, dict.fromkeys(("normalizer", "decoder"), 1.0)
+    count, growth = 0, dict.fromkeys(("normalizer", "pre_tokenizer", "decoder"), 1.0)
     for kind, names in COMPONENTS.items():
         for part in _parts(values.get(kind), kind):
             count += 1
@@ -171,12 +172,35 @@ def _parts(part: Any, kind: str) -> Iterator[dict[str, Any]]:
 
 def _growth(part: dict[str, Any]) -> float:
     """The factor by which a normalizer or a decoder can lengthen a text."""
+    if part["type"] == "Precompiled":
+        return _growth_of_charsmap(part.get("precompiled_charsmap"))
+    if part["type"] == "ByteLevel":
+        return 4.0  # a character of four bytes becomes four
     content = part.get("content", part.get("prepend", ""))
     if part["type"] not in ("Replace", "Prepend") or not isinstance(content, str):
         return 1.0
     pattern = part.get("pattern")
     found = pattern.get("String") if isinstance(pattern, dict) else None
-    return max(1.0, len(content.encode("utf-8", "replace")) / max(len(found) if isinstance(found, str) else 1, 1))
+    length = max(len(content.encode("utf-8", "replace")), len(_decomposed(content)))
+    return max(1.0, length / max(len(found) if isinstance(found, str) else 1, 1))
+
+
+def _growth_of_charsmap(charsmap: Any) -> float:
+    """The longest replacement in SentencePiece's table, in characters: it may stand for a single one.
+
+    The table is base64 of a trie's length in 4 bytes, the trie, and the replacements with a zero behind each.
+    """
+    try:
+        raw = base64.b64decode(charsmap or "", validate=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tokenizer: precompiled_charsmap: {error}", "expected base64") from None
+    replacements = raw[4 + int.from_bytes(raw[:4], "little") :].decode("utf-8", "replace")
+    return max(1.0, *map(len, _decomposed(replacements).split("\0")))
+
+
+def _decomposed(text: str) -> str:
+    """What a later NFKD may make of `text`, up to 18 characters of each, so that growth counts Unicode's forms once."""
+    return unicodedata.normalize("NFKD", text)
 
 
 def _check_pattern(pattern: Any) -> None:
@@ -194,10 +218,14 @@ def _check_pattern(pattern: Any) -> None:
 
 
 def _repeats_repetition(expression: str) -> bool:
-    """Whether an unbounded group contains an unbounded repetition or an alternative: ``(a+)+``, ``(a|a)*``."""
+    """Whether a repeated group contains a repetition or an alternative: ``(a+)+``, ``(a|a)*``, ``(a{1,9}){30}``.
+
+    A fixed count within, as in ``(\\d{3})*``, is none: it leaves no choice.
+    """
     plain = re.sub(r"\\.", "x", expression, flags=re.DOTALL)
     plain = re.sub(r"\[\^?\]?(?:\[:\^?\w+:\]|[^\]])*\]", "x", plain)
-    endless = re.compile(r"[*+]|\{\d*,\}")
+    repeats = re.compile(r"[*+]|\{\d*,\d*\}")
+    outer = re.compile(r"[*+]|\{\d*,\d*\}|\{\d+\}")
     stack, inside = [], False  # for each open group, whether the enclosing one contains a repetition already
     i = 0
     while i < len(plain):
@@ -205,11 +233,11 @@ def _repeats_repetition(expression: str) -> bool:
             stack.append(inside)
             inside = False
         elif plain[i] == ")" and stack:
-            repeats = inside
-            inside = stack.pop() or repeats
-            if repeats and endless.match(plain, i + 1):
+            within = inside
+            inside = stack.pop() or within
+            if within and outer.match(plain, i + 1):
                 return True
-        elif (stack and plain[i] == "|") or endless.match(plain, i):
+        elif (stack and plain[i] == "|") or repeats.match(plain, i):
             inside = True
         i += 1
     return False
