@@ -218,5 +218,5 @@ def _read_encoded(rows: Any, index: int, column: str) -> bytes:
     try:
         with open_regular(image.get("path") or "") as file:
             return file.read()
-    except OSError as error:
-        raise InputError(f"row {index}: no image ({error.strerror})", "expected its bytes, or a file") from None
+    except (InputError, OSError) as error:
+        raise InputError(f"row {index}: no image ({error})", "expected its bytes, or a file") from None
