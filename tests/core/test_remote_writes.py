@@ -75,7 +75,7 @@ def test_what_could_not_be_sent_is_kept_and_sent_the_next_time(store: Any, monke
     with monkeypatch.context() as broken:
         broken.setattr(type(store), "put_file", full)
         with (
-            pytest.raises(MachineError, match=f"{RUN}: no writing today") as caught,
+            pytest.raises(MachineError, match=f"{RUN}: PermissionError") as caught,
             written_copy(RUN, said.append) as copy,
         ):
             write(copy, last_pt="1")
