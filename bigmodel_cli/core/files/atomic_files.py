@@ -158,18 +158,17 @@ def remove_temporary_files(folder: Path, *, alone: bool = False) -> list[str]:
     """Remove the drafts that killed processes left in `folder`, and no other files.
 
     Args:
-        alone: the caller holds the folder's lock. Then those of other hosts, containers, users and earlier
-            versions go too: a run that was moved leaves the draft of its checkpoint behind. One of a process that
-            lives here stays.
+        alone: the caller holds the folder's lock. Then those of other hosts, containers and users go too: a run that
+            was moved leaves the draft of its checkpoint behind. One of a process that lives here stays.
 
     Returns:
         A note for each that stays because its process may live elsewhere.
     """
     unknown = []
     for draft, owner in _drafts(folder, "."):
-        theirs = owner is None or is_another_users(draft)  # None: an earlier version's
-        gone = owner is not None and owner.is_gone()
-        elsewhere = owner is None or not owner.is_here()
+        theirs = is_another_users(draft)
+        gone = owner is None or owner.is_gone()  # None: an earlier version's, whose number alone says nothing
+        elsewhere = owner is not None and not owner.is_here()
         if (gone and not theirs) or (alone and (gone or elsewhere)):
             draft.unlink(missing_ok=True)
         elif theirs or elsewhere:

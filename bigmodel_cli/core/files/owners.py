@@ -74,7 +74,7 @@ def is_another_users(path: Path) -> bool:
 
 def stays(path: Path) -> str:
     """A note that the draft at `path` is left alone."""
-    return f"{path} stays: a process of another host, container, user or version may be writing it"
+    return f"{path} stays: a process of another host, container or user may be writing it"
 
 
 def current_owner() -> Owner:

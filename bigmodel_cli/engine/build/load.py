@@ -126,13 +126,7 @@ def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec
                 )
     try:
         tensors = inference_weights(state)
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # an incomplete one, or one of another shape
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:  # an incomplete one, or one of another shape
         raise InputError(
             f"{source}: an adapter or a packed weight that does not fit ({error})", "restore it from a copy"
         ) from None
