@@ -118,3 +118,32 @@ def run_cli(tmp_path: Path) -> Iterator[Run]:
             return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
 
         yield run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test of parallel/ in a process of its own where a fork of this one cannot compute gradients.
+
+    Its ranks are forks. Once torch's own threads for gradients run, as another test may have had it, forks refuse.
+    """
+    if pyfuncitem.path.parent.name != "parallel" or forks_compute_gradients():
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "timeout", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return True
+
+
+def forks_compute_gradients() -> bool:
+    """Whether a fork of this process can run a backward pass."""
+    import torch
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.ones(1, requires_grad=True).sum().backward()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
