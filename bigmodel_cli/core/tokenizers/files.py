@@ -73,23 +73,27 @@ def checked_tokenizer(text: str) -> dict[str, Any]:
                 growth[kind] *= _growth(part)
             _check_pattern(part.get("pattern"))
             _check_template(part)
-            _check_characters(part.get("precompiled_charsmap"))
+            if isinstance(table := part.get("precompiled_charsmap"), str):
+                _charsmap(table)
     for kind, factor in growth.items():
         if factor > MAX_GROWTH:
             raise InputError(f"tokenizer whose {kind} lengthens texts too much", f"expected at most {MAX_GROWTH} times")
     return {**values, "padding": None, "truncation": None}
 
 
-def _check_characters(table: Any) -> None:
-    """Check SentencePiece's table of characters, base64 of a size and so many bytes: the library reserves that size."""
-    if not isinstance(table, str):
-        return
+def _charsmap(table: Any) -> bytes:
+    """SentencePiece's table of characters: base64 of a trie's length in 4 bytes, the trie, and replacements.
+
+    Raises:
+        InputError: it is cut off; the library reserves the length that it says.
+    """
     try:
         raw = base64.b64decode(table, validate=True)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"tokenizer: precompiled_charsmap: {error}", "expected base64") from None
     if len(raw) < 4 or int.from_bytes(raw[:4], "little") > len(raw) - 4:
         raise InputError("tokenizer: precompiled_charsmap is cut off", "expected as many bytes as it says")
+    return raw
 
 
 def _check_model(model: dict[str, Any]) -> None:
@@ -185,15 +189,14 @@ def _growth(part: dict[str, Any]) -> float:
     return max(1.0, length / max(len(found) if isinstance(found, str) else 1, 1))
 
 
-def _growth_of_charsmap(charsmap: Any) -> float:
+def _growth_of_charsmap(table: Any) -> float:
     """The longest replacement in SentencePiece's table, in characters: it may stand for a single one.
 
-    The table is base64 of a trie's length in 4 bytes, the trie, and the replacements with a zero behind each.
+    The replacements have a zero behind each.
     """
-    try:
-        raw = base64.b64decode(charsmap or "", validate=True)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"tokenizer: precompiled_charsmap: {error}", "expected base64") from None
+    if not table:
+        return 1.0
+    raw = _charsmap(table)
     replacements = raw[4 + int.from_bytes(raw[:4], "little") :].decode("utf-8", "replace")
     return max(1.0, *map(len, _decomposed(replacements).split("\0")))
 
