@@ -10,7 +10,7 @@ import torch
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.types import TextSpec
 from bigmodel_cli.tasks.sampling import Sampling, choose, next_tokens
-from bigmodel_cli.tasks.vector_products import VectorLinear
+from bigmodel_cli.tasks.vector_products import VectorLinear, vector_products
 
 
 def build(**options: object) -> torch.nn.Module:
@@ -48,6 +48,25 @@ def test_linear_layers_take_vectors_only_while_a_text_is_written() -> None:
         tokens.close()  # type: ignore[attr-defined]
     assert {type(m) for m in model.modules()} == before
     assert first == text(model, prompt, Sampling(temperature=0), 4, use_cache=False)[0]
+
+
+@pytest.mark.parametrize(("rows", "bias"), [(512, False), (515, True)])
+def test_the_rows_of_a_large_layer_are_shared_out_among_the_threads(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.RMSNorm(384), torch.nn.Linear(384, rows, bias))
+    x = torch.randn(1, 1, 384)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with torch.inference_mode(), vector_products(model):
+            assert model[1].shares.shape == (4, 384, 128)
+            fast, two = model(x), model(x.expand(2, -1, -1))  # two vectors go the usual way
+    finally:
+        torch.set_num_threads(before)
+    assert "shares" not in vars(model[1])
+    expected = model.double()(x.double())
+    torch.testing.assert_close(fast.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(two[1:].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another() -> None:
