@@ -2,8 +2,8 @@
 
 On 2 cores of an AMD EPYC, 30 layers whose weights (6 MB) are in the cache took 1.95 ms with ``F.linear`` and
 0.90 ms with the product of a matrix and a vector. Either uses one core (MKL): weights that come from memory (42 MB)
-took 3.6 ms, and 1.7 where each core has its share of the rows. Small ones are slower so: 128 x 128 take 2 us on one core
-and 9 on two, 384 x 384 take 14 and 17, 1,152 x 384 take 40 and 29. ``F.rms_norm`` takes 25 us for 384 numbers.
+took 3.6 ms, and 1.7 where each core has its share of the rows. Small ones are slower so: 128 x 128 take 2 us on one
+core and 9 on two, 384 x 384 take 14 and 17, 1,152 x 384 take 40 and 29. ``F.rms_norm`` takes 25 us for 384 numbers.
 """
 
 from __future__ import annotations
