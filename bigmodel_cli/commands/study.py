@@ -55,6 +55,7 @@ def study(*, file: File, out: Out = None, options: RunOptions, json: opt.Json = 
             emit = both(display.emit, page.emit)
             for name, result in run_study(design, folder, options.flag_layers(), emit):
                 results.append(result)
+                page.complete(folder / name)
                 console.note(f"{name}: {len(results)} of {len(design.runs)} runs done")
     finally:
         page.stopped()

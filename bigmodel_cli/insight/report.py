@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.insight import page
 from bigmodel_cli.insight.charts import Series, line_chart
 from bigmodel_cli.insight.page import Section
@@ -19,6 +21,7 @@ PHASES = {
     "backward": "the backward pass", "optimizer": "the optimizer", "saving": "writing checkpoints",
     "evaluation": "validation", "features": "computing features of the frozen part", "start": "starting",
 }  # fmt: skip
+MOST_BYTES = 1 << 26
 STATES = {"running": "the run goes on; this page is rewritten as it does", "done": "the run is done"}
 
 
@@ -62,6 +65,14 @@ def write_report(
         parts.append(Section("Data and machine", page.facts(_facts(start))))
     parts.append(Section("Recipe", f"<pre>{escape(recipe_text)}</pre>"))
     page.write(path, title, parts)
+
+
+def says_done(path: Path) -> bool:
+    """Whether the page at `path` is there, and is that of a run that was done."""
+    try:
+        return escape(STATES["done"]) in read_regular(path, MOST_BYTES).decode("utf-8", "replace")
+    except InputError:
+        return False
 
 
 NOT_RESULTS = ("event", "time", "verdict")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,14 @@ def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt")}
     saved = tmp_path / "out/first/recipe.yaml"  # as a version before the field came wrote it
     saved.write_text(saved.read_text().replace("  balance: none\n", ""))
+    page = tmp_path / "out/first/report.html"  # of a run that is done: its process was killed as it wrote the page
+    page.write_text(page.read_text().replace("the run is done", "the run goes on"))
+    name = "from bigmodel_cli.core.files.atomic_files import *; print(temporary_name(Path('report.html')))"
+    ended = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, cwd=ROOT, check=True)
+    draft = page.with_name(ended.stdout.strip())
+    draft.write_text("half a page")
     again = run_cli("study", "two.yaml", "--out", "out")
+    assert "the run is done" in page.read_text() and not draft.exists()
     assert again.returncode == 0 and "test accuracy" in again.stdout and "epoch" not in again.stderr
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt")} == stamps
     other = run_cli("study", "two.yaml", "--out", "out", "--epochs", 3)

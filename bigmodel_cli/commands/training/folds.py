@@ -96,6 +96,7 @@ def _folder(options: RunOptions, stem: str) -> Iterator[Path]:
 
 def _train_one(recipe: Recipe, fold: int, folder: Path, options: RunOptions) -> None:
     from bigmodel_cli.commands.display.progress import WaitBars, for_output
+    from bigmodel_cli.commands.training.page import RunPage
     from bigmodel_cli.commands.training.run import train_recipe
     from bigmodel_cli.core.strict_yaml import dump_yaml
     from bigmodel_cli.engine.experiments.study import is_done
@@ -105,6 +106,7 @@ def _train_one(recipe: Recipe, fold: int, folder: Path, options: RunOptions) -> 
     one, own = recipe.of_fold(fold), folder / f"fold-{fold}"
     if not options.overwrite and is_done(own, one):
         console.note(f"fold {fold} of {recipe.data.folds}: done already")
+        RunPage().complete(own)
         return
     console.note(f"fold {fold} of {recipe.data.folds}")
     resume = not options.overwrite and any(own.glob("*.pt"))

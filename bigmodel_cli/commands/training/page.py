@@ -81,6 +81,22 @@ class RunPage:
             ends = [e for e in read_events(log) if e["event"] == "end"] if log.is_file() else []
             self.write(read_state(self.folder) or "failed", ends[-1] if ends else None)
 
+    def complete(self, folder: Path) -> None:
+        """The run in `folder` is done: write the page that says so, unless it is there.
+
+        Whoever trained it may have been killed between the two, and left the draft of the page.
+        """
+        from bigmodel_cli.core.files.atomic_files import remove_temporary_files
+        from bigmodel_cli.insight.report import says_done
+
+        remove_temporary_files(folder)
+        if not says_done(folder / "report.html"):
+            starts = [e for e in read_events(folder / "metrics.jsonl") if e["event"] == "start"]
+            self.folder = None  # the page of the run before this one is written
+            self.emit({**starts[-1], "folder": str(folder)})
+            self.stopped()
+        self.folder = None
+
     def finished(self, outcome: Outcome) -> None:
         """The last page, with figures of the best checkpoint on the validation split."""
         sections: list[Section] = []
