@@ -76,9 +76,9 @@ DRAFT = """\
 """
 PIXELS = "x = np.asarray(image, np.float32).reshape(image.height, image.width, -1)\n"
 SQUARE = """\
-side = min(x.shape[:2])  # the centred square
-top, left = (x.shape[0] - side) // 2, (x.shape[1] - side) // 2
-x = np.round(resized(x[top : top + side, left : left + side], steps["resize_square"]))
+side, short = steps["resize_square"]["width"], min(image.size)
+left, top = ((length - short) // 2 for length in image.size)  # the centred square
+image = image.crop((left, top, left + short, top + short)).resize((side, side), Image.Resampling.BILINEAR)
 """
 BICUBIC_SQUARE = """\
 side, short = steps["resize_square"]["width"], min(image.size)  # resized, then cut
@@ -115,10 +115,8 @@ def _script(own: Runtime, task: Any, preprocess: Mapping[str, Any]) -> str:
     read = read.replace("{wide}", VALUE_RANGE if "value_range" in preprocess else HIGH_BYTE)
     if "in_the_graph" in preprocess:
         return "".join([*parts, "\n", read, *_fitted(preprocess), PLAIN, "\n", own.run, "\n", answer_script(task)])
-    if "resize" in preprocess or (square and not bicubic):
-        parts.append(RESIZE)
-    parts += [read, *([BICUBIC_SQUARE] if bicubic else []), PIXELS]
-    parts += [SQUARE] if square and not bicubic else []
+    parts += [RESIZE] if "resize" in preprocess else []
+    parts += [read, *([BICUBIC_SQUARE if bicubic else SQUARE] if square else []), PIXELS]
     parts += [CROP] if "crop" in preprocess else []
     parts += ['x = resized(x, steps["resize"])\n'] if "resize" in preprocess else []
     return "".join([*parts, NORMALISE, "\n", own.run, "\n", answer_script(task)])
