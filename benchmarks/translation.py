@@ -110,7 +110,7 @@ def ours(kind: str, arguments: argparse.Namespace, place: Path) -> dict[str, Any
     test = lines(arguments.data_dir, "test_2016_flickr", "en")
     (place / "test.txt").write_text("".join(f"{line}\n" for line in test), encoding="utf-8")
     said, _, _ = run([*COMMAND, "predict", out, str(place / "test.txt"), "--json"], ".")
-    answers = [json.loads(line)["class"] for line in said.splitlines()]
+    answers = [json.loads(line)["text"] for line in said.splitlines()]
     shipped = place / f"{kind}-shipped"
     run([*COMMAND, "export", out, "--format", "huggingface", "--seconds", "0", "--out", str(shipped)], ".")
     theirs = greedy(shipped, place / kind, test)

@@ -14,7 +14,7 @@ class NamesAnswer(Protocol):
 
     @property
     def answers(self) -> str:
-        """The registered kind of answer: "classes", "labels", "numbers", "items"."""
+        """The registered kind of answer: "classes", "labels", "numbers", "items", "rating"."""
         ...
 
 

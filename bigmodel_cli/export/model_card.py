@@ -12,7 +12,7 @@ from bigmodel_cli.core.privacy import NOT_ACCOUNTED
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.export.folder import ExportFolder
 from bigmodel_cli.metrics.reading import format_interval, is_share
-from bigmodel_cli.tasks.answers import Answer, answer_kind
+from bigmodel_cli.tasks.answers import Answer, answer_kind, default_answer
 
 MAX_CLASSES = 50
 
@@ -68,7 +68,8 @@ def _privacy(folder: ExportFolder) -> Iterator[str]:
 
 
 def _answer(folder: ExportFolder) -> Answer:
-    return answer_kind(tasks.get(folder.about["task"]).meta.get("answers", "classes"), folder.spec)
+    named = tasks.get(folder.about["task"]).meta.get("answers")
+    return answer_kind(named or default_answer(folder.spec), folder.spec)
 
 
 def _first_labels(labels: tuple[str, ...]) -> str:

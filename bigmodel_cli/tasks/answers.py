@@ -104,7 +104,7 @@ class ClassAnswer(Answer):
 
     noun = "classes"
     limit = "It knows only its classes: any other input also gets one of them, possibly with high confidence."
-    columns = ("prediction", "probability", "runners-up")
+    columns: ClassVar[Sequence[str]] = ("prediction", "probability", "runners-up")
     value: ClassVar[str] = "probability"
     """What the value of a class is called."""
     script = CLASSES_SCRIPT
@@ -192,8 +192,13 @@ class LabelAnswer(Answer):
 
 
 def answer_of(task: Any) -> Answer:
-    """The kind of answer of `task`. One of other outputs, such as a language model, answers with one of its tokens."""
-    return answer_kind(task.answers if isinstance(task, NamesAnswer) else "classes", task.spec)
+    """The kind of answer of `task`."""
+    return answer_kind(task.answers if isinstance(task, NamesAnswer) else default_answer(task.spec), task.spec)
+
+
+def default_answer(spec: Any) -> str:
+    """The registered kind of answer of a task that names none: one of its classes, or a text where there are none."""
+    return "classes" if spec.classes else "texts"
 
 
 def answer_kind(name: str, spec: Any) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,13 @@ def test_empty_lines_are_translated_to_empty_lines(run_cli: Any, tmp_path: Path)
     said = run_cli("predict", "r", tmp_path / "x.txt", "--json")
     answers = [json.loads(line) for line in said.stdout.splitlines()]
     assert len(answers) == 4
-    texts = [row["top"][0]["class"] for row in answers]
+    assert all(row.keys() == {"file", "text", "probability"} for row in answers)
+    texts = [row["text"] for row in answers]
     assert texts[1] == texts[2] == "" and texts[0] and texts[3]
+    assert run_cli("predict", "r", tmp_path / "x.txt", "--out", "x.csv").returncode == 0
+    rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
+    assert [row["prediction"] for row in rows] == texts
+    assert [float(row["probability"]) for row in rows] == [row["probability"] for row in answers]
 
 
 def test_inspect_says_what_is_cut(classes: Path) -> None:

@@ -56,6 +56,8 @@ def test_transformers_loads_what_was_trained_and_says_the_same(run_cli: Run, tmp
     proof = json.loads((tmp_path / "hf" / "proof.json").read_text())
     assert proof["passed"] and proof["tolerance"] == 1e-5
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(proof["files"])
+    limits = (tmp_path / "hf" / "MODEL_CARD.md").read_text().partition("## Limits")[2]
+    assert "what it writes may be wrong" in limits and "It knows only its classes" not in limits
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     cut = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert type(theirs).__name__ == "GPT2LMHeadModel"
