@@ -23,7 +23,7 @@ from bigmodel_cli.commands.arguments.remote_paths import with_addresses
 from bigmodel_cli.commands.arguments.usage_errors import as_usage_error
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.isolation import supervised
-from bigmodel_cli.core.errors import BigmodelError, InterruptedRun, MachineError, as_machine_error
+from bigmodel_cli.core.errors import BigmodelError, CommandEnd, InterruptedRun, MachineError, as_machine_error
 from bigmodel_cli.core.processes.children import hear_of_children, isolate_children
 from bigmodel_cli.core.processes.stop_signals import SIGPIPE
 from bigmodel_cli.core.registry import commands
@@ -237,7 +237,7 @@ def _run() -> None:
     except NoArgsIsHelpError as help_text:
         console.help_page(help_text.format_message())
         _exit(2)
-    except Exception as error:
+    except (Exception, InterruptedRun) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would end this one's line in a traceback
         _reraise_in_debug()
         _fail(_as_bigmodel_error(error))
@@ -245,7 +245,7 @@ def _run() -> None:
         _exit(code)
 
 
-def _as_bigmodel_error(error: Exception) -> BigmodelError:
+def _as_bigmodel_error(error: Exception | InterruptedRun) -> CommandEnd:
     known = as_usage_error(error) or as_machine_error(error)
     if known is not None:
         return known
@@ -253,7 +253,7 @@ def _as_bigmodel_error(error: Exception) -> BigmodelError:
     return BigmodelError(f"a bug in bigmodel: {type(error).__name__}: {error}", hint=hint)
 
 
-def _fail(error: BigmodelError) -> NoReturn:
+def _fail(error: CommandEnd) -> NoReturn:
     console.error(error)
     try:
         console.flush()

@@ -22,7 +22,7 @@ from bigmodel_cli.compress.prune import write_pruned
 from bigmodel_cli.compress.trial import Judge, Point
 from bigmodel_cli.compress.work import Data, Events, Work, family, missing
 from bigmodel_cli.core.current_step import current_step
-from bigmodel_cli.core.errors import InputError, InterruptedRun, MachineError
+from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.core.files.drafts import draft, exchange, remove_own, require_no_link
@@ -207,7 +207,7 @@ class Search:
             with current_step(str(out.parent)):
                 make(Work(trained, self.recipe, self.data, out, self.events))
                 return self._save(self.judge.point(name, out))
-        except (InterruptedRun, MachineError):
+        except MachineError:
             raise
         except InputError as error:
             self.skipped.append(f"{name}: {error.line}")

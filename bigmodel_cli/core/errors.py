@@ -22,8 +22,8 @@ WRITTEN = "\n\t\u00a0\u202f\u3000\u200c\u200d"
 Hindi and emoji."""
 
 
-class BigmodelError(Exception):
-    """What is wrong, what was expected, a hint, and the exit code of the process.
+class CommandEnd(BaseException):
+    """Ends a command: what is wrong, what was expected, a hint, and the exit code of the process.
 
     Args:
         what: the problem, with its file and line.
@@ -63,6 +63,10 @@ def service_reason(error: BaseException) -> str:
     return f"{name}: {os.strerror(number)}" if isinstance(number, int) else name
 
 
+class BigmodelError(CommandEnd, Exception):
+    """An error that is told in one line."""
+
+
 class InputError(BigmodelError):
     """Bad input: a flag, a recipe, a checkpoint or data, or two of them that do not match."""
 
@@ -81,8 +85,11 @@ class DivergedError(BigmodelError):
     exit_code = 4
 
 
-class InterruptedRun(BigmodelError):
-    """A signal stopped the run after a checkpoint was saved. The exit code is 128 + `signum`."""
+class InterruptedRun(CommandEnd):
+    """A signal stopped the run after a checkpoint was saved. The exit code is 128 + `signum`.
+
+    As a KeyboardInterrupt it is no Exception: it comes at any moment, also in a library that catches all of those.
+    """
 
     def __init__(self, signum: int, what: str, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
@@ -123,9 +130,9 @@ class LostRank(MachineError):
     """Another process of the job exited or does not answer. That process reports its own error."""
 
 
-def as_machine_error(error: BaseException) -> BigmodelError | None:
+def as_machine_error(error: BaseException) -> CommandEnd | None:
     """What an error from the system or a library says of the machine; None where it says nothing of it."""
-    if isinstance(error, BigmodelError):
+    if isinstance(error, CommandEnd):
         return error
     if isinstance(error, KeyboardInterrupt):
         return InterruptedRun(2, "interrupted")

@@ -90,7 +90,7 @@ DERIVED_FORMATS = {"tensorrt": "onnx", "trt": "onnx", "engine": "onnx", "tflite"
 """Formats that other programs make, and ours that they are made of."""
 
 
-def as_usage_error(error: Exception) -> BigmodelError | None:
+def as_usage_error(error: BaseException) -> BigmodelError | None:
     """Typer's error about the command line as ours; None where `error` is another one."""
     if not isinstance(error, ClickException) or isinstance(error, NoArgsIsHelpError):
         return None

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bigmodel_cli.core.addresses import named
-from bigmodel_cli.core.errors import WRITTEN, BigmodelError, MachineError, printable
+from bigmodel_cli.core.errors import WRITTEN, BigmodelError, CommandEnd, MachineError, printable
 from bigmodel_cli.core.types import finite
 
 LONGEST_WORD = 200  # characters of a word in a command that is to be copied
@@ -198,7 +198,7 @@ def report(errors: Sequence[BigmodelError]) -> None:
         raise errors[-1]
 
 
-def error(problem: BigmodelError) -> None:
+def error(problem: CommandEnd) -> None:
     """Print the error on stderr, then its hint; where nobody reads stderr, only the exit code is left to tell it."""
     if not RankOutput.is_main and not RankOutput.claims_error(problem.line):
         return

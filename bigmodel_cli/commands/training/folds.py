@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigmodel_cli.commands.display import console
 from bigmodel_cli.commands.training.folds_page import PAGE, write_page
-from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.errors import CommandEnd, InputError
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.metrics.reading import format_interval, format_metric
 
@@ -119,7 +119,7 @@ def _train_one(recipe: Recipe, fold: int, folder: Path, options: RunOptions) -> 
     try:
         with WaitBars():
             outcome = train_recipe(one, run, for_output(options.json), started=keep_recipe)
-    except BigmodelError as error:
+    except CommandEnd as error:
         if (folder / "recipe.yaml").exists():
             error.hint = f"bigmodel train --resume --out {folder}"
         raise

@@ -10,7 +10,7 @@ from json import dumps, loads
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.errors import CommandEnd, InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.special_tokens import ALIASES, SPECIALS
 from bigmodel_cli.core.tokenizers.files import MAX_TOKENS, checked_tokenizer
@@ -29,7 +29,7 @@ def library_errors() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, (BigmodelError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)):
+        if isinstance(error, (CommandEnd, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)):
             raise
         raise InputError(f"not a tokenizer: {error}", "expected the JSON of Hugging Face's tokenizers") from None
 

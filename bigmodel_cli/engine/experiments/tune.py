@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from pydantic import Field
 
-from bigmodel_cli.core.errors import DivergedError, InputError, MachineError
+from bigmodel_cli.core.errors import DivergedError, InputError, InterruptedRun, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files.atomic_files import open_own
 from bigmodel_cli.core.files.file_lock import try_lock
@@ -80,7 +80,11 @@ def tune(
         # One seed per trial, so that parallel or restarted processes do not draw the same values.
         study.sampler = optuna.samplers.TPESampler(seed=first.train.seed + trial.number)
         chosen = {name: _suggest(trial, name, space) for name, space in search.items()}
-        return _run_trial(optuna, trial, resolve([*layers, _recipe_layer(chosen)]).recipe, metric)
+        try:
+            return _run_trial(optuna, trial, resolve([*layers, _recipe_layer(chosen)]).recipe, metric)
+        except InterruptedRun:  # which Optuna does not catch
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
 
     def log_trial(study: Any, trial: Any) -> None:
         values = {**trial.params, f"val_{metric}": trial.value}

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Tracer
 
-from bigmodel_cli.core.errors import InterruptedRun
 from bigmodel_cli.core.types import Batch
 from bigmodel_cli.engine.device.convolutions import own_convolutions
 from bigmodel_cli.engine.device.placement import Placement
@@ -119,8 +118,6 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     own_convolutions(plain, False)  # its forward pass branches on shapes
     try:
         return fuse(GraphModule(plain, _Tracer().trace(plain)), inplace=True, no_trace=True)
-    except InterruptedRun:  # a signal, which may come at any moment
-        raise
     except Exception:  # tracing can raise any error
         return None
 

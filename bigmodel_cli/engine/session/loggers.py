@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.addresses import scrub
-from bigmodel_cli.core.errors import InterruptedRun, MachineError
+from bigmodel_cli.core.errors import MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files.event_log import read_events
 from bigmodel_cli.core.registry import Entry, loggers
@@ -61,8 +61,6 @@ class Loggers:
             return
         try:
             event = make()
-        except InterruptedRun:
-            raise
         except Exception as error:  # such as too little memory: the run had enough without it
             self._warn(f"warning: the loggers get no samples of this epoch: {_reason(error)}")
             return
@@ -84,8 +82,6 @@ class Loggers:
         try:
             with redirect_stdout(sys.stderr):
                 yield
-        except InterruptedRun:
-            raise
         except Exception as error:
             self._enabled = [entry for entry in self._enabled if entry.name != name]
             if self._open is not None:

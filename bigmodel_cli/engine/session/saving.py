@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.errors import BigmodelError, InputError, MachineError
+from bigmodel_cli.core.errors import CommandEnd, InputError, MachineError
 from bigmodel_cli.core.files import atomic_files
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.async_writer import LocalShard, Writer
@@ -67,7 +67,7 @@ def newest(folder: RunFolder, group: Group, shard: ShardSpec | None) -> tuple[di
     try:
         found = checkpoint.newest_valid(folder.path, shard)
         notes = [_keep_aside(path, reason) for path, reason in found.skipped]
-    except BigmodelError:
+    except CommandEnd:
         group.broadcast(None)
         raise
     if found.path.name == "best.pt":  # killed between writing best.pt and linking it: finish that save

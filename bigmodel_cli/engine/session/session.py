@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel_cli.core.errors import BigmodelError, DivergedError, InterruptedRun, as_machine_error
+from bigmodel_cli.core.errors import BigmodelError, CommandEnd, DivergedError, InterruptedRun, as_machine_error
 from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.strict_yaml import dump_yaml
 from bigmodel_cli.engine.build.digest import assert_unchanged, digest
@@ -185,7 +185,7 @@ def _build_in(folder: RunFolder, recipe: Recipe, recorded: Mapping[str, Any] | N
             folder.path = Path(group.broadcast(str(folder.path)))
             with translate_rank_errors():
                 yield built
-        except BigmodelError as error:
+        except CommandEnd as error:
             last = folder.path / "last.pt"
             if isinstance(error, DivergedError) and last.exists():
                 error.hint = f"last good checkpoint {last}; {error.hint}"

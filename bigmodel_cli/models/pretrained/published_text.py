@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.conventions import GENERATION, Conventions
-from bigmodel_cli.core.errors import BigmodelError, InputError
+from bigmodel_cli.core.errors import CommandEnd, InputError
 from bigmodel_cli.core.readers.json_lines import reject_nan, unique_keys
 from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.special_tokens import END, PAD, START, UNKNOWN
@@ -142,7 +142,7 @@ def _auto_tokenizer(folder: Path, model: Path, languages: tuple[str, str] | None
             )
     # The errors of many tokenizers and of missing packages; a panic of the library is only a BaseException.
     except BaseException as error:
-        if isinstance(error, (BigmodelError, KeyboardInterrupt, SystemExit, MemoryError)):
+        if isinstance(error, (CommandEnd, KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(f"{folder}: transformers cannot read its tokenizer: {lines[0][:160]}") from None

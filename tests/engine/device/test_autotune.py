@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bigmodel_cli.core.errors import InterruptedRun
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.checkpoint import checkpoint
@@ -100,6 +102,22 @@ def test_bf16_is_not_tried_where_its_products_are_slow(monkeypatch: pytest.Monke
     placement = assembled().placement
     assert placement.precision == "fp32"
     assert "bf16 products 0.5x" in placement.why
+
+
+def test_a_signal_while_a_setting_is_tried_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can fail there is passed over, whatever it raises; a signal, which may come there too, is not."""
+    real, calls = Benchmark.run_trial, itertools.count()
+
+    def run_trial(self: Benchmark, *arguments: Any, **named: Any) -> autotune.Trial:
+        if next(calls):
+            raise InterruptedRun(15, "stopped")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(autotune, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(Benchmark, "run_trial", run_trial)
+    with pytest.raises(InterruptedRun):
+        assembled()
+    assert not issubclass(InterruptedRun, Exception), "so that no library's own `except Exception` goes on either"
 
 
 def test_a_slow_batch_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
