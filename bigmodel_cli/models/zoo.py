@@ -1,4 +1,4 @@
-"""Every image classifier of timm and torchvision, as ``timm:resnet18`` and ``tv:resnet50``.
+"""Every image classifier of timm, as ``timm:resnet18``; those of torchvision are in torchvision_zoo.py.
 
 Their names are read from the libraries' source, so listing and completing them imports
 neither. Weights are described here and downloaded by ``engine/build/published_weights.py``.
@@ -11,7 +11,6 @@ import importlib.util
 import math
 import re
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ class Weights:
     digest: str = ""
 
 
-def _registered_names(library: str) -> tuple[str, ...]:
+def registered_names(library: str) -> tuple[str, ...]:
     """The model functions in the source of ``library.models``; empty if it is not installed."""
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
@@ -57,12 +56,7 @@ def _registered_names(library: str) -> tuple[str, ...]:
 
 @functools.cache
 def timm_names() -> tuple[str, ...]:
-    return _registered_names("timm")
-
-
-@functools.cache
-def torchvision_names() -> tuple[str, ...]:
-    return _registered_names("torchvision")
+    return registered_names("timm")
 
 
 def _import_timm() -> Any:
@@ -202,94 +196,41 @@ def timm_model(spec: ImageSpec, member: str, *, dropout: Fraction = 0.0, drop_pa
             raise InputError(f"timm:{member} has no drop_path", "expected 0, or a residual network") from None
         raise _no_head(member) from None  # every classifier takes a drop_rate
     except (AssertionError, ValueError, RuntimeError) as error:
-        size = f"{spec.channels}x{spec.height}x{spec.width}"
-        raise InputError(
-            f"timm:{member} for {size} images: {str(error).splitlines()[0]}", hint="another size"
-        ) from None
+        raise wrong_size(f"timm:{member}", spec, error) from None
     heads = _heads(about)
     try:
         model.get_submodule(heads[0])
     except AttributeError:
         raise _no_head(member) from None
+    if (spec.height, spec.width) != tuple(about.input_size[1:]):
+        check_size(model, f"timm:{member}", spec)
     return _gather(model, heads) if len(heads) > 1 else model
+
+
+def check_size(model: nn.Module, name: str, spec: ImageSpec) -> None:
+    """Call `model`, called `name`, with an image of a size that it was not published for.
+
+    Raises:
+        InputError: it does not take it, which some networks say only when they are called.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    if device.type == "meta":  # where some networks do not run
+        return
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, spec.channels, spec.height, spec.width, device=device))
+    except Exception as error:  # each network has its own
+        raise wrong_size(name, spec, error) from None
+    model.train()
+
+
+def wrong_size(name: str, spec: ImageSpec, error: Exception) -> InputError:
+    size = f"{spec.channels}x{spec.height}x{spec.width}"
+    why = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return InputError(f"{name} for {size} images: {why}", hint="another size")
 
 
 def _no_head(member: str) -> InputError:
     return InputError(f"timm:{member} has no head", "expected a classifier", "bigmodel models --search ...")
-
-
-def torchvision_layers(member: str) -> dict[str, Any]:
-    """The head (the last layer), the first convolution and torchvision's default weights."""
-    import torch
-    from torch import nn
-    from torchvision.models import get_model_weights
-
-    with torch.device("meta"):
-        model = _torchvision(member, 1000, 224)
-    named = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    heads = [name for name, m in named if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
-    published = get_model_weights(member).DEFAULT  # type: ignore[attr-defined]
-    how, file = published.transforms(), published.url.rpartition("/")[2]
-    side = how.crop_size[0]
-    spec = ImageSpec(3, side, side, imagenet_classes(1000), tuple(how.mean), tuple(how.std))
-    interpolation = "bicubic" if how.interpolation.value == "bicubic" else "bilinear"
-    spec = spec.with_(**cropped(side, max(how.resize_size)), interpolation=interpolation)
-    digest = file.removesuffix(".pth").rpartition("-")[2]  # torch.hub's convention: the first eight hex digits
-    return {
-        "head": heads[-1],
-        "backbone_first": next(name for name, m in named if isinstance(m, nn.Conv2d)),
-        "weights": Weights(spec, "torchvision", file, published.url, digest),
-    }
-
-
-def _torchvision(member: str, num_classes: int, side: int) -> Any:
-    from torchvision.models import get_model
-
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if member in ("googlenet", "inception_v3"):  # a task expects one output, also in training
-        options |= {"aux_logits": False, "init_weights": True}
-    if member.startswith("vit_"):
-        options["image_size"] = side
-    if member.startswith("maxvit_"):
-        options["input_size"] = (side, side)
-    try:
-        return get_model(member, weights=None, **options)
-    except ValueError as error:  # not every size divides into MaxViT's windows
-        raise InputError(
-            f"tv:{member} for {side}x{side} images: {str(error).splitlines()[0]}", hint="another size"
-        ) from None
-
-
-def torchvision_resampled(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
-    """`state` with its position table resampled for `model`'s image size by torchvision itself; empty if it cannot."""
-    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
-
-    if not isinstance(model, VisionTransformer):
-        return {}
-    try:
-        return interpolate_embeddings(model.image_size, model.patch_size, OrderedDict(state))  # type: ignore[no-any-return]
-    except (KeyError, ValueError):
-        return {}
-
-
-@models.register(
-    "tv:*",
-    task="image_classification",
-    members=torchvision_names,
-    describe=torchvision_layers,
-    resample=torchvision_resampled,
-)
-def torchvision_model(spec: ImageSpec, member: str) -> Any:
-    """An image classifier from torchvision."""
-    from torch import nn
-
-    side = min(spec.height, spec.width)
-    model = _torchvision(member, spec.num_classes, side)
-    if spec.channels != 3:
-        name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-        parent, _, last = name.rpartition(".")
-        shape = {k: getattr(old, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-        new = nn.Conv2d(spec.channels, old.out_channels, bias=old.bias is not None, **shape)
-        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-        setattr(model.get_submodule(parent), last, new)
-    return model

@@ -28,9 +28,12 @@ from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import ImageSpec
+from bigmodel_cli.engine.build.compatibility import rename
+from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.load import load_trained
 from bigmodel_cli.engine.build.published_weights import load_pretrained
 from bigmodel_cli.engine.build.transfer import adapt_input_channels
+from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.training.assemble import assemble, execute
 from bigmodel_cli.models.layers.initialise import zero_head
 from bigmodel_cli.models.layers.meta_init import init_on_meta
@@ -97,6 +100,10 @@ def test_models_that_do_not_fit_say_why() -> None:
     for name in ("mobilenetv5_300m_enc", "gemma4_vit_167m_enc", "qwen3_vit_88m_enc"):  # the first two name one
         with pytest.raises(InputError, match="has no head"), torch.device("meta"):
             models.get(f"timm:{name}")(SPEC.with_(height=96, width=96, channels=3))
+    for name, side in (("timm:halonet26t", 64), ("tv:inception_v3", 64)):  # which say so when they are called
+        with pytest.raises(InputError, match=f"{name} for 1x{side}x{side} images: ") as caught:
+            models.get(name)(SPEC.with_(height=side, width=side))
+        assert caught.value.hint == "another size"
     with pytest.raises(InputError, match="has no drop_path"), torch.device("meta"):
         models.get("timm:vgg11")(SPEC, drop_path=0.1)
 
@@ -127,6 +134,20 @@ def test_several_heads_are_fine_tuned_as_one(name: str, tmp_path: Path) -> None:
     zero_head(stages, lists.meta["head"])
     assert not stages(images[:, :1, :64, :64]).any(), "two lists, a head of each for every stage"
     assert models.get("timm:csatv2").meta["first_layers"] == (), "it sees no image, but its cosine transform"
+
+
+def test_a_checkpoint_with_timms_names_of_the_heads_loads_and_resumes(tmp_path: Path) -> None:
+    """EfficientViM's distilled networks kept them once, though their heads are gathered in a list now."""
+    values = {"model": {"name": "timm:efficientvim_m1_dist"}, "data": {"name": "synthetic_images", "classes": 3}}
+    recipe = resolve([Layer("t", {**values, "train": {"batch_size": 4, "max_steps": 2}})]).recipe
+    run = assemble(recipe, measure=False)
+    state = run.state()
+    rename(state["model"], {"all_heads.0.": "heads.", "all_heads.1.": "heads_dist."})
+    assert {"heads.0.bias", "heads_dist.3.bias"} <= state["model"].keys() and "all_heads.0.0.bias" not in state["model"]
+    checkpoint.save(tmp_path / "old.pt", state)
+    assert digest(load_trained(tmp_path / "old.pt").model) == digest(run.model)
+    resumed = assemble(recipe, checkpoint.load(tmp_path / "old.pt"), measure=False)
+    assert digest(resumed.model) == digest(run.model)
 
 
 def test_a_grey_image_gives_the_same_activations_as_one_of_equal_channels() -> None:

@@ -49,3 +49,11 @@ def check_state_dict(expected: Mapping[str, Tensor], state: Mapping[str, Any], s
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         if shape != tuple(expected[key].shape):
             raise InputError(f"{source}: {key} is {shape}", f"the model's is {tuple(expected[key].shape)}")
+
+
+def rename(tensors: dict[str, Tensor], renames: Mapping[str, str]) -> None:
+    """Give `tensors` our names; `renames` maps the beginning of a published or an earlier name to that of ours."""
+    for key in list(tensors):
+        old = next((old for old in renames if key.startswith(old)), None)
+        if old is not None:
+            tensors[renames[old] + key.removeprefix(old)] = tensors.pop(key)

@@ -14,7 +14,7 @@ from bigmodel_cli.core.recipe import Recipe
 from bigmodel_cli.core.registry import UnknownName, models
 from bigmodel_cli.core.resolve import Layer, resolve
 from bigmodel_cli.core.types import Spec, Task
-from bigmodel_cli.engine.build.compatibility import check_state_dict, first_difference, shorten, tuples_to_lists
+from bigmodel_cli.engine.build.compatibility import check_state_dict, first_difference, rename, shorten, tuples_to_lists
 from bigmodel_cli.engine.build.digest import digest
 from bigmodel_cli.engine.build.locate import checkpoint_file
 from bigmodel_cli.engine.build.model import build_architecture, build_model, build_spec, build_task, head_name
@@ -92,6 +92,7 @@ def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec
 
     A checkpoint is untrusted input. Its recipe is checked like any other, and the model is first built on the
     meta device, so that a width of a billion allocates nothing, and of no more layers than its tensors allow.
+    Tensors in `state` that an earlier version named otherwise get the names of now.
 
     Raises:
         InputError: they disagree, or this version does not have the model.
@@ -124,6 +125,7 @@ def recipe_and_spec(state: Mapping[str, Any], source: str) -> tuple[Recipe, Spec
                 raise InputError(
                     f"{source}: {section} holds {key!r} of type {type(value).__name__}", "expected tensors"
                 )
+        rename(state[section] or {}, models.get(recipe.model.name).meta.get("renames", {}))
     try:
         tensors = inference_weights(state)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:  # an incomplete one, or one of another shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.recipe import Recipe, data_root
 from bigmodel_cli.core.registry import models
 from bigmodel_cli.data.download import download, open_url
-from bigmodel_cli.engine.build.compatibility import check_state_dict
+from bigmodel_cli.engine.build.compatibility import check_state_dict, rename
 from bigmodel_cli.engine.build.foreign_weights import find_state_dict
 from bigmodel_cli.engine.build.load import TrainedModel
 from bigmodel_cli.engine.build.locate import check_pin
@@ -45,7 +44,8 @@ def load_pretrained(recipe: Recipe) -> TrainedModel:
     path = weights_file(source, data_root(recipe.data.dir))
     check_pin(path, recipe.start.sha256)
     task, model = build_task(recipe, source.spec), build_model(recipe, source.spec)
-    tensors = renamed(find_state_dict(checkpoint.read(path), Tensor)[1], models.get(name).meta.get("renames", {}))
+    tensors = dict(find_state_dict(checkpoint.read(path), Tensor)[1])
+    rename(tensors, models.get(name).meta.get("renames", {}))
     expected = model.state_dict()
     state = {k: v for k, v in tensors.items() if k in expected or not is_auxiliary(k)}
     check_state_dict(expected, state, str(path))
@@ -117,16 +117,6 @@ def weights_file(source: Weights, root: Path) -> Path:
         raise MachineError(f"{source.repository}: cannot ask {endpoint} ({reason})", hint=hint) from None
     address = f"{endpoint}/{source.repository}/resolve/{revision}/{source.file}"
     return download([address], target, sha256=digest, what=source.repository, hint=hint)
-
-
-def renamed(tensors: Mapping[str, Tensor], renames: Mapping[str, str]) -> dict[str, Tensor]:
-    """`tensors` under our names; `renames` maps the beginning of a published name to that of ours."""
-
-    def ours(key: str) -> str:
-        found = next((old for old in renames if key.startswith(old)), "")
-        return renames[found] + key.removeprefix(found) if found else key
-
-    return {ours(key): value for key, value in tensors.items()}
 
 
 def is_auxiliary(key: str) -> bool:

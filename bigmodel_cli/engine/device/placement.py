@@ -47,7 +47,8 @@ class Placement:
     def model(self, model: nn.Module) -> nn.Module:
         """Move `model` to the device and the memory format, in place, with its convolutions as chosen."""
         own_convolutions(model, self.small_maps)
-        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        volumes = any(x.dim() == 5 for x in (*model.parameters(), *model.buffers()))  # which torch would move too
+        form = torch.channels_last if self.channels_last and not volumes else torch.contiguous_format
         return model.to(self.device, memory_format=form)  # type: ignore[call-overload, no-any-return]
 
     def compiled(self, model: nn.Module) -> nn.Module:

@@ -47,6 +47,13 @@ def test_choosing_changes_nothing_in_the_process() -> None:
     assert after == before
 
 
+def test_weights_of_five_dimensions_stay_as_they_are() -> None:
+    """torch would move them too, and cannot: timm's lambda networks did not train."""
+    placement = choose_placement(PlacementSection(device="cpu")).with_(channels_last=True)
+    moved = placement.model(torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Conv3d(1, 2, (3, 3, 1))))
+    assert moved[1].weight.is_contiguous() and moved[1].weight.shape == (2, 1, 3, 3, 1)
+
+
 def test_configuring_applies_threads_determinism_and_collection(restored: None) -> None:
     gc.set_threshold(50_000)
     configure_process(choose_placement(PlacementSection(device="cpu", threads=1, deterministic=True)))
