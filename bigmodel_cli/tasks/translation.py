@@ -24,9 +24,18 @@ from bigmodel_cli.core.types import Batch, LossSum, SampleKey, Source, TextSpec
 from bigmodel_cli.tasks.beam import beam_search
 
 BEAMS, MOST_BEAMS = 4, 16
+LR_OF_PUBLISHED = 3e-4
+"""Peak rate of AdamW for published weights: the upper of T5's usual two, and that at which Marian's are trained. Pairs
+are short: at a classifier's 5e-5, 200 steps leave much to learn of another style (benchmarks/RESULTS-text.md)."""
 
 
-@tasks.register(spec_type=TextSpec, augments=False, pipeline_tag="translation", predicts_tokens=True)
+@tasks.register(
+    spec_type=TextSpec,
+    augments=False,
+    pipeline_tag="translation",
+    predicts_tokens=True,
+    lr_of_published=LR_OF_PUBLISHED,
+)
 def translation(
     spec: TextSpec, loss: Callable[[Tensor, Tensor], Tensor], augment: Callable[[Tensor, SampleKey], Tensor]
 ) -> Translation:

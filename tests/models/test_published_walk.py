@@ -18,7 +18,7 @@ from bigmodel_cli.commands.arguments.recipe_layers import expand_hub_model  # no
 from bigmodel_cli.commands.training.finetune_layers import start_layers  # noqa: E402
 from bigmodel_cli.core.errors import InputError  # noqa: E402
 from bigmodel_cli.core.recipe import Recipe  # noqa: E402
-from bigmodel_cli.core.registry import methods  # noqa: E402
+from bigmodel_cli.core.registry import methods, tasks  # noqa: E402
 from bigmodel_cli.core.resolve import Layer, resolve  # noqa: E402
 from bigmodel_cli.engine.build.load import load_trained  # noqa: E402
 from bigmodel_cli.engine.build.text_defaults import suitable_token_length  # noqa: E402
@@ -182,3 +182,7 @@ def test_the_defaults_of_a_language_model_are_of_its_own_windows(folder: Path) -
     assert recipe.optimizer.options["lr"] == 5e-5 and recipe.train.epochs == 20 and recipe.train.patience == 7
     assert recipe_for("gpt2", "lora", folder).optimizer.options["lr"] == 5e-4
     assert recipe_for("t5", "full", folder, epochs=2).train.epochs == 2
+
+    rates = {method: recipe_for("t5", method, folder).optimizer.options["lr"] for method in ("full", "l2-sp", "lora")}
+    own = tasks.get("translation").meta["lr_of_published"]
+    assert rates == {"full": own, "l2-sp": own, "lora": 5e-4} and own > 5e-5, "pairs are short"

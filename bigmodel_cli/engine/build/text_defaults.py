@@ -1,7 +1,7 @@
 """The length of fine-tuning a model that predicts tokens, its batch and its rate: as finetune_defaults, in tokens.
 
 The number of steps is that of classifiers; the rates of published weights are those in common use (Devlin et al. 2018
-for all weights, ten times that for low-rank adapters).
+for all weights, ten times that for low-rank adapters), and for translation what benchmarks/RESULTS-text.md measured.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ def suitable_token_length(samples: int, tokens: int, batch_size: int | None = No
 
 
 def suitable_token_lr(recipe: Recipe, published: bool) -> float:
-    """The method's learning rate; for `published` weights a gentler one, if the method has it."""
-    meta = methods.get(recipe.start.method).meta
-    gentle = meta.get("lr_of_published_text", meta.get("lr_without_batchnorm"))
+    """The method's learning rate; for `published` weights a gentler one, if the method has it.
+
+    A method that trains those weights themselves takes the task's rate, where the task has one.
+    """
+    meta, task = methods.get(recipe.start.method).meta, tasks.get(models.get(recipe.model.name).meta["task"]).meta
+    gentle = meta.get("lr_of_published_text")
+    if gentle is None and "lr_without_batchnorm" in meta:
+        gentle = task.get("lr_of_published", meta["lr_without_batchnorm"])
     return float(gentle if published and gentle is not None else meta["lr"])
 
 

@@ -89,6 +89,7 @@ def _tokenizer_json(file: Path, ids: Mapping[str, int], special: list[str], end:
     spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
     ends = {"type": "Strip", "strip_left": True, "strip_right": True}
     blanks = {"type": "Metaspace", "replacement": BLANK, "prepend_scheme": "always", "split": False}
+    trimmed = [blanks, {"type": "Fuse"}, {"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""}]
     flags = {"normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     frame = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end, "type_id": 0}}]
     framed = {end: {"id": end, "ids": [ids[end]], "tokens": [end]}}
@@ -96,7 +97,7 @@ def _tokenizer_json(file: Path, ids: Mapping[str, int], special: list[str], end:
         "version": "1.0", "truncation": None, "padding": None, "model": model,
         "added_tokens": [{"id": ids[t], "content": t, "special": not t.startswith(">>"), **flags} for t in special],
         "normalizer": {"type": "Sequence", "normalizers": [*precompiled, spaces, ends]},
-        "pre_tokenizer": blanks, "decoder": blanks,
+        "pre_tokenizer": blanks, "decoder": {"type": "Sequence", "decoders": trimmed},
         "post_processor": {
             "type": "TemplateProcessing", "single": frame, "pair": frame, "special_tokens": framed,
         },
