@@ -16,6 +16,7 @@ import torch
 
 from bigmodel_cli.core.errors import MachineError, printable
 from bigmodel_cli.core.files.scratch import scratch_folder
+from bigmodel_cli.core.processes.call_limit import bounded
 from bigmodel_cli.core.registry import Entry, examples
 from bigmodel_cli.export import folder as layout
 from bigmodel_cli.export.folder import Run
@@ -111,7 +112,8 @@ def run_example(entry: Entry, subject: Subject, folder: Path, run: Run) -> dict[
         if done.returncode:
             return {**_shown(done), "samples": len(arguments)}
         for argument, answer in zip_longest(arguments, done.stdout.split(END)[: len(arguments)], fillvalue=""):
-            logits, names = example.expected(entry, subject, run, argument)
+            with bounded():
+                logits, names = example.expected(entry, subject, run, argument)
             expected = kind.values(logits.double().numpy(), spec)[0].tolist()
             compared = _compare(answer, expected, names, kind.tolerance(spec) if spec.classes else None)
             found = found or {**compared, "samples": len(arguments)}

@@ -187,7 +187,8 @@ def _proven(
     example = None if failed else run_example(entry, subject, new, run)
     failed += [] if example is None else example.pop("failed")
     proves = entry.meta.get("proves")
-    further = None if proves is None else proves(subject, run, new)
+    with bounded():
+        further = None if proves is None else proves(subject, run, new)
     failed += [] if further is None else further.pop("failed")
     weights = sum(t.numel() * t.element_size() for t in subject.model.state_dict().values())
     return Proof(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bigmodel_cli.core.files.scratch import scratch_folder
+from bigmodel_cli.core.processes.call_limit import bounded
 from bigmodel_cli.core.tasks import Predicts
 from bigmodel_cli.export.folder import Run
 
@@ -37,7 +38,9 @@ def compare_other_sizes(subject: Subject, run: Run) -> dict[str, Any]:
                 given = plain if plain.dim() == 4 else plain[..., None]
                 ((_, raw),) = task.read_file(file)
                 ours = subject.model(task.prepare(raw)["image"])
-                theirs = torch.from_numpy(run(given.expand(-1, -1, -1, task.spec.channels).contiguous().numpy()))
+                with bounded():
+                    output = run(given.expand(-1, -1, -1, task.spec.channels).contiguous().numpy())
+                theirs = torch.from_numpy(output)
                 largest = max(largest, float((ours - theirs).abs().max()))
                 equal += int(ours.argmax() == theirs.argmax())
                 count += 1

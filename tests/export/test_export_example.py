@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 import types
 from pathlib import Path
@@ -16,6 +17,7 @@ from subjects import CLASSES, GREY, IMAGES, SMALL, subject
 from torch import nn
 
 from bigmodel_cli.core.interactions import InteractionSpec
+from bigmodel_cli.core.processes import call_limit
 from bigmodel_cli.core.registry import exports, tasks
 from bigmodel_cli.core.tokenizers.tokens import encode_padded, tokenizer, train_bpe
 from bigmodel_cli.core.types import ImageSpec, TextSpec
@@ -162,3 +164,51 @@ def test_an_item_whose_id_has_a_comma_is_given_alone(argument: str, given: list[
         return
     exec(reads, scope)
     assert scope["given"] == given
+
+
+def ranking() -> Subject:
+    spec = InteractionSpec(4, 30, 6)
+    user = torch.arange(4)
+    held = {"user": user, "history": torch.arange(1, 25).view(4, 6), "relevant": user[:, None], "index": user}
+    return subject("two-tower", spec, raw=[{**held, "seen": held["history"]}], width=8)
+
+
+FOREIGN = {
+    "an image of another size": ("onnx", lambda: dataclasses.replace(subject(spec=GREY, sizes=(2,)), pixels=True), {}),
+    "the answer of the example": ("onnx", lambda: subject("text-cnn", **short_texts(), width=8, filters=4), {}),
+    "the users of an index": ("retrieval", ranking, {"index": "faiss"}),
+}
+
+
+def short_texts() -> dict[str, Any]:
+    spec, index = text_spec("word", ("bad", "good"), 16), torch.arange(2)
+    return {"spec": spec, "raw": [{"tokens": encode_padded([SAID, "one"], spec), "label": index, "index": index}]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGALRM")
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_every_call_into_a_runtime_has_a_time_limit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof of an export runs the model in several ways; none of them is left out."""
+    name, what, options = FOREIGN[kind]
+    pytest.importorskip("onnxruntime")
+    for package in options.values():
+        pytest.importorskip(package)
+    entry, calls = exports.get(name), []
+
+    def limited(call: Any) -> Any:
+        return lambda *given: (calls.append(call_limit._deadline is not None), call(*given))[1]
+
+    def opened(*given: Any) -> Any:
+        run = entry.meta["run"](*given)
+        return dataclasses.replace(run, tower=limited(run.tower)) if hasattr(run, "tower") else limited(run)
+
+    monkeypatch.setitem(exports._entries, name, dataclasses.replace(entry, meta={**entry.meta, "run": opened}))
+    monkeypatch.setattr(call_limit, "_in_child", True)
+    of_pytest = signal.setitimer(signal.ITIMER_REAL, 0)  # one limit at a time: see bounded()
+    try:
+        found = made(name, tmp_path, what(), options=options)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *of_pytest)
+    assert found.passed and found.example and len(calls) > 10 and all(calls), found.failed
+    assert (found.other_sizes or {}).get("inputs", 0) == (4 if name == "onnx" and found.other_sizes else 0)
+    assert found.example["answer"] and (found.further or {}).get("search", "faiss") == "faiss"
