@@ -76,18 +76,19 @@ class Service:
         return {"predictions": found}
 
     async def _rows(self, request: Request) -> tuple[Sequence[Part], list[Any]]:
-        """Each sample in the body and its values (K,). Decoding counts in the time limit."""
+        """Each sample in the body and its values (K,). Decoding and the model share the time limit."""
         limits = self.options.limits
         async with self._body(request) as body:
             kind = request.headers.get("content-type", "")
+            until = asyncio.get_running_loop().time() + self.options.timeout
             try:
-                async with asyncio.timeout(self.options.timeout):
+                async with asyncio.timeout_at(until):
                     parts = await self.decoders.run(self.served.reader.parts, kind, body, limits)
                     samples = await self.decoders.prepare(parts, self.options.timeout)
             except TimeoutError:
                 what = f"the samples were not decoded within {self.options.timeout:g} s"
                 raise HttpRefusal(504, what, hint="smaller images, or try again") from None
-            return parts, await self._infer(samples)  # the parts hold the body's bytes: it counts until then
+            return parts, await self._infer(samples, until)  # the parts hold the body's bytes: it counts until then
 
     @contextlib.asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
@@ -117,9 +118,10 @@ class Service:
             raise HttpRefusal(400, f"top={asked[:40]}", "expected a whole number from 1")
         return int(asked)
 
-    async def _infer(self, samples: list[Any]) -> list[Any]:
+    async def _infer(self, samples: list[Any], until: float | None = None) -> list[Any]:
+        """The model's values for `samples`, until the loop's time `until`; None: within the time limit from now."""
         try:
-            async with asyncio.timeout(self.options.timeout):
+            async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + self.options.timeout):
                 return await self.batcher(samples)
         except TimeoutError:
             raise HttpRefusal(504, f"the model did not answer within {self.options.timeout:g} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -20,6 +21,15 @@ from bigmodel_cli.tasks.answers import ClassAnswer
 HOW = {"mode": "L", "resize": {"height": 4, "width": 4}, "scale": 1 / 255, "mean": [0.0], "std": [1.0]}
 
 
+class SlowReader(ImageReader):
+    """Takes as many seconds to decode an image as the image is called: ``0.5``."""
+
+    def _one(self, name: str, raw: bytes, limits: Limits) -> np.ndarray:
+        with contextlib.suppress(ValueError):
+            time.sleep(float(name))
+        return super()._one(name, raw, limits)
+
+
 def main() -> None:
     """`seconds` a run, of images that are not black; one of a grey of 51, 102 or 153 is answered with nonsense."""
     given = {"seconds": 0.0, "queue": 64, "timeout": 20.0, "head": 10.0, "max_batch": 8, "max_wait": 0.0}
@@ -36,7 +46,7 @@ def main() -> None:
 
     server.HEAD_SECONDS, server.SPARE_CONNECTIONS = given["head"], given["spare"]
     spec = ImageSpec(1, 4, 4, ("a", "b"))
-    reader = ImageReader(HOW, spec)
+    reader = SlowReader(HOW, spec)
     limits = Limits(1_000_000, 1_000_000, 8, given["timeout"])
     options = Options(limits, given["max_batch"], given["max_wait"], given["queue"], given["timeout"], None)
     service = Service(ServedModel(model, reader, spec.classes, {}, spec, ClassAnswer()), options)

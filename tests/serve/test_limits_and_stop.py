@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import environment
-from serving import Running, Start, image, until
+from serving import Running, Start, form, image, until
 
 pytest_plugins = ("services",)
 
@@ -49,6 +49,17 @@ def test_a_slow_model_and_a_dead_one(stand_in: Start) -> None:
     service.ask("POST", "/predict", image())
     began = time.monotonic()
     assert service.stop() == 0 and time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(("timeout", "status"), [(1.5, 504), (20, 200)])
+def test_decoding_counts_in_the_time_limit(timeout: float, status: int, stand_in: Start) -> None:
+    """Alone, and together with a model that alone is within it. Negative control: a limit that is longer."""
+    service = stand_in(timeout=timeout, seconds=1)
+    with ThreadPoolExecutor(2) as pool:
+        alone, together = pool.map(lambda s: service.ask("POST", "/predict", *form((s, image()))), ("2.5", "0.8"))
+    assert (alone.status, together.status) == (status, status), (alone.body, together.body)
+    if status == 504:
+        assert alone.json["error"] == "the samples were not decoded within 1.5 s; smaller images, or try again"
 
 
 def test_a_full_queue_is_refused_at_once_and_says_when_to_come_again(stand_in: Start) -> None:
