@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import struct
 import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ import pytest
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.readers.text_samples import read_texts
 from bigmodel_cli.core.registry import data
+from bigmodel_cli.data.user_data.image_discovery import list_images
 
 
 def image() -> bytes:
@@ -108,3 +114,96 @@ def test_the_archives_do_harm_where_they_are_let(name: str, leaves: str, tmp_pat
         tar.extractall(home, filter="fully_trusted")
     made = tmp_path / leaves
     assert made.is_fifo() if name == "pipe" else made.read_bytes() == IMAGE
+
+
+def shards(changes: dict[str, Any] | None = None) -> bytes:
+    """A shard of WebDataset with two samples; `changes` are those of the header of the second image."""
+    raw = b""
+    for number in range(2):
+        for suffix, content in (("png", IMAGE), ("cls", b"a")):
+            info = tarfile.TarInfo(f"{number}.{suffix}")
+            info.size = len(content)
+            for field, value in (changes or {}).items() if (number, suffix) == (1, "png") else ():
+                setattr(info, field, value)
+            raw += info.tobuf(tarfile.GNU_FORMAT) + (content + bytes(-len(content) % 512)) * info.isreg()
+    return raw + bytes(1024)
+
+
+def zipped(name: str = "train/b/1.png") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in ("train/a/0.png", "train/b/0.png", name):
+            archive.writestr(member, IMAGE)
+    return buffer.getvalue()
+
+
+def entry(offset: int, code: str, value: int) -> bytes:
+    """The zip with the field at `offset` of the last entry of its directory replaced."""
+    raw = bytearray(zipped())
+    struct.pack_into(code, raw, raw.rindex(b"PK\1\2") + offset, value)
+    return bytes(raw)
+
+
+def table(repeats: int = 3) -> bytes:
+    """A table of Parquet whose one text of a million characters is stored once, for each of its rows."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = arrow.DictionaryArray.from_arrays(arrow.array([0] * repeats, arrow.int32()), arrow.array(["ab" * 500_000]))
+    buffer = io.BytesIO()
+    parquet.write_table(arrow.table({"text": texts, "label": ["a"] * repeats}), buffer)
+    return buffer.getvalue()
+
+
+DAMAGED: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "a shard cut off": ("x.tar", lambda: shards()[:1700]),
+    "a shard with a negative size": ("x.tar", lambda: shards({"size": -512})),
+    "a compressed one": ("x.tar.gz", lambda: gzip.compress(shards({"size": -512}))),
+    "a shard with a size beyond its end": ("x.tar", lambda: shards({"size": 1 << 40})),
+    "a shard with a name that leads out": ("x.tar", lambda: shards({"name": "../1.png"})),
+    "a shard that is damaged within": ("x.tar", lambda: shards().replace(b"1.png", b"1.pnx")),
+    "a shard with a link for an image": ("x.tar", lambda: shards({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})),
+    "a shard with a pipe for an image": ("x.tar", lambda: shards({"type": tarfile.FIFOTYPE})),
+    "a zip cut off": ("x.zip", lambda: zipped()[:-30]),
+    "a zip with a size that is a lie": ("x.zip", lambda: entry(24, "<I", 1 << 27)),
+    "a zip with an offset beyond its end": ("x.zip", lambda: entry(42, "<I", 1 << 30)),
+    "a zip with a name that leads out": ("x.zip", lambda: zipped("../1.png")),
+    "a zip with a method of its own": ("x.zip", lambda: entry(10, "<H", 99)),
+    "a table cut off": ("x.parquet", lambda: table()[:-100]),
+    "a table with a length that is a lie": ("x.parquet", lambda: table()[:-8] + struct.pack("<i4s", 1 << 30, b"PAR1")),
+    "a table that is damaged within": ("x.parquet", lambda: table()[:80] + b"\xff" * 200 + table()[280:]),
+    "a table that grows": ("x.parquet", lambda: table(5000)),
+}
+SOUND = {"x.tar": shards, "x.tar.gz": lambda: gzip.compress(tarred()), "x.zip": zipped, "x.parquet": table}
+
+
+def tarred() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for label in ("cat", "dog"):
+            info, content = file(f"train/{label}/0.png")
+            tar.addfile(info, io.BytesIO(content or b""))
+    return buffer.getvalue()
+
+
+def everything_read(path: Path) -> int:
+    """How many samples there are, each read whole."""
+    if path.suffix == ".parquet":
+        return len(list(read_texts(path, "text")))
+    return sum(len(item.read()) > 0 for items in list_images(str(path)).splits.values() for item in items)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", DAMAGED)
+def test_data_that_lies_is_refused_in_a_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off, with a size, an offset or a name of a stranger's choice. Negative control: as it is made, it is read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name, make = DAMAGED[case]
+    path = tmp_path / name
+    path.write_bytes(SOUND[name]())
+    assert everything_read(path) >= 2
+    path.write_bytes(make())
+    with pytest.raises(InputError) as caught:
+        everything_read(path)
+    assert caught.value.exit_code == 2 and name in caught.value.line and len(caught.value.line) <= 200
+    assert {p.name for p in tmp_path.iterdir()} <= {name, "cache"}

@@ -11,6 +11,7 @@ from typing import Any
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files.regular_files import regular_stat
+from bigmodel_cli.core.readers.text_files import MAX_GROWTH, MIN_GROWN
 
 PARQUET = ".parquet"
 FEATURES = b"huggingface"
@@ -32,6 +33,10 @@ def _opened(path: Path) -> Iterator[Any]:
     regular_stat(path)
     try:
         with parquet.ParquetFile(path) as file:
+            leaves = [file.schema.column(i) for i in range(len(file.schema.names))]
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        # As codes into a dictionary, a text that is repeated a million times takes the memory of one.
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
             yield file
     except (lib.ArrowException, OSError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}", "expected a Parquet file") from None
@@ -55,13 +60,49 @@ def read_parquet(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[A
         MachineError: pyarrow is not installed.
     """
     with _opened(path) as file:
+        left = max(MIN_GROWN, MAX_GROWTH * path.stat().st_size)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        if sum(g.column(i).total_uncompressed_size for g in groups for i in range(g.num_columns)) > left:
+            raise _grows(path)
         classes = _class_names((file.schema_arrow.metadata or {}).get(FEATURES, b"{}"))
         number = 0
         for batch in file.iter_batches(columns=list(names)):
-            columns = [_named(batch.column(name).to_pylist(), classes.get(name)) for name in names]
+            left -= sum(map(_expanded, batch.columns)) + len(batch)
+            if left < 0:
+                raise _grows(path)
+            columns = [_named(_values(batch.column(name)), classes.get(name)) for name in names]
             for values in zip(*columns, strict=True):
                 number += 1
                 yield number, list(values)
+
+
+def _grows(path: Path) -> InputError:
+    what = f"{path}: refused: its rows take more than {MAX_GROWTH} times its size"
+    return InputError(what, "expected a table", "save it as CSV, where you trust it")
+
+
+def _expanded(column: Any) -> int:
+    """The bytes of the values in an Arrow array, each counted as often as it is there."""
+    if hasattr(column, "dictionary"):
+        from pyarrow import compute
+
+        sizes = compute.binary_length(column.dictionary)
+        return column.indices.nbytes + (compute.sum(sizes.take(column.indices)).as_py() or 0)  # type: ignore[no-any-return]
+    if hasattr(column, "keys"):
+        inner = [column.keys, column.items]
+    elif hasattr(column, "field"):
+        inner = [column.field(i) for i in range(column.type.num_fields)]
+    else:
+        inner = [column.flatten()] if hasattr(column, "value_lengths") else []
+    return sum(map(_expanded, inner)) if inner else column.nbytes  # type: ignore[no-any-return]
+
+
+def _values(column: Any) -> list[Any]:
+    """The values in an Arrow array; equal texts of a dictionary are one object."""
+    if not hasattr(column, "dictionary"):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    texts = column.dictionary.to_pylist()
+    return [None if code is None else texts[code] for code in column.indices.to_pylist()]
 
 
 def _named(values: list[Any], names: Sequence[str] | None) -> list[Any]:

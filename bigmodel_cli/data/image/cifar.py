@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import lzma
-import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +15,7 @@ from torch import Tensor
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.files.atomic_files import write_bytes
 from bigmodel_cli.core.files.regular_files import regular_stat
+from bigmodel_cli.core.files.tar_files import ERRORS, open_tar
 from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.registry import data
 from bigmodel_cli.core.types import DataBundle, ImageSpec
@@ -34,8 +32,6 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 RECORD_BYTES = 1 + 3 * 32 * 32
 MAX_BATCH_BYTES = 10_000 * RECORD_BYTES
 MAX_IMAGE_BYTES = 1_000_000  # bytes of one image file
-READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
-"""The exceptions that reading a damaged archive can raise."""
 
 
 @data.register(folders=("", "cifar10"), files=ANY)
@@ -95,8 +91,8 @@ def _unpack(archive: Path) -> Path:
     except OSError as error:
         raise MachineError(f"cannot unpack {archive}: {error}", hint="--data-dir a folder you can write") from None
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
+        with open_tar(archive, "r:gz") as (tar, members):
+            for member in members:
                 # Match the whole path: a file of the same name in another folder must not replace it.
                 name = member.name.removeprefix("./").removeprefix("cifar-10-batches-bin/")
                 file = tar.extractfile(member) if member.isreg() and name in wanted else None
@@ -106,7 +102,7 @@ def _unpack(archive: Path) -> Path:
                     )
                 if file is not None:
                     write_bytes(folder / name, file.read())
-    except READ_ERRORS as error:
+    except ERRORS as error:
         raise InputError(f"{archive}: damaged or cut off ({error})", "delete it to have it downloaded again") from None
     missing = sorted(name for name in wanted if not (folder / name).is_file())
     if missing:
@@ -165,15 +161,15 @@ Encoded = tuple[str, int, Callable[[], bytes]]
 def _archive_members(archive: Path, split: str) -> list[Encoded]:
     found: list[tuple[str, int, bytes]] = []
     try:
-        with tarfile.open(archive, "r:*") as tar:
-            for member in tar:
+        with open_tar(archive, "r:*") as (tar, members):
+            for member in members:
                 parts = member.name.split("/")[-3:]
                 if len(parts) != 3 or parts[0] != split or parts[1] not in CLASSES or member.size > MAX_IMAGE_BYTES:
                     continue
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is not None:
                     found.append(("/".join(parts), CLASSES.index(parts[1]), file.read()))
-    except READ_ERRORS as error:
+    except ERRORS as error:
         raise InputError(f"{archive}: damaged or cut off ({error})") from None
     if not found:
         raise InputError(f"{archive}: no images in {split}/", "expected train/<class>/ and test/<class>/")

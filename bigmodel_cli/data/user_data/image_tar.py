@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.regular_files import regular_stat
+from bigmodel_cli.core.files.tar_files import ERRORS, open_tar
 from bigmodel_cli.data.image.class_folders import Folder, add_member, arrange
 from bigmodel_cli.data.image.listing import Item, Listing
 from bigmodel_cli.data.webdataset.index import check_name, list_members
@@ -48,10 +49,10 @@ def _read_compressed(path: Path, stamp: tuple[int, ...], root: Folder) -> None:
         return Item(member.name, -1, str(path), member.size, stamp, member.offset_data, raw.__bytes__)
 
     try:
-        with tarfile.open(path, "r:*") as tar:
-            for member in tar:
+        with open_tar(path, "r:*") as (tar, members):
+            for member in members:
                 check_name(path, member.name)
                 if member.isreg():
                     add_member(root, member.name, member.size, functools.partial(content, tar, member))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except ERRORS as error:
         raise InputError(f"{path}: damaged or cut off ({error})", "expected a tar of class folders") from None

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from bigmodel_cli.core.errors import InputError, MachineError
 from bigmodel_cli.core.files.atomic_files import write_text
 from bigmodel_cli.core.files.regular_files import regular_stat
+from bigmodel_cli.core.files.tar_files import ERRORS, open_tar
 from bigmodel_cli.core.recipe import cache_root
 
 VERSION = 1
@@ -94,14 +95,14 @@ def list_members(path: Path) -> list[Member]:
 def _read(path: Path) -> list[Member]:
     found = []
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with open_tar(path, "r:") as (_, members):
+            for member in members:
                 check_name(path, member.name)
                 if member.isreg() and not member.issparse():
                     found.append(Member(member.name, member.offset_data, member.size))
             if found and found[-1].offset + found[-1].size > path.stat().st_size:
                 raise tarfile.ReadError("it ends within a file")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except ERRORS as error:
         raise InputError(f"{path}: damaged or cut off ({error})", "expected an uncompressed tar") from None
     return found
 
