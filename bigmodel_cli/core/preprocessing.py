@@ -19,6 +19,33 @@ if TYPE_CHECKING:
 
 
 RESIZES = ("resize_square", "resize")
+STEPS = ("value_range", "crop_square", *RESIZES, "crop")
+"""The steps that some images have and others have not."""
+
+
+def describe_image_steps(spec: ImageSpec) -> dict[str, Any]:
+    """The ``preprocess.json`` of an export: the steps of :func:`prepare` for images of `spec`, in order."""
+    resize = {"height": spec.height, "width": spec.width, "interpolation": f"{spec.interpolation}, antialiased"}
+    steps: dict[str, Any] = {"resize": resize}
+    if spec.square is not None:
+        side = round(spec.square * spec.crop)
+        steps = {
+            "crop_square": "centred, of the image's shorter side",
+            "resize_square": {**resize, "height": spec.square, "width": spec.square},
+            "crop": {"height": side, "width": side, "where": "centre"},
+        }
+        steps |= {} if (side, side) == (spec.height, spec.width) else {"resize": resize}
+    return {
+        "mode": "L" if spec.channels == 1 else "RGB",
+        "transparency": "over white",
+        "orientation": "EXIF applied",
+        **({"value_range": list(spec.value_range)} if spec.value_range is not None else {}),
+        **steps,
+        "scale": 1 / 255,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "layout": "NCHW float32",
+    }
 
 
 def prepare(raw: bytes, name: str, how: Mapping[str, Any], most: int = MAX_PIXELS) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.regular_files import open_regular
 
 SUMS = "SHA256SUMS"
 MAX_BYTES = 1 << 22
@@ -19,10 +20,14 @@ LINE = re.compile(r"([0-9a-f]{64})  ([^\0\n\r\\]{1,500})")
 
 
 def digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file, by its path in the folder."""
+    """SHA-256 of each file, by its path in the folder.
+
+    Raises:
+        InputError: one is no regular file, or cannot be read.
+    """
     found = {}
     for file in files:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.file_kinds import kind_of
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.export.checksums import is_file_of
 
 MAX_HEADER = 100_000_000
@@ -27,15 +28,26 @@ def refuse(path: Path, why: str, expected: str) -> InputError:
 
 
 def check_safetensors(path: Path) -> None:
-    """A JSON header whose length fits the file.
+    """A regular file of its folder, with a JSON header whose length fits it.
 
     Raises:
         InputError: the file is something else.
     """
-    with path.open("rb") as file:
+    require_own(path)
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, path.stat().st_size - 8) or file.read(1) != b"{":
             raise refuse(path, "no safetensors file", "a header of JSON")
+
+
+def require_own(path: Path) -> None:
+    """Require a file that a runtime finds by its name to be a regular one of its folder: no digest need list it.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not is_file_of(path.parent, path):
+        raise InputError(f"{path}: no regular file of this folder", "expected no links out of it", "export it again")
 
 
 def check_openvino(path: Path) -> None:
@@ -47,6 +59,8 @@ def check_openvino(path: Path) -> None:
     from xml.parsers import expat
 
     weights = path.with_suffix(".bin")
+    if weights.exists() or weights.is_symlink():
+        require_own(weights)
     size = weights.stat().st_size if weights.is_file() else 0
     seen = 0
 
@@ -56,8 +70,10 @@ def check_openvino(path: Path) -> None:
         if seen == 1 and tag != "net":
             raise refuse(path, f"<{tag[:40]}> at its root", "OpenVINO's IR")
         if tag == "data" and "offset" in attributes:
-            first, length = int(attributes["offset"]), int(attributes["size"])
-            if min(first, length) < 0 or first + length > size:
+            first, length = attributes["offset"], attributes["size"]
+            if not (first + length).isdecimal() or not first.isascii() or not length.isascii():
+                raise ValueError(f"offset {first[:20]!r}, size {length[:20]!r}")  # C++ reads what int() takes otherwise
+            if int(first) + int(length) > size:
                 raise refuse(path, "a constant beyond model.bin", f"at most {size} bytes")
 
     def doctype(*_: object) -> None:

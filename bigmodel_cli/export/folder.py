@@ -32,6 +32,7 @@ from bigmodel_cli.core.processes.call_limit import bounded
 from bigmodel_cli.core.registry import Entry, exports, losses, models, tasks
 from bigmodel_cli.core.specs import spec_type
 from bigmodel_cli.export import checksums
+from bigmodel_cli.export.agreement import disagreement
 from bigmodel_cli.export.checksums import SUMS, digests, read_sums
 
 if TYPE_CHECKING:
@@ -156,11 +157,11 @@ class ExportFolder:
             raise InputError(
                 f"{self.path / LABELS}: not the classes of {EXPORT}", hint="restore it, or export it again"
             )
-        described = {**self.preprocess, **self.preprocess.get("in_the_graph", {})}
-        for key, value in self.spec.to_dict().items():
-            if key in described and not isinstance(described[key], dict) and described[key] != value:
-                what = f"{self.path / PREPROCESS}: another {key} than {EXPORT}"
-                raise InputError(what, hint="restore it, or export it again")
+        fixed = self.entry.meta.get("sizes") == "fixed"
+        key = disagreement(self.spec, self.about["input"], self.preprocess, self.takes_pixels, fixed)
+        if key is not None:
+            what = f"{self.path / PREPROCESS}: another {key} than {EXPORT}"
+            raise InputError(what, hint="restore it, or export it again")
 
     def open(self, trust: bool = False) -> Run:
         """Load the model to run on the CPU, for any batch size, with as many threads as torch.

@@ -30,8 +30,8 @@ text = sys.argv[1] if len(sys.argv) > 1 else "The"
 about = (here / "config.json").read_text(encoding="utf-8")
 classifies, translates = "ForSequenceClassification" in about, '"is_encoder_decoder": true' in about
 kind = "SequenceClassification" if classifies else "Seq2SeqLM" if translates else "CausalLM"
-model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(here)
-tokenizer = AutoTokenizer.from_pretrained(here)
+model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(here, trust_remote_code=False)
+tokenizer = AutoTokenizer.from_pretrained(here, trust_remote_code=False)
 ids = torch.tensor([tokenizer(text).input_ids or [0]])
 if classifies:
     print(model.config.id2label[int(model(ids).logits.argmax())])

@@ -7,18 +7,14 @@ task's own preprocessing. Shapes: B batch, H height, W width, C channels, K clas
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import Batch, ImageSpec
-
-if TYPE_CHECKING:
-    pass
-
-LAYOUT = "NHWC uint8"
+from bigmodel_cli.export.agreement import LAYOUT
 
 
 class FromPixels(nn.Module):

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.registry import exports
-from bigmodel_cli.export.contents import check_onnx, check_safetensors
+from bigmodel_cli.export.contents import check_onnx, check_safetensors, require_own
 from bigmodel_cli.export.folder import Run
 from bigmodel_cli.export.item_index import INDEX, Engine, ItemIndex, build_index, open_index, recall
 from bigmodel_cli.export.onnx import onnx, run_onnx
@@ -91,15 +91,17 @@ def with_index(run: Retrieval, folder: Path) -> Retrieval:
 
 
 def check_retrieval(path: Path) -> None:
-    """The user tower, and the vectors and histories beside it.
+    """The user tower, and the vectors, histories and index beside it; of the index, only that it is a file of theirs.
 
     Raises:
         InputError: a file is something else.
     """
     check_onnx(path)
-    for name in (ITEMS, HISTORIES):
-        if (file := path.parent / name).is_file() or name == ITEMS:
-            check_safetensors(file)
+    check_safetensors(path.parent / ITEMS)
+    for name, check in ((HISTORIES, check_safetensors), (INDEX, require_own)):
+        file = path.parent / name
+        if file.exists() or file.is_symlink():
+            check(file)
 
 
 def prove_index(subject: Subject, run: Run, folder: Path) -> dict[str, Any]:
@@ -186,14 +188,26 @@ def read_histories(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     Raises:
         InputError: they are damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     file = folder / HISTORIES
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         return None
-    held = load_file(file)
+    check_safetensors(file)
+    try:
+        held = load_file(file)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy has not
+        raise InputError(f"{file}: damaged ({error})", "expected histories of users", "export it again") from None
     values, offsets = held.get("values"), held.get("offsets")
-    if values is None or offsets is None or values.ndim != 1 or offsets.ndim != 1 or not len(offsets) \
-            or offsets[0] != 0 or offsets[-1] != len(values) or (offsets[1:] < offsets[:-1]).any():  # fmt: skip
+    if values is None or offsets is None or not _cut(values, offsets):
         raise InputError(f"{file}: damaged", "expected values and the offsets of each user", "export it again")
     return values, offsets
+
+
+def _cut(values: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether `offsets` (U + 1,) cut `values` (N,) into a part for each user."""
+    numbers = all(x.ndim == 1 and x.dtype.kind in "iu" for x in (values, offsets))
+    if not numbers or not len(offsets):
+        return False
+    return bool(offsets[0] == 0 and offsets[-1] == len(values) and (offsets[1:] >= offsets[:-1]).all())

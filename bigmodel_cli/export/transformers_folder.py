@@ -31,6 +31,8 @@ def check_huggingface(path: Path) -> None:
         InputError: the folder holds anything else, or a file is larger than its kind may be.
     """
     folder = path.parent
+    own = {folder / name for name in (EXPORT, LABELS, PREPROCESS, PROOF)}
+    tokenizers = {folder / TOKENIZER, folder / TARGETS}
     check_safetensors(path)
     for file in folder.rglob("*"):
         if not is_file_of(folder, file) and (file.is_symlink() or not file.is_dir()):
@@ -40,16 +42,12 @@ def check_huggingface(path: Path) -> None:
             raise refuse(file, "can hold code", "only safetensors, JSON and text files in the folder")
         if file.name in FOREIGN_FILES:
             raise refuse(file, "names weights elsewhere", "the weights of the whole model")
-    own = {folder / name for name in (EXPORT, LABELS, PREPROCESS, PROOF)}
-    tokenizers = {folder / TOKENIZER, folder / TARGETS}
-    for file in folder.rglob("*"):
-        if file.suffix.lower() == ".json" and not file.is_dir() and file not in own | tokenizers:
+        if file in tokenizers:
+            _check_tokenizer(file)
+        elif file.suffix.lower() == ".json" and not file.is_dir() and file not in own:
             _check_settings(file)
     if not (folder / TOKENIZER).is_file():  # transformers would look for a tokenizer in other, unchecked files
         raise InputError(f"{folder / TOKENIZER}: not there", hint="restore it, or export it again")
-    for file in tokenizers:
-        if file.is_file():
-            _check_tokenizer(file)
 
 
 def _check_settings(file: Path) -> None:

@@ -204,4 +204,6 @@ def interaction_reader(export: ExportFolder) -> InteractionReader:
     known = read_histories(export.path)
     if known is not None and len(known[1]) != export.spec.users + 1:
         raise InputError(f"{export.path}: histories of {len(known[1]) - 1} users", f"expected {export.spec.users}")
+    if known is not None and len(known[0]) and not 1 <= known[0].min() <= known[0].max() <= export.spec.items:
+        raise InputError(f"{export.path}: histories of items beyond {export.spec.items}", hint="export it again")
     return InteractionReader(export.spec, known)

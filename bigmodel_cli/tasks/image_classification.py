@@ -16,6 +16,7 @@ from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.files.regular_files import read_regular
 from bigmodel_cli.core.image.images import decode
 from bigmodel_cli.core.output_values import uncalibrated
+from bigmodel_cli.core.preprocessing import describe_image_steps
 from bigmodel_cli.core.readers.text_samples import AS_FOUND, Reading
 from bigmodel_cli.core.registry import tasks
 from bigmodel_cli.core.tasks import ChoosesSide, Forward, Mixes, Predictions
@@ -182,29 +183,7 @@ class ImageClassification:
 
     def preprocessing(self) -> dict[str, Any]:
         """Describe the preprocessing steps for other programs, in order."""
-        spec = self.spec
-        resize = {"height": spec.height, "width": spec.width, "interpolation": f"{spec.interpolation}, antialiased"}
-        steps: dict[str, Any] = {"resize": resize}
-        if spec.square is not None:
-            side = round(spec.square * spec.crop)
-            steps = {
-                "crop_square": "centred, of the image's shorter side",
-                "resize_square": {**resize, "height": spec.square, "width": spec.square},
-                "crop": {"height": side, "width": side, "where": "centre"},
-            }
-            steps |= {} if (side, side) == (spec.height, spec.width) else {"resize": resize}
-        return {
-            "mode": "L" if spec.channels == 1 else "RGB",
-            "transparency": "over white",
-            "orientation": "EXIF applied",
-            **({"value_range": list(spec.value_range)} if spec.value_range is not None else {}),
-            **steps,
-            "scale": 1 / 255,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "layout": "NCHW float32",
-            **outputs_described(spec),
-        }
+        return {**describe_image_steps(self.spec), **outputs_described(self.spec)}
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.spec.channels, self.spec.height, self.spec.width),)

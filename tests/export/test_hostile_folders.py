@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Run
@@ -20,12 +24,19 @@ from PIL import Image
 from subjects import GREY, subject
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.preprocessing import describe_image_steps
 from bigmodel_cli.core.registry import exports
+from bigmodel_cli.core.specs import ImageSpec, TextSpec
+from bigmodel_cli.core.tokenizers.tokens import describe_tokenizer
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.checkpoint.inspect import inspect_file
+from bigmodel_cli.export.agreement import WORDS, disagreement
 from bigmodel_cli.export.checksums import SUMS, sums_text
 from bigmodel_cli.export.folder import read_folder
+from bigmodel_cli.export.item_index import build_index
+from bigmodel_cli.export.pixels import describe_in_graph
 from bigmodel_cli.export.proof import prove
+from bigmodel_cli.export.retrieval import Retrieval, read_histories, with_index
 
 CODE = ("aoti", "coreml", "executorch", "litert", "pt2", "torchscript")
 """The formats that hold code, or whose runtime does not check what it reads."""
@@ -249,10 +260,42 @@ def test_reversed_labels_are_refused_even_with_new_digests(
     assert done.returncode == 2 and "labels.json" in done.stderr
 
 
-def test_another_mean_is_refused(whole: dict[str, Path], tmp_path: Path) -> None:
-    folder = changed(whole["onnx"], tmp_path / "sent", "preprocess.json", mean=[0.5])
-    with pytest.raises(InputError, match=r"preprocess\.json: another mean"):
+RESIZE = {"height": 28, "width": 28, "interpolation": "bilinear, antialiased"}
+STEPS: dict[str, Any] = {
+    "mean": [0.5], "std": [0.5], "scale": 1, "mode": "RGB", "layout": "NHWC uint8", "resize": {**RESIZE, "height": 27},
+    "resize_square": RESIZE, "crop": None, "value_range": [0, 9], "in_the_graph": {}, "outputs": {"temperature": [2.0]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [*({key: value} for key, value in STEPS.items()),
+                                    {"resize": {**RESIZE, "interpolation": "bicubic, antialiased"}}])  # fmt: skip
+def test_another_preprocessing_is_refused(values: dict[str, Any], whole: dict[str, Path], tmp_path: Path) -> None:
+    """Other programs follow preprocess.json, and serve does; predict goes by export.json."""
+    folder = changed(whole["onnx"], tmp_path / "sent", "preprocess.json", **values)
+    with pytest.raises(InputError, match=rf"preprocess\.json: another {next(iter(values))} than export\.json"):
         read_folder(sealed(folder)).open()
+
+
+def test_each_step_of_a_preprocessing_is_compared() -> None:
+    """Of a spec with every step, and in the graph: no key but words for people can change."""
+    spec = ImageSpec(3, 28, 24, ("a",), (0.5,) * 3, (0.1,) * 3, 40, 0.8, "bicubic", (0, 9))
+    plain = describe_image_steps(spec)
+    for in_graph, told in ((False, plain), (True, describe_in_graph(plain, None))):
+        assert disagreement(spec, spec.to_dict(), told, in_graph, fixed=False) is None
+        for key in (told.keys() | told.get("in_the_graph", {}).keys()) - {"in_the_graph"}:
+            inner = key in told.get("in_the_graph", {})
+            other = {"in_the_graph": {**told["in_the_graph"], key: "x"}} if inner else {key: {}}
+            found = disagreement(spec, spec.to_dict(), {**told, **other}, in_graph, fixed=False)
+            assert (found is None) == (key in WORDS), key
+
+
+def test_what_a_text_is_encoded_by_is_compared() -> None:
+    spec = TextSpec("word", ("<pad>", "<unk>", "a"), 16, chat=("a", "b", "c"))
+    told = {**describe_tokenizer(spec), "chat": ["a", "b", "c"]}
+    assert disagreement(spec, spec.to_dict(), told, False, False) is None
+    for key, value in (("tokenizer", "char"), ("vocabulary", ["a"]), ("context", 9), ("chat", []), ("outputs", {})):
+        assert disagreement(spec, spec.to_dict(), {**told, key: value}, False, False) == key
+    assert disagreement(spec, spec.to_dict(), {"chat": told["chat"]}, False, False) == "tokenizer"
 
 
 def test_an_export_of_an_older_version_opens(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -367,7 +410,6 @@ def test_the_runtime_of_transformers_asks_nobody(
 @pytest.mark.parametrize(
     ("file", "values"),
     [
-        ("export.json", {"recipe": {"loss": "x"}}), ("export.json", {"recipe": {"loss": None}}),
         ("preprocess.json", {"in_the_graph": 5}), ("proof.json", {"files": {"model.onnx": "", "a\0b": ""}}),
         ("proof.json", {"files": {"model.onnx": "", "a": ""}}),
         ("proof.json", {"files": {"model.onnx": "", "a" * 999: ""}}),
@@ -389,3 +431,118 @@ def test_damage_of_any_kind_is_one_clear_error(
     Image.new("L", (28, 28)).save(tmp_path / "x.png")
     done = run_cli("predict", folder, "x.png")
     assert done.returncode == 2 and str(folder) in done.stderr and "bug" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("loss", ["x", None])
+def test_a_loss_that_is_no_object_is_damage(loss: str | None, whole: dict[str, Path], tmp_path: Path) -> None:
+    about = json.loads((whole["onnx"] / "export.json").read_text())
+    recipe = {**about["recipe"], "loss": loss}
+    folder = changed(whole["onnx"], tmp_path / "sent", "export.json", recipe=recipe, task="image_classification")
+    with pytest.raises(InputError, match=r"export\.json: damaged: loss is no object"):
+        read_folder(sealed(folder)).spec  # noqa: B018 (it is made when it is asked for)
+
+
+NET = '<net><layers><layer><data offset="{}" size="{}"/></layer></layers></net>'
+
+
+def foreign(name: str, folder: Path, whole: dict[str, Path]) -> Path:
+    """A sound folder of a format that has files beside its model; the model. An index of faiss only where it is."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    if name == "openvino":
+        (folder / "model.xml").write_text(NET.format(2, 6))
+        (folder / "model.bin").write_bytes(bytes(8))
+        return folder / "model.xml"
+    shutil.copy(whole["onnx"] / "model.onnx", folder)
+    vectors = np.eye(6, 4, dtype=np.float32)
+    save_file({"vectors": vectors}, folder / "items.safetensors")
+    save_file({"values": np.arange(1, 7), "offsets": np.array([0, 3, 6])}, folder / "histories.safetensors")
+    if importlib.util.find_spec("faiss"):
+        build_index(vectors, folder / "items.index")
+    return folder / "model.onnx"
+
+
+def opened(name: str, model: Path) -> None:
+    """What a command reads of it before a runtime does, and the library of the index."""
+    exports.get(name).meta["check"](model)
+    if name == "retrieval":
+        assert read_histories(model.parent) is not None
+        with_index(Retrieval(len, np.eye(6, 4, dtype=np.float32)), model.parent)
+
+
+def linked(file: Path) -> None:
+    """The file as a link to itself, outside its folder."""
+    file.rename(file.parent.parent / "outside")
+    file.symlink_to("../outside")
+
+
+def piped(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def long_header(file: Path) -> None:
+    file.write_bytes((1 << 40).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def far_tensor(file: Path) -> None:
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b'"data_offsets":[0,', b'"data_offsets":[9,'))
+    assert file.read_bytes() != raw
+
+
+def net(offset: str, size: str) -> Callable[[Path], None]:
+    return lambda file: (file.write_text(NET.format(offset, size)), None)[1]
+
+
+EACH = (linked, piped)
+BROKEN: list[tuple[str, str, Callable[[Path], Any]]] = [
+    *(("openvino", "model.bin", change) for change in (*EACH, cut)), ("openvino", "model.xml", cut),
+    *(("openvino", "model.xml", net(*values)) for values in (("4", "5"), ("-2", "4"), ("1_0", "1"), ("0", "9" * 30))),
+    *(("retrieval", "items.safetensors", change) for change in (*EACH, long_header)),
+    *(("retrieval", "histories.safetensors", change) for change in (*EACH, cut, long_header, far_tensor)),
+    *(("retrieval", "items.index", change) for change in (*EACH, cut)),
+]  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("name", "file", "change"), BROKEN)
+def test_files_beside_a_model_are_its_own_and_whole(
+    name: str, file: str, change: Callable[[Path], Any], whole: dict[str, Path], tmp_path: Path
+) -> None:
+    """Though no digest need list them: cut off, with sizes that lie, links out and pipes. Control: they are opened."""
+    model = foreign(name, tmp_path / "sent", whole)
+    if not (model.parent / file).exists():
+        pytest.skip("needs faiss")
+    opened(name, model)
+    change(model.parent / file)
+    with pytest.raises(InputError) as caught:
+        opened(name, model)
+    assert str(model.parent) in caught.value.what and caught.value.exit_code == 2
+    assert len(caught.value.line) <= 200
+
+
+@pytest.mark.parametrize("change", [cut, long_header, far_tensor, linked, piped])
+def test_weights_are_the_folders_own_and_whole(
+    change: Callable[[Path], Any], whole: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sent"
+    shutil.copytree(whole["safetensors"], folder)
+    change(folder / "model.safetensors")
+    if change not in EACH:
+        sealed(folder)
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        read_folder(folder).open()
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_the_digests_keeps_nobody_waiting(whole: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole["onnx"], tmp_path / "sent")
+    piped(tmp_path / "sent" / SUMS)
+    with pytest.raises(InputError, match=SUMS):
+        assert not read_folder(tmp_path / "sent").digest
