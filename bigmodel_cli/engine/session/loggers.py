@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel_cli.core.addresses import scrub
-from bigmodel_cli.core.errors import MachineError
+from bigmodel_cli.core.errors import MachineError, service_reason
 from bigmodel_cli.core.extras import install_line
 from bigmodel_cli.core.files.event_log import read_events
 from bigmodel_cli.core.registry import Entry, loggers
@@ -62,7 +62,8 @@ class Loggers:
         try:
             event = make()
         except Exception as error:  # such as too little memory: the run had enough without it
-            self._warn(f"warning: the loggers get no samples of this epoch: {_reason(error)}")
+            reason = f"{type(error).__name__}: {scrub(str(error)).strip().partition(chr(10))[0][:300]}"
+            self._warn(f"warning: the loggers get no samples of this epoch: {reason}")
             return
         for entry in list(self._enabled):
             log = (self._open or {}).get(entry.name)
@@ -86,12 +87,7 @@ class Loggers:
             self._enabled = [entry for entry in self._enabled if entry.name != name]
             if self._open is not None:
                 self._open.pop(name, None)
-            self._warn(f"warning: --log {name} failed and is off from here: {_reason(error)}")
-
-
-def _reason(error: Exception) -> str:
-    """One line, without credentials: an address of a server may hold some."""
-    return f"{type(error).__name__}: {scrub(str(error)).strip().partition(chr(10))[0][:300]}"
+            self._warn(f"warning: --log {name} failed and is off from here: {service_reason(error)}")
 
 
 def _check_installed(entry: Entry) -> None:

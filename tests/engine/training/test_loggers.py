@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+SECRET = "wandb-0123456789abcdef"
+
+
 @pytest.fixture
 def failing() -> Iterator[None]:
     """A logger that cannot be opened, and one that fails at the second event."""
@@ -44,10 +48,10 @@ def failing() -> Iterator[None]:
         def log(self, event: Any) -> None:
             self.count += 1
             if self.count == 2:
-                raise ConnectionError("gone")
+                raise ConnectionError(f"gone: token {SECRET}, https://x/?sig={SECRET}")
 
     def closed(folder: Path, history: Any) -> Any:
-        raise OSError("no door")
+        raise OSError(errno.ENOENT, f"no door for {SECRET}", f"/{SECRET}")
 
     before = dict(loggers.found), dict(loggers._entries)
     loggers.register("closed")(closed)
@@ -106,6 +110,8 @@ def test_one_that_fails_is_named_once_and_the_others_go_on(tmp_path: Path, faili
     assert [line.split()[2] for line in said] == ["closed", "tires"] and all(
         "is off from here" in line for line in said
     )
+    assert SECRET not in "".join(said), "a service's words may hold what it was asked with"
+    assert "FileNotFoundError: No such file or directory" in said[0] and said[1].endswith(": ConnectionError")
     assert [r["epoch"] for r in rows(tmp_path / "run")] == ["1", "2", "3", "4"]
 
 
