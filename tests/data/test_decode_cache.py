@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import time
@@ -16,7 +17,11 @@ from nursery import Nursery
 from PIL import Image
 
 from bigmodel_cli.core.errors import InputError
+from bigmodel_cli.core.files.atomic_files import open_own
+from bigmodel_cli.core.files.file_lock import try_lock
+from bigmodel_cli.core.files.owners import current_owner
 from bigmodel_cli.data import thread_map
+from bigmodel_cli.data.image import decode_cache
 from bigmodel_cli.data.image import files as image_files
 from bigmodel_cli.data.user_data.image_folder import image_folder
 
@@ -131,6 +136,25 @@ def test_its_lock_is_not_written_through_a_link(photos: Path, cache: Path, tmp_p
     victim.write_text("kept")
     load(photos)
     assert list(cache.rglob(".*.tmp")) and victim.read_text() == "kept"
+
+
+def test_a_clock_that_jumps_a_week_takes_nothing_that_is_in_use(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what looks a week old only what nobody here holds or writes is abandoned."""
+    cache.mkdir(parents=True)
+    here, there = current_owner(), dataclasses.replace(current_owner(), host="0" * 8)
+    held, idle = cache / ".held.tmp", cache / ".idle.tmp"
+    ours, theirs = (cache / f".x.pixels.{owner.token}-0123abcd.tmp" for owner in (here, there))
+    for path in (idle, ours, theirs):
+        path.touch()
+    now = time.time()
+    monkeypatch.setattr(decode_cache.time, "time", lambda: now + 7 * 24 * 3600)
+    with open_own(held) as lock:
+        assert try_lock(lock)
+        load(photos)
+        left = {path for path in (held, idle, ours, theirs) if path.exists()}
+    assert left == {held, ours}
 
 
 def test_the_oldest_goes_first(photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

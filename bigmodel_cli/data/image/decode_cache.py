@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 
 from bigmodel_cli.core.errors import InputError
-from bigmodel_cli.core.files.atomic_files import open_own, remove_temporary_files, temporary_name
+from bigmodel_cli.core.files.atomic_files import TEMPORARY, open_own, remove_temporary_files, temporary_name
 from bigmodel_cli.core.files.file_lock import try_lock
 from bigmodel_cli.core.files.offset_files import open_bytes, read_into, write_at
+from bigmodel_cli.core.files.owners import Owner
+from bigmodel_cli.core.files.regular_files import open_regular
 from bigmodel_cli.data.thread_map import for_each, report_progress
 
 VERSION = 1
@@ -232,6 +234,19 @@ def by_last_use(folder: Path, suffix: str) -> list[tuple[int, int, Path]]:
     return sorted(found)
 
 
+def _in_use_here(path: Path) -> bool:
+    """Whether the lock at `path` is held, or the draft is of a process that this one can see."""
+    draft = TEMPORARY.fullmatch(path.name)
+    owner = Owner.parse(draft[2]) if draft else None
+    if owner is not None:
+        return owner.is_here()
+    try:
+        with open_regular(path) as lock:
+            return not path.is_symlink() and not try_lock(lock)
+    except (InputError, OSError):
+        return False
+
+
 def _make_room(folder: Path, needed: int) -> bool:
     """Remove the least recently used files until `needed` more bytes fit; False if they cannot."""
     limit = limit_bytes()
@@ -241,7 +256,7 @@ def _make_room(folder: Path, needed: int) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporary_files(folder)
         for used_at, _, path in by_last_use(folder, ".tmp"):  # locks, and drafts of other hosts
-            if time.time() - used_at / 1e9 > STALE_SECONDS:
+            if time.time() - used_at / 1e9 > STALE_SECONDS and not _in_use_here(path):  # a clock may have jumped
                 path.unlink(missing_ok=True)
         files = by_last_use(folder, ".pixels")
         used = sum(size for _, size, _ in files)
