@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import pickle
@@ -167,7 +168,7 @@ def sharded_index(draw: random.Random, folder: Path, canary: Path) -> Path:
 
 SHARDS = {
     "format": "bigmodel.tokens", "version": 1, "type": "uint16", "tokenizer": "byte", "vocabulary": [], "tokens": 10,
-    "documents": 1, "ends": {"sha256": "0"}, "shards": [{"file": "00000.bin", "tokens": 10, "sha256": "0" * 64}],
+    "documents": 1, "bytes": 10,
 }  # fmt: skip
 
 
@@ -175,9 +176,11 @@ SHARDS = {
 def token_shards(draw: random.Random, folder: Path, canary: Path) -> Path:
     from bigmodel_cli.data.token_shards import files
 
-    held = {**SHARDS, "format": files.FORMAT, "version": files.VERSION}
-    (folder / "00000.bin").write_bytes(bytes(20))
-    (folder / files.ENDS).write_bytes(bytes(8))
+    held: dict[str, Any] = {**SHARDS, "format": files.FORMAT, "version": files.VERSION}
+    for name, raw in (("00000.bin", bytes(20)), (files.ENDS, (10).to_bytes(8, "little"))):
+        (folder / name).write_bytes(raw)
+        held[name] = {"file": name, "sha256": hashlib.sha256(raw).hexdigest()}
+    held |= {"ends": held.pop(files.ENDS), "shards": [{**held.pop("00000.bin"), "tokens": 10}]}
     path = folder / files.INDEX
     raw = dump(replaced(draw, held, canary, 3)).encode(errors="surrogatepass")
     path.write_bytes(changed(draw, raw) if draw.random() < 0.3 else raw)

@@ -29,6 +29,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
     from bigmodel_cli.commands import watch
     from bigmodel_cli.commands.checkpoint import describe
     from bigmodel_cli.commands.comparison.page import curves, epochs_of
+    from bigmodel_cli.core.errors import InputError
     from bigmodel_cli.core.files.event_log import read_events, read_state
     from bigmodel_cli.core.image.images import decode, decode_plain
     from bigmodel_cli.core.readers.json_lines import read_objects
@@ -52,6 +53,12 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
             for item in items[:3]:
                 decode(item.read(), item.name, 3, 32)
 
+    def shards(path: Path) -> None:
+        index = read_index(path.parent, 16)
+        index.document_lengths()
+        if damaged := index.damaged_files():
+            raise InputError(f"{damaged}: other files than the index says")
+
     def tokens(path: Path) -> None:
         known = BPETokenizer(read_text(path))
         known.decode(known.encode("one text, <s> of many \u00e9\u4e2d"))
@@ -69,7 +76,7 @@ def ways() -> dict[str, list[Callable[[Path], Any]]]:
         "safetensors": weights,
         "pt2": weights,
         "sharded index": [lambda p: checkpoint.load(p.parent), lambda p: read_sharded(p.parent, (1, 2))],
-        "token shards": [lambda p: read_index(p.parent, 16)],
+        "token shards": [shards],
         "recipe": [lambda p: resolve([document_layer(read_yaml(p), str(p))])],
         "study": [lambda p: recipes(read_study(p), p.parent / "out", [])],
         "tokenizer": [tokens],
