@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +51,15 @@ def test_the_lock_has_every_pinned_version_with_a_hash() -> None:
     assert not unlocked & {"torch", "torchvision", "typer", "rich", "pydantic", "numpy", "onnx", "transformers"}
 
 
+def outside_make() -> dict[str, str]:
+    """The environment without what make leaves in it, which may run the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+
 def command_of(target: str) -> list[str]:
     """What `make TARGET` runs once its tools are installed."""
     command = ["make", "-n", "--no-print-directory", "-o", "build/tools/.installed", target]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # make runs the tests
-    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=outside_make(), capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
     return shlex.split(line)
 
@@ -77,3 +85,42 @@ def hashes_of(component: dict[str, Any]) -> str:
     """The SHA-256 of a component's file, where the tool puts it."""
     told = [h for reference in component.get("externalReferences", []) for h in reference.get("hashes", [])]
     return next(h["content"] for h in [*component.get("hashes", []), *told] if h["alg"] == "SHA-256")
+
+
+def wheel(folder: Path, content: str) -> str:
+    """Write the wheel of a package with one module; returns its SHA-256."""
+    about, file = "tiny-1.0.dist-info", folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("tiny.py", content)
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "tiny.py,,\n")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_package_with_another_hash_is_not_installed(tmp_path: Path) -> None:
+    """As `make install-locked` asks for it, from a lock that the code of `make lock` wrote, without a network."""
+    spec = importlib.util.spec_from_file_location("lock", ROOT / ".ci/lock.py")
+    assert spec is not None and spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    found = {"metadata": {"name": "tiny", "version": "1.0"},
+             "download_info": {"archive_info": {"hashes": {"sha256": wheel(tmp_path, "x = 1\n")}}}}  # fmt: skip
+    (tmp_path / "constraints.lock").write_text(writer.lock({"install": [found]}))
+    dry = subprocess.run(
+        ["make", "-n", "install-locked"], cwd=ROOT, capture_output=True, text=True, check=True, env=outside_make()
+    )
+    (asked,) = (shlex.split(line)[1:] for line in dry.stdout.splitlines() if "constraints.lock" in line)
+    place = ["--no-index", "--no-compile", "--find-links", ".", "--target", "there", "--isolated"]
+
+    def installed() -> tuple[int, bool]:
+        done = subprocess.run([sys.executable, "-m", "pip", *asked, *place], cwd=tmp_path, capture_output=True)
+        return done.returncode, (tmp_path / "there/tiny.py").exists()
+
+    (file,) = tmp_path.glob("*.whl")
+    sound = file.read_bytes()
+    wheel(tmp_path, "x = 2\n")
+    assert installed() == (1, False)
+    file.write_bytes(sound)
+    assert installed() == (0, True)  # the control
