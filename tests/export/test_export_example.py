@@ -174,7 +174,11 @@ def ranking() -> Subject:
 
 
 FOREIGN = {
-    "an image of another size": ("onnx", lambda: dataclasses.replace(subject(spec=GREY, sizes=(2,)), pixels=True), {}),
+    "an image of another size": (
+        "onnx",
+        lambda: dataclasses.replace(subject("perceptron", GREY, (2,)), pixels=True),
+        {},
+    ),
     "the answer of the example": ("onnx", lambda: subject("text-cnn", **short_texts(), width=8, filters=4), {}),
     "the users of an index": ("retrieval", ranking, {"index": "faiss"}),
 }

@@ -172,6 +172,7 @@ DAMAGED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a table cut off": ("x.parquet", lambda: table()[:-100]),
     "a table with a length that is a lie": ("x.parquet", lambda: table()[:-8] + struct.pack("<i4s", 1 << 30, b"PAR1")),
     "a table that is damaged within": ("x.parquet", lambda: table()[:80] + b"\xff" * 200 + table()[280:]),
+    "a table with a name that is no text": ("x.parquet", lambda: table().replace(b"label", b"l\xffbel")),
     "a table that grows": ("x.parquet", lambda: table(5000)),
 }
 SOUND = {"x.tar": shards, "x.tar.gz": lambda: gzip.compress(tarred()), "x.zip": zipped, "x.parquet": table}

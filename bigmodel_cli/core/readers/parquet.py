@@ -38,7 +38,7 @@ def _opened(path: Path) -> Iterator[Any]:
         # As codes into a dictionary, a text that is repeated a million times takes the memory of one.
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             yield file
-    except (lib.ArrowException, OSError) as error:
+    except (lib.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}", "expected a Parquet file") from None
 
 
