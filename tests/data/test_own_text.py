@@ -159,6 +159,11 @@ def test_inspect_says_how_each_file_is_read(run_cli: Run, tmp_path: Path) -> Non
         found = json.loads(done.stdout)
         assert found["read as"] == source and found["classes"] == ({"no": 10, "yes": 10} if file == "a.csv" else {})
     assert found["train tokens"] == 171 and found["val tokens"] == 19
+    (tmp_path / "own").mkdir()
+    for split, yes in (("train", 2), ("val", 8)):  # balanced together, and neither on its own
+        write(tmp_path / f"own/{split}.csv", "text,label\n" + "fine,yes\n" * yes + "dull,no\n" * (10 - yes))
+    found = json.loads(run_cli("data", "inspect", "own", "--json").stdout)
+    assert found["classes"] == {"no": 10, "yes": 10} and "8 of 'no' (80%), 2 of 'yes'" in "".join(found["notes"])
     write(tmp_path / "b.jsonl", '{"text": [3]}\n')
     wrong = run_cli("data", "inspect", "b.jsonl")
     assert wrong.returncode == 2 and "b.jsonl:1" in wrong.stderr

@@ -24,6 +24,7 @@ def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
     from bigmodel_cli.core.sources import VariableLengthSource
     from bigmodel_cli.core.tokenizers.tokens import tokenizer
     from bigmodel_cli.data.text.windows import Windows
+    from bigmodel_cli.engine.training.class_weighted_loss import imbalance_notes
 
     entry = data.get(source)
     bundle = entry(data_root(None), path=str(path), **how.options())
@@ -40,7 +41,8 @@ def show_text(path: Path, source: str, how: Reading, json: bool) -> None:
         lengths = first.lengths
         facts |= {"median tokens of a sample": int(lengths.median()), "longest": int(lengths.max())}
     classes = {c: sum(int((split.labels == i).sum()) for split in splits.values()) for i, c in enumerate(spec.classes)}
-    notes = [*bundle.notes, *doubts(bundle, splits)]
+    imbalance = imbalance_notes(first, spec.classes, "none")  # the counts are of all splits together
+    notes = [*bundle.notes, *imbalance, *doubts(bundle, splits)]
     if json:
         console.print_json({"path": str(path), **facts, "classes": classes, "notes": notes})
         return
