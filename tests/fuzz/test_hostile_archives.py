@@ -178,6 +178,16 @@ DAMAGED: dict[str, tuple[str, Callable[[], bytes]]] = {
 SOUND = {"x.tar": shards, "x.tar.gz": lambda: gzip.compress(tarred()), "x.zip": zipped, "x.parquet": table}
 
 
+def test_names_of_classes_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "x.tar").write_bytes(shards().replace(b"a" + bytes(511), b"0" + bytes(511)))
+    (tmp_path / "classes.txt").write_bytes(b"\xe9t\xe9\n")
+    with pytest.raises(InputError, match=r"classes\.txt"):
+        list_images(str(tmp_path / "x.tar"))
+    (tmp_path / "classes.txt").write_text("été\n", encoding="utf-8")
+    assert everything_read(tmp_path / "x.tar") == 2 and list_images(str(tmp_path / "x.tar")).classes == ("été",)
+
+
 def tarred() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

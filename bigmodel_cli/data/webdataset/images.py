@@ -10,6 +10,7 @@ from pathlib import Path
 from bigmodel_cli.core.errors import InputError, shorten
 from bigmodel_cli.core.files.regular_files import open_regular, regular_stat
 from bigmodel_cli.core.image.images import image_suffixes
+from bigmodel_cli.core.readers.text_files import read_text
 from bigmodel_cli.core.registry import natural
 from bigmodel_cli.core.splits import WORDS as SPLITS
 from bigmodel_cli.data.image.listing import MAX_FILE, Item, Listing, build_listing
@@ -19,6 +20,7 @@ LABELS = ("cls", "json")
 FIELDS = ("label", "cls", "class", "class_name", "label_name")
 """JSON fields that may hold the class, unless ``data.label_column`` names another."""
 NAMES = "classes.txt"
+MAX_NAMES = 2**24  # bytes of the names of classes
 MAX_LABEL = 2**20  # bytes of a .cls or .json
 EXPECTED = "expected .jpg, .png, ... with a .cls or .json of the same name"
 
@@ -48,7 +50,7 @@ def from_shards(where: str, paths: Sequence[Path], label: str | None = None, gro
     order = sorted({name for classes in found.values() for name in classes}, key=natural)
     names = paths[0].with_name(NAMES)
     if names.is_file() and all(name.isdigit() for name in order):
-        named = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+        named = [line.strip() for line in read_text(names, most=MAX_NAMES).splitlines() if line.strip()]
         beyond = [name for name in order if int(name) >= len(named)]
         if beyond:
             raise InputError(f"{names}: {len(named)} names", f"the shards have class {shorten(beyond)}")
