@@ -31,7 +31,7 @@ mobileone_s0@64 repvgg_a0@64 vit_small_patch14_reg4_dinov2@56 vit_base_patch16_s
 convit_tiny@224 pit_ti_224@224 pvt_v2_b0@64 edgenext_xx_small@64 mvitv2_tiny@224 davit_tiny@224 focalnet_tiny_srf@64
 inception_next_atto@64 starnet_s1@64 rdnet_tiny@64 swiftformer_xs@64 shvit_s1@64 tinynet_e@64 hardcorenas_a@64
 rexnet_100@64 selecsls42@64 res2net50_14w_8s@64 skresnet18@64 cs3darknet_focus_s@64 hgnetv2_b0@64 mambaout_femto@64
-sequencer2d_s@224 tnt_s_patch16_224@224 coat_tiny@224 halonet26t@64 lambda_resnet26t@64 botnet26t_256@256 nest_tiny@224
+sequencer2d_s@224 tnt_s_patch16_224@224 coat_tiny@224 halonet26t@256 lambda_resnet26t@64 botnet26t_256@256 nest_tiny@224
 twins_svt_small@64 visformer_tiny@224 dpn48b@64 ese_vovnet19b_dw@64 nasnetalarge@96
 """
 
