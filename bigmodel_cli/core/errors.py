@@ -146,4 +146,7 @@ def as_machine_error(error: BaseException) -> CommandEnd | None:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{place}{error.strerror or error}", hint="bigmodel --debug COMMAND shows where")
-    return None
+    cause = error.__context__  # a signal that met a library at a bad moment: its way out then failed
+    while cause is not None and not isinstance(cause, InterruptedRun):
+        cause = cause.__context__
+    return cause

@@ -18,7 +18,7 @@ import pytest
 from conftest import environment
 from nursery import Nursery
 
-from bigmodel_cli.core.errors import MachineError, as_machine_error
+from bigmodel_cli.core.errors import InterruptedRun, MachineError, as_machine_error
 from bigmodel_cli.core.files.owners import current_owner
 from bigmodel_cli.engine.checkpoint import checkpoint
 from bigmodel_cli.engine.distributed.launcher import exit_code, root_failures
@@ -201,6 +201,21 @@ def test_what_the_machine_did_is_not_our_bug(error: BaseException, code: int, wo
 def test_what_is_our_bug_stays_one(error: Exception) -> None:
     """Negative control."""
     assert as_machine_error(error) is None
+
+
+def test_a_signal_amid_a_librarys_code_is_no_bug() -> None:
+    """Optuna's ``finally`` reads a name that it had no time to bind."""
+    stop = InterruptedRun(signal.SIGINT, "interrupted")
+
+    def library() -> None:
+        try:
+            raise stop
+        finally:
+            raise UnboundLocalError("cannot access local variable")
+
+    with pytest.raises(UnboundLocalError) as found:
+        library()
+    assert as_machine_error(found.value) is stop
 
 
 def test_a_run_folder_that_is_gone_is_not_the_users_mistake(tmp_path: Path) -> None:
