@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bigmodel_cli.core.preprocessing import describe_image_steps
+from bigmodel_cli.core.types import ImageSpec
+
 SHADES = ("black", "dark", "grey", "light", "<b>white</b>")
 
 
@@ -62,10 +65,11 @@ def shades(folder: Path, side: int = 16, plain: bool = False) -> Path:
     graph = helper.make_graph(nodes, "shades", [given], [answer], [centres, sharp, *([most] if plain else [])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     spec = {"kind": "image", "channels": 1, "height": side, "width": side, "classes": SHADES, "mean": [0.0], "std": [1]}
-    how = {"mode": "L", "resize": {"height": side, "width": side}, "scale": 1 / 255, "mean": [0.0], "std": [1.0]}
+    steps = describe_image_steps(ImageSpec(1, side, side, SHADES, (0.0,), (1.0,)))
     about = {"arch": "shades", "task": "image_classification", "input": spec, "with_preprocessing": plain}
-    how = {"mode": "L", "size": "any", "layout": "NHWC uint8"} if plain else how
-    return write_folder(folder, model, SHADES, about, how)
+    if plain:
+        steps = {"mode": "L", "size": "any", "layout": "NHWC uint8", "in_the_graph": {**steps, "layout": "NHWC uint8"}}
+    return write_folder(folder, model, SHADES, about, steps)
 
 
 def words(folder: Path) -> Path:
