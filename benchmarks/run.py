@@ -315,7 +315,7 @@ def circumstances(rounds: int) -> list[str]:
     ceilings = ", ".join(f"{v:,.0f} {k}" for k, v in limits.items())
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, {', '.join(versions)}; {rounds} rounds.",
+        f"Python {platform.python_version()}, {', '.join(versions)}; {rounds} round{'s' * (rounds != 1)}.",
         f"Ceilings: {ceilings}.",
         "",
     ]
