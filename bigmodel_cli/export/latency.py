@@ -1,7 +1,8 @@
 """Latency of an export and its source, measured alternately so that background load affects both.
 
-Each turn is one untimed call, then several timed ones: after a call, the threads of onnxruntime and OpenMP
-spin for a while and would take cores from the other.
+Each turn is a pause, an untimed call, and several timed ones: after a call, the threads of onnxruntime spin for 20 to
+50 ms and would take cores from the other. Beside it a ResNet-18 in torch took 8.8 ms after a pause of 10 ms (2 cores),
+and 5.0 after 50 ms or more, as alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from bigmodel_cli.core.processes.call_limit import bounded
 BATCHES = (1, 32)
 WARM_UP, MIN_CALLS, MAX_CALLS, CALLS_PER_TURN = 2, 5, 500, 5
 """Warm-up calls; minimum and maximum number of timed calls; timed calls per turn."""
+PAUSE = 0.1
+"""Seconds before a turn, at most a fifth of the total time."""
 
 
 def measure_latency(ways: Mapping[str, tuple[Callable[..., object], Sequence[Any]]], seconds: float) -> dict[str, Any]:
@@ -49,6 +52,7 @@ def _timed(calls: Sequence[tuple[str, Callable[..., object], Sequence[Any]]], se
     while timed < MIN_CALLS or (timed < MAX_CALLS and time.perf_counter() < end):
         timed += CALLS_PER_TURN
         for name, call, inputs in calls:
+            time.sleep(min(PAUSE, seconds / 5))
             with bounded():  # around a turn, so that no timed call pays for it
                 call(*inputs)
                 for _ in range(CALLS_PER_TURN):
