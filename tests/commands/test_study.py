@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bigmodel_cli.commands.training.page import RunPage
 from bigmodel_cli.core.errors import InputError
 from bigmodel_cli.core.types import DataBundle, ImageSpec
 from bigmodel_cli.data.image.arrays import ImageArrays, select_samples
@@ -53,6 +54,13 @@ def test_a_study_trains_draws_and_goes_on(run_cli: Any, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt")} == stamps
     other = run_cli("study", "two.yaml", "--out", "out", "--epochs", 3)
     assert other.returncode == 2 and "made with train.epochs = 2, now 3" in other.stderr
+
+
+def test_no_page_is_made_of_a_log_without_a_start(tmp_path: Path) -> None:
+    RunPage().complete(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"event": "note", "message": "x"}\n')
+    RunPage().complete(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 LOG = {

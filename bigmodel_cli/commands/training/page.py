@@ -90,11 +90,13 @@ class RunPage:
         from bigmodel_cli.insight.report import says_done
 
         remove_temporary_files(folder)
-        if not says_done(folder / "report.html"):
-            starts = [e for e in read_events(folder / "metrics.jsonl") if e["event"] == "start"]
+        log = folder / "metrics.jsonl"
+        if log.is_file() and not says_done(folder / "report.html"):
+            starts = [e for e in read_events(log) if e["event"] == "start"]
             self.folder = None  # the page of the run before this one is written
-            self.emit({**starts[-1], "folder": str(folder)})
-            self.stopped()
+            for start in starts[-1:]:  # none in a log that is cut off: whoever needs its figures says so
+                self.emit({**start, "folder": str(folder)})
+                self.stopped()
         self.folder = None
 
     def finished(self, outcome: Outcome) -> None:
